@@ -1,0 +1,241 @@
+"""The rows of annotation and prediction files: JSONL text in, checked `Query` and `Prediction` objects out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.errors import UsageError
+
+Window = tuple[float, float]
+Moment = tuple[float, float, float]
+
+QUERY_FIELDS = ("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores")
+PREDICTION_FIELDS = ("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores")
+PROBLEMS_SHOWN = 5
+
+Row = TypeVar("Row", "Query", "Prediction")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One sentence about one video, with its truth where there is one.
+
+    `windows` are [start, end) in seconds, inside [0, duration_s]; empty when the row has no label. `clip_ids` are the
+    rated clips and `saliency` their ratings [n r], one row per clip, r annotators (three in QVHighlights, 0 to 4);
+    clips that are not listed count 0. Raises UsageError when a value cannot be meant.
+    """
+
+    qid: int | str
+    query: str
+    vid: str
+    duration_s: float
+    windows: tuple[Window, ...] = ()
+    clip_ids: tuple[int, ...] = ()
+    saliency: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, text in (("query", self.query), ("vid", self.vid)):
+            if not text.strip():
+                raise UsageError(f"{name} is empty")
+        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise UsageError(f"duration is {self.duration_s!r}, expected seconds above zero")
+        for window in self.windows:
+            if not 0 <= window[0] < window[1] <= self.duration_s:
+                raise UsageError(f"window {list(window)} is not 0 <= start < end <= duration ({self.duration_s})")
+        _check_ratings(self.clip_ids, self.saliency)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Query:
+        """A QVHighlights, Charades-STA or TACoS row; a label that is absent or null is empty. Raises UsageError."""
+        _check_names(row, known=QUERY_FIELDS)
+        if "label" in row and row.get("saliency_scores") is None:
+            # TVSum's own files give `duration` in clips, not seconds: reading them as they are would stretch time.
+            raise UsageError("'label' is the layout of TVSum and YouTube Highlights, expected 'saliency_scores'")
+        return cls(
+            qid=_qid(row),
+            query=_text(row, "query"),
+            vid=_text(row, "vid"),
+            duration_s=_number(_value(row, "duration"), "duration"),
+            windows=_table(row, "relevant_windows", width=2),  # type: ignore[arg-type]
+            clip_ids=_indices(row, "relevant_clip_ids"),
+            saliency=_table(row, "saliency_scores"),
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one query: moments (start_s, end_s, score) and one saliency score per clip.
+
+    Best first by convention. Order, overlap and place in the video are not checked here, since published submissions
+    break them and must still be readable; `metrics` refuses what it cannot score. Lists are accepted and become tuples.
+    """
+
+    qid: int | str
+    query: str
+    vid: str
+    windows: tuple[Moment, ...] = ()
+    saliency: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        row = {"windows": self.windows, "saliency": self.saliency}
+        object.__setattr__(self, "windows", _table(row, "windows", width=3))
+        object.__setattr__(self, "saliency", _numbers(row, "saliency"))
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Prediction:
+        """A row of a QVHighlights submission; an absent list is empty. Raises UsageError."""
+        _check_names(row, known=PREDICTION_FIELDS)
+        return cls(
+            qid=_qid(row),
+            query=_text(row, "query") if "query" in row else "",
+            vid=_text(row, "vid") if "vid" in row else "",
+            windows=_table(row, "pred_relevant_windows", width=3),  # type: ignore[arg-type]
+            saliency=_numbers(row, "pred_saliency_scores"),
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of a QVHighlights submission, ready for `json.dumps`."""
+        return {
+            "qid": self.qid,
+            "query": self.query,
+            "vid": self.vid,
+            "pred_relevant_windows": [list(window) for window in self.windows],
+            "pred_saliency_scores": list(self.saliency),
+        }
+
+
+def parse_jsonl(text: str, source: str) -> list[Query]:
+    """The queries of an annotation file, in its order; `source` is the name its errors carry.
+
+    Blank lines are skipped. Raises UsageError that lists the first bad rows as `source:line: what is wrong`, a qid that
+    occurs twice among them.
+    """
+    return _parse(text, source, Query.from_row)
+
+
+def parse_predictions(text: str, source: str) -> list[Prediction]:
+    """The rows of a submission file, in its order. Raises UsageError as `parse_jsonl` does."""
+    return _parse(text, source, Prediction.from_row)
+
+
+def _parse(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> list[Row]:
+    rows: list[Row] = []
+    line_of: dict[int | str, int] = {}
+    problems: list[str] = []
+    # Not splitlines(): it also cuts at U+2028 and its kin, which JSON allows inside a string.
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = make(_json_object(line))
+            if row.qid in line_of:
+                raise UsageError(f"qid {row.qid!r} is already on line {line_of[row.qid]}")
+        except UsageError as error:
+            problems.append(f"{source}:{number}: {error}.")
+            continue
+        line_of[row.qid] = number
+        rows.append(row)
+    if problems:
+        raise UsageError("\n".join(_first(problems)))
+    return rows
+
+
+def _first(problems: Sequence[str]) -> list[str]:
+    more = len(problems) - PROBLEMS_SHOWN
+    return [*problems[:PROBLEMS_SHOWN], *([f"... and {more} more bad rows."] if more > 0 else [])]
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"a JSON {_kind(row)}, expected an object")
+    return row
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number JSON knows")
+
+
+def _check_names(row: Mapping[str, Any], *, known: Sequence[str]) -> None:
+    # Benchmarks add fields of their own, so an unknown name passes, unless it looks like a slip of the pen.
+    for name in row:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if name not in known and near:
+            raise UsageError(f"unknown field {name!r}, did you mean {near[0]!r}?")
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    if row.get(name) is None:
+        raise UsageError(f"{name!r} is missing")
+    return row[name]
+
+
+def _qid(row: Mapping[str, Any]) -> int | str:
+    value = _value(row, "qid")
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UsageError(f"'qid' is a {_kind(value)}, expected a whole number or a text")
+    return value
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = _value(row, name)
+    if not isinstance(value, str):
+        raise UsageError(f"{name!r} is a {_kind(value)}, expected a text")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name!r} holds a {_kind(value)}, expected a number")
+    if not math.isfinite(value):
+        raise UsageError(f"{name!r} holds {value}, expected a finite number")
+    return float(value)
+
+
+def _list(row: Mapping[str, Any], name: str) -> Sequence[Any]:
+    value = row.get(name)
+    if value is not None and not isinstance(value, list | tuple):
+        raise UsageError(f"{name!r} is a {_kind(value)}, expected a list")
+    return value or ()
+
+
+def _numbers(row: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    return tuple(_number(value, name) for value in _list(row, name))
+
+
+def _table(row: Mapping[str, Any], name: str, *, width: int | None = None) -> tuple[tuple[float, ...], ...]:
+    table = tuple(_numbers({name: values}, name) for values in _list(row, name))
+    if width is not None and any(len(values) != width for values in table):
+        raise UsageError(f"{name!r} holds a list that is not {width} numbers long")
+    return table
+
+
+def _indices(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    values = _list(row, name)
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+        raise UsageError(f"{name!r} holds something else than whole numbers")
+    return tuple(values)
+
+
+def _check_ratings(clip_ids: Sequence[int], saliency: Sequence[Sequence[float]]) -> None:
+    if len(clip_ids) != len(saliency):
+        raise UsageError(f"{len(clip_ids)} relevant_clip_ids but {len(saliency)} rows of saliency_scores")
+    if len(set(clip_ids)) != len(clip_ids) or min(clip_ids, default=0) < 0:
+        raise UsageError("relevant_clip_ids repeats a clip or goes below zero")
+    if saliency and len({len(ratings) for ratings in saliency} | {0}) != 2:
+        raise UsageError("rows of saliency_scores differ in length or are empty, expected one rating per annotator")
+    if any(rating < 0 for ratings in saliency for rating in ratings):
+        raise UsageError("saliency_scores holds a rating below zero")
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "object", list: "list", str: "text", bool: "true/false", int: "number", float: "number"}
+    return kinds.get(type(value), "null" if value is None else type(value).__name__)

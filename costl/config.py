@@ -1,0 +1,288 @@
+"""The settings of stage two as frozen dataclasses, loaded from layers of YAML, mappings and `a.b=c` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes that every part of the model shares."""
+
+    width: int = 256
+    heads: int = 8
+    dropout: float = 0.1
+    input_dropout: float = 0.3
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """The text-driven image encoder."""
+
+    steps: int = 2
+    clip_prior: bool = True
+    top_k: int = 16
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """The multi-scale temporal module."""
+
+    layers: int = 2
+    strides: tuple[int, ...] = (1, 2, 4, 8)
+    top_down: bool = True
+    null_tokens: int = 4
+    kernel: int = 5
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The weight of each loss; 0 turns it off."""
+
+    focal: float = 1.0
+    l1: float = 0.2
+    iou: float = 1.0
+    quality: float = 0.5
+    saliency: float = 0.5
+    wrong_query: float = 0.5
+    contrast: float = 0.2
+
+
+@dataclass(frozen=True)
+class Train:
+    """The training loop."""
+
+    seed: int = 0
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 200
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    patience: int = 15
+    select: str = "MR-full-mAP"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """From the model's output to moments."""
+
+    moments: int = 10
+    nms_sigma: float = 0.5
+    min_score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings. `Config()` is `configs/default.yaml`."""
+
+    model: Model = field(default_factory=Model)
+    spatial: Spatial = field(default_factory=Spatial)
+    temporal: Temporal = field(default_factory=Temporal)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    predict: Predict = field(default_factory=Predict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain sections of plain values (a tuple becomes a list), as YAML and JSON hold them."""
+        sections = dataclasses.asdict(self)
+        return {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
+            for name, section in sections.items()
+        }
+
+    def to_yaml(self) -> str:
+        """The same as YAML text; `load_config` of it gives an equal Config."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+Layer = Path | Mapping[str, Any]
+Limit = tuple[Callable[[Any], bool], str]
+
+# What a checkpoint can be chosen by: every headline number of `metrics`.
+SELECTABLE = (
+    *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75"),
+    *("MR-full-mIoU", "MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"),
+    *("HL-min-Fair-mAP", "HL-min-Fair-Hit1", "HL-min-Good-mAP", "HL-min-Good-Hit1"),
+    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1"),
+)
+
+_ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
+_NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
+_BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
+_LIMITS: dict[str, dict[str, Limit]] = {
+    "model": {"width": _ABOVE_ZERO, "heads": _ABOVE_ZERO, "dropout": _BELOW_ONE, "input_dropout": _BELOW_ONE},
+    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _ABOVE_ZERO},
+    "temporal": {
+        "layers": _NOT_NEGATIVE,
+        # Each scale is made from the one below by a convolution of stride 2.
+        "strides": (lambda s: s and s == tuple(2**i for i in range(len(s))), "1, 2, 4, ... each twice the one before"),
+        "null_tokens": _NOT_NEGATIVE,
+        "kernel": (lambda kernel: kernel > 0 and kernel % 2 == 1, "odd and above zero, so that it has a middle"),
+    },
+    "loss": {weight.name: _NOT_NEGATIVE for weight in dataclasses.fields(Loss)},
+    "train": {
+        "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
+        **dict.fromkeys(("epochs", "batch_size", "learning_rate", "clip_norm", "patience", "threads"), _ABOVE_ZERO),
+        **dict.fromkeys(("weight_decay", "warmup_steps"), _NOT_NEGATIVE),
+        "ema": _BELOW_ONE,
+        "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
+    },
+    "predict": {
+        "moments": _ABOVE_ZERO,
+        "nms_sigma": _ABOVE_ZERO,
+        "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
+    },
+}
+
+
+def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
+    """The defaults, changed by each layer in turn (a YAML file or a mapping), then by `section.name=value` overrides.
+
+    A layer names only what it changes. Raises UsageError that lists everything that is wrong at once: an unknown name
+    (with the nearest valid one), a wrong type, a value that is impossible alone or beside another.
+    """
+    problems: list[str] = []
+    merged: dict[str, dict[str, Any]] = {}
+    for where, layer in _named(layers, overrides, problems):
+        for section, key, value in _settings(where, layer, problems):
+            merged.setdefault(section, {})[key] = value
+    sections = {name: _section_type(name)(**values) for name, values in merged.items()}
+    config = dataclasses.replace(Config(), **sections)
+    problems += _impossible(config)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return config
+
+
+def _named(layers: Iterable[Layer], overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
+    for layer in layers:
+        yield (str(layer), _read(layer, problems)) if isinstance(layer, Path) else ("settings", layer)
+    for override in overrides:
+        yield f"--set {override}", _parsed(override, problems)
+
+
+def _read(path: Path, problems: list[str]) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read ({error}).")
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
+    return {}
+
+
+def _parsed(override: str, problems: list[str]) -> Any:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        problems.append(f"--set {override}: expected section.name=value, for example train.epochs=20.")
+        return {}
+    try:
+        return {section: {key: yaml.load(text, Loader=_Loader)}}
+    except (yaml.YAMLError, RecursionError, ValueError):
+        problems.append(f"--set {override}: {text!r} is not a YAML value.")
+        return {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that refuses a key given twice, where the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _settings(where: str, layer: Any, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """The settings of one layer that stand the test of their name and type."""
+    if not isinstance(layer, Mapping):
+        problems.append(f"{where}: found {layer!r}, expected sections such as 'train:'.")
+        return
+    for section, values in layer.items():
+        if section not in _types(Config):
+            problems.append(f"{where}: unknown section {section!r}. {_nearest(section, _types(Config))}")
+        elif not isinstance(values, Mapping):
+            problems.append(f"{where}: {section} is {values!r}, expected names and values below it.")
+        else:
+            yield from _section_settings(where, section, values, problems)
+
+
+def _section_settings(
+    where: str, section: str, values: Mapping[str, Any], problems: list[str]
+) -> Iterator[tuple[str, str, Any]]:
+    kinds = _types(_section_type(section))
+    for key, value in values.items():
+        if key not in kinds:
+            problems.append(f"{where}: unknown setting {section}.{key}. {_nearest(key, kinds)}")
+            continue
+        try:
+            yield section, key, _typed(value, kinds[key])
+        except TypeError as error:
+            problems.append(f"{where}: {section}.{key} is {value!r}, expected {error}.")
+
+
+def _types(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _section_type(section: str) -> Any:
+    return _types(Config)[section]
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """The value as the setting's type holds it; TypeError carries what was expected."""
+    if isinstance(kind, types.UnionType):  # only `X | None` occurs
+        return None if value is None else _typed(value, kind.__args__[0])
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list of whole numbers")
+        return tuple(_typed(item, kind.__args__[0]) for item in value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        # A text too: YAML 1.1 reads 5e-4 as one, since it wants 5.0e-4.
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            raise TypeError("a number") from None
+    if type(value) is not kind:
+        raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind])
+    return value
+
+
+def _impossible(config: Config) -> list[str]:
+    """What the types allow but no run could use, alone or beside another value."""
+    problems = []
+    for section, limits in _LIMITS.items():
+        for key, (holds, expected) in limits.items():
+            value = getattr(getattr(config, section), key)
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if value is not None and not (finite and holds(value)):
+                problems.append(f"{section}.{key} is {value!r}, expected {expected}.")
+    if config.model.heads > 0 and config.model.width % config.model.heads:
+        problems.append(
+            f"model.width is {config.model.width}, expected a multiple of model.heads ({config.model.heads})."
+        )
+    if not any(dataclasses.astuple(config.loss)):
+        problems.append("loss: every weight is 0, expected one above zero, or there is nothing to learn.")
+    return problems

@@ -1,0 +1,174 @@
+"""Settings: complete defaults, strict layers, every mistake named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costl.config import SELECTABLE, Config, load_config
+from pipeline.errors import UsageError
+
+DEFAULT = Path(__file__).parents[2] / "configs" / "default.yaml"
+
+
+def refusal(*layers, overrides=()) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(*layers, overrides=overrides)
+    return str(caught.value)
+
+
+def test_default_yaml_is_complete_and_equals_the_dataclass_defaults():
+    text = yaml.safe_load(DEFAULT.read_text())
+    assert {name: set(section) for name, section in text.items()} == {
+        name: set(section) for name, section in Config().to_dict().items()
+    }
+    assert load_config(DEFAULT) == load_config() == Config()
+
+
+def test_every_line_of_default_yaml_carries_a_comment():
+    lines = [line for line in DEFAULT.read_text().splitlines() if line.strip()]
+    assert all(re.search(r"# \S", line) for line in lines)
+
+
+def test_later_layers_win_and_change_only_what_they_name(tmp_path):
+    file = tmp_path / "charades.yaml"
+    file.write_text("train:\n  epochs: 7\n  learning_rate: 1e-3\n")
+    config = load_config(DEFAULT, file, {"train": {"epochs": 8}}, overrides=["train.epochs=9", "model.width=64"])
+    expected = dataclasses.replace(Config().train, epochs=9, learning_rate=1e-3)
+    assert config == dataclasses.replace(Config(), train=expected, model=dataclasses.replace(Config().model, width=64))
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("train.learning_rate=1e-3", "train", "learning_rate", 1e-3),
+        ("train.learning_rate=1", "train", "learning_rate", 1.0),
+        ("train.threads=null", "train", "threads", None),
+        ("train.threads=2", "train", "threads", 2),
+        ("spatial.clip_prior=false", "spatial", "clip_prior", False),
+        ("temporal.strides=[1, 2]", "temporal", "strides", (1, 2)),
+        ("train.select=HL-min-VeryGood-Hit1", "train", "select", "HL-min-VeryGood-Hit1"),
+    ],
+)
+def test_an_override_has_the_type_of_its_setting(override, section, name, value):
+    found = getattr(getattr(load_config(overrides=[override]), section), name)
+    assert found == value and type(found) is type(value)
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("trian:\n  epochs: 3\ntrain:\n  epoch: 3\n  batch_size: many\nmodel: 5\n")
+    told = refusal(file, overrides=["spatial.steps=3", "loss.focal=-1", "train.epochs", "predict.min_score=.nan"])
+    for part in (
+        "mine.yaml: unknown section 'trian'. Did you mean 'train'?",
+        "mine.yaml: unknown setting train.epoch. Did you mean 'epochs'?",
+        "mine.yaml: train.batch_size is 'many', expected a whole number.",
+        "mine.yaml: model is 5, expected names and values below it.",
+        "spatial.steps is 3, expected 0, 1 or 2.",
+        "loss.focal is -1.0, expected zero or more.",
+        "--set train.epochs: expected section.name=value",
+        "predict.min_score is nan, expected from 0 to 1.",
+    ):
+        assert part in told
+    assert len(told.splitlines()) == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model.width=100", "expected a multiple of model.heads (8)"),
+        ("model.heads=0", "model.heads is 0, expected above zero"),
+        ("model.dropout=1", "below 1"),
+        ("model.width=256.0", "expected a whole number"),
+        ("train.epochs=true", "expected a whole number"),
+        ("spatial.clip_prior=1", "expected true or false"),
+        ("temporal.strides=[]", "each twice the one before"),
+        ("temporal.strides=[2, 1]", "each twice the one before"),
+        ("temporal.strides=1", "expected a list of whole numbers"),
+        ("temporal.strides=[1, two]", "expected a whole number"),
+        ("temporal.kernel=4", "odd"),
+        ("train.learning_rate=fast", "expected a number"),
+        ("train.learning_rate=.inf", "expected above zero"),
+        (f"train.clip_norm={10**400}", "expected a number"),
+        ("train.select=mAP", "expected one of MR-full-R1@0.3"),
+        ("train.seed=-1", "below 2^32"),
+        ("train.threads=0", "above zero"),
+        ("nonsense.epochs=1", "Known: model, spatial"),
+        ("train.epochs=[", "is not a YAML value"),
+    ],
+)
+def test_an_impossible_value_is_refused(override, part):
+    assert part in refusal(overrides=[override])
+
+
+def test_no_loss_at_all_is_refused():
+    assert "nothing to learn" in refusal({"loss": dict.fromkeys(Config().to_dict()["loss"], 0)})
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("train: [", "not valid YAML"),
+        ("train:\n  epochs: 1\n  epochs: 2\n", "'epochs' is given twice"),
+        ("- a\n", "expected sections"),
+        ("train: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("1: 2\n", "unknown section 1"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, text, part):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    told = refusal(file)
+    assert str(file) in told and part in told
+
+
+def test_a_missing_or_binary_file_is_refused_and_an_empty_one_changes_nothing(tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(tmp_path / "binary.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+
+
+def test_settings_survive_the_way_through_yaml_and_dict(tmp_path):
+    config = load_config(overrides=["train.learning_rate=1e-5", "temporal.strides=[1]", "train.threads=3"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(config.to_yaml())
+    assert load_config(file) == load_config(config.to_dict()) == config
+    assert all(type(value) is not tuple for section in config.to_dict().values() for value in section.values())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "train", "temporal", "x"]),
+        st.dictionaries(st.sampled_from(["width", "threads", "select", "strides", "ema"]), json_values) | json_values,
+    )
+)
+def test_any_layer_is_loaded_or_refused_in_words(layer):
+    try:
+        config = load_config(layer)
+    except UsageError as error:
+        assert str(error)
+    else:
+        assert load_config(config.to_dict()) == config
+
+
+def test_the_selectable_numbers_are_those_that_metrics_reports():
+    from costl.annotations import Prediction, Query
+    from costl.metrics import compute_metrics
+
+    query = Query(1, "a cat", "v", 100.0, ((0, 5), (10, 30), (40, 90)), (0,), ((4, 4, 4),))
+    assert set(compute_metrics([Prediction(1, "a cat", "v")], [query])["brief"]) == set(SELECTABLE)
