@@ -247,7 +247,7 @@ def _section_type(section: str) -> Any:
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
 
 
@@ -279,10 +279,9 @@ def _impossible(config: Config) -> list[str]:
             finite = not isinstance(value, float) or math.isfinite(value)
             if value is not None and not (finite and holds(value)):
                 problems.append(f"{section}.{key} is {value!r}, expected {expected}.")
-    if config.model.heads > 0 and config.model.width % config.model.heads:
-        problems.append(
-            f"model.width is {config.model.width}, expected a multiple of model.heads ({config.model.heads})."
-        )
+    width, heads = config.model.width, config.model.heads
+    if heads > 0 and width % heads:
+        problems.append(f"model.width is {width}, expected a multiple of model.heads ({heads}).")
     if not any(dataclasses.astuple(config.loss)):
         problems.append("loss: every weight is 0, expected one above zero, or there is nothing to learn.")
     return problems
