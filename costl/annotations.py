@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -166,9 +167,9 @@ def _refuse_constant(name: str) -> float:
 
 def _check_names(row: Mapping[str, Any], *, known: Sequence[str]) -> None:
     # Benchmarks add fields of their own, so an unknown name passes, unless it looks like a slip of the pen.
-    for name in row:
+    for name in row.keys() - set(known):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if name not in known and near:
+        if near:
             raise UsageError(f"unknown field {name!r}, did you mean {near[0]!r}?")
 
 
@@ -195,7 +196,8 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name!r} holds a {_kind(value)}, expected a number")
-    if not math.isfinite(value):
+    # Not isfinite(), which stumbles over whole numbers too large for a float.
+    if not abs(value) <= sys.float_info.max:
         raise UsageError(f"{name!r} holds {value}, expected a finite number")
     return float(value)
 

@@ -8,7 +8,7 @@ Charades-STA and TACoS report them. All numbers are percentages.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,7 @@ def _highlight_metrics(
     if not pairs or (official and not answers[0].saliency):
         return {}
     clips = _official_clips if official else lambda query: Grid(1 / clip_s, query.duration_s).clips
-    rows = [_highlight_row(answer.saliency, _ratings(query, clips)) for answer, query in pairs]
+    rows = [_highlight_row(answer.saliency, _ratings(query, clips(query))) for answer, query in pairs]
     precision, hit = np.mean(rows, axis=0)
     return {
         f"HL-min-{name}": {"HL-mAP": 100 * float(precision[i]), "HL-Hit1": 100 * float(hit[i])}
@@ -192,9 +192,8 @@ def _official_clips(query: Query) -> int:
     return int(query.duration_s / OFFICIAL_CLIP_S)
 
 
-def _ratings(query: Query, clips_of: Callable[[Query], int]) -> np.ndarray:
+def _ratings(query: Query, clips: int) -> np.ndarray:
     """Ratings [t r] of all clips; a clip that nobody rated counts 0."""
-    clips = clips_of(query)
     if max(query.clip_ids) >= clips:
         raise UsageError(f"query {query.qid!r}: clip {max(query.clip_ids)} is rated, but its video has {clips} clips.")
     ratings = np.zeros((clips, len(query.saliency[0])))

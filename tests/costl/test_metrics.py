@@ -1,0 +1,313 @@
+"""Metrics against published results, hand-worked numbers and a slow, plain reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
+from costl.metrics import IOU_THRESHOLDS, compute_metrics, interval_iou
+from pipeline.errors import UsageError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+FIXTURES = SHARED / "eval_fixtures"
+TRUTH = {"val": "highlight_val_release.jsonl", "test": "highlight_test_with_gt.jsonl"}
+RELEASED = [("cgdetr", "val"), ("cgdetr", "test"), ("moment_detr_sample", "val")]
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the published predictions are not here")
+
+
+def query(qid=1, windows=((10, 30),), *, duration=150.0, clips=(), ratings=()) -> Query:
+    return Query(qid, "a cat", f"v{qid}", duration, tuple(windows), tuple(clips), tuple(ratings))
+
+
+def answer(qid=1, windows=((10, 30, 1.0),), saliency=()) -> Prediction:
+    return Prediction(qid, "a cat", f"v{qid}", tuple(windows), tuple(saliency))
+
+
+def released(name: str, split: str) -> tuple[list[Prediction], list[Query]]:
+    truth = SHARED / "annotations" / "qvhighlights" / TRUTH[split]
+    predictions = FIXTURES / name / f"{split}_preds.jsonl"
+    return parse_predictions(predictions.read_text(), predictions.name), parse_jsonl(truth.read_text(), truth.name)
+
+
+# --- official: the published evaluator ---------------------------------------------------------------------------
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("name", "split"), RELEASED)
+def test_official_mode_gives_every_published_number_to_the_last_digit(name, split):
+    expected = (FIXTURES / name / f"{split}_metrics_recomputed.json").read_text()
+    assert compute_metrics(*released(name, split), official=True) == json.loads(expected)
+
+
+def edge_cases():
+    if not FIXTURES.is_dir():
+        return [pytest.param(None, marks=needs_fixtures)]
+    golden = json.loads((FIXTURES / "golden" / "qvhighlights_edge_cases.json").read_text())
+    fill = golden["filler_preds"], golden["filler_gt"]
+    return [
+        pytest.param((case["preds"] + fill[0], case["gt"] + fill[1], case["metrics"]), id=case["name"])
+        for case in golden["cases"]
+    ]
+
+
+@pytest.mark.parametrize("case", edge_cases())
+def test_official_mode_has_every_quirk_of_the_published_evaluator(case):
+    predictions, truth, expected = case
+    found = compute_metrics(
+        [Prediction.from_row(row) for row in predictions], [Query.from_row(row) for row in truth], official=True
+    )
+    assert found == expected
+
+
+@needs_fixtures
+def test_qvhighlights_val_is_scored_in_under_a_second():
+    predictions, queries = released("cgdetr", "val")
+    start = time.process_time()
+    compute_metrics(predictions, queries, official=True)
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "queries", "part"),
+    [
+        ([answer(1)], [query(1), query(2)], "query 2 has no predicted windows"),
+        ([answer(1), answer(2, [])], [query(1), query(2)], "query 2 has no predicted windows"),
+        ([answer(1), answer(2)], [query(1), query(2, [])], "query 2 has no true windows"),
+        ([answer(1), answer(1)], [query(1)], "query 1 occurs 2 times"),
+        ([answer(1), answer(3)], [query(1)], "query 3 is not in the truth"),
+    ],
+)
+def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predictions, queries, part):
+    with pytest.raises(UsageError, match=part):
+        compute_metrics(predictions, queries, official=True)
+
+
+# --- strict: hand-worked ------------------------------------------------------------------------------------------
+
+
+def test_a_perfect_prediction_scores_100_everywhere():
+    windows = [(0, 10), (20, 40), (50, 100)]
+    rated = query(windows=windows, clips=range(5), ratings=[(4, 4, 4)] * 5)
+    found = compute_metrics(
+        [answer(windows=[(s, e, 1 - s / 100) for s, e in windows], saliency=[1.0] * 5 + [0.0] * 70)], [rated]
+    )["brief"]
+    # The published rule: other lengths' moments are not taken out of a length's list, here those ranked before.
+    assert found.pop("MR-middle-mAP") == pytest.approx(50) and found.pop("MR-long-mAP") == pytest.approx(100 / 3)
+    assert set(found.values()) == {100.0}
+
+
+def test_iou_half_counts_at_half_and_mean_iou_is_its_mean():
+    found = compute_metrics([answer(1, [(10, 20, 1)]), answer(2)], [query(1), query(2)])
+    assert found["full"]["MR-R1"]["0.5"] == 100 and found["full"]["MR-R1"]["0.55"] == 50
+    assert found["full"]["MR-mIoU"] == pytest.approx(75)
+    assert found["full"]["MR-mAP"]["average"] == pytest.approx(55)
+
+
+def test_a_second_find_of_the_same_window_is_a_miss():
+    found = compute_metrics(
+        [answer(windows=[(10, 30, 0.9), (10, 30, 0.8), (50, 70, 0.7)])], [query(windows=[(10, 30), (50, 70)])]
+    )
+    # Hits at rank 1 and 3: half the recall at precision 1, half at 2/3.
+    assert found["full"]["MR-mAP"]["0.5"] == pytest.approx(100 * (1 / 2 + 2 / 3 / 2))
+
+
+def test_strict_mode_takes_moments_by_score_and_says_so():
+    found = compute_metrics([answer(windows=[(60, 80, 0.1), (10, 30, 0.9)])], [query()])
+    assert found["brief"]["MR-full-R1@0.7"] == 100
+    assert found["notes"] == ["1 predictions are not sorted by score; the published evaluator takes the first for R1."]
+
+
+@pytest.mark.parametrize("second", [[], [answer(2, [])]])
+def test_a_query_without_prediction_counts_zero_in_every_metric(second):
+    queries = [query(qid, clips=(5,), ratings=[(4, 4, 4)]) for qid in (1, 2)]
+    saliency = [1.0 if clip == 5 else 0.0 for clip in range(75)]
+    found = compute_metrics([answer(1, saliency=saliency), *second], queries)
+    assert set(found["brief"].values()) == {50.0}
+    assert found["notes"] == ["1 queries have no predicted window and count 0; the published evaluator stops."]
+
+
+def test_windows_longer_than_150_seconds_count_as_long():
+    found = compute_metrics([answer(windows=[(0, 400, 1)])], [query(windows=[(0, 400)], duration=500)])
+    assert found["brief"]["MR-long-mAP"] == 100 and "longer than 150 s" in found["notes"][0]
+
+
+def test_what_has_no_truth_is_left_out():
+    found = compute_metrics([answer(saliency=[0.0] * 75)], [query()])
+    assert set(found) == {"brief", "full", "middle", "notes"}
+    found = compute_metrics([answer(saliency=[0.0] * 75)], [query(windows=[], clips=(0,), ratings=[(1, 2, 3)])])
+    assert set(found) == {"brief", "HL-min-Fair", "HL-min-Good", "HL-min-VeryGood", "notes"}
+
+
+def test_clips_may_have_another_length_and_any_number_of_raters():
+    rated = query(windows=[], duration=4, clips=(1,), ratings=[(4, 0)])
+    found = compute_metrics([answer(windows=[], saliency=[0, 1, 0, 0])], [rated], clip_s=1.0)
+    assert found["HL-min-VeryGood"] == {"HL-mAP": 50.0, "HL-Hit1": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (answer(windows=[(30, 10, 1)]), r"query 1: window \[30.0, 10.0\] is not inside its video of 150.0 s"),
+        (answer(windows=[(10, 151, 1)]), "not inside its video"),
+        (answer(windows=[(-1, 10, 1)]), "not inside its video"),
+        (answer(saliency=[0.0] * 74), "query 1 has 74 saliency scores, its video 75 clips"),
+        (dataclasses.replace(answer(), vid="other"), "query 1 names the video 'other', expected 'v1'"),
+        (answer(2), "query 2 is not in the truth"),
+    ],
+)
+def test_strict_mode_refuses_a_bad_row_by_name(row, part):
+    with pytest.raises(UsageError, match=part):
+        compute_metrics([row], [query()])
+
+
+def test_truth_that_cannot_be_scored_is_refused():
+    with pytest.raises(UsageError, match="no truth to compare with"):
+        compute_metrics([answer()], [query(windows=[])])
+    with pytest.raises(UsageError, match="query 2 has neither windows nor saliency"):
+        compute_metrics([answer()], [query(), query(2, [])])
+    with pytest.raises(UsageError, match="clip 75 is rated, but its video has 75 clips"):
+        compute_metrics([answer()], [query(clips=(75,), ratings=[(4, 4, 4)])])
+
+
+def test_iou_of_intervals_by_hand():
+    found = interval_iou(np.array([[0.0, 10.0], [0.0, 1.0], [5.0, 5.0]]), np.array([5.0, 15.0]))
+    assert found.tolist() == [pytest.approx(1 / 3), 0.0, 0.0]
+    assert np.isnan(interval_iou(np.array([3.0, 3.0]), np.array([5.0, 5.0])))
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("name", "split"), RELEASED)
+def test_both_modes_agree_where_nothing_has_to_be_refused(name, split):
+    predictions, queries = released(name, split)
+    length_s = {query.qid: query.duration_s for query in queries}
+    # Some released rows reach beyond their video or have one clip too few: made whole for the strict mode.
+    whole = [
+        dataclasses.replace(
+            row,
+            windows=[(s, min(e, length_s[row.qid]), score) for s, e, score in row.windows if s < length_s[row.qid]],
+            saliency=(row.saliency + (-100.0,) * 9)[: int(length_s[row.qid] / 2)],
+        )
+        for row in predictions
+    ]
+    strict, official = (compute_metrics(whole, queries, official=mode)["brief"] for mode in (False, True))
+    assert {name: pytest.approx(value, abs=0.00501) for name, value in strict.items() if name in official} == official
+
+
+@needs_fixtures
+def test_mean_iou_and_recall_at_03_are_those_that_cg_detr_published():
+    predictions, queries = released("cgdetr", "val")
+    upstream = json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())["brief"]
+    predictions = [dataclasses.replace(row, saliency=()) for row in predictions]
+    found = compute_metrics(predictions, [dataclasses.replace(q, duration_s=150.0) for q in queries])["brief"]
+    for name in ("MR-full-mIoU", "MR-full-R1@0.3"):
+        assert found[name] == pytest.approx(upstream[name], abs=0.00501)
+
+
+# --- strict: against a slow reference -----------------------------------------------------------------------------
+
+
+def slow_iou(a, b) -> float:
+    shared = min(a[1], b[1]) - max(a[0], b[0])
+    return max(0.0, shared) / (max(a[1], b[1]) - min(a[0], b[0])) if shared > 0 else 0.0
+
+
+def slow_average_precision(windows, truth, threshold) -> float:
+    found: set[int] = set()
+    points = []  # (precision, new recall) after every moment
+    for rank, moment in enumerate(sorted(windows, key=lambda moment: -moment[2])[:10], start=1):
+        free = [i for i in range(len(truth)) if i not in found and slow_iou(moment, truth[i]) >= threshold]
+        if free:
+            found.add(max(free, key=lambda i: (slow_iou(moment, truth[i]), i)))
+        points.append((len(found) / rank, bool(free)))
+    return sum(max(p for p, _ in points[i:]) for i, (_, hit) in enumerate(points) if hit) / len(truth)
+
+
+def slow_label_precision(labels, scores) -> float:
+    if not any(labels):
+        return 0.0
+    points = {}  # number found -> best precision with at least that recall
+    for level in sorted(set(scores)):
+        above = [label for label, score in zip(labels, scores, strict=True) if score >= level]
+        points.setdefault(sum(above), []).append(sum(above) / len(above))
+    recalls = sorted(found for found in points if found)
+    return float(np.mean([max(max(points[more]) for more in recalls if more >= found) for found in recalls]))
+
+
+# Whole seconds on a short line and few scores, so that ties, touching windows and IoUs of just 0.5 are common.
+spans = st.tuples(st.integers(0, 12), st.integers(1, 12)).map(lambda span: (span[0], span[0] + span[1]))
+moments = st.lists(st.tuples(spans, st.integers(0, 3)).map(lambda pair: (*pair[0], pair[1] / 4)), max_size=12)
+ratings = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=12, max_size=12)
+saliencies = st.lists(st.integers(-2, 2), min_size=12, max_size=12)
+tasks = st.lists(
+    st.tuples(st.lists(spans, min_size=1, max_size=4), moments, ratings, saliencies), min_size=1, max_size=4
+)
+slowly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+
+
+def build(tasks) -> tuple[list[Prediction], list[Query]]:
+    predictions = [answer(i, row[1], row[3]) for i, row in enumerate(tasks)]
+    queries = [query(i, row[0], duration=24, clips=range(12), ratings=row[2]) for i, row in enumerate(tasks)]
+    return predictions, queries
+
+
+@slowly
+@given(tasks)
+def test_moments_score_as_a_slow_reference_says(tasks):
+    found = compute_metrics(*build(tasks))["full"]
+    for threshold in IOU_THRESHOLDS:
+        expected = np.mean([slow_average_precision(row[1], row[0], threshold) for row in tasks])
+        assert found["MR-mAP"][str(threshold)] == pytest.approx(100 * expected)
+    firsts = [sorted(row[1], key=lambda moment: -moment[2])[:1] for row in tasks]
+    overlaps = [
+        max((slow_iou(moment, span) for moment in first for span in row[0]), default=0.0)
+        for first, row in zip(firsts, tasks, strict=True)
+    ]
+    assert found["MR-mIoU"] == pytest.approx(100 * np.mean(overlaps))
+    for threshold in (0.3, 0.5, 0.7):
+        expected = np.mean([overlap >= threshold for overlap in overlaps])
+        assert found["MR-R1"][str(threshold)] == pytest.approx(100 * expected)
+
+
+@slowly
+@given(tasks)
+def test_highlights_score_as_a_slow_reference_says(tasks):
+    found = compute_metrics(*build(tasks))
+    for name, least in (("Fair", 2), ("Good", 3), ("VeryGood", 4)):
+        precisions, hits = [], []
+        for _, _, rated, scores in tasks:
+            columns = [[rating >= least for rating in column] for column in zip(*rated, strict=True)]
+            precisions += [slow_label_precision(column, scores) for column in columns]
+            hits.append(max(column[scores.index(max(scores))] for column in columns))
+        assert found[f"HL-min-{name}"]["HL-mAP"] == pytest.approx(100 * np.mean(precisions))
+        assert found[f"HL-min-{name}"]["HL-Hit1"] == pytest.approx(100 * np.mean(hits))
+
+
+@slowly
+@given(tasks, st.randoms(use_true_random=False))
+def test_numbers_stay_between_0_and_100_and_do_not_depend_on_the_order_of_rows(tasks, random):
+    predictions, queries = build(tasks)
+    before = compute_metrics(predictions, queries)["brief"]
+    assert all(0 <= value <= 100 for value in before.values())
+    random.shuffle(predictions)
+    random.shuffle(queries)
+    after = compute_metrics(predictions, queries)["brief"]
+    assert after == {name: pytest.approx(value) for name, value in before.items()}
+
+
+@slowly
+@given(tasks)
+def test_saying_more_below_what_was_said_never_costs(tasks):
+    predictions, queries = build(tasks)
+    fewer = [dataclasses.replace(p, windows=sorted(p.windows, key=lambda m: -m[2])[:-1]) for p in predictions]
+    assert (
+        compute_metrics(predictions, queries)["brief"]["MR-full-mAP"]
+        >= compute_metrics(fewer, queries)["brief"]["MR-full-mAP"] - 1e-9
+    )
