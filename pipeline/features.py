@@ -57,7 +57,7 @@ class Joint:
             raise CostlError(f"joint tensors of widths {widths}, expected one width.")
         if not (0 < self.norm_eps < 1 and math.isfinite(self.logit_scale) and self.logit_scale > 0):
             raise CostlError(
-                f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected 0 < epsilon < 1 and scale > 0."
+                f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected small ones above zero."
             )
 
     def project(self, tokens: np.ndarray) -> np.ndarray:

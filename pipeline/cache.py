@@ -1,0 +1,242 @@
+"""The feature cache: one HDF5 index, one HDF5 part per video beside it, and the checks that make both trustworthy.
+
+feats.h5                  format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words/*
+feats.h5.parts/<id>.h5    tokens float16 [t 1+p c], times_s float64 [t], and as attributes what its row says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import hdf5
+from pipeline.errors import CacheError
+from pipeline.features import Joint, Words
+from pipeline.fingerprint import digest, explain_difference
+from pipeline.grid import Grid
+from pipeline.index import Contents, VideoRow, read_index, read_words, write_index
+from pipeline.parts import check_part, checksum_of, parts_folder, read_row, times_in, tokens_in, write_part
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps a second writer away, but files are still published whole
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["CacheReader", "CacheWriter", "Contents", "Joint", "VideoRow", "Words", "check_fingerprint", "parts_folder"]
+
+_INDEX_EVERY_S = 10.0
+
+
+class CacheReader:
+    """A cache to read; holds no open file, so that threads and worker processes may share it.
+
+    `rows` every video and what became of it; `video_ids` those with features; `splits` the annotated ones. Raises
+    CacheError for an index that is missing, foreign, damaged, of another format, or that points out of its folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.contents, self.rows = read_index(self.path)
+        self.fps = self.contents.fps
+        self.patch_grid = self.contents.patch_grid
+        self.joint = self.contents.joint
+        self.settings = dict(self.contents.settings)
+        self.fingerprint = dict(self.contents.fingerprint)
+        self.digest = digest(self.fingerprint)
+        self.splits = sorted(self.contents.annotations)
+        self._row_of = {row.id: row for row in self.rows}
+        self.video_ids = [row.id for row in self.rows if row.ok]
+        self._tokens_at: dict[str, hdf5.Location] = {}
+        self._words: dict[str, Words] | None = None
+
+    def grid(self, video_id: str) -> Grid:
+        """Which clip stands for which seconds of this video."""
+        return Grid(fps=self.fps, duration_s=self.row(video_id).duration_s)
+
+    def row(self, video_id: str) -> VideoRow:
+        """The row of a video with features. Raises CacheError for one that failed or is not here."""
+        row = self._row_of.get(video_id)
+        if row is None:
+            raise CacheError(f"{self.path}: no video {video_id!r} among {len(self.rows)}. Extract it first.")
+        if not row.ok:
+            raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
+        return row
+
+    def tokens(self, video_id: str) -> np.ndarray:
+        """A video's features, float16 [t 1+p c], as a read-only memory map: the frame's token, then the patches."""
+        # Which bytes they are is looked up once; HDF5 itself would halve the speed and keep threads apart.
+        if video_id not in self._tokens_at:
+            with self._part(video_id) as file:
+                self._tokens_at[video_id] = tokens_in(file, self.row(video_id).clips, self.contents)
+        return self._tokens_at[video_id].memmap()
+
+    def times_s(self, video_id: str) -> np.ndarray:
+        """When each clip's frame was on screen first, seconds, float64 [t]."""
+        with self._part(video_id) as file:
+            return times_in(file, self.row(video_id).clips)
+
+    def words(self, query: str) -> Words:
+        """The words of a query that was annotated when the cache was made. Raises CacheError for another one."""
+        if self._words is None:
+            self._words = read_words(self.path)
+        if query not in self._words:
+            raise CacheError(
+                f"{self.path}: the query {query!r} was not extracted. Add its annotation and run costl extract."
+            )
+        return self._words[query]
+
+    def annotations(self, split: str) -> str:
+        """The JSONL text of a split. Raises CacheError naming the splits there are."""
+        if split not in self.contents.annotations:
+            raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
+        return self.contents.annotations[split]
+
+    def verify(self, video_id: str) -> None:
+        """Reads a video's part in full. Raises CacheError when it is damaged or not the one that was indexed."""
+        found = checksum_of(self.tokens(video_id), self.times_s(video_id))
+        if found != self.row(video_id).checksum:
+            raise CacheError(
+                f"{self._part_path(video_id)}: its content has changed since it was written. Extract again."
+            )
+
+    @contextlib.contextmanager
+    def _part(self, video_id: str) -> Iterator[Any]:
+        path = self._part_path(video_id)
+        if path.is_symlink():
+            raise CacheError(f"{path}: a link, expected a file. Put the part itself there.")
+        with hdf5.reading(path) as file:
+            check_part(file, self.digest)
+            yield file
+
+    def _part_path(self, video_id: str) -> Path:
+        return parts_folder(self.path) / self.row(video_id).part
+
+
+class CacheWriter:
+    """The one writer of a cache, as a context manager; a part is safe on disk as soon as `store` returns.
+
+    Entering takes the lock and removes what a killed run left half-written. From the first `write_index` on the index
+    is published every few seconds, and once more on leaving, by an exception too. Raises CacheError when the cache on
+    disk was made with another fingerprint (naming each field), when another process is writing, when the disk is full.
+    """
+
+    def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, Words]):
+        self.path = Path(path)
+        self.parts = parts_folder(self.path)
+        self._contents, self._words = contents, words
+        self._digest = digest(contents.fingerprint)
+        self._rows: dict[str, VideoRow] = {}
+        self._lock = -1
+        self._next_index_s = math.inf
+
+    def __enter__(self) -> CacheWriter:
+        check_fingerprint(self.path, self._contents.fingerprint)
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.parts / ".lock")
+            for stray in [*self.parts.glob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
+                stray.unlink()
+        except OSError as error:
+            raise CacheError(f"{self.parts}: cannot be written ({error}). Choose another --out.") from error
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            # A second failure to write must not hide the first.
+            with contextlib.suppress(CacheError) if error else contextlib.nullcontext():
+                if self._next_index_s < math.inf:
+                    self.write_index()
+        finally:
+            os.close(self._lock)
+
+    def keep(self, video_id: str, content_hash: str) -> VideoRow | None:
+        """Takes over the part of an earlier run if it is whole and of this very file; None says it must be made."""
+        try:
+            row = read_row(self.parts / f"{video_id}.h5", self._contents)
+        except CacheError:
+            return None
+        if row.id != video_id or row.content_hash != content_hash:
+            return None
+        self._rows[video_id] = row
+        return row
+
+    def store(
+        self,
+        video_id: str,
+        *,
+        tokens: np.ndarray,
+        times_s: np.ndarray,
+        duration_s: float,
+        content_hash: str,
+        repaired: int = 0,
+        decoder: str = "",
+    ) -> VideoRow:
+        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t]. The shapes are the caller's promise."""
+        assert tokens.dtype == np.float16 and tokens.shape[1:] == self._contents.token_shape, tokens.shape
+        assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
+        row = VideoRow(
+            id=video_id,
+            status="ok",
+            part=f"{video_id}.h5",
+            clips=len(tokens),
+            duration_s=float(duration_s),
+            checksum=checksum_of(tokens, times_s),
+            content_hash=content_hash,
+            repaired=repaired,
+            decoder=decoder,
+        )
+        write_part(self.parts / row.part, row, self._digest, tokens=tokens, times_s=times_s)
+        self._add(row)
+        return row
+
+    def note(self, video_id: str, *, status: str, reason: str, content_hash: str = "") -> VideoRow:
+        """Notes that a video has no features (yet), and why."""
+        row = VideoRow(id=video_id, status=status, reason=reason, content_hash=content_hash)
+        self._add(row)
+        return row
+
+    def write_index(self) -> None:
+        """Publishes the index as it stands."""
+        started = time.monotonic()
+        write_index(self.path, self._contents, self._words, sorted(self._rows.values(), key=lambda row: row.id))
+        # A large index is written less often: never more than a twentieth of the time.
+        self._next_index_s = time.monotonic() + max(_INDEX_EVERY_S, 20 * (time.monotonic() - started))
+
+    def _add(self, row: VideoRow) -> None:
+        self._rows[row.id] = row
+        if time.monotonic() >= self._next_index_s:
+            self.write_index()
+
+
+def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Raises CacheError naming every field in which the cache at `path` was made otherwise; a new path is fine."""
+    if not path.exists():
+        return
+    contents, _ = read_index(path)
+    differences = explain_difference(contents.fingerprint, fingerprint)
+    if differences:
+        raise CacheError(
+            f"{path} was made with other settings ({'; '.join(differences)}). "
+            "Ask for the same, choose another --out, or delete it and its parts."
+        )
+
+
+def _lock(path: Path) -> int:
+    # Held by the kernel for as long as this process lives, however it ends.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CacheError(
+            f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out."
+        ) from error
+    return descriptor

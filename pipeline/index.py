@@ -1,0 +1,197 @@
+"""The index of a cache: what its features are, one row per video, the words of every query and the annotations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline import hdf5
+from pipeline.errors import CacheError, CostlError
+from pipeline.features import Joint, Words
+from pipeline.fingerprint import canonical
+from pipeline.grid import Grid
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """What became of one video. `status` is ok, or says in a word why there are no features; `reason` in a sentence.
+
+    Raises CacheError for an id that is not a plain file name, or an `ok` row without its numbers.
+    """
+
+    id: str
+    status: str
+    reason: str = ""
+    part: str = ""
+    clips: int = 0
+    duration_s: float = 0.0
+    checksum: str = ""
+    content_hash: str = ""
+    repaired: int = 0
+    decoder: str = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in _ROW_TYPES.items():
+            if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
+                raise CacheError(f"cache row {self.id!r}: {name} is {getattr(self, name)!r}, expected {kind}.")
+        if not self.id or self.id.startswith(".") or any(mark in self.id for mark in "/\\\0:") or len(self.id) > 250:
+            raise CacheError(f"cache row {self.id!r}: not a safe video id. The index is foreign or damaged.")
+        if self.part != (f"{self.id}.h5" if self.ok else ""):
+            raise CacheError(f"cache row {self.id!r}: names the part {self.part!r}. The index is foreign or damaged.")
+        if self.ok and not (self.clips >= 1 and math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise CacheError(f"cache row {self.id!r}: {self.clips} clips in {self.duration_s} s. The index is damaged.")
+
+    @property
+    def ok(self) -> bool:
+        """Whether this video has features."""
+        return self.status == "ok"
+
+
+_ROW_TYPES: dict[str, Any] = {"clips": int, "repaired": int, "duration_s": (int, float)} | dict.fromkeys(
+    ("id", "status", "reason", "part", "checksum", "content_hash", "decoder"), str
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that an index says besides its rows and words: how the features were made and what belongs to them.
+
+    `fingerprint` is what decides the features; `annotations` the JSONL text of each split; `settings` what the data
+    folder asks of training, kept as it is.
+    """
+
+    fingerprint: Mapping[str, Any]
+    fps: float
+    patch_grid: tuple[int, int]
+    joint: Joint
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
+            raise CacheError(f"cache: fps is {self.fps!r}, expected a number above zero.")
+        if len(self.patch_grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.patch_grid):
+            raise CacheError(f"cache: patch grid is {self.patch_grid!r}, expected rows and columns.")
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(1+p, c) of every frame."""
+        return 1 + self.patch_grid[0] * self.patch_grid[1], len(self.joint.norm_weight)
+
+
+def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
+    """An index without its words. Raises CacheError when it is missing, foreign, damaged or of another format."""
+    with hdf5.reading(path) as file:
+        found = hdf5.get_attribute(file, "format", int)
+        if found != FORMAT:
+            raise CacheError(f"{path}: cache format {found}, this program reads format {FORMAT}. Extract again.")
+        features = _json(file, "features", dict)
+        contents = Contents(
+            fingerprint=_json(file, "fingerprint", dict),
+            fps=features["fps"],
+            patch_grid=tuple(features["patch_grid"]),
+            joint=_read_joint(file),
+            annotations=_read_annotations(file),
+            settings=_json(file, "settings", dict),
+        )
+        return contents, [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
+
+
+def read_words(path: Path) -> dict[str, Words]:
+    """The words of every query in the cache. Raises CacheError for an index that is damaged."""
+    with hdf5.reading(path) as file:
+        queries = _json(file, "words/queries", list)
+        tokens = hdf5.get_array(file, "words/tokens", "<f2", ndim=2)
+        ends = hdf5.get_array(file, "words/ends", "<i8", ndim=1)
+        sentences = hdf5.get_array(file, "words/sentences", "<f4", ndim=2)
+        truncated = hdf5.get_array(file, "words/truncated", "|u1", ndim=1)
+        starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+        lengths = {len(queries), len(ends), len(sentences), len(truncated)}
+        if len(lengths) > 1 or (ends < starts).any() or (len(ends) and ends[-1] != len(tokens)):
+            raise CacheError(f"{path}: words that do not fit their queries. Delete it and run costl extract again.")
+        return {
+            str(query): _made(Words, tokens=tokens[start:end], sentence=sentence, truncated=bool(cut))
+            for query, start, end, sentence, cut in zip(queries, starts, ends, sentences, truncated, strict=True)
+        }
+
+
+def write_index(path: Path, contents: Contents, words: Mapping[str, Words], rows: list[VideoRow]) -> None:
+    """Publishes a whole index under its name. Raises CacheError when it cannot be written."""
+    with hdf5.writing(path) as file:
+        hdf5.put_attributes(file, {"format": FORMAT})
+        hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
+        hdf5.put_text(file, "features", canonical({"fps": contents.fps, "patch_grid": list(contents.patch_grid)}))
+        hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
+        hdf5.put_text(file, "rows", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        annotations = file.create_group("annotations")
+        for split, text in sorted(contents.annotations.items()):
+            hdf5.put_text(annotations, split, text)
+        _write_joint(file.create_group("joint"), contents.joint)
+        _write_words(file.create_group("words"), words)
+
+
+def _write_joint(group: Any, joint: Joint) -> None:
+    group["norm_weight"], group["norm_bias"], group["projection"] = joint.norm_weight, joint.norm_bias, joint.projection
+    hdf5.put_text(group, "scalars", canonical({"norm_eps": joint.norm_eps, "logit_scale": joint.logit_scale}))
+
+
+def _write_words(group: Any, words: Mapping[str, Words]) -> None:
+    hdf5.put_text(group, "queries", json.dumps(list(words), ensure_ascii=False))
+    every = list(words.values())
+    group["tokens"] = np.concatenate([one.tokens for one in every] or [np.zeros((0, 0), np.float16)])
+    group["ends"] = np.cumsum([len(one.tokens) for one in every], dtype=np.int64)
+    group["sentences"] = np.stack([one.sentence for one in every] or [np.zeros(0, np.float32)])[: len(every)]
+    group["truncated"] = np.array([one.truncated for one in every], np.uint8)
+
+
+def _read_joint(file: Any) -> Joint:
+    scalars = _json(file, "joint/scalars", dict)
+    return _made(
+        Joint,
+        norm_weight=hdf5.get_array(file, "joint/norm_weight", "<f4", ndim=1),
+        norm_bias=hdf5.get_array(file, "joint/norm_bias", "<f4", ndim=1),
+        norm_eps=float(scalars["norm_eps"]),
+        projection=hdf5.get_array(file, "joint/projection", "<f4", ndim=2),
+        logit_scale=float(scalars["logit_scale"]),
+    )
+
+
+def _read_annotations(file: Any) -> dict[str, str]:
+    splits = hdf5.names_in(file, "annotations")
+    return {split: hdf5.get_text(file, f"annotations/{split}") for split in splits}
+
+
+def _checked_row(file: Any, values: dict[str, Any], fps: float) -> VideoRow:
+    row = VideoRow(**values)
+    if row.ok and _made(Grid, fps=fps, duration_s=float(row.duration_s)).clips != row.clips:
+        raise CacheError(
+            f"{file.filename}: video {row.id!r} has {row.clips} clips, which is not {row.duration_s} s at {fps} fps. "
+            "Extract again."
+        )
+    return row
+
+
+def _json(file: Any, name: str, kind: type) -> Any:
+    value = json.loads(hdf5.get_text(file, name))
+    if not isinstance(value, kind):
+        raise CacheError(f"{file.filename}: {name!r} is not a JSON {kind.__name__}. It was not made by costl extract.")
+    return value
+
+
+_Made = TypeVar("_Made")
+
+
+def _made(kind: type[_Made], **values: Any) -> _Made:
+    """One of our own values from what a file says: whatever it refuses about itself is the file's fault."""
+    try:
+        return kind(**values)
+    except CostlError as error:
+        raise CacheError(f"damaged cache: {error} Delete it and run costl extract again.") from error
