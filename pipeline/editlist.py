@@ -1,0 +1,67 @@
+"""What decord does not tell about an MP4: whether it has an index, and how much its edit list leaves on screen."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+
+def edit_list_s(path: Path) -> float | None:
+    """Seconds an MP4's edit list leaves on screen; None without one. decord neither tells nor obeys it.
+
+    Layout: ISO/IEC 14496-12, boxes moov/mvhd (8.2.2) and moov/trak/edts/elst (8.6.6).
+    """
+    try:
+        film = _boxes(moov(path))
+        header = film["mvhd"][0]
+        scale = struct.unpack_from(">I", header, 20 if header[0] else 12)[0]
+        shown = [_shown_ticks(_boxes(track)) for track in film.get("trak", [])]
+        return max(shown, default=0) / scale or None
+    except (KeyError, IndexError, struct.error, ZeroDivisionError):
+        return None
+
+
+def _shown_ticks(track: dict[str, list[bytes]]) -> int:
+    """Length of a video track's edits in ticks of the film; 0 for other tracks and where the list does not say."""
+    handler = _boxes(track["mdia"][0])["hdlr"][0]
+    if handler[8:12] != b"vide" or "edts" not in track:
+        return 0
+    edits = _boxes(track["edts"][0])["elst"][0]
+    entry = ">QqI" if edits[0] else ">IiI"
+    count = struct.unpack_from(">I", edits, 4)[0]
+    size = struct.calcsize(entry)
+    entries = [struct.unpack_from(entry, edits, 8 + size * k) for k in range(min(count, len(edits) // size))]
+    # A media time of -1 is a pause before the first frame.
+    return sum(length for length, media_time, _ in entries if media_time >= 0)
+
+
+def _boxes(data: bytes) -> dict[str, list[bytes]]:
+    """The boxes in `data` by their four-letter kind."""
+    boxes: dict[str, list[bytes]] = {}
+    position = 0
+    while position + 8 <= len(data):
+        size = struct.unpack_from(">I", data, position)[0]
+        if size < 8:
+            break
+        kind = data[position + 4 : position + 8].decode("latin-1")
+        boxes.setdefault(kind, []).append(data[position + 8 : position + size])
+        position += size
+    return boxes
+
+
+def moov(path: Path) -> bytes:
+    """The content of an MP4's moov box, empty where there is none or it is cut short."""
+    with open(path, "rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            left = size - 8
+            if size == 1:
+                left = int.from_bytes(file.read(8), "big") - 16
+            if kind == b"moov" and left > 0:
+                data = file.read(left)
+                return data if len(data) == left else b""
+            if left < 0:  # 0 means 'to the end of the file', anything else is no MP4
+                break
+            file.seek(left, os.SEEK_CUR)
+    return b""

@@ -1,0 +1,93 @@
+"""The videos of a folder: which files count, the safe and stable id of each, and the hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from pipeline.errors import UsageError, VideoError
+
+SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".ts", ".flv", ".wmv", ".3gp"])
+LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video file; `id` is what annotations call it: the file name without its suffix, made safe by `safe_id`."""
+
+    id: str
+    path: Path
+
+
+def find_videos(folder: Path) -> list[Video]:
+    """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
+
+    Directories, pipes and dangling links are passed over whatever they are called. Raises UsageError when the folder
+    is missing or holds no video, and when two files would share an id.
+    """
+    if not folder.is_dir():
+        found = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {found}. Pass the folder that holds the videos.")
+    paths = _video_files(folder) or _video_files(folder / "videos")
+    if not paths:
+        expected = " ".join(sorted(SUFFIXES))
+        raise UsageError(f"{folder}: no videos ({_census(folder)}), expected {expected} here or in {folder / 'videos'}.")
+    _refuse_shared_stems(paths)
+    return sorted((Video(safe_id(path.stem), path) for path in paths), key=lambda video: video.id)
+
+
+def safe_id(stem: str) -> str:
+    """`stem` unless it holds anything but letters, digits and `._~- +,=@()[]`; then that part percent-encoded.
+
+    Different stems give different ids, and every id is a plain file name: no '/', no NUL, no leading dot.
+    """
+    # '%' itself is always encoded, which is what keeps the ids of different stems different.
+    encoded = quote(stem, safe=" +,=@()[]", errors="surrogateescape")
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) <= LONGEST_ID:
+        return encoded
+    digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()
+    return f"{encoded[: LONGEST_ID - 33]}%{digest[:32]}"
+
+
+def content_hash(path: Path) -> str:
+    """sha256 in hex over the file's size and its whole content. Raises VideoError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise VideoError(f"{path.name}: cannot be read ({error.strerror}).") from error
+    return digest.hexdigest()
+
+
+def _video_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    # is_file follows links and is false for dangling or circular ones.
+    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _refuse_shared_stems(paths: Iterable[Path]) -> None:
+    by_stem: dict[str, Path] = {}
+    for path in sorted(paths):
+        first = by_stem.setdefault(path.stem, path)
+        if first is not path:
+            names = f"{first.name} and {path.name}"
+            raise UsageError(f"{names}: two videos with one id, '{first.stem}'. Rename or remove one of them.")
+
+
+def _census(folder: Path) -> str:
+    """What the folder holds instead of videos: '3 .jpg, 1 .txt'."""
+    counts: dict[str, int] = {}
+    for path in folder.iterdir():
+        kind = "folder" if path.is_dir() else path.suffix or "file without suffix"
+        counts[kind] = counts.get(kind, 0) + 1
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    return ", ".join(f"{count} {kind}" for kind, count in common) or "it is empty"

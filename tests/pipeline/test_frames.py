@@ -1,0 +1,258 @@
+"""Which picture `VideoFile` returns for a second: PyAV, decoding every frame, is the witness."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import clips
+import numpy as np
+import pytest
+
+from pipeline.errors import VideoError
+from pipeline.frames import Frames, VideoFile
+from pipeline.grid import Grid
+
+REAL_VIDEOS = Path(__file__).parents[2] / "../shared/data/videos"
+
+
+def numbers_at(path: Path, wanted_s, chunk: int = 32) -> list[int]:
+    with VideoFile(path) as video:
+        return [number for frames in video.sample(wanted_s, chunk) for number in clips.read_numbers(frames.pixels)]
+
+
+def assert_right_everywhere(path: Path, fps_values=(0.5, 1.0, 2.0, 3.7, 12.0)) -> None:
+    """Centres of several grids, every frame, every frame alone, and a random walk give what the witness saw."""
+    times_s, numbers = clips.shown_frames(path)
+    with VideoFile(path) as video:
+        duration_s = video.duration_s
+    for fps in fps_values:
+        wanted_s = Grid(fps, duration_s).centres_s()
+        assert numbers_at(path, wanted_s, chunk=5) == clips.on_screen(times_s, numbers, wanted_s), fps
+    assert numbers_at(path, times_s) == numbers
+    for time_s, number in zip(times_s, numbers, strict=True):
+        assert numbers_at(path, [time_s]) == [number]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        wanted_s = np.sort(rng.uniform(0, duration_s, size=rng.integers(2, 9)))
+        assert numbers_at(path, wanted_s, chunk=4) == clips.on_screen(times_s, numbers, wanted_s), seed
+
+
+def test_a_painted_number_survives_its_picture():
+    assert [clips.read_number(clips.paint(k, 47, 63)) for k in (0, 1, 300, 65535)] == [0, 1, 300, 65535]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "flv", "3gp"])
+def test_a_steady_clip_gives_the_frame_on_screen_whatever_its_container(tmp_path, suffix):
+    assert_right_everywhere(clips.make_clip(tmp_path / f"a.{suffix}", clips.steady(45)))
+
+
+def test_a_varying_frame_rate_is_read_by_time_and_not_by_index(tmp_path):
+    assert_right_everywhere(clips.make_clip(tmp_path / "a.mp4", clips.uneven(40)))
+
+
+def test_b_frames_in_any_number_do_not_shift_frames(tmp_path):
+    for b_frames in ("0", "1", "4"):
+        path = clips.make_clip(tmp_path / f"{b_frames}.mp4", clips.steady(45), options={"bf": b_frames})
+        assert_right_everywhere(path, fps_values=(2.0,))
+
+
+def test_the_key_frames_may_be_everywhere_or_only_at_the_start(tmp_path):
+    for group in ("1", "3", "250"):
+        path = clips.make_clip(tmp_path / f"{group}.mp4", clips.steady(45), options={"g": group})
+        assert_right_everywhere(path, fps_values=(2.0,))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("b_frames", [1, 3, 4])
+def test_the_leading_frames_of_an_open_group_are_exact(tmp_path, codec, b_frames):
+    parameters = f"open-gop=1:keyint=12:min-keyint=12:bframes={b_frames}:scenecut=0:b-adapt=0:log-level=0"
+    options = {f"{codec.removeprefix('lib')}-params": parameters}
+    assert_right_everywhere(clips.make_clip(tmp_path / "a.mp4", clips.steady(61), codec=codec, options=options))
+
+
+@pytest.mark.parametrize("start_s", [0.04, 0.12, 0.36, 0.4, 0.7, 1.02, 1.5])
+@pytest.mark.parametrize("group", ["10", "25", "100"])
+def test_a_clip_cut_without_decoding_hides_the_frames_before_its_cut(tmp_path, start_s, group):
+    whole = clips.make_clip(tmp_path / "whole.mp4", clips.steady(55), options={"g": group})
+    path = clips.cut_without_decoding(whole, tmp_path / "cut.mp4", start_s)
+    assert clips.shown_frames(path)[1][0] == round(start_s * 25)
+    assert_right_everywhere(path, fps_values=(2.0, 5.0))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.55, 0.9])
+def test_a_clip_whose_edit_list_ends_early_ends_there(tmp_path, share):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(150), options={"g": "50"})
+    data = bytearray(path.read_bytes())
+    length_at = data.index(b"elst") + 12
+    length = struct.unpack_from(">I", data, length_at)[0]
+    struct.pack_into(">I", data, length_at, int(length * share))
+    path.write_bytes(data)
+    with VideoFile(path) as video:
+        assert video.duration_s == pytest.approx(6.0 * share, abs=0.001)
+    assert_right_everywhere(path, fps_values=(2.0, 5.0))
+
+
+def test_a_late_start_counts_from_the_first_frame(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(30, start_s=1.4))
+    with VideoFile(path) as video:
+        assert video.duration_s == pytest.approx(1.2, abs=0.001)
+        assert next(video.sample([0.0])).times_s.tolist() == [0.0]
+    assert_right_everywhere(path, fps_values=(2.0,))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_file_without_timestamps_is_read_from_its_start(tmp_path, codec):
+    options = {"preset": "", "qp": "", "b": "4000000"} if codec == "mpeg4" else {}
+    path = clips.make_clip(tmp_path / "a.avi", clips.steady(45), codec=codec, options=options, ticks=25)
+    wanted_s = np.array([0.0, 0.5, 0.5, 0.9, 1.3, 1.7])
+    with VideoFile(path) as video:
+        assert video.duration_s == pytest.approx(1.8, abs=0.001)
+        assert numbers_at(path, wanted_s, chunk=2) == [0, 12, 12, 22, 32, 42]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_clip_of_one_frame_lasts_a_moment(tmp_path, suffix):
+    path = clips.make_clip(tmp_path / f"a.{suffix}", [0.0])
+    with VideoFile(path) as video:
+        assert 0 < video.duration_s < 1
+        (frames,) = video.sample(Grid(0.5, video.duration_s).centres_s())
+    assert clips.read_numbers(frames.pixels) == [0] and frames.times_s.tolist() == [0.0]
+
+
+def test_odd_sizes_keep_their_size(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(20), size=(47, 63), pixel_format="yuv444p")
+    with VideoFile(path) as video:
+        assert (video.height, video.width) == (47, 63)
+        assert next(video.sample([0.0, 0.1])).pixels.shape == (2, 47, 63, 3)
+    assert_right_everywhere(path, fps_values=(2.0,))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_rotated_clip_comes_upright(tmp_path, turns):
+    path = clips.rotate(clips.make_clip(tmp_path / "a.mp4", clips.steady(20), size=(96, 128)), turns)
+    with VideoFile(path) as video:
+        assert (video.height, video.width) == ((128, 96) if turns % 2 else (96, 128))
+        (frames,) = video.sample([0.3])
+    # A quarter turn clockwise on screen is undone by one anticlockwise.
+    assert clips.read_number(np.rot90(frames.pixels[0], turns)) == 7
+
+
+def test_sound_and_strange_names_do_not_matter(tmp_path):
+    path = clips.make_clip(tmp_path / "ein Vidéo: 'нет' \n#1.mp4", clips.steady(30), audio=True)
+    assert numbers_at(path, [0.5]) == [12]
+
+
+def test_wanted_times_outside_the_video_get_its_ends(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(20))
+    assert numbers_at(path, [-5.0, 0.1, 99.0, 99.0]) == [0, 2, 19, 19]
+
+
+def test_frames_come_in_chunks_in_order_with_their_own_times(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(50))
+    with VideoFile(path) as video:
+        chunks = list(video.sample(np.arange(0.1, 1.9, 0.15), chunk=5))
+        assert video.repaired == 0 and video.decoder.startswith("decord ")
+    assert [len(frames.times_s) for frames in chunks] == [5, 5, 2]
+    times_s = np.concatenate([frames.times_s for frames in chunks])
+    assert times_s == pytest.approx(np.floor(np.arange(0.1, 1.9, 0.15) * 25 + 1e-6) / 25, abs=1e-4)
+
+
+def test_frames_check_themselves():
+    pixels = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    Frames(pixels, np.array([0.0, 0.0]))
+    for wrong in ([1.0, 0.0], [0.0], [0.0, np.nan]):
+        with pytest.raises(AssertionError):
+            Frames(pixels, np.array(wrong))
+    with pytest.raises(AssertionError):
+        Frames(pixels.astype(np.float32), np.array([0.0, 1.0]))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(VideoError) as caught, VideoFile(path) as video:
+        list(video.sample(Grid(2.0, video.duration_s).centres_s()))
+    assert str(caught.value).startswith(path.name) and "\n" not in str(caught.value) and ".cc" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_that_is_no_video_says_why(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("hello, I am not a video at all")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    assert "no such file" in refusal(tmp_path / "missing.mp4")
+    assert "empty" in refusal(tmp_path / "empty.mp4")
+    assert "text" in refusal(tmp_path / "text.mp4")
+    assert "not a regular file" in refusal(tmp_path / "folder.mp4")
+    assert "not a video" in refusal(tmp_path / "noise.mp4")
+    assert "no video stream" in refusal(clips.make_sound_only(tmp_path / "sound.mp4"))
+
+
+def test_a_playlist_by_another_name_does_not_open_what_it_lists(tmp_path):
+    clips.make_clip(tmp_path / "real.ts", clips.steady(20))
+    tags = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:9,\n"
+    (tmp_path / "list.mp4").write_text(f"{tags}{tmp_path / 'real.ts'}\n#EXT-X-ENDLIST\n")
+    assert "text" in refusal(tmp_path / "list.mp4")
+
+
+def test_a_transport_stream_is_refused_with_the_command_that_helps(tmp_path):
+    assert "-c copy" in refusal(clips.make_clip(tmp_path / "a.ts", clips.steady(20)))
+
+
+@pytest.mark.parametrize("first", ["index first", "index last"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_truncated_mp4_is_refused(tmp_path, first, share):
+    container_options = {"movflags": "faststart"} if first == "index first" else {}
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(200), container_options=container_options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert "truncated" in refusal(path)
+
+
+def test_damage_in_the_middle_is_refused_and_names_the_seconds(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(200))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1000] = b"\xff" * 1000
+    path.write_bytes(data)
+    assert "damaged" in refusal(path) and " s and " in refusal(path)
+
+
+def test_bytes_flipped_anywhere_give_frames_or_one_sentence(tmp_path):
+    options = {"movflags": "faststart"}
+    whole = clips.make_clip(tmp_path / "whole.mp4", clips.steady(60), container_options=options).read_bytes()
+    path = tmp_path / "a.mp4"
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data) if seed % 2 else 3000, size=8):
+            data[position] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        try:
+            with VideoFile(path) as video:
+                list(video.sample(Grid(2.0, min(video.duration_s, 100.0)).centres_s()))
+        except VideoError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["vid1.mp4", "vid2.mp4", "nasa_13013.mp4", "v_GGSY1Qvo990.mp4", "flipping_a_pancake.mkv"]
+)
+def test_real_videos_give_the_same_pictures_as_the_witness(name):
+    path = REAL_VIDEOS / name
+    if not path.exists():
+        pytest.skip(f"no real video at {path}")
+    times_s, pictures = clips.shown_pictures(path)
+    with VideoFile(path) as video:
+        wanted_s = Grid(2.0, video.duration_s).centres_s()
+        got = [picture for frames in video.sample(wanted_s) for picture in frames.pixels]
+    indices = clips.on_screen(times_s, range(len(times_s)), wanted_s)
+    for picture, index in zip(got, indices, strict=True):
+        # The two FFmpegs convert colours alike; a neighbouring frame would differ by far more.
+        assert np.abs(picture.astype(int) - pictures[index]).max() <= 3, (index, times_s[index])
+
+
+def test_the_real_corrupted_video_is_one_sentence():
+    path = REAL_VIDEOS / "corrupted.mp4"
+    if not path.exists():
+        pytest.skip(f"no real video at {path}")
+    assert "damaged" in refusal(path)
