@@ -1,0 +1,228 @@
+"""The module map as a test: who may import what, read from the source, not from a running program."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Every module of the project and the libraries beyond Python's own that it may import, wherever in its text.
+# A new module gets a row here: what it owns decides what it may know.
+MODULES = {
+    "cli": "click tqdm",
+    "pipeline.errors": "",
+    "pipeline.grid": "numpy",
+    "pipeline.features": "numpy",
+    "pipeline.fingerprint": "",
+    "pipeline.videos": "",
+    "pipeline.editlist": "",
+    "pipeline.frames": "decord numpy",
+    "pipeline.decoding": "numpy",
+    "pipeline.workers": "numpy",
+    "pipeline.resize": "torch jaxtyping",
+    "pipeline.weights": "torch open_clip huggingface_hub",
+    "pipeline.clip": "torch open_clip numpy jaxtyping",
+    "pipeline.hdf5": "h5py numpy",
+    "pipeline.parts": "h5py numpy",
+    "pipeline.index": "h5py numpy",
+    "pipeline.cache": "h5py numpy",
+    "pipeline.extract": "numpy torch joblib yaml",
+    "pipeline.world": "numpy",
+    "pipeline.story": "numpy",
+    "pipeline.sample": "av joblib numpy",
+    "costl.files": "",
+    "costl.config": "yaml",
+    "costl.annotations": "",
+    "costl.metrics": "numpy",
+    "costl.export": "numpy pyarrow matplotlib",
+    "costl.checkpoint": "torch safetensors",
+    "costl.dataset": "torch numpy jaxtyping",
+    "costl.spans": "torch jaxtyping",
+    "costl.losses": "torch jaxtyping",
+    "costl.predict": "torch numpy jaxtyping",
+    "costl.model.spatial": "torch jaxtyping",
+    "costl.model.temporal": "torch jaxtyping",
+    "costl.model.heads": "torch jaxtyping",
+    "costl.model.costl": "torch jaxtyping",
+    "costl.train": "torch numpy jaxtyping",
+    "costl.evaluate": "torch numpy jaxtyping",
+    "costl.ask": "torch numpy",
+}
+
+# What stage two may know of stage one; `ask` is the one bridge.
+DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid"}
+EXTRA_DOORS = {"costl.ask": {"pipeline.extract"}}
+
+# Parts of the project that a module must not import itself (a package stands for all that is in it).
+NEVER = {
+    "costl.dataset": "costl.model",
+    "costl.spans": "costl pipeline",
+    "costl.losses": "costl.model costl.dataset costl.config",
+    "costl.predict": "costl.model costl.metrics",
+    "costl.metrics": "costl.spans costl.model",
+    "costl.checkpoint": "costl.model costl.dataset",
+    "costl.export": "costl.model",
+    "costl.evaluate": "costl.train",
+    "costl.model.spatial": "costl.config costl.dataset costl.metrics",
+    "costl.model.temporal": "costl.config costl.dataset costl.metrics",
+    "costl.model.heads": "costl.config costl.dataset costl.metrics",
+    "costl.model.costl": "costl.dataset costl.metrics",
+}
+
+# Libraries that must not be loaded when a module is, not even by way of others: what --help, a decode process or a
+# reader of metrics would otherwise wait for.
+HEAVY = "torch open_clip decord h5py pyarrow matplotlib av"
+NEVER_LOADED = {
+    "cli": HEAVY,
+    "pipeline.videos": HEAVY,
+    "pipeline.frames": "torch h5py open_clip",
+    "pipeline.workers": "torch h5py open_clip",
+    "pipeline.clip": "decord h5py",
+    "pipeline.cache": "torch decord open_clip",
+    "costl.config": HEAVY,
+    "costl.annotations": HEAVY,
+    "costl.metrics": HEAVY,
+    "costl.export": "torch open_clip decord h5py matplotlib",
+    "costl.dataset": "decord open_clip",
+    "costl.model.costl": "h5py decord open_clip",
+    "costl.predict": "h5py decord open_clip",
+    "costl.train": "decord open_clip matplotlib",
+    "costl.evaluate": "decord open_clip matplotlib",
+}
+
+
+def module_files() -> dict[str, Path]:
+    files = [ROOT / "cli.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "costl").rglob("*.py")]
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in sorted(files)
+        if file.name != "__init__.py" and file.is_file()
+    }
+
+
+FILES = module_files()
+here = pytest.mark.parametrize("module", FILES)
+
+
+def imports(module: str, *, when_loaded: bool = False) -> set[str]:
+    """What a module imports: dotted names of ours, first names of libraries; `when_loaded` leaves out what waits
+    inside a function or is there for types alone."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    return {name for node in nodes(tree, when_loaded=when_loaded) for name in names(node, module)}
+
+
+def nodes(node: ast.AST, *, when_loaded: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+        if when_loaded and (later or for_types):
+            continue
+        yield child
+        yield from nodes(child, when_loaded=when_loaded)
+
+
+def names(node: ast.AST, module: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (own_or_library(alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        package = module.split(".")[: -node.level] if node.level else []
+        source = ".".join([*package, *(node.module or "").split(".")]).strip(".")
+        for alias in node.names:
+            whole = f"{source}.{alias.name}"
+            yield whole if whole in FILES else own_or_library(source)
+
+
+def own_or_library(name: str) -> str:
+    first = name.split(".")[0]
+    return name if first in ("pipeline", "costl", "cli") else first
+
+
+def libraries(found: set[str]) -> set[str]:
+    return {name for name in found if name not in sys.stdlib_module_names and name.split(".")[0] not in OWN}
+
+
+OWN = ("pipeline", "costl", "cli")
+
+
+def within(name: str, parts: str) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts.split())
+
+
+def test_every_module_has_a_row_in_the_table():
+    missing = sorted(set(FILES) - set(MODULES))
+    assert not missing, f"{missing} not in MODULES: add a row with the libraries that each may import."
+
+
+@here
+def test_a_module_imports_only_the_libraries_its_row_allows(module):
+    assert libraries(imports(module)) <= set(MODULES.get(module, "").split())
+
+
+@here
+def test_stage_one_never_knows_stage_two_and_nobody_knows_the_command_line(module):
+    found = imports(module)
+    assert not any(within(name, "cli") for name in found)
+    if module.startswith("pipeline."):
+        assert not any(within(name, "costl") for name in found)
+
+
+@here
+def test_stage_two_meets_stage_one_only_at_its_doors(module):
+    if module.startswith("costl."):
+        used = {name for name in imports(module) if within(name, "pipeline")}
+        assert used <= DOORS | EXTRA_DOORS.get(module, set())
+
+
+def test_only_the_command_line_imports_click():
+    assert {module for module in FILES if "click" in imports(module)} <= {"cli"}
+
+
+@here
+def test_a_module_never_imports_what_its_row_forbids(module):
+    assert not [name for name in imports(module) if within(name, NEVER.get(module, ""))]
+
+
+@here
+def test_loading_a_module_loads_none_of_the_libraries_it_must_not(module):
+    loaded, waiting = set(), [module]
+    while waiting:
+        for name in imports(waiting.pop(), when_loaded=True) - loaded:
+            loaded.add(name)
+            waiting += [name] if name in FILES else []
+    assert not loaded & set(NEVER_LOADED.get(module, "").split())
+
+
+def test_there_is_no_cycle():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module in FILES and module not in done:
+            for name in sorted(imports(module)):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+def test_the_reader_of_imports_sees_every_kind(tmp_path, monkeypatch):
+    text = (
+        "import torch.nn as nn, json\nfrom pipeline import grid\nfrom . import spans\nfrom .metrics import x\n"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import matplotlib\n"
+        "def f():\n    from costl.config import Config\n    import decord\n"
+    )
+    (tmp_path / "losses.py").write_text(text)
+    fake = dict.fromkeys(["pipeline.grid", "costl.spans", "costl.metrics"], tmp_path) | {
+        "costl.losses": tmp_path / "losses.py"
+    }
+    monkeypatch.setattr(sys.modules[__name__], "FILES", fake)
+    loaded = {"torch", "json", "typing", "pipeline.grid", "costl.spans", "costl.metrics"}
+    assert imports("costl.losses", when_loaded=True) == loaded
+    assert imports("costl.losses") == loaded | {"matplotlib", "decord", "costl.config"}
+    assert libraries(imports("costl.losses")) == {"torch", "matplotlib", "decord"}
