@@ -37,8 +37,9 @@ _INDEX_EVERY_S = 10.0
 class CacheReader:
     """A cache to read; holds no open file, so that threads and worker processes may share it.
 
-    `rows` every video and what became of it; `video_ids` those with features; `splits` the annotated ones. Raises
-    CacheError for an index that is missing, foreign, damaged, of another format, or that points out of its folder.
+    `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
+    the annotated ones. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
+    points out of its folder.
     """
 
     def __init__(self, path: str | Path):
@@ -51,8 +52,8 @@ class CacheReader:
         self.fingerprint = dict(self.contents.fingerprint)
         self.digest = digest(self.fingerprint)
         self.splits = sorted(self.contents.annotations)
-        self._row_of = {row.id: row for row in self.rows}
-        self.video_ids = [row.id for row in self.rows if row.ok]
+        self._row_of = {row.name: row for row in self.rows}
+        self.video_ids = [row.name for row in self.rows if row.ok]
         self._tokens_at: dict[str, hdf5.Location] = {}
         self._words: dict[str, Words] | None = None
 
@@ -171,6 +172,7 @@ class CacheWriter:
         self,
         video_id: str,
         *,
+        name: str = "",
         tokens: np.ndarray,
         times_s: np.ndarray,
         duration_s: float,
@@ -178,12 +180,13 @@ class CacheWriter:
         repaired: int = 0,
         decoder: str = "",
     ) -> VideoRow:
-        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t]. The shapes are the caller's promise."""
+        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t]. `name` is the id unless given."""
         assert tokens.dtype == np.float16 and tokens.shape[1:] == self._contents.token_shape, tokens.shape
         assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
         row = VideoRow(
             id=video_id,
             status="ok",
+            name=name or video_id,
             part=f"{video_id}.h5",
             clips=len(tokens),
             duration_s=float(duration_s),
@@ -196,9 +199,9 @@ class CacheWriter:
         self._add(row)
         return row
 
-    def note(self, video_id: str, *, status: str, reason: str, content_hash: str = "") -> VideoRow:
+    def note(self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = "") -> VideoRow:
         """Notes that a video has no features (yet), and why."""
-        row = VideoRow(id=video_id, status=status, reason=reason, content_hash=content_hash)
+        row = VideoRow(video_id, status, name or video_id, reason=reason, content_hash=content_hash)
         self._add(row)
         return row
 

@@ -181,16 +181,17 @@ def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int,
     try:
         joint = _joint(network)
         prefix, patches = _last_block(network.visual, image)
-        rows, columns = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)[
-            "image_intermediates"
-        ][0].shape[-2:]
-    except (AttributeError, TypeError, AssertionError, RuntimeError) as error:
+        as_picture = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)
+        rows, columns = as_picture["image_intermediates"][0].shape[-2:]
+        tried = {frame: joint.project(frame(prefix, patches)[:, 0].numpy()) for frame in (_cls, _mean)}
+    except (AttributeError, TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(refusal) from error
     truth = network.encode_image(image, normalize=True).numpy()
-    for frame_token in (_cls, _mean):
-        ours = joint.project(frame_token(prefix, patches)[:, 0].numpy())
-        if rows * columns == patches.shape[1] and np.allclose(ours, truth, rtol=0, atol=_SAME):
-            return (rows, columns), joint, frame_token
+    if not np.isfinite(truth).all():
+        raise CostlError(f"{name}: its features are not finite. The weights are damaged; get them again.")
+    for frame, feature in tried.items():
+        if rows * columns == patches.shape[1] and np.allclose(feature, truth, rtol=0, atol=_SAME):
+            return (rows, columns), joint, frame
     raise UsageError(refusal)
 
 

@@ -24,11 +24,13 @@ FORMAT = 1
 class VideoRow:
     """What became of one video. `status` is ok, or says in a word why there are no features; `reason` in a sentence.
 
-    Raises CacheError for an id that is not a plain file name, or an `ok` row without its numbers.
+    `name` is what annotations call the video, `id` the same made safe to be a file name. Raises CacheError for an id
+    that is no plain file name, and for an `ok` row without its numbers.
     """
 
     id: str
     status: str
+    name: str
     reason: str = ""
     part: str = ""
     clips: int = 0
@@ -56,7 +58,7 @@ class VideoRow:
 
 
 _ROW_TYPES: dict[str, Any] = {"clips": int, "repaired": int, "duration_s": (int, float)} | dict.fromkeys(
-    ("id", "status", "reason", "part", "checksum", "content_hash", "decoder"), str
+    ("id", "status", "name", "reason", "part", "checksum", "content_hash", "decoder"), str
 )
 
 

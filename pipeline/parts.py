@@ -27,6 +27,7 @@ def write_part(path: Path, row: VideoRow, fingerprint: str, *, tokens: np.ndarra
             file,
             {
                 "video_id": row.id,
+                "name": row.name,
                 "fingerprint": fingerprint,
                 "content_hash": row.content_hash,
                 "checksum": row.checksum,
@@ -49,6 +50,7 @@ def read_row(path: Path, contents: Contents) -> VideoRow:
         return VideoRow(
             id=hdf5.get_attribute(file, "video_id", str),
             status="ok",
+            name=hdf5.get_attribute(file, "name", str),
             part=path.name,
             clips=clips,
             duration_s=duration_s,

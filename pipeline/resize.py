@@ -49,7 +49,7 @@ class Preprocess:
 
 
 def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[Tensor, "n 3 y x"]:
-    """Resize, crop or pad, normalise: open_clip's PIL transform, but for one grey level in some pixels of 10,000."""
+    """Resize, crop or pad, normalise: open_clip's PIL transform, but for one grey level here and there."""
     x = pixels.permute(0, 3, 1, 2).to(torch.float32)
     x = _resize(x, _resized(x.shape[-2:], preprocess), _kernel(preprocess))
     x = _centre(x, preprocess.size, fill=preprocess.fill_color if preprocess.resize_mode == "longest" else 0)
@@ -85,7 +85,8 @@ def _resized(found: torch.Size, preprocess: Preprocess) -> tuple[int, int]:
 
 def _resize(x: Float[Tensor, "n 3 h w"], size: tuple[int, int], kernel: str) -> Float[Tensor, "n 3 y x"]:
     # As PIL does it: the width first, rounded to grey levels, then the height, rounded again. One pass, or no
-    # rounding in between, differs in every tenth pixel.
+    # rounding in between, differs in every tenth pixel. (Since Pillow 13 it takes the height first where that shrinks
+    # much more than the width, which only squashing a tall picture does; features must not depend on its version.)
     for target in ((x.shape[-2], size[1]), size):
         if tuple(x.shape[-2:]) != target:
             x = F.interpolate(x, size=target, mode=kernel, antialias=True, align_corners=False)

@@ -148,11 +148,20 @@ def test_the_memory_map_is_what_h5py_reads(cache):
         np.testing.assert_array_equal(mapped, dataset[()])
 
 
+def test_a_video_is_found_by_the_name_that_annotations_use(cache):
+    with CacheWriter(cache, contents(), words()) as writer:
+        writer.store("caf%C3%A9", name="café", **features("v_a"))
+        writer.write_index()
+    reader = CacheReader(cache)
+    assert reader.video_ids == ["café"]
+    assert reader.tokens("café").shape == (3, 7, CHANNELS)
+
+
 def test_a_failed_video_keeps_its_reason(cache):
     reader = CacheReader(cache)
     [row] = [row for row in reader.rows if not row.ok]
     assert (row.id, row.status, row.reason) == ("bad", "failed", "no video stream")
-    with pytest.raises(CacheError, match="'bad' has no features .failed: no video stream"):
+    with pytest.raises(CacheError, match=r"'bad' has no features \(failed: no video stream"):
         reader.tokens("bad")
 
 
@@ -528,4 +537,4 @@ def test_damaged_json_is_refused(cache, text):
 
 def test_a_row_cannot_be_made_with_an_unsafe_id():
     with pytest.raises(CacheError, match="not a safe video id"):
-        VideoRow(id="../x", status="failed")
+        VideoRow(id="../x", status="failed", name="x")

@@ -1,4 +1,4 @@
-"""The key of a cache: the same settings give the same text, different ones a different one, and the difference has a name."""
+"""The key of a cache: equal for equal settings, different for different ones, and the difference has a name."""
 
 import subprocess
 import sys
