@@ -57,9 +57,7 @@ def compute_metrics(
     moments = _moment_metrics(answers, queries, official=official)
     highlights = _highlight_metrics(answers, queries, official=official, clip_s=clip_s)
     metrics = {"brief": _brief(moments, highlights), **highlights, **moments}
-    if official:
-        return _rounded(metrics)
-    return {**metrics, "notes": _notes(answers, queries)}
+    return _rounded(metrics) if official else {**metrics, "notes": _notes(answers, queries)}
 
 
 def interval_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -242,6 +240,8 @@ def _by_qid(predictions: Sequence[Prediction], queries: Sequence[Query]) -> dict
 
 
 def _check_official(by_qid: Mapping[int | str, Prediction], queries: Sequence[Query]) -> None:
+    if not any(row.windows or row.saliency for row in by_qid.values()):
+        raise UsageError("predictions: no windows and no saliency at all, expected a row for every query.")
     for part, truth in (("windows", "windows"), ("saliency", "clip_ids")):
         # A kind of prediction that nobody made, or a truth that nobody has, is left out as a whole.
         if not any(getattr(p, part) for p in by_qid.values()) or not any(getattr(q, truth) for q in queries):

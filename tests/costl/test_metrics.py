@@ -83,6 +83,8 @@ def test_qvhighlights_val_is_scored_in_under_a_second():
         ([answer(1), answer(2)], [query(1), query(2, [])], "query 2 has no true windows"),
         ([answer(1), answer(1)], [query(1)], "query 1 occurs 2 times"),
         ([answer(1), answer(3)], [query(1)], "query 3 is not in the truth"),
+        ([], [query(1)], "no windows and no saliency at all"),
+        ([answer(1, [])], [query(1)], "no windows and no saliency at all"),
     ],
 )
 def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predictions, queries, part):
