@@ -35,7 +35,8 @@ def find_videos(folder: Path) -> list[Video]:
     paths = _video_files(folder) or _video_files(folder / "videos")
     if not paths:
         expected = " ".join(sorted(SUFFIXES))
-        raise UsageError(f"{folder}: no videos ({_census(folder)}), expected {expected} here or in {folder / 'videos'}.")
+        found = _census(folder)
+        raise UsageError(f"{folder}: no videos ({found}), expected {expected} here or in {folder / 'videos'}.")
     _refuse_shared_stems(paths)
     return sorted((Video(safe_id(path.stem), path) for path in paths), key=lambda video: video.id)
 

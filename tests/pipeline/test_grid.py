@@ -1,0 +1,62 @@
+"""The feature grid: how many clips a video has, and where each is looked at."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.grid import Grid
+
+
+@pytest.mark.parametrize(
+    ("fps", "duration_s", "clips"),
+    [(0.5, 150.0, 75), (0.5, 151.0, 75), (0.5, 151.1, 76), (0.5, 0.9, 1), (0.5, 0.04, 1), (1.0, 30.7, 31)],
+)
+def test_the_number_of_clips_of_known_videos(fps, duration_s, clips):
+    assert Grid(fps, duration_s).clips == clips
+
+
+def test_centres_are_in_the_middle_of_their_clips():
+    assert Grid(0.5, 8.0).centres_s().tolist() == [1.0, 3.0, 5.0, 7.0]
+    assert Grid(0.5, 7.5).centres_s().tolist() == [1.0, 3.0, 5.0, 7.0]
+    assert Grid(0.5, 8.0).clip_s == 2.0
+
+
+def test_a_video_shorter_than_half_a_clip_is_seen_at_its_own_middle():
+    assert Grid(0.5, 0.6).centres_s().tolist() == [0.3]
+
+
+def test_noise_in_duration_times_fps_adds_no_clip():
+    assert Grid(0.1, 35.0 + 1e-9).clips == 3
+    assert Grid(1 / 3, 3 * 2.5).clips == 2
+
+
+@settings(deadline=None)
+@given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000))
+def test_centres_rise_evenly_inside_the_video(fps, duration_s):
+    grid = Grid(fps, duration_s)
+    centres_s = grid.centres_s()
+    assert centres_s.dtype == np.float64 and len(centres_s) == grid.clips >= 1
+    assert (centres_s > 0).all() and (centres_s < duration_s).all()
+    assert np.allclose(np.diff(centres_s), 1 / fps, rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(tenths=st.integers(1, 40_000), fps=st.sampled_from([Fraction(1, 2), Fraction(1), Fraction(2), Fraction(1, 3)]))
+def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):
+    exact = max(1, math.ceil(Fraction(tenths, 10) * fps - Fraction(1, 2)))
+    assert Grid(float(fps), tenths / 10).clips == exact
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_numbers_are_refused_by_name(value):
+    with pytest.raises(UsageError, match="fps"):
+        Grid(value, 10.0)
+    with pytest.raises(UsageError, match="duration_s"):
+        Grid(0.5, value)

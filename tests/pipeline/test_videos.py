@@ -1,0 +1,113 @@
+"""Which files of a folder are videos, what they are called, and the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError, VideoError
+from pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_videos_are_found_by_suffix_and_sorted_by_id(tmp_path):
+    touch(tmp_path, "b.MP4", "a.mkv", "notes.txt", "c.webm", "train.jsonl", ".mp4", ".hidden.mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["%2Ehidden", "a", "b", "c"]
+    assert find_videos(tmp_path)[1] == Video("a", tmp_path / "a.mkv")
+
+
+def test_every_known_suffix_counts(tmp_path):
+    touch(tmp_path, *(f"{suffix[1:]}{suffix}" for suffix in SUFFIXES))
+    assert len(find_videos(tmp_path)) == len(SUFFIXES) == 11
+
+
+def test_the_id_is_the_whole_stem_dots_included(tmp_path):
+    touch(tmp_path, "-0abC_d.e_60.0_210.0.mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["-0abC_d.e_60.0_210.0"]
+
+
+def test_a_folder_without_videos_of_its_own_may_hold_them_in_videos(tmp_path):
+    touch(tmp_path / "videos", "a.mp4")
+    touch(tmp_path / "other", "b.mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["a"]
+    touch(tmp_path, "top.mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["top"]
+
+
+def test_what_only_looks_like_a_video_is_passed_over(tmp_path):
+    touch(tmp_path, "real.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["link", "real"]
+
+
+def test_an_unusable_folder_is_one_sentence_with_what_was_found(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg", "c.txt")
+    with pytest.raises(UsageError, match=r"no videos \(2 \.jpg, 1 \.txt\), expected .*\.mp4"):
+        find_videos(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="it is empty"):
+        find_videos(tmp_path / "none")
+    with pytest.raises(UsageError, match="no such folder"):
+        find_videos(tmp_path / "missing")
+    with pytest.raises(UsageError, match="not a folder"):
+        find_videos(tmp_path / "a.jpg")
+
+
+def test_two_videos_of_one_name_are_refused_by_name(tmp_path):
+    touch(tmp_path, "a.mp4", "a.mkv", "b.mp4")
+    with pytest.raises(UsageError, match=r"a\.mkv and a\.mp4.*'a'"):
+        find_videos(tmp_path)
+
+
+STEMS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
+
+
+@settings(deadline=None)
+@given(st.lists(STEMS, min_size=2, max_size=20, unique=True))
+def test_ids_are_plain_file_names_and_all_different(stems):
+    ids = [safe_id(stem) for stem in stems]
+    assert len(set(ids)) == len(ids)
+    for name in ids:
+        assert name.isascii() and name.isprintable() and "/" not in name and not name.startswith(".")
+        assert 0 < len(name) <= 200
+
+
+@settings(deadline=None)
+@given(st.text("ABCxyz019._-+ ", min_size=1, max_size=60).filter(lambda stem: not stem.startswith(".")))
+def test_an_ordinary_name_is_its_own_id(stem):
+    assert safe_id(stem) == stem
+
+
+def test_known_encodings():
+    assert [safe_id(stem) for stem in ["a%b", "é", "..", "a:b?", "a\nb", "\udcff"]] == [
+        "a%25b", "%C3%A9", "%2E.", "a%3Ab%3F", "a%0Ab", "%FF",
+    ]  # fmt: skip
+
+
+def test_the_content_hash_is_over_size_and_bytes(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"abc" * 700_000)
+    assert content_hash(path) == hashlib.sha256(b"2100000\n" + b"abc" * 700_000).hexdigest()
+    first = content_hash(path)
+    path.write_bytes(b"abc" * 699_999 + b"abd")
+    assert content_hash(path) != first
+
+
+def test_a_file_that_cannot_be_read_is_a_video_error(tmp_path):
+    with pytest.raises(VideoError, match="cannot be read"):
+        content_hash(tmp_path / "missing.mp4")
