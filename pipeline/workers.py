@@ -96,7 +96,8 @@ def decode_videos(
     Every job ends in exactly one `Decoded` or `Failed`. Opening a video may take `time_limit_s` (and more for a large
     file), each chunk `time_limit_s` plus ten times the stretch of video it covers. Frames take
     `processes * slots * slot_bytes` bytes. `open_video` must be a module's own function, so that it can be sent to the
-    processes. Leaving the context kills them. Raises CostlError when a process cannot even start.
+    processes; a script that calls this needs the usual `if __name__ == "__main__":`. Leaving the context kills the
+    processes. Raises CostlError when one cannot even start.
     """
     if min(processes, slots, slot_bytes) < 1 or not time_limit_s > 0:
         raise ValueError("processes, slots, slot_bytes and time_limit_s must be above zero")

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import clips
+import decord
 import numpy as np
 import pytest
 
@@ -215,6 +216,45 @@ def test_damage_in_the_middle_is_refused_and_names_the_seconds(tmp_path):
     data[middle : middle + 1000] = b"\xff" * 1000
     path.write_bytes(data)
     assert "damaged" in refusal(path) and " s and " in refusal(path)
+
+
+def without(monkeypatch, missing: set[int]) -> None:
+    """Make decord unable to give these frames, as at the end of a file that promises more than it holds."""
+    batch = VideoFile._batch
+
+    def fails(self, wanted, last):
+        if missing & set(wanted.tolist()):
+            raise decord.DECORDLimitReachedError("recovered from nearest frames")
+        return batch(self, wanted, last)
+
+    monkeypatch.setattr(VideoFile, "_batch", fails)
+
+
+def test_a_few_missing_frames_are_replaced_by_the_one_before_and_counted(tmp_path, monkeypatch):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(100))
+    without(monkeypatch, {40, 76, 77})
+    with VideoFile(path) as video:
+        chunks = list(video.sample(np.arange(1.0, 99.0) / 25, chunk=10))
+        assert video.repaired == 3
+    numbers = [number for frames in chunks for number in clips.read_numbers(frames.pixels)]
+    assert numbers == [{40: 39, 76: 75, 77: 75}.get(k, k) for k in range(1, 99)]
+    assert np.concatenate([frames.times_s for frames in chunks]) == pytest.approx(np.array(numbers) / 25, abs=1e-4)
+
+
+def test_many_missing_frames_are_a_refusal(tmp_path, monkeypatch):
+    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(100))
+    without(monkeypatch, set(range(80, 100)))
+    with VideoFile(path) as video, pytest.raises(VideoError, match="damaged"):
+        list(video.sample(np.arange(100.0) / 25))
+
+
+def test_an_mkv_cut_short_ends_where_its_data_ends(tmp_path):
+    path = clips.make_clip(tmp_path / "a.mkv", clips.steady(100))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with VideoFile(path) as video:
+        assert 1.0 < video.duration_s < 3.0
+        wanted_s = Grid(5.0, video.duration_s).centres_s()
+    assert numbers_at(path, wanted_s) == [int(wanted * 25 + 1e-3) for wanted in wanted_s]
 
 
 def test_bytes_flipped_anywhere_give_frames_or_one_sentence(tmp_path):
