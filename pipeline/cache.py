@@ -29,7 +29,17 @@ try:
 except ImportError:  # Windows: nothing keeps a second writer away, but files are still published whole
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CacheReader", "CacheWriter", "Contents", "Joint", "VideoRow", "Words", "check_fingerprint", "parts_folder"]
+__all__ = [
+    "CacheReader",
+    "CacheWriter",
+    "Contents",
+    "Joint",
+    "VideoRow",
+    "Words",
+    "check_fingerprint",
+    "parts_folder",
+    "refuse_if_busy",
+]
 
 _INDEX_EVERY_S = 10.0
 
@@ -216,6 +226,12 @@ class CacheWriter:
         self._rows[row.id] = row
         if time.monotonic() >= self._next_index_s:
             self.write_index()
+
+
+def refuse_if_busy(path: Path) -> None:
+    """Raises CacheError at once when another process is writing the cache at `path`."""
+    if parts_folder(path).is_dir():
+        os.close(_lock(parts_folder(path) / ".lock"))
 
 
 def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -103,9 +103,9 @@ class Clip:
         """Network input, as `prepare` gives it, -> float16 [n 1+p c]; halves the batch when the GPU is full."""
         try:
             tokens = self._forward(images)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(images) == 1:
-                raise
+                raise CostlError(f"{self.name}: not even one frame fits on {self.device}. Try --device cpu.") from error
             half = len(images) // 2
             logging.getLogger(__name__).warning("the GPU is full: %d frames at once become %d.", len(images), half)
             return np.concatenate([self.encode_images(images[:half]), self.encode_images(images[half:])])

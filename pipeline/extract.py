@@ -1,0 +1,293 @@
+"""Stage one in its order: check what is cheap, load CLIP, decode and encode what is missing, publish the cache."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import CacheWriter, Contents, VideoRow, Words, check_fingerprint, parts_folder, refuse_if_busy
+from pipeline.clip import Clip, load_clip
+from pipeline.decoding import Job
+from pipeline.errors import CostlError, UsageError, VideoError
+from pipeline.index import read_words
+from pipeline.packing import Gathered, Packer
+from pipeline.settings import (
+    ExtractSettings,
+    check_annotations,
+    data_folder,
+    queries_in,
+    read_annotations,
+    read_settings,
+)
+from pipeline.videos import Video, content_hash, find_videos, safe_id
+from pipeline.workers import Chunk, Decoded, Failed, decode_videos
+
+__all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
+
+FAILURES_IN_A_ROW = 20
+_BATCH = {"cuda": 256, "cpu": 16}
+_UNSAVED = 4  # videos that may wait for the disk
+_QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: `done` of `total` in a `stage` (load, words, check, videos); `detail` is what it is at."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run did: names of videos decoded now (`done`) and found finished (`skipped`), rows of those that `failed`.
+
+    `truncated` are the queries longer than CLIP reads. `exit_code` is 1 when a video failed.
+    """
+
+    cache: Path
+    done: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    failed: tuple[VideoRow, ...] = ()
+    truncated: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns."""
+        return 1 if self.failed else 0
+
+
+def extract(
+    videos: Path,
+    *,
+    out: Path = Path("feats.h5"),
+    annotations: Path | Mapping[str, str] | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    fps: float | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    workers: int | None = None,
+    batch: int | None = None,
+    time_limit_s: float = 30.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> ExtractReport:
+    """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
+
+    `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
+    `weights` and `fps` win over the folder's costl.yaml, which wins over `ExtractSettings`. `workers` decode processes
+    (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
+    that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
+    CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row.
+    """
+    tell = progress or (lambda _: None)
+    found = _find(videos)
+    folder = data_folder(videos)
+    from_folder = read_settings(folder)
+    settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
+    texts = _annotations(annotations, folder, found)
+    _check_counts(workers=workers, batch=batch)
+    refuse_if_busy(out)
+    tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
+    clip = load_clip(settings.model, settings.weights, device=device, precision=precision)
+    contents = Contents(
+        fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
+        fps=float(settings.fps),
+        patch_grid=clip.patch_grid,
+        joint=clip.joint,
+        annotations=texts,
+        settings=from_folder.train,
+    )
+    check_fingerprint(out, contents.fingerprint)
+    words = _encode_queries(clip, queries_in(texts), out, tell)
+    with CacheWriter(out, contents, words) as writer:
+        skipped = _keep_finished(found, writer, tell)
+        missing = [video for video in found if video.id not in skipped]
+        run = _Run(clip, writer, missing, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
+        run.decode(fps=contents.fps, processes=workers or _cores(), time_limit_s=time_limit_s)
+    return ExtractReport(
+        cache=out,
+        done=tuple(row.name for row in run.rows if row.ok),
+        skipped=tuple(video.path.stem for video in found if video.id in skipped),
+        failed=tuple(row for row in run.rows if not row.ok),
+        truncated=tuple(query for query, one in words.items() if one.truncated),
+    )
+
+
+def _find(videos: Path) -> list[Video]:
+    return [Video(safe_id(videos.stem), videos)] if videos.is_file() else find_videos(videos)
+
+
+def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
+    asked = {name: value for name, value in flags.items() if value is not None}
+    return replace(ExtractSettings(), **{**from_folder, **asked})
+
+
+def _annotations(given: Path | Mapping[str, str] | None, folder: Path, found: Sequence[Video]) -> dict[str, str]:
+    names = [video.path.stem for video in found]
+    if isinstance(given, Mapping):
+        check_annotations(given, names)
+        return dict(given)
+    return read_annotations(folder if given is None else given, names)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"{name} is {count}, expected at least 1.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
+    """The words of every query; those that an earlier run of the same fingerprint encoded are taken over."""
+    known = read_words(out) if out.exists() else {}
+    new = [query for query in queries if query not in known]
+    for start in range(0, len(new), _QUERIES_AT_ONCE):
+        some = new[start : start + _QUERIES_AT_ONCE]
+        known |= dict(zip(some, clip.encode_text(some), strict=True))
+        tell(Progress("words", start + len(some), len(new)))
+    return {query: known[query] for query in queries}
+
+
+def _keep_finished(found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]) -> set[str]:
+    """The ids of videos whose part is whole and whose file is still the same; the others are noted as pending."""
+    kept = set()
+    with ThreadPoolExecutor(_cores()) as pool:
+        # Only what has a part is read now: hashing a large folder takes as long as reading it.
+        parts = {video.id: (parts_folder(writer.path) / f"{video.id}.h5").exists() for video in found}
+        hashes = {video.id: pool.submit(content_hash, video.path) for video in found if parts[video.id]}
+        for number, video in enumerate(found, start=1):
+            if (
+                video.id in hashes
+                and not hashes[video.id].exception()
+                and writer.keep(video.id, hashes[video.id].result())
+            ):
+                kept.add(video.id)
+            else:
+                writer.note(video.id, name=video.path.stem, status="pending", reason="not extracted yet.")
+            tell(Progress("check", number, len(found), video.path.name))
+    writer.write_index()
+    return kept
+
+
+class _Run:
+    """Decodes and encodes videos, and hands what is finished to one thread that saves it."""
+
+    def __init__(
+        self, clip: Clip, writer: CacheWriter, videos: Sequence[Video], *, batch: int, tell: Callable[[Progress], None]
+    ):
+        self._clip, self._writer, self._tell = clip, writer, tell
+        self._videos = {video.id: video for video in videos}
+        self._packer = Packer(clip.encode_images, batch=batch)
+        self._gathered: dict[str, Gathered] = {}
+        self._decoded: dict[str, Decoded] = {}
+        self._saving: deque[Future[VideoRow]] = deque()
+        self._failed_in_a_row = 0
+        self.rows: list[VideoRow] = []
+
+    def decode(self, *, fps: float, processes: int, time_limit_s: float) -> None:
+        """Works until every video is a row. Raises CostlError after too many failures in a row."""
+        jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
+        if not jobs:
+            return
+        with self._saver(), decode_videos(jobs, processes=processes, time_limit_s=time_limit_s) as events:
+            for event in events:
+                if isinstance(event, Chunk):
+                    self._take(event)
+                elif isinstance(event, Decoded):
+                    self._failed_in_a_row = 0
+                    self._decoded[event.video_id] = event
+                    self._save_if_complete(event.video_id)
+                else:
+                    self._give_up(event)
+            self._collect(self._packer.flush())
+
+    @contextmanager
+    def _saver(self) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as self._saves:
+            try:
+                yield
+                self._wait(0)
+            finally:
+                self._saves.shutdown(cancel_futures=True)
+                for gathered in self._gathered.values():
+                    gathered.close()
+
+    def _take(self, chunk: Chunk) -> None:
+        gathered = self._gathered.get(chunk.video_id) or Gathered(self._writer.parts)
+        self._gathered[chunk.video_id] = gathered
+        gathered.add_times(chunk.times_s)
+        try:
+            images = self._clip.prepare(chunk.pixels)
+        finally:
+            chunk.release()
+        self._collect(self._packer.add(chunk.video_id, images))
+
+    def _collect(self, encoded: Iterator[tuple[str, Any]]) -> None:
+        for video_id, tokens in encoded:
+            self._gathered[video_id].add_tokens(tokens)
+            self._save_if_complete(video_id)
+
+    def _save_if_complete(self, video_id: str) -> None:
+        decoded = self._decoded.get(video_id)
+        if decoded is None or self._gathered[video_id].frames < decoded.clips:
+            return
+        del self._decoded[video_id]
+        self._queue(self._save, decoded, self._gathered.pop(video_id))
+
+    def _give_up(self, failed: Failed) -> None:
+        self._packer.drop(failed.video_id)
+        if failed.video_id in self._gathered:
+            self._gathered.pop(failed.video_id).close()
+        self._queue(self._note, failed)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == FAILURES_IN_A_ROW:
+            self._wait(0)
+            raise CostlError(
+                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {failed.reason} "
+                "This looks like the machine or the folder, not the videos; what was finished is kept."
+            )
+
+    def _queue(self, save: Callable[..., VideoRow], *arguments: Any) -> None:
+        self._saving.append(self._saves.submit(save, *arguments))
+        self._wait(_UNSAVED)
+
+    def _wait(self, unsaved: int) -> None:
+        """Until no more than so many videos wait for the disk; an error of the saving thread comes out here."""
+        while len(self._saving) > unsaved or (self._saving and self._saving[0].done()):
+            row = self._saving.popleft().result()
+            self.rows.append(row)
+            self._tell(Progress("videos", len(self.rows), len(self._videos), row.reason or row.name))
+
+    def _save(self, decoded: Decoded, gathered: Gathered) -> VideoRow:
+        video = self._videos[decoded.video_id]
+        try:
+            return self._writer.store(
+                video.id,
+                name=video.path.stem,
+                tokens=gathered.tokens(),
+                times_s=gathered.times_s(),
+                duration_s=decoded.duration_s,
+                content_hash=content_hash(video.path),  # just decoded, so that it need not come from the disk
+                repaired=decoded.repaired,
+                decoder=decoded.decoder,
+            )
+        except VideoError as error:
+            return self._note(Failed(video.id, error.status, str(error)))
+        finally:
+            gathered.close()
+
+    def _note(self, failed: Failed) -> VideoRow:
+        name = self._videos[failed.video_id].path.stem
+        return self._writer.note(failed.video_id, name=name, status=failed.status, reason=failed.reason)

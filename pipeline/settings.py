@@ -1,0 +1,180 @@
+"""What a data folder says about itself: `costl.yaml` and the annotation files beside the videos."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UsageError
+
+FILE = "costl.yaml"
+SPLITS = ("train", "val", "test")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR) and clips per second.
+
+    Raises UsageError for a value that cannot be meant.
+    """
+
+    model: str = "ViT-B-32"
+    weights: str = "openai"
+    fps: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("model", "weights"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected a name.")
+        number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
+        if not (number and math.isfinite(self.fps) and self.fps > 0):
+            raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """The two sections of a `costl.yaml`: `extract` for us, `train` as it is for whoever trains."""
+
+    extract: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+def data_folder(videos: Path) -> Path:
+    """The folder that holds annotations and settings: that of the videos, or its parent where they lie in `videos/`."""
+    folder = videos if videos.is_dir() else videos.parent
+    above = folder.resolve().parent
+    says_nothing = not (folder / FILE).is_file() and not _split_files(folder)
+    return above if folder.resolve().name == "videos" and says_nothing else folder
+
+
+def read_settings(folder: Path) -> FolderSettings:
+    """The `costl.yaml` of a folder, empty where there is none; a relative weights path is taken from that folder.
+
+    Raises UsageError for what is not YAML, and for unknown keys with the nearest known one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return FolderSettings()
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from error
+    sections = _section(path, "the file", found, known=[item.name for item in fields(FolderSettings)])
+    extract = _section(path, "extract", sections.get("extract"), known=[item.name for item in fields(ExtractSettings)])
+    train = _section(path, "train", sections.get("train"), known=None)
+    if isinstance(extract.get("weights"), str):
+        extract["weights"] = _weights_beside(folder, extract["weights"])
+    return FolderSettings(extract, train)
+
+
+def read_annotations(place: Path, videos: Iterable[str]) -> dict[str, str]:
+    """The JSONL text of every split: {train,val,test}.jsonl and test_*.jsonl of a folder, or one file of any name.
+
+    `videos` are the names that rows may speak of. Raises UsageError where there is none, naming file and line of rows
+    that are no annotation and the videos that are missing.
+    """
+    files = [place] if place.is_file() else _split_files(place)
+    if not files:
+        raise UsageError(
+            f"{place}: no annotations. Expected train.jsonl, val.jsonl or test.jsonl there, "
+            "or --annotations with their place."
+        )
+    texts: dict[str, str] = {}
+    for path in files:
+        try:
+            texts[path.stem] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read ({error}).") from error
+    check_annotations(texts, videos)
+    return texts
+
+
+def check_annotations(texts: Mapping[str, str], videos: Iterable[str]) -> None:
+    """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
+    known, unknown, bad = set(videos), [], []
+    for split, number, row in _rows(texts):
+        problem = row if isinstance(row, str) else _problem(row)
+        if problem:
+            bad.append(f"{split}.jsonl:{number}: {problem}")
+        elif row["vid"] not in known:
+            unknown.append(row["vid"])
+    if bad:
+        raise UsageError(f"Annotations that cannot be used: {_some(bad, '; ')}.")
+    if unknown:
+        names = list(dict.fromkeys(unknown))
+        raise UsageError(
+            f"The annotations speak of {len(names)} videos that are not here: {_some(names, ', ')}. "
+            f"Here are {len(known)}: {_some(sorted(known), ', ')}. Add the missing ones or take out their rows."
+        )
+
+
+def queries_in(texts: Mapping[str, str]) -> list[str]:
+    """Every distinct query of checked annotations, in their order."""
+    return list(dict.fromkeys(row["query"] for _, _, row in _rows(texts)))
+
+
+def _split_files(folder: Path) -> list[Path]:
+    named = [folder / f"{split}.jsonl" for split in SPLITS]
+    return [path for path in [*named, *sorted(folder.glob("test_*.jsonl"))] if path.is_file()]
+
+
+def _section(path: Path, name: str, found: Any, *, known: list[str] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"{path}: {name} is {type(found).__name__}, expected `key: value` lines.")
+    unknown = [] if known is None else [key for key in found if key not in known]
+    if unknown and known is not None:
+        raise UsageError(f"{path}: {'; '.join(_unknown(key, known) for key in unknown)}.")
+    return dict(found)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key!r}, " + (f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}")
+
+
+def _weights_beside(folder: Path, weights: str) -> str:
+    tag, equals, name = weights.rpartition("=")
+    beside = folder / Path(name).expanduser()
+    return f"{tag}{equals}{beside}" if beside.exists() else weights
+
+
+def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
+    """(split, line number, row) of every line that is not blank; a row that is not JSON is a sentence about it."""
+    for split, text in texts.items():
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                yield split, number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield split, number, f"not JSON ({error})"
+
+
+def _problem(row: Any) -> str:
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    missing = [key for key in ("qid", "query", "vid", "duration") if row.get(key) is None]
+    if missing:
+        return f"no {', '.join(missing)}"
+    for key in ("query", "vid"):
+        if not isinstance(row[key], str) or not row[key].strip():
+            return f"{key} is {row[key]!r}, expected text"
+    number = isinstance(row["duration"], (int, float)) and not isinstance(row["duration"], bool)
+    if not (number and math.isfinite(row["duration"]) and row["duration"] > 0):
+        return f"duration is {row['duration']!r}, expected seconds above zero"
+    return ""
+
+
+def _some(items: list[str], between: str) -> str:
+    more = len(items) - _SHOWN
+    return between.join(items[:_SHOWN]) + (f"{between}and {more} more" if more > 0 else "")

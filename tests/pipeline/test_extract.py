@@ -1,0 +1,288 @@
+"""From a folder of videos to a cache: once, completely, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import clips
+import numpy as np
+import pytest
+from tinyclip import write_clip
+
+from pipeline import extract as module
+from pipeline.cache import CacheReader, CacheWriter, parts_folder
+from pipeline.clip import load_clip
+from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.extract import ExtractReport, Progress, extract
+
+SECONDS = {"v_a": 3.0, "v_b_0.0_2.0": 2.0, "Ünder way": 5.2}
+FRAME = 1 / 25
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    for number, (name, seconds) in enumerate(SECONDS.items()):
+        size = (48, 64) if number else (96, 64)
+        clips.make_clip(folder / f"{name}.mp4", clips.steady(round(seconds / FRAME)), size=size)
+    write_rows(folder / "train.jsonl", [("a dog", "v_a"), ("a red ball", "Ünder way"), ("a dog", "v_b_0.0_2.0")])
+    write_rows(folder / "test.jsonl", [("a cat runs", "v_a")])
+    write_clip(folder / "clip")
+    (folder / "costl.yaml").write_text("extract:\n  weights: clip\n  fps: 2\ntrain:\n  epochs: 7\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(world, tmp_path) -> Path:
+    return Path(shutil.copytree(world, tmp_path / "world"))
+
+
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
+    lines = [
+        {"qid": n, "query": query, "vid": vid, "duration": SECONDS.get(vid, 1.0)} for n, (query, vid) in enumerate(rows)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+
+
+def run(folder: Path, **options) -> ExtractReport:
+    return extract(folder, **{"out": folder.parent / "feats.h5", "device": "cpu", "workers": 1} | options)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory) -> Path:
+    """A whole cache, to be copied."""
+    home = tmp_path_factory.mktemp("finished")
+    report = run(Path(shutil.copytree(world, home / "world")))
+    assert report.failed == ()
+    return home
+
+
+@pytest.fixture
+def done(finished, tmp_path) -> Path:
+    """The data folder of a finished extraction; the cache lies beside it."""
+    return Path(shutil.copytree(finished, tmp_path / "home")) / "world"
+
+
+def contents_of(cache: Path) -> dict[str, bytes]:
+    files = [cache, *sorted(parts_folder(cache).glob("*.h5"))]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_videos_become_the_tokens_of_the_frames_on_screen(done):
+    reader = CacheReader(done.parent / "feats.h5")
+    clip = load_clip(weights=str(done / "clip"))
+    assert sorted(reader.video_ids) == sorted(SECONDS)
+    for name, seconds in SECONDS.items():
+        grid = reader.grid(name)
+        assert grid.fps == 2.0 and grid.duration_s == pytest.approx(seconds, abs=1e-3)
+        times_s, pictures = clips.shown_pictures(done / f"{name}.mp4")
+        shown = clips.on_screen(times_s, list(range(len(pictures))), grid.centres_s())
+        np.testing.assert_allclose(reader.times_s(name), times_s[shown], atol=1e-4)
+        expected = clip.tokens(np.stack([pictures[index] for index in shown]))
+        np.testing.assert_allclose(reader.tokens(name).astype(np.float32), expected, atol=0.02)
+        reader.verify(name)
+
+
+def test_the_cache_is_all_that_training_needs(done):
+    reader = CacheReader(done.parent / "feats.h5")
+    assert reader.splits == ["test", "train"]
+    assert reader.annotations("train") == (done / "train.jsonl").read_text(encoding="utf-8")
+    assert reader.settings == {"epochs": 7}
+    assert (reader.fps, reader.patch_grid) == (2.0, (4, 4))
+    assert reader.fingerprint["fps"] == 2.0
+    clip = load_clip(weights=str(done / "clip"))
+    for query, words in zip(("a dog", "a cat runs"), clip.encode_text(["a dog", "a cat runs"]), strict=True):
+        np.testing.assert_allclose(reader.words(query).sentence, words.sentence, atol=1e-6)
+    np.testing.assert_array_equal(reader.joint.projection, clip.joint.projection)
+
+
+def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
+    before = contents_of(done.parent / "feats.h5")
+    monkeypatch.setattr(module, "decode_videos", lambda *_, **__: pytest.fail("decoded"))
+    report = run(done)
+    assert report.done == () and sorted(report.skipped) == sorted(SECONDS) and report.exit_code == 0
+    assert contents_of(done.parent / "feats.h5") == before
+
+
+def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeypatch):
+    monkeypatch.setattr(module, "_UNSAVED", 0)
+    told: list[Progress] = []
+
+    def interrupt(progress: Progress) -> None:
+        told.append(progress)
+        if progress.stage == "videos":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, progress=interrupt)
+    half = CacheReader(folder.parent / "feats.h5")
+    assert 1 <= len(half.video_ids) < 3
+    assert {row.status for row in half.rows} == {"ok", "pending"}
+    report = run(folder)
+    assert sorted(report.skipped) == sorted(half.video_ids)
+    assert contents_of(folder.parent / "feats.h5") == contents_of(done.parent / "feats.h5")
+    assert [progress.stage for progress in told][:2] == ["load", "words"]
+
+
+def test_the_batch_and_the_number_of_processes_do_not_change_the_features(folder, done):
+    run(folder, batch=5, workers=2)
+    ours, theirs = CacheReader(folder.parent / "feats.h5"), CacheReader(done.parent / "feats.h5")
+    for name in SECONDS:
+        np.testing.assert_allclose(ours.tokens(name).astype(np.float32), theirs.tokens(name), atol=4e-3)
+
+
+def test_a_bad_video_is_a_row_and_the_exit_code_tells(folder):
+    (folder / "broken.mp4").write_text("not a video")
+    write_rows(folder / "val.jsonl", [("a dog", "broken")])
+    report = run(folder)
+    assert sorted(report.done) == sorted(SECONDS)
+    [row] = report.failed
+    assert (row.name, row.status, report.exit_code) == ("broken", "failed", 1)
+    reader = CacheReader(folder.parent / "feats.h5")
+    assert sorted(reader.video_ids) == sorted(SECONDS)
+    assert [found.reason for found in reader.rows if not found.ok] == [row.reason]
+    again = run(folder)
+    assert again.done == () and len(again.failed) == 1, "what failed is tried again, what is done is not"
+
+
+def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatch):
+    monkeypatch.setattr(module, "FAILURES_IN_A_ROW", 3)
+    for n in range(5):
+        (folder / f"z{n}.mp4").write_text("not a video")
+    with pytest.raises(CostlError, match="3 videos in a row failed"):
+        run(folder)
+    reader = CacheReader(folder.parent / "feats.h5")
+    assert sorted(row.status for row in reader.rows if row.name.startswith("z")) == ["failed"] * 3 + ["pending"] * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ({"fps": 1.0}, "fps: cache has 2.0, asked for 1.0"),
+        ({"precision": "bf16"}, "precision: cache has fp32, asked for bf16"),
+    ],
+)
+def test_other_settings_are_refused_by_name(done, option, answer):
+    before = contents_of(done.parent / "feats.h5")
+    with pytest.raises(CacheError, match=answer):
+        run(done, **option)
+    assert contents_of(done.parent / "feats.h5") == before
+
+
+def test_other_weights_are_refused_by_name(done):
+    write_clip(done / "clip", seed=1)
+    with pytest.raises(CacheError, match=r"weights: cache has .*, asked for"):
+        run(done)
+
+
+def test_a_replaced_video_is_done_again_and_only_that(done):
+    old = CacheReader(done.parent / "feats.h5").tokens("v_a").copy()
+    stamp = (done / "v_a.mp4").stat()
+    shutil.copy(done / "v_b_0.0_2.0.mp4", done / "v_a.mp4")
+    os.utime(done / "v_a.mp4", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    report = run(done)
+    assert report.done == ("v_a",) and len(report.skipped) == 2
+    reader = CacheReader(done.parent / "feats.h5")
+    assert reader.tokens("v_a").shape != old.shape
+    np.testing.assert_allclose(reader.tokens("v_a").astype(np.float32), reader.tokens("v_b_0.0_2.0"), atol=4e-3)
+
+
+def test_new_annotations_need_no_decoding(done):
+    write_rows(done / "val.jsonl", [("something new", "v_a")])
+    report = run(done)
+    assert report.done == ()
+    reader = CacheReader(done.parent / "feats.h5")
+    assert reader.splits == ["test", "train", "val"]
+    assert len(reader.words("something new").tokens) == 2
+
+
+def test_a_video_that_is_gone_leaves_the_index(done):
+    (done / "v_a.mp4").unlink()
+    (done / "test.jsonl").unlink()
+    write_rows(done / "train.jsonl", [("a dog", "Ünder way")])
+    run(done)
+    assert sorted(CacheReader(done.parent / "feats.h5").video_ids) == ["v_b_0.0_2.0", "Ünder way"]
+
+
+def test_a_query_too_long_for_clip_is_reported(folder):
+    write_rows(folder / "test.jsonl", [("dog " * 40, "v_a")])
+    assert run(folder).truncated == ("dog " * 40,)
+
+
+def test_one_video_and_one_sentence_are_enough(world, tmp_path):
+    rows = {"test": json.dumps({"qid": 0, "query": "a dog", "vid": "v_a", "duration": 3.0})}
+    report = extract(world / "v_a.mp4", out=tmp_path / "one.h5", annotations=rows, device="cpu", workers=1)
+    reader = CacheReader(report.cache)
+    assert reader.video_ids == ["v_a"] and reader.splits == ["test"]
+
+
+def test_videos_in_a_folder_of_their_own_find_their_annotations_above(folder):
+    (folder / "videos").mkdir()
+    for file in folder.glob("*.mp4"):
+        file.rename(folder / "videos" / file.name)
+    reports = [run(folder, out=folder / "a.h5"), run(folder / "videos", out=folder / "b.h5")]
+    assert [sorted(report.done) for report in reports] == [sorted(SECONDS)] * 2
+
+
+def test_flags_win_over_the_folder(folder):
+    run(folder, fps=1.0)
+    assert CacheReader(folder.parent / "feats.h5").fps == 1.0
+
+
+def drop_annotations(folder: Path) -> None:
+    for file in folder.glob("*.jsonl"):
+        file.unlink()
+
+
+def drop_videos(folder: Path) -> None:
+    for file in folder.glob("*.mp4"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "answer"),
+    [
+        (drop_annotations, {}, "no annotations"),
+        (drop_videos, {}, "no videos"),
+        (lambda folder: (folder / "v_a.mp4").unlink(), {}, "1 videos that are not here: v_a"),
+        (lambda folder: (folder / "costl.yaml").write_text("extract: {fsp: 1}"), {}, "did you mean 'fps'"),
+        (lambda folder: None, {"fps": 0.0}, "fps is 0.0"),
+        (lambda folder: None, {"model": "ViT-B32", "weights": "openai"}, "Did you mean ViT-B-32"),
+        (lambda folder: None, {"workers": 0}, "workers is 0"),
+        (lambda folder: None, {"annotations": Path("nowhere")}, "nowhere: no annotations"),
+    ],
+    ids=["annotations", "videos", "unknown video", "setting", "fps", "model", "workers", "place"],
+)
+def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder, change, options, answer):
+    change(folder)
+    with pytest.raises(UsageError, match=answer):
+        run(folder, **options)
+    assert not (folder.parent / "feats.h5").exists() and not (folder.parent / "feats.h5.parts").exists()
+
+
+def test_a_second_run_at_the_same_time_is_refused_at_once(done, monkeypatch):
+    reader = CacheReader(done.parent / "feats.h5")
+    monkeypatch.setattr(module, "load_clip", lambda *_, **__: pytest.fail("loaded CLIP first"))
+    with CacheWriter(reader.path, reader.contents, {}), pytest.raises(CacheError, match="another costl extract"):
+        run(done)
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(folder, monkeypatch):
+    saved = []
+    store = CacheWriter.store
+
+    def full(self, video_id, **features):
+        if saved:
+            raise CacheError("feats.h5.parts: cannot be written (No space left on device).")
+        saved.append(video_id)
+        return store(self, video_id, **features)
+
+    monkeypatch.setattr(CacheWriter, "store", full)
+    with pytest.raises(CacheError, match="No space left"):
+        run(folder)
+    monkeypatch.undo()
+    assert len(CacheReader(folder.parent / "feats.h5").video_ids) == 1
+    assert len(run(folder).skipped) == 1
