@@ -117,7 +117,7 @@ class Clip:
         return [words for start in batches for words in self._encode_texts(texts[start : start + _TEXT_BATCH])]
 
     @torch.inference_mode()
-    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n 1+p c"]:
+    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n tokens c"]:
         prefix, patches = _last_block(self._network.visual, images.to(_DTYPES[self.precision]))
         return torch.cat([self._frame_token(prefix, patches), patches], dim=1)
 

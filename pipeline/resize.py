@@ -39,9 +39,9 @@ class Preprocess:
     def of(cls, settings: Mapping[str, Any]) -> Preprocess:
         """From open_clip's `preprocess_cfg`, where a number may stand for a pair or a triple."""
         return cls(
-            size=_repeat(settings["size"], 2),
-            mean=_repeat(settings["mean"], 3),
-            std=_repeat(settings["std"], 3),
+            size=_repeat(settings["size"], 2, int),
+            mean=_repeat(settings["mean"], 3, float),
+            std=_repeat(settings["std"], 3, float),
             interpolation=settings["interpolation"],
             resize_mode=settings["resize_mode"],
             fill_color=settings.get("fill_color", 0),
@@ -57,8 +57,9 @@ def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[T
     return (x / 255 - mean) / std
 
 
-def _repeat(value: Any, count: int) -> Any:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+def _repeat(value: Any, count: int, kind: type) -> Any:
+    values = value if isinstance(value, (tuple, list)) else (value,) * count
+    return tuple(kind(one) for one in values)
 
 
 def _kernel(preprocess: Preprocess) -> str:

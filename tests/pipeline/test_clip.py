@@ -88,7 +88,7 @@ def test_pictures_are_prepared_as_pil_would(mode, interpolation, target, size):
 
 def test_an_unknown_resize_is_refused():
     with pytest.raises(UsageError, match="resize mode 'stretch'"):
-        Preprocess(size=(32, 32), mean=(0, 0, 0), std=(1, 1, 1), resize_mode="stretch")
+        Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3, resize_mode="stretch")
 
 
 # Tokens
@@ -179,8 +179,9 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
         load_clip(weights=str(tmp_path))
 
 
-def test_half_precision_stays_close(folder, clip):
-    half = load_clip(weights=str(folder), precision="bf16")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_stays_close(folder, clip, precision):
+    half = load_clip(weights=str(folder), precision=precision)
     close = half.joint.project(half.tokens(frames())[:, 0]) * clip.joint.project(clip.tokens(frames())[:, 0])
     assert close.sum(axis=1).min() > 0.999
     assert half.fingerprint() != clip.fingerprint()
