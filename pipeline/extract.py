@@ -17,6 +17,7 @@ from pipeline.decoding import Job
 from pipeline.errors import CostlError, UsageError, VideoError
 from pipeline.index import read_words
 from pipeline.packing import Gathered, Packer
+from pipeline.progress import Progress
 from pipeline.settings import (
     ExtractSettings,
     check_annotations,
@@ -34,16 +35,6 @@ FAILURES_IN_A_ROW = 20
 _BATCH = {"cuda": 256, "cpu": 16}
 _UNSAVED = 4  # videos that may wait for the disk
 _QUERIES_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: `done` of `total` in a `stage` (load, words, check, videos); `detail` is what it is at."""
-
-    stage: str
-    done: int
-    total: int
-    detail: str = ""
 
 
 @dataclass(frozen=True)

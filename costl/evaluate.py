@@ -1,0 +1,239 @@
+"""A run and a split -> predictions -> metrics, files and a picture; training validates by the same path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from costl.annotations import Prediction, Query, parse_jsonl
+from costl.checkpoint import load_checkpoint
+from costl.config import Config
+from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
+from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
+from costl.metrics import compute_metrics, interval_iou
+from costl.model.costl import CoSTL, Outputs, build_model
+from costl.predict import to_predictions
+from costl.runs import newest_run, open_cache, read_run
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, UsageError
+from pipeline.grid import Grid
+from pipeline.progress import Progress, Tell
+
+BATCH = 32
+DRAWN = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: `metrics` as `compute_metrics` lays them out, where the files are, what to know."""
+
+    run: Path
+    split: str
+    folder: Path
+    metrics: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    run: Path | None = None,
+    *,
+    split: str = "test",
+    cache: Path | None = None,
+    official: bool = False,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Tell | None = None,
+) -> Evaluation:
+    """Scores the best weights of a run (by default the newest in `runs/`) on a split of its cache.
+
+    Writes metrics.json, predictions.jsonl (the submission format), predictions.parquet and predictions.png to `out`, by
+    default `eval-<split>/` in the run. `official` reproduces the published evaluator. Raises UsageError for a missing
+    run or split, CacheError where the cache is not the one of the run or a file is damaged.
+    """
+    chosen = read_run(run) if run else newest_run()
+    features = open_cache(chosen, cache)
+    queries = read_queries(features, split)
+    place = pick_device(device)
+    model = build_for(chosen.config, features).to(place)
+    _load_best(model, chosen.folder)
+    predictions = predict_split(model, queries, features, config=chosen.config, device=place, progress=progress)
+    metrics = compute_metrics(predictions, queries, official=official, clip_s=RATED_CLIP_S)
+    folder = out or chosen.folder / f"eval-{split}"
+    write_predictions(folder / "predictions.jsonl", predictions)
+    write_parquet(folder / "predictions.parquet", predictions)
+    write_metrics(folder / "metrics.json", metrics)
+    draw_predictions(
+        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {chosen.folder.name}"
+    )
+    return Evaluation(chosen.folder, split, folder, metrics, tuple(data_notes(split, queries, features)))
+
+
+def predict_split(
+    model: CoSTL,
+    queries: Sequence[Query],
+    features: CacheReader,
+    *,
+    config: Config,
+    device: torch.device,
+    progress: Tell | None = None,
+) -> list[Prediction]:
+    """Predictions in the order of `queries`, without those whose video has no features.
+
+    Saliency is one score for each two seconds of the annotated duration, whatever the feature grid.
+    """
+    known = set(features.video_ids)
+    asked = [query for query in queries if query.vid in known]
+    found: dict[int | str, Prediction] = {}
+    with _at_rest(model):
+        for batch in ahead(evaluation_batches(asked, features, batch_size=BATCH, patches=config.spatial.steps > 0)):
+            outputs = model(**batch.to(device).model_inputs())
+            scores = ranking(outputs, sharpened=config.loss.quality > 0)
+            predictions = to_predictions(
+                batch.queries,
+                scores=scores.cpu(),
+                spans=outputs.spans.float().cpu(),
+                positions=outputs.positions.cpu(),
+                saliency=outputs.saliency.float().cpu(),
+                clips=batch.clips,
+                clip_s=1 / features.fps,
+                moments=config.predict.moments,
+                nms_sigma=config.predict.nms_sigma,
+                min_score=config.predict.min_score,
+            )
+            found |= {p.qid: _rated(p, q, features) for p, q in zip(predictions, batch.queries, strict=True)}
+            if progress:
+                progress(Progress("predict", len(found), len(asked)))
+    return [found[query.qid] for query in asked]
+
+
+def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:
+    """Score of every position [b n] in [0, 1]: foreground, or its geometric mean with the expected overlap."""
+    foreground = outputs.foreground.float().sigmoid()
+    return (foreground * outputs.quality.float().sigmoid()).sqrt() if sharpened else foreground
+
+
+def rated_saliency(saliency: Sequence[float], *, fps: float, duration_s: float) -> tuple[float, ...]:
+    """Scores of clips at `fps` -> one score for each two seconds of `duration_s`, as annotations rate them.
+
+    Each is the mean over the clips whose centre falls into its two seconds, or the nearest clip where there is none.
+    """
+    rated = Grid(1 / RATED_CLIP_S, duration_s).clips
+    values, centres = np.asarray(saliency, dtype=np.float64), (np.arange(len(saliency)) + 0.5) / fps
+    bounds = np.searchsorted(centres, np.arange(rated + 1) * RATED_CLIP_S)
+    nearest = np.abs(centres - (np.arange(rated)[:, None] + 0.5) * RATED_CLIP_S).argmin(1)
+    return tuple(
+        float(values[a:b].mean() if b > a else values[near])
+        for a, b, near in zip(bounds, bounds[1:], nearest, strict=False)
+    )
+
+
+def build_for(config: Config, features: CacheReader) -> CoSTL:
+    """The untrained model of these settings for the features of this cache. Raises CacheError when it has no words."""
+    joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
+    queries = [query for split in features.splits for query in read_queries(features, split)[:1]]
+    if not queries:
+        raise CacheError(f"{features.path}: no annotated query. Add annotations and run costl extract again.")
+    word_width = features.words(queries[0].query).tokens.shape[1]
+    return build_model(
+        config,
+        clip_width=joint["projection"].shape[0],
+        word_width=word_width,
+        patch_grid=features.patch_grid,
+        joint=joint,
+    )
+
+
+def read_queries(features: CacheReader, split: str) -> list[Query]:
+    """The queries of a split. Raises UsageError for one that the cache does not have, or that has no query."""
+    if split not in features.splits:
+        raise UsageError(f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}.")
+    queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
+    if not queries:
+        raise UsageError(f"{features.path}: split {split!r} is empty. Annotate it and run costl extract again.")
+    return queries
+
+
+def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> list[str]:
+    """What a person should know before trusting a number: videos without features, durations that disagree."""
+    known = set(features.video_ids)
+    lost = sorted({query.vid for query in queries} - known)
+    apart = {q.vid: abs(q.duration_s - features.row(q.vid).duration_s) for q in queries if q.vid in known}
+    # A second clip's worth is no rounding any more: the annotation means another cut of the video.
+    wrong = [vid for vid, seconds in apart.items() if seconds > max(RATED_CLIP_S, 1 / features.fps)]
+    notes = []
+    if lost:
+        count = sum(query.vid not in known for query in queries)
+        notes.append(
+            f"{split}: {count} of {len(queries)} queries ask about videos without features ({', '.join(lost[:3])}); "
+            "nothing is learned from them, and they count 0. costl status says why."
+        )
+    if wrong:
+        worst = max(wrong, key=lambda vid: apart[vid])
+        notes.append(
+            f"{split}: {len(wrong)} videos are longer or shorter than their annotation says, "
+            f"{worst} by {apart[worst]:.1f} s. Check that the annotation is of this very cut."
+        )
+    return notes
+
+
+def choose_examples(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[tuple[Query, Prediction]]:
+    """Up to eight queries across all outcomes: ranked by the overlap of the first moment, evenly picked."""
+    by_qid = {prediction.qid: prediction for prediction in predictions}
+    answered = [(query, by_qid[query.qid]) for query in queries if query.qid in by_qid]
+    if not answered:
+        raise UsageError("No query of this split has a video with features. costl status says why.")
+    ranked = sorted(answered, key=lambda pair: -_overlap(*pair))
+    picked = np.unique(np.linspace(0, len(ranked) - 1, min(DRAWN, len(ranked))).round().astype(int))
+    return [ranked[i] for i in picked]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises UsageError for a device that this machine does not have."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}). Try cpu or auto."
+        ) from error
+
+
+@contextmanager
+def _at_rest(model: CoSTL) -> Iterator[None]:
+    """Evaluation mode without gradients; the model comes back in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Prediction:
+    saliency = rated_saliency(prediction.saliency, fps=features.fps, duration_s=query.duration_s)
+    return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
+
+
+def _load_best(model: CoSTL, folder: Path) -> None:
+    weights, _ = load_checkpoint(folder, "best")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CacheError(
+            f"{folder}: its weights do not fit the model of this version ({str(error).splitlines()[-1].strip()}). "
+            "Train again."
+        ) from error
+
+
+def _overlap(query: Query, prediction: Prediction) -> float:
+    if not (query.windows and prediction.windows):
+        return 0.0
+    return float(interval_iou(np.array(prediction.windows[0][:2]), np.array(query.windows)).max())

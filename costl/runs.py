@@ -1,0 +1,170 @@
+"""The run folder: what training writes there and evaluation trusts.
+
+runs/<name>/
+    config.yaml         every setting, resolved
+    run.json            the cache, its fingerprint, a digest of each split's annotations, the versions in use
+    metrics.jsonl       one row an epoch
+    best.safetensors    the weights to evaluate
+    last.safetensors    all that resuming needs
+    summary.json        how it ended; its absence says that the run can be resumed
+    eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from costl.config import Config, load_config
+from costl.files import publish
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.fingerprint import explain_difference
+
+RUNS = Path("runs")
+LIBRARIES = ("costl", "torch", "numpy", "h5py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run on disk: its folder, its settings, and the cache it was trained from."""
+
+    folder: Path
+    config: Config
+    cache: Path
+    fingerprint: Mapping[str, Any]
+    annotations: Mapping[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its own end."""
+        return (self.folder / "summary.json").is_file()
+
+
+def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
+    """Makes the folder (by default a new `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
+
+    Raises UsageError where something lies there already, CostlError when the disk refuses.
+    """
+    folder = _new_folder(RUNS, features.path.stem) if folder is None else _claimed(folder)
+    about = {
+        "cache": str(features.path.resolve()),
+        "fingerprint": features.fingerprint,
+        "annotations": annotation_digests(features),
+        "started": datetime.now().astimezone().isoformat(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+    }
+    publish(folder / "config.yaml", config.to_yaml().encode())
+    publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder. Raises UsageError when there is none, CacheError when its files are damaged."""
+    if not (folder / "run.json").is_file():
+        raise UsageError(f"{folder}: not a run, run.json is missing. Give a folder that costl train wrote.")
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{folder / 'run.json'}: damaged ({error!r}). Train again.") from error
+    return Run(folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations)
+
+
+def newest_run(runs: Path = RUNS) -> Run:
+    """The run that was started last among those with weights to evaluate. Raises UsageError where there is none."""
+    started = {}
+    for weights in runs.glob("*/best.safetensors"):
+        try:
+            started[weights.parent] = json.loads((weights.parent / "run.json").read_text(encoding="utf-8"))["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no run of ours, or one that somebody took apart: asking for it by name says what is wrong
+    if not started:
+        raise UsageError(
+            f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
+        )
+    return read_run(max(started, key=lambda folder: datetime.fromisoformat(started[folder]).timestamp()))
+
+
+def open_cache(run: Run, override: Path | None = None) -> CacheReader:
+    """The cache a run was trained from, wherever it is now. Raises CacheError naming what differs from the run's."""
+    path = override or run.cache
+    if not path.is_file():
+        raise CacheError(f"{path}: no cache there, {run.folder} was trained from it. Say where it is now with --cache.")
+    features = CacheReader(path)
+    differences = explain_difference(features.fingerprint, run.fingerprint)
+    if differences:
+        raise CacheError(
+            f"{path} holds other features than {run.folder} was trained on ({'; '.join(differences)}). "
+            "Give the cache of the run with --cache, or train on this one."
+        )
+    return features
+
+
+def annotation_digests(features: CacheReader) -> dict[str, str]:
+    """sha256 of every split's annotations: resuming is exact only with the same ones."""
+    return {split: hashlib.sha256(features.annotations(split).encode()).hexdigest() for split in features.splits}
+
+
+def write_summary(run: Run, summary: Any) -> None:
+    """Marks the run as finished; `summary` is a dataclass."""
+    publish(run.folder / "summary.json", (json.dumps(asdict(summary), indent=2, default=str) + "\n").encode())
+
+
+def read_rows(run: Run, *, up_to: int) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of the first `up_to` epochs. Raises CacheError when they are not all there."""
+    path = run.folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if up_to else []
+        rows = [json.loads(line) for line in lines[:up_to]]
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{path}: cannot be read ({error}). Train again.") from error
+    if len(rows) < up_to:
+        raise CacheError(f"{path}: {len(rows)} rows, expected {up_to}, one an epoch. Train again.")
+    return rows
+
+
+def write_rows(run: Run, rows: list[dict[str, Any]]) -> None:
+    """All rows so far, at once or not at all."""
+    publish(run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _new_folder(runs: Path, stem: str) -> Path:
+    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1, 1000):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CostlError(
+                f"{folder}: cannot be made ({error.strerror}). Choose another place with --out."
+            ) from error
+        return folder
+    raise CostlError(f"{runs}: a thousand runs were started this second. Name one with --out.")
+
+
+def _claimed(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"{folder}: no place for a run ({error.strerror}). Choose another --out.") from error
+    if occupied:
+        raise UsageError(f"{folder}: holds files already. Continue it with --resume {folder}, or choose another --out.")
+    return folder
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,307 @@
+"""One readable loop: batch, loss, step, average, validate, save; resumes where it was, to the bit on a CPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from costl.annotations import Query
+from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from costl.config import Config, Layer, load_config
+from costl.dataset import Batch, ahead, training_batches
+from costl.evaluate import build_for, data_notes, pick_device, predict_split, read_queries
+from costl.metrics import compute_metrics
+from costl.model.costl import CoSTL
+from costl.objective import total_loss
+from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.progress import Progress, Tell
+
+NO_VALIDATION = "There is no split 'val': the weights of the last epoch are kept, and nothing stops training early."
+
+
+@dataclass(frozen=True)
+class Report:
+    """How training ended: `run` is its folder; `score` is `select` on validation at `best_epoch` (None without one)."""
+
+    run: Path
+    epochs: int
+    best_epoch: int
+    select: str
+    score: float | None
+    stopped_early: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _State:
+    """Everything that changes while training; all of it is in last.safetensors."""
+
+    model: CoSTL
+    average: CoSTL
+    optimizer: torch.optim.Optimizer
+    shuffle: torch.Generator
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best: float | None = None
+    seconds: float = 0.0
+
+
+COUNTS = ("epoch", "step", "best_epoch", "best", "seconds")
+
+
+def train(
+    cache: Path,
+    *,
+    config: Sequence[Layer] = (),
+    overrides: Iterable[str] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Tell | None = None,
+) -> Report:
+    """Trains CoSTL from a cache into the run folder `out` (default: a new one in `runs/`).
+
+    Settings are the defaults, changed by those that came with the videos (in the cache), by each layer of `config` in
+    turn, then by `overrides` such as "train.epochs=20". Raises UsageError for what is wrong with them or the splits,
+    CacheError for a cache that cannot be read, CostlError when the loss is no number any more.
+    """
+    features = CacheReader(cache)
+    settings = load_config(features.settings, *config, overrides=overrides)
+    splits = _splits(features, settings)
+    place = pick_device(device)
+    run = create_run(out, settings, features)
+    return _run(run, features, splits, _fresh_state(settings, features, place), progress or (lambda _: None))
+
+
+def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
+    """Continues an interrupted run with its own settings, as if it had never stopped (on a CPU to the last bit).
+
+    Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed.
+    """
+    stopped = read_run(run)
+    if stopped.finished:
+        raise UsageError(f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one.")
+    features = open_cache(stopped, cache)
+    splits = _splits(features, stopped.config)
+    _refuse_other_annotations(stopped, features, splits)
+    state = _fresh_state(stopped.config, features, pick_device(device))
+    if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
+        _load_state(state, run)
+    return _run(stopped, features, splits, state, progress or (lambda _: None))
+
+
+def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: _State, tell: Tell) -> Report:
+    """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
+    config, rows = run.config, read_rows(run, up_to=state.epoch)
+    notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
+    notes += [] if "val" in splits else [NO_VALIDATION]
+    queries = [query for query in splits["train"] if query.vid in set(features.video_ids)]
+    while state.epoch < config.train.epochs and not _out_of_patience(state, config):
+        started = time.perf_counter()
+        rows.append(_train_epoch(state, queries, features, config, tell))
+        score = None
+        if "val" in splits:
+            rows[-1]["val"] = _validate(state, splits["val"], features, config)
+            score = rows[-1]["val"][config.train.select]
+        rows[-1]["seconds"] = time.perf_counter() - started
+        state.seconds += rows[-1]["seconds"]
+        _keep_if_best(state, score, run)
+        write_rows(run, rows)
+        _save_state(state, run)
+        tell(Progress("train", state.epoch, config.train.epochs, _in_words(rows[-1], config)))
+    report = Report(
+        run=run.folder,
+        epochs=state.epoch,
+        best_epoch=state.best_epoch,
+        select=config.train.select,
+        score=state.best,
+        stopped_early=state.epoch < config.train.epochs,
+        seconds=state.seconds,
+        notes=tuple(notes),
+    )
+    write_summary(run, report)
+    return report
+
+
+def _train_epoch(
+    state: _State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell
+) -> dict[str, Any]:
+    """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
+    batches = training_batches(
+        queries,
+        features,
+        batch_size=config.train.batch_size,
+        patches=config.spatial.steps > 0,
+        wrong=config.loss.wrong_query > 0,
+        generator=state.shuffle,
+    )
+    sums: dict[str, Tensor] = {}
+    started, waited, seen, steps = time.perf_counter(), 0.0, 0, 0
+    state.model.train()
+    for batch, waiting in _timed(ahead(batches)):
+        _set_rate(state, config, share=(state.epoch + seen / len(queries)) / config.train.epochs)
+        for name, value in _step(state, batch, config).items():
+            sums[name] = sums.get(name, 0.0) + value
+        waited, seen, steps = waited + waiting, seen + len(batch.queries), steps + 1
+        tell(Progress(f"epoch {state.epoch + 1}", seen, len(queries)))
+    state.epoch += 1
+    return {
+        "epoch": state.epoch,
+        "losses": {name: float(value) / steps for name, value in sums.items()},
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "waiting": waited / (time.perf_counter() - started),
+    }
+
+
+def _step(state: _State, batch: Batch, config: Config) -> dict[str, Tensor]:
+    """One batch: outputs, loss, gradient, step, average; -> each loss. Raises CostlError when the loss is no number."""
+    device = next(state.model.parameters()).device
+    batch = batch.to(device)
+    # bfloat16 has the range of float32, so that no loss scaling is needed; losses are taken in full precision.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        outputs = state.model(**batch.model_inputs())
+    total, parts = total_loss(outputs, batch, config.loss)
+    state.optimizer.zero_grad()
+    total.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
+    if not (total + norm).isfinite():
+        raise CostlError(_no_number(state, batch, parts))
+    state.optimizer.step()
+    state.step += 1
+    # The average follows closely at first: it would remember the random beginning for too long.
+    _follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def _set_rate(state: _State, config: Config, *, share: float) -> None:
+    """Linear warm-up over steps times a cosine over the `share` of training that is done."""
+    warm = min(1.0, (state.step + 1) / max(1, config.train.warmup_steps))
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.train.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
+    """average = memory * average + (1 - memory) * model. Buffers are constants here and need no averaging."""
+    get_ema_multi_avg_fn(memory)(list(average.parameters()), list(model.parameters()), 0)
+
+
+def _no_number(state: _State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
+    bad = [name for name, value in parts.items() if not value.isfinite()] or ["the gradient"]
+    return (
+        f"Epoch {state.epoch + 1}, step {state.step + 1}: {', '.join(bad)} is not a finite number, in the batch of "
+        f"queries {', '.join(str(query.qid) for query in batch.queries)}. The epoch before is kept. Check these "
+        "videos, or train with a smaller train.learning_rate."
+    )
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that were spent waiting for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def _validate(state: _State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
+    device = next(state.average.parameters()).device
+    predictions = predict_split(state.average, queries, features, config=config, device=device)
+    return compute_metrics(predictions, queries)["brief"]
+
+
+def _out_of_patience(state: _State, config: Config) -> bool:
+    return state.best is not None and state.epoch - state.best_epoch >= config.train.patience
+
+
+def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
+    """Queries of `train` and, where there is one, of `val`; refuses a choice that validation could not make."""
+    names = ["train", *(["val"] if "val" in features.splits else [])]
+    splits = {split: read_queries(features, split) for split in names}
+    if not {query.vid for query in splits["train"]} & set(features.video_ids):
+        raise UsageError(f"{features.path}: no training video has features. costl status {features.path} says why.")
+    if "val" in splits:
+        measured = compute_metrics([], splits["val"])["brief"]
+        if config.train.select not in measured:
+            raise UsageError(
+                f"train.select is {config.train.select!r}, which the labels of 'val' cannot tell. "
+                f"Choose one of {', '.join(measured)}."
+            )
+    return splits
+
+
+def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:
+    now = annotation_digests(features)
+    for split in splits:
+        if now[split] != run.annotations.get(split):
+            raise CacheError(
+                f"{features.path}: the annotations of {split!r} have changed since {run.folder} began, which therefore "
+                "cannot be continued. Train a new run."
+            )
+
+
+def _fresh_state(config: Config, features: CacheReader, device: torch.device) -> _State:
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.train.seed)
+    model = build_for(config, features).to(device)
+    # Biases, norms and other single rows are not pulled towards zero: it would only shift what they are there to set.
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rows = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": rows, "weight_decay": 0.0}],
+        lr=config.train.learning_rate,
+    )
+    average = copy.deepcopy(model).requires_grad_(False)
+    return _State(model, average, optimizer, torch.Generator().manual_seed(config.train.seed))
+
+
+def _keep_if_best(state: _State, score: float | None, run: Run) -> None:
+    """Without validation every epoch is the best so far."""
+    if score is None or state.best is None or score > state.best:
+        state.best, state.best_epoch = score, state.epoch
+        save_checkpoint(run.folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
+
+
+def _save_state(state: _State, run: Run) -> None:
+    meta = {
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "shuffle": state.shuffle.get_state(),
+        "random": rng_state(),
+        "counts": {name: getattr(state, name) for name in COUNTS},
+    }
+    save_checkpoint(run.folder, "last", state.model.state_dict(), meta)
+
+
+def _load_state(state: _State, folder: Path) -> None:
+    weights, meta = load_checkpoint(folder, "last")
+    try:
+        state.model.load_state_dict(weights)
+        state.average.load_state_dict(meta["average"])
+        state.optimizer.load_state_dict(meta["optimizer"])
+        state.shuffle.set_state(meta["shuffle"])
+        set_rng_state(meta["random"])
+        for name in COUNTS:
+            setattr(state, name, meta["counts"][name])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
+
+
+def _in_words(row: Mapping[str, Any], config: Config) -> str:
+    loss = sum(getattr(config.loss, name) * value for name, value in row["losses"].items())
+    score = f", {config.train.select} {row['val'][config.train.select]:.1f}" if "val" in row else ""
+    return f"loss {loss:.3f}{score}"

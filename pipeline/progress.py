@@ -1,0 +1,23 @@
+"""Where a long call stands: what it tells the callback it was given, for the command line or anyone else to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` in a `stage`; `detail` is what it is at, in words.
+
+    Stages of extraction: load, words, check, videos; of training: one for every epoch, and `train`, which counts them;
+    of evaluation: predict; of the sample world: render.
+    """
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+Tell = Callable[[Progress], None]
