@@ -110,7 +110,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
     queries = [query for query in splits["train"] if query.vid in set(features.video_ids)]
     while state.epoch < config.train.epochs and not _out_of_patience(state, config):
         started = time.perf_counter()
-        rows.append(_train_epoch(state, queries, features, config, tell))
+        before = _in_words(rows[-1], config) if rows else "epoch 1"
+        rows.append(_train_epoch(state, queries, features, config, tell, before))
         score = None
         if "val" in splits:
             rows[-1]["val"] = _validate(state, splits["val"], features, config)
@@ -120,7 +121,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         _keep_if_best(state, score, run)
         write_rows(run, rows)
         _save_state(state, run)
-        tell(Progress("train", state.epoch, config.train.epochs, _in_words(rows[-1], config)))
+        done, total = state.epoch * len(queries), config.train.epochs * len(queries)
+        tell(Progress("train", done, total, _in_words(rows[-1], config)))
     report = Report(
         run=run.folder,
         epochs=state.epoch,
@@ -136,7 +138,7 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
 
 
 def _train_epoch(
-    state: _State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell
+    state: _State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell, before: str
 ) -> dict[str, Any]:
     """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
     batches = training_batches(
@@ -155,7 +157,7 @@ def _train_epoch(
         for name, value in _step(state, batch, config).items():
             sums[name] = sums.get(name, 0.0) + value
         waited, seen, steps = waited + waiting, seen + len(batch.queries), steps + 1
-        tell(Progress(f"epoch {state.epoch + 1}", seen, len(queries)))
+        tell(Progress("train", state.epoch * len(queries) + seen, config.train.epochs * len(queries), before))
     state.epoch += 1
     return {
         "epoch": state.epoch,
@@ -304,4 +306,4 @@ def _load_state(state: _State, folder: Path) -> None:
 def _in_words(row: Mapping[str, Any], config: Config) -> str:
     loss = sum(getattr(config.loss, name) * value for name, value in row["losses"].items())
     score = f", {config.train.select} {row['val'][config.train.select]:.1f}" if "val" in row else ""
-    return f"loss {loss:.3f}{score}"
+    return f"epoch {row['epoch']}: loss {loss:.3f}{score}"

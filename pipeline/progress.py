@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Progress:
     """`done` of `total` in a `stage`; `detail` is what it is at, in words.
 
-    Stages of extraction: load, words, check, videos; of training: one for every epoch, and `train`, which counts them;
-    of evaluation: predict; of the sample world: render.
+    Stages of extraction: load, words, check, videos; of training: train; of evaluation: predict; of the sample world:
+    render. A call made of several puts a word of its own before them.
     """
 
     stage: str

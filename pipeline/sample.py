@@ -58,6 +58,7 @@ def write_sample(
     if folder.exists() and any(folder.iterdir()) and not (folder / "objects.jsonl").exists():
         raise UsageError(f"{folder}: holds files that are no sample world. Choose an empty or new folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "objects.jsonl").touch()  # the sign of a sample world, from the start: one that was interrupted can be redone
     jobs = [(split, i) for split, count in settings.videos.items() for i in range(count)]
     results = Parallel(n_jobs=processes, return_as="generator")(
         delayed(_write_video)(folder, settings, split, i) for split, i in jobs
