@@ -13,9 +13,10 @@ import click
 from tqdm import tqdm
 
 from pipeline.errors import CostlError
-from pipeline.progress import Progress
+from pipeline.progress import Progress, Tell
 
 if TYPE_CHECKING:
+    from costl.train import Report
     from pipeline.cache import VideoRow
     from pipeline.extract import ExtractReport
 
@@ -36,6 +37,23 @@ overrides = click.option(
 )
 
 
+WORLD = (
+    click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split. Repeatable."),
+    click.option("--queries", type=int, help="Queries a video."),
+    click.option("--clips", type=(int, int), help="Fewest and most clips of a video, two seconds each."),
+    click.option("--side", type=int, help="Side of the picture in pixels."),
+    click.option("--seed", type=int, help="Another seed: another world."),
+    click.option("--hard", is_flag=True, default=None, help="More things on screen, more alike."),
+)
+
+
+def world_options(command: Any) -> Any:
+    """Gives a command the size and difficulty of a sample world."""
+    for option in reversed(WORLD):
+        command = option(command)
+    return command
+
+
 class Commands(click.Group):
     """Turns what a command raises into one sentence on standard error and the exit code that belongs to it."""
 
@@ -49,6 +67,10 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             say("Interrupted. What was finished is kept; the same command goes on from there (train: with --resume).")
             ctx.exit(INTERRUPTED)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are used, not of the alphabet."""
+        return list(self.commands)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -148,14 +170,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("folder", type=FOLDER)
-@click.option(
-    "--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split, as train=40. Repeatable."
-)
-@click.option("--queries", type=int, help="Queries a video.")
-@click.option("--clips", type=(int, int), help="Fewest and most clips of a video, two seconds each.")
-@click.option("--side", type=int, help="Side of the picture in pixels.")
-@click.option("--seed", type=int, help="Another seed: another world.")
-@click.option("--hard", is_flag=True, default=None, help="More things on screen, more alike.")
+@world_options
 def sample(folder: Path, **options: Any) -> None:
     """Writes a made-up world to try everything on: short videos, annotations and a small CLIP.
 
@@ -174,14 +189,7 @@ def sample(folder: Path, **options: Any) -> None:
 
 @main.command()
 @click.option("--out", "folder", type=FOLDER, default="costl-quickstart", show_default=True, help="Folder to work in.")
-@click.option(
-    "--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split, as train=40. Repeatable."
-)
-@click.option("--queries", type=int, help="Queries a video.")
-@click.option("--clips", type=(int, int), help="Fewest and most clips of a video, two seconds each.")
-@click.option("--side", type=int, help="Side of the picture in pixels.")
-@click.option("--seed", type=int, help="Another seed: another world.")
-@click.option("--hard", is_flag=True, default=None, help="More things on screen, more alike.")
+@world_options
 @overrides
 @device
 @as_json
@@ -264,27 +272,22 @@ def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
     click.echo(json.dumps(found | {"failed": failed, "truncated": report.truncated}) if as_json else report.cache)
 
 
-def _start_or_resume(
-    *,
-    cache: Path | None,
-    config: tuple[Path, ...],
-    overrides: tuple[str, ...],
-    out: Path | None,
-    run: Path | None,
-    **rest: Any,
-) -> Any:
-    if run is None and cache is None:
-        raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
-    if run is not None and (config or overrides or out):
+def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progress: Tell, **changes: Any) -> Report:
+    from costl.config import load_config
+
+    if run is not None and any(changes.values()):
         raise click.UsageError("--resume goes on with the run's own settings: leave out --config, --set and --out.")
-    from costl import train
+    load_config(*changes["config"], overrides=changes["overrides"])  # so that a slip is told before torch is loaded
+    from costl.train import resume, train
 
     if run is not None:
-        return train.resume(run, cache=cache, **rest)
-    return train.train(cache, config=config, overrides=overrides, out=out, **rest)
+        return resume(run, cache=cache, device=device, progress=progress)
+    if cache is None:
+        raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
+    return train(cache, device=device, progress=progress, **changes)
 
 
-def _tell_training(report: Any, *, as_json: bool) -> None:
+def _tell_training(report: Report, *, as_json: bool) -> None:
     score = "" if report.score is None else f" with {report.select} {report.score:.1f} on validation"
     early = ", stopped early" if report.stopped_early else ""
     say(*report.notes, f"{report.epochs} epochs{early}; epoch {report.best_epoch} is kept{score}.")

@@ -17,6 +17,7 @@ MODULES = {
     "cli": "click tqdm",
     "pipeline.errors": "",
     "pipeline.grid": "numpy",
+    "pipeline.progress": "",
     "pipeline.features": "numpy",
     "pipeline.fingerprint": "",
     "pipeline.videos": "",
@@ -46,19 +47,26 @@ MODULES = {
     "costl.dataset": "torch numpy jaxtyping",
     "costl.spans": "torch jaxtyping",
     "costl.losses": "torch jaxtyping",
+    "costl.objective": "torch jaxtyping",
     "costl.predict": "torch numpy jaxtyping",
     "costl.model.spatial": "torch jaxtyping",
     "costl.model.temporal": "torch jaxtyping",
     "costl.model.heads": "torch jaxtyping",
     "costl.model.costl": "torch jaxtyping",
+    "costl.runs": "",
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
+    "costl.references": "numpy",
+    "costl.quickstart": "",
     "costl.ask": "torch numpy",
 }
 
-# What stage two may know of stage one; `ask` is the one bridge.
-DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid"}
-EXTRA_DOORS = {"costl.ask": {"pipeline.extract"}}
+# What stage two may know of stage one; `ask` and `quickstart` are the bridges.
+DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
+EXTRA_DOORS = {
+    "costl.ask": {"pipeline.extract"},
+    "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
+}
 
 # Parts of the project that a module must not import itself (a package stands for all that is in it).
 NEVER = {
@@ -69,7 +77,10 @@ NEVER = {
     "costl.metrics": "costl.spans costl.model",
     "costl.checkpoint": "costl.model costl.dataset",
     "costl.export": "costl.model",
-    "costl.evaluate": "costl.train",
+    "costl.evaluate": "costl.train costl.references",
+    "costl.runs": "costl.model costl.dataset costl.train costl.evaluate",
+    "costl.objective": "costl.metrics costl.train",
+    "costl.references": "costl.train costl.model",
     "costl.model.spatial": "costl.config costl.dataset costl.metrics",
     "costl.model.temporal": "costl.config costl.dataset costl.metrics",
     "costl.model.heads": "costl.config costl.dataset costl.metrics",
@@ -93,6 +104,7 @@ NEVER_LOADED = {
     "costl.dataset": "decord open_clip",
     "costl.model.costl": "h5py decord open_clip",
     "costl.predict": "h5py decord open_clip",
+    "costl.runs": "torch decord open_clip matplotlib",
     "costl.train": "decord open_clip matplotlib",
     "costl.evaluate": "decord open_clip matplotlib",
 }
