@@ -107,7 +107,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
     config, rows = run.config, read_rows(run, up_to=state.epoch)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if "val" in splits else [NO_VALIDATION]
-    queries = [query for query in splits["train"] if query.vid in set(features.video_ids)]
+    known = set(features.video_ids)
+    queries = [query for query in splits["train"] if query.vid in known]
     while state.epoch < config.train.epochs and not _out_of_patience(state, config):
         started = time.perf_counter()
         before = _in_words(rows[-1], config) if rows else "epoch 1"

@@ -1,0 +1,68 @@
+"""What several tests share: checked shapes, and a very small sample world with its cache."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: the shapes in these modules' signatures are then checked while the tests run.
+SHAPED = ("costl.model", "costl.dataset", "costl.losses", "costl.objective", "costl.predict", "costl.spans")
+SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
+install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
+
+SMALL = """\
+extract:
+  weights: clip
+  fps: 0.5
+train:
+  model: {width: 32, heads: 2}
+  spatial: {top_k: 4}
+  train: {epochs: 3, warmup_steps: 2, batch_size: 6}
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """A data folder and its finished cache; tests that change either take a copy."""
+
+    videos: Path
+    cache: Path
+
+    def copy(self, folder: Path, **annotations: str | None) -> World:
+        """The same world in a folder of one's own, with other annotations in its cache."""
+        shutil.copytree(self.videos, folder / "videos")
+        shutil.copy(self.cache, folder / "feats.h5")
+        shutil.copytree(self.cache.with_name("feats.h5.parts"), folder / "feats.h5.parts")
+        self.annotate(folder / "feats.h5", **annotations)
+        return World(folder / "videos", folder / "feats.h5")
+
+    @staticmethod
+    def annotate(cache: Path, **annotations: str | None) -> None:
+        """Puts other JSONL text in the place of a split's; None takes the split away."""
+        with h5py.File(cache, "r+") as file:
+            for split, text in annotations.items():
+                del file["annotations"][split]
+                if text is not None:
+                    file["annotations"][split] = np.bytes_(text.encode())
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    """Four training, two validation, two test and two unseen videos of 12 clips and 64 pixels, with costl-tiny."""
+    from pipeline.extract import extract
+    from pipeline.sample import WorldSettings, write_sample
+
+    folder = tmp_path_factory.mktemp("world")
+    counts = {"train": 4, "val": 2, "test": 2, "test_unseen": 2}
+    settings = WorldSettings(videos=counts, queries=3, clips=(12, 12), side=64)
+    write_sample(folder / "videos", settings=settings, processes=1)
+    (folder / "videos" / "costl.yaml").write_text(SMALL, encoding="utf-8")
+    report = extract(folder / "videos", out=folder / "feats.h5", device="cpu", workers=1)
+    assert report.failed == ()
+    return World(folder / "videos", folder / "feats.h5")

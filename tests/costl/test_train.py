@@ -1,0 +1,271 @@
+"""The training loop: it learns, stops, keeps the best, and goes on as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from costl import train as module
+from costl.checkpoint import load_checkpoint
+from costl.config import load_config
+from costl.runs import read_run
+from costl.train import Report, resume, train
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.progress import Progress
+
+
+class Stop(Exception):
+    """What a test throws where a person would press Ctrl-C."""
+
+
+def run(world, folder: Path, *settings: str, **options) -> Report:
+    return train(world.cache, overrides=settings, out=folder, device="cpu", **options)
+
+
+def stop_after(epochs: int, *, of: int):
+    """Throws when so many epochs are done and saved, or in the middle of one when not whole."""
+
+    def tell(progress: Progress) -> None:
+        if progress.done / progress.total >= epochs / of and f"epoch {epochs}:" in progress.detail:
+            raise Stop
+
+    return tell
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def lasting(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor and number that a run ends with, but for the clock."""
+    weights, meta = load_checkpoint(folder, "last")
+    best, _ = load_checkpoint(folder, "best")
+    moments = {f"adam {i} {k}": v for i, s in meta["optimizer"]["state"].items() for k, v in s.items()}
+    counts = {k: torch.tensor(v) for k, v in meta["counts"].items() if k != "seconds"}
+    averages = {f"average {k}": v for k, v in meta["average"].items()}
+    random = {"shuffle": meta["shuffle"], "random": meta["random"]["torch"]}
+    return weights | {f"best {k}": v for k, v in best.items()} | moments | counts | averages | random
+
+
+def without_clock(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in ("seconds", "waiting")}
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> Path:
+    """Three epochs without interruption."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(world, folder)
+    return folder
+
+
+def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world, whole):
+    names = {path.name for path in whole.iterdir()}
+    expected = {"config.yaml", "run.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json"}
+    assert names == expected
+    about = json.loads((whole / "run.json").read_text())
+    assert Path(about["cache"]) == world.cache.resolve()
+    assert about["fingerprint"] == CacheReader(world.cache).fingerprint
+    assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    row = rows(whole)[-1]
+    assert row["epoch"] == 3 and 0 <= row["waiting"] <= 1 and row["seconds"] > 0
+    assert {"focal", "l1", "iou", "quality", "saliency"} <= row["losses"].keys()
+    assert "MR-full-mAP" in row["val"]
+
+
+def test_the_loss_falls(whole):
+    losses = [sum(row["losses"].values()) for row in rows(whole)]
+    assert losses[-1] < losses[0]
+
+
+def test_settings_come_from_the_defaults_then_the_cache_then_the_file_then_the_command_line(world, tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 1, patience: 9}\nmodel: {dropout: 0.2}\n")
+    run(world, tmp_path / "run", "model.dropout=0.0", config=[tmp_path / "mine.yaml"])
+    settings = load_config(tmp_path / "run" / "config.yaml")
+    assert settings.model.width == 32  # the cache
+    assert (settings.train.epochs, settings.train.patience) == (1, 9)  # the file over the cache and the defaults
+    assert settings.model.dropout == 0.0  # the command line over the file
+    assert settings.train.weight_decay == load_config().train.weight_decay
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == settings.to_dict()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world, whole, tmp_path):
+    run(world, tmp_path / "again")
+    run(world, tmp_path / "other", "train.seed=1")
+    same, again, other = (lasting(folder) for folder in (whole, tmp_path / "again", tmp_path / "other"))
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert any(not torch.equal(same[name], other[name]) for name in same)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_k_epochs_and_then_the_rest_are_as_good_as_all_at_once_to_the_last_bit(world, whole, tmp_path, epochs):
+    with pytest.raises(Stop):
+        run(world, tmp_path / "run", progress=stop_after(epochs, of=3))
+    assert not read_run(tmp_path / "run").finished
+    torch.manual_seed(99)  # whatever happened in between must not matter
+    resume(tmp_path / "run", device="cpu")
+    once, twice = lasting(whole), lasting(tmp_path / "run")
+    assert once.keys() == twice.keys()
+    assert [name for name in once if not torch.equal(once[name], twice[name])] == []
+    assert [without_clock(row) for row in rows(tmp_path / "run")] == [without_clock(row) for row in rows(whole)]
+
+
+def test_a_run_stopped_before_its_first_epoch_ended_starts_over_to_the_same_end(world, whole, tmp_path):
+    def at_once(progress: Progress) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(world, tmp_path / "run", progress=at_once)
+    resume(tmp_path / "run", device="cpu")
+    once, twice = lasting(whole), lasting(tmp_path / "run")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_row_written_by_an_epoch_that_was_not_saved_is_written_once(world, whole, tmp_path, monkeypatch):
+    save, calls = module._save_state, []
+
+    def fail_on_the_second(state, run):
+        calls.append(state.epoch)
+        if state.epoch == 2:
+            raise Stop
+        save(state, run)
+
+    monkeypatch.setattr(module, "_save_state", fail_on_the_second)
+    with pytest.raises(Stop):
+        run(world, tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 2
+    monkeypatch.setattr(module, "_save_state", save)
+    resume(tmp_path / "run", device="cpu")
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    assert all(
+        torch.equal(a, b) for a, b in zip(lasting(whole).values(), lasting(tmp_path / "run").values(), strict=True)
+    )
+
+
+def test_a_finished_run_is_not_resumed(whole):
+    with pytest.raises(UsageError, match="finished already"):
+        resume(whole)
+
+
+def test_a_missing_run_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere: not a run, run\.json is missing"):
+        resume(tmp_path / "nowhere")
+
+
+def test_a_folder_that_holds_something_is_never_overwritten(world, whole):
+    before = (whole / "best.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="holds files already"):
+        run(world, whole)
+    assert (whole / "best.safetensors").read_bytes() == before
+
+
+def test_training_stops_when_validation_stops_improving(world, tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 25.0, 99.0])
+    monkeypatch.setattr(module, "_validate", lambda *_: {"MR-full-mAP": next(scores)})
+    report = run(world, tmp_path / "run", "train.epochs=5", "train.patience=2")
+    assert (report.epochs, report.best_epoch, report.score, report.stopped_early) == (4, 2, 30.0, True)
+    _, meta = load_checkpoint(tmp_path / "run", "best")
+    assert meta == {"epoch": 2, "score": 30.0}
+
+
+def test_without_a_validation_split_the_last_epoch_is_kept_and_the_report_says_so(world, tmp_path):
+    copy = world.copy(tmp_path, val=None)
+    report = run(copy, tmp_path / "run", "train.epochs=2", "train.patience=1")
+    assert (report.epochs, report.best_epoch, report.score) == (2, 2, None)
+    assert any("no split 'val'" in note for note in report.notes)
+
+
+def test_without_a_training_split_there_is_nothing_to_do(world, tmp_path):
+    copy = world.copy(tmp_path, train=None)
+    with pytest.raises(UsageError, match="no split 'train', only test, test_unseen, val"):
+        run(copy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_choice_that_validation_cannot_make_is_refused_before_training(world, tmp_path):
+    only_saliency = "".join(
+        json.dumps({name: value for name, value in json.loads(line).items() if name != "relevant_windows"}) + "\n"
+        for line in CacheReader(world.cache).annotations("val").splitlines()
+    )
+    copy = world.copy(tmp_path, val=only_saliency)
+    with pytest.raises(UsageError, match=r"train\.select is 'MR-full-mAP'.*Choose one of HL-min-Fair-mAP"):
+        run(copy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_slip_in_the_settings_is_told_before_a_folder_is_made(world, tmp_path):
+    with pytest.raises(UsageError, match="Did you mean 'learning_rate'"):
+        run(world, tmp_path / "run", "train.lerning_rate=1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_at_once_and_names_the_queries(world, tmp_path, monkeypatch):
+    whole_loss = module.total_loss
+
+    def broken(outputs, batch, weights):
+        total, parts = whole_loss(outputs, batch, weights)
+        return total * float("nan"), parts | {"focal": parts["focal"] * float("nan")}
+
+    monkeypatch.setattr(module, "total_loss", broken)
+    with pytest.raises(CostlError, match=r"Epoch 1, step 1: focal is not a finite number.* queries 10\d+"):
+        run(world, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_resuming_with_other_annotations_is_refused(world, tmp_path):
+    copy = world.copy(tmp_path)
+    with pytest.raises(Stop):
+        run(copy, tmp_path / "run", progress=stop_after(1, of=3))
+    world.annotate(copy.cache, train=CacheReader(world.cache).annotations("train").splitlines()[0])
+    with pytest.raises(CacheError, match="annotations of 'train' have changed"):
+        resume(tmp_path / "run")
+
+
+def test_training_without_the_spatial_encoder_reads_the_frame_token_alone(world, tmp_path, monkeypatch):
+    seen = []
+    step = module._step
+    monkeypatch.setattr(module, "_step", lambda s, b, c: seen.append(b.tokens.shape[2]) or step(s, b, c))
+    run(world, tmp_path / "run", "spatial.steps=0", "train.epochs=1")
+    assert set(seen) == {1}
+
+
+def test_biases_and_norms_do_not_decay(world):
+    features = CacheReader(world.cache)
+    state = module._fresh_state(load_config(features.settings), features, torch.device("cpu"))
+    decayed, free = state.optimizer.param_groups
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0.0)
+    assert len(decayed["params"]) + len(free["params"]) == len(list(state.model.parameters()))
+
+
+def test_the_rate_rises_then_falls_to_nothing(world):
+    features = CacheReader(world.cache)
+    config = load_config(features.settings, overrides=["train.warmup_steps=10", "train.learning_rate=1.0"])
+    state = module._fresh_state(config, features, torch.device("cpu"))
+
+    def rate(step: int, share: float) -> float:
+        state.step = step
+        module._set_rate(state, config, share=share)
+        return state.optimizer.param_groups[1]["lr"]
+
+    assert rate(0, 0.0) == pytest.approx(0.1)
+    assert rate(9, 0.0) == pytest.approx(1.0)
+    assert rate(500, 0.5) == pytest.approx(0.5)
+    assert rate(999, 1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_averaged_weights_follow_as_asked(world):
+    features = CacheReader(world.cache)
+    state = module._fresh_state(load_config(features.settings), features, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.fill_(1.0)
+        for parameter in state.average.parameters():
+            parameter.fill_(0.0)
+    module._follow(state.average, state.model, memory=0.75)
+    assert all(torch.allclose(p, torch.tensor(0.25)) for p in state.average.parameters())
