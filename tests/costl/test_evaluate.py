@@ -1,0 +1,210 @@
+"""Evaluation: the path that validates, files for others, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from costl.annotations import Prediction, Query, parse_predictions
+from costl.checkpoint import load_checkpoint
+from costl.evaluate import (
+    build_for,
+    choose_examples,
+    data_notes,
+    evaluate,
+    pick_device,
+    predict_split,
+    rated_saliency,
+    read_queries,
+)
+from costl.metrics import compute_metrics
+from costl.runs import newest_run, read_run
+from costl.train import train
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, UsageError
+from pipeline.extract import extract
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory) -> Path:
+    """A trained run of the small world."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    train(world.cache, out=folder, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_an_evaluation_leaves_metrics_predictions_and_a_picture_in_the_run(world, copy):
+    found = evaluate(copy, split="test", device="cpu")
+    assert found.folder == copy / "eval-test"
+    text = (found.folder / "predictions.jsonl").read_text()
+    predictions = parse_predictions(text, "predictions.jsonl")
+    queries = read_queries(CacheReader(world.cache), "test")
+    assert [p.qid for p in predictions] == [q.qid for q in queries]
+    assert compute_metrics(predictions, queries) == found.metrics
+    assert json.loads((found.folder / "metrics.json").read_text()) == found.metrics
+    assert pq.read_table(found.folder / "predictions.parquet").num_rows == len(queries)
+    with Image.open(found.folder / "predictions.png") as picture:
+        assert picture.width > 1000 and picture.height > 600
+
+
+def test_evaluation_on_validation_gives_the_number_the_checkpoint_was_chosen_by(copy):
+    _, meta = load_checkpoint(copy, "best")
+    found = evaluate(copy, split="val", device="cpu")
+    assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(meta["score"])
+
+
+def test_the_order_of_queries_and_their_company_change_nothing(world, run):
+    features, config = CacheReader(world.cache), read_run(run).config
+    model = build_for(config, features)
+    model.load_state_dict(load_checkpoint(run, "best")[0])
+    queries = [q for split in features.splits for q in read_queries(features, split)]
+
+    def ask(some):
+        found = predict_split(model, some, features, config=config, device=torch.device("cpu"))
+        return {p.qid: np.concatenate([np.ravel(p.windows), p.saliency]) for p in found}
+
+    together, backwards = ask(queries), ask(queries[::-1])
+    alone = {qid: row for query in queries[:4] for qid, row in ask([query]).items()}
+    assert all(np.allclose(together[qid], backwards[qid], atol=1e-4) for qid in together)
+    assert all(np.allclose(together[qid], alone[qid], atol=1e-4) for qid in alone)
+
+
+def test_predicting_leaves_the_model_in_the_mode_it_was_in(world, run):
+    features, config = CacheReader(world.cache), read_run(run).config
+    model = build_for(config, features).train()
+    predict_split(model, read_queries(features, "val"), features, config=config, device=torch.device("cpu"))
+    assert model.training and next(model.parameters()).requires_grad
+
+
+def test_official_mode_rounds_as_published(copy):
+    metrics = evaluate(copy, official=True, device="cpu").metrics
+    assert "notes" not in metrics and "MR-full-R1@0.3" not in metrics["brief"]
+    assert all(value == round(value, 2) for value in metrics["brief"].values())
+
+
+def test_saliency_is_one_score_for_two_seconds_whatever_the_features(world, tmp_path):
+    cache = extract(world.videos, out=tmp_path / "fine.h5", fps=1.25, device="cpu", workers=1).cache
+    train(cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    evaluate(tmp_path / "run", device="cpu")
+    lines = (tmp_path / "run" / "eval-test" / "predictions.jsonl").read_text().splitlines()
+    assert {len(json.loads(line)["pred_saliency_scores"]) for line in lines} == {12}  # 24 s
+    assert CacheReader(cache).grid("test_0000").clips == 30
+
+
+@pytest.mark.parametrize(
+    ("saliency", "fps", "duration_s", "expected"),
+    [
+        ((1, 2, 3), 0.5, 6.0, (1, 2, 3)),  # the same grid
+        ((1, 3, 5, 9), 1.0, 4.0, (2, 7)),  # two clips of one second in each two
+        ((1, 2, 3, 4, 5), 1.25, 4.0, (1.5, 4)),  # centres 0.4 1.2 | 2.0 2.8 3.6
+        ((1, 5), 0.25, 8.0, (1, 1, 5, 5)),  # clips of four seconds: the nearest
+        ((7,), 0.01, 6.0, (7, 7, 7)),
+        ((1, 2, 3), 0.5, 6.9, (1, 2, 3)),  # what is left is less than half a clip
+        ((1, 2, 3), 0.5, 7.5, (1, 2, 3, 3)),  # annotated longer than the video is
+        ((1, 2, 3), 0.5, 4.0, (1, 2)),  # annotated shorter
+        ((4,), 0.5, 0.7, (4,)),
+    ],
+)
+def test_scores_are_averaged_into_two_seconds(saliency, fps, duration_s, expected):
+    assert rated_saliency(saliency, fps=fps, duration_s=duration_s) == pytest.approx(expected)
+
+
+def test_the_newest_run_is_the_one_started_last(copy, tmp_path, monkeypatch):
+    older = Path(shutil.copytree(copy, tmp_path / "runs" / "z-older"))
+    newer = Path(shutil.copytree(copy, tmp_path / "runs" / "a-newer"))
+    (tmp_path / "runs" / "no-run").mkdir()
+    about = json.loads((older / "run.json").read_text())
+    (older / "run.json").write_text(json.dumps(about | {"started": "2020-01-01T00:00:00+00:00"}))
+    (newer / "run.json").write_text(json.dumps(about | {"started": "2020-01-01T00:30:00+01:00"}))
+    assert newest_run(tmp_path / "runs").folder == older  # half past twelve in another time zone is earlier
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(device="cpu").run == Path("runs/z-older")
+
+
+def test_without_any_run_the_next_step_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"runs/: no trained run\. Train one with costl train"):
+        evaluate()
+    with pytest.raises(UsageError, match=r"elsewhere: not a run, run\.json is missing"):
+        evaluate(Path("elsewhere"))
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(copy):
+    with pytest.raises(UsageError, match="no split 'tset', only test, test_unseen, train, val"):
+        evaluate(copy, split="tset")
+
+
+def test_a_cache_of_other_features_is_refused_by_naming_what_differs(world, copy, tmp_path):
+    other = extract(world.videos / "test_0000.mp4", out=tmp_path / "other.h5", annotations=_one(world), fps=1.0)
+    with pytest.raises(CacheError, match=r"holds other features than .*fps: cache has 1\.0, asked for 0\.5"):
+        evaluate(copy, cache=other.cache)
+
+
+def test_a_cache_that_moved_is_found_by_saying_where(world, copy, tmp_path):
+    moved = world.copy(tmp_path)
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(about | {"cache": str(tmp_path / "gone.h5")}))
+    with pytest.raises(CacheError, match=r"gone\.h5: no cache there.* with --cache"):
+        evaluate(copy)
+    assert evaluate(copy, cache=moved.cache, device="cpu").split == "test"
+
+
+def test_a_damaged_run_is_refused(copy):
+    (copy / "run.json").write_text("{")
+    with pytest.raises(CacheError, match=r"run\.json: damaged"):
+        evaluate(copy)
+
+
+def test_weights_of_another_model_are_refused(copy):
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("width: 32", "width: 64"))
+    with pytest.raises(CacheError, match="weights do not fit"):
+        evaluate(copy, device="cpu")
+
+
+def test_queries_about_videos_without_features_count_nothing_and_are_named(world, copy, tmp_path):
+    lines = CacheReader(world.cache).annotations("test").splitlines()
+    lost = json.dumps(json.loads(lines[0]) | {"qid": 1, "vid": "lost"})
+    small = world.copy(tmp_path, test="\n".join([*lines, lost]))
+    full = evaluate(copy, device="cpu").metrics["brief"]
+    found = evaluate(copy, cache=small.cache, device="cpu")
+    share = len(lines) / (len(lines) + 1)
+    assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(share * full["MR-full-mAP"])
+    assert any("1 of 7 queries ask about videos without features (lost)" in note for note in found.notes)
+
+
+def test_a_duration_that_means_another_cut_is_pointed_out(world):
+    features = CacheReader(world.cache)
+    queries = [Query(1, "a", "test_0000", 24.0), Query(2, "b", "test_0001", 60.0)]
+    (note,) = data_notes("test", queries, features)
+    assert "test_0001 by 36.0 s" in note
+
+
+def test_examples_run_from_the_best_to_the_worst(world):
+    queries = [Query(i, "q", "v", 100.0, ((0.0, 50.0),)) for i in range(20)]
+    predictions = [Prediction(i, "q", "v", ((0.0, 50.0 - 2 * i, 0.5),)) for i in range(20)]
+    picked = [query.qid for query, _ in choose_examples(queries, predictions[::-1])]
+    assert picked[0] == 0 and picked[-1] == 19 and picked == sorted(picked) and len(picked) == 8
+
+
+def test_a_device_that_is_not_there_is_a_usage_error():
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="device 'abacus' cannot be used here"):
+        pick_device("abacus")
+
+
+def _one(world) -> dict[str, str]:
+    rows = (world.videos / "test.jsonl").read_text().splitlines()
+    return {"test": "\n".join(row for row in rows if json.loads(row)["vid"] == "test_0000")}
