@@ -1,0 +1,269 @@
+"""The command line: the three commands as typed, quickstart, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import cli
+from costl.checkpoint import load_checkpoint
+from costl.runs import read_run
+
+TINY = ["--videos", "train=2", "--videos", "val=1", "--videos", "test=1", "--videos", "test_unseen=1"]
+TINY += ["--clips", "12", "12", "--side", "64", "--queries", "3"]
+QUICK = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+
+
+def costl(*arguments: str | Path) -> Result:
+    """The command in this process; whatever is no error of ours comes out as it is."""
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=True)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    """The command in a process of its own, as a shell would start it."""
+    command = [sys.executable, "-c", "import cli; cli.main(prog_name='costl')", *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def sentence(result: Result) -> str:
+    """What went wrong, checked to be one line without a traceback and nothing on standard output."""
+    (line,) = (line for line in result.stderr.splitlines() if not line.endswith(" ..."))
+    assert line.startswith("Error: ") and line.endswith((".", "?")) and result.stdout == ""
+    return line
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> Path:
+    """A working folder with the videos in `dir/` and, extracted, `feats.h5`."""
+    shutil.copytree(world.copy(tmp_path / "aside").videos, tmp_path / "dir")
+    shutil.copy(tmp_path / "aside" / "feats.h5", tmp_path / "feats.h5")
+    shutil.copytree(tmp_path / "aside" / "feats.h5.parts", tmp_path / "feats.h5.parts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_names_every_command_and_the_three_that_are_enough():
+    result = costl("--help")
+    for command in ("extract", "train", "evaluate", "status", "sample", "quickstart"):
+        assert command in result.stdout
+        told = costl(command, "--help")
+        assert told.exit_code == 0 and f"costl {command}" in told.stdout
+    for line in ("costl extract --videos dir/", "costl train --cache feats.h5", "costl evaluate --split test"):
+        assert line in result.stdout
+
+
+def test_help_is_printed_without_loading_anything_heavy():
+    code = (
+        "import sys, cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'open_clip', 'decord', 'h5py', 'pyarrow', 'matplotlib', 'av', 'joblib', 'numpy'}\n"
+        "sys.exit(f'loaded: {sorted(heavy & set(sys.modules))}' if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_three_commands_as_typed_run_from_videos_to_metrics(here):
+    for path in (here / "feats.h5", here / "feats.h5.parts"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    first = costl("extract", "--videos", "dir/")
+    assert (first.exit_code, first.stdout) == (0, "feats.h5\n")
+    assert "10 videos extracted, 0 were there already, 0 failed." in first.stderr
+    trained = costl("train", "--cache", "feats.h5")
+    assert trained.exit_code == 0 and Path(trained.stdout.strip()).parent == Path("runs")
+    assert "3 epochs; epoch" in trained.stderr
+    evaluated = costl("evaluate", "--split", "test")
+    assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout and "HIT@1" in evaluated.stdout
+    folder = Path(trained.stdout.strip()) / "eval-test"
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json",
+        "predictions.jsonl",
+        "predictions.parquet",
+        "predictions.png",
+    }
+
+
+def test_a_second_extraction_decodes_nothing(here):
+    again = costl("extract", "--videos", "dir/", "--json")
+    found = json.loads(again.stdout)
+    assert again.exit_code == 0 and found["done"] == [] and len(found["skipped"]) == 10 and found["failed"] == []
+
+
+def test_json_is_what_machines_read(here):
+    trained = json.loads(costl("train", "--cache", "feats.h5", "--json", "--set", "train.epochs=1").stdout)
+    assert trained["epochs"] == 1 and trained["select"] == "MR-full-mAP"
+    metrics = json.loads(costl("evaluate", "--run", trained["run"], "--official", "--json").stdout)
+    assert metrics == json.loads((Path(trained["run"]) / "eval-test" / "metrics.json").read_text())
+    rows = json.loads(costl("status", "feats.h5", "--json").stdout)
+    assert len(rows) == 10 and {row["status"] for row in rows} == {"ok"}
+
+
+def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
+    (here / "dir" / "test_0000.mp4").write_bytes(b"this is no video, but long enough to look at" * 100)
+    result = costl("extract", "--videos", "dir/")
+    assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
+    assert "failed: test_0000: " in result.stderr and "9 were there already, 1 failed." in result.stderr
+    told = costl("status", "feats.h5").stdout
+    assert "test_0001" in told and "9 of 10 videos have features." in told
+    (row,) = (row for row in json.loads(costl("status", "feats.h5", "--json").stdout) if row["name"] == "test_0000")
+    assert row["status"] != "ok" and row["reason"]
+    assert costl("train", "--cache", "feats.h5", "--set", "train.epochs=1").exit_code == 0
+    evaluated = costl("evaluate")
+    assert evaluated.exit_code == 0 and "3 of 6 queries ask about videos without features" in evaluated.stderr
+
+
+def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
+    rows = (here / "dir" / "test.jsonl").read_text().splitlines()
+    long = "the red star " * 60
+    (here / "dir" / "test.jsonl").write_text("\n".join([json.dumps(json.loads(rows[0]) | {"query": long}), *rows[1:]]))
+    result = costl("extract", "--videos", "dir/")
+    assert result.exit_code == 0 and "cut: longer than CLIP reads" in result.stderr and long in result.stderr
+
+
+def no_videos(here: Path) -> list:
+    for video in (here / "dir").glob("*.mp4"):
+        video.unlink()
+    return ["extract", "--videos", "dir/"]
+
+
+def no_annotations(here: Path) -> list:
+    for file in (here / "dir").glob("*.jsonl"):
+        file.unlink()
+    return ["extract", "--videos", "dir/"]
+
+
+def an_unknown_video(here: Path) -> list:
+    row = json.loads((here / "dir" / "val.jsonl").read_text().splitlines()[0]) | {"vid": "elsewhere"}
+    (here / "dir" / "val.jsonl").write_text(json.dumps(row))
+    return ["extract", "--videos", "dir/"]
+
+
+def a_slip_in_costl_yaml(here: Path) -> list:
+    (here / "dir" / "costl.yaml").write_text("extract:\n  wieghts: clip\n")
+    return ["extract", "--videos", "dir/"]
+
+
+def a_cache_that_is_none(here: Path) -> list:
+    (here / "feats.h5").write_text("no HDF5")
+    return ["train", "--cache", "feats.h5"]
+
+
+WRONG = {
+    "no videos": (no_videos, 2, "dir"),
+    "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
+    "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
+    "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
+    "a slip in costl.yaml": (a_slip_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
+    "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),
+    "a cache of other settings": (
+        ["extract", "--videos", "dir/", "--fps", "1"],
+        3,
+        "fps: cache has 0.5, asked for 1.0",
+    ),
+    "a slip in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean 'epochs'?"),
+    "an impossible setting": (["train", "--cache", "feats.h5", "--set", "train.epochs=0"], 2, "above zero"),
+    "no such file of settings": (["train", "--cache", "feats.h5", "--config", "my.yaml"], 2, "my.yaml: cannot be read"),
+    "no cache": (["train", "--cache", "nothing.h5"], 3, "nothing.h5"),
+    "a cache that is none": (a_cache_that_is_none, 3, "feats.h5"),
+    "no run": (["evaluate", "--split", "test"], 2, "no trained run. Train one with costl train --cache feats.h5"),
+    "a run that is none": (["evaluate", "--run", "dir"], 2, "dir: not a run"),
+    "nothing to resume": (["train", "--resume", "dir"], 2, "dir: not a run"),
+    "no device of that name": (["train", "--cache", "feats.h5", "--device", "abacus"], 2, "device 'abacus'"),
+    "no cache to ask about": (["status", "nothing.h5"], 3, "nothing.h5"),
+    "a folder of somebody else": (["sample", "dir/../aside"], 2, "holds files that are no sample world"),
+    "a world that cannot be": (["sample", "new", "--side", "3"], 2, "side of 64 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
+    arguments, code, part = WRONG[name]
+    arguments = arguments if isinstance(arguments, list) else arguments(here)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    result = costl(*arguments)
+    assert result.exit_code == code and part in sentence(result)
+    after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == {path: content for path, content in before.items() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract"],
+        ["train"],
+        ["trian"],
+        ["evaluate", "--spilt", "test"],
+        ["sample", "new", "--videos", "train"],
+        ["train", "--resume", "x", "--set", "train.epochs=3"],
+    ],
+)
+def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = costl(*arguments)
+    assert result.exit_code == 2 and "Error: " in result.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
+    def train_until_stopped(after: int, *arguments: str) -> None:
+        with start("train", *arguments) as process:
+            rows = here / "run" / "metrics.jsonl"
+            deadline = time.monotonic() + 60
+            while not (rows.exists() and rows.read_text().count("\n") > after + 1):  # the last row may not be saved yet
+                assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+                time.sleep(0.05)
+            process.send_signal(stop)
+            stdout, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stdout) == (130, "") and "Interrupted." in stderr and "Traceback" not in stderr
+
+    train_until_stopped(
+        0, "--cache", "feats.h5", "--out", "run", "--set", "train.epochs=5000", "--set", "train.patience=5000"
+    )
+    first = load_checkpoint(here / "run", "last")[1]["counts"]["epoch"]
+    train_until_stopped(first, "--resume", "run")
+    assert load_checkpoint(here / "run", "last")[1]["counts"]["epoch"] > first
+    assert not read_run(here / "run").finished
+
+
+def test_a_sample_is_written_where_asked(tmp_path):
+    result = costl("sample", tmp_path / "new", *TINY)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
+    assert len(list((tmp_path / "new").glob("*.mp4"))) == 5
+    assert {"train.jsonl", "val.jsonl", "test.jsonl", "test_unseen.jsonl", "costl.yaml"} <= {
+        path.name for path in (tmp_path / "new").iterdir()
+    }
+
+
+def test_quickstart_ends_with_the_table_and_a_second_call_does_nothing_again(tmp_path):
+    first = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
+    assert first.exit_code == 0
+    rows = [line[:32].strip() for line in first.stdout.splitlines()[2:]]
+    assert rows == ["chance", "zero-shot CLIP", "CoSTL without spatial encoder", "CoSTL"]
+    assert first.stdout.splitlines()[1].split() == ["R1@0.5", "R1@0.7", "mAP", "HIT@1"] * 2
+    pictures = [
+        tmp_path / "q" / "runs" / "costl" / f"eval-{split}" / "predictions.png" for split in ("test", "test_unseen")
+    ]
+    assert all(picture.is_file() and str(picture) in first.stderr for picture in pictures)
+    assert read_run(tmp_path / "q" / "runs" / "costl-without-spatial-encoder").config.spatial.steps == 0
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("*") if p.suffix in (".mp4", ".safetensors")}
+    again = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
+    assert again.stdout == first.stdout and "render" not in again.stderr and "train ..." not in again.stderr
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--set", "train.seed=1")
+    assert other.exit_code == 2 and "was trained with other settings" in sentence(other)
+    other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--seed", "1")
+    assert other.exit_code == 2 and "holds another sample world" in sentence(other)
