@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,17 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from costl.annotations import Query
-from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from costl.config import Config, Layer, load_config
 from costl.dataset import Batch, ahead, training_batches
-from costl.evaluate import build_for, data_notes, pick_device, predict_split, read_queries
+from costl.evaluate import data_notes, pick_device, predict_split, read_queries
 from costl.metrics import compute_metrics
-from costl.model.costl import CoSTL
 from costl.objective import total_loss
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
+from costl.state import State, follow, fresh_state, keep_if_best, load_state, save_state
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.progress import Progress, Tell
@@ -42,24 +39,6 @@ class Report:
     stopped_early: bool
     seconds: float
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _State:
-    """Everything that changes while training; all of it is in last.safetensors."""
-
-    model: CoSTL
-    average: CoSTL
-    optimizer: torch.optim.Optimizer
-    shuffle: torch.Generator
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best: float | None = None
-    seconds: float = 0.0
-
-
-COUNTS = ("epoch", "step", "best_epoch", "best", "seconds")
 
 
 def train(
@@ -82,7 +61,7 @@ def train(
     splits = _splits(features, settings)
     place = pick_device(device)
     run = create_run(out, settings, features)
-    return _run(run, features, splits, _fresh_state(settings, features, place), progress or (lambda _: None))
+    return _run(run, features, splits, fresh_state(settings, features, place), progress or (lambda _: None))
 
 
 def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
@@ -96,13 +75,13 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
     features = open_cache(stopped, cache)
     splits = _splits(features, stopped.config)
     _refuse_other_annotations(stopped, features, splits)
-    state = _fresh_state(stopped.config, features, pick_device(device))
+    state = fresh_state(stopped.config, features, pick_device(device))
     if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
-        _load_state(state, run)
+        load_state(state, run)
     return _run(stopped, features, splits, state, progress or (lambda _: None))
 
 
-def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: _State, tell: Tell) -> Report:
+def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.config, read_rows(run, up_to=state.epoch)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
@@ -119,9 +98,9 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
             score = rows[-1]["val"][config.train.select]
         rows[-1]["seconds"] = time.perf_counter() - started
         state.seconds += rows[-1]["seconds"]
-        _keep_if_best(state, score, run)
+        keep_if_best(state, score, run.folder)
         write_rows(run, rows)
-        _save_state(state, run)
+        save_state(state, run.folder)
         done, total = state.epoch * len(queries), config.train.epochs * len(queries)
         tell(Progress("train", done, total, _in_words(rows[-1], config)))
     report = Report(
@@ -139,7 +118,7 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
 
 
 def _train_epoch(
-    state: _State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell, before: str
+    state: State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell, before: str
 ) -> dict[str, Any]:
     """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
     batches = training_batches(
@@ -168,7 +147,7 @@ def _train_epoch(
     }
 
 
-def _step(state: _State, batch: Batch, config: Config) -> dict[str, Tensor]:
+def _step(state: State, batch: Batch, config: Config) -> dict[str, Tensor]:
     """One batch: outputs, loss, gradient, step, average; -> each loss. Raises CostlError when the loss is no number."""
     device = next(state.model.parameters()).device
     batch = batch.to(device)
@@ -184,24 +163,18 @@ def _step(state: _State, batch: Batch, config: Config) -> dict[str, Tensor]:
     state.optimizer.step()
     state.step += 1
     # The average follows closely at first: it would remember the random beginning for too long.
-    _follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
+    follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
     return {name: value.detach() for name, value in parts.items()}
 
 
-def _set_rate(state: _State, config: Config, *, share: float) -> None:
+def _set_rate(state: State, config: Config, *, share: float) -> None:
     """Linear warm-up over steps times a cosine over the `share` of training that is done."""
     warm = min(1.0, (state.step + 1) / max(1, config.train.warmup_steps))
     for group in state.optimizer.param_groups:
         group["lr"] = config.train.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
-    """average = memory * average + (1 - memory) * model. Buffers are constants here and need no averaging."""
-    get_ema_multi_avg_fn(memory)(list(average.parameters()), list(model.parameters()), 0)
-
-
-def _no_number(state: _State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
+def _no_number(state: State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
     bad = [name for name, value in parts.items() if not value.isfinite()] or ["the gradient"]
     return (
         f"Epoch {state.epoch + 1}, step {state.step + 1}: {', '.join(bad)} is not a finite number, in the batch of "
@@ -220,13 +193,13 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - started
 
 
-def _validate(state: _State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
+def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
     device = next(state.average.parameters()).device
     predictions = predict_split(state.average, queries, features, config=config, device=device)
     return compute_metrics(predictions, queries)["brief"]
 
 
-def _out_of_patience(state: _State, config: Config) -> bool:
+def _out_of_patience(state: State, config: Config) -> bool:
     return state.best is not None and state.epoch - state.best_epoch >= config.train.patience
 
 
@@ -254,54 +227,6 @@ def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[
                 f"{features.path}: the annotations of {split!r} have changed since {run.folder} began, which therefore "
                 "cannot be continued. Train a new run."
             )
-
-
-def _fresh_state(config: Config, features: CacheReader, device: torch.device) -> _State:
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    torch.manual_seed(config.train.seed)
-    model = build_for(config, features).to(device)
-    # Biases, norms and other single rows are not pulled towards zero: it would only shift what they are there to set.
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rows = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": rows, "weight_decay": 0.0}],
-        lr=config.train.learning_rate,
-    )
-    average = copy.deepcopy(model).requires_grad_(False)
-    return _State(model, average, optimizer, torch.Generator().manual_seed(config.train.seed))
-
-
-def _keep_if_best(state: _State, score: float | None, run: Run) -> None:
-    """Without validation every epoch is the best so far."""
-    if score is None or state.best is None or score > state.best:
-        state.best, state.best_epoch = score, state.epoch
-        save_checkpoint(run.folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
-
-
-def _save_state(state: _State, run: Run) -> None:
-    meta = {
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "shuffle": state.shuffle.get_state(),
-        "random": rng_state(),
-        "counts": {name: getattr(state, name) for name in COUNTS},
-    }
-    save_checkpoint(run.folder, "last", state.model.state_dict(), meta)
-
-
-def _load_state(state: _State, folder: Path) -> None:
-    weights, meta = load_checkpoint(folder, "last")
-    try:
-        state.model.load_state_dict(weights)
-        state.average.load_state_dict(meta["average"])
-        state.optimizer.load_state_dict(meta["optimizer"])
-        state.shuffle.set_state(meta["shuffle"])
-        set_rng_state(meta["random"])
-        for name in COUNTS:
-            setattr(state, name, meta["counts"][name])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
 
 
 def _in_words(row: Mapping[str, Any], config: Config) -> str:

@@ -54,6 +54,7 @@ MODULES = {
     "costl.model.heads": "torch jaxtyping",
     "costl.model.costl": "torch jaxtyping",
     "costl.runs": "",
+    "costl.state": "torch",
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.references": "numpy",

@@ -13,6 +13,7 @@ from costl import train as module
 from costl.checkpoint import load_checkpoint
 from costl.config import load_config
 from costl.runs import read_run
+from costl.state import follow, fresh_state
 from costl.train import Report, resume, train
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
@@ -127,19 +128,19 @@ def test_a_run_stopped_before_its_first_epoch_ended_starts_over_to_the_same_end(
 
 
 def test_a_row_written_by_an_epoch_that_was_not_saved_is_written_once(world, whole, tmp_path, monkeypatch):
-    save, calls = module._save_state, []
+    save, calls = module.save_state, []
 
-    def fail_on_the_second(state, run):
+    def fail_on_the_second(state, folder):
         calls.append(state.epoch)
         if state.epoch == 2:
             raise Stop
-        save(state, run)
+        save(state, folder)
 
-    monkeypatch.setattr(module, "_save_state", fail_on_the_second)
+    monkeypatch.setattr(module, "save_state", fail_on_the_second)
     with pytest.raises(Stop):
         run(world, tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
-    monkeypatch.setattr(module, "_save_state", save)
+    monkeypatch.setattr(module, "save_state", save)
     resume(tmp_path / "run", device="cpu")
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
     assert all(
@@ -236,7 +237,7 @@ def test_training_without_the_spatial_encoder_reads_the_frame_token_alone(world,
 
 def test_biases_and_norms_do_not_decay(world):
     features = CacheReader(world.cache)
-    state = module._fresh_state(load_config(features.settings), features, torch.device("cpu"))
+    state = fresh_state(load_config(features.settings), features, torch.device("cpu"))
     decayed, free = state.optimizer.param_groups
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
     assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0.0)
@@ -246,7 +247,7 @@ def test_biases_and_norms_do_not_decay(world):
 def test_the_rate_rises_then_falls_to_nothing(world):
     features = CacheReader(world.cache)
     config = load_config(features.settings, overrides=["train.warmup_steps=10", "train.learning_rate=1.0"])
-    state = module._fresh_state(config, features, torch.device("cpu"))
+    state = fresh_state(config, features, torch.device("cpu"))
 
     def rate(step: int, share: float) -> float:
         state.step = step
@@ -261,11 +262,11 @@ def test_the_rate_rises_then_falls_to_nothing(world):
 
 def test_averaged_weights_follow_as_asked(world):
     features = CacheReader(world.cache)
-    state = module._fresh_state(load_config(features.settings), features, torch.device("cpu"))
+    state = fresh_state(load_config(features.settings), features, torch.device("cpu"))
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.fill_(1.0)
         for parameter in state.average.parameters():
             parameter.fill_(0.0)
-    module._follow(state.average, state.model, memory=0.75)
+    follow(state.average, state.model, memory=0.75)
     assert all(torch.allclose(p, torch.tensor(0.25)) for p in state.average.parameters())
