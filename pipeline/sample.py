@@ -18,6 +18,8 @@ from pipeline.world import Placed, draw, is_unseen, texture
 
 RATE = 5  # frames a second of the rendered videos
 TINY_CLIP = Path(__file__).parent / "costl-tiny"
+# Without x264's mbtree, whose output changes from run to run: the same settings shall give the same bytes.
+ENCODER = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
 SETTINGS = """\
 # Settings of this folder; `costl extract` reads them, flags win over them.
 extract:
@@ -134,7 +136,7 @@ def _render(path: Path, tracks: list[story.Track], clips: int, side: int, rng: n
 
     ground, drift = texture(rng, side), rng.uniform(-3, 3, 2)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
         stream.width = stream.height = side
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, RATE)
         for index in range(clips * story.CLIP_S * RATE):
