@@ -1,0 +1,177 @@
+"""Queries and cache -> padded batches with masks; the sentences about one video travel together, its tokens once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from costl.annotations import Query
+from pipeline.cache import Joint, Words
+from pipeline.grid import Grid
+
+RATED_CLIP_S = 2.0  # QVHighlights rates clips of two seconds, whatever the feature grid
+HIGHEST_RATING = 4.0
+QUERIES_OF_ONE_VIDEO = 8  # that may share a batch: more would make it a batch about one video
+
+
+@runtime_checkable
+class Features(Protocol):
+    """What is asked of a cache; `pipeline.cache.CacheReader` is one."""
+
+    fps: float
+    patch_grid: tuple[int, int]
+    joint: Joint
+
+    def grid(self, video_id: str) -> Grid: ...
+    def tokens(self, video_id: str) -> np.ndarray: ...
+    def words(self, query: str) -> Words: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tensors; `video[b]` is the video that sentence b asks about, every mask is True where something is real.
+
+    Rows with `right` False pair a sentence with another video, to learn what is not there; they come last and carry no
+    target. `moments` [start, end) in clips; `ratings` in [0, 1]; `relevant` the clips inside a moment.
+    """
+
+    queries: tuple[Query, ...]
+    clips: tuple[int, ...]
+    tokens: Float[Tensor, "v t n c"]
+    frame_mask: Bool[Tensor, "v t"]
+    video: Int[Tensor, "b"]
+    words: Float[Tensor, "b l w"]
+    word_mask: Bool[Tensor, "b l"]
+    sentence: Float[Tensor, "b e"]
+    right: Bool[Tensor, "b"]
+    moments: Float[Tensor, "b m 2"]
+    moment_mask: Bool[Tensor, "b m"]
+    ratings: Float[Tensor, "b t"]
+    relevant: Bool[Tensor, "b t"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of the model's forward."""
+        names = ("tokens", "frame_mask", "video", "words", "word_mask", "sentence")
+        return {name: getattr(self, name) for name in names}
+
+
+def training_batches(
+    queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool, wrong: bool, generator: torch.Generator
+) -> Iterator[Batch]:
+    """One epoch in random order; with `wrong`, each video is also asked one sentence about another."""
+    for group in _shuffled_groups(queries, batch_size, generator):
+        yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, generator) if wrong else ())
+
+
+def evaluation_batches(queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool) -> Iterator[Batch]:
+    """Every query once, videos together; the caller may rely on `Batch.queries`, not on the order of `queries`."""
+    by_video = sorted(queries, key=lambda q: q.vid)
+    for start in range(0, len(by_video), batch_size):
+        yield collate(by_video[start : start + batch_size], features, patches=patches)
+
+
+def ahead(batches: Iterable[Batch], count: int = 2) -> Iterator[Batch]:
+    """The same batches, `count` of them prepared in a thread while the model works."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(next, batches, None) for _ in range(count)]
+        while (batch := waiting.pop(0).result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
+
+
+def collate(
+    queries: Sequence[Query], features: Features, *, patches: bool, wrong: Sequence[tuple[int, int]] = ()
+) -> Batch:
+    """A batch of `queries`, then of `wrong` pairs (index of a query, index of a query whose video it is put to)."""
+    vids = list(dict.fromkeys(q.vid for q in queries))
+    grids = [features.grid(vid) for vid in vids]
+    longest = max(grid.clips for grid in grids)
+    video = [vids.index(q.vid) for q in queries]
+    asked = [features.words(q.query) for q in queries] + [features.words(queries[i].query) for i, _ in wrong]
+    targets = [_targets(q, grids[v], longest) for q, v in zip(queries, video, strict=True)]
+    targets += [(np.zeros((0, 2)), np.zeros(longest), np.zeros(longest, bool))] * len(wrong)
+    moments, ratings, relevant = zip(*targets, strict=True)
+    return Batch(
+        queries=tuple(queries),
+        clips=tuple(grids[v].clips for v in video),
+        tokens=_padded([features.tokens(vid)[:, : None if patches else 1] for vid in vids]),
+        frame_mask=torch.arange(longest) < torch.tensor([[grid.clips] for grid in grids]),
+        video=torch.tensor(video + [video[j] for _, j in wrong]),
+        words=_padded([w.tokens for w in asked]),
+        word_mask=_padded([np.ones(len(w.tokens), np.float32) for w in asked]).bool(),
+        sentence=torch.from_numpy(np.stack([w.sentence for w in asked])),
+        right=torch.tensor([True] * len(queries) + [False] * len(wrong)),
+        moments=_padded(moments),
+        moment_mask=_padded([np.ones(len(m), np.float32) for m in moments]).bool(),
+        ratings=_padded(ratings),
+        relevant=torch.from_numpy(np.stack(relevant)),
+    )
+
+
+def _targets(query: Query, grid: Grid, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Moments [m 2] in clips, ratings [t] in [0, 1] and which clips [t] are inside a moment, padded to `longest`."""
+    moments = np.clip(np.array(query.windows, np.float64).reshape(-1, 2) * grid.fps, 0, grid.clips)
+    moments = moments[moments[:, 1] > moments[:, 0]]
+    centres = np.arange(longest) + 0.5
+    relevant = ((centres >= moments[:, :1]) & (centres < moments[:, 1:])).any(0)
+    if not query.clip_ids:
+        return moments, relevant.astype(np.float64), relevant
+    rated = np.zeros(int(max(query.clip_ids)) + 2)
+    rated[list(query.clip_ids)] = np.mean(query.saliency, axis=1) / HIGHEST_RATING
+    which = np.minimum((centres / grid.fps / RATED_CLIP_S).astype(int), len(rated) - 1)
+    return moments, rated[which], relevant
+
+
+def _padded(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Float32 [n longest ...], zeros behind the shorter ones."""
+    longest = max(len(a) for a in arrays)
+    out = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), np.float32)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(out)
+
+
+def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Generator) -> Iterator[list[Query]]:
+    """Batches of about `size` queries: videos in random order, at most QUERIES_OF_ONE_VIDEO of one video together."""
+    by_video: dict[str, list[Query]] = {}
+    for i in torch.randperm(len(queries), generator=generator).tolist():
+        by_video.setdefault(queries[i].vid, []).append(queries[i])
+    step = min(QUERIES_OF_ONE_VIDEO, size)
+    handfuls = [mine[i : i + step] for mine in by_video.values() for i in range(0, len(mine), step)]
+    order = iter([handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()])
+    group: list[Query] = []
+    for handful in order:
+        if group and len(group) + len(handful) > size:
+            yield group
+            group = []
+        group += handful
+    if group:
+        yield group
+
+
+def _wrong_pairs(group: Sequence[Query], generator: torch.Generator) -> list[tuple[int, int]]:
+    """For each video of the group, a sentence about another video that none of its own sentences repeats."""
+    texts: dict[str, set[str]] = {}
+    for query in group:
+        texts.setdefault(query.vid, set()).add(query.query)
+    pairs = []
+    for vid, own in texts.items():
+        where = next(j for j, q in enumerate(group) if q.vid == vid)
+        order = torch.randperm(len(group), generator=generator).tolist()
+        fitting = (i for i in order if group[i].vid != vid and group[i].query not in own)
+        pairs += [(i, where) for i in islice(fitting, 1)]
+    return pairs

@@ -1,0 +1,127 @@
+"""Targets and losses: each loss is a function that returns its own number, cannot overflow, and never touches padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from costl import spans
+
+CENTRE_RADIUS = 1.5  # positives lie within this many strides of a moment's centre
+
+
+@dataclass(frozen=True)
+class MomentTargets:
+    """For each of `n` positions: is it answerable for a moment (`positive`), and for which span in clips."""
+
+    positive: Bool[Tensor, "b n"]
+    spans: Float[Tensor, "b n 2"]
+
+
+def assign_moments(
+    moments: Float[Tensor, "b m 2"],
+    moment_mask: Bool[Tensor, "b m"],
+    centres: Float[Tensor, "n"],
+    strides: Float[Tensor, "n"],
+    positions: Bool[Tensor, "b n"],
+) -> MomentTargets:
+    """Centre sampling with a range of lengths for each scale, the shortest moment wins (Tian et al. 2019, in one dimension).
+
+    A position of stride s answers for a moment if it lies inside, within 1.5 s of its centre, and the farther end is
+    between s and 2 s away (below 2 at the finest scale, without limit at the coarsest). A moment that no position would
+    answer for is given to the nearest position of the finest scale.
+    """
+    start, end = moments[:, None, :, 0], moments[:, None, :, 1]
+    at, stride = centres[None, :, None], strides[None, :, None]
+    farther = torch.maximum(at - start, end - at)
+    low, high = torch.where(stride == strides.min(), 0.0, stride), torch.where(stride == strides.max(), torch.inf, 2 * stride)
+    fits = (at >= start) & (at <= end) & ((at - (start + end) / 2).abs() <= CENTRE_RADIUS * stride)
+    fits = fits & (farther >= low) & (farther < high) & moment_mask[:, None]
+    nearest = ((at - (start + end) / 2).abs() + (stride != strides.min()) * 1e6).argmin(1)
+    alone = ~fits.any(1) & moment_mask
+    fits = fits | (F.one_hot(nearest, len(centres)).bool().transpose(1, 2) & alone[:, None])
+    fits = fits & positions[..., None]
+    length = torch.where(fits, end - start, torch.inf)
+    chosen = moments.gather(1, length.argmin(-1, keepdim=True).expand(-1, -1, 2))
+    return MomentTargets(positive=fits.any(-1), spans=chosen)
+
+
+def focal_loss(
+    logits: Float[Tensor, "b n"], targets: MomentTargets, positions: Bool[Tensor, "b n"], *, gamma: float = 2.0
+) -> Float[Tensor, ""]:
+    """Focal classification (Lin et al. 2017) over real positions, over the number of positives."""
+    truth = targets.positive.float()
+    plain = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    miss = (truth - logits.float().sigmoid()).abs()
+    return (plain * miss**gamma * positions).sum() / truth.sum().clamp(min=1)
+
+
+def length_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets, strides: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """L1 of start and end in strides, mean over positives."""
+    error = (predicted.float() - targets.spans).abs().sum(-1) / strides
+    return _mean_over(error, targets.positive)
+
+
+def overlap_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, ""]:
+    """1 - distance-IoU, mean over positives."""
+    return _mean_over(1 - spans.distance_iou(predicted.float(), targets.spans), targets.positive)
+
+
+def quality_loss(logits: Float[Tensor, "b n"], predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, ""]:
+    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has, mean over positives."""
+    truth = spans.iou(predicted.detach().float(), targets.spans)
+    return _mean_over(F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none"), targets.positive)
+
+
+def saliency_loss(scores: Float[Tensor, "b t"], ratings: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, ""]:
+    """Rank-contrastive over graded ratings: for each grade, clips at or above it against all that are below.
+
+    `ratings` in [0, 1]; a query without a clip on either side of a grade takes no part at that grade. After the
+    rank-contrastive loss of Hoffmann et al. 2022, as used for highlights by Moon et al. 2023.
+    """
+    scores = scores.float().masked_fill(~mask, -1e4)
+    losses, counted = scores.new_zeros(()), scores.new_zeros(())
+    for grade in (0.01, 0.3, 0.55, 0.8):
+        above, below = (ratings >= grade) & mask, (ratings < grade) & mask
+        usable = (above.any(1) & below.any(1)).float()
+        rest = torch.logsumexp(scores.masked_fill(~below, -1e4), 1, keepdim=True)
+        each = F.softplus(rest - scores) * above  # -log of this clip's share against everything below the grade
+        losses = losses + (each.sum(1) / above.sum(1).clamp(min=1) * usable).sum()
+        counted = counted + usable.sum()
+    return losses / counted.clamp(min=1)
+
+
+def wrong_query_loss(
+    saliency: Float[Tensor, "b t"], foreground: Float[Tensor, "b n"], mask: Bool[Tensor, "b t"], positions: Bool[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """A sentence about another video must find nothing: softplus of every clip's saliency, focal of every position."""
+    if not len(saliency):
+        return saliency.sum() * 0
+    clips = (F.softplus(saliency.float()) * mask).sum() / mask.sum().clamp(min=1)
+    found = foreground.float()
+    return clips + (F.softplus(found) * found.sigmoid() ** 2 * positions).sum() / len(found)
+
+
+def contrast_loss(
+    match: Float[Tensor, "b v t"], video: Int[Tensor, "b"], relevant: Bool[Tensor, "b t"], frame_mask: Bool[Tensor, "v t"]
+) -> Float[Tensor, ""]:
+    """A sentence's own frames must match it better than any frame of another video in the batch (InfoNCE).
+
+    `match` is the soft maximum over a frame's regions, so the gradient goes to the regions that tell the videos apart:
+    the things the sentence names (multiple-instance learning, after Miech et al. 2020). Frames of the same video are
+    never negatives: what the sentence names may well be there, doing something else.
+    """
+    own = torch.arange(match.shape[1], device=video.device) == video[:, None]
+    mine = match.float()[torch.arange(len(video), device=video.device), video]
+    rival = (~own[..., None] & frame_mask).flatten(1)
+    others = match.float().flatten(1).masked_fill(~rival, -1e4).logsumexp(1, keepdim=True)
+    loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
+    return _mean_over(loss, relevant.any(1) & rival.any(1))
+
+
+def _mean_over(values: Tensor, counted: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)

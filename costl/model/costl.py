@@ -1,0 +1,137 @@
+"""CoSTL: the model as one short forward, and the builder that turns settings into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from costl.config import Config
+from costl.model.heads import MomentHead, SaliencyHead, anchors
+from costl.model.spatial import Asks, SpatialEncoder
+from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the heads say about a batch. `n` counts the positions of all scales, one scale after another; lengths in clips."""
+
+    foreground: Float[Tensor, "b n"]
+    quality: Float[Tensor, "b n"]
+    spans: Float[Tensor, "b n 2"]
+    positions: Bool[Tensor, "b n"]
+    centres: Float[Tensor, "n"]
+    strides: Float[Tensor, "n"]
+    saliency: Float[Tensor, "b t"]
+    match: Float[Tensor, "b v t"]
+
+
+class CoSTL(nn.Module):
+    """Patch tokens and sentences -> moments and saliency; read `forward` top to bottom."""
+
+    def __init__(
+        self,
+        *,
+        spatial: SpatialEncoder,
+        layers: list[TemporalLayer],
+        pyramid: Pyramid,
+        moments: MomentHead,
+        saliency: SaliencyHead,
+        word_width: int,
+        joint: dict[str, Tensor],
+        width: int,
+        dropout: float,
+        clip_prior: bool,
+    ):
+        super().__init__()
+        self.words = nn.Sequential(nn.LayerNorm(word_width), nn.Dropout(dropout), nn.Linear(word_width, width))
+        # A unit vector of e numbers has entries of 1/sqrt(e): too small to learn from. The norm brings them to one.
+        self.sentence = nn.Sequential(nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width))
+        self.spatial = spatial
+        self.similarity = nn.Linear(1, width)
+        self.text = TextPool(width=width)
+        self.layers = nn.ModuleList(layers)
+        self.pyramid = pyramid
+        self.moments = moments
+        self.saliency = saliency
+        self.clip_prior = clip_prior
+        for name, tensor in joint.items():
+            self.register_buffer(f"joint_{name}", tensor)
+
+    def forward(
+        self,
+        *,
+        tokens: Float[Tensor, "v t n c"],
+        frame_mask: Bool[Tensor, "v t"],
+        video: Int[Tensor, "b"],
+        words: Float[Tensor, "b l w"],
+        word_mask: Bool[Tensor, "b l"],
+        sentence: Float[Tensor, "b e"],
+    ) -> Outputs:
+        """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
+        like_frame, like_patch = self._clip_similarity(tokens, video, sentence)
+        query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
+        frames, match = self.spatial(tokens, video, query, asked, word_mask, like_patch)
+        frames = frames + self.similarity(like_frame[..., None]) + time_waves(mask.shape[1], frames.shape[-1], frames.device)
+        text = self.text(asked, word_mask)
+        for layer in self.layers:
+            frames = layer(frames, mask, asked, word_mask, text)
+        levels, masks = self.pyramid(frames, mask, text)
+        foreground, quality, distances = self.moments(levels, masks)
+        centres, strides = anchors(mask.shape[1], self.pyramid.strides, frames.device)
+        spans = torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1)
+        return Outputs(
+            foreground=foreground,
+            quality=quality,
+            spans=spans,
+            positions=torch.cat(masks, 1),
+            centres=centres,
+            strides=strides,
+            saliency=self.saliency(levels[0], mask, query),
+            match=match,
+        )
+
+    @torch.no_grad()
+    def _clip_similarity(
+        self, tokens: Float[Tensor, "v t n c"], video: Int[Tensor, "b"], sentence: Float[Tensor, "b e"]
+    ) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t p"] | None]:
+        """Frozen CLIP similarity times its logit scale, standardised: of frames over the video, of patches over the frame."""
+        used = tokens if self.clip_prior and self.spatial.where is not None else tokens[:, :, :1]
+        normed = F.layer_norm(used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps))
+        asks, space = Asks.of(video), F.normalize(normed @ self.joint_projection, dim=-1)
+        like = asks.by_query(torch.einsum("vtne,vqe->vqtn", space, asks.by_video(sentence)))
+        patch = like[:, :, 1:]
+        centred = (patch - patch.mean(-1, keepdim=True)) * self.joint_logit_scale if patch.shape[-1] else None
+        return like[:, :, 0] * self.joint_logit_scale / 4, centred
+
+
+def build_model(
+    config: Config, *, clip_width: int, word_width: int, patch_grid: tuple[int, int], joint: dict[str, Tensor]
+) -> CoSTL:
+    """The model of `config` for features of these sizes; `joint` holds CLIP's map into its joint space (see the cache)."""
+    width, heads, dropout = config.model.width, config.model.heads, config.model.dropout
+    temporal, strides = config.temporal, tuple(config.temporal.strides)
+    layer = {"width": width, "heads": heads, "kernel": temporal.kernel, "null_tokens": temporal.null_tokens}
+    return CoSTL(
+        spatial=SpatialEncoder(
+            clip_width=clip_width,
+            width=width,
+            patch_grid=patch_grid,
+            heads=heads,
+            steps=config.spatial.steps,
+            top_k=config.spatial.top_k,
+            dropout=config.model.input_dropout,
+        ),
+        layers=[TemporalLayer(**layer, dropout=dropout) for _ in range(temporal.layers)],
+        pyramid=Pyramid(width=width, strides=strides, kernel=temporal.kernel, top_down=temporal.top_down),
+        moments=MomentHead(width=width, strides=strides),
+        saliency=SaliencyHead(width=width),
+        word_width=word_width,
+        joint=joint,
+        width=width,
+        dropout=config.model.input_dropout,
+        clip_prior=config.spatial.clip_prior,
+    )

@@ -1,0 +1,41 @@
+"""The sum that training minimises: every loss by name, weighted."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from costl import losses
+from costl.config import Loss
+from costl.dataset import Batch
+from costl.model.costl import Outputs
+
+
+def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+    """-> the weighted sum and each loss by its own name (unweighted); a loss of weight 0 is not computed."""
+    right, wrong = batch.right, ~batch.right
+    positions, mask = outputs.positions[right], batch.frame_mask[batch.video]
+    saliency = outputs.saliency[right]
+    parts: dict[str, Tensor] = {}
+    if batch.moment_mask.any():
+        spans, centres, strides = outputs.spans[right], outputs.centres, outputs.strides
+        targets = losses.assign_moments(batch.moments[right], batch.moment_mask[right], centres, strides, positions)
+        if weights.focal:
+            parts["focal"] = losses.focal_loss(outputs.foreground[right], targets, positions)
+        if weights.l1:
+            parts["l1"] = losses.length_loss(spans, targets, strides)
+        if weights.iou:
+            parts["iou"] = losses.overlap_loss(spans, targets)
+        if weights.quality:
+            parts["quality"] = losses.quality_loss(outputs.quality[right], spans, targets)
+    if weights.saliency:
+        parts["saliency"] = losses.saliency_loss(saliency, batch.ratings[right], mask[right])
+    if weights.wrong_query:
+        parts["wrong_query"] = losses.wrong_query_loss(
+            outputs.saliency[wrong], outputs.foreground[wrong], mask[wrong], outputs.positions[wrong]
+        )
+    if weights.contrast:
+        parts["contrast"] = losses.contrast_loss(
+            outputs.match[right], batch.video[right], batch.relevant[right], batch.frame_mask
+        )
+    total = sum((getattr(weights, name) * value for name, value in parts.items()), saliency.new_zeros(()))
+    return total, parts
