@@ -125,7 +125,10 @@ class Clip:
     def _encode_texts(self, texts: Sequence[str]) -> list[Words]:
         ids = self._tokenizer(list(texts))
         output = self._network.forward_intermediates(text=ids.to(self.device), text_indices=1, normalize=True)
-        tokens = _finite(output["text_intermediates"][0], f"{self.name}: word tokens")
+        # A word after its context varies with every word before it; its own embedding does not, and a query about few
+        # videos is learned far sooner from the two together (README, design notes).
+        own = getattr(self._network, "text", self._network).token_embedding(ids.to(self.device))
+        tokens = _finite(torch.cat([own, output["text_intermediates"][0]], dim=-1), f"{self.name}: word tokens")
         sentences = output["text_features"].float().cpu().numpy()
         # [start word ... word end padding]
         ends = (ids == self._tokenizer.eot_token_id).int().argmax(dim=1).tolist()

@@ -19,9 +19,10 @@ def _check(name: str, array: np.ndarray, *, dtype: type, ndim: int) -> None:
 
 @dataclass(frozen=True)
 class Words:
-    """One sentence: `tokens` float16 [l ct] before the final norm, `sentence` float32 [e], unit length, joint space.
+    """One sentence: `tokens` float16 [l 2*ct], `sentence` float32 [e], unit length, joint space.
 
-    The tokens run from the first word to the last, without start, end and padding. `truncated` says that the sentence
+    A token is the word's own embedding, then what the last text block makes of it, before the final norm.
+    They run from the first word to the last, without start, end and padding. `truncated` says that the sentence
     was longer than the tower's context and lost its end. Raises CostlError for other shapes or non-finite values.
     """
 

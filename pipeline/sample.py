@@ -26,22 +26,27 @@ extract:
   weights: clip     # a folder in open_clip's own layout beside this file
   fps: 0.5          # clips a second: one for every two seconds, as in QVHighlights
 train:              # how this world is best learned on two cores; `costl train` takes it from the cache
+  model: {width: 128}
+  loss: {contrast: 1.0}
+  train: {epochs: 12, batch_size: 48, learning_rate: 0.001, warmup_steps: 100, ema: 0.99}
 """
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Size and difficulty of a sample world. `videos`: how many per split; `hard`: eight things and more near copies."""
+    """Size and difficulty of a sample world. `videos`: how many per split; `queries`: how many a video, and
+    `train_queries` in the train split; `hard`: eight things, smaller, with more near copies."""
 
     videos: dict[str, int] = field(default_factory=lambda: {"train": 240, "val": 40, "test": 70, "test_unseen": 50})
     queries: int = 5
+    train_queries: int = 15
     clips: tuple[int, int] = (24, 32)
     side: int = 160
     hard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.videos.values()) < 1 or self.queries < 1 or self.side < 64 or not 12 <= self.clips[0] <= self.clips[1]:
+        if min(self.videos.values()) < 1 or min(self.queries, self.train_queries) < 1 or self.side < 64 or not 12 <= self.clips[0] <= self.clips[1]:
             raise UsageError(
                 f"sample world: {self} cannot be drawn. Expected at least one video a split, one query a video, "
                 "12 clips and a side of 64 pixels."
@@ -84,12 +89,13 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
     """Invents, annotates and renders one video; returns its query rows and its objects row."""
     rng = np.random.default_rng([settings.seed, list(settings.videos).index(split), index])
     unseen, vid = split == "test_unseen", f"{split}_{index:04d}"
+    count = settings.train_queries if split == "train" else settings.queries
     chosen: list[story.Sentence] = []
-    while len(chosen) < settings.queries:  # a story that cannot carry the queries is told anew
+    while len(chosen) < count:  # a story that cannot carry the queries is told anew
         clips = int(rng.integers(settings.clips[0], settings.clips[1] + 1))
         tracks = story.tell(rng, clips=clips, objects=8 if settings.hard else 5, hard=settings.hard, unseen=unseen)
         true = [s for s in story.sentences(tracks, rng) if is_unseen(s.subject) == unseen]
-        chosen = _choose(true, settings.queries, rng)
+        chosen = _choose(true, count, rng)
     _render(folder / f"{vid}.mp4", tracks, clips, settings.side, rng)
     objects = [
         {"thing": str(t.thing), "diameter": round(t.diameter, 4), "centres": np.where(np.isnan(t.centres()), None, t.centres().round(4)).tolist()}

@@ -29,6 +29,20 @@ class Outputs:
     match: Float[Tensor, "b v t"]
 
 
+class WordTokens(nn.Module):
+    """The two halves of a cached word (its own embedding, its meaning in context), each normed by itself, to model width."""
+
+    def __init__(self, *, word_width: int, width: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(word_width // 2) for _ in range(2))
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(word_width, width))
+
+    def forward(self, words: Float[Tensor, "b l w"]) -> Float[Tensor, "b l d"]:
+        """Padding stays what it is; masks say so."""
+        halves = words.chunk(2, dim=-1)
+        return self.project(torch.cat([norm(half) for norm, half in zip(self.norms, halves, strict=True)], dim=-1))
+
+
 class CoSTL(nn.Module):
     """Patch tokens and sentences -> moments and saliency; read `forward` top to bottom."""
 
@@ -47,7 +61,7 @@ class CoSTL(nn.Module):
         clip_prior: bool,
     ):
         super().__init__()
-        self.words = nn.Sequential(nn.LayerNorm(word_width), nn.Dropout(dropout), nn.Linear(word_width, width))
+        self.words = WordTokens(word_width=word_width, width=width, dropout=dropout)
         # A unit vector of e numbers has entries of 1/sqrt(e): too small to learn from. The norm brings them to one.
         self.sentence = nn.Sequential(nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width))
         self.spatial = spatial
@@ -72,10 +86,10 @@ class CoSTL(nn.Module):
         sentence: Float[Tensor, "b e"],
     ) -> Outputs:
         """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
-        like_frame, like_patch = self._clip_similarity(tokens, video, sentence)
+        like_frame, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
         frames, match = self.spatial(tokens, video, query, asked, word_mask, like_patch)
-        frames = frames + self.similarity(like_frame[..., None]) + time_waves(mask.shape[1], frames.shape[-1], frames.device)
+        frames = frames + self.similarity(like_frame[..., None]) + 0.3 * time_waves(mask.shape[1], frames.shape[-1], frames.device)
         text = self.text(asked, word_mask)
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask, text)
@@ -96,16 +110,23 @@ class CoSTL(nn.Module):
 
     @torch.no_grad()
     def _clip_similarity(
-        self, tokens: Float[Tensor, "v t n c"], video: Int[Tensor, "b"], sentence: Float[Tensor, "b e"]
+        self,
+        tokens: Float[Tensor, "v t n c"],
+        frame_mask: Bool[Tensor, "v t"],
+        video: Int[Tensor, "b"],
+        sentence: Float[Tensor, "b e"],
     ) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t p"] | None]:
-        """Frozen CLIP similarity times its logit scale, standardised: of frames over the video, of patches over the frame."""
+        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale; and of patches, centred and
+        scaled to variance one over each frame: left at CLIP's scale it would silence the learned score."""
         used = tokens if self.clip_prior and self.spatial.where is not None else tokens[:, :, :1]
         normed = F.layer_norm(used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps))
         asks, space = Asks.of(video), F.normalize(normed @ self.joint_projection, dim=-1)
         like = asks.by_query(torch.einsum("vtne,vqe->vqtn", space, asks.by_video(sentence)))
-        patch = like[:, :, 1:]
-        centred = (patch - patch.mean(-1, keepdim=True)) * self.joint_logit_scale if patch.shape[-1] else None
-        return like[:, :, 0] * self.joint_logit_scale / 4, centred
+        frame, patch, mask = like[:, :, 0], like[:, :, 1:], frame_mask[video]
+        frame = frame - (frame * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        if patch.shape[-1]:
+            return frame * self.joint_logit_scale, F.layer_norm(patch, patch.shape[-1:])
+        return frame * self.joint_logit_scale, None
 
 
 def build_model(

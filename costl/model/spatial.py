@@ -11,22 +11,19 @@ from torch import Tensor, nn
 
 
 class FrameTokens(nn.Module):
-    """CLIP tokens to model width, once per video however many sentences ask about it; patches learn where they are."""
+    """CLIP tokens to model width, once per video however many sentences ask about it."""
 
-    def __init__(self, *, clip_width: int, width: int, patch_grid: tuple[int, int], dropout: float):
+    def __init__(self, *, clip_width: int, width: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(clip_width)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(clip_width, width)
-        self.place = nn.Linear(_PLACE_WAVES * 4, width, bias=False)
-        self.register_buffer("waves", _place_waves(*patch_grid), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "v t n c"]) -> tuple[Float[Tensor, "v t d"], Float[Tensor, "v t p d"]]:
         """`tokens` [v t 1+p c] -> the frame token [v t d] and the patches [v t p d]."""
         kept = self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))  # channels of a video, not single values
         projected = self.project(self.norm(tokens) * kept)
-        patches = projected[:, :, 1:]
-        return projected[:, :, 0], patches + self.place(self.waves) if patches.shape[2] else patches
+        return projected[:, :, 0], projected[:, :, 1:]
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,20 @@ class Asks:
         return x[self.video, self.slot]
 
 
+@dataclass(frozen=True)
+class Where:
+    """What step one found: a soft `summary` of the relevant regions, every patch's `share` of it, the `short_list` of the
+    best patches with their log-shares and which they are (`chosen`), and how well every frame of every video of the
+    batch matches the sentence by its best regions (`match`)."""
+
+    summary: Float[Tensor, "b t d"]
+    share: Float[Tensor, "b t p"]
+    short_list: Float[Tensor, "b t k d"]
+    log_share: Float[Tensor, "b t k"]
+    chosen: Int[Tensor, "b t k"]
+    match: Float[Tensor, "b v t"]
+
+
 class WhereStep(nn.Module):
     """Step one, coarse: the sentence scores every patch and keeps the `top_k` best.
 
@@ -66,7 +77,7 @@ class WhereStep(nn.Module):
         super().__init__()
         self.key = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
-        self.prior_weight = nn.Parameter(torch.ones(()))
+        self.prior_weight = nn.Parameter(torch.tensor(0.5))
         self.top_k = top_k
 
     def forward(
@@ -75,18 +86,24 @@ class WhereStep(nn.Module):
         sentence: Float[Tensor, "b d"],
         asks: Asks,
         prior: Float[Tensor, "b t p"] | None,
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t k d"], Float[Tensor, "b t k"], Float[Tensor, "b v t"]]:
-        """-> a soft summary of the relevant regions, the short list of patches, their log-shares, and how well every
-        frame of every video matches the sentence by its best regions."""
+    ) -> Where:
+        """Scores, shares, the best; see `Where`."""
         every = torch.einsum("vtpd,bd->bvtp", self.key(patches), self.query(sentence) / math.sqrt(patches.shape[-1]))
         score = every[torch.arange(len(sentence), device=every.device), asks.video]
         if prior is not None:
             score = score + self.prior_weight * prior
-        share = score.log_softmax(-1)
-        summary = asks.by_query(torch.einsum("vqtp,vtpd->vqtd", asks.by_video(share.exp()), patches))
-        log_share, best = share.topk(min(self.top_k, share.shape[-1]), dim=-1)
+        log_share = score.log_softmax(-1)
+        share = asks.by_video(log_share.exp())
+        best_share, best = log_share.topk(min(self.top_k, log_share.shape[-1]), dim=-1)
         frame = torch.arange(best.shape[1], device=best.device)[:, None]
-        return summary, patches[asks.video[:, None, None], frame, best], log_share, every.logsumexp(-1)
+        return Where(
+            summary=asks.by_query(torch.einsum("vqtp,vtpd->vqtd", share, patches)),
+            share=log_share.exp(),
+            short_list=patches[asks.video[:, None, None], frame, best],
+            log_share=best_share,
+            chosen=best,
+            match=every.logsumexp(-1),
+        )
 
 
 class WhatStep(nn.Module):
@@ -116,8 +133,8 @@ class WhatStep(nn.Module):
         summary: Float[Tensor, "b t d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t l k"]]:
-        """-> the evidence of every frame, and each word's attention over the short list (what is missing to 1 found nothing)."""
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t k"]]:
+        """-> the evidence of every frame, and each head's attention over the short list (what is missing to 1 found nothing)."""
         asked = self._heads(self.query(words))[:, :, None] + self._heads(self.shift(summary))[:, :, :, None]  # b h t l e
         keys, values = self._heads(self.key(short_list)), self._heads(self.value(short_list))  # b h t k e
         scale = 1 / math.sqrt(keys.shape[-1])
@@ -127,8 +144,8 @@ class WhatStep(nn.Module):
         matched = torch.logsumexp(score, -1) - null[..., 0]  # log-odds that the word found something
         part = self.role(words).permute(0, 2, 1)[:, :, None] + self.match_weight[:, None, None] * matched
         pooled = part.masked_fill(~word_mask[:, None, None], -torch.inf).softmax(-1)
-        evidence = torch.einsum("bhtl,bhtlk,bhtke->bthe", pooled, attention, values)
-        return self.out(evidence.flatten(2)), attention
+        attention = torch.einsum("bhtl,bhtlk->bhtk", pooled, attention)
+        return self.out(torch.einsum("bhtk,bhtke->bthe", attention, values).flatten(2)), attention
 
     def _heads(self, x: Tensor) -> Tensor:
         """[b ... d] -> [b h ... e]."""
@@ -136,18 +153,23 @@ class WhatStep(nn.Module):
 
 
 class SpatialEncoder(nn.Module):
-    """Frame = frame token + gate(summary) + gate(evidence); the gates are linear maps that start at zero, so training
-    starts from plain CLIP. (A gate of one number a channel opens too slowly: 0.1 after ten epochs on the sample world.)"""
+    """Frame = frame token + gate(what step one found) + gate(what step two found).
+
+    Each step says what it found and where: the attention's mean of the patches' places travels beside their contents. Added
+    to the contents, as position embeddings are, it drowned: the sample world's 'on the left' was not learned at all.
+    """
 
     def __init__(
         self, *, clip_width: int, width: int, patch_grid: tuple[int, int], heads: int, steps: int, top_k: int, dropout: float
     ):
         super().__init__()
-        self.tokens = FrameTokens(clip_width=clip_width, width=width, patch_grid=patch_grid, dropout=dropout)
+        self.tokens = FrameTokens(clip_width=clip_width, width=width, dropout=dropout)
+        places = place_waves(*patch_grid)
+        self.register_buffer("places", places, persistent=False)
         self.where = WhereStep(width=width, top_k=top_k) if steps >= 1 else None
         self.what = WhatStep(width=width, heads=heads) if steps >= 2 else None
-        self.summary_gate = _closed_gate(width) if steps >= 1 else None
-        self.evidence_gate = _closed_gate(width) if steps >= 2 else None
+        self.where_gate = _Gate(width=width, places=places.shape[1]) if steps >= 1 else None
+        self.what_gate = _Gate(width=width, places=heads * places.shape[1]) if steps >= 2 else None
 
     def forward(
         self,
@@ -160,28 +182,43 @@ class SpatialEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b v t"]]:
         """-> frames as their sentence sees them [b t d], and how well every frame of the batch matches every sentence."""
         plain, patches = self.tokens(tokens)
-        if self.where is None:
+        if self.where is None or self.where_gate is None:
             return plain[video], torch.einsum("vtd,bd->bvt", plain, sentence) / math.sqrt(plain.shape[-1])
-        summary, short_list, log_share, match = self.where(patches, sentence, Asks.of(video), prior)
-        frames = plain[video] + self.summary_gate(summary)
-        if self.what is not None:
-            evidence, _ = self.what(short_list, log_share, summary, words, word_mask)
-            frames = frames + self.evidence_gate(evidence)
-        return frames, match
+        found = self.where(patches, sentence, Asks.of(video), prior)
+        frames = plain[video] + self.where_gate(found.summary, found.share @ self.places)
+        if self.what is not None and self.what_gate is not None:
+            evidence, attention = self.what(found.short_list, found.log_share, found.summary, words, word_mask)
+            spots = torch.einsum("bhtk,btkw->bthw", attention, self.places[found.chosen]).flatten(2)
+            frames = frames + self.what_gate(evidence, spots)
+        return frames, found.match
 
 
-def _closed_gate(width: int) -> nn.Sequential:
-    gate = nn.Linear(width, width, bias=False)
-    nn.init.zeros_(gate.weight)
-    return nn.Sequential(nn.LayerNorm(width), gate)
+class _Gate(nn.Module):
+    """Contents (normed) through a map that starts at zero; places through one that starts open.
+
+    Closed as well, the place path never opened: nothing after it knew yet how to use a place, so no gradient asked for it.
+    """
+
+    def __init__(self, *, width: int, places: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.content = nn.Linear(width, width, bias=False)
+        self.place = nn.Linear(places, width, bias=False)
+        nn.init.zeros_(self.content.weight)
+        nn.init.normal_(self.place.weight, std=math.sqrt(2 / places))  # waves have variance 1/2: one comes out
+
+    def forward(self, content: Float[Tensor, "b t d"], place: Float[Tensor, "b t w"]) -> Float[Tensor, "b t d"]:
+        return self.content(self.norm(content)) + self.place(place)
 
 
 _PLACE_WAVES = 6
 
 
-def _place_waves(rows: int, columns: int) -> Float[Tensor, "p w"]:
-    """Sines and cosines of each patch's centre, [rows*columns 4*waves], half a period to several across the frame."""
+def place_waves(rows: int, columns: int) -> Float[Tensor, "p w"]:
+    """Each patch's centre, [rows*columns 4*waves+2]: sines and cosines, half a period to several across the frame, and
+    the plain coordinates with variance one, whose differences over time are motion."""
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
     turns = torch.pi * 2 ** (torch.arange(_PLACE_WAVES) / 2)
     angle = torch.cat([y.reshape(-1, 1) * turns, x.reshape(-1, 1) * turns], dim=1)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    plain = torch.stack([y.flatten() - 0.5, x.flatten() - 0.5], dim=1) * math.sqrt(12)
+    return torch.cat([angle.sin(), angle.cos(), plain], dim=1)
