@@ -69,14 +69,22 @@ class Batch:
 
 
 def training_batches(
-    queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool, wrong: bool, generator: torch.Generator
+    queries: Sequence[Query],
+    features: Features,
+    *,
+    batch_size: int,
+    patches: bool,
+    wrong: bool,
+    generator: torch.Generator,
 ) -> Iterator[Batch]:
     """One epoch in random order; with `wrong`, each video is also asked one sentence about another."""
     for group in _shuffled_groups(queries, batch_size, generator):
         yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, generator) if wrong else ())
 
 
-def evaluation_batches(queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool) -> Iterator[Batch]:
+def evaluation_batches(
+    queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool
+) -> Iterator[Batch]:
     """Every query once, videos together; the caller may rely on `Batch.queries`, not on the order of `queries`."""
     by_video = sorted(queries, key=lambda q: q.vid)
     for start in range(0, len(by_video), batch_size):
@@ -127,7 +135,7 @@ def _targets(query: Query, grid: Grid, longest: int) -> tuple[np.ndarray, np.nda
     moments = np.clip(np.array(query.windows, np.float64).reshape(-1, 2) * grid.fps, 0, grid.clips)
     moments = moments[moments[:, 1] > moments[:, 0]]
     centres = np.arange(longest) + 0.5
-    relevant = ((centres >= moments[:, :1]) & (centres < moments[:, 1:])).any(0)
+    relevant: np.ndarray = np.any((centres >= moments[:, :1]) & (centres < moments[:, 1:]), axis=0)
     if not query.clip_ids:
         return moments, relevant.astype(np.float64), relevant
     rated = np.zeros(int(max(query.clip_ids)) + 2)

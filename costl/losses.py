@@ -38,7 +38,10 @@ def assign_moments(
     start, end = moments[:, None, :, 0], moments[:, None, :, 1]
     at, stride = centres[None, :, None], strides[None, :, None]
     farther = torch.maximum(at - start, end - at)
-    low, high = torch.where(stride == strides.min(), 0.0, stride), torch.where(stride == strides.max(), torch.inf, 2 * stride)
+    low, high = (
+        torch.where(stride == strides.min(), 0.0, stride),
+        torch.where(stride == strides.max(), torch.inf, 2 * stride),
+    )
     fits = (at >= start) & (at <= end) & ((at - (start + end) / 2).abs() <= CENTRE_RADIUS * stride)
     fits = fits & (farther >= low) & (farther < high) & moment_mask[:, None]
     nearest = ((at - (start + end) / 2).abs() + (stride != strides.min()) * 1e6).argmin(1)
@@ -60,7 +63,9 @@ def focal_loss(
     return (plain * miss**gamma * positions).sum() / truth.sum().clamp(min=1)
 
 
-def length_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets, strides: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+def length_loss(
+    predicted: Float[Tensor, "b n 2"], targets: MomentTargets, strides: Float[Tensor, "n"]
+) -> Float[Tensor, ""]:
     """L1 of start and end in strides, mean over positives."""
     error = (predicted.float() - targets.spans).abs().sum(-1) / strides
     return _mean_over(error, targets.positive)
@@ -71,13 +76,17 @@ def overlap_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> F
     return _mean_over(1 - spans.distance_iou(predicted.float(), targets.spans), targets.positive)
 
 
-def quality_loss(logits: Float[Tensor, "b n"], predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, ""]:
+def quality_loss(
+    logits: Float[Tensor, "b n"], predicted: Float[Tensor, "b n 2"], targets: MomentTargets
+) -> Float[Tensor, ""]:
     """Cross-entropy of the overlap estimate against the overlap that the (detached) span has, mean over positives."""
     truth = spans.iou(predicted.detach().float(), targets.spans)
     return _mean_over(F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none"), targets.positive)
 
 
-def saliency_loss(scores: Float[Tensor, "b t"], ratings: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, ""]:
+def saliency_loss(
+    scores: Float[Tensor, "b t"], ratings: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]
+) -> Float[Tensor, ""]:
     """Rank-contrastive over graded ratings: for each grade, clips at or above it against all that are below.
 
     `ratings` in [0, 1]; a query without a clip on either side of a grade takes no part at that grade. After the
@@ -96,7 +105,10 @@ def saliency_loss(scores: Float[Tensor, "b t"], ratings: Float[Tensor, "b t"], m
 
 
 def wrong_query_loss(
-    saliency: Float[Tensor, "b t"], foreground: Float[Tensor, "b n"], mask: Bool[Tensor, "b t"], positions: Bool[Tensor, "b n"]
+    saliency: Float[Tensor, "b t"],
+    foreground: Float[Tensor, "b n"],
+    mask: Bool[Tensor, "b t"],
+    positions: Bool[Tensor, "b n"],
 ) -> Float[Tensor, ""]:
     """A sentence about another video must find nothing: softplus of every clip's saliency, focal of every position."""
     if not len(saliency):
@@ -107,7 +119,10 @@ def wrong_query_loss(
 
 
 def contrast_loss(
-    match: Float[Tensor, "b v t"], video: Int[Tensor, "b"], relevant: Bool[Tensor, "b t"], frame_mask: Bool[Tensor, "v t"]
+    match: Float[Tensor, "b v t"],
+    video: Int[Tensor, "b"],
+    relevant: Bool[Tensor, "b t"],
+    frame_mask: Bool[Tensor, "v t"],
 ) -> Float[Tensor, ""]:
     """A sentence's own frames must match it better than any frame of another video in the batch (InfoNCE).
 

@@ -40,7 +40,9 @@ def to_predictions(
         kept = soft_nms(inside, scores[i, best].double(), sigma=nms_sigma, keep=moments)
         kept = kept[(kept[:, 2] >= min_score) | (torch.arange(len(kept)) == 0)]
         windows = tuple((float(a), float(b), float(s)) for a, b, s in kept)
-        predictions.append(Prediction(query.qid, query.query, query.vid, windows, tuple(saliency[i, : clips[i]].tolist())))
+        predictions.append(
+            Prediction(query.qid, query.query, query.vid, windows, tuple(saliency[i, : clips[i]].tolist()))
+        )
     return predictions
 
 

@@ -26,7 +26,9 @@ def distance_iou(a: Float[Tensor, "*#n 2"], b: Float[Tensor, "*#n 2"]) -> Float[
     return iou(a, b) - (apart / hull.clamp(min=1e-6)).square()
 
 
-def soft_nms(spans: Float[Tensor, "m 2"], scores: Float[Tensor, "m"], *, sigma: float, keep: int) -> Float[Tensor, "k 3"]:
+def soft_nms(
+    spans: Float[Tensor, "m 2"], scores: Float[Tensor, "m"], *, sigma: float, keep: int
+) -> Float[Tensor, "k 3"]:
     """Gaussian soft-NMS (Bodla et al. 2017): rows (start, end, score), best first, at most `keep`.
 
     Each round takes the best and multiplies the others' scores by exp(-iou^2 / sigma).

@@ -46,7 +46,12 @@ class WorldSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.videos.values()) < 1 or min(self.queries, self.train_queries) < 1 or self.side < 64 or not 12 <= self.clips[0] <= self.clips[1]:
+        if (
+            min(self.videos.values()) < 1
+            or min(self.queries, self.train_queries) < 1
+            or self.side < 64
+            or not 12 <= self.clips[0] <= self.clips[1]
+        ):
             raise UsageError(
                 f"sample world: {self} cannot be drawn. Expected at least one video a split, one query a video, "
                 "12 clips and a side of 64 pixels."
@@ -54,7 +59,11 @@ class WorldSettings:
 
 
 def write_sample(
-    folder: Path, *, settings: WorldSettings | None = None, processes: int = -1, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    settings: WorldSettings | None = None,
+    processes: int = -1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Renders the world into `folder`: videos, {split}.jsonl, objects.jsonl (where each thing is at every clip: for
     diagnostics, never read by extraction), costl.yaml and clip/. The same settings give the same bytes.
@@ -65,7 +74,9 @@ def write_sample(
     if folder.exists() and any(folder.iterdir()) and not (folder / "objects.jsonl").exists():
         raise UsageError(f"{folder}: holds files that are no sample world. Choose an empty or new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "objects.jsonl").touch()  # the sign of a sample world, from the start: one that was interrupted can be redone
+    (
+        folder / "objects.jsonl"
+    ).touch()  # the sign of a sample world, from the start: one that was interrupted can be redone
     jobs = [(split, i) for split, count in settings.videos.items() for i in range(count)]
     results = Parallel(n_jobs=processes, return_as="generator")(
         delayed(_write_video)(folder, settings, split, i) for split, i in jobs
@@ -98,7 +109,11 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
         chosen = _choose(true, count, rng)
     _render(folder / f"{vid}.mp4", tracks, clips, settings.side, rng)
     objects = [
-        {"thing": str(t.thing), "diameter": round(t.diameter, 4), "centres": np.where(np.isnan(t.centres()), None, t.centres().round(4)).tolist()}
+        {
+            "thing": str(t.thing),
+            "diameter": round(t.diameter, 4),
+            "centres": [None if np.isnan(x) else [round(float(x), 4), round(float(y), 4)] for x, y in t.centres()],
+        }
         for t in tracks
     ]
     return [_annotate(s, vid, clips, rng) for s in chosen], {"vid": vid, "objects": objects}
@@ -122,7 +137,7 @@ def _choose(sentences: list[story.Sentence], count: int, rng: np.random.Generato
 
 
 def _annotate(sentence: story.Sentence, vid: str, clips: int, rng: np.random.Generator) -> dict:
-    """A QVHighlights row; three raters grade each clip 0 to 4 by how plainly the sentence holds, each with a temper of their own."""
+    """A QVHighlights row; three raters, each with a temper of their own, grade each clip 0 to 4 by how plainly it holds."""
     ids = np.flatnonzero(sentence.strength > 0)
     temper = rng.choice([-0.7, 0.0, 0.4], 3)
     grades = 1.2 + 2.6 * sentence.strength[ids, None] + temper + rng.normal(0, 0.35, (len(ids), 3))

@@ -81,9 +81,16 @@ def sentences(tracks: list[Track], rng: np.random.Generator) -> Iterator[Sentenc
 
 def _alone(a: Track, name: str, rng: np.random.Generator) -> Iterator[Sentence]:
     centre, here = a.centres(), np.array([s != GONE for s in a.state])
-    yield Sentence(a.thing, f"the {name} {rng.choice(['is in view', 'can be seen', 'is there'])}", "presence", 0.6 * here)
+    yield Sentence(
+        a.thing, f"the {name} {rng.choice(['is in view', 'can be seen', 'is there'])}", "presence", 0.6 * here
+    )
     for words, (axis, sign) in PLACES.items():
-        yield Sentence(a.thing, f"the {name} is {words}", "place", _above_zero((sign * (centre[:, axis] - 0.5) - PLACE_MARGIN) / 0.25))
+        yield Sentence(
+            a.thing,
+            f"the {name} is {words}",
+            "place",
+            _above_zero((sign * (centre[:, axis] - 0.5) - PLACE_MARGIN) / 0.25),
+        )
     for word in DIRECTIONS:
         verb = rng.choice(["moves", "goes", "travels"])
         yield Sentence(a.thing, f"the {name} {verb} {word}", "motion", _inner(np.array([s == word for s in a.state])))
@@ -96,8 +103,12 @@ def _together(a: Track, b: Track, name: str, other: str, rng: np.random.Generato
         along, across = offset @ [dx, dy], abs(offset @ [dy, dx])
         plain = _above_zero((along - np.maximum(across, 0.06)) / 0.3)
         yield Sentence(a.thing, f"the {name} is {words} the {other}", "relation", plain)
-        yield Sentence(a.thing, f"the {name} {rng.choice(['moves', 'passes'])} {words} the {other}", "meeting", plain * moving)
-    yield Sentence(a.thing, f"the {name} is next to the {other}", "relation", _above_zero((NEAR - np.hypot(*offset.T)) / 0.15))
+        yield Sentence(
+            a.thing, f"the {name} {rng.choice(['moves', 'passes'])} {words} the {other}", "meeting", plain * moving
+        )
+    yield Sentence(
+        a.thing, f"the {name} is next to the {other}", "relation", _above_zero((NEAR - np.hypot(*offset.T)) / 0.15)
+    )
 
 
 def _above_zero(value: np.ndarray) -> np.ndarray:
@@ -154,8 +165,8 @@ def _track(rng: np.random.Generator, thing: Thing, *, clips: int, hard: bool) ->
 
 def _free_direction(rng: np.random.Generator, position: np.ndarray) -> str:
     """A direction with room for a visible move."""
-    free = [w for w, d in DIRECTIONS.items() if 0.08 <= (position + 0.34 * np.array(d)).min() and (position + 0.34 * np.array(d)).max() <= 0.92]
-    return str(rng.choice(free))
+    goals = {word: position + 0.34 * np.array(step) for word, step in DIRECTIONS.items()}
+    return str(rng.choice([word for word, goal in goals.items() if goal.min() >= 0.08 and goal.max() <= 0.92]))
 
 
 def _step(rng: np.random.Generator, position: np.ndarray, word: str, length: int) -> float:

@@ -67,7 +67,8 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """A muted texture, uint8 [3*side 3*side 3] with period 2*side; frames look at it through a drifting window."""
     hue = rng.uniform(60, 170, 3)
     hue = hue.mean() + 0.35 * (hue - hue.mean())  # muted: nothing in it has a thing's saturation
-    field = sum(strength * _smooth_noise(rng, 2 * side, cells) for cells, strength in ((4, 22), (12, 16), (40, 10)))
+    layers = ((4, 22), (12, 16), (40, 10))
+    field = np.sum([strength * _smooth_noise(rng, 2 * side, cells) for cells, strength in layers], axis=0)
     tint = _smooth_noise(rng, 2 * side, 6)[..., None] * rng.uniform(-14, 14, 3)
     period = np.clip(hue + field[..., None] + tint, 0, 255).astype(np.uint8)
     return np.pad(period, ((0, side), (0, side), (0, 0)), mode="wrap")

@@ -1,6 +1,8 @@
 """Trains costl-tiny, the small CLIP that comes with the project, on rendered frames and their captions.
 
-    python tools/train_tiny_clip.py --out pipeline/costl-tiny          (a GPU: four minutes; two cores: --scenes 20000 --seconds 5400)
+    python tools/train_tiny_clip.py --out pipeline/costl-tiny
+
+A GPU takes five minutes with the defaults; two cores want --scenes 20000 --batch 256 --seconds 7200.
 
 Captions name things and their attributes in single frames, as captions on the web do. Places, relations and motions are
 never named: those are what the queries of the sample world ask about, and left for CoSTL to learn.
@@ -14,6 +16,7 @@ import math
 import mmap
 import multiprocessing
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,15 @@ CONFIG = {
         "resize_mode": "shortest",
     },
 }
-TEMPLATES = ("{}", "a photo of {}", "a picture with {}", "here is {}", "{} on a textured ground", "look , {}", "a frame with {}")
+TEMPLATES = (
+    "{}",
+    "a photo of {}",
+    "a picture with {}",
+    "here is {}",
+    "{} on a textured ground",
+    "look , {}",
+    "a frame with {}",
+)
 
 
 def random_scene(rng: np.random.Generator) -> list[Placed]:
@@ -51,7 +62,9 @@ def random_scene(rng: np.random.Generator) -> list[Placed]:
         thing = random_thing(rng)
         if rng.random() < 0.5:
             keep = rng.permutation(3)[:2]
-            thing = Thing(*[(base if i in keep else thing).__getattribute__(n) for i, n in enumerate(("size", "colour", "shape"))])
+            thing = Thing(
+                *[(base if i in keep else thing).__getattribute__(n) for i, n in enumerate(("size", "colour", "shape"))]
+            )
         for _ in range(20):
             x, y = rng.uniform(0.06, 0.94, 2)
             if all(math.hypot(x - p.x, y - p.y) > 0.13 for p in placed):
@@ -114,7 +127,7 @@ def render(count: int, *, seed: int, processes: int) -> tuple[np.ndarray, np.nda
     context = multiprocessing.get_context("fork")  # the arrays above are anonymous shared memory
     queue = context.SimpleQueue()
     edges = np.linspace(0, count, processes + 1).astype(int)
-    running = [context.Process(target=work, args=(a, b, queue)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    running = [context.Process(target=work, args=(a, b, queue)) for a, b in pairwise(edges)]
     for process in running:
         process.start()
     found = dict(queue.get() for _ in running)
@@ -141,7 +154,9 @@ def train(model: CLIP, frames: torch.Tensor, ids: torch.Tensor, *, seconds: floa
     device = next(model.parameters()).device
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
+    )
     start, step, shown = time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
@@ -178,7 +193,9 @@ def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[Placed]], *, se
     for part in frames[:1000].split(250):
         x = to_input(part.to(device), jitter=False)
         image.append(model.encode_image(x, normalize=True))
-        tokens = model.visual.forward_intermediates(x, indices=1, output_fmt="NLC", intermediates_only=True)["image_intermediates"][0]
+        tokens = model.visual.forward_intermediates(x, indices=1, output_fmt="NLC", intermediates_only=True)[
+            "image_intermediates"
+        ][0]
         patches.append(F.normalize(model.visual.ln_post(tokens) @ model.visual.proj, dim=-1))
     image, patches = torch.cat(image), torch.cat(patches)
     whole = [" and ".join(f"a {p.thing}" for p in scene[:4]) for scene in scenes[:1000]]
@@ -193,7 +210,11 @@ def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[Placed]], *, se
         query = model.encode_text(torch.tensor(tokenize(f"a {p.thing}")[None], device=device), normalize=True)
         best = int((patches[i] @ query[0]).argmax())
         cell = 16 / SIDE
-        near = [max(abs((c + 0.5) * cell - p.x), abs((r + 0.5) * cell - p.y)) < p.diameter / 2 + cell / 2 for r in range(10) for c in range(10)]
+        near = [
+            max(abs((c + 0.5) * cell - p.x), abs((r + 0.5) * cell - p.y)) < p.diameter / 2 + cell / 2
+            for r in range(10)
+            for c in range(10)
+        ]
         hits.append(near[best])
         chance.append(np.mean(near))
     return {
@@ -226,11 +247,16 @@ def main() -> None:
     config = json.loads(json.dumps(CONFIG["model_cfg"]))
     model = CLIP(**config).to(device)
     kept = torch.from_numpy(frames).to(device) if device.type == "cuda" else torch.from_numpy(frames)
-    steps = train(model, kept, torch.from_numpy(ids).to(kept.device), seconds=args.seconds, batch=args.batch, rate=args.rate)
+    steps = train(
+        model, kept, torch.from_numpy(ids).to(kept.device), seconds=args.seconds, batch=args.batch, rate=args.rate
+    )
     figures = measure(model, torch.from_numpy(held_frames), held_scenes) | {"steps": steps, "scenes": args.scenes}
     print(json.dumps(figures, indent=1))
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}, args.out / "open_clip_model.safetensors")
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()},
+        args.out / "open_clip_model.safetensors",
+    )
     (args.out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 

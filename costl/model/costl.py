@@ -46,6 +46,12 @@ class WordTokens(nn.Module):
 class CoSTL(nn.Module):
     """Patch tokens and sentences -> moments and saliency; read `forward` top to bottom."""
 
+    joint_norm_weight: Tensor
+    joint_norm_bias: Tensor
+    joint_norm_eps: Tensor
+    joint_projection: Tensor
+    joint_logit_scale: Tensor
+
     def __init__(
         self,
         *,
@@ -63,7 +69,9 @@ class CoSTL(nn.Module):
         super().__init__()
         self.words = WordTokens(word_width=word_width, width=width, dropout=dropout)
         # A unit vector of e numbers has entries of 1/sqrt(e): too small to learn from. The norm brings them to one.
-        self.sentence = nn.Sequential(nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width))
+        self.sentence = nn.Sequential(
+            nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width)
+        )
         self.spatial = spatial
         self.similarity = nn.Linear(1, width)
         self.text = TextPool(width=width)
@@ -89,7 +97,11 @@ class CoSTL(nn.Module):
         like_frame, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
         frames, match = self.spatial(tokens, video, query, asked, word_mask, like_patch)
-        frames = frames + self.similarity(like_frame[..., None]) + 0.3 * time_waves(mask.shape[1], frames.shape[-1], frames.device)
+        frames = (
+            frames
+            + self.similarity(like_frame[..., None])
+            + 0.3 * time_waves(mask.shape[1], frames.shape[-1], frames.device)
+        )
         text = self.text(asked, word_mask)
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask, text)
@@ -119,7 +131,9 @@ class CoSTL(nn.Module):
         """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale; and of patches, centred and
         scaled to variance one over each frame: left at CLIP's scale it would silence the learned score."""
         used = tokens if self.clip_prior and self.spatial.where is not None else tokens[:, :, :1]
-        normed = F.layer_norm(used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps))
+        normed = F.layer_norm(
+            used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps)
+        )
         asks, space = Asks.of(video), F.normalize(normed @ self.joint_projection, dim=-1)
         like = asks.by_query(torch.einsum("vtne,vqe->vqtn", space, asks.by_video(sentence)))
         frame, patch, mask = like[:, :, 0], like[:, :, 1:], frame_mask[video]

@@ -21,7 +21,9 @@ class MomentHead(nn.Module):
         self.quality = nn.Linear(width, 1)
         self.distances = nn.Linear(width, 2)
         self.log_factor = nn.Parameter(torch.zeros(len(strides)))
-        nn.init.constant_(self.foreground.bias, -math.log(9))  # starts at a foreground share of 0.1, as focal loss wants
+        nn.init.constant_(
+            self.foreground.bias, -math.log(9)
+        )  # starts at a foreground share of 0.1, as focal loss wants
 
     def forward(
         self, levels: list[Float[Tensor, "b _ d"]], masks: list[Bool[Tensor, "b _"]]
@@ -68,7 +70,9 @@ class SaliencyHead(nn.Module):
         return self.out(F.gelu(self.frame(frames) + against[:, None]))[..., 0]
 
 
-def anchors(clips: int, strides: tuple[int, ...], device: torch.device) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+def anchors(
+    clips: int, strides: tuple[int, ...], device: torch.device
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """Centre of every position of every scale and its stride, both in clips, in the order of the heads' outputs."""
     centres, widths = [], []
     for stride in strides:

@@ -21,7 +21,9 @@ class FrameTokens(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "v t n c"]) -> tuple[Float[Tensor, "v t d"], Float[Tensor, "v t p d"]]:
         """`tokens` [v t 1+p c] -> the frame token [v t d] and the patches [v t p d]."""
-        kept = self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))  # channels of a video, not single values
+        kept = self.dropout(
+            tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1])
+        )  # channels of a video, not single values
         projected = self.project(self.norm(tokens) * kept)
         return projected[:, :, 0], projected[:, :, 1:]
 
@@ -135,7 +137,9 @@ class WhatStep(nn.Module):
         word_mask: Bool[Tensor, "b l"],
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t k"]]:
         """-> the evidence of every frame, and each head's attention over the short list (what is missing to 1 found nothing)."""
-        asked = self._heads(self.query(words))[:, :, None] + self._heads(self.shift(summary))[:, :, :, None]  # b h t l e
+        asked = (
+            self._heads(self.query(words))[:, :, None] + self._heads(self.shift(summary))[:, :, :, None]
+        )  # b h t l e
         keys, values = self._heads(self.key(short_list)), self._heads(self.value(short_list))  # b h t k e
         scale = 1 / math.sqrt(keys.shape[-1])
         score = torch.einsum("bhtle,bhtke->bhtlk", asked, keys) * scale + log_share[:, None, :, None]
@@ -160,10 +164,19 @@ class SpatialEncoder(nn.Module):
     """
 
     def __init__(
-        self, *, clip_width: int, width: int, patch_grid: tuple[int, int], heads: int, steps: int, top_k: int, dropout: float
+        self,
+        *,
+        clip_width: int,
+        width: int,
+        patch_grid: tuple[int, int],
+        heads: int,
+        steps: int,
+        top_k: int,
+        dropout: float,
     ):
         super().__init__()
         self.tokens = FrameTokens(clip_width=clip_width, width=width, dropout=dropout)
+        self.places: Tensor
         places = place_waves(*patch_grid)
         self.register_buffer("places", places, persistent=False)
         self.where = WhereStep(width=width, top_k=top_k) if steps >= 1 else None

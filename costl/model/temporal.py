@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 
 class TemporalLayer(nn.Module):
-    """Pre-norm: words -> frames (with null tokens), neighbours -> frames, all frames -> frames, then each frame by itself."""
+    """Pre-norm: words -> frames (with null tokens), neighbours -> frames, all frames -> frames, each frame by itself."""
 
     def __init__(self, *, width: int, heads: int, kernel: int, null_tokens: int, dropout: float):
         super().__init__()
@@ -20,7 +21,9 @@ class TemporalLayer(nn.Module):
         self.from_words = Attention(width=width, heads=heads)
         self.local = LocalView(width=width, kernel=kernel)
         self.from_frames = Attention(width=width, heads=heads)
-        self.alone = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.alone = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -99,18 +102,18 @@ class TextPool(nn.Module):
 class Pyramid(nn.Module):
     """Scales of stride 1, 2, 4, ...: strided convolutions up, a local view at each, and a top-down path back.
 
-        stride 1  o o o o o o o o   <-- top-down: fine scales learn their context
-        stride 2   o   o   o   o    <--
-        stride 4     o       o
+    stride 1  o o o o o o o o   <-- top-down: fine scales learn their context
+    stride 2   o   o   o   o    <--
+    stride 4     o       o
     """
 
     def __init__(self, *, width: int, strides: tuple[int, ...], kernel: int, top_down: bool):
         super().__init__()
         self.strides = strides
-        factors = [b // a for a, b in zip(strides[:-1], strides[1:], strict=True)]
-        self.down = nn.ModuleList(nn.Conv1d(width, width, f, stride=f) for f in factors)
+        self.factors = [b // a for a, b in pairwise(strides)]
+        self.down = nn.ModuleList(nn.Conv1d(width, width, f, stride=f) for f in self.factors)
         self.local = nn.ModuleList(LocalView(width=width, kernel=kernel) for _ in strides)
-        self.up = nn.ModuleList(nn.Linear(width, width) for _ in factors) if top_down else None
+        self.up = nn.ModuleList(nn.Linear(width, width) for _ in self.factors) if top_down else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in strides)
 
     def forward(
@@ -118,19 +121,19 @@ class Pyramid(nn.Module):
     ) -> tuple[list[Float[Tensor, "b _ d"]], list[Bool[Tensor, "b _"]]]:
         """-> one tensor [b ceil(t/stride) d] per scale and its mask; a coarse position is real if any clip under it is."""
         levels, masks = [frames], [mask]
-        for conv in self.down:
-            levels.append(_strided(conv, levels[-1] * masks[-1][..., None]))
-            masks.append(_any_under(masks[-1], conv.stride[0]))
+        for conv, factor in zip(self.down, self.factors, strict=True):
+            levels.append(_strided(conv, factor, levels[-1] * masks[-1][..., None]))
+            masks.append(_any_under(masks[-1], factor))
         levels = [x + local(x, m, text) for x, m, local in zip(levels, masks, self.local, strict=True)]
         if self.up is not None:
             for i in reversed(range(len(self.up))):
-                spread = self.up[i](levels[i + 1]).repeat_interleave(self.down[i].stride[0], dim=1)
+                spread = self.up[i](levels[i + 1]).repeat_interleave(self.factors[i], dim=1)
                 levels[i] = levels[i] + spread[:, : levels[i].shape[1]]
         return [norm(x) for x, norm in zip(levels, self.norms, strict=True)], masks
 
 
-def _strided(conv: nn.Conv1d, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b u d"]:
-    short = -x.shape[1] % conv.stride[0]
+def _strided(conv: nn.Module, factor: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b u d"]:
+    short = -x.shape[1] % factor
     return F.gelu(conv(F.pad(x, (0, 0, 0, short)).transpose(1, 2)).transpose(1, 2))
 
 
