@@ -57,7 +57,7 @@ class Loss:
     quality: float = 0.5
     saliency: float = 0.5
     wrong_query: float = 0.5
-    contrast: float = 0.2
+    contrast: float = 1.0
 
 
 @dataclass(frozen=True)
