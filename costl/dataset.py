@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -78,8 +78,11 @@ def training_batches(
     generator: torch.Generator,
 ) -> Iterator[Batch]:
     """One epoch in random order; with `wrong`, each video is also asked one sentence about another."""
+    texts: dict[str, set[str]] = {}
+    for query in queries:
+        texts.setdefault(query.vid, set()).add(query.query)
     for group in _shuffled_groups(queries, batch_size, generator):
-        yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, generator) if wrong else ())
+        yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, texts, generator) if wrong else ())
 
 
 def evaluation_batches(
@@ -163,7 +166,8 @@ def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Gener
     order = iter([handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()])
     group: list[Query] = []
     for handful in order:
-        if group and len(group) + len(handful) > size:
+        again = any(query.vid == handful[0].vid for query in group)
+        if group and (again or len(group) + len(handful) > size):
             yield group
             group = []
         group += handful
@@ -171,15 +175,14 @@ def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Gener
         yield group
 
 
-def _wrong_pairs(group: Sequence[Query], generator: torch.Generator) -> list[tuple[int, int]]:
-    """For each video of the group, a sentence about another video that none of its own sentences repeats."""
-    texts: dict[str, set[str]] = {}
-    for query in group:
-        texts.setdefault(query.vid, set()).add(query.query)
+def _wrong_pairs(
+    group: Sequence[Query], texts: Mapping[str, set[str]], generator: torch.Generator
+) -> list[tuple[int, int]]:
+    """For each video of the group, a sentence about another one that is in none of the video's own `texts`."""
     pairs = []
-    for vid, own in texts.items():
+    for vid in dict.fromkeys(q.vid for q in group):
         where = next(j for j, q in enumerate(group) if q.vid == vid)
         order = torch.randperm(len(group), generator=generator).tolist()
-        fitting = (i for i in order if group[i].vid != vid and group[i].query not in own)
+        fitting = (i for i in order if group[i].vid != vid and group[i].query not in texts[vid])
         pairs += [(i, where) for i in islice(fitting, 1)]
     return pairs

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from costl import spans
 
 CENTRE_RADIUS = 1.5  # positives lie within this many strides of a moment's centre
+NEVER = -1e30  # a score that weighs nothing beside any other; finite, so that no gradient becomes inf - inf
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,12 @@ def saliency_loss(
     `ratings` in [0, 1]; a query without a clip on either side of a grade takes no part at that grade. After the
     rank-contrastive loss of Hoffmann et al. 2022, as used for highlights by Moon et al. 2023.
     """
-    scores = scores.float().masked_fill(~mask, -1e4)
+    scores = scores.float().masked_fill(~mask, NEVER)
     losses, counted = scores.new_zeros(()), scores.new_zeros(())
     for grade in (0.01, 0.3, 0.55, 0.8):
         above, below = (ratings >= grade) & mask, (ratings < grade) & mask
         usable = (above.any(1) & below.any(1)).float()
-        rest = torch.logsumexp(scores.masked_fill(~below, -1e4), 1, keepdim=True)
+        rest = torch.logsumexp(scores.masked_fill(~below, NEVER), 1, keepdim=True)
         each = F.softplus(rest - scores) * above  # -log of this clip's share against everything below the grade
         losses = losses + (each.sum(1) / above.sum(1).clamp(min=1) * usable).sum()
         counted = counted + usable.sum()
@@ -133,7 +134,7 @@ def contrast_loss(
     own = torch.arange(match.shape[1], device=video.device) == video[:, None]
     mine = match.float()[torch.arange(len(video), device=video.device), video]
     rival = (~own[..., None] & frame_mask).flatten(1)
-    others = match.float().flatten(1).masked_fill(~rival, -1e4).logsumexp(1, keepdim=True)
+    others = match.float().flatten(1).masked_fill(~rival, NEVER).logsumexp(1, keepdim=True)
     loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
     return _mean_over(loss, relevant.any(1) & rival.any(1))
 

@@ -33,10 +33,10 @@ def soft_nms(
 
     Each round takes the best and multiplies the others' scores by exp(-iou^2 / sigma).
     """
-    scores, taken = scores.clone(), []
+    gone, taken = torch.zeros_like(scores, dtype=torch.bool), []
     for _ in range(min(keep, len(scores))):
         best = scores.argmax()
         taken.append(torch.cat([spans[best], scores[best, None]]))
-        scores = scores * torch.exp(-iou(spans, spans[best]).square() / sigma)
-        scores[best] = -1.0
+        gone[best] = True
+        scores = (scores * torch.exp(-iou(spans, spans[best]).square() / sigma)).masked_fill(gone, -1.0)
     return torch.stack(taken) if taken else spans.new_zeros(0, 3)
