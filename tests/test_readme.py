@@ -1,0 +1,60 @@
+"""The README is true: its commands parse, the main ones run as typed, and what it points to is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from click import Context
+from click.testing import CliRunner
+
+import cli
+from costl.annotations import parse_jsonl
+from costl.config import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for line in README.splitlines() if line.startswith("costl ")]
+FIRST, SECOND = "pip install . && costl quickstart", "pip install '.[test]' && pytest"
+
+
+def test_the_two_commands_that_set_everything_up_come_first():
+    fences = re.findall(r"^```\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    assert fences[:2] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "costl quickstart", "costl sample dir/"])
+def test_every_command_shown_has_options_that_exist_and_values_that_parse(command):
+    _, name, *arguments = shlex.split(command)
+    context = cli.main.commands[name].make_context(name, arguments, parent=Context(cli.main))
+    load_config(overrides=context.params.get("overrides") or ())
+
+
+def test_the_three_commands_run_as_typed_and_a_second_extraction_decodes_nothing(world, tmp_path, monkeypatch):
+    three = [c for c in COMMANDS if c in cli.main.help][:3]
+    assert [c.split()[1] for c in three] == ["extract", "train", "evaluate"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir").symlink_to(world.videos, target_is_directory=True)
+    for command in [*three, three[0]]:
+        result = CliRunner().invoke(cli.main, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert "0 videos extracted" in result.stderr
+
+
+def test_the_picture_and_the_links_within_the_project_exist():
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert targets and all((ROOT / target).is_file() for target in targets)
+
+
+def test_the_annotation_and_the_settings_shown_are_read():
+    (row,) = re.findall(r"^```json\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    assert parse_jsonl(row, "README.md")[0].windows == ((12.0, 20.0), (86.0, 94.0))
+    (settings,) = re.findall(r"^```yaml\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    load_config(yaml.safe_load(settings)["train"])
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"@[A-Z]+@", README)
