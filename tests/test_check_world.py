@@ -1,0 +1,41 @@
+"""The sample world measures what it should: who is told where every thing is answers its queries."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sample import WorldSettings, write_sample
+
+TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools/check_world.py"))
+
+
+def test_an_oracle_that_is_told_the_places_is_near_perfect_on_every_split(tmp_path, capsys):
+    videos = {"train": 1, "val": 3, "test": 8, "test_unseen": 6}
+    write_sample(tmp_path / "world", settings=WorldSettings(videos=videos, side=64, train_queries=5, seed=3), processes=1)
+    TOOL["main"](tmp_path / "world")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["val", "test", "test_unseen"]
+    for line in lines:
+        assert float(line.split("'R1@0.5': ")[1].split(",")[0]) >= 95
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("the red star is in view", [1, 1, 1, 1, 1, 0]),
+        ("the red star moves right", [1, 1, 1, 0, 0, 0]),
+        ("the red star is on the left", [1, 0, 0, 0, 0, 0]),
+        ("the red star is left of the cup", [1, 1, 0, 0, 0, 0]),
+        ("the red star moves left of the cup", [1, 1, 0, 0, 0, 0]),
+        ("the red star is next to the cup", [0, 1, 1, 1, 1, 0]),
+        ("the cup goes up", [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_the_oracle_reads_sentences_as_they_are_meant(sentence, expected):
+    star = {"thing": "small red star", "centres": [[0.2, 0.5], [0.4, 0.5], [0.6, 0.5], [0.7, 0.5], [0.7, 0.5], None]}
+    cup = {"thing": "large blue cup", "centres": [[0.5, 0.5]] * 6}
+    np.testing.assert_array_equal(TOOL["true_clips"](sentence, [star, cup]), expected)
