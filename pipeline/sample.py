@@ -27,7 +27,7 @@ extract:
   fps: 0.5          # clips a second: one for every two seconds, as in QVHighlights
 train:              # how this world is best learned on two cores; `costl train` takes it from the cache
   model: {width: 128}
-  train: {epochs: 6, batch_size: 24, learning_rate: 0.001, warmup_steps: 100, ema: 0.99}
+  train: {epochs: 5, batch_size: 24, learning_rate: 0.001, warmup_steps: 100, ema: 0.99}
 """
 
 
