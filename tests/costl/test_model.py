@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import fields
 
 import numpy as np
@@ -318,7 +317,7 @@ def test_one_batch_is_learned_by_heart():
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
     model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
     batch = collate(world.queries, world, patches=True, wrong=[(0, 2), (3, 5), (4, 0)])
-    optimizer, started = torch.optim.AdamW(model.parameters(), lr=3e-3), time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
     assert set(parts) == {field.name for field in fields(config.loss)}
     loss = first
@@ -328,6 +327,5 @@ def test_one_batch_is_learned_by_heart():
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         loss, _ = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert time.perf_counter() - started < 60
     assert loss < 0.2 * first
     assert score(model.eval(), batch, config)["MR-full-R1@0.7"] == 100

@@ -195,11 +195,12 @@ def test_sentences_and_words_are_clips_own(clip, reference):
     with torch.inference_mode():
         ids = tokenizer(QUERIES)
         theirs = network.encode_text(ids, normalize=True).numpy()
-        raw = network.forward_intermediates(text=ids, text_indices=1)["text_intermediates"][0].numpy()
+        raw = network.forward_intermediates(text=ids, text_indices=1)["text_intermediates"][0]
+        both = torch.cat([network.token_embedding(ids), raw], dim=-1).numpy()
     for i, words in enumerate(clip.encode_text(QUERIES)):
         count = len(tokenizer.encode(QUERIES[i]))
         np.testing.assert_allclose(words.sentence, theirs[i], atol=1e-5)
-        np.testing.assert_array_equal(words.tokens, raw[i, 1 : 1 + count].astype(np.float16))
+        np.testing.assert_array_equal(words.tokens, both[i, 1 : 1 + count].astype(np.float16))
         assert not words.truncated
 
 
