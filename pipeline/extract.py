@@ -118,8 +118,14 @@ def _find(videos: Path) -> list[Video]:
 
 
 def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
-    asked = {name: value for name, value in flags.items() if value is not None}
-    return replace(ExtractSettings(), **{**from_folder, **asked})
+    asked = {**from_folder, **{name: value for name, value in flags.items() if value is not None}}
+    settings = replace(ExtractSettings(), **asked)
+    if "model" in asked and Path(settings.weights.removeprefix("local-dir:")).is_dir():
+        raise UsageError(
+            f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "
+            "out, or name a tag for it, such as --weights openai."
+        )
+    return settings
 
 
 def _annotations(given: Path | Mapping[str, str] | None, folder: Path, found: Sequence[Video]) -> dict[str, str]:

@@ -169,6 +169,11 @@ WRONG = {
     "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
     "a slip in costl.yaml": (a_slip_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
     "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),
+    "a model beside weights that bring their own": (
+        ["extract", "--videos", "dir/", "--model", "ViT-B-16"],
+        2,
+        "bring their own architecture",
+    ),
     "a cache of other settings": (
         ["extract", "--videos", "dir/", "--fps", "1"],
         3,
