@@ -15,7 +15,10 @@ from pipeline.errors import UsageError
 Window = tuple[float, float]
 Moment = tuple[float, float, float]
 
-QUERY_FIELDS = ("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores")
+QUERY_FIELDS = (
+    *("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"),
+    *("rated_windows", "domain"),
+)
 PREDICTION_FIELDS = ("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores")
 PROBLEMS_SHOWN = 5
 
@@ -28,7 +31,9 @@ class Query:
 
     `windows` are [start, end) in seconds, inside [0, duration_s]; empty when the row has no label. `clip_ids` are the
     rated clips and `saliency` their ratings [n r], one row per clip, r annotators (three in QVHighlights, 0 to 4);
-    clips that are not listed count 0. Raises UsageError when a value cannot be meant.
+    clips that are not listed count 0. Clips last two seconds, one after the other, unless `rated_s` says of each when it
+    starts and ends (YouTube Highlights, where they overlap). `domain` groups the videos of TVSum and YouTube Highlights.
+    Raises UsageError when a value cannot be meant.
     """
 
     qid: int | str
@@ -38,6 +43,8 @@ class Query:
     windows: tuple[Window, ...] = ()
     clip_ids: tuple[int, ...] = ()
     saliency: tuple[tuple[float, ...], ...] = ()
+    rated_s: tuple[Window, ...] = ()
+    domain: str = ""
 
     def __post_init__(self) -> None:
         for name, text in (("query", self.query), ("vid", self.vid)):
@@ -45,10 +52,12 @@ class Query:
                 raise UsageError(f"{name} is empty")
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
             raise UsageError(f"duration is {self.duration_s!r}, expected seconds above zero")
-        for window in self.windows:
+        for window in (*self.windows, *self.rated_s):
             if not 0 <= window[0] < window[1] <= self.duration_s:
                 raise UsageError(f"window {list(window)} is not 0 <= start < end <= duration ({self.duration_s})")
         _check_ratings(self.clip_ids, self.saliency)
+        if self.rated_s and max(self.clip_ids, default=-1) >= len(self.rated_s):
+            raise UsageError(f"clip {max(self.clip_ids)} is rated, but there are {len(self.rated_s)} rated_windows")
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Query:
@@ -56,7 +65,9 @@ class Query:
         _check_names(row, known=QUERY_FIELDS)
         if "label" in row and row.get("saliency_scores") is None:
             # TVSum's own files give `duration` in clips, not seconds: reading them as they are would stretch time.
-            raise UsageError("'label' is the layout of TVSum and YouTube Highlights, expected 'saliency_scores'")
+            raise UsageError(
+                "'label' is the layout of TVSum and YouTube Highlights, expected 'saliency_scores'; costl prepare makes it so"
+            )
         return cls(
             qid=_qid(row),
             query=_text(row, "query"),
@@ -65,6 +76,8 @@ class Query:
             windows=_table(row, "relevant_windows", width=2),  # type: ignore[arg-type]
             clip_ids=_indices(row, "relevant_clip_ids"),
             saliency=_table(row, "saliency_scores"),
+            rated_s=_table(row, "rated_windows", width=2),  # type: ignore[arg-type]
+            domain=_text(row, "domain") if row.get("domain") is not None else "",
         )
 
 

@@ -18,6 +18,14 @@ from pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Data:
+    """Which benchmark's rules the numbers follow, and which of its domains is meant ("" for all)."""
+
+    benchmark: str = "qvhighlights"
+    domain: str = ""
+
+
+@dataclass(frozen=True)
 class Model:
     """Sizes that every part of the model shares."""
 
@@ -74,6 +82,7 @@ class Train:
     ema: float = 0.999
     patience: int = 15
     select: str = "MR-full-mAP"
+    select_on: str = "val"
     threads: int | None = None
 
 
@@ -84,12 +93,14 @@ class Predict:
     moments: int = 10
     nms_sigma: float = 0.5
     min_score: float = 0.0
+    round_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings. `Config()` is `configs/default.yaml`."""
 
+    data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     spatial: Spatial = field(default_factory=Spatial)
     temporal: Temporal = field(default_factory=Temporal)
@@ -113,18 +124,20 @@ class Config:
 Layer = Path | Mapping[str, Any]
 Limit = tuple[Callable[[Any], bool], str]
 
+BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
 # What a checkpoint can be chosen by: every headline number of `metrics`.
 SELECTABLE = (
     *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75"),
     *("MR-full-mIoU", "MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"),
     *("HL-min-Fair-mAP", "HL-min-Fair-Hit1", "HL-min-Good-mAP", "HL-min-Good-Hit1"),
-    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1"),
+    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1", "HL-top5-mAP", "HL-mAP"),
 )
 
 _ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
 _NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
 _BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
 _LIMITS: dict[str, dict[str, Limit]] = {
+    "data": {"benchmark": (lambda name: name in BENCHMARKS, f"one of {', '.join(BENCHMARKS)}")},
     "model": {"width": _ABOVE_ZERO, "heads": _ABOVE_ZERO, "dropout": _BELOW_ONE, "input_dropout": _BELOW_ONE},
     "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _ABOVE_ZERO},
     "temporal": {
@@ -141,11 +154,13 @@ _LIMITS: dict[str, dict[str, Limit]] = {
         **dict.fromkeys(("weight_decay", "warmup_steps"), _NOT_NEGATIVE),
         "ema": _BELOW_ONE,
         "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
+        "select_on": (lambda split: split in ("val", "test"), "val, or test for the peers' habit, labelled as such"),
     },
     "predict": {
         "moments": _ABOVE_ZERO,
         "nms_sigma": _ABOVE_ZERO,
         "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
+        "round_s": _NOT_NEGATIVE,
     },
 }
 

@@ -143,8 +143,18 @@ def _targets(query: Query, grid: Grid, longest: int) -> tuple[np.ndarray, np.nda
         return moments, relevant.astype(np.float64), relevant
     rated = np.zeros(int(max(query.clip_ids)) + 2)
     rated[list(query.clip_ids)] = np.mean(query.saliency, axis=1) / HIGHEST_RATING
+    if query.rated_s:
+        return moments, _mean_covering(np.array(query.rated_s), rated, centres / grid.fps), relevant
     which = np.minimum((centres / grid.fps / RATED_CLIP_S).astype(int), len(rated) - 1)
     return moments, rated[which], relevant
+
+
+def _mean_covering(windows_s: np.ndarray, rated: np.ndarray, at_s: np.ndarray) -> np.ndarray:
+    """Mean rating [t] of the rated windows [n 2] that cover each time; zero where none does."""
+    covers = (windows_s[:, 0] <= at_s[:, None]) & (at_s[:, None] < windows_s[:, 1])
+    values = np.zeros(len(windows_s))
+    values[: len(rated)] = rated[: len(windows_s)]
+    return covers @ values / np.maximum(1, covers.sum(1))
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -119,19 +119,24 @@ def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:
     return (foreground * outputs.quality.float().sigmoid()).sqrt() if sharpened else foreground
 
 
-def rated_saliency(saliency: Sequence[float], *, fps: float, duration_s: float) -> tuple[float, ...]:
-    """Scores of clips at `fps` -> one score for each two seconds of `duration_s`, as annotations rate them.
+def rated_saliency(saliency: Sequence[float], query: Query, *, fps: float) -> tuple[float, ...]:
+    """Scores of clips at `fps` -> one score for each clip that annotations rate: `query.rated_s`, or else every two
+    seconds of the annotated duration.
 
-    Each is the mean over the clips whose centre falls into its two seconds, or the nearest clip where there is none.
+    Each is the mean over the clips whose centre falls into it, or the nearest clip where there is none.
     """
-    rated = Grid(1 / RATED_CLIP_S, duration_s).clips
     values, centres = np.asarray(saliency, dtype=np.float64), (np.arange(len(saliency)) + 0.5) / fps
-    bounds = np.searchsorted(centres, np.arange(rated + 1) * RATED_CLIP_S)
-    nearest = np.abs(centres - (np.arange(rated)[:, None] + 0.5) * RATED_CLIP_S).argmin(1)
+    windows = np.array(query.rated_s or _two_seconds_each(query.duration_s))
+    bounds = np.searchsorted(centres, windows)
+    nearest = np.abs(centres - windows.mean(axis=1, keepdims=True)).argmin(1)
     return tuple(
-        float(values[a:b].mean() if b > a else values[near])
-        for a, b, near in zip(bounds, bounds[1:], nearest, strict=False)
+        float(values[a:b].mean() if b > a else values[near]) for (a, b), near in zip(bounds, nearest, strict=True)
     )
+
+
+def _two_seconds_each(duration_s: float) -> list[tuple[float, float]]:
+    clips = Grid(1 / RATED_CLIP_S, duration_s).clips
+    return [(i * RATED_CLIP_S, (i + 1) * RATED_CLIP_S) for i in range(clips)]
 
 
 def build_for(config: Config, features: CacheReader) -> CoSTL:
@@ -218,7 +223,7 @@ def _at_rest(model: CoSTL) -> Iterator[None]:
 
 
 def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Prediction:
-    saliency = rated_saliency(prediction.saliency, fps=features.fps, duration_s=query.duration_s)
+    saliency = rated_saliency(prediction.saliency, query, fps=features.fps)
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 

@@ -94,7 +94,7 @@ def zero_shot_prediction(query: Query, curve: np.ndarray, fps: float, settings: 
     spans = {span for level in settings.levels for span in _stretches(smooth, level)}
     moments = sorted((_moment(span, curve, fps, query.duration_s) for span in spans), key=lambda m: (-m[2], m))
     inside = tuple(moment for moment in moments if moment[0] < moment[1])[:MOMENTS]
-    saliency = rated_saliency(smooth.tolist(), fps=fps, duration_s=query.duration_s)
+    saliency = rated_saliency(smooth.tolist(), query, fps=fps)
     return Prediction(query.qid, query.query, query.vid, inside, saliency)
 
 

@@ -46,7 +46,7 @@ def test_the_files_of_the_benchmarks_are_read_whole(name, rows, windows):
 
 
 def test_a_row_becomes_a_query_with_every_label_in_place():
-    (query,) = parse_jsonl(lines(RATED | {"domain": "extra fields pass"}), "train.jsonl")
+    (query,) = parse_jsonl(lines(RATED | {"source": "extra fields pass"}), "train.jsonl")
     assert query == Query(1, "a cat", "v", 10.0, ((0.0, 4.0),), (0, 1), ((4.0, 3.0, 2.0), (0.0, 1.0, 2.0)))
 
 

@@ -99,7 +99,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
         ("train.select=mAP", "expected one of MR-full-R1@0.3"),
         ("train.seed=-1", "below 2^32"),
         ("train.threads=0", "above zero"),
-        ("nonsense.epochs=1", "Known: model, spatial"),
+        ("nonsense.epochs=1", "Known: data, model, spatial"),
         ("train.epochs=[", "is not a YAML value"),
     ],
 )

@@ -118,7 +118,14 @@ def test_saliency_is_one_score_for_two_seconds_whatever_the_features(world, tmp_
     ],
 )
 def test_scores_are_averaged_into_two_seconds(saliency, fps, duration_s, expected):
-    assert rated_saliency(saliency, fps=fps, duration_s=duration_s) == pytest.approx(expected)
+    query = Query(1, "a sentence", "v", duration_s)
+    assert rated_saliency(saliency, query, fps=fps) == pytest.approx(expected)
+
+
+def test_saliency_is_told_for_the_windows_that_were_rated_where_those_are_no_two_seconds():
+    query = Query(1, "dog", "v", 8.0, (), (0,), ((1.0,),), ((0.0, 3.0), (2.0, 5.0), (5.1, 5.3), (5.0, 8.0)))
+    scores = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]  # one a second, centres at 0.5, 1.5, ...
+    assert rated_saliency(scores, query, fps=1.0) == pytest.approx((1.0, 3.0, 5.0, 6.0))
 
 
 def test_the_newest_run_is_the_one_started_last(copy, tmp_path, monkeypatch):
