@@ -28,6 +28,9 @@ device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+config_files = click.option(
+    "--config", type=ANY_PATH, multiple=True, help="YAML that names only what it changes. Repeatable."
+)
 overrides = click.option(
     "--set",
     "overrides",
@@ -121,9 +124,7 @@ def extract(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.option("--cache", type=ANY_PATH, help="What costl extract wrote.")
-@click.option(
-    "--config", "config", type=ANY_PATH, multiple=True, help="YAML that names only what it changes. Repeatable."
-)
+@config_files
 @overrides
 @click.option("--out", type=FOLDER, help="Folder of the run.  [default: a new one in runs/]")
 @click.option("--resume", "run", type=FOLDER, help="Continue this interrupted run, with its own settings.")
@@ -166,6 +167,32 @@ def evaluate(as_json: bool, **options: Any) -> None:
         found = evaluate(**options, progress=show)
     click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
     say(*found.notes, f"Predictions, metrics and a picture: {found.folder}/")
+
+
+@main.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+@click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
+@click.option("--split", default="test", show_default=True, help="What every run is scored on.")
+@config_files
+@overrides
+@click.option("--out", type=FOLDER, help="Folder of the runs; what it holds is not trained again.")
+@device
+@as_json
+def repeat(as_json: bool, **options: Any) -> None:
+    """Trains with several seeds and prints mean and standard deviation.
+
+    \b
+    Example:
+        costl repeat --cache feats.h5 --seeds 3
+    For TVSum and YouTube Highlights every domain gets a model of its own; their number is that of the last epoch,
+    and with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
+    """
+    from costl.repeat import repeat, to_json
+
+    with Bars() as show:
+        result = repeat(**options, progress=show)
+    click.echo(json.dumps(to_json(result), indent=2) if as_json else result.table())
+    say(*result.notes, f"Runs and every number: {result.folder}/")
 
 
 @main.command()

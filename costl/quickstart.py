@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from costl.config import load_config
 from costl.evaluate import Evaluation, evaluate
 from costl.files import publish
 from costl.references import chance, choose_zero_shot, zero_shot
-from costl.runs import read_run
-from costl.train import resume, train
+from costl.repeat import trained
 from pipeline.cache import CacheReader
 from pipeline.errors import CostlError, UsageError
 from pipeline.extract import extract
@@ -103,13 +101,7 @@ def _trained(
     folder: Path, features: CacheReader, overrides: Sequence[str], device: str, tell: Tell
 ) -> dict[str, Evaluation]:
     """The run in `folder`, made or finished if it is not, evaluated on every split."""
-    if not (folder / "run.json").exists():
-        train(features.path, overrides=overrides, out=folder, device=device, progress=tell)
-    run = read_run(folder)
-    if run.config != load_config(features.settings, overrides=overrides):
-        raise UsageError(f"{folder}: was trained with other settings. Delete it, or choose another folder with --out.")
-    if not run.finished:
-        resume(folder, device=device, progress=tell)
+    trained(folder, features, overrides=overrides, device=device, tell=tell)
     return {split: evaluate(folder, split=split, device=device, progress=tell) for split in SPLITS}
 
 

@@ -58,6 +58,7 @@ MODULES = {
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.references": "numpy",
+    "costl.repeat": "numpy",
     "costl.quickstart": "",
     "costl.ask": "torch numpy",
 }
