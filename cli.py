@@ -148,7 +148,15 @@ def train(as_json: bool, **options: Any) -> None:
 @click.option("--split", default="test", show_default=True, help="Which annotations: train, val, test, test_*.")
 @click.option("--run", type=FOLDER, help="Folder of the run.  [default: the newest in runs/]")
 @click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
-@click.option("--official", is_flag=True, help="The published QVHighlights evaluator, to the last digit.")
+@click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Those chosen in training, or the average of the last epoch.",
+)
+@click.option("--benchmark", help="Whose rules to score by.  [default: the run's data.benchmark]")
+@click.option("--official", is_flag=True, help="The published evaluator of the benchmark, to the last digit.")
 @click.option("--out", type=FOLDER, help="Where to write.  [default: eval-SPLIT/ in the run]")
 @device
 @as_json
@@ -288,7 +296,8 @@ def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progr
 
 
 def _tell_training(report: Report, *, as_json: bool) -> None:
-    score = "" if report.score is None else f" with {report.select} {report.score:.1f} on validation"
+    place = "test (legacy: chosen on test)" if report.legacy else "validation"
+    score = "" if report.score is None else f" with {report.select} {report.score:.1f} on {place}"
     early = ", stopped early" if report.stopped_early else ""
     say(*report.notes, f"{report.epochs} epochs{early}; epoch {report.best_epoch} is kept{score}.")
     click.echo(json.dumps(vars(report), default=str) if as_json else report.run)
