@@ -17,10 +17,12 @@ from costl.checkpoint import load_checkpoint
 from costl.config import Config
 from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
 from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
-from costl.metrics import compute_metrics, interval_iou
+from costl.metrics import interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.predict import to_predictions
-from costl.runs import newest_run, open_cache, read_run
+from costl.rounding import rounded
+from costl.runs import Run, newest_run, open_cache, read_run
+from costl.scoring import score
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
@@ -34,7 +36,8 @@ DRAWN = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: `metrics` as `compute_metrics` lays them out, where the files are, what to know."""
+    """What an evaluation found: `metrics` as `compute_metrics` lays them out, with `intervals` (none of it where the
+    split has no labels), where the files are, what to know."""
 
     run: Path
     split: str
@@ -59,35 +62,61 @@ def evaluate(
 
     `weights`: "best" as chosen in training, or "last", the averaged weights of the last epoch. `benchmark` says whose
     rules to score by, by default the run's `data.benchmark`; `official` reproduces its published evaluator. Writes
-    metrics.json, predictions.jsonl (the submission format), predictions.parquet and predictions.png to `out`, by
-    default `eval-<split>/` in the run. Raises UsageError for a missing run, split or domain, CacheError where the cache
-    is not the one of the run or a file is damaged.
+    metrics.json (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and
+    predictions.png to `out`, by default `eval-<split>/` in the run. A split without labels is predicted all the same;
+    then there are no metrics. Raises UsageError for a missing run, split or domain, CacheError where the cache is not
+    the one of the run or a file is damaged.
     """
+    ready = open_run(run, cache=cache, weights=weights, device=device)
+    config, folder = ready.run.config, out or ready.run.folder / f"eval-{split}"
+    queries = read_queries(ready.features, split, domain=config.data.domain)
+    predictions = ready.predict(queries, progress)
+    metrics: dict[str, Any] = {}
+    notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
+    if any(query.windows or query.clip_ids for query in queries):
+        metrics = {"legacy": legacy} if legacy else {}
+        metrics |= score(
+            predictions, queries, benchmark=benchmark or config.data.benchmark, official=official, clip_s=RATED_CLIP_S
+        )
+        write_metrics(folder / "metrics.json", metrics)
+        notes += [legacy] if legacy else []
+    else:
+        notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
+        (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation: they would pass for these
+    write_predictions(folder / "predictions.jsonl", predictions)
+    write_parquet(folder / "predictions.parquet", predictions)
+    draw_predictions(
+        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {ready.run.folder.name}"
+    )
+    return Evaluation(ready.run.folder, split, folder, metrics, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run with its weights loaded, beside its cache."""
+
+    run: Run
+    features: CacheReader
+    model: CoSTL
+    device: torch.device
+
+    def predict(self, queries: Sequence[Query], progress: Tell | None = None) -> list[Prediction]:
+        """What `predict_split` gives for these queries."""
+        return predict_split(
+            self.model, queries, self.features, config=self.run.config, device=self.device, progress=progress
+        )
+
+
+def open_run(
+    run: Path | None = None, *, cache: Path | None = None, weights: str = "best", device: str = "auto"
+) -> Ready:
+    """The run, by default the newest, with its "best" or "last" weights. Raises as `evaluate` does."""
     chosen = read_run(run) if run else newest_run()
     features = open_cache(chosen, cache)
-    queries = read_queries(features, split, domain=chosen.config.data.domain)
     place = pick_device(device)
     model = build_for(chosen.config, features).to(place)
     _load_weights(model, chosen.folder, weights)
-    predictions = predict_split(model, queries, features, config=chosen.config, device=place, progress=progress)
-    metrics = compute_metrics(
-        predictions,
-        queries,
-        official=official,
-        clip_s=RATED_CLIP_S,
-        benchmark=benchmark or chosen.config.data.benchmark,
-    )
-    legacy = legacy_label(chosen.config)
-    if legacy:
-        metrics = {**metrics, "legacy": legacy}
-    folder = out or chosen.folder / f"eval-{split}"
-    write_predictions(folder / "predictions.jsonl", predictions)
-    write_parquet(folder / "predictions.parquet", predictions)
-    write_metrics(folder / "metrics.json", metrics)
-    draw_predictions(
-        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {chosen.folder.name}"
-    )
-    return Evaluation(chosen.folder, split, folder, metrics, tuple(data_notes(split, queries, features)))
+    return Ready(chosen, features, model, place)
 
 
 def legacy_label(config: Config) -> str:
@@ -132,7 +161,7 @@ def predict_split(
             found |= {p.qid: _rated(p, q, features) for p, q in zip(predictions, batch.queries, strict=True)}
             if progress:
                 progress(Progress("predict", len(found), len(asked)))
-    return [found[query.qid] for query in asked]
+    return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
 
 
 def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:

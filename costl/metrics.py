@@ -14,14 +14,34 @@ import numpy as np
 
 from costl.annotations import Prediction, Query
 from costl.highlights import TVSUM, YOUTUBE, RatingRules, clips_of, score_rankings, score_ratings
-from costl.moments import FORK, IOU_THRESHOLDS, PUBLISHED, STRICT, MomentRules, MomentScores, interval_iou
-from costl.moments import moment_brief, moment_headlines, moment_metrics, score_moments
+from costl.moments import (
+    FORK,
+    IOU_THRESHOLDS,
+    PUBLISHED,
+    STRICT,
+    MomentRules,
+    MomentScores,
+    interval_iou,
+    moment_brief,
+    moment_headlines,
+    moment_metrics,
+    score_moments,
+)
 from pipeline.errors import UsageError
 
-__all__ = ["BENCHMARKS", "IOU_THRESHOLDS", "benchmark_of", "compute_metrics", "contributions", "interval_iou"]
+__all__ = [
+    "BENCHMARKS",
+    "IOU_THRESHOLDS",
+    "benchmark_of",
+    "compute_metrics",
+    "contributions",
+    "interval_iou",
+    "measure",
+]
 
 # A window may end this far outside its video, so that times written with two decimals are not refused.
 SLACK_S = 0.01
+REMEDY = "Correct it, or score as the published evaluator does with --official."
 UNSCORED = "the published evaluator cannot score it; leave out --official."
 
 
@@ -69,18 +89,7 @@ def compute_metrics(
     reversed or outside its video, another video's id, a saliency list of the wrong length; in official mode whatever
     the published code cannot score (a query without prediction or without truth).
     """
-    scored = _score(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)
-    moments = moment_metrics(scored.moments, scored.rules)
-    highlights = {name: _pair(values) for name, values in scored.ratings.items()}
-    brief = moment_brief(moments) | {
-        f"{name}-{key[3:]}": value for name, pair in highlights.items() for key, value in pair.items()
-    }
-    metrics: dict[str, Any] = {"brief": brief, **highlights, **moments}
-    if scored.ranking is not None:
-        metrics = _ranking_metrics(scored)
-    if official:
-        return _rounded(metrics, decimals=2 if scored.ranking is None else 3)
-    return {**metrics, "notes": _notes(scored)}
+    return measure(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)[0]
 
 
 def contributions(
@@ -96,15 +105,23 @@ def contributions(
 
     A mean over domains of different size weighs their videos accordingly.
     """
+    return measure(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)[1]
+
+
+def measure(
+    predictions: Sequence[Prediction],
+    queries: Sequence[Query],
+    *,
+    official: bool = False,
+    clip_s: float = 2.0,
+    benchmark: str = "qvhighlights",
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `compute_metrics` and `contributions` give, scored once."""
     scored = _score(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)
-    if scored.ranking is not None:
-        return _ranking_headlines(scored)
-    pairs = {
-        f"{name}-{key}": 100 * values[:, i]
-        for name, values in scored.ratings.items()
-        for i, key in enumerate(("mAP", "Hit1"))
-    }
-    return moment_headlines(scored.moments, scored.rules) | pairs
+    metrics, headlines = (_task_metrics if scored.ranking is None else _ranking_metrics)(scored)
+    if official:
+        return _rounded(metrics, decimals=2 if scored.ranking is None else 3), headlines
+    return {**metrics, "notes": _notes(scored)}, headlines
 
 
 def benchmark_of(queries: Sequence[Query]) -> str:
@@ -154,32 +171,30 @@ def _score(
     )
 
 
-def _pair(values: np.ndarray) -> dict[str, float]:
-    precision, hit = values[~np.isnan(values[:, 0])].mean(axis=0)
-    return {"HL-mAP": 100 * float(precision), "HL-Hit1": 100 * float(hit)}
+def _task_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    moments = moment_metrics(scored.moments, scored.rules)
+    highlights, headlines = {}, moment_headlines(scored.moments, scored.rules)
+    for name, values in scored.ratings.items():
+        precision, hit = values[~np.isnan(values[:, 0])].mean(axis=0)
+        highlights[name] = {"HL-mAP": 100 * float(precision), "HL-Hit1": 100 * float(hit)}
+        headlines |= {f"{name}-mAP": 100 * values[:, 0], f"{name}-Hit1": 100 * values[:, 1]}
+    pairs = {f"{name}-{key[3:]}": value for name, pair in highlights.items() for key, value in pair.items()}
+    return {"brief": moment_brief(moments) | pairs, **highlights, **moments}, headlines
 
 
-def _ranking_metrics(scored: _Scored) -> dict[str, Any]:
-    name, groups = scored.name, _by_domain(scored.queries)
+def _ranking_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     assert scored.ranking is not None
-    means = {domain: 100 * float(scored.ranking[rows].mean()) for domain, rows in groups.items()}
-    named = {domain: value for domain, value in means.items() if domain}
-    return {
-        "brief": {name: float(np.mean(list(means.values()))), **{f"{name}-{d}": value for d, value in named.items()}},
-        "domains": {d: {name: value, "videos": len(groups[d])} for d, value in named.items()},
-    }
-
-
-def _ranking_headlines(scored: _Scored) -> dict[str, np.ndarray]:
-    name, groups = scored.name, _by_domain(scored.queries)
-    assert scored.ranking is not None
-    values, weights, result = 100 * scored.ranking, np.ones(len(scored.queries)), {}
+    name, groups, values = scored.name, _by_domain(scored.queries), 100 * scored.ranking
+    weights, headlines, domains = np.ones(len(values)), {}, {}
     for domain, rows in groups.items():
-        weights[rows] = len(scored.queries) / (len(groups) * len(rows))
+        weights[rows] = len(values) / (len(groups) * len(rows))
         if domain:
-            result[f"{name}-{domain}"] = np.full(len(values), np.nan)
-            result[f"{name}-{domain}"][rows] = values[rows]
-    return {name: values * weights, **result}
+            domains[domain] = {name: float(values[rows].mean()), "videos": len(rows)}
+            headlines[f"{name}-{domain}"] = np.full(len(values), np.nan)
+            headlines[f"{name}-{domain}"][rows] = values[rows]
+    mean = float(np.mean([values[rows].mean() for rows in groups.values()]))
+    brief = {name: mean} | {f"{name}-{domain}": row[name] for domain, row in domains.items()}
+    return {"brief": brief, "domains": domains}, {name: values * weights, **headlines}
 
 
 def _by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
@@ -219,9 +234,9 @@ def _check_official(
         raise UsageError("predictions: no windows and no saliency at all, expected a row for every query.")
     for part, truth in (("windows", "windows"), ("saliency", "clip_ids")):
         # A kind of prediction that nobody made, or a truth that nobody has, is left out as a whole.
-        if not any(getattr(p, part) for p in by_qid.values()) or not any(getattr(q, truth) for q in queries):
-            if not (how.ranking and part == "saliency"):
-                continue
+        made, labelled = any(getattr(p, part) for p in by_qid.values()), any(getattr(q, truth) for q in queries)
+        if not (made and labelled) and not (how.ranking and part == "saliency"):
+            continue
         for query in queries:
             if query.qid not in by_qid or not getattr(by_qid[query.qid], part):
                 raise UsageError(f"query {query.qid!r} has no predicted {part}: {UNSCORED}")
@@ -244,10 +259,12 @@ def _check_strict(
             raise UsageError(f"{where} names the video {answer.vid!r}, expected {query.vid!r}.")
         for start, end, _ in answer.windows:
             if not -SLACK_S <= start <= end <= query.duration_s + SLACK_S:
-                raise UsageError(f"{where}: window [{start}, {end}] is not inside its video of {query.duration_s} s.")
+                raise UsageError(
+                    f"{where}: window [{start}, {end}] is not inside its video of {query.duration_s} s. {REMEDY}"
+                )
         clips = clips_of(query, clip_s)
         if answer.saliency and len(answer.saliency) != clips:
-            raise UsageError(f"{where} has {len(answer.saliency)} saliency scores, its video {clips} clips.")
+            raise UsageError(f"{where} has {len(answer.saliency)} saliency scores, its video {clips} clips. {REMEDY}")
         if max(query.clip_ids, default=0) >= clips:
             raise UsageError(
                 f"truth: query {query.qid!r}: clip {max(query.clip_ids)} is rated, but its video has {clips} clips."

@@ -103,7 +103,7 @@ def moment_headlines(scores: Mapping[str, MomentScores], rules: MomentRules) -> 
     values |= {f"MR-full-mAP@{t}": full.precision[:, IOU_THRESHOLDS.index(t)] for t in (0.5, 0.75)}
     values |= {"MR-full-mIoU": full.overlap} if rules.mean_iou else {}
     spread = {name: _spread(value, full.counted) for name, value in values.items()}
-    others = {name: length for name, length in scores.items() if name != "full"}
+    others = {name: length for name, length in scores.items() if name != "full" and length.counted.any()}
     return spread | {
         f"MR-{name}-mAP": _spread(length.precision.mean(axis=1), length.counted) for name, length in others.items()
     }
