@@ -17,7 +17,7 @@ from costl.checkpoint import load_checkpoint
 from costl.config import Config
 from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
 from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
-from costl.metrics import interval_iou
+from costl.metrics import benchmark_rules, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.predict import to_predictions
 from costl.rounding import rounded
@@ -69,15 +69,15 @@ def evaluate(
     """
     ready = open_run(run, cache=cache, weights=weights, device=device)
     config, folder = ready.run.config, out or ready.run.folder / f"eval-{split}"
+    benchmark = benchmark or config.data.benchmark
+    benchmark_rules(benchmark)
     queries = read_queries(ready.features, split, domain=config.data.domain)
     predictions = ready.predict(queries, progress)
     metrics: dict[str, Any] = {}
     notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
     if any(query.windows or query.clip_ids for query in queries):
         metrics = {"legacy": legacy} if legacy else {}
-        metrics |= score(
-            predictions, queries, benchmark=benchmark or config.data.benchmark, official=official, clip_s=RATED_CLIP_S
-        )
+        metrics |= score(predictions, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
         write_metrics(folder / "metrics.json", metrics)
         notes += [legacy] if legacy else []
     else:

@@ -109,7 +109,7 @@ def _ranking_precision(saliency: Sequence[float], query: Query, rules: RatingRul
     scores = np.array(saliency)[np.array(query.clip_ids)[reached]]
     # Clips of equal score keep their order in time; published code leaves it open.
     ranked = positive[reached][np.argsort(-scores, kind="stable")[: rules.top]]
-    return float(np.mean(_trapezoid_precision(ranked)))
+    return float(added_up(_trapezoid_precision(ranked)) / ratings.shape[1])
 
 
 def _lower_median(ratings: np.ndarray) -> np.ndarray:
@@ -124,5 +124,12 @@ def _trapezoid_precision(ranked: np.ndarray) -> np.ndarray:
     """
     found = np.cumsum(ranked, axis=0)
     precision = found / np.arange(1, len(ranked) + 1)[:, None]
+    recall = found / np.maximum(1, found[-1])
     before = np.vstack([np.ones(ranked.shape[1]), precision[:-1]])
-    return ((before + precision) / 2 * ranked).sum(axis=0) / np.maximum(1, found[-1])
+    return added_up(np.diff(recall, axis=0, prepend=0) * (before + precision) / 2)
+
+
+def added_up(values: np.ndarray) -> np.ndarray:
+    """The sum along the first axis, one after the other as published code adds: the last bit decides how a number that
+    ends in 5 is rounded."""
+    return np.cumsum(values, axis=0)[-1]

@@ -5,7 +5,6 @@ The door to `moments` and `highlights`, which say where their formulas come from
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from costl.annotations import Prediction, Query
-from costl.highlights import TVSUM, YOUTUBE, RatingRules, clips_of, score_rankings, score_ratings
+from costl.checks import by_checked_qid, check_official, check_strict
+from costl.highlights import TVSUM, YOUTUBE, RatingRules, added_up, score_rankings, score_ratings
 from costl.moments import (
     FORK,
     IOU_THRESHOLDS,
@@ -33,16 +33,12 @@ __all__ = [
     "BENCHMARKS",
     "IOU_THRESHOLDS",
     "benchmark_of",
+    "benchmark_rules",
     "compute_metrics",
     "contributions",
     "interval_iou",
     "measure",
 ]
-
-# A window may end this far outside its video, so that times written with two decimals are not refused.
-SLACK_S = 0.01
-REMEDY = "Correct it, or score as the published evaluator does with --official."
-UNSCORED = "the published evaluator cannot score it; leave out --official."
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def compute_metrics(
     five of the fraction). charades and tacos by the fork that CG-DETR and FlashVTG share, whose "long" ends at 150 s
     (windows of TACoS reach 843 s; strict has no end) and which gives zeros for a length that no window has.
 
-    Else both leave out what has no truth (no saliency in Charades-STA, no window of some length), where the published
+    Otherwise both leave out what has no truth (no saliency in Charades-STA, no window of some length), where the published
     code stops. Raises UsageError, naming the query: a qid that is unknown or occurs twice, and in strict mode a window
     reversed or outside its video, another video's id, a saliency list of the wrong length; in official mode whatever
     the published code cannot score (a query without prediction or without truth).
@@ -118,10 +114,19 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What `compute_metrics` and `contributions` give, scored once."""
     scored = _score(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)
-    metrics, headlines = (_task_metrics if scored.ranking is None else _ranking_metrics)(scored)
-    if official:
-        return _rounded(metrics, decimals=2 if scored.ranking is None else 3), headlines
-    return {**metrics, "notes": _notes(scored)}, headlines
+    metrics, headlines = (
+        _task_metrics(scored) if scored.ranking is None else _ranking_metrics(scored, official=official)
+    )
+    if not official:
+        return {**metrics, "notes": _notes(scored)}, headlines
+    return (_rounded(metrics) | _official_notes(scored)) if scored.ranking is None else metrics, headlines
+
+
+def benchmark_rules(name: str) -> Benchmark:
+    """How the benchmark of this name is scored. Raises UsageError for a name that is none."""
+    if name not in BENCHMARKS:
+        raise UsageError(f"benchmark is {name!r}, expected one of {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
 
 
 def benchmark_of(queries: Sequence[Query]) -> str:
@@ -148,12 +153,12 @@ class _Scored:
 def _score(
     predictions: Sequence[Prediction], queries: Sequence[Query], *, official: bool, clip_s: float, benchmark: str
 ) -> _Scored:
-    if benchmark not in BENCHMARKS:
-        raise UsageError(f"benchmark is {benchmark!r}, expected one of {', '.join(BENCHMARKS)}.")
-    how = BENCHMARKS[benchmark]
-    by_qid = _by_qid(predictions, queries, how, benchmark)
-    check = _check_official if official else _check_strict
-    check(by_qid, queries, how, clip_s)
+    how = benchmark_rules(benchmark)
+    by_qid = by_checked_qid(predictions, queries, benchmark=benchmark, ranking=how.ranking is not None)
+    if official:
+        check_official(by_qid, queries, ranking=how.ranking is not None)
+    else:
+        check_strict(by_qid, queries, ranking=how.ranking is not None, clip_s=clip_s)
     answers = [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
     if how.ranking:
         return _Scored(
@@ -182,19 +187,21 @@ def _task_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray
     return {"brief": moment_brief(moments) | pairs, **highlights, **moments}, headlines
 
 
-def _ranking_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _ranking_metrics(scored: _Scored, *, official: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     assert scored.ranking is not None
-    name, groups, values = scored.name, _by_domain(scored.queries), 100 * scored.ranking
-    weights, headlines, domains = np.ones(len(values)), {}, {}
+    name, groups, values = scored.name, _by_domain(scored.queries), scored.ranking
+    means = {domain: float(added_up(values[rows]) / len(rows)) for domain, rows in groups.items()}
+    weights, headlines = np.ones(len(values)), {}
     for domain, rows in groups.items():
         weights[rows] = len(values) / (len(groups) * len(rows))
-        if domain:
-            domains[domain] = {name: float(values[rows].mean()), "videos": len(rows)}
-            headlines[f"{name}-{domain}"] = np.full(len(values), np.nan)
-            headlines[f"{name}-{domain}"][rows] = values[rows]
-    mean = float(np.mean([values[rows].mean() for rows in groups.values()]))
-    brief = {name: mean} | {f"{name}-{domain}": row[name] for domain, row in domains.items()}
-    return {"brief": brief, "domains": domains}, {name: values * weights, **headlines}
+        headlines[f"{name}-{domain}"] = np.full(len(values), np.nan)
+        headlines[f"{name}-{domain}"][rows] = 100 * values[rows]
+    headlines.pop(f"{name}-", None)  # videos without a domain
+    numbers = {name: float(np.mean(list(means.values())))} | {f"{name}-{d}": mean for d, mean in means.items() if d}
+    # As published: five decimals of the fraction.
+    brief = {key: round(100 * round(mean, 5), 3) if official else 100 * mean for key, mean in numbers.items()}
+    domains = {d: {name: brief[f"{name}-{d}"], "videos": len(rows)} for d, rows in groups.items() if d}
+    return {"brief": brief, "domains": domains}, {name: 100 * values * weights, **headlines}
 
 
 def _by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
@@ -203,72 +210,6 @@ def _by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
     for row, query in enumerate(queries):
         groups[query.domain].append(row)
     return groups
-
-
-def _by_qid(
-    predictions: Sequence[Prediction], queries: Sequence[Query], how: Benchmark, benchmark: str
-) -> dict[int | str, Prediction]:
-    if not any(_has_truth(query, how) for query in queries):
-        needed = "rated clips" if how.ranking else "windows or saliency"
-        raise UsageError(
-            f"{len(queries)} queries without {needed}: there is no truth to compare with (benchmark {benchmark})."
-        )
-    known = {query.qid for query in queries}
-    for name, rows in (("predictions", predictions), ("truth", queries)):
-        for qid, times in Counter(row.qid for row in rows).items():
-            if times > 1:
-                raise UsageError(f"{name}: query {qid!r} occurs {times} times, expected once.")
-            if qid not in known:
-                raise UsageError(f"predictions: query {qid!r} is not in the truth ({len(known)} queries).")
-    return {prediction.qid: prediction for prediction in predictions}
-
-
-def _has_truth(query: Query, how: Benchmark) -> bool:
-    return bool(query.clip_ids or (query.windows and not how.ranking))
-
-
-def _check_official(
-    by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], how: Benchmark, clip_s: float
-) -> None:
-    if not any(row.windows or row.saliency for row in by_qid.values()):
-        raise UsageError("predictions: no windows and no saliency at all, expected a row for every query.")
-    for part, truth in (("windows", "windows"), ("saliency", "clip_ids")):
-        # A kind of prediction that nobody made, or a truth that nobody has, is left out as a whole.
-        made, labelled = any(getattr(p, part) for p in by_qid.values()), any(getattr(q, truth) for q in queries)
-        if not (made and labelled) and not (how.ranking and part == "saliency"):
-            continue
-        for query in queries:
-            if query.qid not in by_qid or not getattr(by_qid[query.qid], part):
-                raise UsageError(f"query {query.qid!r} has no predicted {part}: {UNSCORED}")
-            if not getattr(query, truth):
-                raise UsageError(f"query {query.qid!r} has no true {part}: {UNSCORED}")
-
-
-def _check_strict(
-    by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], how: Benchmark, clip_s: float
-) -> None:
-    for query in queries:
-        if not _has_truth(query, how):
-            needed = "no rated clips" if how.ranking else "neither windows nor saliency"
-            raise UsageError(f"truth: query {query.qid!r} has {needed}, others have.")
-        answer = by_qid.get(query.qid)
-        if answer is None:
-            continue
-        where = f"predictions: query {query.qid!r}"
-        if answer.vid and answer.vid != query.vid:
-            raise UsageError(f"{where} names the video {answer.vid!r}, expected {query.vid!r}.")
-        for start, end, _ in answer.windows:
-            if not -SLACK_S <= start <= end <= query.duration_s + SLACK_S:
-                raise UsageError(
-                    f"{where}: window [{start}, {end}] is not inside its video of {query.duration_s} s. {REMEDY}"
-                )
-        clips = clips_of(query, clip_s)
-        if answer.saliency and len(answer.saliency) != clips:
-            raise UsageError(f"{where} has {len(answer.saliency)} saliency scores, its video {clips} clips. {REMEDY}")
-        if max(query.clip_ids, default=0) >= clips:
-            raise UsageError(
-                f"truth: query {query.qid!r}: clip {max(query.clip_ids)} is rated, but its video has {clips} clips."
-            )
 
 
 def _notes(scored: _Scored) -> list[str]:
@@ -287,8 +228,13 @@ def _notes(scored: _Scored) -> list[str]:
     return [text for text, count in notes.items() if count]
 
 
-def _rounded(value: Any, *, decimals: int) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner, decimals=decimals) for key, inner in value.items()}
+def _official_notes(scored: _Scored) -> dict[str, list[str]]:
+    missing = [name for name in scored.rules.lengths if name not in scored.moments]
+    if not scored.moments or not missing:
+        return {}
+    return {"notes": [f"No true window is {' or '.join(missing)}: left out here, where the published evaluator stops."]}
+
+
+def _rounded(value: Any) -> Any:
     # Through text, as published: it decides the last digit of a number that ends in 5.
-    return float(f"{value:.{decimals}f}") if isinstance(value, float) else value
+    return {key: _rounded(inner) for key, inner in value.items()} if isinstance(value, dict) else float(f"{value:.2f}")

@@ -43,6 +43,7 @@ MODULES = {
     "costl.annotations": "",
     "costl.moments": "numpy",
     "costl.highlights": "numpy",
+    "costl.checks": "",
     "costl.metrics": "numpy",
     "costl.intervals": "numpy",
     "costl.scoring": "",
