@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.extract import ExtractReport
 
 INTERRUPTED = 130
+SCORING = ("benchmark", "official")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
@@ -38,6 +39,13 @@ overrides = click.option(
     metavar="NAME=VALUE",
     help="One setting of training, as train.epochs=20. Repeatable.",
 )
+benchmark = click.option(
+    "--benchmark",
+    metavar="NAME",
+    help="Whose rules to score by: qvhighlights, charades, tacos, tvsum, youtube-highlights.  [default: the run's, or "
+    "what the truth allows: rated_windows: youtube-highlights; domains without windows: tvsum; else qvhighlights]",
+)
+official = click.option("--official", is_flag=True, help="The benchmark's published evaluator, to the last digit.")
 
 
 WORLD = (
@@ -146,27 +154,85 @@ def train(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--split", default="test", show_default=True, help="Which annotations: train, val, test, test_*.")
+@click.option("--split", help="Which annotations: train, val, test, test_*.  [default: test]")
 @click.option("--run", type=FOLDER, help="Folder of the run.  [default: the newest in runs/]")
 @click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
-@click.option("--official", is_flag=True, help="The published QVHighlights evaluator, to the last digit.")
+@click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    help="Those chosen in training, or the average of the last epoch.  [default: best]",
+)
+@click.option("--predictions", type=ANY_PATH, help="Score this submission file (JSONL) instead of a run.")
+@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
+@benchmark
+@official
 @click.option("--out", type=FOLDER, help="Where to write.  [default: eval-SPLIT/ in the run]")
-@device
+@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write val and test as QVHighlights takes them.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.  [default: auto]")
 @as_json
 def evaluate(as_json: bool, **options: Any) -> None:
     """Scores a trained run on a split; prints the table and writes predictions, metrics and a picture.
 
     \b
-    Example:
+    Examples:
         costl evaluate --split test
+        costl evaluate --predictions mine.jsonl --truth val.jsonl --official
+        costl evaluate --submission hl.zip
+    The second scores anyone's predictions, without a run or a cache. Intervals are 95 % bootstrap intervals over queries.
     """
-    from costl.evaluate import evaluate
-    from costl.export import metrics_table
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if "predictions" in given or "truth" in given:
+        _evaluate_files(given, as_json=as_json)
+    elif "submission" in given:
+        _write_submission(given)
+    else:
+        _evaluate_run(given, as_json=as_json)
 
-    with Bars() as show:
-        found = evaluate(**options, progress=show)
-    click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
-    say(*found.notes, f"Predictions, metrics and a picture: {found.folder}/")
+
+@main.command()
+@click.argument("a", type=ANY_PATH)
+@click.argument("b", type=ANY_PATH)
+@click.option("--truth", type=ANY_PATH, required=True, help="The annotations that both answer.")
+@benchmark
+@official
+@as_json
+def compare(as_json: bool, **options: Any) -> None:
+    """Two prediction files on the same queries: by how much is B better, and is it more than luck?
+
+    \b
+    Example:
+        costl compare mine.jsonl theirs.jsonl --truth val.jsonl
+    For each number the difference, its 95 % interval (paired bootstrap) and p (sign flips), both over queries.
+    """
+    from costl.compare import compare
+
+    found = compare(**options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+
+
+@main.group()
+def bench() -> None:
+    """Measures speed, each time beside what it is compared with."""
+
+
+@bench.command("metrics")
+@click.option(
+    "--predictions", type=ANY_PATH, help="A submission file.  [default: synthetic, as large as QVHighlights val]"
+)
+@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
+@click.option("--seed", default=0, show_default=True, help="Another seed: other synthetic predictions.")
+@as_json
+def bench_metrics(as_json: bool, **options: Any) -> None:
+    """The official QVHighlights metrics against a plain loop over the queries; both must agree in every digit.
+
+    \b
+    Example:
+        costl bench metrics
+    """
+    from costl.bench import bench_metrics
+
+    found = bench_metrics(**options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
 
 
 @main.command()
@@ -315,10 +381,50 @@ def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progr
 
 
 def _tell_training(report: Report, *, as_json: bool) -> None:
-    score = "" if report.score is None else f" with {report.select} {report.score:.1f} on validation"
+    place = "test (legacy: chosen on test)" if report.legacy else "validation"
+    score = "" if report.score is None else f" with {report.select} {report.score:.1f} on {place}"
     early = ", stopped early" if report.stopped_early else ""
     say(*report.notes, f"{report.epochs} epochs{early}; epoch {report.best_epoch} is kept{score}.")
     click.echo(json.dumps(vars(report), default=str) if as_json else report.run)
+
+
+def _evaluate_run(given: Mapping[str, Any], *, as_json: bool) -> None:
+    from costl.evaluate import evaluate
+    from costl.export import metrics_table
+
+    with Bars() as show:
+        found = evaluate(**given, progress=show)
+    if as_json or found.metrics:
+        click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
+    say(*found.notes, f"Predictions{', metrics' if found.metrics else ''} and a picture: {found.folder}/")
+
+
+def _evaluate_files(given: dict[str, Any], *, as_json: bool) -> None:
+    _refuse_beside("--predictions and --truth", given, "they need no run", but={"predictions", "truth", *SCORING})
+    if not {"predictions", "truth"} <= given.keys():
+        raise click.UsageError("--predictions and --truth belong together: give both.")
+    from costl.export import metrics_table
+    from costl.scoring import score_files
+
+    found = score_files(**given)
+    click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
+    say(f"{found.queries} queries, scored as {found.benchmark}{' by its published evaluator' * found.official}.")
+
+
+def _write_submission(given: dict[str, Any]) -> None:
+    _refuse_beside(
+        "--submission", given, "it holds val and test", but={"submission", "run", "cache", "weights", "device"}
+    )
+    from costl.submission import submit
+
+    with Bars() as show:
+        click.echo(submit(given.pop("submission"), **given, progress=show))
+
+
+def _refuse_beside(what: str, given: Mapping[str, Any], why: str, *, but: set[str]) -> None:
+    wrong = [f"--{name}" for name in given if name not in but]
+    if wrong:
+        raise click.UsageError(f"{what} cannot be combined with {', '.join(wrong)}: {why}.")
 
 
 def _world(*, counts: Iterable[str], **options: Any) -> Any:

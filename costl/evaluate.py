@@ -17,22 +17,27 @@ from costl.checkpoint import load_checkpoint
 from costl.config import Config
 from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
 from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
-from costl.metrics import compute_metrics, interval_iou
+from costl.metrics import benchmark_rules, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.predict import to_predictions
-from costl.runs import newest_run, open_cache, read_run
+from costl.rounding import rounded
+from costl.runs import Run, newest_run, open_cache, read_run
+from costl.scoring import score
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
 from pipeline.progress import Progress, Tell
 
 BATCH = 32
+WEIGHTS = ("best", "last")
+LEGACY = "legacy: chosen on test"
 DRAWN = 8
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: `metrics` as `compute_metrics` lays them out, where the files are, what to know."""
+    """What an evaluation found: `metrics` as `compute_metrics` lays them out, with `intervals` (none of it where the
+    split has no labels), where the files are, what to know."""
 
     run: Path
     split: str
@@ -47,32 +52,78 @@ def evaluate(
     split: str = "test",
     cache: Path | None = None,
     official: bool = False,
+    weights: str = "best",
+    benchmark: str | None = None,
     out: Path | None = None,
     device: str = "auto",
     progress: Tell | None = None,
 ) -> Evaluation:
-    """Scores the best weights of a run (by default the newest in `runs/`) on a split of its cache.
+    """Scores a run (by default the newest in `runs/`) on a split of its cache, on the domain that it was trained on.
 
-    Writes metrics.json, predictions.jsonl (the submission format), predictions.parquet and predictions.png to `out`, by
-    default `eval-<split>/` in the run. `official` reproduces the published evaluator. Raises UsageError for a missing
-    run or split, CacheError where the cache is not the one of the run or a file is damaged.
+    `weights`: "best" as chosen in training, or "last", the averaged weights of the last epoch. `benchmark` says whose
+    rules to score by, by default the run's `data.benchmark`; `official` reproduces its published evaluator. Writes
+    metrics.json (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and
+    predictions.png to `out`, by default `eval-<split>/` in the run. A split without labels is predicted all the same;
+    then there are no metrics. Raises UsageError for a missing run, split or domain, CacheError where the cache is not
+    the one of the run or a file is damaged.
     """
-    chosen = read_run(run) if run else newest_run()
-    features = open_cache(chosen, cache)
-    queries = read_queries(features, split)
-    place = pick_device(device)
-    model = build_for(chosen.config, features).to(place)
-    _load_best(model, chosen.folder)
-    predictions = predict_split(model, queries, features, config=chosen.config, device=place, progress=progress)
-    metrics = compute_metrics(predictions, queries, official=official, clip_s=RATED_CLIP_S)
-    folder = out or chosen.folder / f"eval-{split}"
+    ready = open_run(run, cache=cache, weights=weights, device=device)
+    config, folder = ready.run.config, out or ready.run.folder / f"eval-{split}"
+    benchmark = benchmark or config.data.benchmark
+    benchmark_rules(benchmark)
+    queries = read_queries(ready.features, split, domain=config.data.domain)
+    predictions = ready.predict(queries, progress)
+    metrics: dict[str, Any] = {}
+    notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
+    if any(query.windows or query.clip_ids for query in queries):
+        metrics = {"legacy": legacy} if legacy else {}
+        metrics |= score(predictions, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
+        write_metrics(folder / "metrics.json", metrics)
+        notes += [legacy] if legacy else []
+    else:
+        notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
+        (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation: they would pass for these
     write_predictions(folder / "predictions.jsonl", predictions)
     write_parquet(folder / "predictions.parquet", predictions)
-    write_metrics(folder / "metrics.json", metrics)
     draw_predictions(
-        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {chosen.folder.name}"
+        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {ready.run.folder.name}"
     )
-    return Evaluation(chosen.folder, split, folder, metrics, tuple(data_notes(split, queries, features)))
+    return Evaluation(ready.run.folder, split, folder, metrics, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run with its weights loaded, beside its cache."""
+
+    run: Run
+    features: CacheReader
+    model: CoSTL
+    device: torch.device
+
+    def predict(self, queries: Sequence[Query], progress: Tell | None = None) -> list[Prediction]:
+        """What `predict_split` gives for these queries."""
+        return predict_split(
+            self.model, queries, self.features, config=self.run.config, device=self.device, progress=progress
+        )
+
+
+def open_run(
+    run: Path | None = None, *, cache: Path | None = None, weights: str = "best", device: str = "auto"
+) -> Ready:
+    """The run, by default the newest, with its "best" or "last" weights. Raises as `evaluate` does."""
+    chosen = read_run(run) if run else newest_run()
+    features = open_cache(chosen, cache)
+    place = pick_device(device)
+    model = build_for(chosen.config, features).to(place)
+    _load_weights(model, chosen.folder, weights)
+    return Ready(chosen, features, model, place)
+
+
+def legacy_label(config: Config) -> str:
+    """What stands beside every number of a run whose weights were chosen on the test split; empty for others."""
+    if config.train.select_on != "test":
+        return ""
+    return f"{LEGACY} (train.select_on is test), so that its numbers there are too good."
 
 
 def predict_split(
@@ -110,7 +161,7 @@ def predict_split(
             found |= {p.qid: _rated(p, q, features) for p, q in zip(predictions, batch.queries, strict=True)}
             if progress:
                 progress(Progress("predict", len(found), len(asked)))
-    return [found[query.qid] for query in asked]
+    return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
 
 
 def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:
@@ -142,10 +193,11 @@ def _two_seconds_each(duration_s: float) -> list[tuple[float, float]]:
 def build_for(config: Config, features: CacheReader) -> CoSTL:
     """The untrained model of these settings for the features of this cache. Raises CacheError when it has no words."""
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
-    queries = [query for split in features.splits for query in read_queries(features, split)[:1]]
-    if not queries:
+    # Any words tell their width; those of other splits than `train` are not looked at in training.
+    split = next((split for split in ("train", *features.splits) if split in features.splits), None)
+    if split is None:
         raise CacheError(f"{features.path}: no annotated query. Add annotations and run costl extract again.")
-    word_width = features.words(queries[0].query).tokens.shape[1]
+    word_width = features.words(read_queries(features, split)[0].query).tokens.shape[1]
     return build_model(
         config,
         clip_width=joint["projection"].shape[0],
@@ -155,14 +207,21 @@ def build_for(config: Config, features: CacheReader) -> CoSTL:
     )
 
 
-def read_queries(features: CacheReader, split: str) -> list[Query]:
-    """The queries of a split. Raises UsageError for one that the cache does not have, or that has no query."""
+def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
+    """The queries of a split, or those of one `domain` of it.
+
+    Raises UsageError for a split or domain that the cache does not have, and for a split without any query.
+    """
     if split not in features.splits:
         raise UsageError(f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}.")
     queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
     if not queries:
         raise UsageError(f"{features.path}: split {split!r} is empty. Annotate it and run costl extract again.")
-    return queries
+    asked = [query for query in queries if domain in ("", query.domain)]
+    if not asked:
+        known = ", ".join(sorted({query.domain for query in queries} - {""})) or "none"
+        raise UsageError(f"{features.path}: split {split!r} has no domain {domain!r}, only {known}. Set data.domain.")
+    return asked
 
 
 def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> list[str]:
@@ -227,11 +286,14 @@ def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Predi
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 
-def _load_best(model: CoSTL, folder: Path) -> None:
-    weights, _ = load_checkpoint(folder, "best")
+def _load_weights(model: CoSTL, folder: Path, which: str) -> None:
+    if which not in WEIGHTS:
+        raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
+    weights, meta = load_checkpoint(folder, which)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        # `last` holds all that resuming needs; validation has always scored the average.
+        model.load_state_dict(meta["average"] if which == "last" else weights)
+    except (RuntimeError, KeyError) as error:
         raise CacheError(
             f"{folder}: its weights do not fit the model of this version ({str(error).splitlines()[-1].strip()}). "
             "Train again."

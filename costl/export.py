@@ -1,4 +1,4 @@
-"""Predictions and metrics for others to read: submission JSONL, Parquet, JSON, a table and a picture."""
+"""Predictions and metrics for others to read: submission JSONL, Parquet, JSON and a picture; `tables` has the table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from costl.annotations import Prediction, Query
 from costl.files import publish
 from costl.metrics import interval_iou
+from costl.tables import metrics_table as metrics_table
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +41,10 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
     """One row a query: qid (int64, or text when one qid is), query, vid, moments (list of start_s, end_s, score),
     saliency (list). Raises CostlError when it cannot be written."""
+    # Imported here: a table of numbers needs none of it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     whole = all(isinstance(prediction.qid, int) for prediction in predictions)
     moment = pa.struct([(name, pa.float64()) for name in ("start_s", "end_s", "score")])
     schema = pa.schema(
@@ -73,26 +76,14 @@ def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     publish(path, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `compute_metrics` gave, as a table for the terminal; percentages with two decimals."""
-    moments = {name: _moment_cells(metrics[name]) for name in ("full", "long", "middle", "short") if name in metrics}
-    highlights = {
-        f">= {name[7:]}": {"mAP": row["HL-mAP"], "HIT@1": row["HL-Hit1"]}
-        for name, row in metrics.items()
-        if name.startswith("HL-min-")
-    }
-    tables = [_table(title, rows) for title, rows in (("moments", moments), ("highlights", highlights)) if rows]
-    return "\n\n".join([*tables, *(f"note: {note}" for note in metrics.get("notes", ()))])
-
-
 def draw_predictions(
     path: Path, items: Sequence[tuple[Query, Prediction]], *, title: str = "", clip_s: float = 2.0
 ) -> None:
     """A PNG with a panel per query: its text, the true windows, the best moments with score and IoU, both saliencies.
 
     The predicted saliency is scaled to its own range in the video; the true one is the mean over the annotators.
-    Ratings are for clips of `clip_s` seconds. The first forty items are drawn. Raises UsageError without any item and
-    CostlError when the file cannot be written.
+    Ratings are for clips of `clip_s` seconds, or for the query's own rated windows. The first forty items are drawn.
+    Raises UsageError without any item and CostlError when the file cannot be written.
     """
     if not items:
         raise UsageError(f"{path}: no prediction to draw, expected at least one.")
@@ -111,20 +102,6 @@ def draw_predictions(
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
     publish(path, image.getvalue())
-
-
-def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
-    recall, precision = metrics["MR-R1"], metrics["MR-mAP"]
-    cells = {f"R1@{t}": recall[t] for t in ("0.3", "0.5", "0.7") if t in recall}
-    cells |= {"mAP@0.5": precision["0.5"], "mAP@0.75": precision["0.75"], "mAP": precision["average"]}
-    return cells | ({"mIoU": metrics["MR-mIoU"]} if "MR-mIoU" in metrics else {})
-
-
-def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    columns = list(next(iter(rows.values())))
-    lines = [f"{title:<14}" + "".join(f"{column:>10}" for column in columns)]
-    lines += [f"  {name:<12}" + "".join(f"{row[column]:>10.2f}" for column in columns) for name, row in rows.items()]
-    return "\n".join(lines)
 
 
 def _wrapped(text: str) -> list[str]:
@@ -234,15 +211,34 @@ def _draw_curves(axes: Axes, query: Query, answer: Prediction, clip_s: float) ->
     axes.set_ylim(-0.06, 1.12)
     axes.set_yticks([0.5], ["saliency"])
     if query.clip_ids:
-        edges = np.minimum(np.arange(max(query.clip_ids) + 2) * clip_s, query.duration_s)
-        means = np.zeros(len(edges) - 1)
-        means[list(query.clip_ids)] = np.mean(query.saliency, axis=1)
-        axes.stairs(means / max(4.0, means.max()), edges, fill=True, color=TRUTH, alpha=0.3)
+        _draw_ratings(axes, query, clip_s)
     if answer.saliency:
         scores = np.array(answer.saliency)
         scaled = (scores - scores.min()) / (np.ptp(scores) or 1.0)
         centres = (np.arange(len(scores)) + 0.5) * query.duration_s / len(scores)
-        axes.plot(centres, scaled, color=GUESS, linewidth=1.6)
+        if len(query.rated_s) == len(scores):
+            centres = np.mean(query.rated_s, axis=1)
+        order = np.argsort(centres, kind="stable")
+        axes.plot(centres[order], scaled[order], color=GUESS, linewidth=1.6)
+
+
+def _draw_ratings(axes: Axes, query: Query, clip_s: float) -> None:
+    """Steps as high as the mean rating; where rated windows overlap, the mean over those."""
+    windows = np.array(query.rated_s) if query.rated_s else _clips(max(query.clip_ids) + 1, clip_s)
+    windows = np.minimum(windows, query.duration_s)
+    means = np.zeros(len(windows))
+    means[list(query.clip_ids)] = np.mean(query.saliency, axis=1)
+    edges = np.unique(windows)
+    if len(edges) < 2:
+        return
+    middles = (edges[:-1] + edges[1:]) / 2
+    inside = (windows[:, :1] <= middles) & (middles < windows[:, 1:])
+    heights = means @ inside / np.maximum(1, inside.sum(axis=0))
+    axes.stairs(heights / max(4.0, heights.max()), edges, fill=True, color=TRUTH, alpha=0.3)
+
+
+def _clips(count: int, clip_s: float) -> np.ndarray:
+    return np.arange(count)[:, None] * clip_s + np.array([0.0, clip_s])
 
 
 def _clock(second: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from costl.annotations import Query
 from costl.config import Config, Layer, load_config
 from costl.dataset import Batch, ahead, training_batches
-from costl.evaluate import data_notes, pick_device, predict_split, read_queries
+from costl.evaluate import LEGACY, data_notes, legacy_label, pick_device, predict_split, read_queries
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
@@ -24,12 +24,13 @@ from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.progress import Progress, Tell
 
-NO_VALIDATION = "There is no split 'val': the weights of the last epoch are kept, and nothing stops training early."
+NO_VALIDATION = "There is no split {!r}: the weights of the last epoch are kept, and nothing stops training early."
 
 
 @dataclass(frozen=True)
 class Report:
-    """How training ended: `run` is its folder; `score` is `select` on validation at `best_epoch` (None without one)."""
+    """How training ended: `run` is its folder; `score` is `select` on the split `select_on` at `best_epoch` (None without
+    such a split). `legacy` says that this was the test split, and is empty otherwise."""
 
     run: Path
     epochs: int
@@ -39,6 +40,8 @@ class Report:
     stopped_early: bool
     seconds: float
     notes: tuple[str, ...] = ()
+    select_on: str = "val"
+    legacy: str = ""
 
 
 def train(
@@ -84,8 +87,10 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.config, read_rows(run, up_to=state.epoch)
+    watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
-    notes += [] if "val" in splits else [NO_VALIDATION]
+    notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
+    notes += [legacy] if legacy else []
     known = set(features.video_ids)
     queries = [query for query in splits["train"] if query.vid in known]
     while state.epoch < config.train.epochs and not _out_of_patience(state, config):
@@ -93,9 +98,9 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         before = _in_words(rows[-1], config) if rows else "epoch 1"
         rows.append(_train_epoch(state, queries, features, config, tell, before))
         score = None
-        if "val" in splits:
-            rows[-1]["val"] = _validate(state, splits["val"], features, config)
-            score = rows[-1]["val"][config.train.select]
+        if watched in splits:
+            rows[-1][watched] = _validate(state, splits[watched], features, config)
+            score = rows[-1][watched][config.train.select]
         rows[-1]["seconds"] = time.perf_counter() - started
         state.seconds += rows[-1]["seconds"]
         keep_if_best(state, score, run.folder)
@@ -112,6 +117,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         stopped_early=state.epoch < config.train.epochs,
         seconds=state.seconds,
         notes=tuple(notes),
+        select_on=watched,
+        legacy=legacy,
     )
     write_summary(run, report)
     return report
@@ -196,7 +203,7 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
     device = next(state.average.parameters()).device
     predictions = predict_split(state.average, queries, features, config=config, device=device)
-    return compute_metrics(predictions, queries)["brief"]
+    return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 
 def _out_of_patience(state: State, config: Config) -> bool:
@@ -204,16 +211,17 @@ def _out_of_patience(state: State, config: Config) -> bool:
 
 
 def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
-    """Queries of `train` and, where there is one, of `val`; refuses a choice that validation could not make."""
-    names = ["train", *(["val"] if "val" in features.splits else [])]
-    splits = {split: read_queries(features, split) for split in names}
+    """Queries of `train` and, where there is one, of the split to choose on; refuses what that could not tell."""
+    watched = config.train.select_on
+    names = ["train", *([watched] if watched in features.splits else [])]
+    splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
     if not {query.vid for query in splits["train"]} & set(features.video_ids):
         raise UsageError(f"{features.path}: no training video has features. costl status {features.path} says why.")
-    if "val" in splits:
-        measured = compute_metrics([], splits["val"])["brief"]
+    if watched in splits:
+        measured = compute_metrics([], splits[watched], benchmark=config.data.benchmark)["brief"]
         if config.train.select not in measured:
             raise UsageError(
-                f"train.select is {config.train.select!r}, which the labels of 'val' cannot tell. "
+                f"train.select is {config.train.select!r}, which the labels of {watched!r} cannot tell. "
                 f"Choose one of {', '.join(measured)}."
             )
     return splits
@@ -231,5 +239,6 @@ def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[
 
 def _in_words(row: Mapping[str, Any], config: Config) -> str:
     loss = sum(getattr(config.loss, name) * value for name, value in row["losses"].items())
-    score = f", {config.train.select} {row['val'][config.train.select]:.1f}" if "val" in row else ""
+    watched, legacy = config.train.select_on, f" ({LEGACY})" if legacy_label(config) else ""
+    score = f", {config.train.select} {row[watched][config.train.select]:.1f}{legacy}" if watched in row else ""
     return f"epoch {row['epoch']}: loss {loss:.3f}{score}"

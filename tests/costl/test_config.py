@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from costl.config import SELECTABLE, Config, load_config
+from costl.config import BENCHMARKS, SELECTABLE, Config, load_config
 from pipeline.errors import UsageError
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "default.yaml"
@@ -164,9 +164,12 @@ def test_any_layer_is_loaded_or_refused_in_words(layer):
         assert load_config(config.to_dict()) == config
 
 
-def test_the_selectable_numbers_are_those_that_metrics_reports():
+def test_the_selectable_numbers_and_benchmarks_are_those_that_metrics_reports():
     from costl.annotations import Prediction, Query
+    from costl.metrics import BENCHMARKS as SCORED
     from costl.metrics import compute_metrics
 
     query = Query(1, "a cat", "v", 100.0, ((0, 5), (10, 30), (40, 90)), (0,), ((4, 4, 4),))
-    assert set(compute_metrics([Prediction(1, "a cat", "v")], [query])["brief"]) == set(SELECTABLE)
+    found = [compute_metrics([Prediction(1, "a cat", "v")], [query], benchmark=name)["brief"] for name in SCORED]
+    assert set().union(*found) == set(SELECTABLE)
+    assert tuple(SCORED) == BENCHMARKS

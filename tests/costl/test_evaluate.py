@@ -19,6 +19,7 @@ from costl.evaluate import (
     choose_examples,
     data_notes,
     evaluate,
+    open_run,
     pick_device,
     predict_split,
     rated_saliency,
@@ -52,7 +53,9 @@ def test_an_evaluation_leaves_metrics_predictions_and_a_picture_in_the_run(world
     predictions = parse_predictions(text, "predictions.jsonl")
     queries = read_queries(CacheReader(world.cache), "test")
     assert [p.qid for p in predictions] == [q.qid for q in queries]
-    assert compute_metrics(predictions, queries) == found.metrics
+    intervals = found.metrics["intervals"]
+    assert compute_metrics(predictions, queries) == {k: v for k, v in found.metrics.items() if k != "intervals"}
+    assert intervals and all(low <= found.metrics["brief"][name] <= high for name, (low, high) in intervals.items())
     assert json.loads((found.folder / "metrics.json").read_text()) == found.metrics
     assert pq.read_table(found.folder / "predictions.parquet").num_rows == len(queries)
     with Image.open(found.folder / "predictions.png") as picture:
@@ -63,6 +66,76 @@ def test_evaluation_on_validation_gives_the_number_the_checkpoint_was_chosen_by(
     _, meta = load_checkpoint(copy, "best")
     found = evaluate(copy, split="val", device="cpu")
     assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(meta["score"])
+
+
+def test_last_weights_are_the_average_of_the_last_epoch(world, copy):
+    average = load_checkpoint(copy, "last")[1]["average"]
+    assert all(
+        torch.equal(open_run(copy, weights="last", device="cpu").model.state_dict()[k], v) for k, v in average.items()
+    )
+    best = load_checkpoint(copy, "best")[0]
+    assert all(torch.equal(open_run(copy, device="cpu").model.state_dict()[k], v) for k, v in best.items())
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    found = evaluate(copy, split="val", weights="last", device="cpu").metrics["brief"]
+    assert found == {name: pytest.approx(value) for name, value in rows[-1]["val"].items()}
+    with pytest.raises(UsageError, match="weights is 'lsat', expected one of best, last"):
+        evaluate(copy, weights="lsat", device="cpu")
+
+
+def with_domains(text: str) -> str:
+    """Every other video in another domain, without windows: as TVSum."""
+    rows = [json.loads(line) for line in text.splitlines()]
+    vids = sorted({row["vid"] for row in rows})
+    for row in rows:
+        row["domain"] = ("BK", "BT")[vids.index(row["vid"]) % 2]
+        row["saliency_scores"] = row["saliency_scores"] or [[3, 2, 0]]
+        row["relevant_clip_ids"] = row["relevant_clip_ids"] or [0]
+        row["relevant_windows"] = None
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_run_is_trained_and_evaluated_on_its_domain_by_its_benchmark(world, tmp_path):
+    splits = {split: with_domains(CacheReader(world.cache).annotations(split)) for split in ("train", "val", "test")}
+    copy = world.copy(tmp_path, **splits)
+    settings = ["data.benchmark=tvsum", "data.domain=BT", "train.select=HL-top5-mAP", "train.epochs=1"]
+    train(copy.cache, overrides=settings, out=tmp_path / "run", device="cpu")
+    found = evaluate(tmp_path / "run", device="cpu")
+    assert set(found.metrics["brief"]) == {"HL-top5-mAP", "HL-top5-mAP-BT"}
+    asked = [q for q in read_queries(CacheReader(copy.cache), "test") if q.domain == "BT"]
+    assert 0 < len(asked) < len(read_queries(CacheReader(copy.cache), "test"))
+    rows = (found.folder / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(row)["qid"] for row in rows] == [q.qid for q in asked]
+    other = evaluate(tmp_path / "run", benchmark="qvhighlights", device="cpu").metrics["brief"]
+    assert "HL-min-VeryGood-mAP" in other and "HL-top5-mAP" not in other
+    with pytest.raises(UsageError, match="split 'train' has no domain 'BKK', only BK, BT"):
+        train(copy.cache, overrides=["data.domain=BKK"], out=tmp_path / "other", device="cpu")
+    with pytest.raises(UsageError, match="benchmark is 'tvsun', expected one of"):
+        evaluate(tmp_path / "run", benchmark="tvsun", device="cpu")
+    with pytest.raises(UsageError, match="split 'test_unseen' has no domain 'BT', only none"):
+        evaluate(tmp_path / "run", split="test_unseen", device="cpu")
+
+
+def test_a_split_without_labels_is_predicted_and_has_no_metrics(world, copy, tmp_path):
+    evaluate(copy, device="cpu")
+    rows = [json.loads(line) for line in CacheReader(world.cache).annotations("test").splitlines()]
+    bare = "".join(json.dumps({key: row[key] for key in ("qid", "query", "vid", "duration")}) + "\n" for row in rows)
+    small = world.copy(tmp_path / "bare", test=bare)
+    found = evaluate(copy, cache=small.cache, device="cpu")
+    assert found.metrics == {} and found.notes == ("test: no labels, so that there are predictions and no metrics.",)
+    names = {path.name for path in found.folder.iterdir()}
+    assert names == {"predictions.jsonl", "predictions.parquet", "predictions.png"}  # the old metrics.json is gone
+    assert len((found.folder / "predictions.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_windows_are_rounded_as_asked(world, copy):
+    config = (copy / "config.yaml").read_text()
+    assert "round_s: 0.0" in config
+    (copy / "config.yaml").write_text(config.replace("round_s: 0.0", "round_s: 2.0"))
+    found = evaluate(copy, device="cpu")
+    windows = [
+        w for row in parse_predictions((found.folder / "predictions.jsonl").read_text(), "p") for w in row.windows
+    ]
+    assert windows and all(start % 2 == 0 and end % 2 == 0 and 0 <= start < end <= 24 for start, end, _ in windows)
 
 
 def test_the_order_of_queries_and_their_company_change_nothing(world, run):
@@ -90,7 +163,8 @@ def test_predicting_leaves_the_model_in_the_mode_it_was_in(world, run):
 
 def test_official_mode_rounds_as_published(copy):
     metrics = evaluate(copy, official=True, device="cpu").metrics
-    assert "notes" not in metrics and "MR-full-R1@0.3" not in metrics["brief"]
+    assert "MR-full-R1@0.3" not in metrics["brief"]
+    assert [note for note in metrics.get("notes", []) if "published evaluator stops" not in note] == []
     assert all(value == round(value, 2) for value in metrics["brief"].values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,11 @@ from costl.metrics import compute_metrics
 from pipeline.errors import CostlError, UsageError
 
 QUERY = Query(1, "a cat", "v", 10.0, ((0, 4), (6, 10)), (0, 1), ((4, 4, 4), (2, 1, 0)))
+TVSUM = Query(1, "a title", "v", 8.0, (), (0, 1, 2, 3), tuple((float(i == 2),) * 20 for i in range(4)), domain="BK")
+YOUTUBE = Query(
+    1, "dog", "v", 9.0, (), (0, 1, 2), ((0.0,), (4.0,), (2.0,)), ((0.0, 4.0), (2.0, 6.0), (5.5, 9.0)), "dog"
+)
+RANKED = Prediction(1, "a title", "v", (), (0.0, 0.1, 0.9, 0.2))
 ANSWER = Prediction(1, "a cat", "v", ((0, 5, 0.9), (6, 9, 0.25)), (0.5, 1.0, -1.0, 0.0, 0.25))
 
 
@@ -88,24 +94,36 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_scraps(tmp_path, monkeypa
 
 def test_the_table_shows_every_headline_number_and_the_notes():
     swapped = Prediction(1, "a cat", "v", ANSWER.windows[::-1])
-    text = metrics_table(compute_metrics([swapped], [QUERY]))
-    assert text.splitlines()[0].split() == [
-        "moments",
-        "R1@0.3",
-        "R1@0.5",
-        "R1@0.7",
-        "mAP@0.5",
-        "mAP@0.75",
-        "mAP",
-        "mIoU",
-    ]
-    assert "  full            100.00    100.00    100.00" in text
+    metrics = compute_metrics([swapped], [QUERY])
+    text = metrics_table(metrics | {"intervals": {"MR-full-R1@0.5": [80.04, 100.0]}})
+    head, *rows = text.split("\n\n")[0].splitlines()
+    assert head.split() == ["moments", "full", "95", "%", "short"]
+    names = ["R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mAP@0.5", "mAP@0.75", "mAP", "mIoU"]
+    assert [row.split()[0] for row in rows] == names and len({len(line) for line in (head, *rows)}) == 1
+    assert rows[1].split() == ["R1@0.5", "100.00", "80.0", "-", "100.0", "100.00"]
     assert ">= VeryGood" in text and "note: 1 predictions are not sorted" in text
-    assert len({len(line) for line in text.splitlines()[:3]}) == 1
+    shown = {float(cell) for line in text.splitlines() for cell in line.split() if cell.replace(".", "").isdecimal()}
+    assert {round(value, 2) for value in metrics["brief"].values()} <= shown
 
 
-def test_the_official_table_has_no_column_for_what_is_not_published():
-    assert "mIoU" not in metrics_table(compute_metrics([ANSWER], [QUERY], official=True))
+def test_the_official_table_has_no_row_for_what_is_not_published():
+    text = metrics_table(compute_metrics([ANSWER], [QUERY], official=True))
+    assert "mIoU" not in text and "R5" not in text and "95 %" not in text and "R1@0.7" in text
+
+
+def test_numbers_chosen_on_test_never_stand_without_their_label():
+    assert metrics_table({"legacy": "legacy: chosen on test"} | compute_metrics([ANSWER], [QUERY])).startswith(
+        "legacy:"
+    )
+
+
+def test_rankings_have_a_row_for_each_domain_and_their_mean():
+    text = metrics_table(compute_metrics([RANKED], [TVSUM], benchmark="tvsum") | {"intervals": {"HL-top5-mAP": [1, 2]}})
+    head, domain, mean = text.splitlines()
+    assert head.split() == ["highlights", "top5-mAP", "95", "%", "videos"]
+    assert domain.split() == ["BK", "100.00", "1"] and mean.split() == ["mean", "100.00", "1.0", "-", "2.0"]
+    nameless = compute_metrics([RANKED], [replace(TVSUM, domain="")], benchmark="tvsum")
+    assert [line.split()[0] for line in metrics_table(nameless).splitlines()] == ["highlights", "all"]
 
 
 def png_size(path) -> tuple[int, int]:
@@ -123,6 +141,10 @@ def png_size(path) -> tuple[int, int]:
         (Query(1, "neither", "v", 0.4), Prediction(1, "neither", "v")),
         (Query(1, "$x_{ \u732b \U0001f408 \n " + "very long " * 60, "$v", 99.0, ((0, 99),)), ANSWER),
         (QUERY, Prediction(1, "flat", "v", ((3, 3, 0.1),), (2.0,) * 5)),
+        (TVSUM, RANKED),
+        (TVSUM, replace(RANKED, windows=((0, 4, 0.9),))),
+        (YOUTUBE, RANKED),
+        (replace(YOUTUBE, clip_ids=(1,), saliency=((4.0,),)), Prediction(1, "dog", "v")),
     ],
 )
 def test_any_query_can_be_drawn_without_a_warning(tmp_path, query, answer):
@@ -137,6 +159,16 @@ def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
         draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count)
         heights.append(png_size(tmp_path / "p.png")[1])
     assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_overlapping_rated_windows_are_drawn_at_their_own_times_by_their_mean():
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    export._draw_ratings(axes, YOUTUBE, 2.0)
+    steps = axes.patches[0].get_data()
+    assert steps.edges.tolist() == [0, 2, 4, 5.5, 6, 9]
+    assert (4 * steps.values).tolist() == [0, 2, 4, 3, 2]
 
 
 def test_nothing_to_draw_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
-from costl.metrics import IOU_THRESHOLDS, compute_metrics, interval_iou
+from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou
 from pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -47,6 +47,30 @@ def test_official_mode_gives_every_published_number_to_the_last_digit(name, spli
     assert compute_metrics(*released(name, split), official=True) == json.loads(expected)
 
 
+@needs_fixtures
+@pytest.mark.parametrize("benchmark", ["charades", "tacos"])
+def test_the_fork_that_scores_charades_and_tacos_is_reproduced_to_the_last_digit(benchmark):
+    expected = json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())
+    assert compute_metrics(*released("cgdetr", "val"), official=True, benchmark=benchmark) == expected
+
+
+def test_the_fork_gives_zeros_for_a_length_that_no_window_has_and_ends_long_at_150_seconds():
+    queries = [query(1, [(0, 20)], duration=500), query(2, [(0, 400)], duration=500)]
+    found = compute_metrics(
+        [answer(1, [(0, 20, 1)]), answer(2, [(0, 400, 1)])], queries, official=True, benchmark="tacos"
+    )
+    brief = found["brief"]
+    assert brief["MR-full-mAP"] == brief["MR-full-mIoU"] == brief["MR-middle-mAP"] == 100
+    assert brief["MR-short-mAP"] == brief["MR-long-mAP"] == 0 and set(found["long"]["MR-R1"].values()) == {0.0}
+    assert compute_metrics([], queries, benchmark="tacos")["full"].keys() == {"MR-mAP", "MR-R1", "MR-R5", "MR-mIoU"}
+
+
+def test_official_mode_says_where_the_published_evaluator_stops():
+    found = compute_metrics([answer()], [query()], official=True)
+    assert found["notes"] == ["No true window is long or short: left out here, where the published evaluator stops."]
+    assert found["brief"]["MR-middle-mAP"] == 100 and "MR-long-mAP" not in found["brief"]
+
+
 def edge_cases():
     if not FIXTURES.is_dir():
         return [pytest.param(None, marks=needs_fixtures)]
@@ -65,6 +89,37 @@ def test_official_mode_has_every_quirk_of_the_published_evaluator(case):
         [Prediction.from_row(row) for row in predictions], [Query.from_row(row) for row in truth], official=True
     )
     assert found == expected
+
+
+REFUSED = {
+    "reversed_pred": "is not inside its video",
+    "saliency_short_list": "saliency scores, its video",
+    "saliency_long_list_argmax_outside": "saliency scores, its video",
+    "saliency_negative_short": "saliency scores, its video",
+    "odd_duration_int_truncation": "saliency scores, its video",
+}
+
+
+@pytest.mark.parametrize("case", edge_cases())
+def test_strict_mode_is_right_or_refuses_where_the_published_evaluator_has_its_quirks(case, request):
+    rows = [Prediction.from_row(row) for row in case[0]], [Query.from_row(row) for row in case[1]]
+    name = request.node.callspec.id
+    if name in REFUSED:
+        with pytest.raises(UsageError, match=REFUSED[name]):
+            compute_metrics(*rows)
+        return
+    found = compute_metrics(*rows)
+    by_qid = {row.qid: row for row in rows[0]}
+    pairs = [(by_qid[q.qid].windows, q.windows) for q in rows[1]]
+    for threshold in IOU_THRESHOLDS:
+        expected = np.mean([slow_average_precision(*pair, threshold) for pair in pairs])
+        assert found["full"]["MR-mAP"][str(threshold)] == pytest.approx(100 * expected)
+    best = [max(windows, key=lambda moment: moment[2]) for windows, _ in pairs]
+    overlaps = [max(slow_iou(m, span) for span in truth) for m, (_, truth) in zip(best, pairs, strict=True)]
+    for threshold in (0.3, 0.5, 0.7, 0.95):
+        assert found["full"]["MR-R1"][str(threshold)] == pytest.approx(
+            100 * np.mean([o >= threshold for o in overlaps])
+        )
 
 
 @needs_fixtures
@@ -170,6 +225,11 @@ def test_strict_mode_refuses_a_bad_row_by_name(row, part):
         compute_metrics([row], [query()])
 
 
+def test_a_benchmark_that_is_none_is_answered_with_those_that_are():
+    with pytest.raises(UsageError, match="benchmark is 'qvhighlight', expected one of qvhighlights, charades, tacos"):
+        compute_metrics([answer()], [query()], benchmark="qvhighlight")
+
+
 def test_truth_that_cannot_be_scored_is_refused():
     with pytest.raises(UsageError, match="no truth to compare with"):
         compute_metrics([answer()], [query(windows=[])])
@@ -201,16 +261,6 @@ def test_both_modes_agree_where_nothing_has_to_be_refused(name, split):
     ]
     strict, official = (compute_metrics(whole, queries, official=mode)["brief"] for mode in (False, True))
     assert {name: pytest.approx(value, abs=0.00501) for name, value in strict.items() if name in official} == official
-
-
-@needs_fixtures
-def test_mean_iou_and_recall_at_03_are_those_that_cg_detr_published():
-    predictions, queries = released("cgdetr", "val")
-    upstream = json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())["brief"]
-    predictions = [dataclasses.replace(row, saliency=()) for row in predictions]
-    found = compute_metrics(predictions, [dataclasses.replace(q, duration_s=150.0) for q in queries])["brief"]
-    for name in ("MR-full-mIoU", "MR-full-R1@0.3"):
-        assert found[name] == pytest.approx(upstream[name], abs=0.00501)
 
 
 # --- strict: against a slow reference -----------------------------------------------------------------------------
@@ -273,9 +323,38 @@ def test_moments_score_as_a_slow_reference_says(tasks):
         for first, row in zip(firsts, tasks, strict=True)
     ]
     assert found["MR-mIoU"] == pytest.approx(100 * np.mean(overlaps))
+    fives = [
+        max((slow_iou(m, span) for m in sorted(row[1], key=lambda m: -m[2])[:5] for span in row[0]), default=0.0)
+        for row in tasks
+    ]
     for threshold in (0.3, 0.5, 0.7):
         expected = np.mean([overlap >= threshold for overlap in overlaps])
         assert found["MR-R1"][str(threshold)] == pytest.approx(100 * expected)
+        assert found["MR-R5"][str(threshold)] == pytest.approx(100 * np.mean([iou >= threshold for iou in fives]))
+
+
+@slowly
+@given(tasks, st.sampled_from(["qvhighlights", "charades", "tacos"]), st.booleans())
+def test_every_headline_number_is_the_mean_of_what_the_queries_add_to_it(tasks, benchmark, official):
+    predictions, queries = build(tasks)
+    if official and not all(row.windows for row in predictions):
+        return  # refused by name, see above
+    options = {"benchmark": benchmark, "official": official}
+    brief = compute_metrics(predictions, queries, **options)["brief"]
+    added = contributions(predictions, queries, **options)
+    nobody = {name for name in brief if name not in added}
+    assert added.keys() <= brief.keys() and all(brief[name] == 0 for name in nobody) and (official or not nobody)
+    for name, values in added.items():
+        assert values.shape == (len(queries),)
+        assert np.nanmean(values) == pytest.approx(brief[name], abs=0.00501 if official else 1e-9)
+
+
+@slowly
+@given(tasks)
+def test_strict_charades_and_tacos_are_the_strict_numbers_of_qvhighlights(tasks):
+    wanted = compute_metrics(*build(tasks))
+    assert wanted == compute_metrics(*build(tasks), benchmark="charades")
+    assert wanted == compute_metrics(*build(tasks), benchmark="tacos")
 
 
 @slowly

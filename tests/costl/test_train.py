@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
+import cli
 from costl import train as module
 from costl.checkpoint import load_checkpoint
 from costl.config import load_config
@@ -179,6 +181,38 @@ def test_without_a_validation_split_the_last_epoch_is_kept_and_the_report_says_s
     report = run(copy, tmp_path / "run", "train.epochs=2", "train.patience=1")
     assert (report.epochs, report.best_epoch, report.score) == (2, 2, None)
     assert any("no split 'val'" in note for note in report.notes)
+
+
+def test_what_the_test_split_holds_changes_nothing_in_training(world, whole, tmp_path):
+    copy = world.copy(tmp_path, test="no JSON at all", test_unseen="{")
+    run(copy, tmp_path / "run")
+    once, twice = lasting(whole), lasting(tmp_path / "run")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_choosing_on_test_is_labelled_wherever_a_number_is_printed(world, tmp_path):
+    copy, told = world.copy(tmp_path, val="nobody reads this"), []
+    settings = ["--set", "train.select_on=test", "--set", "train.epochs=2", "--out", str(tmp_path / "run")]
+    command = CliRunner().invoke(cli.main, ["train", "--cache", str(copy.cache), *settings, "--device", "cpu"])
+    assert command.exit_code == 0 and " on test (legacy: chosen on test)." in command.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["select_on"] == "test" and summary["legacy"].startswith("legacy: chosen on test")
+    assert any("legacy: chosen on test" in note for note in summary["notes"])
+    assert all("test" in row and "val" not in row for row in rows(tmp_path / "run"))
+    assert summary["score"] == max(row["test"]["MR-full-mAP"] for row in rows(tmp_path / "run"))
+    run(copy, tmp_path / "again", "train.select_on=test", "train.epochs=1", progress=lambda p: told.append(p.detail))
+    assert "MR-full-mAP" in told[-1] and told[-1].endswith("(legacy: chosen on test)")
+    evaluated = CliRunner().invoke(cli.main, ["evaluate", "--run", str(tmp_path / "run"), "--device", "cpu"])
+    assert evaluated.stdout.startswith("legacy: chosen on test")
+    metrics = json.loads((tmp_path / "run" / "eval-test" / "metrics.json").read_text())
+    assert metrics["legacy"].startswith("legacy: chosen on test")
+    with pytest.raises(UsageError, match="labels of 'test' cannot tell"):
+        run(copy, tmp_path / "third", "train.select_on=test", "train.select=HL-mAP")
+
+
+def test_a_run_that_chooses_on_validation_has_no_such_label(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["select_on"] == "val" and summary["legacy"] == "" and "legacy" not in str(summary["notes"])
 
 
 def test_without_a_training_split_there_is_nothing_to_do(world, tmp_path):
