@@ -36,6 +36,10 @@ class Location:
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: gone or cut short since it was opened ({error}). Extract again.") from error
 
+    def array(self) -> np.ndarray:
+        """The same, also where there is nothing to map."""
+        return self.memmap() if 0 not in self.shape else np.zeros(self.shape, self.dtype)
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[h5py.File]:

@@ -31,6 +31,7 @@ MODULES = {
     "pipeline.hdf5": "h5py numpy",
     "pipeline.parts": "h5py numpy",
     "pipeline.index": "h5py numpy",
+    "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
     "pipeline.settings": "yaml",
     "pipeline.packing": "numpy torch jaxtyping",
