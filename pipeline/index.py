@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pipeline import hdf5
 from pipeline.errors import CacheError, CostlError
 from pipeline.features import Joint
