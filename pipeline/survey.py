@@ -109,7 +109,7 @@ def refuse(bad: Sequence[str], what: str) -> None:
     """Raises UsageError that lists the first of these sentences, unless there are none."""
     if bad:
         more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
-        raise UsageError(f"{len(bad)} {what} cannot be used: {' '.join(bad[:_SHOWN])}{more}")
+        raise UsageError(f"{len(bad)} of the {what} cannot be used: {' '.join(bad[:_SHOWN])}{more}")
 
 
 def some(items: Iterable[str]) -> str:

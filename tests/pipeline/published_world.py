@@ -34,9 +34,7 @@ def publish_world(folder: Path, *, fps: float = 0.5, counts: dict[str, int] | No
     """
     rng = np.random.default_rng(seed)
     things, own = unit(rng.normal(size=(THINGS, JOINT))), rng.normal(size=(THINGS, WIDE))
-    world = Published(
-        folder / "annotations", {name: folder / name for name in ("slow", "clip")}, folder / "text"
-    )
+    world = Published(folder / "annotations", {name: folder / name for name in ("slow", "clip")}, folder / "text")
     for path in (world.annotations, *world.streams.values(), world.text):
         path.mkdir(parents=True)
     qid = 0
