@@ -252,18 +252,70 @@ def quickstart(folder: Path, overrides: tuple[str, ...], device: str, as_json: b
 
 @main.command()
 @click.argument("cache", type=ANY_PATH)
+@click.option("--all", "everything", is_flag=True, help="A line for every video.")
 @as_json
-def status(cache: Path, as_json: bool) -> None:
-    """Says of every video in a cache whether it is done, and if not, why.
+def status(cache: Path, everything: bool, as_json: bool) -> None:
+    """Says which videos of a cache have no features and why, and how many have.
 
     \b
     Example:
         costl status feats.h5
+    With --json every video is listed.
     """
     from pipeline.cache import CacheReader
+    from pipeline.status import status_table
 
     rows = CacheReader(cache).rows
-    click.echo(json.dumps([_plain(row) for row in rows], indent=2) if as_json else _status_table(rows))
+    click.echo(
+        json.dumps([_plain(row) for row in rows], indent=2) if as_json else status_table(rows, everything=everything)
+    )
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--quick", is_flag=True, help="Only sizes and first bytes: finds what is cut short, not a flipped bit.")
+@as_json
+def verify(cache: Path, quick: bool, as_json: bool) -> None:
+    """Reads every file of a cache and compares it with the checksum it was written with.
+
+    \b
+    Example:
+        costl verify feats.h5
+    Exit code 3: something is damaged. Delete those files and run costl extract (or import) again: it makes only them.
+    """
+    from pipeline.verify import verify
+
+    with Bars() as show:
+        found = verify(cache, quick=quick, progress=show)
+    damaged = [vars(damage) for damage in found.damaged]
+    told = {"cache": cache, "checked": found.checked, "quick": quick, "damaged": damaged}
+    click.echo(json.dumps(told, indent=2, default=str) if as_json else found.table())
+    if damaged:
+        say("Delete the damaged files and give the same costl extract or costl import again: it makes only them.")
+    raise SystemExit(found.exit_code)
+
+
+@main.group()
+def bench() -> None:
+    """Measures this machine; every table comes from one run."""
+
+
+@bench.command("index")
+@click.option("--videos", default=10148, show_default=True, help="Videos of the large cache; QVHighlights has 10148.")
+@as_json
+def bench_index(videos: int, as_json: bool) -> None:
+    """How a cache of many videos behaves beside one of 1,000: to open, to verify, to read.
+
+    \b
+    Example:
+        costl bench index
+    Writes both caches to a temporary folder first: half a minute or two.
+    """
+    from costl.bench_index import bench_index
+
+    with Bars() as show:
+        found = bench_index(videos=videos, progress=show)
+    click.echo(json.dumps(found.rows, indent=2) if as_json else found.table())
 
 
 class Bars:
@@ -380,16 +432,6 @@ def _count(text: str) -> tuple[str, int]:
 def _plain(row: VideoRow) -> dict[str, Any]:
     names = ("name", "status", "reason", "clips", "duration_s", "repaired", "decoder")
     return {name: getattr(row, name) for name in names}
-
-
-def _status_table(rows: Iterable[VideoRow]) -> str:
-    rows = list(rows)
-    width = max([len(row.name) for row in rows], default=0)
-    lines = [
-        f"{row.name:{width}}  {row.status:8}  {row.reason or f'{row.clips} clips, {row.duration_s:.1f} s'}"
-        for row in rows
-    ]
-    return "\n".join([*lines, f"{sum(row.ok for row in rows)} of {len(rows)} videos have features."])
 
 
 if __name__ == "__main__":

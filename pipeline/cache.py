@@ -23,7 +23,16 @@ from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
 from pipeline.index import Contents, Index, VideoRow, read_index, write_index
-from pipeline.parts import check_part, checksum_of, parts_folder, read_row, times_in, tokens_in, write_part
+from pipeline.parts import (
+    check_part,
+    checksum_of,
+    part_bytes,
+    parts_folder,
+    read_row,
+    times_in,
+    tokens_in,
+    write_part,
+)
 from pipeline.words import WordTable, remove_others, write_words
 
 try:
@@ -69,7 +78,7 @@ class CacheReader:
         self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
         self._tokens_at: dict[str, hdf5.Location] = {}
-        self._words_path = words_folder(self.path) / index.words
+        self.words_path = words_folder(self.path) / index.words
         self._words: WordTable | None = None
 
     def grid(self, video_id: str) -> Grid:
@@ -113,17 +122,32 @@ class CacheReader:
             raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
         return self.contents.annotations[split]
 
-    def verify(self, video_id: str) -> None:
-        """Reads a video's part in full. Raises CacheError when it is damaged or not the one that was indexed."""
-        found = checksum_of(self.tokens(video_id), self.times_s(video_id))
-        if found != self.row(video_id).checksum:
+    def part_path(self, video_id: str) -> Path:
+        """The file that holds a video's features."""
+        return parts_folder(self.path) / self.row(video_id).part
+
+    def verify(self, video_id: str, *, quick: bool = False) -> None:
+        """Reads a video's part in full, or with `quick` its size and first bytes alone.
+
+        Raises CacheError when it is damaged or not the one that was indexed.
+        """
+        path, row = self.part_path(video_id), self.row(video_id)
+        if quick:
+            hdf5.check_header(path, least=part_bytes(row, self.contents))
+            return
+        with self._part(video_id) as file:
+            tokens, times_s = tokens_in(file, row.clips, self.contents), times_in(file, row.clips)
+        if checksum_of(tokens.memmap(), times_s) != row.checksum:
             raise CacheError(
-                f"{self._part_path(video_id)}: its content has changed since it was written. Extract again."
+                f"{path}: its content has changed since it was written. Delete it and run costl extract again."
             )
 
-    def verify_words(self) -> None:
-        """Reads the words in full. Raises CacheError when they are damaged or not the ones that were indexed."""
-        self._table().verify()
+    def verify_words(self, *, quick: bool = False) -> None:
+        """The same for the words of all queries."""
+        if quick:
+            hdf5.check_header(self.words_path)
+        else:
+            self._table().verify()
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would travel to another process as a copy of what it shows.
@@ -131,20 +155,16 @@ class CacheReader:
 
     def _table(self) -> WordTable:
         if self._words is None:
-            self._words = WordTable(self._words_path)
+            self._words = WordTable(self.words_path)
         return self._words
 
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
-        path = self._part_path(video_id)
-        if path.is_symlink():
-            raise CacheError(f"{path}: a link, expected a file. Put the part itself there.")
+        path = self.part_path(video_id)
+        hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
             check_part(file, self.digest)
             yield file
-
-    def _part_path(self, video_id: str) -> Path:
-        return parts_folder(self.path) / self.row(video_id).part
 
 
 class CacheWriter:
@@ -259,7 +279,9 @@ def known_words(path: Path) -> dict[str, Words]:
     if not path.exists():
         return {}
     try:
-        return dict(WordTable(words_folder(path) / read_index(path).words))
+        table = WordTable(words_folder(path) / read_index(path).words)
+        table.verify()
+        return dict(table)
     except CacheError:
         return {}
 

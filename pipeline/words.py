@@ -31,6 +31,7 @@ class WordTable(Mapping[str, Words]):
 
     def __init__(self, path: Path):
         self.path = path
+        hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
             self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
@@ -67,7 +68,9 @@ class WordTable(Mapping[str, Words]):
             queries = hdf5.get_text(file, "queries")
         found = _digest(queries, self._tokens, self._ends, self._sentences, self._truncated)
         if f"{found}.h5" != self.path.name:
-            raise CacheError(f"{self.path}: its content has changed since it was written. Extract again.")
+            raise CacheError(
+                f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
+            )
 
 
 def write_words(folder: Path, words: Mapping[str, Words]) -> str:

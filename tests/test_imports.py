@@ -34,6 +34,8 @@ MODULES = {
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
     "pipeline.settings": "yaml",
+    "pipeline.verify": "",
+    "pipeline.status": "",
     "pipeline.packing": "numpy torch jaxtyping",
     "pipeline.extract": "",
     "pipeline.published": "numpy",
@@ -64,6 +66,7 @@ MODULES = {
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.references": "numpy",
     "costl.quickstart": "",
+    "costl.bench_index": "numpy torch",
     "costl.ask": "torch numpy",
 }
 
