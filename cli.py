@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from costl.train import Report
     from pipeline.cache import VideoRow
     from pipeline.extract import ExtractReport
+    from pipeline.importing import ImportReport
 
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
+FAILURES_SHOWN = 20
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
@@ -127,6 +129,44 @@ def extract(as_json: bool, **options: Any) -> None:
     with Bars() as show:
         report = extract(**options, progress=show)
     _tell_extraction(report, as_json=as_json)
+    raise SystemExit(report.exit_code)
+
+
+@main.command("import")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder or file of annotations.")
+@click.option(
+    "--features",
+    "streams",
+    required=True,
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Folder with VID.npz (`features`) or VID.npy, [clips channels], for every video. Repeatable.",
+)
+@click.option("--text", required=True, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query.")
+@click.option("--out", default="feats.h5", show_default=True, type=ANY_PATH, help="The cache to write or complete.")
+@click.option("--fps", type=float, help="Features a second.  [default: 0.5]")
+@click.option("--joint", metavar="NAME", help="The stream that CLIP's sentences (`pooler_output`) compare with.")
+@click.option("--no-normalize", is_flag=True, help="Take the features as they are, not each of length one.")
+@click.option("--allow-missing", is_flag=True, help="Videos without a file become failed rows.")
+@as_json
+def import_(streams: tuple[str, ...], no_normalize: bool, as_json: bool, **options: Any) -> None:
+    """Published features in the place of videos: one vector a clip, ready for costl train.
+
+    \b
+    Example, with the features that Moment-DETR published:
+        costl prepare qvhighlights --annotations official/ --allow-missing-videos --out qvh/
+        costl import --annotations qvh/ --features slowfast=slowfast_features \\
+            --features clip=clip_features --joint clip --text clip_text_features
+        costl train --cache feats.h5
+    Streams are put side by side in the order given. Every file is looked at before anything is written. There are no
+    patches, so that CoSTL trains without its spatial encoder (spatial.steps=0).
+    Exit code 1: finished, but some videos are missing or failed (costl status feats.h5 says which).
+    """
+    from pipeline.importing import import_features
+
+    with Bars() as show:
+        report = import_features(**options, features=_named_folders(streams), normalize=not no_normalize, progress=show)
+    _tell_import(report, as_json=as_json)
     raise SystemExit(report.exit_code)
 
 
@@ -305,18 +345,70 @@ def quickstart(folder: Path, overrides: tuple[str, ...], device: str, as_json: b
 
 @main.command()
 @click.argument("cache", type=ANY_PATH)
+@click.option("--all", "everything", is_flag=True, help="A line for every video.")
 @as_json
-def status(cache: Path, as_json: bool) -> None:
-    """Says of every video in a cache whether it is done, and if not, why.
+def status(cache: Path, everything: bool, as_json: bool) -> None:
+    """Says which videos of a cache have no features and why, and how many have.
 
     \b
     Example:
         costl status feats.h5
+    With --json every video is listed.
     """
     from pipeline.cache import CacheReader
+    from pipeline.status import status_table
 
     rows = CacheReader(cache).rows
-    click.echo(json.dumps([_plain(row) for row in rows], indent=2) if as_json else _status_table(rows))
+    click.echo(
+        json.dumps([_plain(row) for row in rows], indent=2) if as_json else status_table(rows, everything=everything)
+    )
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--quick", is_flag=True, help="Only sizes and first bytes: finds what is cut short, not a flipped bit.")
+@as_json
+def verify(cache: Path, quick: bool, as_json: bool) -> None:
+    """Reads every file of a cache and compares it with the checksum it was written with.
+
+    \b
+    Example:
+        costl verify feats.h5
+    Exit code 3: something is damaged. Delete those files and run costl extract (or import) again: it makes only them.
+    """
+    from pipeline.verify import verify
+
+    with Bars() as show:
+        found = verify(cache, quick=quick, progress=show)
+    damaged = [vars(damage) for damage in found.damaged]
+    told = {"cache": cache, "checked": found.checked, "quick": quick, "damaged": damaged}
+    click.echo(json.dumps(told, indent=2, default=str) if as_json else found.table())
+    if damaged:
+        say("Delete the damaged files and give the same costl extract or costl import again: it makes only them.")
+    raise SystemExit(found.exit_code)
+
+
+@main.group()
+def bench() -> None:
+    """Measures this machine; every table comes from one run."""
+
+
+@bench.command("index")
+@click.option("--videos", default=10148, show_default=True, help="Videos of the large cache; QVHighlights has 10148.")
+@as_json
+def bench_index(videos: int, as_json: bool) -> None:
+    """How a cache of many videos behaves beside one of 1,000: to open, to verify, to read.
+
+    \b
+    Example:
+        costl bench index
+    Writes both caches to a temporary folder first: half a minute or two.
+    """
+    from costl.bench_index import bench_index
+
+    with Bars() as show:
+        found = bench_index(videos=videos, progress=show)
+    click.echo(json.dumps(found.rows, indent=2) if as_json else found.table())
 
 
 class Bars:
@@ -363,6 +455,35 @@ def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
     found = {"cache": str(report.cache), "done": report.done, "skipped": report.skipped}
     failed = [_plain(row) for row in report.failed]
     click.echo(json.dumps(found | {"failed": failed, "truncated": report.truncated}) if as_json else report.cache)
+
+
+def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for stream in streams:
+        name, _, folder = stream.partition("=")
+        if not (name and folder) or name in found:
+            hint = "named twice" if name in found else "expected NAME=DIR, such as clip=clip_features"
+            raise click.BadParameter(f"{stream!r}: {hint}.", param_hint="--features")
+        found[name] = Path(folder)
+    return found
+
+
+def _tell_import(report: ImportReport, *, as_json: bool) -> None:
+    for row in report.failed[:FAILURES_SHOWN]:
+        say(f"{row.status}: {row.name}: {row.reason}")
+    if len(report.failed) > FAILURES_SHOWN:
+        say(f"... and {len(report.failed) - FAILURES_SHOWN} more (costl status {report.cache}).")
+    if report.cut or report.padded:
+        say(
+            f"Not quite as long as annotated: {report.cut} videos were cut, {report.padded} had their last row repeated."
+        )
+    if not report.joint:
+        say(
+            "No --joint: frames and sentences are not known to share a space, so that their similarity counts for nothing."
+        )
+    say(f"{len(report.done)} videos imported, {len(report.skipped)} were there already, {len(report.failed)} failed.")
+    failed = [_plain(row) for row in report.failed]
+    click.echo(json.dumps(vars(report) | {"failed": failed}, default=str) if as_json else report.cache)
 
 
 def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progress: Tell, **changes: Any) -> Report:
@@ -444,16 +565,6 @@ def _count(text: str) -> tuple[str, int]:
 def _plain(row: VideoRow) -> dict[str, Any]:
     names = ("name", "status", "reason", "clips", "duration_s", "repaired", "decoder")
     return {name: getattr(row, name) for name in names}
-
-
-def _status_table(rows: Iterable[VideoRow]) -> str:
-    rows = list(rows)
-    width = max([len(row.name) for row in rows], default=0)
-    lines = [
-        f"{row.name:{width}}  {row.status:8}  {row.reason or f'{row.clips} clips, {row.duration_s:.1f} s'}"
-        for row in rows
-    ]
-    return "\n".join([*lines, f"{sum(row.ok for row in rows)} of {len(rows)} videos have features."])
 
 
 if __name__ == "__main__":

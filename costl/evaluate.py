@@ -191,7 +191,15 @@ def _two_seconds_each(duration_s: float) -> list[tuple[float, float]]:
 
 
 def build_for(config: Config, features: CacheReader) -> CoSTL:
-    """The untrained model of these settings for the features of this cache. Raises CacheError when it has no words."""
+    """The untrained model of these settings for the features of this cache.
+
+    Raises CacheError when it has no words, UsageError for a spatial encoder where frames have no patches.
+    """
+    if config.spatial.steps and features.patch_grid == (0, 0):
+        raise UsageError(
+            f"spatial.steps is {config.spatial.steps}, but the frames in {features.path} have no patches to look at: "
+            "they were imported. Leave spatial.steps out, or at 0."
+        )
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
     # Any words tell their width; those of other splits than `train` are not looked at in training.
     split = next((split for split in ("train", *features.splits) if split in features.splits), None)

@@ -100,6 +100,11 @@ def zero_shot_prediction(query: Query, curve: np.ndarray, fps: float, settings: 
 
 def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Query, np.ndarray]]:
     """Each query whose video has features, with the cosine [t] of its sentence to every frame."""
+    if not features.joint.known:
+        raise UsageError(
+            f"{features.path}: nothing says how its frames compare with a sentence, so that there is no zero-shot CLIP. "
+            "Import CLIP's own features with costl import --joint."
+        )
     frames: dict[str, np.ndarray] = {}
     known = set(features.video_ids)
     for query in queries:

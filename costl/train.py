@@ -63,8 +63,9 @@ def train(
     settings = load_config(features.settings, *config, overrides=overrides)
     splits = _splits(features, settings)
     place = pick_device(device)
+    state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
     run = create_run(out, settings, features)
-    return _run(run, features, splits, fresh_state(settings, features, place), progress or (lambda _: None))
+    return _run(run, features, splits, state, progress or (lambda _: None))
 
 
 def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:

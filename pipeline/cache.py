@@ -1,7 +1,8 @@
 """The feature cache: one HDF5 index, one HDF5 part per video beside it, and the checks that make both trustworthy.
 
-feats.h5                  format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words/*
-feats.h5.parts/<id>.h5    tokens float16 [t 1+p c], times_s float64 [t], and as attributes what its row says
+feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
+feats.h5.parts/<id>.h5          tokens float16 [t 1+p c], times_s float64 [t], and as attributes what its row says
+feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
 """
 
 from __future__ import annotations
@@ -21,8 +22,18 @@ from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
-from pipeline.index import Contents, VideoRow, read_index, read_words, write_index
-from pipeline.parts import check_part, checksum_of, parts_folder, read_row, times_in, tokens_in, write_part
+from pipeline.index import Contents, Index, VideoRow, read_index, write_index
+from pipeline.parts import (
+    check_part,
+    checksum_of,
+    part_bytes,
+    parts_folder,
+    read_row,
+    times_in,
+    tokens_in,
+    write_part,
+)
+from pipeline.words import WordTable, remove_others, write_words
 
 try:
     import fcntl
@@ -37,6 +48,7 @@ __all__ = [
     "VideoRow",
     "Words",
     "check_fingerprint",
+    "known_words",
     "parts_folder",
     "refuse_if_busy",
 ]
@@ -45,7 +57,7 @@ _INDEX_EVERY_S = 10.0
 
 
 class CacheReader:
-    """A cache to read; holds no open file, so that threads and worker processes may share it.
+    """A cache to read; however many parts it has, it holds none of them open, so that threads and processes may share it.
 
     `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
     the annotated ones. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
@@ -54,7 +66,8 @@ class CacheReader:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.contents, self.rows = read_index(self.path)
+        index = read_index(self.path)
+        self.contents, self.rows = index.contents, index.rows
         self.fps = self.contents.fps
         self.patch_grid = self.contents.patch_grid
         self.joint = self.contents.joint
@@ -65,7 +78,8 @@ class CacheReader:
         self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
         self._tokens_at: dict[str, hdf5.Location] = {}
-        self._words: dict[str, Words] | None = None
+        self.words_path = words_folder(self.path) / index.words
+        self._words: WordTable | None = None
 
     def grid(self, video_id: str) -> Grid:
         """Which clip stands for which seconds of this video."""
@@ -95,13 +109,12 @@ class CacheReader:
 
     def words(self, query: str) -> Words:
         """The words of a query that was annotated when the cache was made. Raises CacheError for another one."""
-        if self._words is None:
-            self._words = read_words(self.path)
-        if query not in self._words:
+        table = self._table()
+        if query not in table:
             raise CacheError(
                 f"{self.path}: the query {query!r} was not extracted. Add its annotation and run costl extract."
             )
-        return self._words[query]
+        return table[query]
 
     def annotations(self, split: str) -> str:
         """The JSONL text of a split. Raises CacheError naming the splits there are."""
@@ -109,25 +122,49 @@ class CacheReader:
             raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
         return self.contents.annotations[split]
 
-    def verify(self, video_id: str) -> None:
-        """Reads a video's part in full. Raises CacheError when it is damaged or not the one that was indexed."""
-        found = checksum_of(self.tokens(video_id), self.times_s(video_id))
-        if found != self.row(video_id).checksum:
+    def part_path(self, video_id: str) -> Path:
+        """The file that holds a video's features."""
+        return parts_folder(self.path) / self.row(video_id).part
+
+    def verify(self, video_id: str, *, quick: bool = False) -> None:
+        """Reads a video's part in full, or with `quick` its size and first bytes alone.
+
+        Raises CacheError when it is damaged or not the one that was indexed.
+        """
+        path, row = self.part_path(video_id), self.row(video_id)
+        if quick:
+            hdf5.check_header(path, least=part_bytes(row, self.contents))
+            return
+        with self._part(video_id) as file:
+            tokens, times_s = tokens_in(file, row.clips, self.contents), times_in(file, row.clips)
+        if checksum_of(tokens.memmap(), times_s) != row.checksum:
             raise CacheError(
-                f"{self._part_path(video_id)}: its content has changed since it was written. Extract again."
+                f"{path}: its content has changed since it was written. Delete it and run costl extract again."
             )
+
+    def verify_words(self, *, quick: bool = False) -> None:
+        """The same for the words of all queries."""
+        if quick:
+            hdf5.check_header(self.words_path)
+        else:
+            self._table().verify()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would travel to another process as a copy of what it shows.
+        return vars(self) | {"_words": None}
+
+    def _table(self) -> WordTable:
+        if self._words is None:
+            self._words = WordTable(self.words_path)
+        return self._words
 
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
-        path = self._part_path(video_id)
-        if path.is_symlink():
-            raise CacheError(f"{path}: a link, expected a file. Put the part itself there.")
+        path = self.part_path(video_id)
+        hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
             check_part(file, self.digest)
             yield file
-
-    def _part_path(self, video_id: str) -> Path:
-        return parts_folder(self.path) / self.row(video_id).part
 
 
 class CacheWriter:
@@ -141,7 +178,7 @@ class CacheWriter:
     def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, Words]):
         self.path = Path(path)
         self.parts = parts_folder(self.path)
-        self._contents, self._words = contents, words
+        self._contents, self._words, self._words_part = contents, words, ""
         self._digest = digest(contents.fingerprint)
         self._rows: dict[str, VideoRow] = {}
         self._lock = -1
@@ -150,9 +187,9 @@ class CacheWriter:
     def __enter__(self) -> CacheWriter:
         check_fingerprint(self.path, self._contents.fingerprint)
         try:
-            self.parts.mkdir(parents=True, exist_ok=True)
+            words_folder(self.path).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.parts / ".lock")
-            for stray in [*self.parts.glob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
+            for stray in [*self.parts.rglob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
                 stray.unlink()
         except OSError as error:
             raise CacheError(f"{self.parts}: cannot be written ({error}). Choose another --out.") from error
@@ -216,9 +253,13 @@ class CacheWriter:
         return row
 
     def write_index(self) -> None:
-        """Publishes the index as it stands."""
-        started = time.monotonic()
-        write_index(self.path, self._contents, self._words, sorted(self._rows.values(), key=lambda row: row.id))
+        """Publishes the index as it stands, and before the first one the words."""
+        started, folder = time.monotonic(), words_folder(self.path)
+        first, self._words_part = not self._words_part, self._words_part or write_words(folder, self._words)
+        rows = sorted(self._rows.values(), key=lambda row: row.id)
+        write_index(self.path, Index(self._contents, rows, self._words_part))
+        if first:  # the index on disk does not name them any more
+            remove_others(folder, self._words_part)
         # A large index is written less often: never more than a twentieth of the time.
         self._next_index_s = time.monotonic() + max(_INDEX_EVERY_S, 20 * (time.monotonic() - started))
 
@@ -226,6 +267,23 @@ class CacheWriter:
         self._rows[row.id] = row
         if time.monotonic() >= self._next_index_s:
             self.write_index()
+
+
+def words_folder(path: Path) -> Path:
+    """Where the words of the cache `path` lie."""
+    return parts_folder(path) / "words"
+
+
+def known_words(path: Path) -> dict[str, Words]:
+    """The words that an earlier run left in the cache at `path`; none where there is no cache, or they are damaged."""
+    if not path.exists():
+        return {}
+    try:
+        table = WordTable(words_folder(path) / read_index(path).words)
+        table.verify()
+        return dict(table)
+    except CacheError:
+        return {}
 
 
 def refuse_if_busy(path: Path) -> None:
@@ -238,8 +296,7 @@ def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Raises CacheError naming every field in which the cache at `path` was made otherwise; a new path is fine."""
     if not path.exists():
         return
-    contents, _ = read_index(path)
-    differences = explain_difference(contents.fingerprint, fingerprint)
+    differences = explain_difference(read_index(path).contents.fingerprint, fingerprint)
     if differences:
         raise CacheError(
             f"{path} was made with other settings ({'; '.join(differences)}). "

@@ -11,11 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import CacheWriter, Contents, VideoRow, Words, check_fingerprint, parts_folder, refuse_if_busy
+from pipeline.cache import (
+    CacheWriter,
+    Contents,
+    VideoRow,
+    Words,
+    check_fingerprint,
+    known_words,
+    parts_folder,
+    refuse_if_busy,
+)
 from pipeline.clip import Clip, load_clip
 from pipeline.decoding import Job
 from pipeline.errors import CostlError, UsageError, VideoError
-from pipeline.index import read_words
 from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -148,7 +156,7 @@ def _cores() -> int:
 
 def _encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
     """The words of every query; those that an earlier run of the same fingerprint encoded are taken over."""
-    known = read_words(out) if out.exists() else {}
+    known = known_words(out)
     new = [query for query in queries if query not in known]
     for start in range(0, len(new), _QUERIES_AT_ONCE):
         some = new[start : start + _QUERIES_AT_ONCE]

@@ -22,8 +22,9 @@ class Words:
     """One sentence: `tokens` float16 [l 2*ct], `sentence` float32 [e], unit length, joint space.
 
     A token is the word's own embedding, then what the last text block makes of it, before the final norm.
-    They run from the first word to the last, without start, end and padding. `truncated` says that the sentence
-    was longer than the tower's context and lost its end. Raises CostlError for other shapes or non-finite values.
+    They run from the first word to the last, without start, end and padding. Published features hold the second half
+    alone: the first is zeros then. `truncated` says that the sentence was longer than the tower's context and lost its
+    end. Raises CostlError for other shapes or non-finite values.
     """
 
     tokens: np.ndarray
@@ -40,7 +41,9 @@ class Joint:
     """The few tensors that carry a visual token into the space shared with sentences, all float32.
 
     `norm_weight` [c], `norm_bias` [c], `norm_eps`: the tower's last LayerNorm; `projection` [c e]; `logit_scale`: the
-    temperature CLIP was trained with, already exponentiated. Raises CostlError when the sizes disagree.
+    temperature CLIP was trained with, already exponentiated. Without `normed` no LayerNorm comes first: the tokens hold
+    joint-space features already, and the projection only picks them. A projection of zeros says that nothing is known
+    of a joint space (`known` is False): every similarity is zero. Raises CostlError when the sizes disagree.
     """
 
     norm_weight: np.ndarray
@@ -48,6 +51,7 @@ class Joint:
     norm_eps: float
     projection: np.ndarray
     logit_scale: float
+    normed: bool = True
 
     def __post_init__(self) -> None:
         _check("joint norm weight", self.norm_weight, dtype=np.float32, ndim=1)
@@ -61,11 +65,18 @@ class Joint:
                 f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected small ones above zero."
             )
 
+    @property
+    def known(self) -> bool:
+        """Whether visual tokens and sentences can be compared at all."""
+        return bool(self.projection.any())
+
     def project(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens [... c] -> joint-space features float32 [... e] of length one: LayerNorm, projection, L2 norm."""
         x = np.asarray(tokens, dtype=np.float32)
+        features = (self._norm(x) if self.normed else x) @ self.projection
+        return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+
+    def _norm(self, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-        normed = centred / np.sqrt(variance + self.norm_eps) * self.norm_weight + self.norm_bias
-        features = normed @ self.projection
-        return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+        return centred / np.sqrt(variance + self.norm_eps) * self.norm_weight + self.norm_bias

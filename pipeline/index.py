@@ -1,19 +1,18 @@
-"""The index of a cache: what its features are, one row per video, the words of every query and the annotations."""
+"""The index of a cache: what its features are, one row per video, the annotations, and which words belong to it."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pipeline import hdf5
 from pipeline.errors import CacheError, CostlError
-from pipeline.features import Joint, Words
+from pipeline.features import Joint
 from pipeline.fingerprint import canonical
 from pipeline.grid import Grid
 
@@ -66,8 +65,8 @@ _ROW_TYPES: dict[str, Any] = {"clips": int, "repaired": int, "duration_s": (int,
 class Contents:
     """All that an index says besides its rows and words: how the features were made and what belongs to them.
 
-    `fingerprint` is what decides the features; `annotations` the JSONL text of each split; `settings` what the data
-    folder asks of training, kept as it is.
+    `fingerprint` is what decides the features; `patch_grid` is (0, 0) where frames have no patches; `annotations` the
+    JSONL text of each split; `settings` what the data folder asks of training, kept as it is.
     """
 
     fingerprint: Mapping[str, Any]
@@ -80,8 +79,10 @@ class Contents:
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
             raise CacheError(f"cache: fps is {self.fps!r}, expected a number above zero.")
-        if len(self.patch_grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.patch_grid):
-            raise CacheError(f"cache: patch grid is {self.patch_grid!r}, expected rows and columns.")
+        sides = self.patch_grid
+        some = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+        if not some and tuple(sides) != (0, 0):
+            raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) for no patches.")
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -89,8 +90,21 @@ class Contents:
         return 1 + self.patch_grid[0] * self.patch_grid[1], len(self.joint.norm_weight)
 
 
-def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
-    """An index without its words. Raises CacheError when it is missing, foreign, damaged or of another format."""
+@dataclass(frozen=True)
+class Index:
+    """A whole index: `contents`, one row per video, and the name of the file that holds the words."""
+
+    contents: Contents
+    rows: list[VideoRow]
+    words: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}\.h5", self.words):
+            raise CacheError(f"cache: words in {self.words[:80]!r}. The index is foreign or damaged.")
+
+
+def read_index(path: Path) -> Index:
+    """The index at `path`. Raises CacheError when it is missing, foreign, damaged or of another format."""
     with hdf5.reading(path) as file:
         found = hdf5.get_attribute(file, "format", int)
         if found != FORMAT:
@@ -104,54 +118,30 @@ def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
         )
-        return contents, [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
+        rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
+        return Index(contents, rows, hdf5.get_text(file, "words"))
 
 
-def read_words(path: Path) -> dict[str, Words]:
-    """The words of every query in the cache. Raises CacheError for an index that is damaged."""
-    with hdf5.reading(path) as file:
-        queries = _json(file, "words/queries", list)
-        tokens = hdf5.get_array(file, "words/tokens", "<f2", ndim=2)
-        ends = hdf5.get_array(file, "words/ends", "<i8", ndim=1)
-        sentences = hdf5.get_array(file, "words/sentences", "<f4", ndim=2)
-        truncated = hdf5.get_array(file, "words/truncated", "|u1", ndim=1)
-        starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-        lengths = {len(queries), len(ends), len(sentences), len(truncated)}
-        if len(lengths) > 1 or (ends < starts).any() or (len(ends) and ends[-1] != len(tokens)):
-            raise CacheError(f"{path}: words that do not fit their queries. Delete it and run costl extract again.")
-        return {
-            str(query): _made(Words, tokens=tokens[start:end], sentence=sentence, truncated=bool(cut))
-            for query, start, end, sentence, cut in zip(queries, starts, ends, sentences, truncated, strict=True)
-        }
-
-
-def write_index(path: Path, contents: Contents, words: Mapping[str, Words], rows: list[VideoRow]) -> None:
+def write_index(path: Path, index: Index) -> None:
     """Publishes a whole index under its name. Raises CacheError when it cannot be written."""
+    contents = index.contents
     with hdf5.writing(path) as file:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
         hdf5.put_text(file, "features", canonical({"fps": contents.fps, "patch_grid": list(contents.patch_grid)}))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
-        hdf5.put_text(file, "rows", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))
         annotations = file.create_group("annotations")
         for split, text in sorted(contents.annotations.items()):
             hdf5.put_text(annotations, split, text)
         _write_joint(file.create_group("joint"), contents.joint)
-        _write_words(file.create_group("words"), words)
+        hdf5.put_text(file, "words", index.words)
 
 
 def _write_joint(group: Any, joint: Joint) -> None:
     group["norm_weight"], group["norm_bias"], group["projection"] = joint.norm_weight, joint.norm_bias, joint.projection
-    hdf5.put_text(group, "scalars", canonical({"norm_eps": joint.norm_eps, "logit_scale": joint.logit_scale}))
-
-
-def _write_words(group: Any, words: Mapping[str, Words]) -> None:
-    hdf5.put_text(group, "queries", json.dumps(list(words), ensure_ascii=False))
-    every = list(words.values())
-    group["tokens"] = np.concatenate([one.tokens for one in every] or [np.zeros((0, 0), np.float16)])
-    group["ends"] = np.cumsum([len(one.tokens) for one in every], dtype=np.int64)
-    group["sentences"] = np.stack([one.sentence for one in every] or [np.zeros(0, np.float32)])[: len(every)]
-    group["truncated"] = np.array([one.truncated for one in every], np.uint8)
+    scalars = {"norm_eps": joint.norm_eps, "logit_scale": joint.logit_scale, "normed": joint.normed}
+    hdf5.put_text(group, "scalars", canonical(scalars))
 
 
 def _read_joint(file: Any) -> Joint:
@@ -163,6 +153,7 @@ def _read_joint(file: Any) -> Joint:
         norm_eps=float(scalars["norm_eps"]),
         projection=hdf5.get_array(file, "joint/projection", "<f4", ndim=2),
         logit_scale=float(scalars["logit_scale"]),
+        normed=bool(scalars.get("normed", True)),
     )
 
 

@@ -85,6 +85,12 @@ def times_in(file: Any, clips: int) -> np.ndarray:
     return times_s
 
 
+def part_bytes(row: VideoRow, contents: Contents) -> int:
+    """What the arrays of a part take, the least that its file can."""
+    tokens, channels = contents.token_shape
+    return row.clips * (tokens * channels * np.dtype(np.float16).itemsize + np.dtype(np.float64).itemsize)
+
+
 def checksum_of(tokens: np.ndarray, times_s: np.ndarray) -> str:
     """sha256 over the bytes of the tokens, then of the times."""
     hasher = hashlib.sha256(np.ascontiguousarray(tokens).data)

@@ -75,11 +75,11 @@ def read_settings(folder: Path) -> FolderSettings:
     return FolderSettings(extract, train)
 
 
-def read_annotations(place: Path, videos: Iterable[str]) -> dict[str, str]:
+def read_annotations(place: Path, videos: Iterable[str] | None = None) -> dict[str, str]:
     """The JSONL text of every split: {train,val,test}.jsonl and test_*.jsonl of a folder, or one file of any name.
 
-    `videos` are the names that rows may speak of. Raises UsageError where there is none, naming file and line of rows
-    that are no annotation and the videos that are missing.
+    `videos` are the names that rows may speak of (None: any). Raises UsageError where there is none, naming file and
+    line of rows that are no annotation and the videos that are missing.
     """
     files = [place] if place.is_file() else _split_files(place)
     if not files:
@@ -97,14 +97,14 @@ def read_annotations(place: Path, videos: Iterable[str]) -> dict[str, str]:
     return texts
 
 
-def check_annotations(texts: Mapping[str, str], videos: Iterable[str]) -> None:
+def check_annotations(texts: Mapping[str, str], videos: Iterable[str] | None = None) -> None:
     """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
-    known, unknown, bad = set(videos), [], []
+    known, unknown, bad = set(videos or ()), [], []
     for split, number, row in _rows(texts):
         problem = row if isinstance(row, str) else _problem(row)
         if problem:
             bad.append(f"{split}.jsonl:{number}: {problem}")
-        elif row["vid"] not in known:
+        elif videos is not None and row["vid"] not in known:
             unknown.append(row["vid"])
     if bad:
         raise UsageError(f"Annotations that cannot be used: {_some(bad, '; ')}.")
@@ -118,7 +118,12 @@ def check_annotations(texts: Mapping[str, str], videos: Iterable[str]) -> None:
 
 def queries_in(texts: Mapping[str, str]) -> list[str]:
     """Every distinct query of checked annotations, in their order."""
-    return list(dict.fromkeys(row["query"] for _, _, row in _rows(texts)))
+    return list(dict.fromkeys(row["query"] for row in rows_in(texts)))
+
+
+def rows_in(texts: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Every row of checked annotations, in their order."""
+    return [row for _, _, row in _rows(texts)]
 
 
 def _split_files(folder: Path) -> list[Path]:

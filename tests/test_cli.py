@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from published_world import publish_world
 
 import cli
 from costl.checkpoint import load_checkpoint
@@ -57,7 +58,7 @@ def here(world, tmp_path, monkeypatch) -> Path:
 
 def test_help_names_every_command_and_the_three_that_are_enough():
     result = costl("--help")
-    for command in ("extract", "train", "evaluate", "status", "sample", "quickstart"):
+    for command in ("extract", "import", "train", "evaluate", "status", "verify", "sample", "quickstart"):
         assert command in result.stdout
         told = costl(command, "--help")
         assert told.exit_code == 0 and f"costl {command}" in told.stdout
@@ -118,7 +119,8 @@ def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
     assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
     assert "failed: test_0000: " in result.stderr and "9 were there already, 1 failed." in result.stderr
     told = costl("status", "feats.h5").stdout
-    assert "test_0001" in told and "9 of 10 videos have features." in told
+    assert told.startswith("test_0000  ") and "test_0001" not in told and "9 of 10 videos have features." in told
+    assert len(costl("status", "feats.h5", "--all").stdout.splitlines()) == 12
     (row,) = (row for row in json.loads(costl("status", "feats.h5", "--json").stdout) if row["name"] == "test_0000")
     assert row["status"] != "ok" and row["reason"]
     assert costl("train", "--cache", "feats.h5", "--set", "train.epochs=1").exit_code == 0
@@ -132,6 +134,42 @@ def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
     (here / "dir" / "test.jsonl").write_text("\n".join([json.dumps(json.loads(rows[0]) | {"query": long}), *rows[1:]]))
     result = costl("extract", "--videos", "dir/")
     assert result.exit_code == 0 and "cut: longer than CLIP reads" in result.stderr and long in result.stderr
+
+
+def test_a_damaged_part_is_named_with_exit_code_3_and_made_again(here):
+    whole = costl("verify", "feats.h5")
+    assert (whole.exit_code, whole.stdout) == (0, "11 of 11 files are whole.\n")
+    part = here / "feats.h5.parts" / "val_0001.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+    for look in ([], ["--quick"]):
+        result = costl("verify", "feats.h5", *look)
+        assert result.exit_code == 3 and result.stdout.startswith("val_0001  feats.h5.parts/val_0001.h5: ")
+        assert result.stdout.endswith("\n10 of 11 files are whole.\n") and "Delete the damaged files" in result.stderr
+    (damage,) = json.loads(costl("verify", "feats.h5", "--json").stdout)["damaged"]
+    assert damage["name"] == "val_0001" and damage["path"] == "feats.h5.parts/val_0001.h5"
+    Path(damage["path"]).unlink()
+    assert costl("extract", "--videos", "dir/").exit_code == 0
+    assert costl("verify", "feats.h5").exit_code == 0
+
+
+def test_published_features_are_imported_trained_on_and_evaluated(tmp_path, monkeypatch):
+    published = publish_world(tmp_path, counts={"train": 8, "val": 2, "test": 4})
+    monkeypatch.chdir(tmp_path)
+    (published.frames("slow", "test_0")).unlink()
+    asked = ["import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
+    asked += ["--text", "text", "--joint", "clip"]
+    assert "test_0 (slow)" in sentence(costl(*asked)) and not Path("feats.h5").exists()
+    done = costl(*asked, "--allow-missing")
+    assert (done.exit_code, done.stdout) == (1, "feats.h5\n")
+    assert "missing: test_0: no file of slow." in done.stderr and "13 videos imported, 0 were there" in done.stderr
+    again = json.loads(costl(*asked, "--allow-missing", "--json").stdout)
+    assert len(again["skipped"]) == 13 and again["done"] == [] and again["failed"][0]["status"] == "missing"
+    assert costl("verify", "feats.h5").stdout == "14 of 14 files are whole.\n"
+    assert costl("train", "--cache", "feats.h5", *QUICK).exit_code == 0
+    evaluated = costl("evaluate")
+    assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout
+    refused = costl("train", "--cache", "feats.h5", "--set", "spatial.steps=1")
+    assert refused.exit_code == 2 and "have no patches" in sentence(refused)
 
 
 def no_videos(here: Path) -> list:
@@ -189,6 +227,17 @@ WRONG = {
     "nothing to resume": (["train", "--resume", "dir"], 2, "dir: not a run"),
     "no device of that name": (["train", "--cache", "feats.h5", "--device", "abacus"], 2, "device 'abacus'"),
     "no cache to ask about": (["status", "nothing.h5"], 3, "nothing.h5"),
+    "no cache to verify": (["verify", "nothing.h5"], 3, "nothing.h5"),
+    "features of nothing": (
+        ["import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
+        2,
+        "10 of 10 annotated videos have no features",
+    ),
+    "features in no folder": (
+        ["import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],
+        2,
+        "nowhere is no folder",
+    ),
     "a folder of somebody else": (["sample", "dir/../aside"], 2, "holds files that are no sample world"),
     "a world that cannot be": (["sample", "new", "--side", "3"], 2, "side of 64 pixels"),
 }
@@ -214,6 +263,9 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
         ["evaluate", "--spilt", "test"],
         ["sample", "new", "--videos", "train"],
         ["train", "--resume", "x", "--set", "train.epochs=3"],
+        ["import", "--annotations", "x", "--features", "clip", "--text", "x"],
+        ["import", "--annotations", "x", "--features", "a=x", "--features", "a=y", "--text", "x"],
+        ["bench"],
     ],
 )
 def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ class CoSTL(nn.Module):
     joint_norm_eps: Tensor
     joint_projection: Tensor
     joint_logit_scale: Tensor
+    joint_normed: Tensor
 
     def __init__(
         self,
@@ -131,10 +132,11 @@ class CoSTL(nn.Module):
         """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale; and of patches, centred and
         scaled to variance one over each frame: left at CLIP's scale it would silence the learned score."""
         used = tokens if self.clip_prior and self.spatial.where is not None else tokens[:, :, :1]
-        normed = F.layer_norm(
-            used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps)
-        )
-        asks, space = Asks.of(video), F.normalize(normed @ self.joint_projection, dim=-1)
+        if self.joint_normed:
+            used = F.layer_norm(
+                used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps)
+            )
+        asks, space = Asks.of(video), F.normalize(used @ self.joint_projection, dim=-1)
         like = asks.by_query(torch.einsum("vtne,vqe->vqtn", space, asks.by_video(sentence)))
         frame, patch, mask = like[:, :, 0], like[:, :, 1:], frame_mask[video]
         frame = frame - (frame * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)

@@ -40,7 +40,7 @@ every_variant = pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 
 def joint_space(draw: torch.Generator) -> dict[str, Tensor]:
     weight, bias, projection = (torch.randn(*n, generator=draw) for n in ((C,), (C,), (C, E)))
-    scale = {"norm_eps": torch.tensor(1e-5), "logit_scale": torch.tensor(10.0)}
+    scale = {"norm_eps": torch.tensor(1e-5), "logit_scale": torch.tensor(10.0), "normed": torch.tensor(True)}
     return {"norm_weight": 1 + 0.1 * weight, "norm_bias": 0.1 * bias, "projection": projection, **scale}
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from pipeline import hdf5
-from pipeline.cache import CacheReader, CacheWriter, Contents, Joint, VideoRow, Words, parts_folder
+from pipeline.cache import CacheReader, CacheWriter, Contents, Joint, VideoRow, Words, known_words, parts_folder
 from pipeline.errors import CacheError
 from pipeline.grid import Grid
 
@@ -81,6 +83,11 @@ def cache(tmp_path) -> Path:
             writer.store(video_id, **features(video_id))
         writer.note("bad", status="failed", reason="no video stream")
     return path
+
+
+def words_file(path: Path) -> Path:
+    (only,) = (parts_folder(path) / "words").iterdir()
+    return only
 
 
 def rewrite(path: Path, change) -> None:
@@ -197,6 +204,86 @@ def test_a_moved_cache_still_works(cache, tmp_path):
     shutil.move(parts_folder(cache), home / "feats.h5.parts")
     shutil.move(cache, home / "feats.h5")
     assert CacheReader(home / "feats.h5").tokens("v_a").shape == (3, 7, CHANNELS)
+
+
+# Words
+
+
+def test_words_are_written_once_a_run_and_the_old_ones_go(cache):
+    before = words_file(cache)
+    with CacheWriter(cache, contents(), {"a dog": words()["a dog"]}) as writer:
+        writer.write_index()
+        written = words_file(cache).stat().st_mtime_ns
+        writer.write_index()
+    assert words_file(cache) != before and words_file(cache).stat().st_mtime_ns == written
+    with pytest.raises(CacheError, match="'日本' was not extracted"):
+        CacheReader(cache).words("日本")
+
+
+def test_a_reader_keeps_the_words_it_has_begun_to_read(cache):
+    reader = CacheReader(cache)
+    reader.words("日本")
+    with CacheWriter(cache, contents(), {}) as writer:
+        writer.write_index()
+    np.testing.assert_array_equal(reader.words("a dog").tokens, words()["a dog"].tokens)
+
+
+def test_a_reader_travels_to_another_process_without_what_it_has_mapped(cache):
+    reader = CacheReader(cache)
+    size = len(pickle.dumps(reader))
+    reader.words("日本"), reader.tokens("v_a")
+    assert len(pickle.dumps(reader)) < size + 1000
+    assert pickle.loads(pickle.dumps(reader)).words("a dog").tokens.shape == (2, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("ends", np.array([2, 1, 7])),
+        ("ends", np.array([2, 6, 8])),
+        ("ends", np.array([-1, 6, 7])),
+        ("ends", np.array([7])),
+        ("tokens", np.zeros((7, TEXT), np.float32)),
+        ("truncated", np.zeros(2, np.uint8)),
+        ("sentences", np.zeros((4, EMBEDDING), np.float32)),
+        ("tokens", np.full((7, TEXT), np.nan, np.float16)),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_and_encoded_again(cache, name, data):
+    def change(file):
+        del file[name]
+        file[name] = data
+
+    rewrite(words_file(cache), change)
+    with pytest.raises(CacheError, match=re.escape(str(words_file(cache)))):
+        CacheReader(cache).words("a dog")
+    assert known_words(cache) == {}
+
+
+def test_words_cut_short_anywhere_are_refused(cache):
+    whole = words_file(cache).read_bytes()
+    for length in range(0, len(whole), len(whole) // 20):
+        words_file(cache).write_bytes(whole[:length])
+        with pytest.raises(CacheError):
+            CacheReader(cache).verify_words()
+
+
+def test_a_flipped_bit_in_the_words_is_found(cache):
+    with h5py.File(words_file(cache)) as file:
+        offset = file["tokens"].id.get_offset()
+    CacheReader(cache).verify_words()
+    data = bytearray(words_file(cache).read_bytes())
+    data[offset + 3] ^= 1
+    words_file(cache).write_bytes(data)
+    with pytest.raises(CacheError, match="content has changed"):
+        CacheReader(cache).verify_words()
+
+
+@pytest.mark.parametrize("name", ["../v_a.h5", "v_a.h5", "/etc/passwd", ""])
+def test_words_elsewhere_are_not_looked_for(cache, name):
+    rewrite(cache, lambda file: replace_text(file, "words", name))
+    with pytest.raises(CacheError, match="foreign or damaged"):
+        CacheReader(cache)
 
 
 # Resuming
@@ -469,10 +556,10 @@ def test_tokens_that_are_not_plain_bytes_in_the_file_are_refused(cache, make):
 
 def test_a_shape_larger_than_its_file_is_refused_before_it_is_read(cache):
     def change(file):
-        del file["words/sentences"]
-        file["words"].create_dataset("sentences", shape=(1 << 40, 4), dtype="<f4")
+        del file["sentences"]
+        file.create_dataset("sentences", shape=(1 << 40, 4), dtype="<f4")
 
-    rewrite(cache, change)
+    rewrite(words_file(cache), change)
     with pytest.raises(CacheError, match="sentences claims"):
         CacheReader(cache).words("a dog")
 

@@ -1,0 +1,31 @@
+"""What became of the videos of a cache, for the terminal: those without features and why, then the counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.index import VideoRow
+
+SHOWN = 20
+
+
+def status_table(rows: Sequence[VideoRow], *, everything: bool = False) -> str:
+    """A line for each of the first videos without features (with `everything`, for every video), then the summary."""
+    lost = [row for row in rows if not row.ok]
+    told = rows if everything else lost[:SHOWN]
+    width = max((len(row.name) for row in told), default=0)
+    more = [] if everything or len(lost) <= SHOWN else [f"... and {len(lost) - SHOWN} more; --all lists every video."]
+    return "\n".join([*(_line(row, width) for row in told), *more, *_summary(rows, lost)])
+
+
+def _line(row: VideoRow, width: int) -> str:
+    return f"{row.name:{width}}  {row.status:8}  {row.reason or f'{row.clips} clips, {row.duration_s:.1f} s'}"
+
+
+def _summary(rows: Sequence[VideoRow], lost: Sequence[VideoRow]) -> list[str]:
+    there = [row for row in rows if row.ok]
+    hours, clips = sum(row.duration_s for row in there) / 3600, sum(row.clips for row in there)
+    counts = Counter(row.status for row in lost).most_common()
+    without = [f"Without: {', '.join(f'{count} {status}' for status, count in counts)}."] if lost else []
+    return [f"{len(there)} of {len(rows)} videos have features. {clips} clips, {hours:.1f} hours.", *without]

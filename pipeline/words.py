@@ -1,0 +1,121 @@
+"""The words of every query in one file beside the parts, named after its content, read by query as a memory map.
+
+feats.h5.parts/words/<sha256>.h5    queries (JSON), tokens float16 [n 2*ct], ends int64 [q], sentences float32 [q e],
+                                    truncated uint8 [q]
+
+The index names the file it means. It is written once a run, where the index is written again and again: the words of
+QVHighlights are 250 MB, all the rest of its index 10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import hdf5
+from pipeline.errors import CacheError, CostlError
+from pipeline.features import Words
+
+
+class WordTable(Mapping[str, Words]):
+    """The words in a file, by query; nothing is read before it is asked for.
+
+    Raises CacheError for a file that is missing, foreign or damaged, and for words that are no numbers.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        hdf5.refuse_link(path)
+        with hdf5.reading(path) as file:
+            queries = json.loads(hdf5.get_text(file, "queries"))
+            self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
+            self._truncated = hdf5.get_array(file, "truncated", "|u1", ndim=1)
+            tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2)
+            sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2)
+            self._starts = np.concatenate([np.zeros(1, np.int64), self._ends])[:-1]
+            _check(path, queries, self._starts, self._ends, tokens, sentences, self._truncated)
+            self._number = {str(query): i for i, query in enumerate(queries)}
+            self._tokens, self._sentences = tokens.array(), sentences.array()
+
+    def __getitem__(self, query: str) -> Words:
+        i = self._number[query]
+        try:
+            return Words(
+                tokens=self._tokens[self._starts[i] : self._ends[i]],
+                sentence=self._sentences[i],
+                truncated=bool(self._truncated[i]),
+            )
+        except CostlError as error:
+            raise CacheError(
+                f"{self.path}: damaged at the query {query!r}: {error} Delete it and run costl extract again."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._number)
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def verify(self) -> None:
+        """Reads everything. Raises CacheError when it is not what the file is named after."""
+        with hdf5.reading(self.path) as file:
+            queries = hdf5.get_text(file, "queries")
+        found = _digest(queries, self._tokens, self._ends, self._sentences, self._truncated)
+        if f"{found}.h5" != self.path.name:
+            raise CacheError(
+                f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
+            )
+
+
+def write_words(folder: Path, words: Mapping[str, Words]) -> str:
+    """Publishes the words in `folder`; -> the name of the file. Raises CacheError when it cannot be written."""
+    every = list(words.values())
+    queries = json.dumps(list(words), ensure_ascii=False)
+    arrays = {
+        "tokens": np.concatenate([one.tokens for one in every] or [np.zeros((0, 0), np.float16)]),
+        "ends": np.cumsum([len(one.tokens) for one in every], dtype=np.int64),
+        "sentences": np.stack([one.sentence for one in every] or [np.zeros(0, np.float32)])[: len(every)],
+        "truncated": np.array([one.truncated for one in every], np.uint8),
+    }
+    name = f"{_digest(queries, *arrays.values())}.h5"
+    with hdf5.writing(folder / name) as file:
+        hdf5.put_text(file, "queries", queries)
+        for label, array in arrays.items():
+            file[label] = array
+    return name
+
+
+def remove_others(folder: Path, name: str) -> None:
+    """Deletes what no index names any more."""
+    for path in folder.glob("*.h5"):
+        if path.name != name:
+            # Windows keeps a file that somebody reads; the next run takes it away.
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _digest(queries: str, *arrays: np.ndarray) -> str:
+    hasher = hashlib.sha256(queries.encode())
+    for array in arrays:
+        hasher.update(np.ascontiguousarray(array).data)
+    return hasher.hexdigest()
+
+
+def _check(
+    path: Path,
+    queries: Any,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    tokens: hdf5.Location,
+    sentences: hdf5.Location,
+    truncated: np.ndarray,
+) -> None:
+    fit = isinstance(queries, list) and len({len(queries), len(ends), sentences.shape[0], len(truncated)}) == 1
+    if not fit or (ends < starts).any() or (len(ends) and ends[-1] != tokens.shape[0]):
+        raise CacheError(f"{path}: words that do not fit their queries. Delete it and run costl extract again.")
