@@ -95,6 +95,11 @@ def main() -> None:
 @click.option(
     "--annotations", type=ANY_PATH, help="Folder or file of annotations, where they are not beside the videos."
 )
+@click.option(
+    "--allow-missing-videos",
+    is_flag=True,
+    help="Go on without videos that are annotated; what asks about them counts 0.",
+)
 @click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]")
 @click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]")
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
@@ -108,8 +113,9 @@ def extract(as_json: bool, **options: Any) -> None:
     \b
     Example:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps.
-    Exit code 1: finished, but some videos failed (costl status feats.h5 says why).
+    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps; one in the
+    folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract
 
@@ -122,7 +128,11 @@ def extract(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.option("--cache", type=ANY_PATH, help="What costl extract wrote.")
 @click.option(
-    "--config", "config", type=ANY_PATH, multiple=True, help="YAML that names only what it changes. Repeatable."
+    "--config",
+    "config",
+    type=ANY_PATH,
+    multiple=True,
+    help="YAML that names only what it changes, or the name of a benchmark, as charades. Repeatable.",
 )
 @overrides
 @click.option("--out", type=FOLDER, help="Folder of the run.  [default: a new one in runs/]")
@@ -166,6 +176,39 @@ def evaluate(as_json: bool, **options: Any) -> None:
         found = evaluate(**options, progress=show)
     click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
     say(*found.notes, f"Predictions, metrics and a picture: {found.folder}/")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder of the official files, or one of them.")
+@click.option("--videos", type=FOLDER, help="Folder of the videos.")
+@click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+@click.option("--allow-missing-videos", is_flag=True, help="Write the rows of videos that are not there, too.")
+@click.option(
+    "--val-share",
+    type=float,
+    help="Training videos to hold out where there is no validation split.  [default: 0.1; tvsum: 0]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed: other videos are held out.")
+@as_json
+def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options: Any) -> None:
+    """Turns a benchmark's official annotation files into train.jsonl, val.jsonl, test.jsonl and its settings.
+
+    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
+
+    \b
+    Example:
+        costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
+        costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
+    Says how many rows, videos and windows each split has, what had to be put right, and what to type next.
+    """
+    from costl.prepare import next_command, prepare
+
+    with Bars() as show:
+        report = prepare(name, out=out, videos=videos, progress=show, **options)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    say(*report.notes, *([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
+    say(f"Next: {next_command(report, videos=videos, out=out)}")
 
 
 @main.command()
