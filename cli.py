@@ -207,7 +207,8 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
     with Bars() as show:
         report = prepare(name, out=out, videos=videos, progress=show, **options)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
-    say(*report.notes, *([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
+    say(f"Read {', '.join(report.sources)}.", *report.notes)
+    say(*([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
     say(f"Next: {next_command(report, videos=videos, out=out)}")
 
 

@@ -57,8 +57,9 @@ class PrepareReport:
         return tuple(sorted({vid for split in self.splits.values() for vid in split.missing}))
 
     def to_dict(self) -> dict[str, Any]:
-        """What report.json says."""
-        return {"made_by": MADE_BY, **asdict(self)}
+        """What report.json says; of missing videos how many, as missing.txt names them."""
+        splits = {name: asdict(split) | {"missing": len(split.missing)} for name, split in self.splits.items()}
+        return {"made_by": MADE_BY, **asdict(self), "splits": splits}
 
     def table(self) -> str:
         """The report for a terminal: a row for each thing counted, a column for each split."""

@@ -227,9 +227,10 @@ def _at_clips(frames: Sequence[str], duration_s: float) -> tuple[float, ...]:
     clips = int(duration_s / RATED_CLIP_S)
     middles = [int((clip + 0.5) * RATED_CLIP_S * len(frames) / duration_s) for clip in range(clips)]
     try:
-        return tuple(float(frames[middle]) for middle in middles)
+        ratings = [float(rating) for rating in frames]
     except ValueError as error:
         raise UsageError(f"a rating is no number ({error})") from None
+    return tuple(ratings[middle] for middle in middles)
 
 
 TVSUM = Benchmark(
