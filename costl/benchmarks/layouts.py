@@ -72,4 +72,4 @@ def _reads(benchmark: Benchmark, place: Path) -> bool:
 
 
 def _in_words(layout: Layout) -> str:
-    return " with ".join(" or ".join(names) for names in layout.files.values())
+    return " with ".join(names[0] if len(names) == 1 else f"({' or '.join(names)})" for names in layout.files.values())

@@ -39,6 +39,7 @@ SUMS_ONLY = (
     "Only the sums of the twenty ratings are known here: the numbers of the field compare with every person alone. "
     "tvsum_anno.json, tvsum_train.jsonl and tvsum_val.jsonl, or the dataset's own .tsv files have them."
 )
+_About = tuple[str, str, float]  # title, domain, seconds
 ROUNDED = "Durations of videos that are not here come from their m:ss in {name}, which may be a second off."
 
 
@@ -101,9 +102,7 @@ def _by_file(files: Files, make: Callable[[Mapping[str, Any]], Row]) -> Reading:
 
 def _json_row(vid: str, about: Mapping[str, Any]) -> Row:
     duration_s = positive_in(about, "frames") / positive_in(about, "fps")
-    return _row(
-        vid, text_in(about, "title"), text_in(about, "domain"), _people(about, "anno"), duration_s=duration_s, quirks=()
-    )
+    return _row(vid, text_in(about, "title"), text_in(about, "domain"), _people(about, "anno"), duration_s=duration_s)
 
 
 def _jsonl_row(values: Mapping[str, Any], seconds: Seconds) -> Row:
@@ -132,7 +131,6 @@ def _sums_row(values: Mapping[str, Any]) -> Row:
         text_in(values, "domain"),
         means,
         duration_s=number_in(values, "duration"),
-        quirks=(),
     )
 
 
@@ -141,7 +139,7 @@ def _table_row(vid: str, people: list[tuple[float, ...]], about: _About, seconds
         raise UsageError(f"{len(people)} rows of ratings, expected {PEOPLE} that are equally long")
     title, domain, _ = about
     duration_s = _length_s(vid, about, seconds)
-    return _row(vid, title, domain, tuple(zip(*people, strict=True)), duration_s=duration_s, quirks=())
+    return _row(vid, title, domain, tuple(zip(*people, strict=True)), duration_s=duration_s)
 
 
 def _row(
@@ -151,7 +149,7 @@ def _row(
     ratings: Sequence[Sequence[float]],
     *,
     duration_s: float,
-    quirks: tuple[str, ...],
+    quirks: tuple[str, ...] = (),
 ) -> Row:
     """Ratings from 1 to 5 of every clip, [n r]."""
     if not ratings:
@@ -183,9 +181,6 @@ def _seconds_of(vid: str, clips: int, seconds: Seconds) -> float:
         return seconds(vid)
     except VideoError:
         return RATED_CLIP_S * clips
-
-
-_About = tuple[str, str, float]  # title, domain, seconds
 
 
 def _info(path: Path) -> Callable[[str], tuple[str, _About]]:

@@ -35,8 +35,8 @@ from pipeline.errors import UsageError
 HIGHEST = 4.0  # of this project's ratings
 TITLE_INDEX = 5  # of the list `info`
 WITH_FEATURES = (
-    "These are the videos whose features were published. youtube_anno.json with splits_umt.json has more, "
-    "and numbers on the two are not comparable."
+    "These are the videos whose features were published. youtube_anno.json with splits_umt.json has more (--annotations "
+    "with one of these two files takes them), and numbers on the two are not comparable."
 )
 DOMAIN_WORDS = "No youtube_anno.json beside the annotations tells titles: the query is the word for the domain."
 

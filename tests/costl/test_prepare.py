@@ -178,7 +178,7 @@ def binary(folder: Path, jsonl) -> None:
 
 WRONG = {
     "another benchmark": (another_benchmark, "This looks like TACoS: costl prepare tacos."),
-    "nothing we know": (nothing_we_know, f"looked for {FILES[0]} or charades_train_release.jsonl with"),
+    "nothing we know": (nothing_we_know, f"looked for ({FILES[0]} or charades_train_release.jsonl) with ("),
     "folders are shown": (nothing_we_know, "found data/, notes.txt."),
     "an empty folder": (an_empty_folder, "the folder is empty"),
     "one file of two": (one_file_of_two, f"found {FILES[0]}."),
@@ -256,6 +256,45 @@ def test_a_disk_that_refuses_is_named(prepare, charades, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     found = prepare("charades", charades)
     assert found.code == 1 and "cannot be written (Permission denied)" in found.words
+
+
+def test_help_names_every_benchmark_and_an_example():
+    told = costl("prepare", "--help").stdout
+    assert all(name in told for name in NAMES) and "costl prepare charades --annotations" in told
+    assert "--allow-missing-videos" in costl("extract", "--help").stdout
+
+
+def tvsum_rows(vids: list[str]) -> dict[str, list[dict]]:
+    about = {"query": "a title", "duration": 12, "domain": "VU"}
+    rows = [
+        about | {"qid": vid, "vid": vid, "label": [[1 + (n + p) % 5 for p in range(20)] for n in range(12)]}
+        for vid in vids
+    ]
+    return {"tvsum_train": rows[:-1], "tvsum_val": rows[-1:]}
+
+
+def youtube_rows(vids: list[str]) -> dict[str, list[dict]]:
+    about = {"domain": "dog", "fps": 10.0, "frames": 240.0, "match": [-1, 0, 1] * 3}
+    about["clip"] = [[20 * n, 20 * n + 40] for n in range(9)]
+    rows = [about | {"qid": vid, "vid": vid} for vid in vids]
+    return {"youtube_train": rows[:-1], "youtube_valid": rows[-1:]}
+
+
+@pytest.mark.parametrize(("name", "rows"), [("tvsum", tvsum_rows), ("youtube-highlights", youtube_rows)])
+def test_the_settings_of_a_benchmark_without_moments_train(prepare, world, jsonl, tmp_path, monkeypatch, name, rows):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.videos, tmp_path / "dir")
+    vids = [path.stem for path in sorted(world.videos.glob("train_0*.mp4"))]
+    for file, its in rows(vids).items():
+        jsonl(tmp_path / "official" / f"{file}.jsonl", *its)
+    found = prepare(name, Path("official"), "--videos", "dir", "--val-share", "0")
+    assert found.code == 0 and found.splits["train"][0].duration_s == pytest.approx(24, abs=0.1)
+    flags = ["--weights", "dir/clip", "--device", "cpu", "--workers", "1", "--out", "feats.h5"]
+    assert costl("extract", "--videos", "dir", "--annotations", found.out, *flags).exit_code == 0
+    quick = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=2", "--out", "run"]
+    assert costl("train", "--cache", "feats.h5", *quick).exit_code == 0
+    losses = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["losses"]
+    assert set(losses) == {"saliency", "wrong_query"} and losses["saliency"] > 0
 
 
 def test_from_official_files_to_numbers(prepare, world, jsonl, tmp_path, monkeypatch):
