@@ -32,7 +32,10 @@ device = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
 config_files = click.option(
-    "--config", type=ANY_PATH, multiple=True, help="YAML that names only what it changes. Repeatable."
+    "--config",
+    type=ANY_PATH,
+    multiple=True,
+    help="YAML that names only what it changes, or the name of a benchmark, as charades. Repeatable.",
 )
 overrides = click.option(
     "--set",
@@ -108,6 +111,11 @@ def main() -> None:
 @click.option(
     "--annotations", type=ANY_PATH, help="Folder or file of annotations, where they are not beside the videos."
 )
+@click.option(
+    "--allow-missing-videos",
+    is_flag=True,
+    help="Go on without videos that are annotated; what asks about them counts 0.",
+)
 @click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]")
 @click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]")
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
@@ -121,8 +129,9 @@ def extract(as_json: bool, **options: Any) -> None:
     \b
     Example:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps.
-    Exit code 1: finished, but some videos failed (costl status feats.h5 says why).
+    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps; one in the
+    folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract
 
@@ -250,31 +259,6 @@ def compare(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
 
 
-@main.group()
-def bench() -> None:
-    """Measures speed, each time beside what it is compared with."""
-
-
-@bench.command("metrics")
-@click.option(
-    "--predictions", type=ANY_PATH, help="A submission file.  [default: synthetic, as large as QVHighlights val]"
-)
-@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
-@click.option("--seed", default=0, show_default=True, help="Another seed: other synthetic predictions.")
-@as_json
-def bench_metrics(as_json: bool, **options: Any) -> None:
-    """The official QVHighlights metrics against a plain loop over the queries; both must agree in every digit.
-
-    \b
-    Example:
-        costl bench metrics
-    """
-    from costl.bench import bench_metrics
-
-    found = bench_metrics(**options)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
-
-
 @main.command()
 @click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
 @click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
@@ -299,6 +283,40 @@ def repeat(as_json: bool, **options: Any) -> None:
         result = repeat(**options, progress=show)
     click.echo(json.dumps(to_json(result), indent=2) if as_json else result.table())
     say(*result.notes, f"Runs and every number: {result.folder}/")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder of the official files, or one of them.")
+@click.option("--videos", type=FOLDER, help="Folder of the videos.")
+@click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+@click.option("--allow-missing-videos", is_flag=True, help="Write the rows of videos that are not there, too.")
+@click.option(
+    "--val-share",
+    type=float,
+    help="Training videos to hold out where there is no validation split.  [default: 0.1; tvsum: 0]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed: other videos are held out.")
+@as_json
+def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options: Any) -> None:
+    """Turns a benchmark's official annotation files into train.jsonl, val.jsonl, test.jsonl and its settings.
+
+    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
+
+    \b
+    Example:
+        costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
+        costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
+    Says how many rows, videos and windows each split has, what had to be put right, and what to type next.
+    """
+    from costl.prepare import next_command, prepare
+
+    with Bars() as show:
+        report = prepare(name, out=out, videos=videos, progress=show, **options)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    say(f"Read {', '.join(report.sources)}.", *report.notes)
+    say(*([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
+    say(f"Next: {next_command(report, videos=videos, out=out)}")
 
 
 @main.command()
@@ -390,7 +408,27 @@ def verify(cache: Path, quick: bool, as_json: bool) -> None:
 
 @main.group()
 def bench() -> None:
-    """Measures this machine; every table comes from one run."""
+    """Measures speed, each time beside what it is compared with."""
+
+
+@bench.command("metrics")
+@click.option(
+    "--predictions", type=ANY_PATH, help="A submission file.  [default: synthetic, as large as QVHighlights val]"
+)
+@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
+@click.option("--seed", default=0, show_default=True, help="Another seed: other synthetic predictions.")
+@as_json
+def bench_metrics(as_json: bool, **options: Any) -> None:
+    """The official QVHighlights metrics against a plain loop over the queries; both must agree in every digit.
+
+    \b
+    Example:
+        costl bench metrics
+    """
+    from costl.bench import bench_metrics
+
+    found = bench_metrics(**options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
 
 
 @bench.command("index")

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import UsageError
 
@@ -22,7 +22,15 @@ QUERY_FIELDS = (
 PREDICTION_FIELDS = ("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores")
 PROBLEMS_SHOWN = 5
 
-Row = TypeVar("Row", "Query", "Prediction")
+
+class HasQid(Protocol):
+    """What every row has."""
+
+    @property
+    def qid(self) -> int | str: ...
+
+
+Row = TypeVar("Row", bound=HasQid)
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,14 @@ class Query:
             )
         return cls(
             qid=_qid(row),
-            query=_text(row, "query"),
-            vid=_text(row, "vid"),
-            duration_s=_number(_value(row, "duration"), "duration"),
-            windows=_table(row, "relevant_windows", width=2),  # type: ignore[arg-type]
+            query=text_in(row, "query"),
+            vid=text_in(row, "vid"),
+            duration_s=number_in(row, "duration"),
+            windows=table_in(row, "relevant_windows", width=2),  # type: ignore[arg-type]
             clip_ids=_indices(row, "relevant_clip_ids"),
-            saliency=_table(row, "saliency_scores"),
-            rated_s=_table(row, "rated_windows", width=2),  # type: ignore[arg-type]
-            domain=_text(row, "domain") if row.get("domain") is not None else "",
+            saliency=table_in(row, "saliency_scores"),
+            rated_s=table_in(row, "rated_windows", width=2),  # type: ignore[arg-type]
+            domain=text_in(row, "domain") if row.get("domain") is not None else "",
         )
 
 
@@ -97,7 +105,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         row = {"windows": self.windows, "saliency": self.saliency}
-        object.__setattr__(self, "windows", _table(row, "windows", width=3))
+        object.__setattr__(self, "windows", table_in(row, "windows", width=3))
         object.__setattr__(self, "saliency", _numbers(row, "saliency"))
 
     @classmethod
@@ -106,9 +114,9 @@ class Prediction:
         _check_names(row, known=PREDICTION_FIELDS)
         return cls(
             qid=_qid(row),
-            query=_text(row, "query") if "query" in row else "",
-            vid=_text(row, "vid") if "vid" in row else "",
-            windows=_table(row, "pred_relevant_windows", width=3),  # type: ignore[arg-type]
+            query=text_in(row, "query") if "query" in row else "",
+            vid=text_in(row, "vid") if "vid" in row else "",
+            windows=table_in(row, "pred_relevant_windows", width=3),  # type: ignore[arg-type]
             saliency=_numbers(row, "pred_saliency_scores"),
         )
 
@@ -129,15 +137,16 @@ def parse_jsonl(text: str, source: str) -> list[Query]:
     Blank lines are skipped. Raises UsageError that lists the first bad rows as `source:line: what is wrong`, a qid that
     occurs twice among them.
     """
-    return _parse(text, source, Query.from_row)
+    return parse_rows(text, source, Query.from_row)
 
 
 def parse_predictions(text: str, source: str) -> list[Prediction]:
     """The rows of a submission file, in its order. Raises UsageError as `parse_jsonl` does."""
-    return _parse(text, source, Prediction.from_row)
+    return parse_rows(text, source, Prediction.from_row)
 
 
-def _parse(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> list[Row]:
+def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> list[Row]:
+    """What `make` makes of every JSON object of a JSONL text, in its order. Raises UsageError as `parse_jsonl` does."""
     rows: list[Row] = []
     line_of: dict[int | str, int] = {}
     problems: list[str] = []
@@ -155,11 +164,12 @@ def _parse(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> 
         line_of[row.qid] = number
         rows.append(row)
     if problems:
-        raise UsageError("\n".join(_first(problems)))
+        raise UsageError("\n".join(first_problems(problems)))
     return rows
 
 
-def _first(problems: Sequence[str]) -> list[str]:
+def first_problems(problems: Sequence[str]) -> list[str]:
+    """The first few, and how many more there are."""
     more = len(problems) - PROBLEMS_SHOWN
     return [*problems[:PROBLEMS_SHOWN], *([f"... and {more} more bad rows."] if more > 0 else [])]
 
@@ -199,11 +209,17 @@ def _qid(row: Mapping[str, Any]) -> int | str:
     return value
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
+def text_in(row: Mapping[str, Any], name: str) -> str:
+    """A field that must be there and be a text. Raises UsageError."""
     value = _value(row, name)
     if not isinstance(value, str):
         raise UsageError(f"{name!r} is a {_kind(value)}, expected a text")
     return value
+
+
+def number_in(row: Mapping[str, Any], name: str) -> float:
+    """A field that must be there and be a finite number. Raises UsageError."""
+    return _number(_value(row, name), name)
 
 
 def _number(value: Any, name: str) -> float:
@@ -226,7 +242,8 @@ def _numbers(row: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(_number(value, name) for value in _list(row, name))
 
 
-def _table(row: Mapping[str, Any], name: str, *, width: int | None = None) -> tuple[tuple[float, ...], ...]:
+def table_in(row: Mapping[str, Any], name: str, *, width: int | None = None) -> tuple[tuple[float, ...], ...]:
+    """A list of lists of finite numbers, each `width` long; empty where the field is absent or null. Raises UsageError."""
     table = tuple(_numbers({name: values}, name) for values in _list(row, name))
     if width is not None and any(len(values) != width for values in table):
         raise UsageError(f"{name!r} holds a list that is not {width} numbers long")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from costl.layers import BENCHMARKS, Layer, nearest, read_layer, read_yaml
 from pipeline.errors import UsageError
 
 
@@ -121,10 +121,8 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-Layer = Path | Mapping[str, Any]
 Limit = tuple[Callable[[Any], bool], str]
 
-BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
 # What a checkpoint can be chosen by: every headline number of `metrics`.
 SELECTABLE = (
     *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-R5@0.3", "MR-full-R5@0.5", "MR-full-R5@0.7"),
@@ -169,8 +167,9 @@ _LIMITS: dict[str, dict[str, Limit]] = {
 def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
     """The defaults, changed by each layer in turn (a YAML file or a mapping), then by `section.name=value` overrides.
 
-    A layer names only what it changes. Raises UsageError that lists everything that is wrong at once: an unknown name
-    (with the nearest valid one), a wrong type, a value that is impossible alone or beside another.
+    A layer names only what it changes. A file may also be the bare name of a benchmark, or laid out as a data folder's
+    costl.yaml, whose `train` section then counts. Raises UsageError that lists everything that is wrong at once: an
+    unknown name (with the nearest valid one), a wrong type, a value that is impossible alone or beside another.
     """
     problems: list[str] = []
     merged: dict[str, dict[str, Any]] = {}
@@ -187,19 +186,12 @@ def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
 
 def _named(layers: Iterable[Layer], overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
     for layer in layers:
-        yield (str(layer), _read(layer, problems)) if isinstance(layer, Path) else ("settings", layer)
+        if isinstance(layer, Path):
+            yield str(layer), read_layer(layer, problems)
+        else:
+            yield "settings", layer
     for override in overrides:
         yield f"--set {override}", _parsed(override, problems)
-
-
-def _read(path: Path, problems: list[str]) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read ({error}).")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
-    return {}
 
 
 def _parsed(override: str, problems: list[str]) -> Any:
@@ -209,21 +201,10 @@ def _parsed(override: str, problems: list[str]) -> Any:
         problems.append(f"--set {override}: expected section.name=value, for example train.epochs=20.")
         return {}
     try:
-        return {section: {key: yaml.load(text, Loader=_Loader)}}
+        return {section: {key: read_yaml(text)}}
     except (yaml.YAMLError, RecursionError, ValueError):
         problems.append(f"--set {override}: {text!r} is not a YAML value.")
         return {}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _settings(where: str, layer: Any, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
@@ -233,7 +214,7 @@ def _settings(where: str, layer: Any, problems: list[str]) -> Iterator[tuple[str
         return
     for section, values in layer.items():
         if section not in _types(Config):
-            problems.append(f"{where}: unknown section {section!r}. {_nearest(section, _types(Config))}")
+            problems.append(f"{where}: unknown section {section!r}. {nearest(section, _types(Config))}")
         elif not isinstance(values, Mapping):
             problems.append(f"{where}: {section} is {values!r}, expected names and values below it.")
         else:
@@ -246,7 +227,7 @@ def _section_settings(
     kinds = _types(_section_type(section))
     for key, value in values.items():
         if key not in kinds:
-            problems.append(f"{where}: unknown setting {section}.{key}. {_nearest(key, kinds)}")
+            problems.append(f"{where}: unknown setting {section}.{key}. {nearest(key, kinds)}")
             continue
         try:
             yield section, key, _typed(value, kinds[key])
@@ -260,11 +241,6 @@ def _types(cls: Any) -> dict[str, Any]:
 
 def _section_type(section: str) -> Any:
     return _types(Config)[section]
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from costl.config import Config, Layer, load_config
+from costl.config import Config, load_config
 from costl.evaluate import evaluate, read_queries
 from costl.files import publish
+from costl.layers import Layer
 from costl.runs import RUNS, read_run
 from costl.train import resume, train
 from pipeline.cache import CacheReader

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from costl.annotations import Query
-from costl.config import Config, Layer, load_config
+from costl.config import Config, load_config
 from costl.dataset import Batch, ahead, training_batches
 from costl.evaluate import LEGACY, data_notes, legacy_label, pick_device, predict_split, read_queries
+from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
@@ -61,6 +62,7 @@ def train(
     """
     features = CacheReader(cache)
     settings = load_config(features.settings, *config, overrides=overrides)
+    _refuse_another_grid(features, config)
     splits = _splits(features, settings)
     place = pick_device(device)
     state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
@@ -226,6 +228,15 @@ def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
                 f"Choose one of {', '.join(measured)}."
             )
     return splits
+
+
+def _refuse_another_grid(features: CacheReader, layers: Iterable[Layer]) -> None:
+    for name, fps in stated_fps(layers).items():
+        if not math.isclose(fps, features.fps):
+            raise CacheError(
+                f"{features.path} has {features.fps:g} clips a second, the settings {name} are made for {fps:g}. Extract "
+                f"again with --fps {fps:g} and another --out, or leave out --config {name}."
+            )
 
 
 def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:

@@ -30,9 +30,11 @@ from pipeline.settings import (
     ExtractSettings,
     check_annotations,
     data_folder,
+    missing_videos,
     queries_in,
     read_annotations,
     read_settings,
+    settings_folder,
 )
 from pipeline.videos import Video, content_hash, find_videos, safe_id
 from pipeline.workers import Chunk, Decoded, Failed, decode_videos
@@ -49,7 +51,7 @@ _QUERIES_AT_ONCE = 256
 class ExtractReport:
     """What a run did: names of videos decoded now (`done`) and found finished (`skipped`), rows of those that `failed`.
 
-    `truncated` are the queries longer than CLIP reads. `exit_code` is 1 when a video failed.
+    `truncated` are the queries longer than CLIP reads. `exit_code` is 1 when a video failed or is missing.
     """
 
     cache: Path
@@ -69,6 +71,7 @@ def extract(
     *,
     out: Path = Path("feats.h5"),
     annotations: Path | Mapping[str, str] | None = None,
+    allow_missing_videos: bool = False,
     model: str | None = None,
     weights: str | None = None,
     fps: float | None = None,
@@ -82,7 +85,8 @@ def extract(
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
-    `weights` and `fps` win over the folder's costl.yaml, which wins over `ExtractSettings`. `workers` decode processes
+    `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
+    `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
     that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
     CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row.
@@ -90,9 +94,9 @@ def extract(
     tell = progress or (lambda _: None)
     found = _find(videos)
     folder = data_folder(videos)
-    from_folder = read_settings(folder)
+    from_folder = read_settings(settings_folder(folder, annotations))
     settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
-    texts = _annotations(annotations, folder, found)
+    texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
@@ -108,6 +112,7 @@ def extract(
     check_fingerprint(out, contents.fingerprint)
     words = _encode_queries(clip, queries_in(texts), out, tell)
     with CacheWriter(out, contents, words) as writer:
+        absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
         skipped = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
         run = _Run(clip, writer, missing, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
@@ -116,7 +121,7 @@ def extract(
         cache=out,
         done=tuple(row.name for row in run.rows if row.ok),
         skipped=tuple(video.path.stem for video in found if video.id in skipped),
-        failed=tuple(row for row in run.rows if not row.ok),
+        failed=(*absent, *(row for row in run.rows if not row.ok)),
         truncated=tuple(query for query, one in words.items() if one.truncated),
     )
 
@@ -136,12 +141,18 @@ def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
     return settings
 
 
-def _annotations(given: Path | Mapping[str, str] | None, folder: Path, found: Sequence[Video]) -> dict[str, str]:
+def _annotations(
+    given: Path | Mapping[str, str] | None, folder: Path, found: Sequence[Video], *, allow_missing: bool
+) -> dict[str, str]:
     names = [video.path.stem for video in found]
     if isinstance(given, Mapping):
-        check_annotations(given, names)
+        check_annotations(given, names, allow_missing=allow_missing)
         return dict(given)
-    return read_annotations(folder if given is None else given, names)
+    return read_annotations(folder if given is None else given, names, allow_missing=allow_missing)
+
+
+def _note_missing(writer: CacheWriter, name: str) -> VideoRow:
+    return writer.note(safe_id(name), name=name, status="missing", reason="annotated, but its video is not there.")
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -11,7 +11,7 @@ class Progress:
     """`done` of `total` in a `stage`; `detail` is what it is at, in words.
 
     Stages of extraction: load, words, check, videos; of training: train; of evaluation: predict; of the sample world:
-    render. A call made of several puts a word of its own before them.
+    render; of preparing a benchmark: durations. A call made of several puts a word of its own before them.
     """
 
     stage: str

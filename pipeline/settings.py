@@ -55,6 +55,15 @@ def data_folder(videos: Path) -> Path:
     return above if folder.resolve().name == "videos" and says_nothing else folder
 
 
+def settings_folder(folder: Path, annotations: Any = None) -> Path:
+    """Whose costl.yaml counts: that of the folder of `annotations` where it has one, otherwise that of the data folder.
+
+    One file alone counts, so that what a benchmark's says about clips and training is never mixed with another's.
+    """
+    said = isinstance(annotations, Path) and (annotations / FILE).is_file()
+    return annotations if said else folder
+
+
 def read_settings(folder: Path) -> FolderSettings:
     """The `costl.yaml` of a folder, empty where there is none; a relative weights path is taken from that folder.
 
@@ -75,11 +84,13 @@ def read_settings(folder: Path) -> FolderSettings:
     return FolderSettings(extract, train)
 
 
-def read_annotations(place: Path, videos: Iterable[str] | None = None) -> dict[str, str]:
+def read_annotations(
+    place: Path, videos: Iterable[str] | None = None, *, allow_missing: bool = False
+) -> dict[str, str]:
     """The JSONL text of every split: {train,val,test}.jsonl and test_*.jsonl of a folder, or one file of any name.
 
     `videos` are the names that rows may speak of (None: any). Raises UsageError where there is none, naming file and
-    line of rows that are no annotation and the videos that are missing.
+    line of rows that are no annotation and, unless `allow_missing`, the videos that are missing.
     """
     files = [place] if place.is_file() else _split_files(place)
     if not files:
@@ -93,27 +104,35 @@ def read_annotations(place: Path, videos: Iterable[str] | None = None) -> dict[s
             texts[path.stem] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read ({error}).") from error
-    check_annotations(texts, videos)
+    check_annotations(texts, videos, allow_missing=allow_missing)
     return texts
 
 
-def check_annotations(texts: Mapping[str, str], videos: Iterable[str] | None = None) -> None:
+def check_annotations(
+    texts: Mapping[str, str], videos: Iterable[str] | None = None, *, allow_missing: bool = False
+) -> None:
     """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
-    known, unknown, bad = set(videos or ()), [], []
+    bad = []
     for split, number, row in _rows(texts):
         problem = row if isinstance(row, str) else _problem(row)
         if problem:
             bad.append(f"{split}.jsonl:{number}: {problem}")
-        elif videos is not None and row["vid"] not in known:
-            unknown.append(row["vid"])
     if bad:
         raise UsageError(f"Annotations that cannot be used: {_some(bad, '; ')}.")
-    if unknown:
-        names = list(dict.fromkeys(unknown))
+    known = set(videos or ())
+    names = [] if allow_missing or videos is None else missing_videos(texts, known)
+    if names:
         raise UsageError(
             f"The annotations speak of {len(names)} videos that are not here: {_some(names, ', ')}. "
-            f"Here are {len(known)}: {_some(sorted(known), ', ')}. Add the missing ones or take out their rows."
+            f"Here are {len(known)}: {_some(sorted(known), ', ')}. Add the missing ones, take out their rows, or pass "
+            "--allow-missing-videos to go on without them."
         )
+
+
+def missing_videos(texts: Mapping[str, str], videos: Iterable[str]) -> list[str]:
+    """The videos that checked annotations speak of and that are not in `videos`, in their order."""
+    known = set(videos)
+    return [name for name in dict.fromkeys(row["vid"] for _, _, row in _rows(texts)) if name not in known]
 
 
 def queries_in(texts: Mapping[str, str]) -> list[str]:

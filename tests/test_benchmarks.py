@@ -68,7 +68,9 @@ def test_a_benchmark_goes_from_its_own_files_to_its_own_numbers(benchmark, tmp_p
     predictions = parse_predictions(written.read_text(), "predictions.jsonl")
     assert {p.qid for p in predictions} == {q.qid for q in truth} and len(truth) == kept
     assert compute_metrics(predictions, truth, benchmark=benchmark)["brief"] == found["brief"]
-    again = _costl("evaluate", "--predictions", written, "--truth", "prepared/test.jsonl", "--benchmark", benchmark, "--json")
+    again = _costl(
+        "evaluate", "--predictions", written, "--truth", "prepared/test.jsonl", "--benchmark", benchmark, "--json"
+    )
     assert json.loads(again.stdout)["brief"] == found["brief"]
     assert _costl("evaluate", "--official", "--json").exit_code == 0
 

@@ -47,10 +47,19 @@ MODULES = {
     "pipeline.sample": "av joblib numpy",
     "costl.files": "",
     "costl.config": "yaml",
+    "costl.layers": "yaml",
     "costl.annotations": "",
     "costl.moments": "numpy",
     "costl.highlights": "numpy",
     "costl.checks": "",
+    "costl.benchmarks.common": "",
+    "costl.benchmarks.qvhighlights": "",
+    "costl.benchmarks.charades": "",
+    "costl.benchmarks.tacos": "",
+    "costl.benchmarks.tvsum": "",
+    "costl.benchmarks.youtube_highlights": "",
+    "costl.benchmarks.layouts": "",
+    "costl.prepare": "",
     "costl.metrics": "numpy",
     "costl.intervals": "numpy",
     "costl.scoring": "",
@@ -86,6 +95,8 @@ DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.
 EXTRA_DOORS = {
     "costl.ask": {"pipeline.extract"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
+    # Annotations must name the videos that are there, and some take their durations from nowhere else.
+    "costl.prepare": {"pipeline.videos", "pipeline.frames"},
 }
 
 # Parts of the project that a module must not import itself (a package stands for all that is in it).
@@ -97,6 +108,9 @@ NEVER = {
     "costl.moments": "costl.spans costl.model",
     "costl.highlights": "costl.spans costl.model",
     "costl.metrics": "costl.spans costl.model",
+    "costl.benchmarks.common": "costl.config costl.prepare",
+    "costl.benchmarks.layouts": "costl.config costl.prepare",
+    "costl.prepare": "costl.model costl.dataset costl.metrics",
     "costl.checkpoint": "costl.model costl.dataset",
     "costl.export": "costl.model",
     "costl.evaluate": "costl.train costl.references",
@@ -120,9 +134,13 @@ NEVER_LOADED = {
     "pipeline.clip": "decord h5py",
     "pipeline.cache": "torch decord open_clip",
     "costl.config": HEAVY,
+    "costl.layers": HEAVY,
     "costl.annotations": HEAVY,
     "costl.moments": HEAVY,
     "costl.highlights": HEAVY,
+    "costl.benchmarks.common": HEAVY,
+    "costl.benchmarks.layouts": HEAVY,  # and with it every reader
+    "costl.prepare": HEAVY,
     "costl.metrics": HEAVY,
     "costl.scoring": HEAVY,
     "costl.compare": HEAVY,

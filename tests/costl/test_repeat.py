@@ -49,9 +49,7 @@ def test_tvsum_has_a_model_for_each_domain_and_the_best_epoch_on_test_only_under
     settings = ("data.benchmark=tvsum", "train.select=HL-top5-mAP", "train.epochs=3", "loss.contrast=0")
     plain = repeat(cache, seeds=1, overrides=settings, out=tmp_path / "plain", device="cpu")
     assert list(plain.by_seed) == [LAST]
-    both = repeat(
-        cache, seeds=2, overrides=[*settings, "train.select_on=test"], out=tmp_path / "both", device="cpu"
-    )
+    both = repeat(cache, seeds=2, overrides=[*settings, "train.select_on=test"], out=tmp_path / "both", device="cpu")
     assert sorted(p.name for p in (tmp_path / "both").iterdir() if p.is_dir()) == ["AA", "BB"]
     last, legacy = both.by_seed[LAST], both.by_seed[LEGACY]
     for row in (*last, *legacy):
@@ -66,7 +64,7 @@ def test_one_seed_has_no_deviation_and_the_table_says_none(tmp_path):
     rows = [{"HL-top5-mAP": 50.0, "HL-top5-mAP-BK": 40.0}]
     one = Repeats(tmp_path, "test", (0,), {LAST: rows})
     assert "±" not in one.table() and "50.00" in one.table()
-    two = Repeats(tmp_path, "test", (0, 1), {LAST: rows + [{"HL-top5-mAP": 54.0, "HL-top5-mAP-BK": 40.0}]})
+    two = Repeats(tmp_path, "test", (0, 1), {LAST: [*rows, {"HL-top5-mAP": 54.0, "HL-top5-mAP-BK": 40.0}]})
     assert "52.00 ± 2.83" in two.table() and "40.00 ± 0.00" in two.table()
 
 

@@ -286,3 +286,31 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(folder, monke
     monkeypatch.undo()
     assert len(CacheReader(folder.parent / "feats.h5").video_ids) == 1
     assert len(run(folder).skipped) == 1
+
+
+def test_annotated_videos_that_are_not_there_are_rows_where_that_is_allowed(done):
+    write_rows(done / "test.jsonl", [("a cat runs", "gone/../1"), ("a dog", "v_a"), ("a bird", "gone/../1")])
+    with pytest.raises(UsageError, match=r"1 videos that are not here: gone/\.\./1.*--allow-missing-videos"):
+        run(done)
+    report = run(done, allow_missing_videos=True)
+    assert report.exit_code == 1 and [(row.name, row.status) for row in report.failed] == [("gone/../1", "missing")]
+    reader = CacheReader(report.cache)
+    (row,) = (row for row in reader.rows if not row.ok)
+    assert (row.name, row.reason) == ("gone/../1", "annotated, but its video is not there.") and "/" not in row.id
+    assert sorted(reader.video_ids) == sorted(SECONDS) and reader.words("a bird") is not None
+    clips.make_clip(done / "late.mp4", clips.steady(50))
+    write_rows(done / "test.jsonl", [("a cat runs", "late")])
+    assert run(done).done == ("late",) and all(row.ok for row in CacheReader(report.cache).rows)
+
+
+def test_settings_beside_the_annotations_take_the_place_of_the_videos_and_options_win(folder):
+    apart = folder.parent / "prepared"
+    apart.mkdir()
+    shutil.copy(folder / "train.jsonl", apart / "train.jsonl")
+    without = run(folder, annotations=apart)
+    assert (CacheReader(without.cache).fps, CacheReader(without.cache).settings) == (2.0, {"epochs": 7})
+    (apart / "costl.yaml").write_text("extract: {weights: ../world/clip, fps: 1}\ntrain: {train: {epochs: 9}}\n")
+    beside = CacheReader(run(folder, annotations=apart, out=folder.parent / "beside.h5").cache)
+    assert (beside.fps, beside.settings, beside.splits) == (1.0, {"train": {"epochs": 9}}, ["train"])
+    asked = CacheReader(run(folder, annotations=apart, out=folder.parent / "asked.h5", fps=4).cache)
+    assert (asked.fps, asked.settings) == (4.0, {"train": {"epochs": 9}})

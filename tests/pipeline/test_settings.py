@@ -12,9 +12,11 @@ from pipeline.settings import (
     FolderSettings,
     check_annotations,
     data_folder,
+    missing_videos,
     queries_in,
     read_annotations,
     read_settings,
+    settings_folder,
 )
 
 
@@ -78,6 +80,17 @@ def test_annotations_are_found_beside_the_videos_or_above_them(tmp_path):
     assert data_folder(videos) == videos
 
 
+def test_settings_beside_the_annotations_take_the_place_of_those_beside_the_videos(tmp_path):
+    videos, annotations = tmp_path / "videos", tmp_path / "annotations"
+    videos.mkdir()
+    annotations.mkdir()
+    (videos / "costl.yaml").write_text("extract: {fps: 2}\n")
+    assert settings_folder(videos, annotations) == settings_folder(videos) == videos
+    assert settings_folder(videos, {"train": line()}) == settings_folder(videos, tmp_path / "mine.jsonl") == videos
+    (annotations / "costl.yaml").write_text("extract: {fps: 1}\n")
+    assert settings_folder(videos, annotations) == annotations
+
+
 def test_every_split_is_read_and_nothing_else(tmp_path):
     for name in ("train", "val", "test", "test_unseen", "objects", "training"):
         (tmp_path / f"{name}.jsonl").write_text(line(query=name))
@@ -102,6 +115,15 @@ def test_missing_videos_are_counted_and_some_are_named():
     text = "\n".join(line(vid=f"v_{n}") for n in (1, 2, 1, 3, 4, 5, 6, 7))
     with pytest.raises(UsageError, match="7 videos that are not here: v_1, v_2, v_3, v_4, v_5, and 2 more"):
         check_annotations({"train": text}, ["v_a"])
+
+
+def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
+    text = "\n".join(line(vid=vid) for vid in ("v_b", "v_a", "v_c", "v_b"))
+    (tmp_path / "train.jsonl").write_text(text)
+    found = read_annotations(tmp_path, ["v_a"], allow_missing=True)
+    assert found == {"train": text} and missing_videos(found, ["v_a"]) == ["v_b", "v_c"]
+    with pytest.raises(UsageError, match="not JSON"):
+        check_annotations({"train": "{"}, ["v_a"], allow_missing=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Layers of settings that are files: YAML read strictly, found by path or by the bare name of a benchmark."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
+Layer = Path | Mapping[str, Any]
+
+
+def benchmark_settings(name: str) -> Path:
+    """The file with the settings of a benchmark, that came with this program."""
+    return CONFIGS / f"{name}.yaml"
+
+
+def stated_fps(layers: Iterable[Layer]) -> dict[str, float]:
+    """How many clips a second each file asks features to have, for those of `layers` that say it."""
+    found = {}
+    for layer in layers:
+        text = _read(layer, []) if isinstance(layer, Path) else {}
+        extract = text.get("extract") if isinstance(text, Mapping) else None
+        if isinstance(extract, Mapping) and isinstance(extract.get("fps"), int | float):
+            found[str(layer)] = float(extract["fps"])
+    return found
+
+
+def read_layer(path: Path, problems: list[str]) -> Any:
+    """What a file says about training: all of it, or the `train` section where it is laid out as a data folder's costl.yaml.
+
+    What is wrong with it is added to `problems`.
+    """
+    found = _read(path, problems)
+    if not isinstance(found, Mapping) or "extract" not in found:
+        return found
+    for section in found:
+        if section not in ("extract", "train"):
+            problems.append(
+                f"{path}: unknown section {section!r}, expected extract and train, with settings below these."
+            )
+    return found.get("train") or {}
+
+
+def read_yaml(text: str) -> Any:
+    """A YAML text as plain values. Raises YAMLError, ValueError or RecursionError for what is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """A hint for a name that is not known."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def _read(path: Path, problems: list[str]) -> Any:
+    if str(path) in BENCHMARKS and not path.is_file():
+        path = benchmark_settings(str(path))
+    elif path.name == str(path) and not path.suffix and not path.is_file():
+        problems.append(f"{path}: neither a file nor a benchmark. {nearest(path, BENCHMARKS)}")
+        return {}
+    try:
+        return read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read ({error}).")
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
+    return {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that refuses a key given twice, where the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)

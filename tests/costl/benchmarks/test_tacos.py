@@ -1,0 +1,115 @@
+"""TACoS: both layouts give the same rows, and its videos are found under either of their names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from costl.annotations import parse_jsonl
+from costl.benchmarks.common import EMPTY, LONG, LOST
+from costl.prepare import REPEATED
+
+SPLITS = ("train", "val", "test")
+VIDEO = {
+    "timestamps": [[294, 588], [0, 5880]],
+    "sentences": ["He took out a pan", "She"],
+    "fps": 29.4,
+    "num_frames": 5880,
+}
+
+
+def write_videos(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    for number, split in enumerate(SPLITS):
+        about = VIDEO | (changes if split == "train" else {})
+        (folder / f"{split}.json").write_text(json.dumps({f"s{number}-d1.avi": about}, indent=1))
+    return folder
+
+
+def test_every_official_row_is_written_as_it_is(prepare, official):
+    found = prepare("tacos", official("tacos"))
+    assert [len(found.splits[split]) for split in SPLITS] == [9790, 4436, 4001]
+    for split in SPLITS:
+        text = (official("tacos") / f"{split}.jsonl").read_text(encoding="utf-8")
+        queries = parse_jsonl(text, split)
+        assert found.splits[split] == queries
+        assert found.quirks(split) == {
+            LONG: sum(end - start > 150 for query in queries for start, end in query.windows),
+            REPEATED: len(queries) - len({(query.vid, query.query, query.windows) for query in queries}),
+        }
+
+
+def test_frames_become_seconds_and_give_the_same_rows_as_the_jsonl(prepare, official, tmp_path):
+    fps = 29.4
+    for split in SPLITS:
+        videos: dict = {}
+        for row in map(json.loads, (official("tacos") / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()):
+            frames = [round(second * fps) for second in row["relevant_windows"][0]]
+            about = {"timestamps": [], "sentences": [], "fps": fps, "num_frames": round(row["duration"] * fps)}
+            video = videos.setdefault(row["vid"] + ".avi", about)
+            video["timestamps"].append(frames)
+            video["sentences"].append(row["query"])
+        (tmp_path / f"{split}.json").write_text(json.dumps(videos))
+    frames, seconds = prepare("tacos", tmp_path, out="frames"), prepare("tacos", official("tacos"), out="seconds")
+    for split in SPLITS:
+        one, other = ({query.qid: query for query in found.splits[split]} for found in (frames, seconds))
+        assert one.keys() == other.keys()
+        for qid, query in one.items():
+            assert (query.query, query.vid) == (other[qid].query.strip(), other[qid].vid)
+            assert query.windows[0] == pytest.approx(other[qid].windows[0], abs=1e-6)
+            assert query.duration_s == pytest.approx(other[qid].duration_s)
+
+
+def test_small_files_in_frames(prepare, tmp_path):
+    found = prepare("tacos", write_videos(tmp_path / "tacos", timestamps=[[294, 588], [29, 29]]))
+    (query,) = found.splits["train"]
+    assert (query.qid, query.vid, query.windows, query.duration_s) == ("s0-d1_0", "s0-d1", ((10, 20),), 200)
+    assert found.quirks("train") == {EMPTY: 1, LOST: 1} and found.quirks("val") == {LONG: 1}
+
+
+def test_a_video_is_found_with_and_without_its_camera(prepare, tmp_path):
+    for name in ("s0-d1.avi", "s1-d1-cam-002.mp4", "s2-d1-cam-002.avi"):
+        (tmp_path / name).touch()
+    found = prepare("tacos", write_videos(tmp_path / "tacos"), "--videos", tmp_path)
+    assert found.code == 0 and found.report["splits"]["val"]["missing"] == 0
+    assert [found.splits[split][0].vid for split in SPLITS] == ["s0-d1", "s1-d1-cam-002", "s2-d1-cam-002"]
+
+
+def test_files_of_somebody_else_are_not_taken_for_tacos(prepare, jsonl, tmp_path):
+    for split in SPLITS:
+        jsonl(tmp_path / f"{split}.jsonl", {"qid": 1, "query": "a", "vid": "holiday", "duration": 9})
+    found = prepare("tacos", tmp_path)
+    assert found.code == 2 and "speaks of a video 'holiday', expected names like 's17-d69'" in found.words
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"fps": 0}, "'fps' is 0, expected a number above zero"),
+        ({"num_frames": "many"}, "'num_frames' is 'many', expected a number"),
+        ({"fps": None}, "'fps' is missing"),
+        ({"sentences": ["one"]}, "1 sentences but 2 timestamps"),
+        ({"sentences": [1, 2]}, "'sentences' is not a list of texts"),
+        ({"timestamps": [[1], [2]]}, "not 2 numbers long"),
+    ],
+)
+def test_a_bad_video_is_named(prepare, tmp_path, changes, answer):
+    found = prepare("tacos", write_videos(tmp_path / "tacos", **changes))
+    assert found.code == 2 and "train.json: s0-d1.avi: " in found.words and answer in found.words
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('{\n"a": {,\n', "train.json:2: not JSON"),
+        ("[]", "a JSON list, expected an object with one entry for each video"),
+        ('{"a": {"fps": NaN}}', "NaN is not a number JSON knows"),
+        ('{"a": {}, "a": {}}', "'a' is given twice"),
+    ],
+)
+def test_what_is_no_json_is_named_by_line(prepare, tmp_path, text, answer):
+    folder = write_videos(tmp_path / "tacos")
+    (folder / "train.json").write_text(text)
+    found = prepare("tacos", folder)
+    assert found.code == 2 and answer in found.words

@@ -1,0 +1,90 @@
+"""What the tests of benchmarks share: the command `costl prepare` as typed, and the official files where they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import cli
+from costl.annotations import Query, parse_jsonl
+
+ANNOTATIONS = Path(__file__).parents[3] / "shared" / "data" / "annotations"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a call of `costl prepare` did: its exit code and words, and the folder it wrote."""
+
+    code: int
+    table: str
+    words: str
+    out: Path
+
+    @property
+    def splits(self) -> dict[str, list[Query]]:
+        """The rows of every split written, read back."""
+        files = sorted(self.out.glob("*.jsonl"))
+        return {file.stem: parse_jsonl(file.read_text(encoding="utf-8"), file.name) for file in files}
+
+    @property
+    def report(self) -> dict:
+        return json.loads((self.out / "report.json").read_text(encoding="utf-8"))
+
+    def quirks(self, split: str) -> dict[str, int]:
+        return self.report["splits"][split]["quirks"]
+
+
+Prepare = Callable[..., Prepared]
+
+
+@pytest.fixture
+def prepare(tmp_path) -> Prepare:
+    """`costl prepare NAME --annotations FOLDER ...`; without --videos among `more`, videos may be missing."""
+
+    def run(name: str, annotations: Path, *more: object, out: str = "out") -> Prepared:
+        given = [str(argument) for argument in more]
+        given += [] if "--videos" in given else ["--allow-missing-videos"]
+        arguments = ["prepare", name, "--annotations", str(annotations), "--out", str(tmp_path / out), *given]
+        result = CliRunner().invoke(cli.main, arguments)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Prepared(result.exit_code, result.stdout, result.stderr, tmp_path / out)
+
+    return run
+
+
+@pytest.fixture
+def official() -> Callable[[str], Path]:
+    """The folder of a benchmark's official files; skips where they are not."""
+
+    def find(name: str) -> Path:
+        if not (ANNOTATIONS / name).is_dir():
+            pytest.skip("the benchmarks' annotations are not here")
+        return ANNOTATIONS / name
+
+    return find
+
+
+def write_jsonl(path: Path, *rows: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def by_qid(queries: Iterable[Query]) -> dict:
+    return {query.qid: query for query in queries}
+
+
+@pytest.fixture
+def jsonl() -> Callable[..., Path]:
+    """Writes rows as JSONL: `jsonl(path, row, ...)`."""
+    return write_jsonl
