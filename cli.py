@@ -47,8 +47,8 @@ overrides = click.option(
 benchmark = click.option(
     "--benchmark",
     metavar="NAME",
-    help="Whose rules to score by: qvhighlights, charades, tacos, tvsum, youtube-highlights.  [default: the run's, or "
-    "what the truth allows: rated_windows: youtube-highlights; domains without windows: tvsum; else qvhighlights]",
+    help="Whose rules to score by: qvhighlights, charades, tacos, tvsum, youtube-highlights.  [default: the run's; for "
+    "files youtube-highlights if the truth has rated_windows, tvsum if domains and no windows, else qvhighlights]",
 )
 official = click.option("--official", is_flag=True, help="The benchmark's published evaluator, to the last digit.")
 
@@ -555,7 +555,8 @@ def _evaluate_run(given: Mapping[str, Any], *, as_json: bool) -> None:
         found = evaluate(**given, progress=show)
     if as_json or found.metrics:
         click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
-    say(*found.notes, f"Predictions{', metrics' if found.metrics else ''} and a picture: {found.folder}/")
+    say(*([_how_scored(found.metrics)] if found.metrics else []), *found.notes)
+    say(f"Predictions{', metrics' if found.metrics else ''} and a picture: {found.folder}/")
 
 
 def _evaluate_files(given: dict[str, Any], *, as_json: bool) -> None:
@@ -565,9 +566,15 @@ def _evaluate_files(given: dict[str, Any], *, as_json: bool) -> None:
     from costl.export import metrics_table
     from costl.scoring import score_files
 
-    found = score_files(**given)
-    click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
-    say(f"{found.queries} queries, scored as {found.benchmark}{' by its published evaluator' * found.official}.")
+    metrics = score_files(**given)
+    click.echo(json.dumps(metrics, indent=2) if as_json else metrics_table(metrics))
+    say(_how_scored(metrics))
+
+
+def _how_scored(metrics: Mapping[str, Any]) -> str:
+    how = metrics["scored"]
+    published = " by its published evaluator" if how["official"] else ""
+    return f"{how['queries']} queries, scored as {how['benchmark']}{published}, clips of {how['clip_s']:g} s."
 
 
 def _write_submission(given: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from pipeline.errors import UsageError
 
 SIGNIFICANT = 0.05
 MEANING = (
-    "The interval and p tell what other queries of this kind would change; they tell nothing of another training run. "
-    "Two seeds of one model often differ by more than published methods do: compare means over several seeds."
+    "Interval and p tell what other queries of this kind would change, and nothing of another training run:\n"
+    "two seeds of one model often differ by more than published methods do. Compare means over several seeds."
 )
 
 
@@ -61,7 +61,12 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        return asdict(self) | {"a": str(self.a), "b": str(self.b), "verdict": self.verdict(), "meaning": MEANING}
+        return asdict(self) | {
+            "a": str(self.a),
+            "b": str(self.b),
+            "verdict": self.verdict(),
+            "meaning": MEANING.replace("\n", " "),
+        }
 
 
 def compare(

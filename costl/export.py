@@ -146,7 +146,8 @@ def _draw_panel(
     for line in lines:
         figure.text(LEFT / WIDTH, 1 - (top + LINE / 2) / page, line, size=10.5, va="center", parse_math=False)
         top += LINE
-    silent = "" if answer.windows else " · no moment predicted"
+    # Where only clips are rated, as in TVSum, no moment is expected.
+    silent = "" if answer.windows or (answer.saliency and not query.windows) else " · no moment predicted"
     about = _printable(f"{query.vid} · {_clock(query.duration_s)}{silent}")
     figure.text(LEFT / WIDTH, 1 - (top + LINE / 2) / page, about, size=8, color=QUIET, va="center", parse_math=False)
     top += LINE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,10 @@ PREDICTED = ("pred_relevant_windows", "pred_saliency_scores")
 NAMED = 3
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What was scored by whose rules, and the numbers as `compute_metrics` lays them out, with `intervals`."""
-
-    benchmark: str
-    official: bool
-    queries: int
-    metrics: dict[str, Any]
-
-
-def score_files(predictions: Path, truth: Path, *, benchmark: str | None = None, official: bool = False) -> Scores:
-    """Scores a submission file against an annotation file.
+def score_files(
+    predictions: Path, truth: Path, *, benchmark: str | None = None, official: bool = False
+) -> dict[str, Any]:
+    """Scores a submission file against an annotation file; -> what `score` gives.
 
     Without `benchmark` the truth decides: youtube-highlights where it has rated_windows, tvsum where it has domains and
     no relevant_windows, otherwise qvhighlights. Raises UsageError for what `read_truth`, `read_predictions` and
@@ -37,19 +28,18 @@ def score_files(predictions: Path, truth: Path, *, benchmark: str | None = None,
     """
     queries = read_truth(truth)
     rows = read_predictions(predictions, queries, truth=truth)
-    chosen = benchmark or benchmark_of(queries)
-    metrics = score(rows, queries, benchmark=chosen, official=official)
-    return Scores(chosen, official, len(queries), metrics)
+    return score(rows, queries, benchmark=benchmark or benchmark_of(queries), official=official)
 
 
 def score(
     predictions: Sequence[Prediction], queries: Sequence[Query], *, benchmark: str, official: bool, clip_s: float = 2.0
 ) -> dict[str, Any]:
-    """`compute_metrics` and `intervals`: the 95 % bootstrap interval of each headline number, [low, high], over queries;
-    over videos for tvsum and youtube-highlights, within each domain where all have at least two."""
+    """`compute_metrics`; `scored`, how that was done; and `intervals`, the 95 % bootstrap interval [low, high] of each
+    headline number over queries; over videos for tvsum and youtube-highlights, within each domain where all have two."""
     metrics, values = measure(predictions, queries, benchmark=benchmark, official=official, clip_s=clip_s)
     intervals = bootstrap_intervals(values, groups=resampled_within(queries, benchmark))
-    return {**metrics, "intervals": {name: list(pair) for name, pair in intervals.items()}}
+    how = {"benchmark": benchmark, "official": official, "queries": len(queries), "clip_s": clip_s}
+    return {**metrics, "scored": how, "intervals": {name: list(pair) for name, pair in intervals.items()}}
 
 
 def resampled_within(queries: Sequence[Query], benchmark: str) -> list[str]:

@@ -147,6 +147,19 @@ def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predict
         compute_metrics(predictions, queries, official=True)
 
 
+@pytest.mark.parametrize("official", [False, True])
+def test_scoring_starts_no_process_and_prints_nothing(monkeypatch, capfd, official):
+    def refuse(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("os.fork", refuse)
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+    rated = query(clips=(5,), ratings=[(4, 4, 4)])
+    compute_metrics([answer(saliency=[1.0] * 75)], [rated], official=official)
+    assert capfd.readouterr() == ("", "")
+
+
 # --- strict: hand-worked ------------------------------------------------------------------------------------------
 
 

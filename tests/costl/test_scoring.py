@@ -62,14 +62,15 @@ def test_files_are_scored_as_python_scores_them_with_an_interval_for_every_numbe
     found = json.loads(costl(*SCORE, "--json").stdout)
     queries = parse_jsonl(Path("truth.jsonl").read_text(), "truth.jsonl")
     rows = parse_predictions(Path("mine.jsonl").read_text(), "mine.jsonl")
-    intervals = found.pop("intervals")
+    intervals, how = found.pop("intervals"), found.pop("scored")
+    assert how == {"benchmark": "qvhighlights", "official": False, "queries": 3, "clip_s": 2.0}
     assert found == compute_metrics(rows, queries)
     assert intervals.keys() == found["brief"].keys()
     for name, (low, high) in intervals.items():
         assert low - 1e-9 <= found["brief"][name] <= high + 1e-9
     table = costl(*SCORE)
     assert table.exit_code == 0 and "95 %" in table.stdout and "HIT@1" in table.stdout
-    assert table.stderr == "3 queries, scored as qvhighlights.\n"
+    assert table.stderr == "3 queries, scored as qvhighlights, clips of 2 s.\n"
 
 
 def test_the_order_of_rows_changes_nothing(here):
@@ -82,7 +83,7 @@ def test_the_order_of_rows_changes_nothing(here):
 def test_a_released_submission_scores_what_was_published(here):
     arguments = ("--predictions", FIXTURES / "cgdetr" / "val_preds.jsonl", "--truth", VAL, "--official", "--json")
     found = json.loads(costl("evaluate", *arguments).stdout)
-    assert len(found.pop("intervals")) == len(found["brief"])
+    assert len(found.pop("intervals")) == len(found["brief"]) and found.pop("scored")["official"]
     assert found == json.loads((FIXTURES / "cgdetr" / "val_metrics_recomputed.json").read_text())
     fork = json.loads(costl("evaluate", *arguments, "--benchmark", "charades").stdout)["brief"]
     assert fork == json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())["brief"]
@@ -95,7 +96,7 @@ def test_the_truth_decides_the_benchmark_and_the_option_overrides_it(here):
     assert "scored as tvsum" in costl(*SCORE).stderr and "top5-mAP" in costl(*SCORE).stdout
     assert "scored as qvhighlights" in costl(*SCORE, "--benchmark", "qvhighlights").stderr
     Path("truth.jsonl").write_text(lines(rated | {"rated_windows": [[0, 3], [2, 5], [4, 6]]}))
-    assert score_files(Path("mine.jsonl"), Path("truth.jsonl")).benchmark == "youtube-highlights"
+    assert score_files(Path("mine.jsonl"), Path("truth.jsonl"))["scored"]["benchmark"] == "youtube-highlights"
 
 
 def test_scoring_loads_neither_torch_nor_h5py(here):
@@ -247,6 +248,7 @@ def test_the_table_of_a_comparison_can_be_read_and_says_what_it_means(here):
     assert header.split() == ["A", "B", "B", "-", "A", "95", "%", "interval", "p", "queries"]
     assert row.split() == ["MR-full-R1@0.5", "33.33", "100.00", "+66.67", "+0.00", "..", "+100.00", "0.5000", "3"]
     assert "B is better in 0 and worse in 0 at p < 0.05" in text and "nothing of another training run" in text
+    assert "costl compare mine.jsonl theirs.jsonl --truth val.jsonl" in costl("compare", "--help").stdout
 
 
 def test_swapping_the_files_turns_the_difference_round(here):
