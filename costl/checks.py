@@ -9,6 +9,7 @@ from costl.annotations import Prediction, Query
 from costl.highlights import clips_of
 from pipeline.errors import UsageError
 
+NAMED = 3
 # A window may end this far outside its video, so that times written with two decimals are not refused.
 SLACK_S = 0.01
 REMEDY = "Correct it, or score as the published evaluator does with --official."
@@ -81,3 +82,9 @@ def check_strict(
 
 def _has_truth(query: Query, ranking: bool) -> bool:
     return bool(query.clip_ids or (query.windows and not ranking))
+
+
+def listed(names: Sequence[int | str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(repr(name) for name in names[:NAMED]) + more

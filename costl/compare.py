@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from costl.intervals import bootstrap_intervals, sign_flip_p
-from costl.metrics import benchmark_of, contributions
+from costl.metrics import benchmark_of, measure
 from costl.scoring import read_predictions, read_truth, resampled_within
 from pipeline.errors import UsageError
 
@@ -34,12 +34,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """File `b` against file `a` by the rules of `benchmark`: a `Row` for every headline number that both have."""
+    """File `b` against file `a` by the rules of `benchmark`: a `Row` for every headline number that both have, and what
+    there is to know of either."""
 
     a: Path
     b: Path
     benchmark: str
     rows: dict[str, Row]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """The rows for the terminal, then what they mean."""
@@ -47,7 +49,7 @@ class Comparison:
         lines = [f"A  {self.a}", f"B  {self.b}", ""]
         lines += [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>19}{'p':>9}{'queries':>9}"]
         lines += [f"{name:{width}}{_cells(row)}" for name, row in self.rows.items()]
-        return "\n".join([*lines, "", self.verdict(), MEANING])
+        return "\n".join([*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), MEANING])
 
     def verdict(self) -> str:
         """How many of the differences chance alone would seldom make."""
@@ -79,10 +81,12 @@ def compare(
     """
     queries = read_truth(truth)
     chosen = benchmark or benchmark_of(queries)
-    first, second = (
-        contributions(read_predictions(path, queries, truth=truth), queries, benchmark=chosen, official=official)
-        for path in (a, b)
-    )
+    read = [read_predictions(path, queries, truth=truth) for path in (a, b)]
+    measured = [measure(rows, queries, benchmark=chosen, official=official) for rows in read]
+    first, second = (values for _, values in measured)
+    notes = [
+        f"{name}: {note}" for name, (found, _) in zip("AB", measured, strict=True) for note in found.get("notes", ())
+    ]
     shared = [name for name in first if name in second]
     if not shared:
         raise UsageError(f"{a} and {b}: one predicts only moments, the other only saliency; nothing to compare.")
@@ -100,7 +104,7 @@ def compare(
         )
         for name in shared
     }
-    return Comparison(a, b, chosen, rows)
+    return Comparison(a, b, chosen, rows, tuple(notes))
 
 
 def _cells(row: Row) -> str:

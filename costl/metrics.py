@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from costl.annotations import Prediction, Query
-from costl.checks import by_checked_qid, check_official, check_strict
+from costl.checks import by_checked_qid, check_official, check_strict, listed
 from costl.highlights import TVSUM, YOUTUBE, RatingRules, added_up, score_rankings, score_ratings
 from costl.moments import (
     FORK,
@@ -146,6 +146,7 @@ class _Scored:
     rules: MomentRules
     moments: Mapping[str, MomentScores]
     ratings: Mapping[str, np.ndarray]  # [q 2], fractions
+    unanswered: Sequence[int | str]  # without a row
     ranking: np.ndarray | None = None  # [q], fractions
     name: str = ""  # of the number that the ranking gives
 
@@ -160,20 +161,16 @@ def _score(
     else:
         check_strict(by_qid, queries, ranking=how.ranking is not None, clip_s=clip_s)
     answers = [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
+    unanswered = [query.qid for query in queries if query.qid not in by_qid]
     if how.ranking:
-        return _Scored(
-            answers, queries, STRICT, {}, {}, score_rankings(answers, queries, how.ranking), how.ranking.name
-        )
+        values = score_rankings(answers, queries, how.ranking)
+        return _Scored(answers, queries, STRICT, {}, {}, unanswered, values, how.ranking.name)
     rules = how.published if official and how.published else STRICT
     # What the first row of a submission lacks, the published evaluator takes for a task that was not attempted.
     windows, saliency = (not official or bool(part) for part in (answers[0].windows, answers[0].saliency))
-    return _Scored(
-        answers,
-        queries,
-        rules,
-        score_moments(answers, queries, rules) if windows else {},
-        score_ratings(answers, queries, official=official, clip_s=clip_s) if saliency else {},
-    )
+    moments = score_moments(answers, queries, rules) if windows else {}
+    ratings = score_ratings(answers, queries, official=official, clip_s=clip_s) if saliency else {}
+    return _Scored(answers, queries, rules, moments, ratings, unanswered)
 
 
 def _task_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -213,19 +210,21 @@ def _by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
 
 
 def _notes(scored: _Scored) -> list[str]:
-    answers, queries = scored.answers, scored.queries
-    if scored.ranking is not None:
-        silent = sum(not answer.saliency for answer in answers)
-        return [f"{silent} videos have no predicted saliency and count 0; published code stops."] if silent else []
-    empty = sum(not answer.windows for answer in answers)
+    answers, queries, lost = scored.answers, scored.queries, set(scored.unanswered)
+    part = "window" if scored.ranking is None else "saliency"
+    empty = sum(not (a.windows if part == "window" else a.saliency) and a.qid not in lost for a in answers)
     unsorted = sum(any(a[2] < b[2] for a, b in zip(p.windows, p.windows[1:], strict=False)) for p in answers)
     long = sum(end - start > 150 for query in queries for start, end in query.windows)
     notes = {
-        f"{empty} queries have no predicted window and count 0; the published evaluator stops.": empty,
+        f"NO ROW for {len(lost)} of {len(queries)} queries ({listed(scored.unanswered)}): each counts 0 in every "
+        "number; the published evaluator stops.": len(lost),
+        f"{empty} queries have no predicted {part} and count 0; the published evaluator stops.": empty,
         f"{unsorted} predictions are not sorted by score; the published evaluator takes the first for R1.": unsorted,
         f"{long} windows are longer than 150 s; the published evaluator leaves them out of 'long'.": long,
     }
-    return [text for text, count in notes.items() if count]
+    moments_only = 2  # the last ones
+    kept = list(notes.items())[: None if part == "window" else -moments_only]
+    return [text for text, count in kept if count]
 
 
 def _official_notes(scored: _Scored) -> dict[str, list[str]]:

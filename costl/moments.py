@@ -30,7 +30,7 @@ class MomentRules:
     """What one evaluator counts.
 
     `as_listed`: R1 takes the first moment listed and mAP the first ten, whatever their scores; otherwise by score.
-    `all_lengths`: a length that no true window has is all zeros instead of left out.
+    `zeros_at`: a length that no true window has is zero at these thresholds; without any it is left out.
     """
 
     lengths: Mapping[str, tuple[float, float]]
@@ -38,14 +38,17 @@ class MomentRules:
     recall_of_five_at: tuple[float, ...] = ()
     mean_iou: bool = True
     as_listed: bool = False
-    all_lengths: bool = False
+    zeros_at: tuple[float, ...] = ()
 
 
 STRICT = MomentRules(LENGTHS, (0.3, *IOU_THRESHOLDS), HEADLINES)
 PUBLISHED = MomentRules(OFFICIAL_LENGTHS, IOU_THRESHOLDS, mean_iou=False, as_listed=True)
 # The fork by which Charades-STA and TACoS are scored. Its long windows end at 150 s too, which TACoS exceeds.
 FORK = MomentRules(
-    OFFICIAL_LENGTHS, (0.3, 0.35, 0.4, 0.45, *IOU_THRESHOLDS), mean_iou=True, as_listed=True, all_lengths=True
+    OFFICIAL_LENGTHS,
+    recall_at=(0.3, 0.35, 0.4, 0.45, *IOU_THRESHOLDS),
+    as_listed=True,
+    zeros_at=tuple(np.linspace(0.5, 0.95, 19).tolist()),
 )
 
 
@@ -81,7 +84,7 @@ def score_moments(
     result = {}
     for name, (above_s, up_to_s) in rules.lengths.items():
         real = matches.real & (above_s < matches.length_s) & (matches.length_s <= up_to_s)
-        if real.any() or rules.all_lengths:
+        if real.any() or rules.zeros_at:
             result[name] = _length_scores(matches, real, labelled)
     return result
 
@@ -183,21 +186,19 @@ def _length_scores(matches: _Matches, real: np.ndarray, labelled: np.ndarray) ->
 
 
 def _length_metrics(scores: MomentScores, rules: MomentRules) -> dict[str, Any]:
-    precision = _means(scores.precision)
-    mean_iou = {"MR-mIoU": 100 * float(_means(scores.overlap))} if rules.mean_iou else {}
-    of_five = {str(t): 100 * float(_means(scores.overlap_of_five >= t)) for t in rules.recall_of_five_at}
+    if not scores.counted.any():
+        zeros = dict.fromkeys([*map(str, rules.zeros_at), "average"], 0.0)
+        return {"MR-mAP": zeros, "MR-R1": dict(zeros)}
+    precision = scores.precision.mean(axis=0)
+    mean_iou = {"MR-mIoU": 100 * float(scores.overlap.mean())} if rules.mean_iou else {}
+    of_five = {str(t): 100 * float(np.mean(scores.overlap_of_five >= t)) for t in rules.recall_of_five_at}
     return {
         **mean_iou,
         "MR-mAP": {str(t): 100 * float(p) for t, p in zip(IOU_THRESHOLDS, precision, strict=True)}
         | {"average": 100 * float(precision.mean())},
-        "MR-R1": {str(t): 100 * float(_means(scores.overlap >= t)) for t in rules.recall_at},
+        "MR-R1": {str(t): 100 * float(np.mean(scores.overlap >= t)) for t in rules.recall_at},
         **({"MR-R5": of_five} if of_five else {}),
     }
-
-
-def _means(values: np.ndarray) -> np.ndarray:
-    """Over the queries; zero without any."""
-    return values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])
 
 
 def _average_precisions(iou: np.ndarray, real: np.ndarray) -> np.ndarray:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
+from costl.checks import listed
 from costl.intervals import bootstrap_intervals
 from costl.metrics import benchmark_of, measure
 from pipeline.errors import UsageError
 
 TRUTH_ONLY = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "rated_windows", "duration", "domain")
 PREDICTED = ("pred_relevant_windows", "pred_saliency_scores")
-NAMED = 3
 
 
 def score_files(
@@ -63,10 +63,11 @@ def read_truth(path: Path) -> list[Query]:
 
 
 def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> list[Prediction]:
-    """The predictions in a submission file, in the order of `queries`, one for each.
+    """The predictions in a submission file.
 
-    Raises UsageError: no such file, a bad row (file and line), no row, annotations instead of predictions, a row that
-    predicts nothing by name, a query of the truth without a row or a row without a query.
+    Raises UsageError: no such file, a bad row or the second of a qid (file and line), no row, annotations instead of
+    predictions, a row with neither list of predictions, a row for no query. A query without a row is for the metrics to
+    count or refuse.
     """
     text = _read(path)
     row = _first_row(text)
@@ -79,9 +80,11 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     if not predictions:
         raise UsageError(f"{path}: no prediction in it, expected one JSON object a line for each query of {truth}.")
     _refuse_rows_without_prediction(text, predictions, path)
-    by_qid = {prediction.qid: prediction for prediction in predictions}
-    _refuse_other_queries(by_qid, queries, path, truth)
-    return [by_qid[query.qid] for query in queries]
+    known = {query.qid for query in queries}
+    extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
+    if extra:
+        raise UsageError(f"{path}: no query {listed(extra)} in {truth} ({len(known)} queries). Is it of another split?")
+    return predictions
 
 
 def _read(path: Path) -> str:
@@ -112,23 +115,3 @@ def _refuse_rows_without_prediction(text: str, predictions: Sequence[Prediction]
     for (number, line), prediction in zip(lines, predictions, strict=True):
         if not (prediction.windows or prediction.saliency or set(json.loads(line)) & set(PREDICTED)):
             raise UsageError(f"{path}:{number}: query {prediction.qid!r} has neither {' nor '.join(PREDICTED)}.")
-
-
-def _refuse_other_queries(
-    by_qid: dict[int | str, Prediction], queries: Sequence[Query], path: Path, truth: Path
-) -> None:
-    known = [query.qid for query in queries]
-    missing = [qid for qid in known if qid not in by_qid]
-    if missing:
-        raise UsageError(
-            f"{path}: no row for {_listed(missing)} of {truth} ({len(known)} queries). "
-            "Add a row with empty lists for a query without an answer; it counts 0."
-        )
-    extra = [qid for qid in by_qid if qid not in set(known)]
-    if extra:
-        raise UsageError(f"{path}: {_listed(extra)} not in {truth} ({len(known)} queries). Is it of another split?")
-
-
-def _listed(qids: Sequence[int | str]) -> str:
-    more = f" and {len(qids) - NAMED} more" if len(qids) > NAMED else ""
-    return f"{'query' if len(qids) == 1 else 'queries'} {', '.join(repr(qid) for qid in qids[:NAMED])}{more}"

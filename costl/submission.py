@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from costl.annotations import Prediction, Query
+from costl.checks import listed
 from costl.evaluate import open_run, read_queries
 from costl.files import publish
 from pipeline.errors import UsageError
 from pipeline.progress import Tell
 
 SPLITS = ("val", "test")
-NAMED = 3
 
 
 def submit(
@@ -47,13 +47,13 @@ def check_queries(queries: Mapping[str, Sequence[Query]], known: set[str]) -> No
         words = [query.qid for query in queries[split] if not isinstance(query.qid, int)]
         if words:
             raise UsageError(
-                f"{split}: {_listed(words)} {'is' if len(words) == 1 else 'are'} no whole number, which a submission to "
+                f"{split}: {listed(words)} {'is' if len(words) == 1 else 'are'} no whole number, which a submission to "
                 "QVHighlights needs for every qid."
             )
         lost = sorted({query.vid for query in queries[split]} - known)
         if lost:
             raise UsageError(
-                f"{split}: no features of {_listed(lost)}, and the evaluator wants a row for each of "
+                f"{split}: no features of {listed(lost)}, and the evaluator wants a row for each of "
                 f"{len(queries[split])} queries. Extract them, costl status says why they failed."
             )
 
@@ -72,8 +72,3 @@ def write_submission(path: Path, predictions: Mapping[str, Sequence[Prediction]]
             entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             file.writestr(entry, "".join(lines))
     publish(path, archive.getvalue())
-
-
-def _listed(names: Sequence[int | str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(repr(name) for name in names[:NAMED]) + more

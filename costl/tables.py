@@ -33,7 +33,8 @@ def _moment_table(metrics: Mapping[str, Any]) -> str:
 def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
     cells = {f"R1@{t}": metrics["MR-R1"][t] for t in ("0.3", "0.5", "0.7") if t in metrics["MR-R1"]}
     cells |= {f"R5@{t}": value for t, value in metrics.get("MR-R5", {}).items()}
-    cells |= {f"mAP@{t}": metrics["MR-mAP"][t] for t in ("0.5", "0.75")} | {"mAP": metrics["MR-mAP"]["average"]}
+    cells |= {f"mAP@{t}": metrics["MR-mAP"][t] for t in ("0.5", "0.75") if t in metrics["MR-mAP"]}
+    cells |= {"mAP": metrics["MR-mAP"]["average"]}
     return cells | ({"mIoU": metrics["MR-mIoU"]} if "MR-mIoU" in metrics else {})
 
 

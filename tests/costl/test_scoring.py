@@ -124,10 +124,9 @@ BAD = {
         lines(answer_row(1, pred_saliency_scores=[1, 2, 10**400])),
         "mine.jsonl:1: 'pred_saliency_scores' holds",
     ),
-    "missing": (lines(answer_row(1)), "mine.jsonl: no row for queries 2, 3 of truth.jsonl (3 queries)"),
-    "extra": (lines(*map(answer_row, (1, 2, 3, 4))), "mine.jsonl: query 4 not in truth.jsonl (3 queries)"),
+    "extra": (lines(*map(answer_row, (1, 2, 3, 4))), "mine.jsonl: no query 4 in truth.jsonl (3 queries)"),
     "twice": (lines(*map(answer_row, (1, 2, 3, 2))), "mine.jsonl:4: qid 2 is already on line 2"),
-    "text for number": (lines(*map(answer_row, ("1", 2, 3))), "mine.jsonl: no row for query 1 of truth.jsonl"),
+    "text for number": (lines(*map(answer_row, ("1", 2, 3))), "mine.jsonl: no query '1' in truth.jsonl"),
     "reversed": (
         lines(answer_row(1, pred_relevant_windows=[[4, 0, 1]]), *map(answer_row, (2, 3))),
         "query 1: window [4.0, 0.0] is not inside its video of 6.0 s",
@@ -217,6 +216,18 @@ def test_one_file_alone_is_refused(here):
     for option in ("--predictions", "--truth"):
         result = costl("evaluate", option, "mine.jsonl")
         assert result.exit_code == 2 and "belong together: give both" in result.stderr
+
+
+def test_a_query_without_a_row_counts_zero_and_is_told_aloud_or_refused_in_official_mode(here):
+    Path("mine.jsonl").write_text(lines(answer_row(2)))
+    aloud = "note: NO ROW for 2 of 3 queries (1, 3): each counts 0 in every number"
+    assert aloud in costl(*SCORE).stdout
+    assert json.loads(costl(*SCORE, "--json").stdout)["brief"]["HL-min-Good-Hit1"] == pytest.approx(100 / 3)
+    told = costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
+    assert aloud.replace("note: ", "note: B: ") in told and told.count("NO ROW") == 1
+    for command in (SCORE, ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
+        official = costl(*command, "--official")
+        assert official.exit_code == 2 and "query 1 has no predicted windows" in official.stderr
 
 
 def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
