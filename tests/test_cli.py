@@ -265,7 +265,7 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
         ["train", "--resume", "x", "--set", "train.epochs=3"],
         ["import", "--annotations", "x", "--features", "clip", "--text", "x"],
         ["import", "--annotations", "x", "--features", "a=x", "--features", "a=y", "--text", "x"],
-        ["bench"],
+        ["bench", "indx"],
     ],
 )
 def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):
