@@ -147,8 +147,8 @@ def _cores() -> int:
 
 
 def _encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that an earlier run of the same fingerprint encoded are taken over."""
-    known = read_words(out) if out.exists() else {}
+    """The words of every query; those that an earlier run of the same fingerprint encoded and named are taken over."""
+    known = {query: words for query, words in read_words(out).items() if words.texts} if out.exists() else {}
     new = [query for query in queries if query not in known]
     for start in range(0, len(new), _QUERIES_AT_ONCE):
         some = new[start : start + _QUERIES_AT_ONCE]

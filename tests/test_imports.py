@@ -57,6 +57,7 @@ MODULES = {
     "costl.state": "torch",
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
+    "costl.explain": "torch numpy jaxtyping",
     "costl.references": "numpy",
     "costl.quickstart": "",
     "costl.ask": "torch numpy",
