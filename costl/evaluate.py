@@ -16,11 +16,13 @@ from costl.annotations import Prediction, Query, parse_jsonl
 from costl.checkpoint import load_checkpoint
 from costl.config import Config
 from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
-from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
+from costl.export import write_metrics, write_parquet, write_predictions
 from costl.metrics import compute_metrics, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
+from costl.pictures import draw_predictions
 from costl.predict import to_predictions
 from costl.runs import newest_run, open_cache, read_run
+from costl.shots import best_moments
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
@@ -69,8 +71,12 @@ def evaluate(
     write_predictions(folder / "predictions.jsonl", predictions)
     write_parquet(folder / "predictions.parquet", predictions)
     write_metrics(folder / "metrics.json", metrics)
+    examples = choose_examples(queries, predictions)
     draw_predictions(
-        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {chosen.folder.name}"
+        folder / "predictions.png",
+        examples,
+        title=f"{split}, {chosen.folder.name}",
+        pictures=best_moments(examples, features),
     )
     return Evaluation(chosen.folder, split, folder, metrics, tuple(data_notes(split, queries, features)))
 

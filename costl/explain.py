@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from costl.dataset import Batch
+from costl.annotations import Query
+from costl.dataset import Batch, Features
 from costl.model.costl import CoSTL
 from costl.model.spatial import Seen, What
 
@@ -40,14 +43,33 @@ class Looks:
 
 def looks(model: CoSTL, batch: Batch) -> list[Looks]:
     """One `Looks` for each of `batch.queries`, by the very computation that evaluation uses; the model stays as it was."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            seen = model.look(**batch.to(device).model_inputs())
-            return [_of_one(seen, batch, row) for row in range(len(batch.queries))]
-    finally:
-        model.train(training)
+    with _at_rest(model):
+        seen = model.look(**batch.to(next(model.parameters()).device).model_inputs())
+        counts = batch.word_mask.sum(1).tolist()
+        return [
+            _of_one(seen, row, clips=batch.clips[row], names=name_words(query.query, counts[row], batch.texts[row]))
+            for row, query in enumerate(batch.queries)
+        ]
+
+
+def looks_at(model: CoSTL, query: Query, clips: Sequence[int], features: Features) -> Looks:
+    """The `Looks` of some clips of a query's video alone, in this order: however long the video, no more is read.
+
+    What the steps see in a frame does not depend on the frames around it. Raises CacheError for what is not in the cache.
+    """
+    device, steps = next(model.parameters()).device, model.spatial.where is not None
+    words = features.words(query.query)
+    tokens = np.asarray(features.tokens(query.vid)[list(clips), : None if steps else 1], np.float32)
+    with _at_rest(model):
+        seen = model.look(
+            tokens=torch.from_numpy(tokens)[None].to(device),
+            frame_mask=torch.ones(1, len(clips), dtype=torch.bool, device=device),
+            video=torch.zeros(1, dtype=torch.long, device=device),
+            words=torch.from_numpy(words.tokens.astype(np.float32))[None].to(device),
+            word_mask=torch.ones(1, len(words.tokens), dtype=torch.bool, device=device),
+            sentence=torch.from_numpy(np.array(words.sentence))[None].to(device),
+        )
+        return _of_one(seen, 0, clips=len(clips), names=name_words(query.query, len(words.tokens), words.texts))
 
 
 def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -58,15 +80,27 @@ def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[
     return tuple(split) if len(split) == count else tuple(str(number + 1) for number in range(count))
 
 
-def _of_one(seen: Seen, batch: Batch, row: int) -> Looks:
-    clips, words = batch.clips[row], int(batch.word_mask[row].sum())
+@contextmanager
+def _at_rest(model: CoSTL) -> Iterator[None]:
+    """Evaluation mode without gradients; the model comes back in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _of_one(seen: Seen, row: int, *, clips: int, names: tuple[str, ...]) -> Looks:
     share = torch.zeros(clips, 0)
     chosen = torch.zeros(clips, 0, dtype=torch.long)
     if seen.where is not None:
         share, chosen = seen.where.share[row, :clips].float().cpu(), seen.where.chosen[row, :clips].cpu()
-    attention, nothing, heard = _by_word(seen.what, row, clips, words) if seen.what is not None else _no_words(clips)
+    what = seen.what
+    attention, nothing, heard = _no_words(clips) if what is None else _by_word(what, row, clips, len(names))
     return Looks(
-        words=name_words(batch.queries[row].query, words, batch.texts[row]),
+        words=names,
         share=share.numpy(),
         chosen=torch.zeros(share.shape, dtype=torch.bool).scatter(1, chosen, True).numpy(),
         attention=_spread(attention, chosen, patches=share.shape[1]).numpy(),

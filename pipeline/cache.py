@@ -117,6 +117,11 @@ class CacheReader:
                 f"{self._part_path(video_id)}: its content has changed since it was written. Extract again."
             )
 
+    @property
+    def videos(self) -> Path | None:
+        """The folder that the videos were extracted from, if it is known; nobody promises that they are still there."""
+        return (self.path.parent / self.contents.videos).resolve() if self.contents.videos else None
+
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
         path = self._part_path(video_id)

@@ -96,6 +96,7 @@ def extract(
         joint=clip.joint,
         annotations=texts,
         settings=from_folder.train,
+        videos=_path_from(out.parent, found[0].path.parent),
     )
     check_fingerprint(out, contents.fingerprint)
     words = _encode_queries(clip, queries_in(texts), out, tell)
@@ -115,6 +116,13 @@ def extract(
 
 def _find(videos: Path) -> list[Video]:
     return [Video(safe_id(videos.stem), videos)] if videos.is_file() else find_videos(videos)
+
+
+def _path_from(folder: Path, videos: Path) -> str:
+    try:
+        return Path(os.path.relpath(videos.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # Windows: there is no way from one drive to another
+        return videos.resolve().as_posix()
 
 
 def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:

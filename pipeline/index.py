@@ -67,7 +67,8 @@ class Contents:
     """All that an index says besides its rows and words: how the features were made and what belongs to them.
 
     `fingerprint` is what decides the features; `annotations` the JSONL text of each split; `settings` what the data
-    folder asks of training, kept as it is.
+    folder asks of training, kept as it is; `videos` where the videos were, as a path from the cache's folder, so that both
+    can move together (empty where nobody knows).
     """
 
     fingerprint: Mapping[str, Any]
@@ -76,6 +77,7 @@ class Contents:
     joint: Joint
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    videos: str = ""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -103,6 +105,7 @@ def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
             joint=_read_joint(file),
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
+            videos=str(features.get("videos", "")),
         )
         return contents, [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
 
@@ -135,7 +138,8 @@ def write_index(path: Path, contents: Contents, words: Mapping[str, Words], rows
     with hdf5.writing(path) as file:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
-        hdf5.put_text(file, "features", canonical({"fps": contents.fps, "patch_grid": list(contents.patch_grid)}))
+        features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
+        hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
         annotations = file.create_group("annotations")

@@ -34,6 +34,7 @@ MODULES = {
     "pipeline.cache": "h5py numpy",
     "pipeline.settings": "yaml",
     "pipeline.packing": "numpy torch jaxtyping",
+    "pipeline.thumbnails": "numpy PIL",
     "pipeline.extract": "",
     "pipeline.world": "numpy",
     "pipeline.story": "numpy",
@@ -42,7 +43,9 @@ MODULES = {
     "costl.config": "yaml",
     "costl.annotations": "",
     "costl.metrics": "numpy",
-    "costl.export": "numpy pyarrow matplotlib",
+    "costl.export": "pyarrow",
+    "costl.pictures": "numpy matplotlib",
+    "costl.shots": "numpy PIL",
     "costl.checkpoint": "torch safetensors",
     "costl.dataset": "torch numpy jaxtyping",
     "costl.spans": "torch jaxtyping",
@@ -66,6 +69,7 @@ MODULES = {
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges.
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
 EXTRA_DOORS = {
+    "costl.shots": {"pipeline.thumbnails"},
     "costl.ask": {"pipeline.extract"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
 }
@@ -79,6 +83,7 @@ NEVER = {
     "costl.metrics": "costl.spans costl.model",
     "costl.checkpoint": "costl.model costl.dataset",
     "costl.export": "costl.model",
+    "costl.pictures": "costl.model",
     "costl.evaluate": "costl.train costl.references",
     "costl.runs": "costl.model costl.dataset costl.train costl.evaluate",
     "costl.objective": "costl.metrics costl.train",
@@ -103,6 +108,7 @@ NEVER_LOADED = {
     "costl.annotations": HEAVY,
     "costl.metrics": HEAVY,
     "costl.export": "torch open_clip decord h5py matplotlib",
+    "costl.pictures": "torch open_clip decord h5py matplotlib",
     "costl.dataset": "decord open_clip",
     "costl.model.costl": "h5py decord open_clip",
     "costl.predict": "h5py decord open_clip",

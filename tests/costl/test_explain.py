@@ -13,7 +13,7 @@ from costl.annotations import Query, parse_jsonl
 from costl.config import load_config
 from costl.dataset import Batch, collate
 from costl.evaluate import build_for
-from costl.explain import looks, name_words
+from costl.explain import looks, looks_at, name_words
 from costl.model.costl import CoSTL
 from pipeline.cache import CacheReader
 
@@ -113,6 +113,16 @@ def test_a_step_that_is_not_there_shows_nothing(features, queries, steps):
         assert seen.attention.shape == (clips, 0, patches)
         assert seen.nothing.shape == seen.heard.shape == (clips, 0)
         assert "".join(seen.words) == query.query.replace(" ", "")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_some_clips_alone_look_as_they_do_among_the_others(features, queries, steps):
+    model, clips = shaken(features, steps), [7, 2, 3]
+    for query, among in zip(queries, looks(model, batch_of(queries, features, steps)), strict=True):
+        some = looks_at(model, query, clips, features)
+        assert some.words == among.words
+        for name in ("share", "chosen", "attention", "nothing", "heard"):
+            np.testing.assert_allclose(getattr(some, name), getattr(among, name)[clips], atol=1e-5, err_msg=name)
 
 
 def test_looking_leaves_the_model_in_the_mode_it_was_in(features, queries):

@@ -1,20 +1,18 @@
-"""What others read: submission files, Parquet, JSON, the table and the picture."""
+"""What others read: submission files, Parquet, JSON and the table."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from costl import export, files
+from costl import files
 from costl.annotations import Prediction, Query, parse_predictions
-from costl.export import draw_predictions, metrics_table, write_metrics, write_parquet, write_predictions
+from costl.export import metrics_table, write_metrics, write_parquet, write_predictions
 from costl.metrics import compute_metrics
-from pipeline.errors import CostlError, UsageError
+from pipeline.errors import CostlError
 
 QUERY = Query(1, "a cat", "v", 10.0, ((0, 4), (6, 10)), (0, 1), ((4, 4, 4), (2, 1, 0)))
 ANSWER = Prediction(1, "a cat", "v", ((0, 5, 0.9), (6, 9, 0.25)), (0.5, 1.0, -1.0, 0.0, 0.25))
@@ -60,8 +58,7 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path):
         write_predictions(tmp_path / folder / "p.jsonl", [ANSWER])
         write_parquet(tmp_path / folder / "p.parquet", [ANSWER])
         write_metrics(tmp_path / folder / "m.json", compute_metrics([ANSWER], [QUERY]))
-        draw_predictions(tmp_path / folder / "p.png", [(QUERY, ANSWER)], title="val")
-    for name in ("p.jsonl", "p.parquet", "m.json", "p.png"):
+    for name in ("p.jsonl", "p.parquet", "m.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -106,50 +103,3 @@ def test_the_table_shows_every_headline_number_and_the_notes():
 
 def test_the_official_table_has_no_column_for_what_is_not_published():
     assert "mIoU" not in metrics_table(compute_metrics([ANSWER], [QUERY], official=True))
-
-
-def png_size(path) -> tuple[int, int]:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-
-
-@pytest.mark.parametrize(
-    ("query", "answer"),
-    [
-        (QUERY, ANSWER),
-        (QUERY, Prediction(1, "a cat", "v")),
-        (Query(1, "no truth", "v", 7300.0), ANSWER),
-        (Query(1, "neither", "v", 0.4), Prediction(1, "neither", "v")),
-        (Query(1, "$x_{ \u732b \U0001f408 \n " + "very long " * 60, "$v", 99.0, ((0, 99),)), ANSWER),
-        (QUERY, Prediction(1, "flat", "v", ((3, 3, 0.1),), (2.0,) * 5)),
-    ],
-)
-def test_any_query_can_be_drawn_without_a_warning(tmp_path, query, answer):
-    draw_predictions(tmp_path / "p.png", [(query, answer)], title="50 % of $val")
-    assert png_size(tmp_path / "p.png")[0] == 1300
-
-
-def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MOST_DRAWN", 3)
-    heights = []
-    for count in (1, 2, 3, 4):
-        draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count)
-        heights.append(png_size(tmp_path / "p.png")[1])
-    assert heights[0] < heights[1] < heights[2] == heights[3]
-
-
-def test_nothing_to_draw_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"p\.png: no prediction to draw"):
-        draw_predictions(tmp_path / "p.png", [])
-
-
-def test_matplotlib_is_loaded_only_to_draw_and_never_pyplot():
-    code = (
-        "import sys, pathlib, tempfile, costl.export as e; from costl.annotations import *;"
-        "assert 'matplotlib' not in sys.modules;"
-        "p = pathlib.Path(tempfile.mkdtemp()) / 'p.png';"
-        "e.draw_predictions(p, [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))]); p.unlink(); p.parent.rmdir();"
-        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
