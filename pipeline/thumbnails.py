@@ -45,6 +45,7 @@ class Thumbnails:
         self._files = {video.id: video.path for video in find_videos(where)}
         self._preprocess = _preprocess(features.fingerprint)
         self.folder = where
+        self._known: set[str] = set()
 
     def of(self, video_id: str, clips: Sequence[int]) -> list[Thumbnail]:
         """The frame at the centre of each of these clips, in rising order of the clips.
@@ -53,15 +54,23 @@ class Thumbnails:
         """
         from pipeline.frames import VideoFile  # decord: wanted only where somebody looks at pictures
 
-        row = self._features.row(video_id)
-        path = self._files.get(row.id)
-        if path is None:
-            raise VideoError(f"{video_id}: no such video in {self.folder}.")
-        if content_hash(path) != row.content_hash:
-            raise VideoError(f"{path.name}: another file than the one that was extracted.")
+        if not clips:
+            return []
+        path = self._file(video_id)
         centres_s = self._features.grid(video_id).centres_s()[sorted(clips)]
         with VideoFile(path) as video:
             return [self._thumbnail(pixels) for frames in video.sample(centres_s) for pixels in frames.pixels]
+
+    def _file(self, video_id: str) -> Path:
+        """The file of a video, known to be the one that was extracted; it is read in full once."""
+        row = self._features.row(video_id)
+        path = self._files.get(row.id)
+        if path is None:
+            raise VideoError(f"no such video in {self.folder}.")
+        if row.id not in self._known and content_hash(path) != row.content_hash:
+            raise VideoError(f"{path.name} is another file than the one that was extracted.")
+        self._known.add(row.id)
+        return path
 
     def _thumbnail(self, pixels: np.ndarray) -> Thumbnail:
         picture = Image.fromarray(pixels)

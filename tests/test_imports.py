@@ -61,6 +61,10 @@ MODULES = {
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.explain": "torch numpy jaxtyping",
+    "costl.report_items": "numpy",
+    "costl.report_charts": "",
+    "costl.report_page": "numpy",
+    "costl.report": "",
     "costl.references": "numpy",
     "costl.quickstart": "",
     "costl.ask": "torch numpy",
@@ -70,6 +74,7 @@ MODULES = {
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
+    "costl.report_page": {"pipeline.thumbnails"},
     "costl.ask": {"pipeline.extract"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
 }
