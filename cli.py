@@ -320,6 +320,33 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 
 
 @main.command()
+@click.argument("run", type=FOLDER, required=False)
+@click.option("--split", default="test", show_default=True, help="Which annotations: train, val, test, test_*.")
+@click.option("--out", type=ANY_PATH, help="The file to write.  [default: report-SPLIT.html in the run]")
+@click.option("--videos", type=FOLDER, help="Where the videos are now, if they have moved since extraction.")
+@click.option("--detailed", type=int, default=40, show_default=True, help="Queries with timelines, pictures and maps.")
+@click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
+@device
+@as_json
+def report(as_json: bool, **options: Any) -> None:
+    """Shows what a run found, in one HTML file: numbers, curves, every query, and where the model looked.
+
+    \b
+    Examples:
+        costl report runs/feats-20260131-120000
+        costl report --split val --out val.html
+    RUN is the newest in runs/ unless it is named. The file needs no network and opens by a double click.
+    """
+    from costl.report import report
+
+    with Bars() as show:
+        found = report(**options, progress=show)
+    click.echo(json.dumps(vars(found), default=str) if as_json else found.path)
+    size = f"{found.size_bytes / 1e6:.1f} MB" if found.size_bytes >= 1e5 else f"{found.size_bytes / 1e3:.0f} kB"
+    say(*found.notes, f"{found.detailed} of {found.queries} queries in full detail, {found.pictures} pictures, {size}.")
+
+
+@main.command()
 @click.argument("folder", type=FOLDER)
 @world_options
 def sample(folder: Path, **options: Any) -> None:

@@ -16,13 +16,15 @@ from costl.annotations import Prediction, Query, parse_jsonl
 from costl.checkpoint import load_checkpoint
 from costl.config import Config
 from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
-from costl.export import draw_predictions, write_metrics, write_parquet, write_predictions
+from costl.export import write_metrics, write_parquet, write_predictions
 from costl.metrics import benchmark_rules, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
+from costl.pictures import draw_predictions
 from costl.predict import to_predictions
 from costl.rounding import rounded
 from costl.runs import Run, newest_run, open_cache, read_run
 from costl.scoring import score
+from costl.shots import best_moments
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
@@ -85,8 +87,12 @@ def evaluate(
         (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation: they would pass for these
     write_predictions(folder / "predictions.jsonl", predictions)
     write_parquet(folder / "predictions.parquet", predictions)
+    examples = choose_examples(queries, predictions)
     draw_predictions(
-        folder / "predictions.png", choose_examples(queries, predictions), title=f"{split}, {ready.run.folder.name}"
+        folder / "predictions.png",
+        examples,
+        title=f"{split}, {ready.run.folder.name}",
+        pictures=best_moments(examples, ready.features),
     )
     return Evaluation(ready.run.folder, split, folder, metrics, tuple(notes))
 

@@ -6,6 +6,7 @@ runs/<name>/
     metrics.jsonl       one row an epoch
     best.safetensors    the weights to evaluate
     last.safetensors    all that resuming needs
+    curves.png          losses, learning rate and validation by epoch, when it has ended
     summary.json        how it ended; its absence says that the run can be resumed
     eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png
 """

@@ -19,6 +19,7 @@ from costl.evaluate import LEGACY, data_notes, legacy_label, pick_device, predic
 from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
+from costl.pictures import draw_curves
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
 from costl.state import State, follow, fresh_state, keep_if_best, load_state, save_state
 from pipeline.cache import CacheReader
@@ -123,6 +124,10 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
+    if rows:
+        draw_curves(
+            run.folder / "curves.png", rows, select=report.select, kept=report.best_epoch, title=run.folder.name
+        )
     write_summary(run, report)
     return report
 

@@ -158,6 +158,11 @@ class CacheReader:
             self._words = WordTable(self.words_path)
         return self._words
 
+    @property
+    def videos(self) -> Path | None:
+        """The folder that the videos were extracted from, if it is known; nobody promises that they are still there."""
+        return (self.path.parent / self.contents.videos).resolve() if self.contents.videos else None
+
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
         path = self.part_path(video_id)

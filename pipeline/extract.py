@@ -108,6 +108,7 @@ def extract(
         joint=clip.joint,
         annotations=texts,
         settings=from_folder.train,
+        videos=_path_from(out.parent, found[0].path.parent),
     )
     check_fingerprint(out, contents.fingerprint)
     words = _encode_queries(clip, queries_in(texts), out, tell)
@@ -128,6 +129,13 @@ def extract(
 
 def _find(videos: Path) -> list[Video]:
     return [Video(safe_id(videos.stem), videos)] if videos.is_file() else find_videos(videos)
+
+
+def _path_from(folder: Path, videos: Path) -> str:
+    try:
+        return Path(os.path.relpath(videos.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # Windows: there is no way from one drive to another
+        return videos.resolve().as_posix()
 
 
 def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
@@ -166,8 +174,8 @@ def _cores() -> int:
 
 
 def _encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that an earlier run of the same fingerprint encoded are taken over."""
-    known = known_words(out)
+    """The words of every query; those that an earlier run of the same fingerprint encoded and named are taken over."""
+    known = {query: words for query, words in known_words(out).items() if words.texts}
     new = [query for query in queries if query not in known]
     for start in range(0, len(new), _QUERIES_AT_ONCE):
         some = new[start : start + _QUERIES_AT_ONCE]

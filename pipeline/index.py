@@ -66,7 +66,8 @@ class Contents:
     """All that an index says besides its rows and words: how the features were made and what belongs to them.
 
     `fingerprint` is what decides the features; `patch_grid` is (0, 0) where frames have no patches; `annotations` the
-    JSONL text of each split; `settings` what the data folder asks of training, kept as it is.
+    JSONL text of each split; `settings` what the data folder asks of training, kept as it is; `videos` where the videos
+    were, as a path from the cache's folder, so that both can move together (empty where nobody knows).
     """
 
     fingerprint: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Contents:
     joint: Joint
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    videos: str = ""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -117,6 +119,7 @@ def read_index(path: Path) -> Index:
             joint=_read_joint(file),
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
+            videos=str(features.get("videos", "")),
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
         return Index(contents, rows, hdf5.get_text(file, "words"))
@@ -128,7 +131,8 @@ def write_index(path: Path, index: Index) -> None:
     with hdf5.writing(path) as file:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
-        hdf5.put_text(file, "features", canonical({"fps": contents.fps, "patch_grid": list(contents.patch_grid)}))
+        features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
+        hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))
         annotations = file.create_group("annotations")

@@ -57,6 +57,25 @@ def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[T
     return (x / 255 - mean) / std
 
 
+def part_seen(height: int, width: int, preprocess: Preprocess) -> tuple[float, float, float, float]:
+    """Which part of a picture of this size the network sees: (left, top, width, height) as shares of the picture.
+
+    Cropped sides lie inside it, padded ones reach beyond it.
+    """
+    top, tall, left, wide = (
+        share
+        for found, to in zip(_resized(torch.Size((height, width)), preprocess), preprocess.size, strict=True)
+        for share in ((_first(found, to) / found), to / found)
+    )
+    return left, top, wide, tall
+
+
+def _first(found: int, to: int) -> int:
+    """Where, along one side of a resized picture, what `_centre` keeps begins; below zero where it pads."""
+    missing = max(0, to - found)
+    return round((found + missing - to) / 2) - missing // 2
+
+
 def _repeat(value: Any, count: int, kind: type) -> Any:
     values = value if isinstance(value, (tuple, list)) else (value,) * count
     return tuple(kind(one) for one in values)

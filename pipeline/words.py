@@ -1,7 +1,7 @@
 """The words of every query in one file beside the parts, named after its content, read by query as a memory map.
 
-feats.h5.parts/words/<sha256>.h5    queries (JSON), tokens float16 [n 2*ct], ends int64 [q], sentences float32 [q e],
-                                    truncated uint8 [q]
+feats.h5.parts/words/<sha256>.h5    queries (JSON), texts (JSON: for each query a list, one text a token, or none),
+                                    tokens float16 [n 2*ct], ends int64 [q], sentences float32 [q e], truncated uint8 [q]
 
 The index names the file it means. It is written once a run, where the index is written again and again: the words of
 QVHighlights are 250 MB, all the rest of its index 10.
@@ -34,13 +34,15 @@ class WordTable(Mapping[str, Words]):
         hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
+            texts = json.loads(hdf5.get_text(file, "texts"))
             self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
             self._truncated = hdf5.get_array(file, "truncated", "|u1", ndim=1)
             tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2)
             sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2)
             self._starts = np.concatenate([np.zeros(1, np.int64), self._ends])[:-1]
-            _check(path, queries, self._starts, self._ends, tokens, sentences, self._truncated)
+            _check(path, queries, texts, self._starts, self._ends, tokens, sentences, self._truncated)
             self._number = {str(query): i for i, query in enumerate(queries)}
+            self._texts: list[list[str]] = texts
             self._tokens, self._sentences = tokens.array(), sentences.array()
 
     def __getitem__(self, query: str) -> Words:
@@ -50,6 +52,7 @@ class WordTable(Mapping[str, Words]):
                 tokens=self._tokens[self._starts[i] : self._ends[i]],
                 sentence=self._sentences[i],
                 truncated=bool(self._truncated[i]),
+                texts=tuple(map(str, self._texts[i])),
             )
         except CostlError as error:
             raise CacheError(
@@ -65,8 +68,8 @@ class WordTable(Mapping[str, Words]):
     def verify(self) -> None:
         """Reads everything. Raises CacheError when it is not what the file is named after."""
         with hdf5.reading(self.path) as file:
-            queries = hdf5.get_text(file, "queries")
-        found = _digest(queries, self._tokens, self._ends, self._sentences, self._truncated)
+            queries, texts = (hdf5.get_text(file, name) for name in ("queries", "texts"))
+        found = _digest(queries, texts, self._tokens, self._ends, self._sentences, self._truncated)
         if f"{found}.h5" != self.path.name:
             raise CacheError(
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
@@ -77,15 +80,17 @@ def write_words(folder: Path, words: Mapping[str, Words]) -> str:
     """Publishes the words in `folder`; -> the name of the file. Raises CacheError when it cannot be written."""
     every = list(words.values())
     queries = json.dumps(list(words), ensure_ascii=False)
+    texts = json.dumps([one.texts for one in every], ensure_ascii=False)
     arrays = {
         "tokens": np.concatenate([one.tokens for one in every] or [np.zeros((0, 0), np.float16)]),
         "ends": np.cumsum([len(one.tokens) for one in every], dtype=np.int64),
         "sentences": np.stack([one.sentence for one in every] or [np.zeros(0, np.float32)])[: len(every)],
         "truncated": np.array([one.truncated for one in every], np.uint8),
     }
-    name = f"{_digest(queries, *arrays.values())}.h5"
+    name = f"{_digest(queries, texts, *arrays.values())}.h5"
     with hdf5.writing(folder / name) as file:
         hdf5.put_text(file, "queries", queries)
+        hdf5.put_text(file, "texts", texts)
         for label, array in arrays.items():
             file[label] = array
     return name
@@ -100,8 +105,8 @@ def remove_others(folder: Path, name: str) -> None:
                 path.unlink()
 
 
-def _digest(queries: str, *arrays: np.ndarray) -> str:
-    hasher = hashlib.sha256(queries.encode())
+def _digest(queries: str, texts: str, *arrays: np.ndarray) -> str:
+    hasher = hashlib.sha256(f"{queries}\n{texts}".encode())
     for array in arrays:
         hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()
@@ -110,12 +115,14 @@ def _digest(queries: str, *arrays: np.ndarray) -> str:
 def _check(
     path: Path,
     queries: Any,
+    texts: Any,
     starts: np.ndarray,
     ends: np.ndarray,
     tokens: hdf5.Location,
     sentences: hdf5.Location,
     truncated: np.ndarray,
 ) -> None:
-    fit = isinstance(queries, list) and len({len(queries), len(ends), sentences.shape[0], len(truncated)}) == 1
+    lists = isinstance(queries, list) and isinstance(texts, list) and all(isinstance(one, list) for one in texts)
+    fit = lists and len({len(queries), len(texts), len(ends), sentences.shape[0], len(truncated)}) == 1
     if not fit or (ends < starts).any() or (len(ends) and ends[-1] != tokens.shape[0]):
         raise CacheError(f"{path}: words that do not fit their queries. Delete it and run costl extract again.")

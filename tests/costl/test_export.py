@@ -1,27 +1,22 @@
-"""What others read: submission files, Parquet, JSON, the table and the picture."""
+"""What others read: submission files, Parquet, JSON and the table."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from costl import export, files
+from costl import files
 from costl.annotations import Prediction, Query, parse_predictions
-from costl.export import draw_predictions, metrics_table, write_metrics, write_parquet, write_predictions
+from costl.export import metrics_table, write_metrics, write_parquet, write_predictions
 from costl.metrics import compute_metrics
-from pipeline.errors import CostlError, UsageError
+from pipeline.errors import CostlError
 
 QUERY = Query(1, "a cat", "v", 10.0, ((0, 4), (6, 10)), (0, 1), ((4, 4, 4), (2, 1, 0)))
 TVSUM = Query(1, "a title", "v", 8.0, (), (0, 1, 2, 3), tuple((float(i == 2),) * 20 for i in range(4)), domain="BK")
-YOUTUBE = Query(
-    1, "dog", "v", 9.0, (), (0, 1, 2), ((0.0,), (4.0,), (2.0,)), ((0.0, 4.0), (2.0, 6.0), (5.5, 9.0)), "dog"
-)
 RANKED = Prediction(1, "a title", "v", (), (0.0, 0.1, 0.9, 0.2))
 ANSWER = Prediction(1, "a cat", "v", ((0, 5, 0.9), (6, 9, 0.25)), (0.5, 1.0, -1.0, 0.0, 0.25))
 
@@ -66,8 +61,7 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path):
         write_predictions(tmp_path / folder / "p.jsonl", [ANSWER])
         write_parquet(tmp_path / folder / "p.parquet", [ANSWER])
         write_metrics(tmp_path / folder / "m.json", compute_metrics([ANSWER], [QUERY]))
-        draw_predictions(tmp_path / folder / "p.png", [(QUERY, ANSWER)], title="val")
-    for name in ("p.jsonl", "p.parquet", "m.json", "p.png"):
+    for name in ("p.jsonl", "p.parquet", "m.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -124,64 +118,3 @@ def test_rankings_have_a_row_for_each_domain_and_their_mean():
     assert domain.split() == ["BK", "100.00", "1"] and mean.split() == ["mean", "100.00", "1.0", "-", "2.0"]
     nameless = compute_metrics([RANKED], [replace(TVSUM, domain="")], benchmark="tvsum")
     assert [line.split()[0] for line in metrics_table(nameless).splitlines()] == ["highlights", "all"]
-
-
-def png_size(path) -> tuple[int, int]:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-
-
-@pytest.mark.parametrize(
-    ("query", "answer"),
-    [
-        (QUERY, ANSWER),
-        (QUERY, Prediction(1, "a cat", "v")),
-        (Query(1, "no truth", "v", 7300.0), ANSWER),
-        (Query(1, "neither", "v", 0.4), Prediction(1, "neither", "v")),
-        (Query(1, "$x_{ \u732b \U0001f408 \n " + "very long " * 60, "$v", 99.0, ((0, 99),)), ANSWER),
-        (QUERY, Prediction(1, "flat", "v", ((3, 3, 0.1),), (2.0,) * 5)),
-        (TVSUM, RANKED),
-        (TVSUM, replace(RANKED, windows=((0, 4, 0.9),))),
-        (YOUTUBE, RANKED),
-        (replace(YOUTUBE, clip_ids=(1,), saliency=((4.0,),)), Prediction(1, "dog", "v")),
-    ],
-)
-def test_any_query_can_be_drawn_without_a_warning(tmp_path, query, answer):
-    draw_predictions(tmp_path / "p.png", [(query, answer)], title="50 % of $val")
-    assert png_size(tmp_path / "p.png")[0] == 1300
-
-
-def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MOST_DRAWN", 3)
-    heights = []
-    for count in (1, 2, 3, 4):
-        draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count)
-        heights.append(png_size(tmp_path / "p.png")[1])
-    assert heights[0] < heights[1] < heights[2] == heights[3]
-
-
-def test_overlapping_rated_windows_are_drawn_at_their_own_times_by_their_mean():
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    export._draw_ratings(axes, YOUTUBE, 2.0)
-    steps = axes.patches[0].get_data()
-    assert steps.edges.tolist() == [0, 2, 4, 5.5, 6, 9]
-    assert (4 * steps.values).tolist() == [0, 2, 4, 3, 2]
-
-
-def test_nothing_to_draw_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"p\.png: no prediction to draw"):
-        draw_predictions(tmp_path / "p.png", [])
-
-
-def test_matplotlib_is_loaded_only_to_draw_and_never_pyplot():
-    code = (
-        "import sys, pathlib, tempfile, costl.export as e; from costl.annotations import *;"
-        "assert 'matplotlib' not in sys.modules;"
-        "p = pathlib.Path(tempfile.mkdtemp()) / 'p.png';"
-        "e.draw_predictions(p, [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))]); p.unlink(); p.parent.rmdir();"
-        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

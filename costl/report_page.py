@@ -1,0 +1,327 @@
+"""A report as one HTML page: everything in it is escaped, nothing in it comes from elsewhere, equal runs give equal bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costl.explain import Looks
+from costl.report_charts import curve, escape, interval, number, saliency, strip, timeline
+from costl.report_items import LENGTHS, OUTCOMES, Item, Shot, clock
+from pipeline.thumbnails import Thumbnail
+
+FILES = Path(__file__).parent / "page"
+GROUPS = {
+    "MR-full": "Moments of any length",
+    "MR-short": "Short moments",
+    "MR-middle": "Middle moments",
+    "MR-long": "Long moments",
+    "HL-min-Fair": "Highlights rated Fair or better",
+    "HL-min-Good": "Highlights rated Good or better",
+    "HL-min-VeryGood": "Highlights rated Very Good",
+}
+MARKS = {"hit": "●", "near": "◐", "miss": "○", "unlabelled": "–", "unanswered": "×"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report shows. `numbers` are percentages with their `intervals` where they are known; `rows` the epochs
+    of training; `items` in the order of the list; `pictures` by the name that shots call them."""
+
+    run: str
+    split: str
+    numbers: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    notes: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    select: str
+    kept: int | None
+    items: Sequence[Item]
+    pictures: Mapping[str, Thumbnail]
+    patch_grid: tuple[int, int]
+
+
+def to_html(page: Page) -> bytes:
+    """The page in UTF-8. It may run its own script and show its own pictures, and may not ask for anything else."""
+    style, script = ((FILES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:"
+    title = f"CoSTL: {page.split} of {page.run}"
+    text = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#queries">Skip to the queries</a>\n{_header(page)}<main>\n'
+        f"{_numbers(page)}{_training(page)}{_queries(page)}{_stories(page)}</main>\n{_dialog()}{_pictures(page)}"
+        f'<script type="application/json" id="maps">{_json(_maps(page))}</script>\n<script>{script}</script>\n'
+        "</body>\n</html>\n"
+    )
+    return text.encode("utf-8", errors="replace")
+
+
+def _header(page: Page) -> str:
+    counts = {name: sum(item.outcome == name for item in page.items) for name in OUTCOMES}
+    said = " · ".join(f"{MARKS[name]} {count} {name}" for name, count in counts.items() if count)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in page.notes)
+    return (
+        f"<header>\n<p class='quiet'>CoSTL report</p>\n<h1>{escape(page.split)} <span>of {escape(page.run)}</span></h1>\n"
+        f"<p>{len(page.items)} queries: {said}</p>\n"
+        + (f'<ul class="notes" aria-label="Notes">{notes}</ul>\n' if notes else "")
+        + "</header>\n"
+    )
+
+
+def _numbers(page: Page) -> str:
+    groups: dict[str, list[str]] = {}
+    for name in page.numbers:
+        groups.setdefault(name.rpartition("-")[0], []).append(name)
+    tables = "".join(_group(page, group, names, place) for place, (group, names) in enumerate(groups.items()))
+    about = " Lines across the bars: bootstrap intervals over queries, 95 %." if page.intervals else ""
+    return (
+        f'<section aria-labelledby="numbers"><h2 id="numbers">Numbers</h2><p class="quiet">Percentages.{about}</p>'
+        f'<div class="groups">{tables}</div></section>\n'
+    )
+
+
+def _group(page: Page, group: str, names: Sequence[str], place: int) -> str:
+    rows = []
+    for row, name in enumerate(names):
+        value, bounds = page.numbers[name], page.intervals.get(name)
+        measure = name.rpartition("-")[2]
+        span = f'<span class="quiet">{bounds[0]:.1f} to {bounds[1]:.1f}</span>' if bounds else ""
+        bar = interval(f"n{place}-{row}", f"{measure}", value, bounds)
+        rows.append(
+            f'<tr><th scope="row">{escape(measure)}</th><td class="bar">{bar}</td><td class="value">{value:.2f} {span}</td></tr>'
+        )
+    return (
+        f"<table><caption>{escape(GROUPS.get(group, group or 'All'))}</caption><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _training(page: Page) -> str:
+    if not page.rows:
+        return ""
+    kept = f" The dotted line is epoch {page.kept}, whose weights are used." if page.kept else ""
+    return (
+        f'<section aria-labelledby="training"><h2 id="training">Training</h2><p class="quiet">{len(page.rows)} epochs, '
+        f"each number on its own scale.{kept}</p>{_cards(page)}{_epochs_table(page)}</section>\n"
+    )
+
+
+def _cards(page: Page) -> str:
+    """A card for every number: the one that chose the epoch, the losses and the rate; the others wait to be opened."""
+    measured = dict.fromkeys(name for row in page.rows for name in row.get("val", {}))
+    losses = dict.fromkeys(name for row in page.rows for name in row.get("losses", {}))
+    rates = [(row["epoch"], row["learning_rate"]) for row in page.rows if "learning_rate" in row]
+    first = [_card(page, "val", page.select, page.select)] if page.select in measured else []
+    first += [_card(page, "losses", name, f"{name} loss") for name in losses]
+    first += [curve("rate", "learning rate", rates, kept=page.kept, css="plain")] if rates else []
+    others = "".join(_card(page, "val", name, name) for name in measured if name != page.select)
+    more = f'<details><summary>The other numbers on validation</summary><div class="cards">{others}</div></details>'
+    return f'<div class="cards">{"".join(first)}</div>{more if others else ""}'
+
+
+def _card(page: Page, kind: str, name: str, title: str) -> str:
+    points = [(row["epoch"], row[kind][name]) for row in page.rows if name in row.get(kind, {})]
+    css = "guess" if kind == "val" else "truth"
+    return curve(f"{kind}-{escape(name)}", title, points, kept=page.kept, css=css)
+
+
+def _epochs_table(page: Page) -> str:
+    losses = list(dict.fromkeys(name for row in page.rows for name in row.get("losses", {})))
+    with_score = any(page.select in row.get("val", {}) for row in page.rows)
+    heads = ["epoch", *losses, "learning rate", *([page.select] if with_score else [])]
+    body = []
+    for row in page.rows:
+        cells = [f"{row.get('losses', {}).get(name, float('nan')):.4f}" for name in losses]
+        cells.append(f"{row.get('learning_rate', float('nan')):.2e}")
+        cells += [f"{row.get('val', {}).get(page.select, float('nan')):.2f}"] if with_score else []
+        body.append(f'<tr><th scope="row">{row["epoch"]}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    return (
+        '<details><summary>The same as a table</summary><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Training by epoch"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div></details>"
+    )
+
+
+def _queries(page: Page) -> str:
+    detailed = sum(item.detailed for item in page.items)
+    heads = (("query", "Query", ""), ("video", "Video", "wide"), ("length", "Length", "wide"), ("iou", "IoU", ""))
+    columns = "".join(_column(*head) for head in [*heads, ("outcome", "Outcome", "")])
+    rows = "".join(_row(place, item) for place, item in enumerate(page.items))
+    return (
+        f'<section aria-labelledby="queries"><h2 id="queries" tabindex="-1">Queries</h2><p class="quiet">Worst first. '
+        f"{detailed} of {len(page.items)} open in full detail, spread from the worst to the best.</p>{_filters()}"
+        '<table class="list"><caption class="unseen">Queries with the overlap of their first predicted moment. The buttons '
+        f"in the head sort.</caption><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>"
+        '<p id="none" class="quiet" hidden>No query is like that. Loosen the filters.</p></section>\n'
+    )
+
+
+def _column(key: str, name: str, css: str) -> str:
+    order = ' aria-sort="ascending"' if key == "iou" else ""
+    button = f'<button type="button">{name}<i aria-hidden="true"></i></button>'
+    return f'<th scope="col" class="{css}" data-key="{key}"{order}>{button}</th>'
+
+
+def _filters() -> str:
+    def options(choices: Mapping[str, str]) -> str:
+        return "".join(f'<option value="{key}">{escape(said)}</option>' for key, said in choices.items())
+
+    return (
+        '<form class="filters needs-script" role="search" aria-label="Filter the queries">'
+        '<label>Text <input type="search" name="text" autocomplete="off" placeholder="word, video or id"></label>'
+        f'<label>True moment <select name="length"><option value="">of any length</option>{options(LENGTHS)}</select></label>'
+        f'<label>Outcome <select name="outcome"><option value="">any</option>{options(OUTCOMES)}</select></label>'
+        '<label class="tick"><input type="checkbox" name="detailed"> in full detail only</label>'
+        '<output name="count" aria-live="polite"></output></form>'
+    )
+
+
+def _row(place: int, item: Item) -> str:
+    query = item.query
+    text = f"<bdi>{escape(query.query)}</bdi>"
+    said = f'<a href="#q{place}">{text}</a>' if item.detailed else text
+    length = f"{number(round(item.length_s, 1))} s" if query.windows else "–"
+    iou = f"{item.iou:.2f}" if item.outcome in ("hit", "near", "miss") else "–"
+    return (
+        f'<tr data-id="q{place}" data-qid="{escape(query.qid)}" data-length="{number(item.length_s)}" data-bin="{item.length}" '
+        f'data-iou="{item.iou:.4f}" data-outcome="{item.outcome}"{" data-detailed" if item.detailed else ""}>'
+        f'<td>{said}{strip(item)}</td><td class="wide quiet">{escape(query.vid)}</td><td class="wide">{length}</td><td>{iou}</td>'
+        f'<td class="{item.outcome}"><span aria-hidden="true">{MARKS[item.outcome]}</span> {item.outcome}</td></tr>\n'
+    )
+
+
+def _stories(page: Page) -> str:
+    stories = "".join(_story(place, item, page) for place, item in enumerate(page.items) if item.detailed)
+    return f'<section class="stories" aria-label="Queries in full detail">{stories}</section>\n'
+
+
+def _story(place: int, item: Item, page: Page) -> str:
+    query = item.query
+    about = [query.vid, clock(query.duration_s), f"query {query.qid}", _verdict(item)]
+    return (
+        f'<article id="q{place}" aria-labelledby="h{place}"><h3 id="h{place}" tabindex="-1"><bdi>{escape(query.query)}</bdi></h3>'
+        f'<p class="quiet">{" · ".join(escape(one) for one in about)}</p>'
+        f'<p class="key"><span class="truth">truth</span> <span class="guess">prediction, score · IoU</span></p>'
+        f"{timeline(f't{place}', item)}{saliency(f's{place}', item)}{_shots(place, item, page)}</article>\n"
+    )
+
+
+def _verdict(item: Item) -> str:
+    if item.outcome in ("hit", "near", "miss"):
+        return f"{item.outcome}, IoU of the first moment {item.iou:.2f}"
+    return OUTCOMES[item.outcome]
+
+
+def _shots(place: int, item: Item, page: Page) -> str:
+    if not item.shots:
+        return ""
+    figures = "".join(_shot(f"m{place}-{i}", shot, page) for i, shot in enumerate(item.shots))
+    return f'{_words(place, item)}<div class="shots">{figures}</div>'
+
+
+def _words(place: int, item: Item) -> str:
+    """The buttons that choose whose map is seen: the whole sentence's of step one, or one word's of step two."""
+    seen = [shot.looks for shot in item.shots if shot.looks is not None]
+    if not seen:
+        return ""
+    heard = np.mean([looks.heard[0] for looks in seen], axis=0) if seen[0].heard.size else np.zeros(0)
+    words = "".join(
+        f'<button type="button" aria-pressed="false" data-word="{i}" style="--heard:{number(float(share / heard.max()))}">'
+        f"{escape(word)}<small>{round(100 * float(share))} %</small></button>"
+        for i, (word, share) in enumerate(zip(seen[0].words, heard, strict=False))
+    )
+    label = "Step two, a word and how much it is heard:" if words else ""
+    return (
+        f'<div class="words needs-script" role="group" aria-label="Where the model looked, for">'
+        f'<span>Step one:</span><button type="button" aria-pressed="true" data-word="-1">the whole sentence</button>'
+        f'<button type="button" aria-pressed="false" data-word="-2">no map</button>'
+        f"<span>{label}</span>{words}</div>"
+    )
+
+
+def _shot(name: str, shot: Shot, page: Page) -> str:
+    picture = page.pictures[shot.name]
+    left, top, wide, tall = picture.seen
+    box = f"{number(left * picture.width)} {number(top * picture.height)}"
+    scale = f"{wide * picture.width:.4f} {tall * picture.height:.4f}"
+    chosen = _outline(shot.looks, page.patch_grid) if shot.looks is not None else ""
+    return (
+        f'<figure class="shot"><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-labelledby="{name}-t">'
+        f'<title id="{name}-t">{escape(shot.label)}, at {clock(shot.second)}</title><use href="#{shot.name}"/>'
+        f'<g class="map" data-map="{name}" transform="translate({box}) scale({scale})"><g class="heat"></g>{chosen}</g></svg>'
+        f"<figcaption>{escape(shot.label)} · {clock(shot.second)}"
+        f'<span class="said" data-said="{name}"></span></figcaption></figure>'
+    )
+
+
+def _outline(looks: Looks, grid: tuple[int, int]) -> str:
+    """The patches on the short list, in the unit square of what CLIP saw."""
+    rows, columns = grid
+    boxes = "".join(
+        f"M{patch % columns / columns:.4f} {patch // columns / rows:.4f}h{1 / columns:.4f}v{1 / rows:.4f}h-{1 / columns:.4f}z"
+        for patch in np.flatnonzero(looks.chosen[0]).tolist()
+    )
+    return f'<path class="chosen" d="{boxes}"/>' if boxes else ""
+
+
+def _pictures(page: Page) -> str:
+    """Every picture once; shots refer to it by name."""
+    images = "".join(
+        f'<image id="{name}" width="{one.width}" height="{one.height}" '
+        f'href="data:image/jpeg;base64,{base64.b64encode(one.jpeg).decode()}"/>\n'
+        for name, one in sorted(page.pictures.items())
+    )
+    return (
+        f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>\n{images}</defs></svg>\n' if images else ""
+    )
+
+
+def _maps(page: Page) -> dict[str, Any]:
+    """What the script paints: of every shot the shares of its patches and the attention of its words, in thousandths."""
+    shots = {
+        f"m{place}-{i}": _map(shot.looks)
+        for place, item in enumerate(page.items)
+        for i, shot in enumerate(item.shots)
+        if shot.looks is not None
+    }
+    return {"rows": page.patch_grid[0], "columns": page.patch_grid[1], "shots": shots}
+
+
+def _map(looks: Looks) -> dict[str, Any]:
+    chosen = np.flatnonzero(looks.chosen[0])
+    return {
+        "share": _thousandths(looks.share[0]),
+        "chosen": chosen.tolist(),
+        "words": [_thousandths(row[chosen]) for row in looks.attention[0]],
+        "nothing": _thousandths(looks.nothing[0]),
+    }
+
+
+def _thousandths(values: np.ndarray) -> list[int]:
+    return (values * 1000).round().astype(int).tolist()
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _dialog() -> str:
+    return (
+        '<dialog id="look" aria-label="One query"><div class="tools"><button type="button" name="before">← previous</button>'
+        '<button type="button" name="after">next →</button><button type="button" name="close">close</button></div>'
+        '<div class="body"></div></dialog>\n'
+    )
