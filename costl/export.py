@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from costl.annotations import Prediction
 from costl.files import publish
 from costl.tables import metrics_table as metrics_table

@@ -43,8 +43,9 @@ def draw_predictions(
     """A PNG with a panel per query: its text, the true windows, the best moments with score and IoU, both saliencies.
 
     The predicted saliency is scaled to its own range in the video; the true one is the mean over the annotators.
-    Ratings are for clips of `clip_s` seconds, or for the query's own rated windows. `pictures` [h w 3] of some queries, by qid, are put beside them. The first
-    forty items are drawn. Raises UsageError without any item and CostlError when the file cannot be written.
+    Ratings are for clips of `clip_s` seconds, or for the query's own rated windows. `pictures` [h w 3] of some queries, by
+    qid, are put beside them. The first forty items are drawn. Raises UsageError without any item and CostlError when the
+    file cannot be written.
     """
     if not items:
         raise UsageError(f"{path}: no prediction to draw, expected at least one.")
