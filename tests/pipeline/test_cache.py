@@ -139,12 +139,6 @@ def test_the_words_of_every_query_are_read_back(cache):
         assert found.texts == stored.texts
 
 
-def test_a_cache_from_before_words_had_names_is_read_without_them(cache):
-    with h5py.File(cache, "r+") as file:
-        del file["words/texts"]
-    assert CacheReader(cache).words("a dog").texts == ()
-
-
 def test_a_cache_without_queries_is_a_cache(tmp_path):
     with CacheWriter(tmp_path / "feats.h5", contents(annotations={}), {}) as writer:
         writer.write_index()
