@@ -122,18 +122,20 @@ def _cards(page: Page) -> str:
     measured = dict.fromkeys(name for row in page.rows for name in row.get("val", {}))
     losses = dict.fromkeys(name for row in page.rows for name in row.get("losses", {}))
     rates = [(row["epoch"], row["learning_rate"]) for row in page.rows if "learning_rate" in row]
-    first = [_card(page, "val", page.select, page.select)] if page.select in measured else []
-    first += [_card(page, "losses", name, f"{name} loss") for name in losses]
+    chosen = [page.select] if page.select in measured else []
+    cards = {name: _card(page, "val", name, place) for place, name in enumerate(measured)}
+    first = [cards.pop(name) for name in chosen]
+    first += [_card(page, "losses", name, place) for place, name in enumerate(losses)]
     first += [curve("rate", "learning rate", rates, kept=page.kept, css="plain")] if rates else []
-    others = "".join(_card(page, "val", name, name) for name in measured if name != page.select)
+    others = "".join(cards.values())
     more = f'<details><summary>The other numbers on validation</summary><div class="cards">{others}</div></details>'
     return f'<div class="cards">{"".join(first)}</div>{more if others else ""}'
 
 
-def _card(page: Page, kind: str, name: str, title: str) -> str:
+def _card(page: Page, kind: str, name: str, place: int) -> str:
     points = [(row["epoch"], row[kind][name]) for row in page.rows if name in row.get(kind, {})]
-    css = "guess" if kind == "val" else "truth"
-    return curve(f"{kind}-{escape(name)}", title, points, kept=page.kept, css=css)
+    title, css = (name, "guess") if kind == "val" else (f"{name} loss", "truth")
+    return curve(f"{kind}{place}", title, points, kept=page.kept, css=css)
 
 
 def _epochs_table(page: Page) -> str:
@@ -181,7 +183,7 @@ def _filters() -> str:
     return (
         '<form class="filters needs-script" role="search" aria-label="Filter the queries">'
         '<label>Text <input type="search" name="text" autocomplete="off" placeholder="word, video or id"></label>'
-        f'<label>True moment <select name="length"><option value="">of any length</option>{options(LENGTHS)}</select></label>'
+        f'<label>True moment <select name="moment"><option value="">of any length</option>{options(LENGTHS)}</select></label>'
         f'<label>Outcome <select name="outcome"><option value="">any</option>{options(OUTCOMES)}</select></label>'
         '<label class="tick"><input type="checkbox" name="detailed"> in full detail only</label>'
         '<output name="count" aria-live="polite"></output></form>'

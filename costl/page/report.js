@@ -31,7 +31,7 @@ function sortBy(head) {
 
 function filter() {
   const text = form.elements.text.value.trim().toLowerCase();
-  const length = form.elements.length.value;
+  const length = form.elements.moment.value;
   const outcome = form.elements.outcome.value;
   const detailed = form.elements.detailed.checked;
   let shown = 0;
@@ -128,7 +128,7 @@ function square(patch, strength) {
   const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   const given = {
     x: (patch % maps.columns) / maps.columns, y: Math.floor(patch / maps.columns) / maps.rows,
-    width: 1 / maps.columns, height: 1 / maps.rows, "fill-opacity": (0.12 + 0.68 * strength).toFixed(3),
+    width: 1 / maps.columns, height: 1 / maps.rows, "fill-opacity": (0.08 + 0.54 * strength).toFixed(3),
   };
   for (const [name, content] of Object.entries(given)) rect.setAttribute(name, content);
   return rect;

@@ -126,7 +126,7 @@ def test_the_list_is_sorted_and_filtered_by_keyboard(browser, page):
     misses = [row.get_attribute("data-outcome") for row in browser.all(".list tbody tr:not([hidden])")]
     assert misses == ["miss"] * sum(float(iou) < 0.3 for iou in worst_first)
     choose(browser, "outcome", "")
-    choose(browser, "length", "long")  # no video of this world is long enough
+    choose(browser, "moment", "long")  # no video of this world is long enough
     assert shown(browser) == []
     assert browser.complaints() == []
 

@@ -1,0 +1,140 @@
+"""The pages of docs/ are true: their commands parse, their options and settings exist, their code runs on a real cache."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click import Context
+
+import cli
+from costl.annotations import parse_jsonl
+from costl.config import Config, load_config
+from costl.train import train
+from pipeline.cache import CacheReader
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def prose(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def commands(page: Path) -> list[str]:
+    """Every command line of CoSTL: alone on a line, or between backticks (which a line break may cut)."""
+    lines = [line.strip().removeprefix("$ ") for line in prose(page).splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(r"`(costl [^`]+)`", prose(page))]
+    return [line for line in lines + spans if re.match(r"costl [a-z]+( |$)", line)]
+
+
+def code(page: Path, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", prose(page), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [pytest.param(page, command, id=f"{page.name}: {command}") for page in PAGES for command in commands(page)],
+)
+def test_every_command_shown_exists_with_its_options_and_values(page, command):
+    _, name, *arguments = shlex.split(command, comments=True)
+    if not arguments:
+        assert name in cli.main.commands
+        return
+    context = cli.main.commands[name].make_context(name, arguments, parent=Context(cli.main))
+    load_config(overrides=context.params.get("overrides") or ())
+
+
+@each_page
+def test_every_option_spoken_of_exists(page):
+    known = {
+        option for command in cli.main.commands.values() for parameter in command.params for option in parameter.opts
+    }
+    spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", prose(page)))))
+    assert spoken <= known | {"--help", "--version"}
+
+
+@each_page
+def test_every_setting_spoken_of_exists(page):
+    sections = {field.name: getattr(Config(), field.name) for field in fields(Config)}
+    sections = {name: section for name, section in sections.items() if is_dataclass(section)}
+    for section, name in re.findall(rf"\b({'|'.join(sections)})\.([a-z_]+[a-z_0-9]*)\b(?!\()", prose(page)):
+        assert name in {field.name for field in fields(sections[section])} | {"py", "json", "jsonl"}, (
+            f"{section}.{name}"
+        )
+
+
+@each_page
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", prose(page)):
+        assert (page.parent / target).is_file(), target
+
+
+@each_page
+def test_annotations_shown_are_read(page):
+    for row in code(page, "json"):
+        assert parse_jsonl(row, page.name)[0].windows
+
+
+def test_the_cache_is_read_by_the_code_of_its_page_alone(world, monkeypatch):
+    (block,) = code(ROOT / "docs" / "cache-format.md", "python")
+    monkeypatch.chdir(world.cache.parent)
+    found: dict = {}
+    exec(compile(block, "cache-format.md", "exec"), found)
+    reader = CacheReader("feats.h5")
+    assert found["features"] == {
+        "fps": reader.fps,
+        "patch_grid": list(reader.patch_grid),
+        "videos": reader.contents.videos,
+    }
+    assert found["annotations"] == {split: reader.annotations(split) for split in reader.splits}
+    assert set(found["tokens"]) == set(reader.video_ids)
+    for name in reader.video_ids:
+        np.testing.assert_array_equal(found["tokens"][name], reader.tokens(name))
+        np.testing.assert_array_equal(found["times_s"][name], reader.times_s(name))
+    for query, tokens in found["word_tokens"].items():
+        np.testing.assert_array_equal(tokens, reader.words(query).tokens)
+    query = parse_jsonl(reader.annotations("test"), "test")[0]
+    expected = reader.joint.project(reader.tokens(query.vid)[:, 0]) @ reader.words(query.query).sentence
+    np.testing.assert_allclose(found["similarity"](query.vid, query.query), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_of_the_cache_names_all_that_is_in_one(world):
+    import h5py
+
+    page, missing = prose(ROOT / "docs" / "cache-format.md"), []
+    parts = sorted((world.cache.parent / "feats.h5.parts").glob("*.h5"))
+    for path in (world.cache, parts[0]):
+        with h5py.File(path) as file:
+            names = list(file.attrs)
+            file.visititems(
+                lambda name, node, names=names: names.append(name) if isinstance(node, h5py.Dataset) else None
+            )
+            names = ["annotations/SPLIT" if name.startswith("annotations/") else name for name in names]
+            missing += [name for name in names if f"`{name}`" not in page]
+            for name in names:
+                if name in file and file[name].dtype.kind != "S":
+                    (row,) = [
+                        line
+                        for line in page.splitlines()
+                        if line.startswith("| ") and f"`{name}`" in line.split("|")[1]
+                    ]
+                    assert str(file[name].dtype) == row.split("|")[2].strip(), name
+                    assert len(re.search(r"\[(.*?)\]", row.split("|")[3])[1].split()) == file[name].ndim, name
+    assert not missing
+    rows = CacheReader(world.cache).rows
+    assert not [field.name for field in fields(rows[0]) if f"`{field.name}`" not in page]
+
+
+def test_the_code_that_looks_runs_on_a_run(world, tmp_path, monkeypatch):
+    (block,) = code(ROOT / "docs" / "what-the-model-sees.md", "python")
+    train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(compile(block, "what-the-model-sees.md", "exec"), found)
+    assert len(found["places"]) == 2 and found["seen"].attention.shape[0] == 2
