@@ -108,20 +108,22 @@ def test_the_page_of_the_cache_names_all_that_is_in_one(world):
     import h5py
 
     page, missing = prose(ROOT / "docs" / "cache-format.md"), []
-    parts = sorted((world.cache.parent / "feats.h5.parts").glob("*.h5"))
-    for path in (world.cache, parts[0]):
+    parts = world.cache.parent / "feats.h5.parts"
+    about = dict(re.findall(r"^## (The index|A part|The words)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
+    files = {"The index": world.cache, "A part": min(parts.glob("*.h5")), "The words": min(parts.glob("words/*.h5"))}
+    for title, path in files.items():
         with h5py.File(path) as file:
             names = list(file.attrs)
             file.visititems(
                 lambda name, node, names=names: names.append(name) if isinstance(node, h5py.Dataset) else None
             )
             names = ["annotations/SPLIT" if name.startswith("annotations/") else name for name in names]
-            missing += [name for name in names if f"`{name}`" not in page]
+            missing += [name for name in names if f"`{name}`" not in about[title]]
             for name in names:
                 if name in file and file[name].dtype.kind != "S":
                     (row,) = [
                         line
-                        for line in page.splitlines()
+                        for line in about[title].splitlines()
                         if line.startswith("| ") and f"`{name}`" in line.split("|")[1]
                     ]
                     assert str(file[name].dtype) == row.split("|")[2].strip(), name
