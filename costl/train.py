@@ -58,7 +58,8 @@ def train(
     """Trains CoSTL from a cache into the run folder `out` (default: a new one in `runs/`).
 
     Settings are the defaults, changed by those that came with the videos (in the cache), by each layer of `config` in
-    turn, then by `overrides` such as "train.epochs=20". Raises UsageError for what is wrong with them or the splits,
+    turn, then by `overrides` such as "train.epochs=20". Unless `train.select_on` is test, nothing of a test split is
+    read but for the digest of its text in run.json. Raises UsageError for what is wrong with them or the splits,
     CacheError for a cache that cannot be read, CostlError when the loss is no number any more.
     """
     features = CacheReader(cache)

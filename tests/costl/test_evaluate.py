@@ -71,12 +71,10 @@ def test_evaluation_on_validation_gives_the_number_the_checkpoint_was_chosen_by(
 
 
 def test_last_weights_are_the_average_of_the_last_epoch(world, copy):
-    average = load_checkpoint(copy, "last")[1]["average"]
-    assert all(
-        torch.equal(open_run(copy, weights="last", device="cpu").model.state_dict()[k], v) for k, v in average.items()
-    )
-    best = load_checkpoint(copy, "best")[0]
-    assert all(torch.equal(open_run(copy, device="cpu").model.state_dict()[k], v) for k, v in best.items())
+    average, best = load_checkpoint(copy, "last")[1]["average"], load_checkpoint(copy, "best")[0]
+    for which, expected in (("last", average), ("best", best)):
+        loaded = open_run(copy, weights=which, device="cpu").model.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     found = evaluate(copy, split="val", weights="last", device="cpu").metrics["brief"]
     assert found == {name: pytest.approx(value) for name, value in rows[-1]["val"].items()}
