@@ -82,7 +82,8 @@ class CoSTL(nn.Module):
         self.saliency = saliency
         self.clip_prior = clip_prior
         for name, tensor in joint.items():
-            self.register_buffer(f"joint_{name}", tensor)
+            # Not a weight but a switch, which the cache decides: checkpoints do without it.
+            self.register_buffer(f"joint_{name}", tensor, persistent=name != "normed")
 
     def forward(
         self,
