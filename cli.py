@@ -245,7 +245,7 @@ class Bars:
             self.__exit__()
             if not sys.stderr.isatty():
                 say(f"{progress.stage} ...")
-            self._bar = tqdm(total=progress.total, desc=progress.stage, disable=None, dynamic_ncols=True)
+            self._bar = tqdm(total=progress.total or None, desc=progress.stage, disable=None, dynamic_ncols=True)
             self._bar.desc = f"{progress.stage}: "
         self._bar.set_postfix_str(progress.detail, refresh=False)
         self._bar.update(progress.done - self._bar.n)

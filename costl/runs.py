@@ -2,7 +2,7 @@
 
 runs/<name>/
     config.yaml         every setting, resolved
-    run.json            the cache, its fingerprint, a digest of each split's annotations, the versions in use
+    run.json            the cache, its fingerprint, patch grid and CLIP, a digest of each split's annotations, the versions
     metrics.jsonl       one row an epoch
     best.safetensors    the weights to evaluate
     last.safetensors    all that resuming needs
@@ -16,7 +16,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,13 +34,19 @@ LIBRARIES = ("costl", "torch", "numpy", "h5py")
 
 @dataclass(frozen=True)
 class Run:
-    """One training run on disk: its folder, its settings, and the cache it was trained from."""
+    """One training run on disk: its folder, its settings, and the cache it was trained from.
+
+    `patch_grid` and `source` (model and weights of its CLIP) are what asking a new video takes besides; empty in a run
+    of an earlier version.
+    """
 
     folder: Path
     config: Config
     cache: Path
     fingerprint: Mapping[str, Any]
     annotations: Mapping[str, str]
+    patch_grid: tuple[int, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -57,6 +63,8 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
+        "patch_grid": features.patch_grid,
+        "source": features.source,
         "annotations": annotation_digests(features),
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
@@ -73,9 +81,10 @@ def read_run(folder: Path) -> Run:
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
+        patch_grid, source = tuple(map(int, about.get("patch_grid", ()))), dict(about.get("source", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({error!r}). Train again.") from error
-    return Run(folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations)
+    return Run(folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations, patch_grid, source)
 
 
 def newest_run(runs: Path = RUNS) -> Run:

@@ -21,7 +21,7 @@ from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
-from pipeline.index import Contents, VideoRow, read_index, read_words, write_index
+from pipeline.index import Contents, VideoRow, read_index, read_words, seen_from, write_index
 from pipeline.parts import check_part, checksum_of, parts_folder, read_row, times_in, tokens_in, write_part
 
 try:
@@ -48,7 +48,7 @@ class CacheReader:
     """A cache to read; holds no open file, so that threads and worker processes may share it.
 
     `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
-    the annotated ones. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
+    the annotated ones; `source` the model and weights by which its CLIP can be loaded again, where that is known. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
     points out of its folder.
     """
 
@@ -59,6 +59,9 @@ class CacheReader:
         self.patch_grid = self.contents.patch_grid
         self.joint = self.contents.joint
         self.settings = dict(self.contents.settings)
+        self.source = dict(self.contents.source)
+        if "weights" in self.source:
+            self.source["weights"] = seen_from(self.path.parent, self.source["weights"])
         self.fingerprint = dict(self.contents.fingerprint)
         self.digest = digest(self.fingerprint)
         self.splits = sorted(self.contents.annotations)

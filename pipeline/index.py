@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,7 +68,8 @@ class Contents:
     """All that an index says besides its rows and words: how the features were made and what belongs to them.
 
     `fingerprint` is what decides the features; `annotations` the JSONL text of each split; `settings` what the data
-    folder asks of training, kept as it is.
+    folder asks of training, kept as it is; `source` by which `model` and `weights` (`told_from` the
+    folder) the CLIP can be loaded again.
     """
 
     fingerprint: Mapping[str, Any]
@@ -76,6 +78,7 @@ class Contents:
     joint: Joint
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -87,6 +90,25 @@ class Contents:
     def token_shape(self) -> tuple[int, int]:
         """(1+p, c) of every frame."""
         return 1 + self.patch_grid[0] * self.patch_grid[1], len(self.joint.norm_weight)
+
+
+def told_from(folder: Path, weights: str) -> str:
+    """Weights as the cache in `folder` notes them: a path as seen from there, so that both can move, a tag as it is."""
+    tag, equals, name = weights.rpartition("=")
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if not path.exists():
+        return weights
+    try:
+        seen = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # another drive
+        return f"{tag}{equals}{path.resolve()}"
+    return f"{tag}{equals}./{seen}"
+
+
+def seen_from(folder: Path, weights: str) -> str:
+    """The way back: weights that a cache in `folder` noted, as a full path or a tag."""
+    tag, equals, name = weights.rpartition("=")
+    return f"{tag}{equals}{(folder / name).resolve()}" if name.startswith("./") else weights
 
 
 def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
@@ -103,6 +125,7 @@ def read_index(path: Path) -> tuple[Contents, list[VideoRow]]:
             joint=_read_joint(file),
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
+            source={name: str(value) for name, value in features.get("source", {}).items()},
         )
         return contents, [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
 
@@ -130,7 +153,8 @@ def write_index(path: Path, contents: Contents, words: Mapping[str, Words], rows
     with hdf5.writing(path) as file:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
-        hdf5.put_text(file, "features", canonical({"fps": contents.fps, "patch_grid": list(contents.patch_grid)}))
+        features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "source": dict(contents.source)}
+        hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
         annotations = file.create_group("annotations")
