@@ -68,19 +68,20 @@ class Kept:
         self._hashes: dict[tuple[Any, ...], str] = {}
 
     def features(self, video: Path, queries: Sequence[str], *, progress: Tell | None = None) -> tuple[CacheReader, str]:
-        """(cache, the video's name in it) with the video's features and the words of `queries`; made if need be.
+        """(cache, the video's name in it: that of the file when it was first asked about) with the video's features and the words of `queries`; made if need be.
 
         Raises VideoError for a file that cannot be used, UsageError for a query without a word or weights that cannot
         be loaded, CacheError for those of another CLIP or a folder that cannot be written.
         """
         tell = progress or (lambda _: None)
-        name = self._content(video)
-        path = self.folder / f"{name}.h5"
+        content = self._content(video)
+        path = self.folder / f"{content}.h5"
         with self._lock:
-            known = _words_of(path, name)
+            known = _words_of(path)
             if known is None or not set(queries) <= known:
-                self._complete(path, Video(name, video), list(queries), tell)
-            return CacheReader(path), name
+                self._complete(path, Video(content, video), list(queries), tell)
+            features = CacheReader(path)
+        return features, features.video_ids[0]
 
     def _complete(self, path: Path, video: Video, queries: list[str], tell: Tell) -> None:
         clip = self._load(tell)
@@ -127,7 +128,7 @@ class Kept:
         return self._hashes[key]
 
 
-def _words_of(path: Path, name: str) -> set[str] | None:
+def _words_of(path: Path) -> set[str] | None:
     """The queries whose words are here beside a whole video; None where something has to be made.
 
     What is damaged is removed: it can be made again, and nobody has to be asked.
@@ -136,7 +137,7 @@ def _words_of(path: Path, name: str) -> set[str] | None:
         return None
     try:
         features = CacheReader(path)
-        if name in features.video_ids:
+        for name in features.video_ids:
             features.times_s(name), features.tokens(name)
             return set(read_words(path))
     except CacheError:

@@ -35,6 +35,8 @@ MODULES = {
     "pipeline.settings": "yaml",
     "pipeline.packing": "numpy torch jaxtyping",
     "pipeline.extract": "",
+    "pipeline.kept": "",
+    "pipeline.cut": "av numpy",
     "pipeline.world": "numpy",
     "pipeline.story": "numpy",
     "pipeline.sample": "av joblib numpy",
@@ -60,13 +62,19 @@ MODULES = {
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.references": "numpy",
     "costl.quickstart": "",
+    "costl.trained": "torch safetensors",
+    "costl.card": "",
+    "costl.share": "safetensors huggingface_hub",
+    "costl.answers": "",
+    "costl.picture": "numpy matplotlib",
     "costl.ask": "torch numpy",
 }
 
-# What stage two may know of stage one; `ask` and `quickstart` are the bridges.
+# What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
 EXTRA_DOORS = {
-    "costl.ask": {"pipeline.extract"},
+    "costl.ask": {"pipeline.extract", "pipeline.kept"},
+    "costl.picture": {"pipeline.cut"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
 }
 
@@ -79,6 +87,11 @@ NEVER = {
     "costl.windows": "costl.model costl.metrics costl.config",
     "costl.metrics": "costl.spans costl.model",
     "costl.checkpoint": "costl.model costl.dataset",
+    "costl.trained": "costl.dataset costl.evaluate costl.train",
+    "costl.share": "costl.dataset costl.evaluate costl.train",
+    "costl.answers": "costl.model costl.dataset costl.evaluate",
+    "costl.picture": "costl.model costl.dataset costl.evaluate",
+    "costl.ask": "costl.train",
     "costl.export": "costl.model",
     "costl.evaluate": "costl.train costl.references",
     "costl.runs": "costl.model costl.dataset costl.train costl.evaluate",
@@ -103,6 +116,9 @@ NEVER_LOADED = {
     "costl.config": HEAVY,
     "costl.annotations": HEAVY,
     "costl.metrics": HEAVY,
+    "costl.answers": HEAVY,
+    "costl.card": HEAVY,
+    "costl.picture": HEAVY,
     "costl.export": "torch open_clip decord h5py matplotlib",
     "costl.dataset": "decord open_clip",
     "costl.model.costl": "h5py decord open_clip",
