@@ -1,8 +1,8 @@
 """Finds the moments of a video that a sentence describes.
 
-    import costl
+import costl
 
-    answers = costl.load("runs/feats-20260131-120000").ask("holiday.mp4", ["a dog catches a ball"])
+answers = costl.load("runs/feats-20260131-120000").ask("holiday.mp4", ["a dog catches a ball"])
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def sparkline(scores: Sequence[float], width: int = _CURVE) -> str:
     """The scores as blocks of eight heights, from their lowest to their highest; more than `width` are averaged."""
     columns = min(width, len(scores))
     edges = [round(i * len(scores) / columns) for i in range(columns + 1)]
-    means = [sum(scores[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(scores[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(means), (max(means) - min(means)) or 1.0
     return "".join(_HEIGHTS[min(7, int(8 * (mean - low) / span))] for mean in means)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from costl.answers import Answer, Moment, Saliency
 from costl.dataset import collate
 from costl.evaluate import pick_device, predict_split
 from costl.model.costl import CoSTL
+from costl.queries import check_queries
 from costl.share import HUB, fetch
 from costl.trained import Trained, read_trained
 from costl.windows import WindowOf
 from pipeline.cache import CacheReader
-from pipeline.errors import CacheError, UsageError, VideoError
+from pipeline.errors import CacheError
 from pipeline.kept import Kept, user_folder
 from pipeline.progress import Tell
 
@@ -70,9 +72,7 @@ class Asker:
             workers=workers,
         )
 
-    def ask(
-        self, video: Path | str, queries: str | Sequence[str], *, progress: Tell | None = None
-    ) -> list[Answer]:
+    def ask(self, video: Path | str, queries: str | Sequence[str], *, progress: Tell | None = None) -> list[Answer]:
         """An answer for each query, in their order.
 
         A video is decoded once, whatever it is asked and whatever its file is called; the words of a new query are all
@@ -84,9 +84,7 @@ class Asker:
         path = Path(video)
         features, name = self._kept.features(path, texts, progress=progress)
         asked = [_query(i, text, name, features) for i, text in enumerate(texts)]
-        found = predict_split(
-            self._model, asked, features, config=self._config, device=self._device, progress=progress
-        )
+        found = predict_split(self._model, asked, features, config=self._config, device=self._device, progress=progress)
         duration_s = features.row(name).duration_s
         return [
             Answer(
@@ -118,15 +116,6 @@ class Asker:
         return found
 
 
-def check_queries(queries: Sequence[str]) -> None:
-    """Raises UsageError for a query that no model could make sense of, and for none at all."""
-    if not queries:
-        raise UsageError('no query. Say what to look for, such as "a dog catches a ball".')
-    for query in queries:
-        if not any(letter.isalnum() for letter in query):
-            raise UsageError(f'query {query!r}: no letter in it. Say what to look for, such as "a dog catches a ball".')
-
-
 def _recorded_weights(trained: Trained) -> str:
     weights = trained.source.get("weights", "")
     made_of = str(trained.fingerprint.get("weights", ""))[:12]
@@ -146,7 +135,7 @@ def _query(number: int, text: str, name: str, features: CacheReader) -> Query:
     """The query; saliency is wanted for every clip as it is, not for two seconds each."""
     grid = features.grid(name)
     edges = [min(i / grid.fps, grid.duration_s) for i in range(grid.clips)] + [grid.duration_s]
-    return Query(number, text, name, grid.duration_s, rated_s=tuple(zip(edges, edges[1:], strict=False)))
+    return Query(number, text, name, grid.duration_s, rated_s=tuple(pairwise(edges)))
 
 
 def _notes(query: str, features: CacheReader) -> tuple[str, ...]:
@@ -165,6 +154,3 @@ def _step_one_share(model: CoSTL, inputs: dict[str, torch.Tensor]) -> np.ndarray
     finally:
         hook.remove()
     return seen[0][0, 0].float().cpu().numpy()
-
-
-__all__ = ["Answer", "Asker", "Look", "VideoError", "check_queries", "load"]

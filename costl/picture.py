@@ -30,7 +30,9 @@ def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [(answer, _frames(answer) if thumbnails else [], _wrapped(answer.query)) for answer in answers[:ANSWERS_DRAWN]]
+    panels = [
+        (answer, _frames(answer) if thumbnails else [], _wrapped(answer.query)) for answer in answers[:ANSWERS_DRAWN]
+    ]
     height = TOP + sum(_height(*panel) for panel in panels)
     figure = Figure(figsize=(WIDTH, height), dpi=130, facecolor="white")
     top = TOP

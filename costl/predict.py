@@ -31,8 +31,8 @@ def to_predictions(
 ) -> list[Prediction]:
     """One prediction a query: at most `moments` windows (start_s, end_s, score), best first, and `clips[b]` saliencies.
 
-    `scores` in [0, 1]; `spans` in clips of `clip_s` seconds; the `candidates` best compete. Windows lie inside [0, duration] and start before they end;
-    the best is kept even below `min_score`, so that every query has an answer.
+    `scores` in [0, 1]; `spans` in clips of `clip_s` seconds; the `candidates` best compete. Windows lie inside
+    [0, duration] and start before they end; the best is kept even below `min_score`, so that every query has an answer.
     """
     predictions = []
     for i, query in enumerate(queries):

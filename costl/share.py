@@ -53,7 +53,9 @@ def fetch(address: str) -> Path:
     """
     name, _, revision = address.removeprefix(HUB).partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise UsageError(f"{address}: expected hf://user/name, such as hf://someone/moments, or hf://user/name@revision.")
+        raise UsageError(
+            f"{address}: expected hf://user/name, such as hf://someone/moments, or hf://user/name@revision."
+        )
     import huggingface_hub
 
     try:
@@ -66,7 +68,7 @@ def fetch(address: str) -> Path:
 
 def read_metrics(run: Path) -> dict[str, Mapping[str, Any]]:
     """What `evaluate` wrote into the run, by split; empty where it was never called."""
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in sorted(run.glob("eval-*/metrics.json")):
         try:
             found[path.parent.name.removeprefix("eval-")] = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -98,7 +100,9 @@ def _clip_reference(trained: Trained, *, with_clip: bool) -> tuple[dict[str, str
     if weights and not folder.is_absolute():
         return {"model": model, "weights": weights}, []
     if with_clip and all((folder / name).is_file() for name in CLIP_FILES):
-        return {"model": model, "weights": CLIP}, [f"{folder} was copied to {CLIP}/: mind its licence before you share it."]
+        return {"model": model, "weights": CLIP}, [
+            f"{folder} was copied to {CLIP}/: mind its licence before you share it."
+        ]
     missing = f"The CLIP weights ({weights or 'of unknown place'}) are not in it: whoever loads it has to give them."
     return {"model": model, "weights": None}, [missing]
 

@@ -99,7 +99,12 @@ def _of_export(folder: Path) -> Trained:
     if source.get("weights") == CLIP:
         source["weights"] = str(folder / CLIP)
     return Trained(
-        str(folder), about["config"], weights, about["fingerprint"], (about["patch_grid"][0], about["patch_grid"][1]), source
+        str(folder),
+        about["config"],
+        weights,
+        about["fingerprint"],
+        (about["patch_grid"][0], about["patch_grid"][1]),
+        source,
     )
 
 

@@ -1,10 +1,10 @@
 """Walks a long video in overlapping windows and puts together what the model says of each, as if it had seen the whole.
 
-    clips      0       64      128     192     256     320
-    window 0   |===========----|                            a window speaks for the positions in its middle half (=),
-    window 1           |---========----|                    the first and the last as far as the video's ends; for
-    window 2                   |---========----|            saliency it speaks everywhere, with less weight near its
-    window 3                           |---============|    edges
+clips      0       64      128     192     256     320
+window 0   |===========----|                            a window speaks for the positions in its middle half (=),
+window 1           |---========----|                    the first and the last as far as the video's ends; for
+window 2                   |---========----|            saliency it speaks everywhere, with less weight near its
+window 3                           |---============|    edges
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class CacheReader:
     """A cache to read; holds no open file, so that threads and worker processes may share it.
 
     `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
-    the annotated ones; `source` the model and weights by which its CLIP can be loaded again, where that is known. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
-    points out of its folder.
+    the annotated ones; `source` the model and weights by which its CLIP can be loaded again, where that is known. Raises
+    CacheError for an index that is missing, foreign, damaged, of another format, or that points out of its folder.
     """
 
     def __init__(self, path: str | Path):

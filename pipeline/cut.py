@@ -126,7 +126,8 @@ class _Cutter:
         picture.height, picture.width, picture.pix_fmt = height, width, "yuv420p"
         picture.time_base = picture.codec_context.time_base = Fraction(1, _TICKS)
         picture.options = dict(_QUALITY)
-        self._picture_out, self._sound_out = picture, None
+        self._picture_out: Any = picture
+        self._sound_out: Any = None
         if self._sound is not None:
             layout = "mono" if self._sound.codec_context.layout.nb_channels == 1 else "stereo"
             rate = self._sound.codec_context.sample_rate
@@ -142,10 +143,11 @@ class _Cutter:
     def _write_sound(self, frame: Any, start_s: float, end_s: float) -> None:
         for piece in self._even.resample(frame):
             samples, rate = piece.to_ndarray(), piece.sample_rate
-            first = round((float(piece.pts * piece.time_base) - self._zero - start_s) * rate)
+            at_s = float((piece.pts or 0) * (piece.time_base or 0)) - self._zero
+            first = round((at_s - start_s) * rate)
             skip, stop = max(0, -first), min(samples.shape[1], round((end_s - start_s) * rate) - first)
             if stop > skip:
-                kept = np.ascontiguousarray(samples[:, skip:stop])
+                kept: Any = np.ascontiguousarray(samples[:, skip:stop])
                 sound = av.AudioFrame.from_ndarray(kept, format="fltp", layout=piece.layout.name)
                 sound.sample_rate, sound.pts, sound.time_base = rate, first + skip, Fraction(1, rate)
                 self._target.mux(self._sound_out.encode(sound))

@@ -104,7 +104,14 @@ def extract(
         skipped = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
         rows = extract_into(
-            writer, missing, clip=clip, fps=contents.fps, workers=workers, batch=batch, time_limit_s=time_limit_s, tell=tell
+            writer,
+            missing,
+            clip=clip,
+            fps=contents.fps,
+            workers=workers,
+            batch=batch,
+            time_limit_s=time_limit_s,
+            tell=tell,
         )
     return ExtractReport(
         cache=out,

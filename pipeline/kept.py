@@ -68,10 +68,11 @@ class Kept:
         self._hashes: dict[tuple[Any, ...], str] = {}
 
     def features(self, video: Path, queries: Sequence[str], *, progress: Tell | None = None) -> tuple[CacheReader, str]:
-        """(cache, the video's name in it: that of the file when it was first asked about) with the video's features and the words of `queries`; made if need be.
+        """(cache, the video's name in it) with the video's features and the words of `queries`; made if need be.
 
-        Raises VideoError for a file that cannot be used, UsageError for a query without a word or weights that cannot
-        be loaded, CacheError for those of another CLIP or a folder that cannot be written.
+        The name is that of the file when it was first asked about. Raises VideoError for a file that cannot be used,
+        UsageError for a query without a word or weights that cannot be loaded, CacheError for those of another CLIP or
+        a folder that cannot be written.
         """
         tell = progress or (lambda _: None)
         content = self._content(video)

@@ -66,6 +66,8 @@ MODULES = {
     "costl.card": "",
     "costl.share": "safetensors huggingface_hub",
     "costl.answers": "",
+    "costl.queries": "",
+    "costl.telling": "",
     "costl.picture": "numpy matplotlib",
     "costl.ask": "torch numpy",
 }
@@ -75,6 +77,7 @@ DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.
 EXTRA_DOORS = {
     "costl.ask": {"pipeline.extract", "pipeline.kept"},
     "costl.picture": {"pipeline.cut"},
+    "costl.telling": {"pipeline.cut"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
 }
 
@@ -117,6 +120,7 @@ NEVER_LOADED = {
     "costl.annotations": HEAVY,
     "costl.metrics": HEAVY,
     "costl.answers": HEAVY,
+    "costl.queries": HEAVY,
     "costl.card": HEAVY,
     "costl.picture": HEAVY,
     "costl.export": "torch open_clip decord h5py matplotlib",

@@ -18,6 +18,7 @@ from costl.answers import Answer
 from costl.ask import Asker
 from costl.dataset import collate
 from costl.evaluate import evaluate, read_queries
+from costl.queries import check_queries
 from costl.train import train
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError, VideoError
@@ -126,12 +127,12 @@ def test_features_kept_but_damaged_are_made_again(world, asker):
 @pytest.mark.parametrize("queries", [[], [""], ["a cat", "?!"], ["  "], "…"])
 def test_a_query_without_letters_is_refused_before_any_work(world, asker, no_decoding, queries):
     no_decoding()
-    with pytest.raises(UsageError, match="no query|no letter in it"):
+    with pytest.raises(UsageError, match=r"no query|no letter in it"):
         asker.ask(a_query(world)[0], queries)
 
 
 def test_a_query_in_another_script_is_one():
-    costl.ask.check_queries(["猫が跳ぶ", "кот", "3"])
+    check_queries(["猫が跳ぶ", "кот", "3"])
 
 
 def test_what_is_no_video_is_said_in_a_sentence_and_leaves_nothing(asker, tmp_path):
@@ -156,7 +157,9 @@ def test_another_clip_is_refused_by_name(world, run, tmp_path):
         sys.path.pop(0)
     other = write_clip(tmp_path / "other", seed=1)
     asker = costl.load(run, weights=str(other), cache_dir=tmp_path / "kept", device="cpu")
-    with pytest.raises(CacheError, match=r"another CLIP than .*other \(.*weights: trained with \w+…, here is") as caught:
+    with pytest.raises(
+        CacheError, match=r"another CLIP than .*other \(.*weights: trained with \w+…, here is"
+    ) as caught:
         asker.ask(a_query(world)[0], "a cat")
     assert caught.value.exit_code == 3 and "--weights" in str(caught.value)
 
@@ -169,7 +172,9 @@ def test_the_run_needs_neither_its_cache_nor_its_videos_but_its_clip(world, tmp_
     shutil.rmtree(tmp_path / "there")
     moved = shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     about = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps(about | {"source": {"model": "ViT-B-32", "weights": str(tmp_path / "gone")}}))
+    (moved / "run.json").write_text(
+        json.dumps(about | {"source": {"model": "ViT-B-32", "weights": str(tmp_path / "gone")}})
+    )
     with pytest.raises(CacheError, match=r"gone: the CLIP weights that .*elsewhere was trained with .*--weights"):
         costl.load(moved, cache_dir=tmp_path / "kept", device="cpu")
     asker = costl.load(moved, weights=str(clip), cache_dir=tmp_path / "kept", device="cpu", workers=1)

@@ -33,7 +33,9 @@ def test_a_cut_shows_what_was_on_screen_and_begins_at_its_start(tmp_path, name, 
     expected = [n for t, n in zip(times_s, numbers, strict=True) if start_s + 1e-4 < t < end_s - 1e-4]
     first = clips.on_screen(times_s, numbers, [start_s])
     assert found == [*first, *(n for n in expected if n not in first)]
-    np.testing.assert_allclose(found_s[1:], [t - start_s for t in times_s if start_s + 1e-4 < t < end_s - 1e-4], atol=2e-3)
+    np.testing.assert_allclose(
+        found_s[1:], [t - start_s for t in times_s if start_s + 1e-4 < t < end_s - 1e-4], atol=2e-3
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cut.mp4"]
 
 
@@ -90,7 +92,9 @@ def _with_beep(path: Path, beep_s: float) -> Path:
                 packet.stream = pictures
                 target.mux(packet)
         times = np.arange(6 * 16_000) / 16_000
-        wave = np.where((times >= beep_s) & (times < beep_s + 0.1), np.sin(times * 2 * np.pi * 800), 0).astype(np.float32)
+        wave = np.where((times >= beep_s) & (times < beep_s + 0.1), np.sin(times * 2 * np.pi * 800), 0).astype(
+            np.float32
+        )
         for start in range(0, len(wave) - 1024, 1024):
             frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
             frame.sample_rate, frame.pts = 16_000, start
