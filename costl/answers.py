@@ -7,18 +7,14 @@ import csv
 import html
 import io
 import json
-import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from costl.text import bar, clock, one_line, sparkline
+
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt")
-_BAR, _CURVE = 20, 60  # characters
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-_HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Answer:
         times = [f"{clock(m.start_s)} – {clock(m.end_s)}" for m in self.moments]
         width = max(map(len, times), default=0)
         lines += [
-            f"{rank:4}  {time:{width}}  {m.score:.2f}  {_bar(m.score)}".rstrip()
+            f"{rank:4}  {time:{width}}  {m.score:.2f}  {bar(m.score)}".rstrip()
             for rank, (time, m) in enumerate(zip(times, self.moments, strict=True), start=1)
         ]
         curve = sparkline(self.saliency.scores)
@@ -99,32 +95,6 @@ def told(answers: Sequence[Answer], form: str) -> str:
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     return {"csv": _csv, "srt": _srt, "vtt": _vtt}[form](answers)
-
-
-def clock(second: float) -> str:
-    """m:ss, or h:mm:ss from an hour on, rounded to the second."""
-    minutes, seconds = divmod(round(second), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def sparkline(scores: Sequence[float], width: int = _CURVE) -> str:
-    """The scores as blocks of eight heights, from their lowest to their highest; more than `width` are averaged."""
-    columns = min(width, len(scores))
-    edges = [round(i * len(scores) / columns) for i in range(columns + 1)]
-    means = [sum(scores[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
-    return "".join(_HEIGHTS[min(7, int(8 * (mean - low) / span))] for mean in means)
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters, which would move the cursor of a terminal or end a cue."""
-    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
-
-
-def _bar(score: float) -> str:
-    whole, part = divmod(round(score * _BAR * 8), 8)
-    return _EIGHTHS[8] * whole + _EIGHTHS[part].strip()
 
 
 def _csv(answers: Sequence[Answer]) -> str:
@@ -167,9 +137,3 @@ def _cues(answers: Iterable[Answer]) -> list[tuple[int, int, str]]:
 def _stamp(milliseconds: int, point: str) -> str:
     seconds, rest = divmod(milliseconds, 1000)
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{rest:03}"
-
-
-def tick_step(duration_s: float, most: int = 10) -> float:
-    """The finest step of a time axis with at most so many ticks, a round number of seconds."""
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
-    return next((step for step in steps if duration_s / step <= most), math.ceil(duration_s / most))

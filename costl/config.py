@@ -94,7 +94,7 @@ class Predict:
     nms_sigma: float = 0.5
     min_score: float = 0.0
     round_s: float = 0.0
-    window_clips: int = 256
+    window_clips: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from costl.export import draw_predictions, write_metrics, write_parquet, write_p
 from costl.metrics import compute_metrics, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.predict import CANDIDATES, to_predictions
-from costl.runs import newest_run, open_cache, read_run
+from costl.runs import LONGEST_WINDOW, newest_run, open_cache, read_run
 from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
@@ -65,7 +65,7 @@ def evaluate(
     place = pick_device(device)
     model = build_for(chosen.config, features).to(place)
     _load_best(model, chosen.folder)
-    predictions = predict_split(model, queries, features, config=chosen.config, device=place, progress=progress)
+    predictions = predict_split(model, queries, features, config=chosen.settled, device=place, progress=progress)
     metrics = compute_metrics(predictions, queries, official=official, clip_s=RATED_CLIP_S)
     folder = out or chosen.folder / f"eval-{split}"
     write_predictions(folder / "predictions.jsonl", predictions)
@@ -91,7 +91,7 @@ def predict_split(
     Saliency is one score for each two seconds of the annotated duration, whatever the feature grid. A video of more
     than `predict.window_clips` clips is walked in windows of so many: memory does not depend on its length.
     """
-    known, size = set(features.video_ids), config.predict.window_clips
+    known, size = set(features.video_ids), config.predict.window_clips or LONGEST_WINDOW
     asked = [query for query in queries if query.vid in known]
     whole = [query for query in asked if features.grid(query.vid).clips <= size]
     long = [query for query in asked if features.grid(query.vid).clips > size]
@@ -140,7 +140,7 @@ def _predictions(queries: Sequence[Query], said: Said, features: CacheReader, se
         nms_sigma=settings.nms_sigma,
         min_score=settings.min_score,
         # As many from each window: else one strong moment, found at many positions, would crowd out the rest of an hour.
-        candidates=CANDIDATES * len(windows(max(clips), settings.window_clips)),
+        candidates=CANDIDATES * len(windows(max(clips), settings.window_clips or LONGEST_WINDOW)),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from costl.answers import Answer, clock, one_line, tick_step
+from costl.text import clock, one_line, tick_step
 from pipeline.errors import VideoError
 
 if TYPE_CHECKING:
@@ -22,6 +23,41 @@ THUMBNAIL_PIXELS = 160  # of height, twice what is drawn
 WIDTH, LEFT, RIGHT, TOP = 10.0, 0.75, 0.6, 0.15
 LINE, FRAMES, ROW, CURVE, TICKS, GAP = 0.24, 0.62, 0.2, 0.6, 0.25, 0.2
 GUESS, QUIET, EDGE = "#e76f51", "#6b7280", "#d1d5db"
+
+
+class Span(Protocol):
+    """A stretch of a video and its score: `costl.answers.Moment`, for one."""
+
+    @property
+    def start_s(self) -> float: ...
+    @property
+    def end_s(self) -> float: ...
+    @property
+    def score(self) -> float: ...
+
+
+class Curve(Protocol):
+    """A score for each clip: `costl.answers.Saliency`."""
+
+    @property
+    def clip_s(self) -> float: ...
+    @property
+    def scores(self) -> Sequence[float]: ...
+
+
+class Answer(Protocol):
+    """What can be drawn: `costl.answers.Answer`, which draws itself in a notebook and so cannot be imported here."""
+
+    @property
+    def query(self) -> str: ...
+    @property
+    def video(self) -> Path: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def moments(self) -> Sequence[Span]: ...
+    @property
+    def saliency(self) -> Curve: ...
 
 
 def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes:
@@ -82,7 +118,7 @@ def _draw_panel(figure: Figure, top: float, answer: Answer, frames: Sequence[np.
         top += FRAMES
     shown = answer.moments[:MOMENTS_DRAWN]
     if shown:
-        _draw_moments(_axes(figure, top, ROW * len(shown), answer.duration_s), answer.top(MOMENTS_DRAWN))
+        _draw_moments(_axes(figure, top, ROW * len(shown), answer.duration_s), shown)
         top += ROW * len(shown)
     _draw_curve(_axes(figure, top, CURVE, answer.duration_s, ticks=True), answer)
 
@@ -115,10 +151,10 @@ def _draw_frames(axes: Axes, frames: Sequence[np.ndarray], duration_s: float) ->
     axes.set_yticks([])
 
 
-def _draw_moments(axes: Axes, answer: Answer) -> None:
-    axes.set_ylim(len(answer.moments) - 0.5, -0.5)
-    axes.set_yticks(range(len(answer.moments)), [f"moment {i + 1}" for i in range(len(answer.moments))])
-    for y, moment in enumerate(answer.moments):
+def _draw_moments(axes: Axes, moments: Sequence[Span]) -> None:
+    axes.set_ylim(len(moments) - 0.5, -0.5)
+    axes.set_yticks(range(len(moments)), [f"moment {i + 1}" for i in range(len(moments))])
+    for y, moment in enumerate(moments):
         span = (moment.start_s, moment.end_s - moment.start_s)
         axes.broken_barh([span], (y - 0.36, 0.72), color=GUESS, alpha=1.0 if y == 0 else 0.45, linewidth=0)
         axes.annotate(

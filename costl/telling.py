@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from costl.answers import Answer, clock, told
+from costl.answers import Answer, told
 from costl.ask import Asker
 from costl.files import publish
 from costl.picture import draw_answers
+from costl.text import clock
 from pipeline.cut import cut
 from pipeline.errors import VideoError
 from pipeline.progress import Progress, Tell

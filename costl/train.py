@@ -83,7 +83,7 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
-    config, rows = run.config, read_rows(run, up_to=state.epoch)
+    config, rows = run.settled, read_rows(run, up_to=state.epoch)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if "val" in splits else [NO_VALIDATION]
     known = set(features.video_ids)

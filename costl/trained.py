@@ -89,7 +89,7 @@ def _of_run(run: Run) -> Trained:
     if not grid:  # a run of an earlier version says so only through its cache
         features = open_cache(run)
         grid, source = features.patch_grid, features.source
-    return Trained(str(run.folder), run.config, weights, run.fingerprint, (grid[0], grid[1]), source)
+    return Trained(str(run.folder), run.settled, weights, run.fingerprint, (grid[0], grid[1]), source)
 
 
 def _of_export(folder: Path) -> Trained:

@@ -66,6 +66,7 @@ MODULES = {
     "costl.card": "",
     "costl.share": "safetensors huggingface_hub",
     "costl.answers": "",
+    "costl.text": "",
     "costl.queries": "",
     "costl.telling": "",
     "costl.picture": "numpy matplotlib",

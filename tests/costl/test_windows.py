@@ -17,6 +17,7 @@ from costl.config import load_config
 from costl.dataset import Batch
 from costl.evaluate import build_for, predict_split, read_queries
 from costl.predict import CANDIDATES, to_predictions
+from costl.runs import Run
 from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader, Joint, Words
 from pipeline.grid import Grid
@@ -177,6 +178,16 @@ def test_a_video_of_one_window_gets_exactly_the_answer_it_gets_without_windows(w
     assert walked != predict(12) and [p.qid for p in walked] == [q.qid for q in queries]
     assert all(0 <= a < b <= 24.0 for p in walked for a, b, _ in p.windows)
     assert {len(p.saliency) for p in walked} == {12}
+
+
+def test_windows_are_as_long_as_the_longest_video_of_training_unless_set(tmp_path):
+    def settled(longest: int, **predict) -> int | None:
+        return Run(
+            tmp_path, load_config({"predict": predict}), tmp_path, {}, {}, longest_clips=longest
+        ).settled.predict.window_clips
+
+    assert [settled(clips) for clips in (12, 33, 75, 512, 5000)] == [32, 36, 76, 512, 512]
+    assert settled(75, window_clips=64) == 64 and settled(0) is None
 
 
 def test_memory_does_not_grow_with_the_length_of_the_video():
