@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +48,28 @@ def load(
 
 @dataclass(frozen=True)
 class Look:
-    """Where step one looked in the clip at `at_s`: its share of every patch, [rows columns], sums to 1."""
+    """Where step one looked in the clip at `at_s`: its share of every patch, [rows columns], sums to 1.
+
+    `preprocess` says how CLIP was shown the frame.
+    """
 
     at_s: float
     share: np.ndarray
+    preprocess: Mapping[str, Any]
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a frame of this size that the patches cover, in its pixels: top, left, bottom, right.
+
+        Less than the frame where its ends were cut away, more where it was padded.
+        """
+        mode = self.preprocess.get("resize_mode", "shortest")
+        seen_height, seen_width = self.preprocess["size"]
+        if mode == "squash":
+            return 0.0, 0.0, float(height), float(width)
+        pick = max if mode == "longest" else min
+        scale = pick(height / seen_height, width / seen_width)
+        high, wide = seen_height * scale, seen_width * scale
+        return (height - high) / 2, (width - wide) / 2, (height + high) / 2, (width + wide) / 2
 
 
 class Asker:
@@ -62,6 +82,7 @@ class Asker:
         self._config = trained.config
         self._device = pick_device(device)
         self._model = trained.model().to(self._device)
+        self._preprocess = json.loads(trained.fingerprint.get("preprocess", "{}"))
         self._kept = Kept(
             cache_dir or user_folder(),
             fingerprint=trained.fingerprint,
@@ -112,7 +133,7 @@ class Asker:
                 [Query(0, query, name, 1 / features.fps)], WindowOf(features, range(clip, clip + 1)), patches=True
             )
             share = _step_one_share(self._model, batch.to(self._device).model_inputs())
-            found.append(Look(float(grid.centres_s()[clip]), share.reshape(shape)))
+            found.append(Look(float(grid.centres_s()[clip]), share.reshape(shape), self._preprocess))
         return found
 
 

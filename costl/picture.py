@@ -148,6 +148,7 @@ def _draw_frames(axes: Axes, frames: Sequence[np.ndarray], duration_s: float) ->
         axes.imshow(frame, extent=(i * each, (i + 1) * each, 0, 1), aspect="auto", interpolation="antialiased")
     axes.set_xlim(0, duration_s)
     axes.set_ylim(0, 1)
+    axes.grid(False)
     axes.set_yticks([])
 
 

@@ -69,6 +69,9 @@ MODULES = {
     "costl.text": "",
     "costl.queries": "",
     "costl.telling": "",
+    "costl.page": "numpy matplotlib",
+    "costl.desk": "numpy",
+    "costl.demo": "gradio fastapi starlette uvicorn",
     "costl.picture": "numpy matplotlib",
     "costl.ask": "torch numpy",
 }
@@ -79,6 +82,7 @@ EXTRA_DOORS = {
     "costl.ask": {"pipeline.extract", "pipeline.kept"},
     "costl.picture": {"pipeline.cut"},
     "costl.telling": {"pipeline.cut"},
+    "costl.desk": {"pipeline.cut", "pipeline.videos"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
 }
 
