@@ -11,7 +11,7 @@ from typing import Any
 
 from costl.ask import load
 from costl.desk import Desk
-from costl.page import SCRIPT, STYLE
+from costl.demo_page import SCRIPT, STYLE
 from pipeline.errors import UsageError
 
 HOST = "127.0.0.1"
@@ -64,7 +64,7 @@ def import_gradio() -> Any:
         import gradio
     except ImportError as error:
         raise UsageError(
-            "costl demo needs Gradio, which is not installed. Install it with pip install 'costl[demo]'"
+            "costl demo needs Gradio, which is not installed. Install it: pip install 'costl[demo]'."
         ) from error
     return gradio
 
@@ -137,26 +137,26 @@ def _page(gradio: Any, desk: Desk) -> Any:
 
 
 def _wire(gradio: Any, desk: Desk, **parts: Any) -> None:
-    Request = gradio.Request
-
-    def choose(name: str | None, request: Request) -> tuple[str, str, str]:
+    def choose(name: str | None, request: Any) -> tuple[str, str, str]:
         desk.changed(request.session_hash)
         return (*desk.take(name, None), "")
 
-    def take_upload(file: str | None, name: str | None, request: Request) -> tuple[str, str, str]:
+    def take_upload(file: str | None, name: str | None, request: Any) -> tuple[str, str, str]:
         desk.changed(request.session_hash)
         return (*desk.take(name, file), "")
 
-    def change(request: Request) -> str:
+    def change(request: Any) -> str:
         desk.changed(request.session_hash)
         return ""
 
-    def answer(key: str, query: str, request: Request) -> Any:
+    def answer(key: str, query: str, request: Any) -> Any:
         found = desk.answer(request.session_hash, key, query or "")
         return gradio.skip() if found is None else found
 
     for handler in (choose, take_upload, change, answer):
-        handler.__annotations__["request"] = Request  # Gradio looks for its own type, which this module has only now
+        handler.__annotations__["request"] = (
+            gradio.Request
+        )  # Gradio looks for its own type, which this module has only now
     shown = [parts["key"], parts["player"], parts["result"]]
     at_once = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     parts["choice"].change(choose, parts["choice"], shown, **at_once)

@@ -11,7 +11,7 @@ import numpy as np
 
 from costl.answers import Answer, Moment
 from costl.ask import Asker
-from costl.page import Shown, answer_html, heat_over, player_html, sentence_html
+from costl.demo_page import Shown, answer_html, heat_over, player_html, sentence_html
 from costl.queries import check_queries
 from pipeline.cut import frames_at, probe
 from pipeline.errors import CostlError, UsageError, VideoError

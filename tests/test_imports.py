@@ -69,7 +69,7 @@ MODULES = {
     "costl.text": "",
     "costl.queries": "",
     "costl.telling": "",
-    "costl.page": "numpy matplotlib",
+    "costl.demo_page": "numpy matplotlib",
     "costl.desk": "numpy",
     "costl.demo": "gradio fastapi starlette uvicorn",
     "costl.picture": "numpy matplotlib",

@@ -11,7 +11,7 @@ import pytest
 from costl.answers import Answer, Moment, Saliency
 from costl.ask import Look
 from costl.desk import Desk
-from costl.page import answer_html, heat_over
+from costl.demo_page import answer_html, heat_over
 from pipeline.errors import CacheError, UsageError
 
 

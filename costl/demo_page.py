@@ -68,7 +68,7 @@ def heat_over(frame: np.ndarray, share: np.ndarray, box: tuple[float, float, flo
     x = ((np.arange(frame.shape[1]) + 0.5 - left) / (right - left)) * columns - 0.5
     heat = _between(_between(share / max(float(share.max()), 1e-9), y).T, x).T[..., None]
     seen = ((y >= -0.5) & (y <= rows - 0.5))[:, None] & ((x >= -0.5) & (x <= columns - 0.5))[None]
-    weight = 0.8 * heat * seen[..., None]
+    weight = 0.85 * np.sqrt(heat) * seen[..., None]  # the root: a small share is a look, too
     dimmed = np.where(seen[..., None], 0.75, 0.35) * frame
     return np.round(dimmed * (1 - weight) + _HEAT * weight).astype(np.uint8)
 
@@ -143,7 +143,7 @@ footer {display: none !important}
 .moment .score i {display: block; height: 100%; background: #e76f51}
 .moment small {text-align: right}
 .look {margin: 0}
-.look img {max-width: 100%; max-height: 400px; border-radius: 8px; display: block}
+.look img {width: 100%; max-height: 400px; object-fit: contain; object-position: left; border-radius: 8px; display: block}
 .look figcaption, .note {color: #6b7280; font-size: 13px; margin: 4px 0}
 .problem {padding: 12px 14px; border-radius: 8px; background: #fef2f2; color: #991b1b; overflow-wrap: anywhere}
 @media (max-width: 640px) {.found {grid-template-columns: 1fr}}
