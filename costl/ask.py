@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from costl.annotations import Query
 from costl.answers import Answer, Moment, Saliency
 from costl.dataset import collate
 from costl.evaluate import pick_device, predict_split
-from costl.model.costl import CoSTL
+from costl.explain import looks
 from costl.queries import check_queries
 from costl.share import HUB, fetch
 from costl.trained import Trained, read_trained
@@ -132,8 +131,8 @@ class Asker:
             batch = collate(
                 [Query(0, query, name, 1 / features.fps)], WindowOf(features, range(clip, clip + 1)), patches=True
             )
-            share = _step_one_share(self._model, batch.to(self._device).model_inputs())
-            found.append(Look(float(grid.centres_s()[clip]), share.reshape(shape), self._preprocess))
+            (seen,) = looks(self._model, batch)
+            found.append(Look(float(grid.centres_s()[clip]), seen.share[0].reshape(shape), self._preprocess))
         return found
 
 
@@ -162,16 +161,3 @@ def _query(number: int, text: str, name: str, features: CacheReader) -> Query:
 def _notes(query: str, features: CacheReader) -> tuple[str, ...]:
     cut = features.words(query).truncated
     return ("the query is longer than CLIP reads, its end was not heard.",) if cut else ()
-
-
-def _step_one_share(model: CoSTL, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """Step one's share of every patch of the one frame, [p]."""
-    seen: list[torch.Tensor] = []
-    assert model.spatial.where is not None
-    hook = model.spatial.where.register_forward_hook(lambda module, given, found: seen.append(found.share))
-    try:
-        with torch.inference_mode():
-            model(**inputs)
-    finally:
-        hook.remove()
-    return seen[0][0, 0].float().cpu().numpy()

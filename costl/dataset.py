@@ -40,7 +40,8 @@ class Batch:
     """Padded tensors; `video[b]` is the video that sentence b asks about, every mask is True where something is real.
 
     Rows with `right` False pair a sentence with another video, to learn what is not there; they come last and carry no
-    target. `moments` [start, end) in clips; `ratings` in [0, 1]; `relevant` the clips inside a moment.
+    target. `texts[b]` names the words of sentence b, empty where the cache does not. `moments` [start, end) in clips;
+    `ratings` in [0, 1]; `relevant` the clips inside a moment.
     """
 
     queries: tuple[Query, ...]
@@ -51,6 +52,7 @@ class Batch:
     words: Float[Tensor, "b l w"]
     word_mask: Bool[Tensor, "b l"]
     sentence: Float[Tensor, "b e"]
+    texts: tuple[tuple[str, ...], ...]
     right: Bool[Tensor, "b"]
     moments: Float[Tensor, "b m 2"]
     moment_mask: Bool[Tensor, "b m"]
@@ -125,6 +127,7 @@ def collate(
         words=_padded([w.tokens for w in asked]),
         word_mask=_padded([np.ones(len(w.tokens), np.float32) for w in asked]).bool(),
         sentence=torch.from_numpy(np.stack([w.sentence for w in asked])),
+        texts=tuple(w.texts for w in asked),
         right=torch.tensor([True] * len(queries) + [False] * len(wrong)),
         moments=_padded(moments),
         moment_mask=_padded([np.ones(len(m), np.float32) for m in moments]).bool(),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from costl.ask import load
-from costl.desk import Desk
 from costl.demo_page import SCRIPT, STYLE
+from costl.desk import Desk
 from pipeline.errors import UsageError
 
 HOST = "127.0.0.1"

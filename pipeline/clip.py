@@ -137,7 +137,12 @@ class Clip:
             if end < 2:
                 raise UsageError(f"query {text!r}: no word in it. Give it a sentence or remove it.")
         return [
-            Words(tokens[i, 1:end].copy(), sentences[i].copy(), truncated=len(self._tokenizer.encode(text)) > longest)
+            Words(
+                tokens[i, 1:end].copy(),
+                sentences[i].copy(),
+                truncated=len(self._tokenizer.encode(text)) > longest,
+                texts=tuple(self._tokenizer.decode([token]) for token in ids[i, 1:end].tolist()),
+            )
             for i, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
 

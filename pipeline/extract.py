@@ -140,8 +140,8 @@ def extract_into(
 
 
 def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that the cache at `out` has already, of the same fingerprint, are taken over."""
-    known = read_words(out) if out.exists() else {}
+    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
+    known = {query: words for query, words in read_words(out).items() if words.texts} if out.exists() else {}
     new = [query for query in queries if query not in known]
     for start in range(0, len(new), _QUERIES_AT_ONCE):
         some = new[start : start + _QUERIES_AT_ONCE]

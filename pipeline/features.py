@@ -23,16 +23,20 @@ class Words:
 
     A token is the word's own embedding, then what the last text block makes of it, before the final norm.
     They run from the first word to the last, without start, end and padding. `truncated` says that the sentence
-    was longer than the tower's context and lost its end. Raises CostlError for other shapes or non-finite values.
+    was longer than the tower's context and lost its end. `texts` names each token, a space at the end of a word that is
+    whole; empty where the cache was made before they were kept. Raises CostlError for other shapes or non-finite values.
     """
 
     tokens: np.ndarray
     sentence: np.ndarray
     truncated: bool = False
+    texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check("words", self.tokens, dtype=np.float16, ndim=2)
         _check("sentence", self.sentence, dtype=np.float32, ndim=1)
+        if self.texts and len(self.texts) != len(self.tokens):
+            raise CostlError(f"words: {len(self.texts)} texts for {len(self.tokens)} tokens, expected one each.")
 
 
 @dataclass(frozen=True)

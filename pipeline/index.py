@@ -138,13 +138,18 @@ def read_words(path: Path) -> dict[str, Words]:
         ends = hdf5.get_array(file, "words/ends", "<i8", ndim=1)
         sentences = hdf5.get_array(file, "words/sentences", "<f4", ndim=2)
         truncated = hdf5.get_array(file, "words/truncated", "|u1", ndim=1)
+        texts = _json(file, "words/texts", list) if "texts" in hdf5.names_in(file, "words") else [()] * len(queries)
         starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-        lengths = {len(queries), len(ends), len(sentences), len(truncated)}
+        lengths = {len(queries), len(ends), len(sentences), len(truncated), len(texts)}
         if len(lengths) > 1 or (ends < starts).any() or (len(ends) and ends[-1] != len(tokens)):
             raise CacheError(f"{path}: words that do not fit their queries. Delete it and run costl extract again.")
         return {
-            str(query): _made(Words, tokens=tokens[start:end], sentence=sentence, truncated=bool(cut))
-            for query, start, end, sentence, cut in zip(queries, starts, ends, sentences, truncated, strict=True)
+            str(query): _made(
+                Words, tokens=tokens[start:end], sentence=sentence, truncated=bool(cut), texts=tuple(map(str, named))
+            )
+            for query, start, end, sentence, cut, named in zip(
+                queries, starts, ends, sentences, truncated, texts, strict=True
+            )
         }
 
 
@@ -175,6 +180,7 @@ def _write_words(group: Any, words: Mapping[str, Words]) -> None:
     group["tokens"] = np.concatenate([one.tokens for one in every] or [np.zeros((0, 0), np.float16)])
     group["ends"] = np.cumsum([len(one.tokens) for one in every], dtype=np.int64)
     group["sentences"] = np.stack([one.sentence for one in every] or [np.zeros(0, np.float32)])[: len(every)]
+    hdf5.put_text(group, "texts", json.dumps([one.texts for one in every], ensure_ascii=False))
     group["truncated"] = np.array([one.truncated for one in every], np.uint8)
 
 

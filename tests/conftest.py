@@ -12,8 +12,16 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: the shapes in these modules' signatures are then checked while the tests run.
-SHAPED = ("costl.model", "costl.dataset", "costl.losses", "costl.objective", "costl.predict", "costl.spans")
-SHAPED += ("costl.windows",)
+SHAPED = (
+    "costl.model",
+    "costl.dataset",
+    "costl.losses",
+    "costl.objective",
+    "costl.predict",
+    "costl.spans",
+    "costl.explain",
+    "costl.windows",
+)
 SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
 

@@ -60,6 +60,7 @@ MODULES = {
     "costl.state": "torch",
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
+    "costl.explain": "torch numpy jaxtyping",
     "costl.references": "numpy",
     "costl.quickstart": "",
     "costl.trained": "torch safetensors",
@@ -73,7 +74,7 @@ MODULES = {
     "costl.desk": "numpy",
     "costl.demo": "gradio fastapi starlette uvicorn",
     "costl.picture": "numpy matplotlib",
-    "costl.ask": "torch numpy",
+    "costl.ask": "numpy",
 }
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.

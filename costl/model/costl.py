@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from costl.config import Config
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.spatial import Asks, SpatialEncoder
+from costl.model.spatial import Asks, Seen, SpatialEncoder
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
 
 
@@ -119,6 +119,20 @@ class CoSTL(nn.Module):
             saliency=self.saliency(levels[0], mask, query),
             match=match,
         )
+
+    def look(
+        self,
+        *,
+        tokens: Float[Tensor, "v t n c"],
+        frame_mask: Bool[Tensor, "v t"],
+        video: Int[Tensor, "b"],
+        words: Float[Tensor, "b l w"],
+        word_mask: Bool[Tensor, "b l"],
+        sentence: Float[Tensor, "b e"],
+    ) -> Seen:
+        """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
+        _, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
+        return self.spatial.look(tokens, video, self.sentence(sentence), self.words(words), word_mask, like_patch)
 
     @torch.no_grad()
     def _clip_similarity(

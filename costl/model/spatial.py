@@ -68,6 +68,29 @@ class Where:
     match: Float[Tensor, "b v t"]
 
 
+@dataclass(frozen=True)
+class What:
+    """What step two found: the `evidence` of every frame and each head's `attention` over the short list (what is missing
+    to 1 found nothing), which is what every word attends to (`by_word`, its last column the null patch) in the mix of how
+    much each word is `heard`."""
+
+    evidence: Float[Tensor, "b t d"]
+    attention: Float[Tensor, "b h t k"]
+    by_word: Float[Tensor, "b h t l n"]
+    heard: Float[Tensor, "b h t l"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder made of a batch: `frames` as their sentence sees them, how well every frame of the batch matches
+    every sentence (`match`), and what each step found, None for a step that this encoder does not have."""
+
+    frames: Float[Tensor, "b t d"]
+    match: Float[Tensor, "b v t"]
+    where: Where | None = None
+    what: What | None = None
+
+
 class WhereStep(nn.Module):
     """Step one, coarse: the sentence scores every patch and keeps the `top_k` best.
 
@@ -135,8 +158,8 @@ class WhatStep(nn.Module):
         summary: Float[Tensor, "b t d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t k"]]:
-        """-> the evidence of every frame, and each head's attention over the short list (what is missing to 1 found nothing)."""
+    ) -> What:
+        """Evidence, and the attention that brought it; see `What`."""
         asked = (
             self._heads(self.query(words))[:, :, None] + self._heads(self.shift(summary))[:, :, :, None]
         )  # b h t l e
@@ -144,12 +167,13 @@ class WhatStep(nn.Module):
         scale = 1 / math.sqrt(keys.shape[-1])
         score = torch.einsum("bhtle,bhtke->bhtlk", asked, keys) * scale + log_share[:, None, :, None]
         null = torch.einsum("bhtle,he->bhtl", asked, self.null_key)[..., None] * scale - math.log(8)
-        attention = torch.cat([score, null], -1).softmax(-1)[..., :-1]
+        by_word = torch.cat([score, null], -1).softmax(-1)
         matched = torch.logsumexp(score, -1) - null[..., 0]  # log-odds that the word found something
         part = self.role(words).permute(0, 2, 1)[:, :, None] + self.match_weight[:, None, None] * matched
-        pooled = part.masked_fill(~word_mask[:, None, None], -torch.inf).softmax(-1)
-        attention = torch.einsum("bhtl,bhtlk->bhtk", pooled, attention)
-        return self.out(torch.einsum("bhtk,bhtke->bthe", attention, values).flatten(2)), attention
+        heard = part.masked_fill(~word_mask[:, None, None], -torch.inf).softmax(-1)
+        attention = torch.einsum("bhtl,bhtlk->bhtk", heard, by_word[..., :-1])
+        evidence = self.out(torch.einsum("bhtk,bhtke->bthe", attention, values).flatten(2))
+        return What(evidence=evidence, attention=attention, by_word=by_word, heard=heard)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[b ... d] -> [b h ... e]."""
@@ -194,16 +218,29 @@ class SpatialEncoder(nn.Module):
         prior: Float[Tensor, "b t p"] | None,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b v t"]]:
         """-> frames as their sentence sees them [b t d], and how well every frame of the batch matches every sentence."""
+        seen = self.look(tokens, video, sentence, words, word_mask, prior)
+        return seen.frames, seen.match
+
+    def look(
+        self,
+        tokens: Float[Tensor, "v t n c"],
+        video: Int[Tensor, "b"],
+        sentence: Float[Tensor, "b d"],
+        words: Float[Tensor, "b l d"],
+        word_mask: Bool[Tensor, "b l"],
+        prior: Float[Tensor, "b t p"] | None,
+    ) -> Seen:
+        """The forward itself, with all that its steps found on the way."""
         plain, patches = self.tokens(tokens)
         if self.where is None or self.where_gate is None:
-            return plain[video], torch.einsum("vtd,bd->bvt", plain, sentence) / math.sqrt(plain.shape[-1])
-        found = self.where(patches, sentence, Asks.of(video), prior)
-        frames = plain[video] + self.where_gate(found.summary, found.share @ self.places)
+            return Seen(plain[video], torch.einsum("vtd,bd->bvt", plain, sentence) / math.sqrt(plain.shape[-1]))
+        where, what = self.where(patches, sentence, Asks.of(video), prior), None
+        frames = plain[video] + self.where_gate(where.summary, where.share @ self.places)
         if self.what is not None and self.what_gate is not None:
-            evidence, attention = self.what(found.short_list, found.log_share, found.summary, words, word_mask)
-            spots = torch.einsum("bhtk,btkw->bthw", attention, self.places[found.chosen]).flatten(2)
-            frames = frames + self.what_gate(evidence, spots)
-        return frames, found.match
+            what = self.what(where.short_list, where.log_share, where.summary, words, word_mask)
+            spots = torch.einsum("bhtk,btkw->bthw", what.attention, self.places[where.chosen]).flatten(2)
+            frames = frames + self.what_gate(what.evidence, spots)
+        return Seen(frames, where.match, where, what)
 
 
 class _Gate(nn.Module):

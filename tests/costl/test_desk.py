@@ -10,8 +10,8 @@ import pytest
 
 from costl.answers import Answer, Moment, Saliency
 from costl.ask import Look
-from costl.desk import Desk
 from costl.demo_page import answer_html, heat_over
+from costl.desk import Desk
 from pipeline.errors import CacheError, UsageError
 
 

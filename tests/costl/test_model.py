@@ -131,7 +131,7 @@ def test_step_two_is_a_loop_over_heads_frames_and_words():
     summary, words = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
     real = [4, 2]
     word_mask = torch.arange(4) < torch.tensor(real)[:, None]
-    evidence, attention = step(short_list, log_share, summary, words, word_mask)
+    found = step(short_list, log_share, summary, words, word_mask)
     for b in range(2):
         for t in range(3):
             brought = []
@@ -142,12 +142,15 @@ def test_step_two_is_a_loop_over_heads_frames_and_words():
                     asked = (step.query(word) + step.shift(summary[b, t]))[part]
                     score = keys @ asked / 2 + log_share[b, t]
                     null = step.null_key[h] @ asked / 2 - np.log(8)
-                    over_words.append(torch.cat([score, null[None]]).softmax(0)[:-1])
+                    over_words.append(torch.cat([score, null[None]]).softmax(0))
+                    assert close(found.by_word[b, h, t, len(over_words) - 1], over_words[-1])
                     weights.append(step.role(word)[h] + step.match_weight[h] * (score.exp().sum().log() - null))
-                expected = torch.stack(weights).softmax(0) @ torch.stack(over_words)
-                assert close(attention[b, h, t], expected)
+                heard = torch.stack(weights).softmax(0)
+                assert close(found.heard[b, h, t], nn.functional.pad(heard, (0, 4 - real[b])))
+                expected = heard @ torch.stack(over_words)[:, :-1]
+                assert close(found.attention[b, h, t], expected)
                 brought.append(expected @ values)
-            assert close(evidence[b, t], step.out(torch.cat(brought)))
+            assert close(found.evidence[b, t], step.out(torch.cat(brought)))
 
 
 def test_attention_is_softmax_of_scaled_products_over_what_is_real():
@@ -248,7 +251,9 @@ def test_the_cost_of_step_two_does_not_depend_on_the_number_of_patches():
     for side in (7, 16):
         model = SpatialEncoder(clip_width=C, width=D, patch_grid=(side, side), heads=2, steps=2, top_k=16, dropout=0.0)
         assert model.what is not None
-        model.what.register_forward_hook(lambda _, given, found: shapes.append([x.shape for x in (*given, *found)]))
+        model.what.register_forward_hook(
+            lambda _, given, found: shapes.append([x.shape for x in (*given, *vars(found).values())])
+        )
         inputs = random_inputs([9, 4], [(0, 3), (1, 5)], patches=side * side)
         words, sentence = torch.randn(2, 5, D), torch.randn(2, D)
         with FlopCounterMode(display=False) as counter:

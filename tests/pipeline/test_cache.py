@@ -54,6 +54,7 @@ def words() -> dict[str, Words]:
             tokens=rng.normal(size=(count, TEXT)).astype(np.float16),
             sentence=rng.normal(size=EMBEDDING).astype(np.float32),
             truncated=count > 3,
+            texts=tuple(f"{word} " for word in query.split()),
         )
         for query, count in (("a dog", 2), ("ein Hund läuft weg", 4), ("日本", 1))
     }
@@ -128,6 +129,13 @@ def test_the_words_of_every_query_are_read_back(cache):
         np.testing.assert_array_equal(found.tokens, stored.tokens)
         np.testing.assert_array_equal(found.sentence, stored.sentence)
         assert found.truncated == stored.truncated
+        assert found.texts == stored.texts
+
+
+def test_a_cache_from_before_words_had_names_is_read_without_them(cache):
+    with h5py.File(cache, "r+") as file:
+        del file["words/texts"]
+    assert CacheReader(cache).words("a dog").texts == ()
 
 
 def test_a_cache_without_queries_is_a_cache(tmp_path):

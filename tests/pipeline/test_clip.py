@@ -431,3 +431,10 @@ def test_a_device_that_is_not_there_is_refused(folder, device):
 def test_an_unknown_precision_is_refused(folder):
     with pytest.raises(UsageError, match="precision 'fp8'"):
         load_clip(weights=str(folder), precision="fp8")
+
+
+def test_every_word_token_has_its_text(clip):
+    (words,) = clip.encode_text(["A Skateboarder's naïve dog, 犬"])
+    assert len(words.texts) == len(words.tokens)
+    assert words.texts[:4] == ("a ", "skate", "boarder ", "'s ")
+    assert all(words.texts)
