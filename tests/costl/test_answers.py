@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costl.answers import Answer, Moment, Saliency, told
@@ -48,6 +48,7 @@ def test_subtitles_are_read_back_by_ffmpeg_sorted_by_time(form, tmp_path):
     assert found[0][2] == "a cat (0.25)" and "\n" not in found[2][2].strip()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(texts, st.lists(times, max_size=4)), max_size=4))
 def test_subtitles_have_one_block_a_cue_whatever_the_query(rows):
     answers = [Answer(query, Path("v"), 9.0, tuple(moments), Saliency(2.0, (1.0,))) for query, moments in rows]
@@ -93,6 +94,7 @@ def test_times_and_bars():
     assert tick_step(60) == 10 and tick_step(7000) == 900 and tick_step(1e6) == 100_000
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=500))
 def test_a_sparkline_rises_where_the_scores_do(scores):
     line = sparkline(scores)
