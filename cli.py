@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from costl.answers import FORMATS
 from pipeline.errors import CostlError
 from pipeline.progress import Progress, Tell
 
@@ -51,6 +52,24 @@ benchmark = click.option(
     "files youtube-highlights if the truth has rated_windows, tvsum if domains and no windows, else qvhighlights]",
 )
 official = click.option("--official", is_flag=True, help="The benchmark's published evaluator, to the last digit.")
+
+
+TRAINED = (
+    click.option("--run", type=FOLDER, help="Folder of a run.  [default: the newest in runs/]"),
+    click.option("--model", help="Folder that costl export wrote, or hf://user/name, in place of a run."),
+    click.option("--weights", help="Where the model's CLIP is now, if not where it was."),
+    click.option(
+        "--cache-dir", type=FOLDER, help="Where features of asked videos are kept.  [default: the user's cache]"
+    ),
+    device,
+)
+
+
+def trained(command: Any) -> Any:
+    """Gives a command the choice of a trained model."""
+    for option in reversed(TRAINED):
+        command = option(command)
+    return command
 
 
 WORLD = (
@@ -347,6 +366,72 @@ def report(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("words", nargs=-1, metavar="VIDEO... QUERY...")
+@click.option("--video", "videos", multiple=True, type=ANY_PATH, help="A video, whatever its name. Repeatable.")
+@click.option("--query", "queries", multiple=True, help="A query, even one that is called like a file. Repeatable.")
+@trained
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Moments to show of each answer.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="srt, vtt: subtitles."
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--out", type=ANY_PATH, help="Write there instead of to standard output.")
+@click.option("--cut", "clips", type=FOLDER, help="Write the moments shown as video clips into this folder.")
+@click.option("--picture", type=ANY_PATH, help="Draw the answers into this PNG: frames, moments, saliency.")
+def predict(words: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str, ...], **options: Any) -> None:
+    """Asks videos where something is to be seen, and how well every clip shows it: no annotation, any length.
+
+    \b
+    Examples:
+        costl predict holiday.mp4 "a dog catches a ball"
+        costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out found.jsonl
+        costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut clips/ --picture found.png
+    An argument that is an existing file is a video, anything else a query. Features are kept by content (--cache-dir), so
+    that a second question about the same video is answered at once. Exit code 1: some videos could not be used.
+    """
+    found, asked = _videos_and_queries(words)
+    raise SystemExit(_predict([*videos, *found], [*queries, *asked], **options))
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.argument("folder", type=FOLDER)
+@click.option("--without-clip", is_flag=True, help="Leave out CLIP weights of one's own, which are copied otherwise.")
+def export(run: Path, folder: Path, without_clip: bool) -> None:
+    """Writes a trained model for others: weights, settings and a card, in the layout of the Hugging Face Hub.
+
+    \b
+    Example:
+        costl export runs/feats-20260131-120000 my-model/
+        costl predict holiday.mp4 "a dog catches a ball" --model my-model/
+    """
+    from costl.share import export
+
+    notes = export(run, folder, with_clip=not without_clip)
+    say(*notes)
+    click.echo(folder)
+
+
+@main.command()
+@click.option("--videos", type=FOLDER, help="A folder of videos to choose from.")
+@trained
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any that is free.")
+@click.option("--max-mb", type=click.IntRange(min=1), default=2048, show_default=True, help="Largest upload.")
+@click.option("--max-minutes", type=click.IntRange(min=1), default=180, show_default=True, help="Longest video.")
+def demo(run: Path | None, model: str | None, **options: Any) -> None:
+    """Asks videos in the browser, on this machine only: moments to jump to, the curve, where the model looked.
+
+    \b
+    Example:
+        costl demo --videos dir/
+    Serves 127.0.0.1 and nobody else, until Ctrl-C; nothing is sent anywhere. Needs the extra: pip install 'costl[demo]'
+    """
+    from costl.demo import demo
+
+    demo(_one_model(run, model), **options, ready=click.echo)
+
+
+@main.command()
 @click.argument("folder", type=FOLDER)
 @world_options
 def sample(folder: Path, **options: Any) -> None:
@@ -495,7 +580,7 @@ class Bars:
             self.__exit__()
             if not sys.stderr.isatty():
                 say(f"{progress.stage} ...")
-            self._bar = tqdm(total=progress.total, desc=progress.stage, disable=None, dynamic_ncols=True)
+            self._bar = tqdm(total=progress.total or None, desc=progress.stage, disable=None, dynamic_ncols=True)
             self._bar.desc = f"{progress.stage}: "
         self._bar.set_postfix_str(progress.detail, refresh=False)
         self._bar.update(progress.done - self._bar.n)
@@ -618,6 +703,66 @@ def _refuse_beside(what: str, given: Mapping[str, Any], why: str, *, but: set[st
     wrong = [f"--{name}" for name in given if name not in but]
     if wrong:
         raise click.UsageError(f"{what} cannot be combined with {', '.join(wrong)}: {why}.")
+
+
+def _videos_and_queries(words: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """What each argument is; one that looks like a video but is no file would be a strange query."""
+    from pipeline.videos import SUFFIXES
+
+    videos: list[Path] = []
+    queries: list[str] = []
+    for word in words:
+        path = Path(word)
+        if word and path.is_file():
+            videos.append(path)
+        elif path.suffix.lower() in SUFFIXES:
+            raise click.UsageError(f"{word}: no such file. Check the name, or give it with --query if it is a query.")
+        elif word.endswith(("/", "\\")) and path.is_dir():
+            raise click.UsageError(f"{word}: a folder. Name the videos in it, such as {word}*.mp4")
+        else:
+            queries.append(word)
+    return videos, queries
+
+
+def _predict(
+    videos: list[Path],
+    queries: list[str],
+    *,
+    run: Path | None,
+    model: str | None,
+    weights: str | None,
+    cache_dir: Path | None,
+    device: str,
+    top: int,
+    form: str,
+    as_json: bool,
+    **places: Path | None,
+) -> int:
+    if not videos:
+        raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
+    form = "json" if as_json else form
+    from costl.queries import check_form, check_queries  # before torch is loaded
+
+    check_queries(queries)
+    check_form(form, videos)
+    from costl.ask import load
+    from costl.telling import ask_all, write_told
+
+    asker = load(_one_model(run, model), weights=weights, cache_dir=cache_dir, device=device)
+    with Bars() as show:
+        told = ask_all(asker, videos, queries, top=top, progress=show)
+    with Bars() as show:
+        made = write_told(
+            told.answers, form=form, write=lambda text: click.echo(text, nl=False), progress=show, **places
+        )
+    say(*(f"failed: {reason}" for reason in told.failed), *(f"Written: {path}" for path in made))
+    return 1 if told.failed else 0
+
+
+def _one_model(run: Path | None, model: str | None) -> Path | str | None:
+    if run is not None and model is not None:
+        raise click.UsageError("--run and --model both name what to ask: give one of them.")
+    return model if run is None else run
 
 
 def _world(*, counts: Iterable[str], **options: Any) -> Any:

@@ -94,6 +94,7 @@ class Predict:
     nms_sigma: float = 0.5
     min_score: float = 0.0
     round_s: float = 0.0
+    window_clips: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ _LIMITS: dict[str, dict[str, Limit]] = {
         "nms_sigma": _ABOVE_ZERO,
         "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
         "round_s": _NOT_NEGATIVE,
+        "window_clips": (lambda clips: clips >= 8 and clips % 4 == 0, "a multiple of 4, at least 8"),
     },
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from torch import Tensor
 
 from costl.annotations import Prediction, Query, parse_jsonl
 from costl.checkpoint import load_checkpoint
-from costl.config import Config
-from costl.dataset import RATED_CLIP_S, ahead, evaluation_batches
+from costl.config import Config, Predict
+from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
 from costl.metrics import benchmark_rules, interval_iou
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.pictures import draw_predictions
-from costl.predict import to_predictions
+from costl.predict import CANDIDATES, to_predictions
 from costl.rounding import rounded
-from costl.runs import Run, newest_run, open_cache, read_run
+from costl.runs import LONGEST_WINDOW, Run, newest_run, open_cache, read_run
 from costl.scoring import score
 from costl.shots import best_moments
+from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
@@ -109,7 +111,7 @@ class Ready:
     def predict(self, queries: Sequence[Query], progress: Tell | None = None) -> list[Prediction]:
         """What `predict_split` gives for these queries."""
         return predict_split(
-            self.model, queries, self.features, config=self.run.config, device=self.device, progress=progress
+            self.model, queries, self.features, config=self.run.settled, device=self.device, progress=progress
         )
 
 
@@ -143,31 +145,60 @@ def predict_split(
 ) -> list[Prediction]:
     """Predictions in the order of `queries`, without those whose video has no features.
 
-    Saliency is one score for each two seconds of the annotated duration, whatever the feature grid.
+    Saliency is one score for each two seconds of the annotated duration, whatever the feature grid. A video of more
+    than `predict.window_clips` clips is walked in windows of so many: memory does not depend on its length.
     """
-    known = set(features.video_ids)
+    known, size = set(features.video_ids), config.predict.window_clips or LONGEST_WINDOW
     asked = [query for query in queries if query.vid in known]
+    whole = [query for query in asked if features.grid(query.vid).clips <= size]
+    long = [query for query in asked if features.grid(query.vid).clips > size]
+    tell, patches = progress or (lambda _: None), config.spatial.steps > 0
+    ask = partial(_ask, model, device=device, sharpened=config.loss.quality > 0)
     found: dict[int | str, Prediction] = {}
+
+    def note(some: Sequence[Query], said: Said) -> None:
+        predictions = _predictions(some, said, features, config.predict)
+        found.update({p.qid: _rated(p, q, features) for p, q in zip(predictions, some, strict=True)})
+        tell(Progress("predict", len(found), len(asked)))
+
+    def walked(done: int, total: int) -> None:
+        tell(Progress("predict", len(found), len(asked), f"window {done} of {total}"))
+
     with _at_rest(model):
-        for batch in ahead(evaluation_batches(asked, features, batch_size=BATCH, patches=config.spatial.steps > 0)):
-            outputs = model(**batch.to(device).model_inputs())
-            scores = ranking(outputs, sharpened=config.loss.quality > 0)
-            predictions = to_predictions(
-                batch.queries,
-                scores=scores.cpu(),
-                spans=outputs.spans.float().cpu(),
-                positions=outputs.positions.cpu(),
-                saliency=outputs.saliency.float().cpu(),
-                clips=batch.clips,
-                clip_s=1 / features.fps,
-                moments=config.predict.moments,
-                nms_sigma=config.predict.nms_sigma,
-                min_score=config.predict.min_score,
-            )
-            found |= {p.qid: _rated(p, q, features) for p, q in zip(predictions, batch.queries, strict=True)}
-            if progress:
-                progress(Progress("predict", len(found), len(asked)))
+        for batch in ahead(evaluation_batches(whole, features, batch_size=BATCH, patches=patches)):
+            note(batch.queries, ask(batch))
+        for some in by_video(long):
+            note(some, walk(some, features, ask=ask, size=size, patches=patches, tell=walked))
     return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
+
+
+def _ask(model: CoSTL, batch: Batch, *, device: torch.device, sharpened: bool) -> Said:
+    outputs = model(**batch.to(device).model_inputs())
+    return Said(
+        scores=ranking(outputs, sharpened=sharpened).cpu(),
+        spans=outputs.spans.float().cpu(),
+        positions=outputs.positions.cpu(),
+        centres=outputs.centres.cpu(),
+        saliency=outputs.saliency.float().cpu(),
+    )
+
+
+def _predictions(queries: Sequence[Query], said: Said, features: CacheReader, settings: Predict) -> list[Prediction]:
+    clips = [features.grid(query.vid).clips for query in queries]
+    return to_predictions(
+        queries,
+        scores=said.scores,
+        spans=said.spans,
+        positions=said.positions,
+        saliency=said.saliency,
+        clips=clips,
+        clip_s=1 / features.fps,
+        moments=settings.moments,
+        nms_sigma=settings.nms_sigma,
+        min_score=settings.min_score,
+        # As many from each window: else one strong moment, found at many positions, would crowd out the rest of an hour.
+        candidates=CANDIDATES * len(windows(max(clips), settings.window_clips or LONGEST_WINDOW)),
+    )
 
 
 def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:
@@ -183,9 +214,9 @@ def rated_saliency(saliency: Sequence[float], query: Query, *, fps: float) -> tu
     Each is the mean over the clips whose centre falls into it, or the nearest clip where there is none.
     """
     values, centres = np.asarray(saliency, dtype=np.float64), (np.arange(len(saliency)) + 0.5) / fps
-    windows = np.array(query.rated_s or _two_seconds_each(query.duration_s))
-    bounds = np.searchsorted(centres, windows)
-    nearest = np.abs(centres - windows.mean(axis=1, keepdims=True)).argmin(1)
+    rated = np.array(query.rated_s or _two_seconds_each(query.duration_s))
+    bounds = np.searchsorted(centres, rated)
+    nearest = np.clip(np.ceil(rated.mean(axis=1) * fps - 1), 0, len(values) - 1).astype(int)
     return tuple(
         float(values[a:b].mean() if b > a else values[near]) for (a, b), near in zip(bounds, nearest, strict=True)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from costl.annotations import Prediction, Query
 from costl.spans import soft_nms
 
-CANDIDATES = 60  # positions that compete in soft-NMS
+CANDIDATES = 60  # positions that compete in soft-NMS, of a video that is seen at once
 SHORTEST = 0.25  # of a clip
 
 
@@ -27,15 +27,16 @@ def to_predictions(
     moments: int,
     nms_sigma: float,
     min_score: float,
+    candidates: int = CANDIDATES,
 ) -> list[Prediction]:
     """One prediction a query: at most `moments` windows (start_s, end_s, score), best first, and `clips[b]` saliencies.
 
-    `scores` in [0, 1]; `spans` in clips of `clip_s` seconds. Windows lie inside [0, duration] and start before they end;
-    the best is kept even below `min_score`, so that every query has an answer.
+    `scores` in [0, 1]; `spans` in clips of `clip_s` seconds; the `candidates` best compete. Windows lie inside
+    [0, duration] and start before they end; the best is kept even below `min_score`, so that every query has an answer.
     """
     predictions = []
     for i, query in enumerate(queries):
-        best = scores[i].masked_fill(~positions[i], -1).topk(min(CANDIDATES, int(positions[i].sum()))).indices
+        best = scores[i].masked_fill(~positions[i], -1).topk(min(candidates, int(positions[i].sum()))).indices
         inside = _inside(spans[i, best].double() * clip_s, query.duration_s, SHORTEST * clip_s)
         kept = soft_nms(inside, scores[i, best].double(), sigma=nms_sigma, keep=moments)
         kept = kept[(kept[:, 2] >= min_score) | (torch.arange(len(kept)) == 0)]

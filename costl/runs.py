@@ -2,7 +2,7 @@
 
 runs/<name>/
     config.yaml         every setting, resolved
-    run.json            the cache, its fingerprint, a digest of each split's annotations, the versions in use
+    run.json            the cache, its fingerprint, patch grid and CLIP, a digest of each split's annotations, the versions
     metrics.jsonl       one row an epoch
     best.safetensors    the weights to evaluate
     last.safetensors    all that resuming needs
@@ -17,12 +17,13 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from costl.annotations import parse_jsonl
 from costl.config import Config, load_config
 from costl.files import publish
 from pipeline.cache import CacheReader
@@ -30,18 +31,39 @@ from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.fingerprint import explain_difference
 
 RUNS = Path("runs")
+LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
+_SHORTEST_WINDOW = 32
 LIBRARIES = ("costl", "torch", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run on disk: its folder, its settings, and the cache it was trained from."""
+    """One training run on disk: its folder, its settings, and the cache it was trained from.
+
+    `patch_grid` and `source` (model and weights of its CLIP) are what asking a new video takes besides, `longest_clips`
+    the length of the longest video of training; empty in a run of an earlier version.
+    """
 
     folder: Path
     config: Config
     cache: Path
     fingerprint: Mapping[str, Any]
     annotations: Mapping[str, str]
+    patch_grid: tuple[int, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
+    longest_clips: int = 0
+
+    @property
+    def settled(self) -> Config:
+        """The settings with `predict.window_clips` as long as the longest video of training, where it was left open.
+
+        On a film made of the sample world's test videos (683 clips, trained on 24 to 32) windows of 32 clips found 66 %
+        of the moments among ten, of 64 clips 55 %: a model is best at lengths it knows.
+        """
+        if self.config.predict.window_clips is not None or not self.longest_clips:
+            return self.config
+        clips = min(LONGEST_WINDOW, max(_SHORTEST_WINDOW, -(-self.longest_clips // 4) * 4))
+        return replace(self.config, predict=replace(self.config.predict, window_clips=clips))
 
     @property
     def finished(self) -> bool:
@@ -58,6 +80,9 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
+        "patch_grid": features.patch_grid,
+        "source": features.source,
+        "longest_clips": _longest(features),
         "annotations": annotation_digests(features),
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
@@ -74,9 +99,13 @@ def read_run(folder: Path) -> Run:
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
+        patch_grid, source = tuple(map(int, about.get("patch_grid", ()))), dict(about.get("source", {}))
+        longest = int(about.get("longest_clips", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({error!r}). Train again.") from error
-    return Run(folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations)
+    return Run(
+        folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations, patch_grid, source, longest
+    )
 
 
 def newest_run(runs: Path = RUNS) -> Run:
@@ -107,6 +136,13 @@ def open_cache(run: Run, override: Path | None = None) -> CacheReader:
             "Give the cache of the run with --cache, or train on this one."
         )
     return features
+
+
+def _longest(features: CacheReader) -> int:
+    """Clips of the longest video that is learned from."""
+    text = features.annotations("train") if "train" in features.splits else ""
+    asked = {query.vid for query in parse_jsonl(text, "train.jsonl")}
+    return max((row.clips for row in features.rows if row.ok and row.name in asked), default=0)
 
 
 def annotation_digests(features: CacheReader) -> dict[str, str]:

@@ -91,7 +91,7 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
-    config, rows = run.config, read_rows(run, up_to=state.epoch)
+    config, rows = run.settled, read_rows(run, up_to=state.epoch)
     watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]

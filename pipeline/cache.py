@@ -22,7 +22,7 @@ from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
-from pipeline.index import Contents, Index, VideoRow, read_index, write_index
+from pipeline.index import Contents, Index, VideoRow, read_index, seen_from, write_index
 from pipeline.parts import (
     check_part,
     checksum_of,
@@ -60,8 +60,8 @@ class CacheReader:
     """A cache to read; however many parts it has, it holds none of them open, so that threads and processes may share it.
 
     `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
-    the annotated ones. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that
-    points out of its folder.
+    the annotated ones; `source` the model and weights by which its CLIP can be loaded again, where that is known. Raises
+    CacheError for an index that is missing, foreign, damaged, of another format, or that points out of its folder.
     """
 
     def __init__(self, path: str | Path):
@@ -72,6 +72,9 @@ class CacheReader:
         self.patch_grid = self.contents.patch_grid
         self.joint = self.contents.joint
         self.settings = dict(self.contents.settings)
+        self.source = dict(self.contents.source)
+        if "weights" in self.source:
+            self.source["weights"] = seen_from(self.path.parent, self.source["weights"])
         self.fingerprint = dict(self.contents.fingerprint)
         self.digest = digest(self.fingerprint)
         self.splits = sorted(self.contents.annotations)

@@ -24,6 +24,7 @@ from pipeline.cache import (
 from pipeline.clip import Clip, load_clip
 from pipeline.decoding import Job
 from pipeline.errors import CostlError, UsageError, VideoError
+from pipeline.index import told_from
 from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -109,22 +110,59 @@ def extract(
         annotations=texts,
         settings=from_folder.train,
         videos=_path_from(out.parent, found[0].path.parent),
+        source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
     )
     check_fingerprint(out, contents.fingerprint)
-    words = _encode_queries(clip, queries_in(texts), out, tell)
+    words = encode_queries(clip, queries_in(texts), out, tell)
     with CacheWriter(out, contents, words) as writer:
         absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
         skipped = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
-        run = _Run(clip, writer, missing, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
-        run.decode(fps=contents.fps, processes=workers or _cores(), time_limit_s=time_limit_s)
+        rows = extract_into(
+            writer,
+            missing,
+            clip=clip,
+            fps=contents.fps,
+            workers=workers,
+            batch=batch,
+            time_limit_s=time_limit_s,
+            tell=tell,
+        )
     return ExtractReport(
         cache=out,
-        done=tuple(row.name for row in run.rows if row.ok),
+        done=tuple(row.name for row in rows if row.ok),
         skipped=tuple(video.path.stem for video in found if video.id in skipped),
-        failed=(*absent, *(row for row in run.rows if not row.ok)),
+        failed=(*absent, *(row for row in rows if not row.ok)),
         truncated=tuple(query for query, one in words.items() if one.truncated),
     )
+
+
+def extract_into(
+    writer: CacheWriter,
+    videos: Sequence[Video],
+    *,
+    clip: Clip,
+    fps: float,
+    workers: int | None = None,
+    batch: int | None = None,
+    time_limit_s: float = 30.0,
+    tell: Callable[[Progress], None],
+) -> list[VideoRow]:
+    """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished."""
+    run = _Run(clip, writer, videos, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
+    run.decode(fps=fps, processes=workers or _cores(), time_limit_s=time_limit_s)
+    return run.rows
+
+
+def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
+    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
+    known = {query: words for query, words in known_words(out).items() if words.texts}
+    new = [query for query in queries if query not in known]
+    for start in range(0, len(new), _QUERIES_AT_ONCE):
+        some = new[start : start + _QUERIES_AT_ONCE]
+        known |= dict(zip(some, clip.encode_text(some), strict=True))
+        tell(Progress("words", start + len(some), len(new)))
+    return {query: known[query] for query in queries}
 
 
 def _find(videos: Path) -> list[Video]:
@@ -171,17 +209,6 @@ def _check_counts(**counts: int | None) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that an earlier run of the same fingerprint encoded and named are taken over."""
-    known = {query: words for query, words in known_words(out).items() if words.texts}
-    new = [query for query in queries if query not in known]
-    for start in range(0, len(new), _QUERIES_AT_ONCE):
-        some = new[start : start + _QUERIES_AT_ONCE]
-        known |= dict(zip(some, clip.encode_text(some), strict=True))
-        tell(Progress("words", start + len(some), len(new)))
-    return {query: known[query] for query in queries}
 
 
 def _keep_finished(found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]) -> set[str]:
@@ -249,6 +276,9 @@ class _Run:
                     gathered.close()
 
     def _take(self, chunk: Chunk) -> None:
+        if len(self._videos) == 1:  # of many, the finished ones are progress enough
+            done = chunk.first_index + len(chunk.times_s)
+            self._tell(Progress("frames", done, 0, self._videos[chunk.video_id].path.name))
         gathered = self._gathered.get(chunk.video_id) or Gathered(self._writer.parts)
         self._gathered[chunk.video_id] = gathered
         gathered.add_times(chunk.times_s)

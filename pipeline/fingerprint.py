@@ -20,11 +20,13 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(settings).encode()).hexdigest()
 
 
-def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def explain_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, was: str = "cache has", now: str = "asked for"
+) -> list[str]:
     """One phrase for every field that differs, such as `fps: cache has 0.5, asked for 1.0`, sorted by field."""
     fields = sorted(old.keys() | new.keys())
     return [
-        f"{field}: cache has {_show(old.get(field, _ABSENT))}, asked for {_show(new.get(field, _ABSENT))}"
+        f"{field}: {was} {_show(old.get(field, _ABSENT))}, {now} {_show(new.get(field, _ABSENT))}"
         for field in fields
         if old.get(field, _ABSENT) != new.get(field, _ABSENT)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,8 @@ class Contents:
 
     `fingerprint` is what decides the features; `patch_grid` is (0, 0) where frames have no patches; `annotations` the
     JSONL text of each split; `settings` what the data folder asks of training, kept as it is; `videos` where the videos
-    were, as a path from the cache's folder, so that both can move together (empty where nobody knows).
+    were, as a path from the cache's folder, so that both can move together (empty where nobody knows); `source` by which
+    `model` and `weights` (`told_from` the folder) the CLIP can be loaded again.
     """
 
     fingerprint: Mapping[str, Any]
@@ -77,6 +79,7 @@ class Contents:
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     videos: str = ""
+    source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -90,6 +93,25 @@ class Contents:
     def token_shape(self) -> tuple[int, int]:
         """(1+p, c) of every frame."""
         return 1 + self.patch_grid[0] * self.patch_grid[1], len(self.joint.norm_weight)
+
+
+def told_from(folder: Path, weights: str) -> str:
+    """Weights as the cache in `folder` notes them: a path as seen from there, so that both can move, a tag as it is."""
+    tag, equals, name = weights.rpartition("=")
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if not path.exists():
+        return weights
+    try:
+        seen = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # another drive
+        return f"{tag}{equals}{path.resolve()}"
+    return f"{tag}{equals}./{seen}"
+
+
+def seen_from(folder: Path, weights: str) -> str:
+    """The way back: weights that a cache in `folder` noted, as a full path or a tag."""
+    tag, equals, name = weights.rpartition("=")
+    return f"{tag}{equals}{(folder / name).resolve()}" if name.startswith("./") else weights
 
 
 @dataclass(frozen=True)
@@ -120,6 +142,7 @@ def read_index(path: Path) -> Index:
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
             videos=str(features.get("videos", "")),
+            source={name: str(value) for name, value in features.get("source", {}).items()},
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
         return Index(contents, rows, hdf5.get_text(file, "words"))
@@ -132,6 +155,7 @@ def write_index(path: Path, index: Index) -> None:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
         features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
+        features["source"] = dict(contents.source)
         hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))

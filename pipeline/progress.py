@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` in a `stage`; `detail` is what it is at, in words.
+    """`done` of `total` in a `stage`, `total` 0 where nobody knows yet; `detail` is what it is at, in words.
 
-    Stages of extraction: load, words, check, videos; of training: train; of evaluation: predict; of the sample world:
-    render; of preparing a benchmark: durations. A call made of several puts a word of its own before them.
+    Stages of extraction: load, words, check, videos, and frames where there is but one video; of training: train; of
+    evaluation: predict; of asking: ask, cut and those of extraction and evaluation; of the sample world: render; of
+    preparing a benchmark: durations. A call made of several puts a word of its own before them.
     """
 
     stage: str

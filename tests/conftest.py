@@ -20,6 +20,7 @@ SHAPED = (
     "costl.predict",
     "costl.spans",
     "costl.explain",
+    "costl.windows",
 )
 SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")

@@ -15,7 +15,9 @@ TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools/check_world.py"))
 
 def test_an_oracle_that_is_told_the_places_is_near_perfect_on_every_split(tmp_path, capsys):
     videos = {"train": 1, "val": 3, "test": 8, "test_unseen": 6}
-    write_sample(tmp_path / "world", settings=WorldSettings(videos=videos, side=64, train_queries=5, seed=3), processes=1)
+    write_sample(
+        tmp_path / "world", settings=WorldSettings(videos=videos, side=64, train_queries=5, seed=3), processes=1
+    )
     TOOL["main"](tmp_path / "world")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["val", "test", "test_unseen"]
