@@ -114,11 +114,11 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         seconds=state.seconds,
         notes=tuple(notes),
     )
+    write_summary(run, report)
     if rows:
         draw_curves(
             run.folder / "curves.png", rows, select=report.select, kept=report.best_epoch, title=run.folder.name
         )
-    write_summary(run, report)
     return report
 
 

@@ -138,6 +138,14 @@ def test_a_cache_from_before_words_had_names_is_read_without_them(cache):
     assert CacheReader(cache).words("a dog").texts == ()
 
 
+def test_the_videos_are_found_from_the_place_of_the_cache_if_it_says_where(tmp_path):
+    for noted, found in (("../dir", tmp_path / "dir"), ("", None)):
+        path = tmp_path / "deep" / "feats.h5"
+        with CacheWriter(path, contents(videos=noted), words()) as writer:
+            writer.write_index()
+        assert CacheReader(path).videos == found
+
+
 def test_a_cache_without_queries_is_a_cache(tmp_path):
     with CacheWriter(tmp_path / "feats.h5", contents(annotations={}), {}) as writer:
         writer.write_index()
