@@ -9,6 +9,7 @@ runs/<name>/
     curves.png          losses, learning rate and validation by epoch, when it has ended
     summary.json        how it ended; its absence says that the run can be resumed
     eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png
+    report-<split>.html the page of costl report
 """
 
 from __future__ import annotations

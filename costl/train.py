@@ -125,11 +125,11 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
+    write_summary(run, report)
     if rows:
         draw_curves(
             run.folder / "curves.png", rows, select=report.select, kept=report.best_epoch, title=run.folder.name
         )
-    write_summary(run, report)
     return report
 
 

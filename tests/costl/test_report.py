@@ -245,6 +245,14 @@ def test_a_damaged_line_of_training_is_left_out_and_told(run, line):
     assert "1 epochs" in found.path.read_text(encoding="utf-8")
 
 
+def test_training_and_evaluation_leave_their_pictures(trained):
+    own, folder = trained
+    with Image.open(folder / "curves.png") as curves, Image.open(folder / "eval-test" / "predictions.png") as predictions:
+        assert curves.width == 1300
+        assert predictions.width > 1300  # the videos are at hand, so that each panel has its thumbnail
+    assert CacheReader(own.cache).videos == own.videos.resolve()  # though both have moved since extraction
+
+
 def test_slips_are_told_in_a_sentence(run, trained, tmp_path):
     with pytest.raises(UsageError, match="not a run"):
         report(tmp_path)
