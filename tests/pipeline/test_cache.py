@@ -139,14 +139,6 @@ def test_the_words_of_every_query_are_read_back(cache):
         assert found.texts == stored.texts
 
 
-<<<<<<< HEAD
-=======
-def test_a_cache_from_before_words_had_names_is_read_without_them(cache):
-    with h5py.File(cache, "r+") as file:
-        del file["words/texts"]
-    assert CacheReader(cache).words("a dog").texts == ()
-
-
 def test_the_videos_are_found_from_the_place_of_the_cache_if_it_says_where(tmp_path):
     for noted, found in (("../dir", tmp_path / "dir"), ("", None)):
         path = tmp_path / "deep" / "feats.h5"
@@ -155,7 +147,6 @@ def test_the_videos_are_found_from_the_place_of_the_cache_if_it_says_where(tmp_p
         assert CacheReader(path).videos == found
 
 
->>>>>>> report
 def test_a_cache_without_queries_is_a_cache(tmp_path):
     with CacheWriter(tmp_path / "feats.h5", contents(annotations={}), {}) as writer:
         writer.write_index()
