@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class Trained:
     def model(self) -> CoSTL:
         """The model, ready to be asked. Raises CacheError when its weights are those of another."""
         joint = {name.removeprefix(_JOINT): tensor for name, tensor in self.weights.items() if name.startswith(_JOINT)}
+        joint["normed"] = torch.tensor(True)  # what CLIP makes of a video always goes through its last norm
         try:
             model = build_model(
                 self.config,
