@@ -67,7 +67,7 @@ def whole(world, tmp_path_factory) -> Path:
 
 def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world, whole):
     names = {path.name for path in whole.iterdir()}
-    expected = {"config.yaml", "run.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json"}
+    expected = {"config.yaml", "run.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json", "curves.png"}
     assert names == expected
     about = json.loads((whole / "run.json").read_text())
     assert Path(about["cache"]) == world.cache.resolve()
