@@ -63,15 +63,14 @@ def report(
     queries = read_queries(features, split)
     metrics, predictions = _evaluated(chosen, split, cache=features.path, device=device, progress=tell)
     rows, notes = _training_rows(chosen.folder / "metrics.jsonl")
-    items = _items(queries, predictions, detailed)
     album = Album(features, videos)
-    items = _with_shots(items, album, chosen, device, tell)
+    items = _with_shots(_items(queries, predictions, detailed), album, chosen, device, tell)
     notes += [*album.notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
     page = Page(
         run=chosen.folder.resolve().name,
         split=split,
-        numbers=metrics["brief"],
-        intervals={name: (float(low), float(high)) for name, (low, high) in metrics.get("intervals", {}).items()},
+        numbers={name: value for name, value in metrics["brief"].items() if value is not None},
+        intervals=metrics.get("intervals", {}),
         notes=notes,
         rows=rows,
         select=chosen.config.train.select,
@@ -82,9 +81,8 @@ def report(
     )
     path, content = out or chosen.folder / f"report-{split}.html", to_html(page)
     publish(path, content)
-    return Report(
-        path, len(content), len(items), sum(item.detailed for item in items), len(album.pictures), tuple(notes)
-    )
+    shown = sum(item.detailed for item in items)
+    return Report(path, len(content), len(items), shown, len(album.pictures), tuple(notes))
 
 
 def _evaluated(

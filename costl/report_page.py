@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from costl.explain import Looks
-from costl.report_charts import curve, escape, interval, number, saliency, strip, timeline
-from costl.report_items import LENGTHS, OUTCOMES, Item, Shot, clock
+from costl.report_charts import curve, escape, interval, number, strip
+from costl.report_items import LENGTHS, OUTCOMES, Item
+from costl.report_story import maps, pictures_once, story
 from pipeline.thumbnails import Thumbnail
 
 FILES = Path(__file__).parent / "page"
@@ -54,6 +52,7 @@ def to_html(page: Page) -> bytes:
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:"
     title = f"CoSTL: {page.split} of {page.run}"
+    painted = _json(maps(page.items, page.patch_grid))
     text = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -61,8 +60,8 @@ def to_html(page: Page) -> bytes:
         f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#queries">Skip to the queries</a>\n{_header(page)}<main>\n'
-        f"{_numbers(page)}{_training(page)}{_queries(page)}{_stories(page)}</main>\n{_dialog()}{_pictures(page)}"
-        f'<script type="application/json" id="maps">{_json(_maps(page))}</script>\n<script>{script}</script>\n'
+        f"{_numbers(page)}{_training(page)}{_queries(page)}{_stories(page)}</main>\n{_dialog()}{pictures_once(page.pictures)}"
+        f'<script type="application/json" id="maps">{painted}</script>\n<script>{script}</script>\n'
         "</body>\n</html>\n"
     )
     return text.encode("utf-8", errors="replace")
@@ -205,120 +204,12 @@ def _row(place: int, item: Item) -> str:
 
 
 def _stories(page: Page) -> str:
-    stories = "".join(_story(place, item, page) for place, item in enumerate(page.items) if item.detailed)
-    return f'<section class="stories" aria-label="Queries in full detail">{stories}</section>\n'
-
-
-def _story(place: int, item: Item, page: Page) -> str:
-    query = item.query
-    about = [query.vid, clock(query.duration_s), f"query {query.qid}", _verdict(item)]
-    return (
-        f'<article id="q{place}" aria-labelledby="h{place}"><h3 id="h{place}" tabindex="-1"><bdi>{escape(query.query)}</bdi></h3>'
-        f'<p class="quiet">{" · ".join(escape(one) for one in about)}</p>'
-        f'<p class="key"><span class="truth">truth</span> <span class="guess">prediction, score · IoU</span></p>'
-        f"{timeline(f't{place}', item)}{saliency(f's{place}', item)}{_shots(place, item, page)}</article>\n"
-    )
-
-
-def _verdict(item: Item) -> str:
-    if item.outcome in ("hit", "near", "miss"):
-        return f"{item.outcome}, IoU of the first moment {item.iou:.2f}"
-    return OUTCOMES[item.outcome]
-
-
-def _shots(place: int, item: Item, page: Page) -> str:
-    if not item.shots:
-        return ""
-    figures = "".join(_shot(f"m{place}-{i}", shot, page) for i, shot in enumerate(item.shots))
-    return f'{_words(place, item)}<div class="shots">{figures}</div>'
-
-
-def _words(place: int, item: Item) -> str:
-    """The buttons that choose whose map is seen: the whole sentence's of step one, or one word's of step two."""
-    seen = [shot.looks for shot in item.shots if shot.looks is not None]
-    if not seen:
-        return ""
-    heard = np.mean([looks.heard[0] for looks in seen], axis=0) if seen[0].heard.size else np.zeros(0)
-    words = "".join(
-        f'<button type="button" aria-pressed="false" data-word="{i}" style="--heard:{number(float(share / heard.max()))}">'
-        f"{escape(word)}<small>{round(100 * float(share))} %</small></button>"
-        for i, (word, share) in enumerate(zip(seen[0].words, heard, strict=False))
-    )
-    label = "Step two, a word and how much it is heard:" if words else ""
-    return (
-        f'<div class="words needs-script" role="group" aria-label="Where the model looked, for">'
-        f'<span>Step one:</span><button type="button" aria-pressed="true" data-word="-1">the whole sentence</button>'
-        f'<button type="button" aria-pressed="false" data-word="-2">no map</button>'
-        f"<span>{label}</span>{words}</div>"
-    )
-
-
-def _shot(name: str, shot: Shot, page: Page) -> str:
-    picture = page.pictures[shot.name]
-    left, top, wide, tall = picture.seen
-    box = f"{number(left * picture.width)} {number(top * picture.height)}"
-    scale = f"{wide * picture.width:.4f} {tall * picture.height:.4f}"
-    chosen = _outline(shot.looks, page.patch_grid) if shot.looks is not None else ""
-    return (
-        f'<figure class="shot"><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-labelledby="{name}-t">'
-        f'<title id="{name}-t">{escape(shot.label)}, at {clock(shot.second)}</title><use href="#{shot.name}"/>'
-        f'<g class="map" data-map="{name}" transform="translate({box}) scale({scale})"><g class="heat"></g>{chosen}</g></svg>'
-        f"<figcaption>{escape(shot.label)} · {clock(shot.second)}"
-        f'<span class="said" data-said="{name}"></span></figcaption></figure>'
-    )
-
-
-def _outline(looks: Looks, grid: tuple[int, int]) -> str:
-    """The patches on the short list, in the unit square of what CLIP saw."""
-    rows, columns = grid
-    boxes = "".join(
-        f"M{patch % columns / columns:.4f} {patch // columns / rows:.4f}h{1 / columns:.4f}v{1 / rows:.4f}h-{1 / columns:.4f}z"
-        for patch in np.flatnonzero(looks.chosen[0]).tolist()
-    )
-    return f'<path class="chosen" d="{boxes}"/>' if boxes else ""
-
-
-def _pictures(page: Page) -> str:
-    """Every picture once; shots refer to it by name."""
-    images = "".join(
-        f'<image id="{name}" width="{one.width}" height="{one.height}" '
-        f'href="data:image/jpeg;base64,{base64.b64encode(one.jpeg).decode()}"/>\n'
-        for name, one in sorted(page.pictures.items())
-    )
-    return (
-        f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>\n{images}</defs></svg>\n' if images else ""
-    )
-
-
-def _maps(page: Page) -> dict[str, Any]:
-    """What the script paints: of every shot the shares of its patches and the attention of its words, in thousandths."""
-    shots = {
-        f"m{place}-{i}": _map(shot.looks)
+    stories = "".join(
+        story(place, item, pictures=page.pictures, grid=page.patch_grid)
         for place, item in enumerate(page.items)
-        for i, shot in enumerate(item.shots)
-        if shot.looks is not None
-    }
-    return {"rows": page.patch_grid[0], "columns": page.patch_grid[1], "shots": shots}
-
-
-def _map(looks: Looks) -> dict[str, Any]:
-    chosen = np.flatnonzero(looks.chosen[0])
-    return {
-        "share": _thousandths(looks.share[0]),
-        "chosen": chosen.tolist(),
-        "words": [_thousandths(row[chosen]) for row in looks.attention[0]],
-        "nothing": _thousandths(looks.nothing[0]),
-    }
-
-
-def _thousandths(values: np.ndarray) -> list[int]:
-    return (values * 1000).round().astype(int).tolist()
-
-
-def _json(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
-    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        if item.detailed
+    )
+    return f'<section class="stories" aria-label="Queries in full detail">{stories}</section>\n'
 
 
 def _dialog() -> str:
@@ -327,3 +218,9 @@ def _dialog() -> str:
         '<button type="button" name="after">next →</button><button type="button" name="close">close</button></div>'
         '<div class="body"></div></dialog>\n'
     )
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

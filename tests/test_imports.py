@@ -92,7 +92,8 @@ MODULES = {
     "costl.explain": "torch numpy jaxtyping",
     "costl.report_items": "numpy",
     "costl.report_charts": "",
-    "costl.report_page": "numpy",
+    "costl.report_story": "numpy",
+    "costl.report_page": "",
     "costl.report": "",
     "costl.references": "numpy",
     "costl.repeat": "numpy",
@@ -116,6 +117,7 @@ MODULES = {
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
+    "costl.report_story": {"pipeline.thumbnails"},
     "costl.report_page": {"pipeline.thumbnails"},
     "costl.ask": {"pipeline.extract", "pipeline.kept"},
     "costl.picture": {"pipeline.cut"},
