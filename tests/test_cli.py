@@ -278,13 +278,16 @@ def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_p
 def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
     def train_until_stopped(after: int, *arguments: str) -> None:
         with start("train", *arguments) as process:
-            rows = here / "run" / "metrics.jsonl"
-            deadline = time.monotonic() + 60
-            while not (rows.exists() and rows.read_text().count("\n") > after + 1):  # the last row may not be saved yet
-                assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
-                time.sleep(0.05)
-            process.send_signal(stop)
-            stdout, stderr = process.communicate(timeout=30)
+            try:
+                rows = here / "run" / "metrics.jsonl"
+                deadline = time.monotonic() + 150
+                while not (rows.exists() and rows.read_text().count("\n") > after + 1):  # the last may not be saved yet
+                    assert process.poll() is None and time.monotonic() < deadline
+                    time.sleep(0.05)
+                process.send_signal(stop)
+                stdout, stderr = process.communicate(timeout=30)
+            finally:
+                process.kill()
         assert (process.returncode, stdout) == (130, "") and "Interrupted." in stderr and "Traceback" not in stderr
 
     train_until_stopped(
