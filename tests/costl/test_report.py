@@ -247,7 +247,10 @@ def test_a_damaged_line_of_training_is_left_out_and_told(run, line):
 
 def test_training_and_evaluation_leave_their_pictures(trained):
     own, folder = trained
-    with Image.open(folder / "curves.png") as curves, Image.open(folder / "eval-test" / "predictions.png") as predictions:
+    with (
+        Image.open(folder / "curves.png") as curves,
+        Image.open(folder / "eval-test" / "predictions.png") as predictions,
+    ):
         assert curves.width == 1300
         assert predictions.width > 1300  # the videos are at hand, so that each panel has its thumbnail
     assert CacheReader(own.cache).videos == own.videos.resolve()  # though both have moved since extraction
