@@ -72,7 +72,8 @@ def draw_predictions(
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], *, select: str, kept: int, title: str = "") -> None:
     """A PNG of training: every loss, the learning rate, and the validation numbers in percent, epoch by epoch.
 
-    `rows` as metrics.jsonl holds them; `select` the number by which epoch `kept` was chosen, drawn strongest and marked.
+    `rows` as metrics.jsonl holds them, with the numbers of `val`, or of `test` where the run looked at that; `select` the
+    number by which epoch `kept` was chosen, drawn strongest and marked.
     Raises UsageError without a row, CostlError when the file cannot be written.
     """
     if not rows:
@@ -121,22 +122,24 @@ def _draw_losses(axes: Axes, rows: Sequence[Mapping[str, Any]], epochs: Sequence
 
 
 def _draw_validation(axes: Axes, rows: Sequence[Mapping[str, Any]], *, select: str, kept: int) -> None:
-    measured = [row for row in rows if "val" in row]
+    split = "test" if any("test" in row for row in rows) else "val"
+    measured = [row for row in rows if split in row]
     if not measured:
         axes.text(0.5, 0.5, "no split 'val'", transform=axes.transAxes, ha="center", color=QUIET)
         return
     epochs, dot = [row["epoch"] for row in measured], "." if len(measured) == 1 else ""
-    for name in measured[0]["val"]:
+    for name in measured[0][split]:
         if name != select:
             axes.plot(
-                epochs, [row["val"].get(name, math.nan) for row in measured], dot + "-", color="#c4c9d1", linewidth=0.9
+                epochs, [row[split].get(name, math.nan) for row in measured], dot + "-", color="#c4c9d1", linewidth=0.9
             )
-    chosen = {row["epoch"]: row["val"].get(select, math.nan) for row in measured}
+    chosen = {row["epoch"]: row[split].get(select, math.nan) for row in measured}
     axes.plot(list(chosen), list(chosen.values()), dot + "-", color=GUESS, linewidth=2.2)
     if kept in chosen:
         axes.plot(kept, chosen[kept], "o", color=GUESS, markersize=8)
         axes.axvline(kept, color=GUESS, linewidth=0.8, linestyle=":")
-        title = f"validation, %: {select} {chosen[kept]:.1f} at epoch {kept}, the one kept"
+        where = "validation" if split == "val" else "legacy: test"
+        title = f"{where}, %: {select} {chosen[kept]:.1f} at epoch {kept}, the one kept"
         axes.set_title(title, size=10, loc="left", color=QUIET)
     axes.set_ylim(bottom=0)
 

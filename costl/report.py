@@ -65,6 +65,7 @@ def report(
     rows, notes = _training_rows(chosen.folder / "metrics.jsonl")
     album = Album(features, videos)
     items = _with_shots(_items(queries, predictions, detailed), album, chosen, device, tell)
+    notes += [str(metrics["legacy"])] if "legacy" in metrics else []
     notes += [*album.notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
     page = Page(
         run=chosen.folder.resolve().name,
@@ -91,7 +92,7 @@ def _evaluated(
     """Metrics and predictions of a split: those on disk, unless there are none, they are older than the weights or damaged."""
     folder, weights = run.folder / f"eval-{split}", run.folder / "best.safetensors"
     try:
-        if weights.stat().st_mtime_ns <= (folder / "metrics.json").stat().st_mtime_ns:
+        if weights.stat().st_mtime_ns <= (folder / "predictions.jsonl").stat().st_mtime_ns:
             return _read_evaluation(folder)
     except (OSError, ValueError, UsageError):
         pass  # whatever is missing or damaged there is made again
@@ -100,7 +101,8 @@ def _evaluated(
 
 
 def _read_evaluation(folder: Path) -> tuple[Mapping[str, Any], list[Prediction]]:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    told = folder / "metrics.json"  # a split without labels has none
+    metrics = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {"brief": {}}
     if not isinstance(metrics, dict) or not isinstance(metrics.get("brief"), dict):
         raise ValueError(f"{folder / 'metrics.json'}: no 'brief' numbers in it")
     text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
@@ -128,7 +130,8 @@ def _training_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _checked_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """An epoch's numbers; raises where one is not finite or no number."""
-    numbers = {kind: {name: _finite(value) for name, value in row.get(kind, {}).items()} for kind in ("losses", "val")}
+    kinds = ("losses", "val", "test")
+    numbers = {kind: {name: _finite(value) for name, value in row.get(kind, {}).items()} for kind in kinds}
     rate = {"learning_rate": _finite(row["learning_rate"])} if "learning_rate" in row else {}
     return {"epoch": int(row["epoch"]), **rate, **{kind: found for kind, found in numbers.items() if found}}
 

@@ -25,6 +25,7 @@ GROUPS = {
     "HL-min-Good": "Highlights rated Good or better",
     "HL-min-VeryGood": "Highlights rated Very Good",
 }
+WATCHED = {"val": "validation", "test": "the test split, which chose the epoch"}
 MARKS = {"hit": "●", "near": "◐", "miss": "○", "unlabelled": "–", "unanswered": "×"}
 
 
@@ -118,34 +119,43 @@ def _training(page: Page) -> str:
 
 def _cards(page: Page) -> str:
     """A card for every number: the one that chose the epoch, the losses and the rate; the others wait to be opened."""
-    measured = dict.fromkeys(name for row in page.rows for name in row.get("val", {}))
+    split = _watched(page)
+    measured = dict.fromkeys(name for row in page.rows for name in row.get(split, {}))
     losses = dict.fromkeys(name for row in page.rows for name in row.get("losses", {}))
     rates = [(row["epoch"], row["learning_rate"]) for row in page.rows if "learning_rate" in row]
     chosen = [page.select] if page.select in measured else []
-    cards = {name: _card(page, "val", name, place) for place, name in enumerate(measured)}
+    cards = {name: _card(page, split, name, place) for place, name in enumerate(measured)}
     first = [cards.pop(name) for name in chosen]
     first += [_card(page, "losses", name, place) for place, name in enumerate(losses)]
     first += [curve("rate", "learning rate", rates, kept=page.kept, css="plain")] if rates else []
     others = "".join(cards.values())
-    more = f'<details><summary>The other numbers on validation</summary><div class="cards">{others}</div></details>'
+    more = (
+        f'<details><summary>The other numbers on {WATCHED[split]}</summary><div class="cards">{others}</div></details>'
+    )
     return f'<div class="cards">{"".join(first)}</div>{more if others else ""}'
+
+
+def _watched(page: Page) -> str:
+    """The split that chose the epoch."""
+    return "test" if any("test" in row for row in page.rows) else "val"
 
 
 def _card(page: Page, kind: str, name: str, place: int) -> str:
     points = [(row["epoch"], row[kind][name]) for row in page.rows if name in row.get(kind, {})]
-    title, css = (name, "guess") if kind == "val" else (f"{name} loss", "truth")
+    title, css = (name, "guess") if kind in WATCHED else (f"{name} loss", "truth")
     return curve(f"{kind}{place}", title, points, kept=page.kept, css=css)
 
 
 def _epochs_table(page: Page) -> str:
     losses = list(dict.fromkeys(name for row in page.rows for name in row.get("losses", {})))
-    with_score = any(page.select in row.get("val", {}) for row in page.rows)
+    split = _watched(page)
+    with_score = any(page.select in row.get(split, {}) for row in page.rows)
     heads = ["epoch", *losses, "learning rate", *([page.select] if with_score else [])]
     body = []
     for row in page.rows:
         cells = [f"{row.get('losses', {}).get(name, float('nan')):.4f}" for name in losses]
         cells.append(f"{row.get('learning_rate', float('nan')):.2e}")
-        cells += [f"{row.get('val', {}).get(page.select, float('nan')):.2f}"] if with_score else []
+        cells += [f"{row.get(split, {}).get(page.select, float('nan')):.2f}"] if with_score else []
         body.append(f'<tr><th scope="row">{row["epoch"]}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     return (

@@ -91,6 +91,7 @@ def test_the_cache_is_read_by_the_code_of_its_page_alone(world, monkeypatch):
         "fps": reader.fps,
         "patch_grid": list(reader.patch_grid),
         "videos": reader.contents.videos,
+        "source": reader.contents.source,
     }
     assert found["annotations"] == {split: reader.annotations(split) for split in reader.splits}
     assert set(found["tokens"]) == set(reader.video_ids)

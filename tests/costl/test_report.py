@@ -200,18 +200,35 @@ def test_what_was_not_evaluated_is_evaluated_and_older_numbers_are_made_again(ru
     (run / "eval-val" / "predictions.jsonl").write_text("{")
     report(run, split="val", detailed=0)
     assert (run / "eval-val" / "metrics.json").stat().st_mtime_ns > before
-    os.utime(run / "eval-val" / "metrics.json", ns=(1, 1))
+    os.utime(run / "eval-val" / "predictions.jsonl", ns=(1, 1))
     report(run, split="val", detailed=0)
-    assert (run / "eval-val" / "metrics.json").stat().st_mtime_ns > before
+    assert (run / "eval-val" / "predictions.jsonl").stat().st_mtime_ns > before
 
 
 def test_intervals_are_shown_where_metrics_have_them(run):
     path = run / "eval-test" / "metrics.json"
     metrics = json.loads(path.read_text())
+    assert "bootstrap" in report(run, detailed=0).path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({name: value for name, value in metrics.items() if name != "intervals"}))
     assert "bootstrap" not in report(run, detailed=0).path.read_text(encoding="utf-8")
     name = next(iter(metrics["brief"]))
     path.write_text(json.dumps(metrics | {"intervals": {name: [12.25, 34.75]}}))
     assert "12.2 to 34.8" in report(run, detailed=0).path.read_text(encoding="utf-8")
+
+
+def test_a_split_without_labels_and_a_run_chosen_on_test_are_shown_for_what_they_are(trained, tmp_path):
+    world = trained[0]
+    bare = [json.loads(line) for line in CacheReader(world.cache).annotations("test").splitlines()]
+    kept = ("qid", "query", "vid", "duration")
+    unlabelled = "".join(json.dumps({name: row[name] for name in kept}) + "\n" for row in bare)
+    copy = world.copy(tmp_path / "bare", test=unlabelled)
+    train(copy.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    page = report(tmp_path / "run", detailed=1).path.read_text(encoding="utf-8")
+    assert "unlabelled" in page and "legacy" not in page
+    train(world.cache, overrides=["train.epochs=1", "train.select_on=test"], out=tmp_path / "legacy", device="cpu")
+    found = report(tmp_path / "legacy", detailed=0)
+    assert "the test split, which chose the epoch" in found.path.read_text(encoding="utf-8")
+    assert any("legacy" in note for note in found.notes)
 
 
 def test_without_the_videos_it_says_so_and_shows_the_rest(run, trained):
