@@ -293,8 +293,8 @@ def repeat(as_json: bool, **options: Any) -> None:
     \b
     Example:
         costl repeat --cache feats.h5 --seeds 3
-    For TVSum and YouTube Highlights every domain gets a model of its own; their number is that of the last epoch,
-    and with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
+    For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
+    counts; with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
     """
     from costl.repeat import repeat, to_json
 

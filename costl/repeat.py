@@ -82,8 +82,7 @@ def repeat(
 ) -> Repeats:
     """Trains with seeds 0, 1, ... `seeds` - 1 and scores each run on `split`; what an earlier call finished is kept.
 
-    The checkpoint is the one chosen on `val`; without such a split, and for TVSum and YouTube Highlights, it is that of the
-    last epoch. With `train.select_on: test` the best epoch on test stands beside it, under its legacy name. TVSum and YouTube
+    The checkpoint is the one chosen on `val`, or that of the last epoch where there is no such split (TVSum). With `train.select_on: test` the best epoch on test stands beside it, under its legacy name. TVSum and YouTube
     Highlights get a model for each domain, as in the literature, unless `data.domain` names one. Raises UsageError for
     what is wrong with the settings or the splits, and where `out` holds runs of other settings.
     """
@@ -157,8 +156,7 @@ def _ways(features: CacheReader, settings: Config) -> dict[str, str]:
     """How the checkpoint is chosen -> which weights that are."""
     if settings.train.select_on == "test":
         return {LAST: "last", LEGACY: "best"}
-    has_choice = "val" in features.splits and settings.data.benchmark not in A_MODEL_PER_DOMAIN
-    return {CHOSEN_ON_VAL: "best"} if has_choice else {LAST: "last"}
+    return {CHOSEN_ON_VAL: "best"} if "val" in features.splits else {LAST: "last"}
 
 
 def _over_domains(scores: Sequence[Numbers]) -> Numbers:
