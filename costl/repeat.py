@@ -82,9 +82,10 @@ def repeat(
 ) -> Repeats:
     """Trains with seeds 0, 1, ... `seeds` - 1 and scores each run on `split`; what an earlier call finished is kept.
 
-    The checkpoint is the one chosen on `val`, or that of the last epoch where there is no such split (TVSum). With `train.select_on: test` the best epoch on test stands beside it, under its legacy name. TVSum and YouTube
-    Highlights get a model for each domain, as in the literature, unless `data.domain` names one. Raises UsageError for
-    what is wrong with the settings or the splits, and where `out` holds runs of other settings.
+    The checkpoint is the one chosen on `val`, or that of the last epoch where there is no such split (TVSum). With
+    `train.select_on: test` the best epoch on test stands beside it, under its legacy name. TVSum and YouTube Highlights get a
+    model for each domain, as in the literature, unless `data.domain` names one. Raises UsageError for what is wrong with the
+    settings or the splits, and where `out` holds runs of other settings.
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}, expected at least 1.")
