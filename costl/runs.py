@@ -8,7 +8,7 @@ runs/<name>/
     last.safetensors    all that resuming needs
     curves.png          losses, learning rate and validation by epoch, when it has ended
     summary.json        how it ended; its absence says that the run can be resumed
-    eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png
+    eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png; of val when it has ended
     report-<split>.html the page of costl report
 """
 

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from costl.annotations import Query
 from costl.config import Config, load_config
 from costl.dataset import Batch, ahead, training_batches
-from costl.evaluate import LEGACY, data_notes, legacy_label, pick_device, predict_split, read_queries
+from costl.evaluate import (
+    LEGACY,
+    data_notes,
+    evaluate,
+    legacy_label,
+    pick_device,
+    predict_split,
+    read_queries,
+)
 from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
@@ -126,11 +134,25 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         legacy=legacy,
     )
     write_summary(run, report)
-    if rows:
-        draw_curves(
-            run.folder / "curves.png", rows, select=report.select, kept=report.best_epoch, title=run.folder.name
-        )
+    _show(report, rows, features, splits, device=next(state.model.parameters()).device)
     return report
+
+
+def _show(
+    report: Report,
+    rows: Sequence[Mapping[str, Any]],
+    features: CacheReader,
+    splits: Mapping[str, list[Query]],
+    *,
+    device: torch.device,
+) -> None:
+    """What a finished training leaves to look at: its curves, and the answers on the split that chose the epoch."""
+    if rows:
+        path, title = report.run / "curves.png", report.run.name
+        draw_curves(path, rows, select=report.select, kept=report.best_epoch, title=title)
+    watched = {query.vid for query in splits.get(report.select_on, ())}
+    if watched & set(features.video_ids):
+        evaluate(report.run, split=report.select_on, cache=features.path, device=str(device))
 
 
 def _train_epoch(

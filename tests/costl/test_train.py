@@ -70,7 +70,7 @@ def whole(world, tmp_path_factory) -> Path:
 def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world, whole):
     names = {path.name for path in whole.iterdir()}
     weights = {"best.safetensors", "last.safetensors"}
-    assert names == {"config.yaml", "run.json", "metrics.jsonl", "curves.png", "summary.json"} | weights
+    assert names == {"config.yaml", "run.json", "metrics.jsonl", "curves.png", "summary.json", "eval-val"} | weights
     about = json.loads((whole / "run.json").read_text())
     assert Path(about["cache"]) == world.cache.resolve()
     assert about["fingerprint"] == CacheReader(world.cache).fingerprint
