@@ -125,6 +125,40 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder of the official files, or one of them.")
+@click.option("--videos", type=FOLDER, help="Folder of the videos.")
+@click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+@click.option("--allow-missing-videos", is_flag=True, help="Write the rows of videos that are not there, too.")
+@click.option(
+    "--val-share",
+    type=float,
+    help="Training videos to hold out where there is no validation split.  [default: 0.1; tvsum: 0]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed: other videos are held out.")
+@as_json
+def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options: Any) -> None:
+    """Turns a benchmark's official annotation files into train.jsonl, val.jsonl, test.jsonl and its settings.
+
+    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
+
+    \b
+    Example:
+        costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
+        costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
+    Says how many rows, videos and windows each split has, what had to be put right, and what to type next.
+    """
+    from costl.prepare import next_command, prepare
+
+    with Bars() as show:
+        report = prepare(name, out=out, videos=videos, progress=show, **options)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    say(f"Read {', '.join(report.sources)}.", *report.notes)
+    say(*([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
+    say(f"Next: {next_command(report, videos=videos, out=out)}")
+
+
+@main.command()
 @click.option("--videos", required=True, type=ANY_PATH, help="A folder of videos, or one video.")
 @click.option("--out", default="feats.h5", show_default=True, type=ANY_PATH, help="The cache to write or complete.")
 @click.option(
@@ -258,87 +292,6 @@ def evaluate(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("a", type=ANY_PATH)
-@click.argument("b", type=ANY_PATH)
-@click.option("--truth", type=ANY_PATH, required=True, help="The annotations that both answer.")
-@benchmark
-@official
-@as_json
-def compare(as_json: bool, **options: Any) -> None:
-    """Two prediction files on the same queries: by how much is B better, and is it more than luck?
-
-    \b
-    Example:
-        costl compare mine.jsonl theirs.jsonl --truth val.jsonl
-    For each number the difference, its 95 % interval (paired bootstrap) and p (sign flips), both over queries.
-    """
-    from costl.compare import compare
-
-    found = compare(**options)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
-
-
-@main.command()
-@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
-@click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
-@click.option("--split", default="test", show_default=True, help="What every run is scored on.")
-@config_files
-@overrides
-@click.option("--out", type=FOLDER, help="Folder of the runs; what it holds is not trained again.")
-@device
-@as_json
-def repeat(as_json: bool, **options: Any) -> None:
-    """Trains with several seeds and prints mean and standard deviation.
-
-    \b
-    Example:
-        costl repeat --cache feats.h5 --seeds 3
-    For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
-    counts; with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
-    """
-    from costl.repeat import repeat, to_json
-
-    with Bars() as show:
-        result = repeat(**options, progress=show)
-    click.echo(json.dumps(to_json(result), indent=2) if as_json else result.table())
-    say(*result.notes, f"Runs and every number: {result.folder}/")
-
-
-@main.command()
-@click.argument("name")
-@click.option("--annotations", required=True, type=ANY_PATH, help="Folder of the official files, or one of them.")
-@click.option("--videos", type=FOLDER, help="Folder of the videos.")
-@click.option("--out", required=True, type=FOLDER, help="Folder to write.")
-@click.option("--allow-missing-videos", is_flag=True, help="Write the rows of videos that are not there, too.")
-@click.option(
-    "--val-share",
-    type=float,
-    help="Training videos to hold out where there is no validation split.  [default: 0.1; tvsum: 0]",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed: other videos are held out.")
-@as_json
-def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options: Any) -> None:
-    """Turns a benchmark's official annotation files into train.jsonl, val.jsonl, test.jsonl and its settings.
-
-    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
-
-    \b
-    Example:
-        costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
-        costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
-    Says how many rows, videos and windows each split has, what had to be put right, and what to type next.
-    """
-    from costl.prepare import next_command, prepare
-
-    with Bars() as show:
-        report = prepare(name, out=out, videos=videos, progress=show, **options)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
-    say(f"Read {', '.join(report.sources)}.", *report.notes)
-    say(*([f"Videos that are not here: {out / 'missing.txt'}"] if report.missing else []))
-    say(f"Next: {next_command(report, videos=videos, out=out)}")
-
-
-@main.command()
 @click.argument("run", type=FOLDER, required=False)
 @click.option("--split", default="test", show_default=True, help="Which annotations: train, val, test, test_*.")
 @click.option("--out", type=ANY_PATH, help="The file to write.  [default: report-SPLIT.html in the run]")
@@ -394,25 +347,6 @@ def predict(words: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
-@click.argument("folder", type=FOLDER)
-@click.option("--without-clip", is_flag=True, help="Leave out CLIP weights of one's own, which are copied otherwise.")
-def export(run: Path, folder: Path, without_clip: bool) -> None:
-    """Writes a trained model for others: weights, settings and a card, in the layout of the Hugging Face Hub.
-
-    \b
-    Example:
-        costl export runs/feats-20260131-120000 my-model/
-        costl predict holiday.mp4 "a dog catches a ball" --model my-model/
-    """
-    from costl.share import export
-
-    notes = export(run, folder, with_clip=not without_clip)
-    say(*notes)
-    click.echo(folder)
-
-
-@main.command()
 @click.option("--videos", type=FOLDER, help="A folder of videos to choose from.")
 @trained
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any that is free.")
@@ -432,45 +366,69 @@ def demo(run: Path | None, model: str | None, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", type=FOLDER)
-@world_options
-def sample(folder: Path, **options: Any) -> None:
-    """Writes a made-up world to try everything on: short videos, annotations and a small CLIP.
+@click.argument("a", type=ANY_PATH)
+@click.argument("b", type=ANY_PATH)
+@click.option("--truth", type=ANY_PATH, required=True, help="The annotations that both answer.")
+@benchmark
+@official
+@as_json
+def compare(as_json: bool, **options: Any) -> None:
+    """Two prediction files on the same queries: by how much is B better, and is it more than luck?
 
     \b
     Example:
-        costl sample dir/ --videos train=40 --videos val=10
+        costl compare mine.jsonl theirs.jsonl --truth val.jsonl
+    For each number the difference, its 95 % interval (paired bootstrap) and p (sign flips), both over queries.
     """
-    from pipeline.sample import write_sample
+    from costl.compare import compare
 
-    with Bars() as show:
-        write_sample(
-            folder, settings=_world(**options), progress=lambda done, total: show(Progress("render", done, total))
-        )
-    click.echo(folder)
+    found = compare(**options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
 
 
 @main.command()
-@click.option("--out", "folder", type=FOLDER, default="costl-quickstart", show_default=True, help="Folder to work in.")
-@world_options
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+@click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
+@click.option("--split", default="test", show_default=True, help="What every run is scored on.")
+@config_files
 @overrides
+@click.option("--out", type=FOLDER, help="Folder of the runs; what it holds is not trained again.")
 @device
 @as_json
-def quickstart(folder: Path, overrides: tuple[str, ...], device: str, as_json: bool, **options: Any) -> None:
-    """Everything at once: sample world, extraction, training, evaluation, and a table beside two references.
+def repeat(as_json: bool, **options: Any) -> None:
+    """Trains with several seeds and prints mean and standard deviation.
 
     \b
     Example:
-        costl quickstart
-    Called again it goes on where it was stopped.
+        costl repeat --cache feats.h5 --seeds 3
+    For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
+    counts; with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
     """
-    from costl.quickstart import quickstart
+    from costl.repeat import repeat, to_json
 
     with Bars() as show:
-        results = quickstart(folder, world=_world(**options), overrides=overrides, device=device, progress=show)
-    click.echo(json.dumps(results.rows, indent=2) if as_json else results.table())
-    say(*(f"{name}: {how}." for name, how in results.how.items()), *results.notes)
-    say(*(f"Picture: {path}" for path in results.pictures))
+        result = repeat(**options, progress=show)
+    click.echo(json.dumps(to_json(result), indent=2) if as_json else result.table())
+    say(*result.notes, f"Runs and every number: {result.folder}/")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.argument("folder", type=FOLDER)
+@click.option("--without-clip", is_flag=True, help="Leave out CLIP weights of one's own, which are copied otherwise.")
+def export(run: Path, folder: Path, without_clip: bool) -> None:
+    """Writes a trained model for others: weights, settings and a card, in the layout of the Hugging Face Hub.
+
+    \b
+    Example:
+        costl export runs/feats-20260131-120000 my-model/
+        costl predict holiday.mp4 "a dog catches a ball" --model my-model/
+    """
+    from costl.share import export
+
+    notes = export(run, folder, with_clip=not without_clip)
+    say(*notes)
+    click.echo(folder)
 
 
 @main.command()
@@ -516,6 +474,48 @@ def verify(cache: Path, quick: bool, as_json: bool) -> None:
     if damaged:
         say("Delete the damaged files and give the same costl extract or costl import again: it makes only them.")
     raise SystemExit(found.exit_code)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@world_options
+def sample(folder: Path, **options: Any) -> None:
+    """Writes a made-up world to try everything on: short videos, annotations and a small CLIP.
+
+    \b
+    Example:
+        costl sample dir/ --videos train=40 --videos val=10
+    """
+    from pipeline.sample import write_sample
+
+    with Bars() as show:
+        write_sample(
+            folder, settings=_world(**options), progress=lambda done, total: show(Progress("render", done, total))
+        )
+    click.echo(folder)
+
+
+@main.command()
+@click.option("--out", "folder", type=FOLDER, default="costl-quickstart", show_default=True, help="Folder to work in.")
+@world_options
+@overrides
+@device
+@as_json
+def quickstart(folder: Path, overrides: tuple[str, ...], device: str, as_json: bool, **options: Any) -> None:
+    """Everything at once: sample world, extraction, training, evaluation, and a table beside two references.
+
+    \b
+    Example:
+        costl quickstart
+    Called again it goes on where it was stopped.
+    """
+    from costl.quickstart import quickstart
+
+    with Bars() as show:
+        results = quickstart(folder, world=_world(**options), overrides=overrides, device=device, progress=show)
+    click.echo(json.dumps(results.rows, indent=2) if as_json else results.table())
+    say(*(f"{name}: {how}." for name, how in results.how.items()), *results.notes)
+    say(*(f"Picture: {path}" for path in results.pictures))
 
 
 @main.group()

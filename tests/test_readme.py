@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 import cli
 from costl.annotations import parse_jsonl
 from costl.config import load_config
+from costl.train import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +44,18 @@ def test_the_three_commands_run_as_typed_and_a_second_extraction_decodes_nothing
         result = CliRunner().invoke(cli.main, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
     assert "0 videos extracted" in result.stderr
+
+
+def test_the_lines_of_python_answer_a_question(world, tmp_path, monkeypatch, capsys):
+    (lines,) = re.findall(r"^```python\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
+    shutil.copy(world.videos / "test_0000.mp4", tmp_path / "holiday.mp4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    found: dict = {}
+    exec(compile(lines, "README.md", "exec"), found)
+    assert [answer.query for answer in found["answers"]] == ["a dog catches a ball", "people laugh"]
+    assert str(found["answers"][0]) in capsys.readouterr().out
 
 
 def test_the_picture_and_the_links_within_the_project_exist():
