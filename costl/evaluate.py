@@ -77,18 +77,19 @@ def evaluate(
     benchmark_rules(benchmark)
     queries = read_queries(ready.features, split, domain=config.data.domain)
     predictions = ready.predict(queries, progress)
+    rows = _a_row_each(queries, predictions)
     metrics: dict[str, Any] = {}
     notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
     if any(query.windows or query.clip_ids for query in queries):
         metrics = {"legacy": legacy} if legacy else {}
-        metrics |= score(predictions, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
+        metrics |= score(rows, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
         write_metrics(folder / "metrics.json", metrics)
         notes += [legacy] if legacy else []
     else:
         notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
         (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation: they would pass for these
-    write_predictions(folder / "predictions.jsonl", predictions)
-    write_parquet(folder / "predictions.parquet", predictions)
+    write_predictions(folder / "predictions.jsonl", rows)
+    write_parquet(folder / "predictions.parquet", rows)
     examples = choose_examples(queries, predictions)
     draw_predictions(
         folder / "predictions.png",
@@ -97,6 +98,12 @@ def evaluate(
         pictures=best_moments(examples, ready.features),
     )
     return Evaluation(ready.run.folder, split, folder, metrics, tuple(notes))
+
+
+def _a_row_each(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """In the order of the queries; one whose video has no features is answered with empty lists, which count 0."""
+    by_qid = {prediction.qid: prediction for prediction in predictions}
+    return [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ def _kept(folder: Path, rows: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _items(queries: Sequence[Query], predictions: Sequence[Prediction], detailed: int) -> list[Item]:
-    answers = {prediction.qid: prediction for prediction in predictions}
+    # Empty lists stand where the video has no features.
+    answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
     items = by_badness([Item(query, answers.get(query.qid)) for query in queries])
     chosen = in_detail(items, detailed)
     return [replace(item, detailed=place in chosen) for place, item in enumerate(items)]

@@ -66,8 +66,8 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     """The predictions in a submission file.
 
     Raises UsageError: no such file, a bad row or the second of a qid (file and line), no row, annotations instead of
-    predictions, a row with neither list of predictions, a row for no query. A query without a row is for the metrics to
-    count or refuse.
+    predictions, a row with neither list of predictions, a row for no query, a query without a row (an unanswered one has
+    empty lists).
     """
     text = _read(path)
     row = _first_row(text)
@@ -84,6 +84,12 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
     if extra:
         raise UsageError(f"{path}: no query {listed(extra)} in {truth} ({len(known)} queries). Is it of another split?")
+    missing = sorted(known - {prediction.qid for prediction in predictions}, key=str)
+    if missing:
+        raise UsageError(
+            f"{path}: no row for {listed(missing)}, {len(missing)} of the {len(known)} queries of {truth}. Give every query a "
+            "row; one without an answer has empty lists, and counts 0."
+        )
     return predictions
 
 

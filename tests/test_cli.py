@@ -18,6 +18,7 @@ from published_world import publish_world
 import cli
 from costl.checkpoint import load_checkpoint
 from costl.runs import read_run
+from pipeline.cache import CacheReader
 
 TINY = ["--videos", "train=2", "--videos", "val=1", "--videos", "test=1", "--videos", "test_unseen=1"]
 TINY += ["--clips", "12", "12", "--side", "64", "--queries", "3"]
@@ -126,6 +127,12 @@ def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
     assert costl("train", "--cache", "feats.h5", "--set", "train.epochs=1").exit_code == 0
     evaluated = costl("evaluate")
     assert evaluated.exit_code == 0 and "3 of 6 queries ask about videos without features" in evaluated.stderr
+    (written,) = (here / "runs").glob("*/eval-test/predictions.jsonl")
+    (here / "truth.jsonl").write_text(CacheReader("feats.h5").annotations("test"))
+    again = costl("evaluate", "--predictions", written, "--truth", "truth.jsonl", "--json")
+    numbers = json.loads((written.parent / "metrics.json").read_text())["brief"]
+    assert json.loads(again.stdout)["brief"] == numbers and numbers["MR-full-R1@0.3"] <= 50
+    assert "unanswered" in Path(costl("report").stdout.strip()).read_text()
 
 
 def test_a_query_longer_than_clip_reads_is_cut_and_named(here):

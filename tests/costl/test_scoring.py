@@ -218,16 +218,14 @@ def test_one_file_alone_is_refused(here):
         assert result.exit_code == 2 and "belong together: give both" in result.stderr
 
 
-def test_a_query_without_a_row_counts_zero_and_is_told_aloud_or_refused_in_official_mode(here):
+@pytest.mark.parametrize("mode", [(), ("--official",)])
+def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
     Path("mine.jsonl").write_text(lines(answer_row(2)))
-    aloud = "note: NO ROW for 2 of 3 queries (1, 3): each counts 0 in every number"
-    assert aloud in costl(*SCORE).stdout
-    assert json.loads(costl(*SCORE, "--json").stdout)["brief"]["HL-min-Good-Hit1"] == pytest.approx(100 / 3)
-    told = costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
-    assert aloud.replace("note: ", "note: B: ") in told and told.count("NO ROW") == 1
     for command in (SCORE, ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
-        official = costl(*command, "--official")
-        assert official.exit_code == 2 and "query 1 has no predicted windows" in official.stderr
+        refused = costl(*command, *mode)
+        assert refused.exit_code == 2 and refused.stdout == ""
+        assert "mine.jsonl: no row for 1, 3, 2 of the 3 queries of truth.jsonl." in refused.stderr
+        assert "empty lists" in refused.stderr
 
 
 def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
