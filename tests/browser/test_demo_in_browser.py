@@ -100,9 +100,14 @@ def test_uploading_asking_and_clicking_a_moment_makes_the_player_jump(browser, a
 def test_a_video_can_be_chosen_and_links_out_of_the_folder_are_none(browser, address):
     browser.driver.get(address)
     browser.find("#costl-choice input").click()
-    options = browser.wait(lambda: browser.all("#costl-choice [role=option], ul[role=listbox] li"), "no options")
-    assert [option.text.strip("✓ \n") for option in options] == ["broken.mp4", "one of mine.mp4"]
-    options[1].click()
+    options = "#costl-choice [role=option], ul[role=listbox] li"
+
+    def names() -> list[str]:
+        # Not `text`, which is empty while the list is still unfolding.
+        return [option.get_attribute("textContent").strip("✓ \n") for option in browser.all(options)]
+
+    browser.wait(lambda: names() == ["broken.mp4", "one of mine.mp4"], "not the two videos of the folder")
+    browser.all(options)[1].click()
     assert browser.find("#costl-player video").get_attribute("aria-label") == "one of mine.mp4"
     ask(browser, "the blue star")
     assert browser.find(".answer").get_attribute("data-query") == "the blue star"
