@@ -129,9 +129,14 @@ def open_run(
     chosen = read_run(run) if run else newest_run()
     features = open_cache(chosen, cache)
     place = pick_device(device)
-    model = build_for(chosen.config, features).to(place)
-    _load_weights(model, chosen.folder, weights)
-    return Ready(chosen, features, model, place)
+    return Ready(chosen, features, load_model(chosen, features, weights=weights, device=place), place)
+
+
+def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> CoSTL:
+    """The model of a run with its "best" or "last" weights. Raises CacheError where these do not fit."""
+    model = build_for(run.config, features).to(device)
+    _load_weights(model, run.folder, weights)
+    return model
 
 
 def legacy_label(config: Config) -> str:
@@ -171,7 +176,7 @@ def predict_split(
     def walked(done: int, total: int) -> None:
         tell(Progress("predict", len(found), len(asked), f"window {done} of {total}"))
 
-    with _at_rest(model):
+    with at_rest(model):
         for batch in ahead(evaluation_batches(whole, features, batch_size=BATCH, patches=patches)):
             note(batch.queries, ask(batch))
         for some in by_video(long):
@@ -322,7 +327,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _at_rest(model: CoSTL) -> Iterator[None]:
+def at_rest(model: CoSTL) -> Iterator[None]:
     """Evaluation mode without gradients; the model comes back in the mode it was in."""
     training = model.training
     model.eval()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from costl.annotations import Query
 from costl.dataset import Batch, Features
+from costl.evaluate import at_rest
 from costl.model.costl import CoSTL
 from costl.model.spatial import Seen, What
 
@@ -43,7 +43,7 @@ class Looks:
 
 def looks(model: CoSTL, batch: Batch) -> list[Looks]:
     """One `Looks` for each of `batch.queries`, by the very computation that evaluation uses; the model stays as it was."""
-    with _at_rest(model):
+    with at_rest(model):
         seen = model.look(**batch.to(next(model.parameters()).device).model_inputs())
         counts = batch.word_mask.sum(1).tolist()
         return [
@@ -60,7 +60,7 @@ def looks_at(model: CoSTL, query: Query, clips: Sequence[int], features: Feature
     device, steps = next(model.parameters()).device, model.spatial.where is not None
     words = features.words(query.query)
     tokens = np.asarray(features.tokens(query.vid)[list(clips), : None if steps else 1], np.float32)
-    with _at_rest(model):
+    with at_rest(model):
         seen = model.look(
             tokens=torch.from_numpy(tokens)[None].to(device),
             frame_mask=torch.ones(1, len(clips), dtype=torch.bool, device=device),
@@ -78,18 +78,6 @@ def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[
         return tuple(text.strip() if text != text.rstrip() else f"{text}-" for text in texts)
     split = _WORD.findall(sentence.lower())
     return tuple(split) if len(split) == count else tuple(str(number + 1) for number in range(count))
-
-
-@contextmanager
-def _at_rest(model: CoSTL) -> Iterator[None]:
-    """Evaluation mode without gradients; the model comes back in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 def _of_one(seen: Seen, row: int, *, clips: int, names: tuple[str, ...]) -> Looks:

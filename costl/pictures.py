@@ -14,6 +14,7 @@ import numpy as np
 from costl.annotations import Prediction, Query
 from costl.files import publish
 from costl.metrics import interval_iou
+from costl.text import clock
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _draw_panel(
         top += LINE
     # Where only clips are rated, as in TVSum, no moment is expected.
     silent = "" if answer.windows or (answer.saliency and not query.windows) else " · no moment predicted"
-    about = _printable(f"{query.vid} · {_clock(query.duration_s)}{silent}")
+    about = _printable(f"{query.vid} · {clock(query.duration_s)}{silent}")
     figure.text(
         LEFT / figure.get_figwidth(),
         1 - (top + LINE / 2) / page,
@@ -233,7 +234,7 @@ def _axes(figure: Figure, top: float, height: float, duration_s: float, *, ticks
     )
     step = next((s for s in TICK_STEPS_S if duration_s / s <= 10), duration_s)
     at = np.arange(0, duration_s + 1e-6, step)
-    axes.set_xticks(at, [_clock(second) for second in at] if ticks else [""] * len(at))
+    axes.set_xticks(at, [clock(second) for second in at] if ticks else [""] * len(at))
     axes.tick_params(axis="both", length=0, labelsize=8, labelcolor=QUIET)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -305,9 +306,3 @@ def _draw_ratings(axes: Axes, query: Query, clip_s: float) -> None:
 
 def _clips(count: int, clip_s: float) -> np.ndarray:
     return np.arange(count)[:, None] * clip_s + np.array([0.0, clip_s])
-
-
-def _clock(second: float) -> str:
-    minutes, seconds = divmod(round(second), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.annotations import Prediction, Query, parse_predictions
-from costl.checkpoint import load_checkpoint
-from costl.evaluate import build_for, data_notes, evaluate, pick_device, read_queries
+from costl.evaluate import data_notes, evaluate, load_model, pick_device, read_queries
 from costl.explain import looks_at
 from costl.files import publish
 from costl.model.costl import CoSTL
@@ -18,8 +17,7 @@ from costl.report_items import Item, Shot, by_badness, in_detail
 from costl.report_page import Page, to_html
 from costl.runs import Run, newest_run, open_cache, read_run
 from costl.shots import Album, clips_to_show
-from pipeline.cache import CacheReader
-from pipeline.errors import CacheError, UsageError
+from pipeline.errors import UsageError
 from pipeline.progress import Progress, Tell
 
 DETAILED = 40
@@ -165,7 +163,7 @@ def _with_shots(items: Sequence[Item], album: Album, run: Run, device: str, tell
     detailed = [item for item in items if item.detailed]
     if not album.there or not detailed:
         return list(items)
-    model, shots = _model(run, album.features, device), dict[int, tuple[Shot, ...]]()
+    model, shots = load_model(run, album.features, device=pick_device(device)), dict[int, tuple[Shot, ...]]()
     for done, item in enumerate(sorted(detailed, key=lambda item: item.query.vid), start=1):
         shots[id(item)] = _shots(item, album, model)
         tell(Progress("pictures", done, len(detailed), item.query.vid))
@@ -186,13 +184,3 @@ def _shots(item: Item, album: Album, model: CoSTL) -> tuple[Shot, ...]:
         )
         for clip, label in labels.items()
     )
-
-
-def _model(run: Run, features: CacheReader, device: str) -> CoSTL:
-    model = build_for(run.config, features).to(pick_device(device))
-    weights, _ = load_checkpoint(run.folder, "best")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CacheError(f"{run.folder}: its weights do not fit the model of this version. Train again.") from error
-    return model

@@ -24,7 +24,7 @@ from pipeline.cache import (
 from pipeline.clip import Clip, load_clip
 from pipeline.decoding import Job
 from pipeline.errors import CostlError, UsageError, VideoError
-from pipeline.index import told_from
+from pipeline.index import path_from, told_from
 from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -109,7 +109,7 @@ def extract(
         joint=clip.joint,
         annotations=texts,
         settings=from_folder.train,
-        videos=_path_from(out.parent, found[0].path.parent),
+        videos=path_from(out.parent, found[0].path.parent),
         source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
     )
     check_fingerprint(out, contents.fingerprint)
@@ -167,13 +167,6 @@ def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Pr
 
 def _find(videos: Path) -> list[Video]:
     return [Video(safe_id(videos.stem), videos)] if videos.is_file() else find_videos(videos)
-
-
-def _path_from(folder: Path, videos: Path) -> str:
-    try:
-        return Path(os.path.relpath(videos.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # Windows: there is no way from one drive to another
-        return videos.resolve().as_posix()
 
 
 def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:

@@ -101,11 +101,16 @@ def told_from(folder: Path, weights: str) -> str:
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not path.exists():
         return weights
+    seen = path_from(folder, path)
+    return f"{tag}{equals}{seen if Path(seen).is_absolute() else f'./{seen}'}"
+
+
+def path_from(folder: Path, place: Path) -> str:
+    """`place` as seen from `folder`, so that both can move together; in full where there is no way."""
     try:
-        seen = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive
-        return f"{tag}{equals}{path.resolve()}"
-    return f"{tag}{equals}./{seen}"
+        return Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # Windows: another drive
+        return place.resolve().as_posix()
 
 
 def seen_from(folder: Path, weights: str) -> str:
