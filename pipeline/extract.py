@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,9 @@ from pipeline.cache import (
     refuse_if_busy,
 )
 from pipeline.clip import Clip, load_clip
-from pipeline.decoding import Job
-from pipeline.errors import CostlError, UsageError, VideoError
+from pipeline.encoding import cores, extract_into
+from pipeline.errors import UsageError
 from pipeline.index import path_from, told_from
-from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
 from pipeline.settings import (
     ExtractSettings,
@@ -38,13 +34,9 @@ from pipeline.settings import (
     settings_folder,
 )
 from pipeline.videos import Video, content_hash, find_videos, safe_id
-from pipeline.workers import Chunk, Decoded, Failed, decode_videos
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
 
-FAILURES_IN_A_ROW = 20
-_BATCH = {"cuda": 256, "cpu": 16}
-_UNSAVED = 4  # videos that may wait for the disk
 _QUERIES_AT_ONCE = 256
 
 
@@ -137,23 +129,6 @@ def extract(
     )
 
 
-def extract_into(
-    writer: CacheWriter,
-    videos: Sequence[Video],
-    *,
-    clip: Clip,
-    fps: float,
-    workers: int | None = None,
-    batch: int | None = None,
-    time_limit_s: float = 30.0,
-    tell: Callable[[Progress], None],
-) -> list[VideoRow]:
-    """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished."""
-    run = _Run(clip, writer, videos, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
-    run.decode(fps=fps, processes=workers or _cores(), time_limit_s=time_limit_s)
-    return run.rows
-
-
 def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
     """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
     known = {query: words for query, words in known_words(out).items() if words.texts}
@@ -200,14 +175,10 @@ def _check_counts(**counts: int | None) -> None:
             raise UsageError(f"{name} is {count}, expected at least 1.")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _keep_finished(found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]) -> set[str]:
     """The ids of videos whose part is whole and whose file is still the same; the others are noted as pending."""
     kept = set()
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         # Only what has a part is read now: hashing a large folder takes as long as reading it.
         parts = {video.id: (parts_folder(writer.path) / f"{video.id}.h5").exists() for video in found}
         hashes = {video.id: pool.submit(content_hash, video.path) for video in found if parts[video.id]}
@@ -223,118 +194,3 @@ def _keep_finished(found: Sequence[Video], writer: CacheWriter, tell: Callable[[
             tell(Progress("check", number, len(found), video.path.name))
     writer.write_index()
     return kept
-
-
-class _Run:
-    """Decodes and encodes videos, and hands what is finished to one thread that saves it."""
-
-    def __init__(
-        self, clip: Clip, writer: CacheWriter, videos: Sequence[Video], *, batch: int, tell: Callable[[Progress], None]
-    ):
-        self._clip, self._writer, self._tell = clip, writer, tell
-        self._videos = {video.id: video for video in videos}
-        self._packer = Packer(clip.encode_images, batch=batch)
-        self._gathered: dict[str, Gathered] = {}
-        self._decoded: dict[str, Decoded] = {}
-        self._saving: deque[Future[VideoRow]] = deque()
-        self._failed_in_a_row = 0
-        self.rows: list[VideoRow] = []
-
-    def decode(self, *, fps: float, processes: int, time_limit_s: float) -> None:
-        """Works until every video is a row. Raises CostlError after too many failures in a row."""
-        jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
-        if not jobs:
-            return
-        with self._saver(), decode_videos(jobs, processes=processes, time_limit_s=time_limit_s) as events:
-            for event in events:
-                if isinstance(event, Chunk):
-                    self._take(event)
-                elif isinstance(event, Decoded):
-                    self._failed_in_a_row = 0
-                    self._decoded[event.video_id] = event
-                    self._save_if_complete(event.video_id)
-                else:
-                    self._give_up(event)
-            self._collect(self._packer.flush())
-
-    @contextmanager
-    def _saver(self) -> Iterator[None]:
-        with ThreadPoolExecutor(1) as self._saves:
-            try:
-                yield
-                self._wait(0)
-            finally:
-                self._saves.shutdown(cancel_futures=True)
-                for gathered in self._gathered.values():
-                    gathered.close()
-
-    def _take(self, chunk: Chunk) -> None:
-        if len(self._videos) == 1:  # of many, the finished ones are progress enough
-            done = chunk.first_index + len(chunk.times_s)
-            self._tell(Progress("frames", done, 0, self._videos[chunk.video_id].path.name))
-        gathered = self._gathered.get(chunk.video_id) or Gathered(self._writer.parts)
-        self._gathered[chunk.video_id] = gathered
-        gathered.add_times(chunk.times_s)
-        try:
-            images = self._clip.prepare(chunk.pixels)
-        finally:
-            chunk.release()
-        self._collect(self._packer.add(chunk.video_id, images))
-
-    def _collect(self, encoded: Iterator[tuple[str, Any]]) -> None:
-        for video_id, tokens in encoded:
-            self._gathered[video_id].add_tokens(tokens)
-            self._save_if_complete(video_id)
-
-    def _save_if_complete(self, video_id: str) -> None:
-        decoded = self._decoded.get(video_id)
-        if decoded is None or self._gathered[video_id].frames < decoded.clips:
-            return
-        del self._decoded[video_id]
-        self._queue(self._save, decoded, self._gathered.pop(video_id))
-
-    def _give_up(self, failed: Failed) -> None:
-        self._packer.drop(failed.video_id)
-        if failed.video_id in self._gathered:
-            self._gathered.pop(failed.video_id).close()
-        self._queue(self._note, failed)
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row == FAILURES_IN_A_ROW:
-            self._wait(0)
-            raise CostlError(
-                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {failed.reason} "
-                "This looks like the machine or the folder, not the videos; what was finished is kept."
-            )
-
-    def _queue(self, save: Callable[..., VideoRow], *arguments: Any) -> None:
-        self._saving.append(self._saves.submit(save, *arguments))
-        self._wait(_UNSAVED)
-
-    def _wait(self, unsaved: int) -> None:
-        """Until no more than so many videos wait for the disk; an error of the saving thread comes out here."""
-        while len(self._saving) > unsaved or (self._saving and self._saving[0].done()):
-            row = self._saving.popleft().result()
-            self.rows.append(row)
-            self._tell(Progress("videos", len(self.rows), len(self._videos), row.reason or row.name))
-
-    def _save(self, decoded: Decoded, gathered: Gathered) -> VideoRow:
-        video = self._videos[decoded.video_id]
-        try:
-            return self._writer.store(
-                video.id,
-                name=video.path.stem,
-                tokens=gathered.tokens(),
-                times_s=gathered.times_s(),
-                duration_s=decoded.duration_s,
-                content_hash=content_hash(video.path),  # just decoded, so that it need not come from the disk
-                repaired=decoded.repaired,
-                decoder=decoded.decoder,
-            )
-        except VideoError as error:
-            return self._note(Failed(video.id, error.status, str(error)))
-        finally:
-            gathered.close()
-
-    def _note(self, failed: Failed) -> VideoRow:
-        name = self._videos[failed.video_id].path.stem
-        return self._writer.note(failed.video_id, name=name, status=failed.status, reason=failed.reason)

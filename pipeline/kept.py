@@ -15,8 +15,9 @@ from typing import Any
 
 from pipeline.cache import CacheReader, CacheWriter, Contents, known_words
 from pipeline.clip import Clip, load_clip
+from pipeline.encoding import extract_into
 from pipeline.errors import CacheError, VideoError
-from pipeline.extract import encode_queries, extract_into
+from pipeline.extract import encode_queries
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.progress import Progress, Tell
 from pipeline.videos import Video, content_hash

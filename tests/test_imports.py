@@ -38,6 +38,7 @@ MODULES = {
     "pipeline.status": "",
     "pipeline.packing": "numpy torch jaxtyping",
     "pipeline.thumbnails": "numpy PIL",
+    "pipeline.encoding": "",
     "pipeline.extract": "",
     "pipeline.published": "numpy",
     "pipeline.published_text": "numpy",

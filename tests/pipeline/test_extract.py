@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tinyclip import write_clip
 
+from pipeline import encoding
 from pipeline import extract as module
 from pipeline.cache import CacheReader, CacheWriter, parts_folder
 from pipeline.clip import load_clip
@@ -101,14 +102,14 @@ def test_the_cache_is_all_that_training_needs(done):
 
 def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
     before = contents_of(done.parent / "feats.h5")
-    monkeypatch.setattr(module, "decode_videos", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(encoding, "decode_videos", lambda *_, **__: pytest.fail("decoded"))
     report = run(done)
     assert report.done == () and sorted(report.skipped) == sorted(SECONDS) and report.exit_code == 0
     assert contents_of(done.parent / "feats.h5") == before
 
 
 def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeypatch):
-    monkeypatch.setattr(module, "_UNSAVED", 0)
+    monkeypatch.setattr(encoding, "_UNSAVED", 0)
     told: list[Progress] = []
 
     def interrupt(progress: Progress) -> None:
@@ -149,7 +150,7 @@ def test_a_bad_video_is_a_row_and_the_exit_code_tells(folder):
 
 
 def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatch):
-    monkeypatch.setattr(module, "FAILURES_IN_A_ROW", 3)
+    monkeypatch.setattr(encoding, "FAILURES_IN_A_ROW", 3)
     for n in range(5):
         (folder / f"z{n}.mp4").write_text("not a video")
     with pytest.raises(CostlError, match="3 videos in a row failed"):
