@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.grid import Grid
 CHUNK = 32
 SLOWEST = 10.0  # seconds of work allowed per second of video, on top of the time limit
 NEVER = float("inf")
+_READ_BYTES_PER_S = 10e6  # decord reads the whole file when it opens it
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Rules:
     slots: int
     memory_limit_bytes: int | None
     open_video: Callable[[str], Any]
+
+
+def allowed_to_open_s(job: Job, rules: Rules) -> float:
+    """How long a video may take until its first frame is asked for, seconds: more for a large file."""
+    size = os.path.getsize(job.path) if os.path.exists(job.path) else 0
+    return rules.time_limit_s + size / _READ_BYTES_PER_S
 
 
 def open_video(path: str) -> Any:
@@ -72,6 +80,7 @@ def work(pipe: Connection, memory: Any, deadline: Any, free: list[int], rules: R
 
 def _decode(job: Job, slots: _Slots, deadline: Any, rules: Rules) -> tuple:
     """Decode one video into slots; the last message about it."""
+    deadline.value = time.monotonic() + allowed_to_open_s(job, rules)
     try:
         with rules.open_video(job.path) as video:
             return ("decoded", *_fill(video, job, slots, deadline, rules))
@@ -99,7 +108,7 @@ def _fill(video: Any, job: Job, slots: _Slots, deadline: Any, rules: Rules) -> t
     deadline.value = time.monotonic() + allowed_s
     for frames in video.sample(grid.centres_s(), chunk=size):
         deadline.value = NEVER  # waiting for a slot is not this video's fault
-        slots.send(first_index, frames.pixels, frames.times_s)
+        slots.send(first_index, frames.pixels, frames.times_s, of=grid.clips)
         first_index += len(frames.times_s)
         deadline.value = time.monotonic() + allowed_s
     return video.duration_s, grid.clips, video.repaired, video.decoder
@@ -111,21 +120,29 @@ class _Slots:
     def __init__(self, pipe: Connection, memory: Any, deadline: Any, free: list[int], slot_bytes: int):
         self._pipe, self._free, self._slot_bytes = pipe, free, slot_bytes
         self._memory: np.ndarray = np.frombuffer(memory, dtype=np.uint8)
+        self._jobs: deque[Job] = deque()  # the next one may come while the last one's end is on its way
 
     def next_job(self) -> Job:
-        while True:
-            message = self._pipe.recv()
-            if isinstance(message, Job):
-                return message
-            self._free.append(message)
+        while not self._jobs:
+            self._receive()
+        return self._jobs.popleft()
 
-    def send(self, first_index: int, pixels: np.ndarray, times_s: np.ndarray) -> None:
+    def send(self, first_index: int, pixels: np.ndarray, times_s: np.ndarray, *, of: int) -> None:
+        began = time.monotonic()
         while not self._free or self._pipe.poll():
-            self._free.append(self._pipe.recv())
+            self._receive()
+        waited_s = time.monotonic() - began
         slot = self._free.pop()
         begin = slot * self._slot_bytes
         self._memory[begin : begin + pixels.size] = pixels.ravel()
-        self._pipe.send(("chunk", slot, first_index, pixels.shape, times_s))
+        self._pipe.send(("chunk", slot, first_index, pixels.shape, times_s, of, waited_s))
+
+    def _receive(self) -> None:
+        message = self._pipe.recv()
+        if isinstance(message, Job):
+            self._jobs.append(message)
+        else:
+            self._free.append(message)
 
 
 def _die_with_parent() -> None:

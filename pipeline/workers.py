@@ -2,6 +2,7 @@
 
     parent                                             process i (spawned; imports decord and numpy only)
     Job  -------------------- pipe ------------------> opens the video, samples the grid's centres
+    the next Job ------------ pipe ------------------> as soon as the last frames are here: no gap between two videos
     Chunk <-- "slot 2 holds frames 32..63" -- pipe --- writes pixels into one of its own slots
     Chunk.release() --------- pipe ------------------> may fill slot 2 again
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import math
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -29,12 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decoding import NEVER, Job, Rules, open_video, work
+from pipeline.decoding import NEVER, Job, Rules, allowed_to_open_s, open_video, work
 from pipeline.errors import CostlError
 
 SLOT_BYTES = 32 << 20  # one 4K frame, or 48 frames of 360p
 SLOTS = 3  # per process: one being filled, one in the pipe, one in use
-_READ_BYTES_PER_S = 10e6  # decord reads the whole file when it opens it
 _START_LIMIT_S = 120.0
 _POLL_S = 0.2
 
@@ -44,7 +43,8 @@ class Chunk:
     """Frames `first_index`, `first_index + 1`, ... of one video's grid, with the seconds each came on screen.
 
     `pixels` (uint8 [n h w 3]) is a view into a slot: valid until `release()`, which must be called for every chunk,
-    from any thread, or the process that made it waits for ever.
+    from any thread, or the process that made it waits for ever. `clips` are the frames of the whole video, `waited_s`
+    the seconds that its process had to wait for a free slot.
     """
 
     video_id: str
@@ -52,6 +52,8 @@ class Chunk:
     pixels: np.ndarray
     times_s: np.ndarray
     release: Callable[[], None] = field(repr=False, compare=False)
+    clips: int = 0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,22 @@ def decode_videos(
     slots: int = SLOTS,
     memory_limit_bytes: int | None = 8 << 30,
     open_video: Callable[[str], Any] = open_video,
+    look: Callable[[], None] = lambda: None,
 ) -> Iterator[Iterator[Event]]:
     """Decode `jobs` in `processes` processes; gives an iterator of what comes, in the order it comes.
 
     Every job ends in exactly one `Decoded` or `Failed`. Opening a video may take `time_limit_s` (and more for a large
     file), each chunk `time_limit_s` plus ten times the stretch of video it covers. Frames take
     `processes * slots * slot_bytes` bytes. `open_video` must be a module's own function, so that it can be sent to the
-    processes; a script that calls this needs the usual `if __name__ == "__main__":`. Leaving the context kills the
-    processes. Raises CostlError when one cannot even start.
+    processes; a script that calls this needs the usual `if __name__ == "__main__":`. `look` is called between events
+    and five times a second where none come; what it raises ends the iteration. Leaving the context kills the processes.
+    Raises CostlError when one cannot even start.
     """
     if min(processes, slots, slot_bytes) < 1 or not time_limit_s > 0:
         raise ValueError("processes, slots, slot_bytes and time_limit_s must be above zero")
     rules = Rules(time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video)
     supervisor = _Supervisor(jobs, min(processes, len(jobs)), rules)
-    events = supervisor.events()
+    events = supervisor.events(look)
     try:
         yield events
     finally:
@@ -125,6 +129,7 @@ class _Seat:
         self.pipe: Connection | None = None
         self.ready = False
         self.job: Job | None = None
+        self.next_job: Job | None = None  # handed out ahead
         self._context, self._rules, self._lock = context, rules, threading.Lock()
 
     def hire(self) -> None:
@@ -139,11 +144,20 @@ class _Seat:
         theirs.close()
 
     def assign(self, job: Job) -> None:
-        self.job = job
-        size = os.path.getsize(job.path) if os.path.exists(job.path) else 0
-        self.deadline.value = time.monotonic() + self._rules.time_limit_s + size / _READ_BYTES_PER_S
+        """Give a job; one that comes while another is at work is next, and the process sets its deadline itself."""
+        if self.job is None:
+            self.job = job
+            self.deadline.value = time.monotonic() + allowed_to_open_s(job, self._rules)
+        else:
+            self.next_job = job
         with self._lock:
             self._send(job)
+
+    def finish(self) -> Job:
+        """The job that has ended; the next one takes its place."""
+        assert self.job is not None
+        ended, self.job, self.next_job = self.job, self.next_job, None
+        return ended
 
     def release(self, slot: int) -> None:
         with self._lock:
@@ -180,8 +194,9 @@ class _Supervisor:
         self._rules = rules
         self._seats = [_Seat(rules) for _ in range(processes)]
 
-    def events(self) -> Generator[Event, None, None]:
+    def events(self, look: Callable[[], None]) -> Generator[Event, None, None]:
         while self._queue or any(seat.job for seat in self._seats):
+            look()
             self._staff()
             by_pipe = {seat.pipe: seat for seat in self._seats if seat.pipe is not None}
             for pipe in wait(list(by_pipe), timeout=_POLL_S):
@@ -220,17 +235,21 @@ class _Supervisor:
         assert seat.job is not None, kind
         if kind == "chunk":
             return self._chunk(seat, seat.job, *content)
-        job, seat.job = seat.job, None
+        job = seat.finish()
         return Decoded(job.video_id, *content) if kind == "decoded" else Failed(job.video_id, *content)
 
-    def _chunk(self, seat: _Seat, job: Job, slot: int, first_index: int, shape: tuple, times_s: np.ndarray) -> Event:
+    def _chunk(
+        self, seat: _Seat, job: Job, slot: int, first_index: int, shape: tuple, times_s: np.ndarray, *about: Any
+    ) -> Event:
         seat.in_use.add(slot)
+        if first_index + len(times_s) == about[0] and self._queue:  # its last frames
+            seat.assign(self._queue.popleft())
         begin = slot * self._rules.slot_bytes
         pixels = seat.pixels[begin : begin + math.prod(shape)].reshape(shape)
-        return Chunk(job.video_id, first_index, pixels, times_s, release=lambda: seat.release(slot))
+        return Chunk(job.video_id, first_index, pixels, times_s, lambda: seat.release(slot), *about)
 
     def _lost(self, seat: _Seat) -> Event | None:
-        was_ready, job, seat.job = seat.ready, seat.job, None
+        was_ready, job = seat.ready, self._take_back(seat)
         how = _how_it_died(seat.dismiss())
         if not was_ready:
             raise CostlError(f"A decode process could not start: {how}. Its own message is above.")
@@ -240,12 +259,20 @@ class _Supervisor:
         return Failed(job.video_id, "crashed", f"{name}: the process that decoded it {how}. Try to convert the file.")
 
     def _overdue(self, seat: _Seat) -> Event:
-        job, seat.job = seat.job, None
+        job = self._take_back(seat)
         seat.dismiss()
         if job is None:
             raise CostlError(f"A decode process did not start within {_START_LIMIT_S:.0f} s.")
         reason = f"the decoder hangs, no progress within {self._rules.time_limit_s:g} s + 10 x the video's own length"
         return Failed(job.video_id, "timeout", f"{Path(job.path).name}: {reason}. Try to convert the file.")
+
+    def _take_back(self, seat: _Seat) -> Job | None:
+        """The job that was at work; the one handed out ahead is for someone else."""
+        job, seat.job = seat.job, None
+        if seat.next_job is not None:
+            self._queue.appendleft(seat.next_job)
+            seat.next_job = None
+        return job
 
 
 def _how_it_died(exit_code: int | None) -> str:
