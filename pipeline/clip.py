@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.fingerprint import canonical
 from pipeline.resize import Preprocess, prepare
 from pipeline.weights import Source, build, find_source, hash_of
 
-__all__ = ["Clip", "Joint", "Words", "load_clip", "pick_device"]
+__all__ = ["Clip", "Joint", "Words", "load_clip", "load_clips", "pick_device"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TEXT_BATCH = 64
@@ -37,11 +37,33 @@ def load_clip(
     is not a norm and a projection of one token (attention pooling, convolutional towers).
     """
     place = pick_device(device)
-    chosen = precision or ("fp16" if place.type == "cuda" else "fp32")
+    chosen = precision or usual_precision(place)
     if chosen not in _DTYPES:
         raise UsageError(f"precision {chosen!r}: expected one of {', '.join(_DTYPES)}.")
     source = find_source(model, weights)
     return Clip(build(source), source=source, device=place, precision=chosen)
+
+
+def usual_precision(device: torch.device) -> str:
+    """In what the image tower computes there unless it is told otherwise."""
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def load_clips(model: str, weights: str, *, devices: str, precision: str | None = None) -> list[Clip]:
+    """The same network on each of `devices`, which commas separate. Raises UsageError as `load_clip` does, for a GPU
+    named twice, and for devices that would compute in different precisions.
+    """
+    names = [name.strip() for name in devices.split(",")]
+    places = [pick_device(name) for name in names]
+    for name, place in zip(names, places, strict=True):
+        if place.type != "cpu" and places.count(place) > 1:
+            raise UsageError(f"device {devices!r}: {name} is named twice, as {place}. Name every GPU once.")
+    usual = {place.type: usual_precision(place) for place in places}
+    if precision is None and len(set(usual.values())) > 1:
+        told = ", ".join(f"{kind} in {chosen}" for kind, chosen in usual.items())
+        raise UsageError(f"device {devices!r}: {told}; one cache holds one precision. Name it: --precision fp32.")
+    first = load_clip(model, weights, device=names[0], precision=precision)
+    return [first, *(first.beside(place) for place in places[1:])]
 
 
 def pick_device(device: str) -> torch.device:
@@ -74,6 +96,7 @@ class Clip:
         self.width = len(self.joint.norm_weight)
         self._network: Any = network.to(device)
         self._network.visual.to(_DTYPES[precision])
+        self._last_block: Callable[[Any, Tensor], tuple[Tensor | None, Tensor]] = _last_block
 
     def fingerprint(self) -> dict[str, str]:
         """Everything about this network that decides a token."""
@@ -87,9 +110,13 @@ class Clip:
 
     def prepare(self, pixels: np.ndarray | Tensor) -> Float[Tensor, "n 3 y x"]:
         """uint8 RGB [n h w 3] -> network input on the device, equal to open_clip's PIL transform (see `resize`)."""
-        # Copied: a decoder's shared memory may be read-only, and is reused while the device still reads.
-        frames = torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels
-        return prepare(frames.to(self.device), self.preprocess)
+        if isinstance(pixels, np.ndarray):
+            # Copied: a decoder's shared memory may be read-only, and is reused while the device still reads.
+            frames = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            frames.numpy()[...] = pixels
+        else:
+            frames = pixels
+        return prepare(frames.to(self.device, non_blocking=True), self.preprocess)
 
     def tokens(self, pixels: np.ndarray | Tensor) -> np.ndarray:
         """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row.
@@ -100,16 +127,35 @@ class Clip:
         return self.encode_images(self.prepare(pixels))
 
     def encode_images(self, images: Float[Tensor, "n 3 y x"]) -> np.ndarray:
-        """Network input, as `prepare` gives it, -> float16 [n 1+p c]; halves the batch when the GPU is full."""
-        try:
-            tokens = self._forward(images)
-        except torch.OutOfMemoryError as error:
-            if len(images) == 1:
-                raise CostlError(f"{self.name}: not even one frame fits on {self.device}. Try --device cpu.") from error
-            half = len(images) // 2
-            logging.getLogger(__name__).warning("the GPU is full: %d frames at once become %d.", len(images), half)
-            return np.concatenate([self.encode_images(images[:half]), self.encode_images(images[half:])])
-        return _finite(tokens, f"{self.name} in {self.precision}: visual tokens")
+        """Network input, as `prepare` gives it, -> float16 [n 1+p c]."""
+        return self.start(images)()
+
+    def start(self, images: Float[Tensor, "n 3 y x"]) -> Callable[[], np.ndarray]:
+        """Begins what `encode_images` does; calling what it gives waits for the tokens, and may raise as it does.
+
+        A GPU works meanwhile, so that the next batch can be begun first. Raises torch's error when memory is full.
+        """
+        return _fetch(self._forward(images), f"{self.name} in {self.precision}: visual tokens")
+
+    def beside(self, device: torch.device) -> Clip:
+        """The same network on a further device."""
+        other = copy.copy(self)
+        other.device, other._network = device, copy.deepcopy(self._network).to(device)
+        return other
+
+    def compile(self, batch: int) -> None:
+        """Compiles the image tower for batches of this size; the first one is compiled here, which takes a minute.
+
+        Raises whatever the compiler does where it cannot; the network is then as it was.
+        """
+        compiled = torch.compile(_last_block, dynamic=False)
+        with torch.inference_mode():
+            compiled(self._network.visual, self.blank(batch))
+        self._last_block = compiled
+
+    def blank(self, batch: int) -> Float[Tensor, "n 3 y x"]:
+        """So many empty frames as network input, for a trial."""
+        return torch.zeros(batch, 3, *self.image_size, device=self.device, dtype=_DTYPES[self.precision])
 
     def encode_text(self, texts: Sequence[str]) -> list[Words]:
         """One Words for each sentence. Raises UsageError for a sentence without a word in it."""
@@ -118,7 +164,7 @@ class Clip:
 
     @torch.inference_mode()
     def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n tokens c"]:
-        prefix, patches = _last_block(self._network.visual, images.to(_DTYPES[self.precision]))
+        prefix, patches = self._last_block(self._network.visual, images.to(_DTYPES[self.precision]))
         return torch.cat([self._frame_token(prefix, patches), patches], dim=1)
 
     @torch.inference_mode()
@@ -156,12 +202,38 @@ def _mean(prefix: Tensor | None, patches: Tensor) -> Tensor:
 
 
 def _finite(tokens: Tensor, what: str) -> np.ndarray:
+    return _fetch(tokens, what)()
+
+
+def _fetch(tokens: Tensor, what: str) -> Callable[[], np.ndarray]:
+    """Sends tokens on their way to main memory; calling what it gives waits for them and checks them."""
     stored = tokens.to(torch.float16)
-    if not bool(torch.isfinite(stored).all()):
-        raise CostlError(
-            f"{what} do not fit into float16. Try --precision bf16 or fp32; if that fails, the weights are damaged."
-        )
-    return stored.cpu().numpy()
+    here, finite, arrive = _arriving(stored), _arriving(torch.isfinite(stored).all()), _arrival(stored.device)
+
+    def fetched() -> np.ndarray:
+        arrive()
+        if not bool(finite):
+            raise CostlError(
+                f"{what} do not fit into float16. Try --precision bf16 or fp32; if that fails, the weights are damaged."
+            )
+        return here.numpy()
+
+    return fetched
+
+
+def _arriving(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _arrival(device: torch.device) -> Callable[[], None]:
+    """Waits for all that was asked of the device until now."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def _last_block(visual: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -1,26 +1,37 @@
-"""Videos through decoding and CLIP into an open cache: batches across videos, one thread that saves, rows for all."""
+"""Videos through decoding and CLIP into an open cache, nothing waiting for anything but the slower half.
+
+    decode processes --slots--> this thread --chunks--> a thread a device --tokens--> the saving thread --> parts
+    (`workers`)                 listens, hands out       resizes, packs,               gathers, publishes,
+                                jobs, tells              encodes (`device`)            writes rows (`saving`)
+
+What is in flight is bounded at every arrow, whatever the length, size or number of videos: `SLOTS` slots of
+`SLOT_BYTES` for each decode process (a chunk keeps its slot until a device has copied it; a process without a free slot
+waits), less than a batch and a chunk of prepared frames and the tokens of two batches on each device, and
+`saving.UNSAVED` batches of tokens before the disk. Tokens of unfinished videos lie in nameless files.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import deque
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from queue import SimpleQueue
 
 from pipeline.cache import CacheWriter, VideoRow
 from pipeline.clip import Clip
 from pipeline.decoding import Job
-from pipeline.errors import CostlError, VideoError
-from pipeline.packing import Gathered, Packer
-from pipeline.progress import Progress
-from pipeline.videos import Video, content_hash
-from pipeline.workers import Chunk, Decoded, Failed, decode_videos
+from pipeline.device import Encoder
+from pipeline.errors import CostlError
+from pipeline.meter import Meter
+from pipeline.progress import Flow, Progress
+from pipeline.saving import Saver
+from pipeline.videos import Video
+from pipeline.workers import Chunk, Decoded, Event, decode_videos
 
 FAILURES_IN_A_ROW = 20
-_BATCH = {"cuda": 256, "cpu": 16}
-_UNSAVED = 4  # videos that may wait for the disk
+_TELL_EVERY_S = 0.5
 
 
 def extract_into(
@@ -28,15 +39,25 @@ def extract_into(
     videos: Sequence[Video],
     *,
     clip: Clip,
+    others: Sequence[Clip] = (),
     fps: float,
     workers: int | None = None,
     batch: int | None = None,
+    compiled: bool = False,
     time_limit_s: float = 30.0,
+    meter: Meter | None = None,
     tell: Callable[[Progress], None],
 ) -> list[VideoRow]:
-    """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished."""
-    run = _Run(clip, writer, videos, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
-    run.decode(fps=fps, processes=workers or cores(), time_limit_s=time_limit_s)
+    """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished.
+
+    `others`: the same CLIP on further devices; frames go to whichever is free. `meter` counts, for a caller who wants to
+    know more. Raises CostlError after too many failures in a row or when a device fails, CacheError when the disk does;
+    what was finished is kept.
+    """
+    if not videos:
+        return []
+    run = _Run([clip, *others], writer, videos, batch=batch, compiled=compiled, meter=meter or Meter(), tell=tell)
+    run.work(fps=fps, processes=workers or cores(), time_limit_s=time_limit_s)
     return run.rows
 
 
@@ -46,115 +67,134 @@ def cores() -> int:
 
 
 class _Run:
-    """Decodes and encodes videos, and hands what is finished to one thread that saves it."""
+    """Hands chunks to the devices and ends to the saver, and tells what has come of it; it never waits for either."""
 
     def __init__(
-        self, clip: Clip, writer: CacheWriter, videos: Sequence[Video], *, batch: int, tell: Callable[[Progress], None]
+        self,
+        clips: Sequence[Clip],
+        writer: CacheWriter,
+        videos: Sequence[Video],
+        *,
+        batch: int | None,
+        compiled: bool,
+        meter: Meter,
+        tell: Callable[[Progress], None],
     ):
-        self._clip, self._writer, self._tell = clip, writer, tell
-        self._videos = {video.id: video for video in videos}
-        self._packer = Packer(clip.encode_images, batch=batch)
-        self._gathered: dict[str, Gathered] = {}
-        self._decoded: dict[str, Decoded] = {}
-        self._saving: deque[Future[VideoRow]] = deque()
-        self._failed_in_a_row = 0
         self.rows: list[VideoRow] = []
+        self._videos = {video.id: video for video in videos}
+        self._meter, self._tell = meter, tell
+        self._stop = threading.Event()
+        self._chunks: SimpleQueue[Chunk | None] = SimpleQueue()
+        self._words: SimpleQueue[str] = SimpleQueue()
+        self._saver = Saver(writer, self._videos, stop=self._stop)
+        self._encoders = [
+            Encoder(
+                clip,
+                batch=batch,
+                compiled=compiled,
+                chunks=self._chunks,
+                give=self._saver.tokens,
+                stop=self._stop,
+                say=self._words.put,
+            )
+            for clip in clips
+        ]
+        self._begun: dict[str, float] = {}  # videos at work, and the share of each that is decoded
+        self._ended = self._failed_in_a_row = 0
+        self._flow: Flow | None = None
+        self._told_s = 0.0
 
-    def decode(self, *, fps: float, processes: int, time_limit_s: float) -> None:
+    def work(self, *, fps: float, processes: int, time_limit_s: float) -> None:
         """Works until every video is a row. Raises CostlError after too many failures in a row."""
         jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
-        if not jobs:
-            return
-        with self._saver(), decode_videos(jobs, processes=processes, time_limit_s=time_limit_s) as events:
+        self._meter.watch(self._encoders, processes=min(processes, len(jobs)))
+        with (
+            self._threads(),
+            decode_videos(jobs, processes=processes, time_limit_s=time_limit_s, look=self._look) as events,
+        ):
             for event in events:
-                if isinstance(event, Chunk):
-                    self._take(event)
-                elif isinstance(event, Decoded):
-                    self._failed_in_a_row = 0
-                    self._decoded[event.video_id] = event
-                    self._save_if_complete(event.video_id)
-                else:
-                    self._give_up(event)
-            self._collect(self._packer.flush())
-
-    @contextmanager
-    def _saver(self) -> Iterator[None]:
-        with ThreadPoolExecutor(1) as self._saves:
-            try:
-                yield
-                self._wait(0)
-            finally:
-                self._saves.shutdown(cancel_futures=True)
-                for gathered in self._gathered.values():
-                    gathered.close()
-
-    def _take(self, chunk: Chunk) -> None:
-        if len(self._videos) == 1:  # of many, the finished ones are progress enough
-            done = chunk.first_index + len(chunk.times_s)
-            self._tell(Progress("frames", done, 0, self._videos[chunk.video_id].path.name))
-        gathered = self._gathered.get(chunk.video_id) or Gathered(self._writer.parts)
-        self._gathered[chunk.video_id] = gathered
-        gathered.add_times(chunk.times_s)
-        try:
-            images = self._clip.prepare(chunk.pixels)
-        finally:
-            chunk.release()
-        self._collect(self._packer.add(chunk.video_id, images))
-
-    def _collect(self, encoded: Iterator[tuple[str, Any]]) -> None:
-        for video_id, tokens in encoded:
-            self._gathered[video_id].add_tokens(tokens)
-            self._save_if_complete(video_id)
-
-    def _save_if_complete(self, video_id: str) -> None:
-        decoded = self._decoded.get(video_id)
-        if decoded is None or self._gathered[video_id].frames < decoded.clips:
-            return
-        del self._decoded[video_id]
-        self._queue(self._save, decoded, self._gathered.pop(video_id))
-
-    def _give_up(self, failed: Failed) -> None:
-        self._packer.drop(failed.video_id)
-        if failed.video_id in self._gathered:
-            self._gathered.pop(failed.video_id).close()
-        self._queue(self._note, failed)
-        self._failed_in_a_row += 1
+                self._take(event)
+                if self._failed_in_a_row == FAILURES_IN_A_ROW:
+                    break
         if self._failed_in_a_row == FAILURES_IN_A_ROW:
-            self._wait(0)
             raise CostlError(
-                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {failed.reason} "
+                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {event.reason} "  # type: ignore[union-attr]
                 "This looks like the machine or the folder, not the videos; what was finished is kept."
             )
 
-    def _queue(self, save: Callable[..., VideoRow], *arguments: Any) -> None:
-        self._saving.append(self._saves.submit(save, *arguments))
-        self._wait(_UNSAVED)
-
-    def _wait(self, unsaved: int) -> None:
-        """Until no more than so many videos wait for the disk; an error of the saving thread comes out here."""
-        while len(self._saving) > unsaved or (self._saving and self._saving[0].done()):
-            row = self._saving.popleft().result()
-            self.rows.append(row)
-            self._tell(Progress("videos", len(self.rows), len(self._videos), row.reason or row.name))
-
-    def _save(self, decoded: Decoded, gathered: Gathered) -> VideoRow:
-        video = self._videos[decoded.video_id]
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """The devices and the saver at work; on leaving they finish what they have, but for an exception."""
+        for one in (*self._encoders, self._saver):
+            one.thread.start()
         try:
-            return self._writer.store(
-                video.id,
-                name=video.path.stem,
-                tokens=gathered.tokens(),
-                times_s=gathered.times_s(),
-                duration_s=decoded.duration_s,
-                content_hash=content_hash(video.path),  # just decoded, so that it need not come from the disk
-                repaired=decoded.repaired,
-                decoder=decoded.decoder,
-            )
-        except VideoError as error:
-            return self._note(Failed(video.id, error.status, str(error)))
+            yield
+            self._end_chunks()
+            self._join(self._encoders)
+            self._saver.finish()
+            self._join([self._saver])
+        except BaseException:
+            self._stop.set()
+            raise
         finally:
-            gathered.close()
+            self._end_chunks()
+            for encoder in self._encoders:
+                encoder.thread.join()
+            self._saver.finish()
+            self._saver.thread.join()
+            self._meter.batches = [encoder.batch for encoder in self._encoders]
+            list(self._count_rows())
 
-    def _note(self, failed: Failed) -> VideoRow:
-        name = self._videos[failed.video_id].path.stem
-        return self._writer.note(failed.video_id, name=name, status=failed.status, reason=failed.reason)
+    def _end_chunks(self) -> None:
+        for _ in self._encoders:
+            self._chunks.put(None)
+
+    def _join(self, working: Sequence[Encoder | Saver]) -> None:
+        for one in working:
+            while one.thread.is_alive():
+                one.thread.join(0.05)
+                self._look()
+        self._look()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Chunk):
+            done = event.first_index + len(event.times_s)
+            self._begun[event.video_id] = done / max(done, event.clips)
+            self._meter.decode_waited_s += event.waited_s
+            self._chunks.put(event)
+            if len(self._videos) == 1:  # of many, the finished ones are progress enough
+                name = self._videos[event.video_id].path.name
+                self._tell(Progress("frames", done, event.clips, name, flow=self._flow))
+            return
+        self._failed_in_a_row = 0 if isinstance(event, Decoded) else self._failed_in_a_row + 1
+        self._begun.pop(event.video_id, None)
+        self._ended += 1
+        self._saver.ended(event)
+
+    def _look(self) -> None:
+        """Raises what a thread has failed with, and tells what is new."""
+        for one in (*self._encoders, self._saver):
+            if one.error is not None:
+                raise one.error
+        for row in self._count_rows():
+            self._tell(self._where(row.reason or row.name, video=row.name, status=row.status))
+        while not self._words.empty():
+            self._tell(self._where(word=self._words.get()))
+        if time.monotonic() - self._told_s >= _TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            self._flow = self._meter.flow(done=self._ended + sum(self._begun.values()), total=len(self._videos))
+            if len(self._videos) > 1:
+                self._tell(self._where())
+
+    def _where(self, detail: str = "", *, video: str = "", status: str = "", word: str = "") -> Progress:
+        done, total = len(self.rows), len(self._videos)
+        return Progress("videos", done, total, detail, video=video, status=status, flow=self._flow, word=word)
+
+    def _count_rows(self) -> Iterator[VideoRow]:
+        while not self._saver.rows.empty():
+            row = self._saver.rows.get()
+            self.rows.append(row)
+            self._meter.videos[row.status] += 1
+            if row.ok:
+                self._meter.decoders[row.decoder] += 1
+            yield row

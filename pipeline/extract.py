@@ -18,9 +18,10 @@ from pipeline.cache import (
     parts_folder,
     refuse_if_busy,
 )
-from pipeline.clip import Clip, load_clip
+from pipeline.clip import Clip, load_clips
 from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
+from pipeline.history import recorded
 from pipeline.index import path_from, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -72,6 +73,7 @@ def extract(
     precision: str | None = None,
     workers: int | None = None,
     batch: int | None = None,
+    compiled: bool = False,
     time_limit_s: float = 30.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExtractReport:
@@ -80,7 +82,8 @@ def extract(
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
     `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
-    (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
+    (default: one a core), `batch` frames encoded at once, `device` one or several, as "cuda:0,cuda:1", `compiled` after
+    a minute of compiling, where that is possible. Each run leaves a line in OUT.runs.jsonl. Videos that are finished are not decoded again; a video
     that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
     CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row.
     """
@@ -93,7 +96,7 @@ def extract(
     _check_counts(workers=workers, batch=batch)
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    clip = load_clip(settings.model, settings.weights, device=device, precision=precision)
+    clip, *others = clips = load_clips(settings.model, settings.weights, devices=device, precision=precision)
     contents = Contents(
         fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
         fps=float(settings.fps),
@@ -106,17 +109,21 @@ def extract(
     )
     check_fingerprint(out, contents.fingerprint)
     words = encode_queries(clip, queries_in(texts), out, tell)
-    with CacheWriter(out, contents, words) as writer:
+    with CacheWriter(out, contents, words) as writer, recorded(out, clips) as meter:
         absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
         skipped = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
+        meter.videos |= {"skipped": len(skipped), "missing": len(absent)}
         rows = extract_into(
             writer,
             missing,
             clip=clip,
+            others=others,
             fps=contents.fps,
             workers=workers,
             batch=batch,
+            compiled=compiled,
+            meter=meter,
             time_limit_s=time_limit_s,
             tell=tell,
         )

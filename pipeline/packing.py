@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,50 +18,84 @@ from torch import Tensor
 from pipeline.errors import CacheError
 
 
-class Packer:
-    """Collects prepared frames and encodes them `batch` at a time, whatever videos they come from.
+@dataclass(frozen=True)
+class Stretch:
+    """Frames `first_index`, `first_index + 1`, ... of one video's grid: `times_s` [n], and `values` [n ...] of them.
 
-    Every call of `encode` gets exactly `batch` frames, the last one padded: a token must not depend on which videos
-    happened to be decoded together, and equal shapes take equal paths through the device's kernels.
+    `values` are pictures on a device before they are encoded, and tokens afterwards.
     """
 
-    def __init__(self, encode: Callable[[Tensor], np.ndarray], *, batch: int):
-        self._encode, self._batch = encode, batch
-        self._waiting: deque[tuple[str, Tensor]] = deque()
+    video_id: str
+    first_index: int
+    times_s: np.ndarray
+    values: Any
 
-    def add(self, video_id: str, images: Float[Tensor, "n 3 y x"]) -> Iterator[tuple[str, np.ndarray]]:
-        """Takes frames; gives (video id, tokens float16 [n 1+p c]) of all that fills a batch, in the order added."""
-        self._waiting.append((video_id, images))
-        while sum(len(images) for _, images in self._waiting) >= self._batch:
-            yield from self._run()
+    def __len__(self) -> int:
+        return len(self.times_s)
 
-    def drop(self, video_id: str) -> None:
-        """Forgets the frames of a video that are still waiting."""
-        self._waiting = deque((owner, images) for owner, images in self._waiting if owner != video_id)
+    def __getitem__(self, part: slice) -> Stretch:
+        begin = part.indices(len(self))[0]
+        return replace(
+            self, first_index=self.first_index + begin, times_s=self.times_s[part], values=self.values[part]
+        )
 
-    def flush(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Encodes what is left."""
+
+class Packer:
+    """Collects prepared frames into batches of exactly `batch`, whatever videos they come from.
+
+    The last batch is padded: a token must not depend on which videos happened to be decoded together, and equal shapes
+    take equal paths through the device's kernels. It never holds more than a batch and what was added last.
+    """
+
+    def __init__(self, *, batch: int):
+        self.batch = batch
+        self._waiting: deque[Stretch] = deque()
+
+    def add(self, stretch: Stretch) -> None:
+        """Takes frames, their `values` [n 3 y x] on the device."""
+        self._waiting.append(stretch)
+
+    def put_back(self, stretches: Sequence[Stretch]) -> None:
+        """Takes a batch back that was given last, for a smaller `batch`."""
+        self._waiting.extendleft(reversed(stretches))
+
+    def full(self) -> Iterator[list[Stretch]]:
+        """Every batch that is full, in the order added."""
+        while sum(map(len, self._waiting)) >= self.batch:
+            yield self._take()
+
+    def rest(self) -> Iterator[list[Stretch]]:
+        """All that is left."""
         while self._waiting:
-            yield from self._run()
+            yield self._take()
 
-    def _run(self) -> Iterator[tuple[str, np.ndarray]]:
-        taken, room = [], self._batch
+    def images(self, stretches: Sequence[Stretch]) -> Float[Tensor, "n 3 y x"]:
+        """The frames of one batch, filled up to its size."""
+        images = torch.cat([stretch.values for stretch in stretches])
+        missing = self.batch - len(images)
+        return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+
+    def _take(self) -> list[Stretch]:
+        taken, room = [], self.batch
         while self._waiting and room:
-            owner, images = self._waiting.popleft()
-            taken.append((owner, images[:room]))
-            if len(images) > room:
-                self._waiting.appendleft((owner, images[room:]))
-            room -= len(taken[-1][1])
-        images = torch.cat([images for _, images in taken])
-        tokens = self._encode(torch.cat([images, images.new_zeros(room, *images.shape[1:])]))
-        start = 0
-        for owner, images in taken:
-            yield owner, tokens[start : start + len(images)]
-            start += len(images)
+            stretch = self._waiting.popleft()
+            taken.append(stretch[:room])
+            if len(stretch) > room:
+                self._waiting.appendleft(stretch[room:])
+            room -= len(taken[-1])
+        return taken
+
+
+def with_tokens(stretches: Sequence[Stretch], tokens: np.ndarray) -> list[Stretch]:
+    """The stretches of a batch with their tokens [n ...] in the place of their pictures."""
+    ends = np.cumsum([len(stretch) for stretch in stretches]).tolist()
+    return [
+        replace(stretch, values=tokens[end - len(stretch) : end]) for stretch, end in zip(stretches, ends, strict=True)
+    ]
 
 
 class Gathered:
-    """The tokens of one video as they come, kept in a nameless file: memory does not grow with the video's length.
+    """The tokens of one video as they come, in any order, kept in a nameless file: memory does not grow with the length.
 
     Raises CacheError when the disk of `folder` takes no more.
     """
@@ -70,28 +105,29 @@ class Gathered:
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by `close`)
         self._folder = folder
         self._shape: tuple[int, ...] = ()
-        self._times_s: list[np.ndarray] = []
+        self._dtype = np.dtype(np.float16)
+        self._times_s: dict[int, np.ndarray] = {}
         self.frames = 0
 
-    def add_times(self, times_s: np.ndarray) -> None:
-        """When the next frames were on screen, seconds [n]."""
-        self._times_s.append(np.array(times_s, dtype=np.float64))
-
-    def add_tokens(self, tokens: np.ndarray) -> None:
-        """The next frames' tokens, float16 [n 1+p c]."""
+    def add(self, stretch: Stretch) -> None:
+        """The tokens of some frames, [n ...], and when these were on screen."""
+        tokens = np.ascontiguousarray(stretch.values)
+        self._shape, self._dtype = tokens.shape[1:], tokens.dtype
         with _on_disk(self._folder):
-            self._file.write(np.ascontiguousarray(tokens).data)
-        self._shape, self.frames = tokens.shape[1:], self.frames + len(tokens)
+            self._file.seek(stretch.first_index * tokens[0].nbytes)
+            self._file.write(tokens.data)
+        self._times_s[stretch.first_index] = np.array(stretch.times_s, dtype=np.float64)
+        self.frames += len(stretch)
 
     def tokens(self) -> np.ndarray:
-        """All tokens so far, float16 [t 1+p c], valid until `close`."""
+        """All tokens, [t ...], valid until `close`."""
         with _on_disk(self._folder):
             self._file.flush()
-        return np.memmap(self._file, dtype=np.float16, mode="r", shape=(self.frames, *self._shape))
+        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self.frames, *self._shape))
 
     def times_s(self) -> np.ndarray:
-        """All times so far, float64 [t]."""
-        return np.concatenate(self._times_s)
+        """All times, float64 [t]."""
+        return np.concatenate([times_s for _, times_s in sorted(self._times_s.items())])
 
     def close(self) -> None:
         """Frees the file."""

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How frames run through an extraction just now: so many a second; `waiting_for` ("decode", "CLIP" or "disk") holds
+    the others up, who spend the share `waiting` of their time on it; `left_s` until the end, None while nobody knows.
+    """
+
+    frames: int
+    frames_per_s: float
+    waiting_for: str
+    waiting: float
+    left_s: float | None = None
+
+    def __str__(self) -> str:
+        left = "" if self.left_s is None else f", {timedelta(seconds=round(self.left_s))} left"
+        return f"{self.frames_per_s:.3g} frames/s, waiting for {self.waiting_for} {self.waiting:.0%}{left}".replace("%", " %")
 
 
 @dataclass(frozen=True)
@@ -13,12 +31,18 @@ class Progress:
     Stages of extraction: load, words, check, videos, and frames where there is but one video; of training: train; of
     evaluation: predict; of asking: ask, cut and those of extraction and evaluation; of the sample world: render; of
     preparing a benchmark: durations. A call made of several puts a word of its own before them.
+    Of extraction alone: `video` has just ended with `status`; `flow`, how fast it goes; `word`, a sentence that the
+    person should read even when the bar has gone.
     """
 
     stage: str
     done: int
     total: int
     detail: str = ""
+    video: str = ""
+    status: str = ""
+    flow: Flow | None = None
+    word: str = ""
 
 
 Tell = Callable[[Progress], None]

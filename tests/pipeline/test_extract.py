@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import clips
@@ -109,16 +111,27 @@ def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
 
 
 def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeypatch):
-    monkeypatch.setattr(encoding, "_UNSAVED", 0)
     told: list[Progress] = []
+    saved, interrupted = [], threading.Event()
+    store = CacheWriter.store
+
+    def second_waits(self, video_id, **features):
+        saved.append(video_id)
+        if len(saved) == 2:
+            interrupted.wait(60)
+            time.sleep(0.3)
+        return store(self, video_id, **features)
 
     def interrupt(progress: Progress) -> None:
         told.append(progress)
-        if progress.stage == "videos":
+        if progress.status == "ok":
+            interrupted.set()
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(CacheWriter, "store", second_waits)
     with pytest.raises(KeyboardInterrupt):
         run(folder, progress=interrupt)
+    monkeypatch.setattr(CacheWriter, "store", store)
     half = CacheReader(folder.parent / "feats.h5")
     assert 1 <= len(half.video_ids) < 3
     assert {row.status for row in half.rows} == {"ok", "pending"}
@@ -266,7 +279,7 @@ def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder,
 
 def test_a_second_run_at_the_same_time_is_refused_at_once(done, monkeypatch):
     reader = CacheReader(done.parent / "feats.h5")
-    monkeypatch.setattr(module, "load_clip", lambda *_, **__: pytest.fail("loaded CLIP first"))
+    monkeypatch.setattr(module, "load_clips", lambda *_, **__: pytest.fail("loaded CLIP first"))
     with CacheWriter(reader.path, reader.contents, {}), pytest.raises(CacheError, match="another costl extract"):
         run(done)
 
