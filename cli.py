@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
 FAILURES_SHOWN = 20
+LINE_EVERY_S = 30.0
+FLOWING = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
@@ -173,23 +176,36 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 @click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]")
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
 @click.option("--workers", type=int, help="Decode processes.  [default: one a core]")
-@click.option("--batch", type=int, help="Frames encoded at once.")
-@device
-@as_json
-def extract(as_json: bool, **options: Any) -> None:
+@click.option("--batch", type=int, help="Frames encoded at once.  [default: CPU 8, GPU up to 256 as memory allows]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Of the image tower.  [default: GPU fp16, CPU fp32]",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the image tower first: a minute, seldom a gain.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1; auto: a GPU if there is one.",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing until the end but what failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines while it runs; the last one is done.")
+def extract(as_json: bool, quiet: bool, **options: Any) -> None:
     """Videos in, features out: runs once, and again only for what is missing.
 
     \b
     Example:
         costl extract --videos dir/
     writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps; one in the
-    folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    folder of --annotations, as costl prepare writes it, takes its place. Options win over both. The bar says which half
+    the other one is waiting for: decode, CLIP or the disk. Every run leaves a line of figures in feats.h5.runs.jsonl.
     Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract
 
-    with Bars() as show:
-        report = extract(**options, progress=show)
+    with Bars(silent=quiet) as show:
+        report = extract(**options, progress=Events(show) if as_json else show)
     _tell_extraction(report, as_json=as_json)
     raise SystemExit(report.exit_code)
 
@@ -444,12 +460,15 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
     With --json every video is listed.
     """
     from pipeline.cache import CacheReader
+    from pipeline.history import in_words, last_run
     from pipeline.status import status_table
 
     rows = CacheReader(cache).rows
     click.echo(
         json.dumps([_plain(row) for row in rows], indent=2) if as_json else status_table(rows, everything=everything)
     )
+    run = last_run(cache)
+    say(*([in_words(run)] if run and in_words(run) else []))
 
 
 @main.command()
@@ -562,10 +581,13 @@ def bench_index(videos: int, as_json: bool) -> None:
 
 
 class Bars:
-    """Draws progress on standard error: a bar for each stage on a terminal, one line for each stage in a log."""
+    """Draws progress on standard error: a bar for each stage on a terminal; in a log a line for each, and for a long
+    extraction another one now and then. `silent`: only words that must be read.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self._bar: tqdm | None = None
+        self._silent, self._next_line_s = silent, 0.0
 
     def __enter__(self) -> Bars:
         return self
@@ -576,14 +598,65 @@ class Bars:
 
     def __call__(self, progress: Progress) -> None:
         """Shows where things stand."""
+        if progress.word:
+            tqdm.write(progress.word, file=sys.stderr)
+        if not self._silent:
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
         if self._bar is None or self._bar.desc != f"{progress.stage}: ":
             self.__exit__()
             if not sys.stderr.isatty():
                 say(f"{progress.stage} ...")
-            self._bar = tqdm(total=progress.total or None, desc=progress.stage, disable=None, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=progress.total or None,
+                desc=progress.stage,
+                disable=None,
+                dynamic_ncols=True,
+                bar_format=FLOWING if progress.flow else None,
+            )
             self._bar.desc = f"{progress.stage}: "
-        self._bar.set_postfix_str(progress.detail, refresh=False)
+            self._next_line_s = time.monotonic() + LINE_EVERY_S
+        self._bar.set_postfix_str(str(progress.flow or progress.detail), refresh=False)
         self._bar.update(progress.done - self._bar.n)
+        if progress.flow and not progress.video:
+            self._stay_alive(self._bar, progress)
+
+    def _stay_alive(self, bar: tqdm, progress: Progress) -> None:
+        """Shows how frames flow even while no video ends."""
+        if not bar.disable:
+            bar.refresh()
+        elif time.monotonic() >= self._next_line_s:
+            self._next_line_s = time.monotonic() + LINE_EVERY_S
+            say(f"{progress.stage}: {progress.done} of {progress.total}, {progress.flow}")
+
+
+class Events:
+    """Prints what an extraction tells as JSON lines on standard output, and hands it on.
+
+    `{"event": "video", "name", "status", "reason"}` for each that has ended, `{"event": "note", "text"}`, and at most
+    once a second `{"event": "progress", "stage", "done", "total", "flow"}`.
+    """
+
+    def __init__(self, then: Tell) -> None:
+        self._then, self._stage, self._next_s = then, "", 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Prints one, unless it comes too soon."""
+        if progress.word:
+            _print_event("note", text=progress.word)
+        elif progress.video:
+            reason = "" if progress.status == "ok" else progress.detail
+            _print_event("video", name=progress.video, status=progress.status, reason=reason)
+        elif progress.stage != self._stage or time.monotonic() >= self._next_s:
+            self._stage, self._next_s = progress.stage, time.monotonic() + 1
+            flow = vars(progress.flow) if progress.flow else None
+            _print_event("progress", stage=progress.stage, done=progress.done, total=progress.total, flow=flow)
+        self._then(progress)
+
+
+def _print_event(kind: str, **content: Any) -> None:
+    click.echo(json.dumps({"event": kind, **content}))
 
 
 def say(*lines: str) -> None:
@@ -597,14 +670,17 @@ def _interrupt(*_: object) -> None:
 
 
 def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
-    for row in report.failed:
-        say(f"failed: {row.name}: {row.reason}")
+    from pipeline.status import by_reason
+
+    say(*by_reason(report.failed))
     for query in report.truncated:
         say(f"cut: longer than CLIP reads, its end is lost: {query!r}")
     say(f"{len(report.done)} videos extracted, {len(report.skipped)} were there already, {len(report.failed)} failed.")
+    if not as_json:
+        click.echo(report.cache)
+        return
     found = {"cache": str(report.cache), "done": report.done, "skipped": report.skipped}
-    failed = [_plain(row) for row in report.failed]
-    click.echo(json.dumps(found | {"failed": failed, "truncated": report.truncated}) if as_json else report.cache)
+    _print_event("done", **found, failed=[_plain(row) for row in report.failed], truncated=report.truncated)
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:

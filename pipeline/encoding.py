@@ -99,8 +99,9 @@ class _Run:
             )
             for clip in clips
         ]
+        self._threads: list[Encoder | Saver] = [*self._encoders, self._saver]
         self._begun: dict[str, float] = {}  # videos at work, and the share of each that is decoded
-        self._ended = self._failed_in_a_row = 0
+        self._ended = self._decoded_frames = self._failed_in_a_row = 0
         self._flow: Flow | None = None
         self._told_s = 0.0
 
@@ -109,7 +110,7 @@ class _Run:
         jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
         self._meter.watch(self._encoders, processes=min(processes, len(jobs)))
         with (
-            self._threads(),
+            self._working(),
             decode_videos(jobs, processes=processes, time_limit_s=time_limit_s, look=self._look) as events,
         ):
             for event in events:
@@ -123,9 +124,9 @@ class _Run:
             )
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
         """The devices and the saver at work; on leaving they finish what they have, but for an exception."""
-        for one in (*self._encoders, self._saver):
+        for one in self._threads:
             one.thread.start()
         try:
             yield
@@ -149,8 +150,8 @@ class _Run:
         for _ in self._encoders:
             self._chunks.put(None)
 
-    def _join(self, working: Sequence[Encoder | Saver]) -> None:
-        for one in working:
+    def _join(self, threads: Sequence[Encoder | Saver]) -> None:
+        for one in threads:
             while one.thread.is_alive():
                 one.thread.join(0.05)
                 self._look()
@@ -160,6 +161,7 @@ class _Run:
         if isinstance(event, Chunk):
             done = event.first_index + len(event.times_s)
             self._begun[event.video_id] = done / max(done, event.clips)
+            self._decoded_frames += len(event.times_s)
             self._meter.decode_waited_s += event.waited_s
             self._chunks.put(event)
             if len(self._videos) == 1:  # of many, the finished ones are progress enough
@@ -173,7 +175,7 @@ class _Run:
 
     def _look(self) -> None:
         """Raises what a thread has failed with, and tells what is new."""
-        for one in (*self._encoders, self._saver):
+        for one in self._threads:
             if one.error is not None:
                 raise one.error
         for row in self._count_rows():
@@ -182,9 +184,14 @@ class _Run:
             self._tell(self._where(word=self._words.get()))
         if time.monotonic() - self._told_s >= _TELL_EVERY_S:
             self._told_s = time.monotonic()
-            self._flow = self._meter.flow(done=self._ended + sum(self._begun.values()), total=len(self._videos))
+            self._flow = self._meter.flow(done=self._done(), total=len(self._videos))
             if len(self._videos) > 1:
                 self._tell(self._where())
+
+    def _done(self) -> float:
+        """Videos behind us, begun ones in part: what is decoded and still waits for CLIP is not yet done."""
+        encoded = self._meter.frames / max(1, self._decoded_frames)
+        return (self._ended + sum(self._begun.values())) * encoded
 
     def _where(self, detail: str = "", *, video: str = "", status: str = "", word: str = "") -> Progress:
         done, total = len(self.rows), len(self._videos)

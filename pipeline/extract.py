@@ -83,9 +83,10 @@ def extract(
     `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once, `device` one or several, as "cuda:0,cuda:1", `compiled` after
-    a minute of compiling, where that is possible. Each run leaves a line in OUT.runs.jsonl. Videos that are finished are not decoded again; a video
-    that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
-    CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row.
+    a minute of compiling, where that is possible. Each run leaves a line in OUT.runs.jsonl. Videos that are finished are
+    not decoded again; a video that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is
+    wrong with the input, CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row
+    or when a device fails.
     """
     tell = progress or (lambda _: None)
     found = _find(videos)

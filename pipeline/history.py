@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.clip import Clip
 from pipeline.meter import Meter
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
 
 _VERSIONS = ("costl", "torch", "open_clip_torch", "h5py", "numpy")
 
@@ -31,7 +33,7 @@ def recorded(cache: Path, clips: Sequence[Clip]) -> Iterator[Meter]:
     The line is written in one piece, after what is there; a disk that takes no more does not spoil the run.
     """
     meter, began, ended = Meter(), time.monotonic(), "done"
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
         yield meter
     except BaseException as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,7 +17,7 @@ class Waits:
     """How long one thread has waited for what; another thread may ask while it still waits."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._seconds = clock, Counter[str]()
+        self._clock, self._seconds = clock, defaultdict[str, float](float)
         self._now: tuple[str, float] | None = None
 
     @contextmanager
@@ -29,7 +29,7 @@ class Waits:
             yield
         finally:
             self._now = None
-            self._seconds[what] += self._clock() - began  # type: ignore[assignment]  (a Counter takes seconds, too)
+            self._seconds[what] += self._clock() - began
 
     def seconds(self, what: str) -> float:
         """So far, the wait that is not over included."""

@@ -35,9 +35,7 @@ class Stretch:
 
     def __getitem__(self, part: slice) -> Stretch:
         begin = part.indices(len(self))[0]
-        return replace(
-            self, first_index=self.first_index + begin, times_s=self.times_s[part], values=self.values[part]
-        )
+        return replace(self, first_index=self.first_index + begin, times_s=self.times_s[part], values=self.values[part])
 
 
 class Packer:

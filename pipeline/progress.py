@@ -21,7 +21,9 @@ class Flow:
 
     def __str__(self) -> str:
         left = "" if self.left_s is None else f", {timedelta(seconds=round(self.left_s))} left"
-        return f"{self.frames_per_s:.3g} frames/s, waiting for {self.waiting_for} {self.waiting:.0%}{left}".replace("%", " %")
+        return f"{self.frames_per_s:.3g} frames/s, waiting for {self.waiting_for} {self.waiting:.0%}{left}".replace(
+            "%", " %"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pipeline.workers import Decoded, Failed
 
 UNSAVED = 4  # batches of tokens that may wait for the disk
 
+_Item = list[Stretch] | Decoded | Failed
+
 
 class Saver:
     """Takes tokens in any order and the end of each video, whichever comes first; a row in `rows` for each that is done.
@@ -26,7 +28,7 @@ class Saver:
         self.rows: SimpleQueue[VideoRow] = SimpleQueue()
         self.error: BaseException | None = None
         self._writer, self._videos, self._stop = writer, videos, stop
-        self._box: SimpleQueue[list[Stretch] | Decoded | Failed | None] = SimpleQueue()
+        self._box: SimpleQueue[_Item | None] = SimpleQueue()
         self._room = threading.Semaphore(UNSAVED)
         self._gathered: dict[str, Gathered] = {}
         self._decoded: dict[str, Decoded] = {}
@@ -47,7 +49,7 @@ class Saver:
         self._box.put(None)
 
     def _run(self) -> None:
-        for item in iter(self._box.get, None):
+        while (item := self._box.get()) is not None:
             try:
                 if self.error is None and not self._stop.is_set():
                     self._handle(item)
@@ -59,7 +61,7 @@ class Saver:
         for gathered in self._gathered.values():
             gathered.close()
 
-    def _handle(self, item: list[Stretch] | Decoded | Failed) -> None:
+    def _handle(self, item: _Item) -> None:
         if isinstance(item, Failed):
             self._failed.add(item.video_id)
             if item.video_id in self._gathered:

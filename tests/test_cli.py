@@ -101,7 +101,8 @@ def test_the_three_commands_as_typed_run_from_videos_to_metrics(here):
 
 def test_a_second_extraction_decodes_nothing(here):
     again = costl("extract", "--videos", "dir/", "--json")
-    found = json.loads(again.stdout)
+    *events, found = map(json.loads, again.stdout.splitlines())
+    assert found.pop("event") == "done" and {event["event"] for event in events} == {"progress"}
     assert again.exit_code == 0 and found["done"] == [] and len(found["skipped"]) == 10 and found["failed"] == []
 
 
@@ -118,7 +119,8 @@ def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
     (here / "dir" / "test_0000.mp4").write_bytes(b"this is no video, but long enough to look at" * 100)
     result = costl("extract", "--videos", "dir/")
     assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
-    assert "failed: test_0000: " in result.stderr and "9 were there already, 1 failed." in result.stderr
+    assert "    1 failed: " in result.stderr and "(test_0000)\n" in result.stderr
+    assert "9 were there already, 1 failed." in result.stderr
     told = costl("status", "feats.h5").stdout
     assert told.startswith("test_0000  ") and "test_0001" not in told and "9 of 10 videos have features." in told
     assert len(costl("status", "feats.h5", "--all").stdout.splitlines()) == 12

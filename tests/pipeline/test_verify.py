@@ -168,6 +168,8 @@ def test_status_lists_what_is_lost_and_counts_the_rest():
         "x0  failed    reason 0.",
         "x1  failed    reason 1.",
         "x2  missing   reason 2.",
+        "    2 failed: reason 0. (x0, x1)",
+        "    1 missing: reason 2. (x2)",
         "48 of 51 videos have features. 3600 clips, 2.0 hours.",
         "Without: 2 failed, 1 missing.",
     ]
@@ -176,9 +178,10 @@ def test_status_lists_what_is_lost_and_counts_the_rest():
 def test_status_of_very_many_stays_a_page_unless_everything_is_asked_for():
     many = rows(10_000, 400)
     told = status_table(many).splitlines()
-    assert len(told) == SHOWN + 3 and told[SHOWN] == "... and 380 more; --all lists every video."
+    assert told[SHOWN + 1] == "  267 failed: reason 0. (x0, x1, x3 and 264 more)"
+    assert len(told) == SHOWN + 5 and told[SHOWN] == "... and 380 more; --all lists every video."
     everything = status_table(many, everything=True).splitlines()
-    assert len(everything) == 10_402 and everything[0].split() == ["v0", "ok", "75", "clips,", "150.0", "s"]
+    assert len(everything) == 10_404 and everything[0].split() == ["v0", "ok", "75", "clips,", "150.0", "s"]
 
 
 def test_status_of_nothing_says_so():
