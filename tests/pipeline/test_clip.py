@@ -21,8 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tinyclip import model_config, write_clip
 
+from pipeline import clip as clip_module
 from pipeline import weights
-from pipeline.clip import load_clip
+from pipeline.clip import load_clip, load_clips
 from pipeline.errors import CostlError, UsageError
 from pipeline.resize import Preprocess, prepare
 
@@ -438,3 +439,38 @@ def test_every_word_token_has_its_text(clip):
     assert len(words.texts) == len(words.tokens)
     assert words.texts[:4] == ("a ", "skate", "boarder ", "'s ")
     assert all(words.texts)
+
+
+def pretend_gpus(monkeypatch):
+    """As if this machine had two GPUs."""
+    places = {"cuda": "cuda:0", "cuda:0": "cuda:0", "cuda:1": "cuda:1", "cpu": "cpu"}
+    monkeypatch.setattr(clip_module, "pick_device", lambda name: torch.device(places[name]))
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision", "answer"),
+    [
+        ("cuda,cuda:0", None, "cuda is named twice, as cuda:0"),
+        ("cuda:1, cuda:0,cuda:1", "fp16", "cuda:1 is named twice"),
+        ("cpu,cuda:0", None, r"cpu in fp32, cuda in fp16; .* --precision fp32"),
+    ],
+)
+def test_devices_that_do_not_go_together_are_refused(monkeypatch, devices, precision, answer):
+    pretend_gpus(monkeypatch)
+    with pytest.raises(UsageError, match=answer):
+        load_clips("ViT-B-32", "openai", devices=devices, precision=precision)
+
+
+def test_the_same_network_on_a_further_device_gives_the_same_tokens(tmp_path):
+    first, second = load_clips("ViT-B-32", str(write_clip(tmp_path / "clip")), devices="cpu,cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(first.tokens(pixels), second.tokens(pixels))
+    assert first.fingerprint() == second.fingerprint() and first._network is not second._network
+
+
+def test_what_was_begun_can_be_fetched_later_and_in_any_order(tmp_path):
+    clip = load_clip(weights=str(write_clip(tmp_path / "clip")))
+    images = [clip.prepare(np.full((2, 32, 32, 3), grey, dtype=np.uint8)) for grey in (10, 200)]
+    begun = [clip.start(some) for some in images]
+    for some, fetch in reversed(list(zip(images, begun, strict=True))):
+        np.testing.assert_array_equal(fetch(), clip.encode_images(some))

@@ -20,6 +20,7 @@ from pipeline.cache import CacheReader, CacheWriter, parts_folder
 from pipeline.clip import load_clip
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.extract import ExtractReport, Progress, extract
+from pipeline.history import last_run, runs_file
 
 SECONDS = {"v_a": 3.0, "v_b_0.0_2.0": 2.0, "Ünder way": 5.2}
 FRAME = 1 / 25
@@ -148,6 +149,25 @@ def test_the_batch_and_the_number_of_processes_do_not_change_the_features(folder
         np.testing.assert_allclose(ours.tokens(name).astype(np.float32), theirs.tokens(name), atol=4e-3)
 
 
+def test_several_devices_make_the_bytes_of_one(folder, done):
+    assert run(folder, device="cpu,cpu", workers=2).failed == ()
+    assert contents_of(folder.parent / "feats.h5") == contents_of(done.parent / "feats.h5")
+
+
+def test_every_run_leaves_a_line_beside_the_cache(done, monkeypatch):
+    cache = done.parent / "feats.h5"
+    (done / "v_a.mp4").write_text("not a video")
+    run(done, precision="fp32")
+    monkeypatch.setattr(CacheWriter, "write_index", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(done)
+    first, second, third = map(json.loads, runs_file(cache).read_text().splitlines())
+    assert first["videos"] == {"ok": 3} and first["frames"] == 6 + 4 + 10 and first["batch"] == [8]
+    assert list(first["decoders"].values()) == [3] and first["ended"] == "done" and first["frames_per_s"] > 0
+    assert second["videos"] == {"skipped": 2, "failed": 1} and second["devices"] == ["cpu"]
+    assert third["ended"] == "interrupted" and last_run(cache) == third
+
+
 def test_a_bad_video_is_a_row_and_the_exit_code_tells(folder):
     (folder / "broken.mp4").write_text("not a video")
     write_rows(folder / "val.jsonl", [("a dog", "broken")])
@@ -266,9 +286,12 @@ def drop_videos(folder: Path) -> None:
         (lambda folder: None, {"fps": 0.0}, "fps is 0.0"),
         (lambda folder: None, {"model": "ViT-B32", "weights": "openai"}, "Did you mean ViT-B-32"),
         (lambda folder: None, {"workers": 0}, "workers is 0"),
+        (lambda folder: None, {"device": "cpu,cuda:99"}, "device 'cuda:99' cannot be used here"),
+        (lambda folder: None, {"device": "cpu,"}, "device '' cannot be used here"),
+        (lambda folder: None, {"precision": "fp8"}, "precision 'fp8': expected one of fp32, fp16, bf16"),
         (lambda folder: None, {"annotations": Path("nowhere")}, "nowhere: no annotations"),
     ],
-    ids=["annotations", "videos", "unknown video", "setting", "fps", "model", "workers", "place"],
+    ids=["annotations", "videos", "unknown video", "setting", "fps", "model", "workers", "device", "no device", "precision", "place"],
 )
 def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder, change, options, answer):
     change(folder)

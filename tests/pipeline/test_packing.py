@@ -8,56 +8,58 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.packing import Gathered, Packer
+from pipeline.packing import Gathered, Packer, Stretch, with_tokens
 
 
 def encode(images: torch.Tensor) -> np.ndarray:
     return images.reshape(len(images), 1, -1).numpy().astype(np.float16)
 
 
-def images(start: int, count: int) -> torch.Tensor:
-    return torch.arange(start, start + count).float()[:, None, None, None].expand(count, 3, 1, 1)
+def stretch(owner: str, first: int, count: int, start: int) -> Stretch:
+    """Frames whose pictures are numbers from `start` on."""
+    images = torch.arange(start, start + count).float()[:, None, None, None].expand(count, 3, 1, 1)
+    return Stretch(owner, first, np.arange(first, first + count) * 2.0, images)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 7))
-def test_every_frame_comes_back_once_in_order_and_batches_are_full(chunks, batch):
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 7), st.integers(0, 9))
+def test_every_frame_comes_back_once_at_its_place_and_batches_are_full(chunks, batch, halved_at):
     sizes: list[int] = []
+    packer, given_back, sent, number = Packer(batch=batch), {}, {}, 0
 
-    def counting(x):
-        sizes.append(len(x))
-        return encode(x)
+    def run(batches):
+        for stretches in batches:
+            if len(sizes) == halved_at and packer.batch > 1:
+                packer.put_back(stretches)
+                packer.batch //= 2
+                continue
+            images = packer.images(stretches)
+            sizes.append(len(images))
+            for piece in with_tokens(stretches, encode(images)):
+                assert len(piece) == len(piece.values) and piece.times_s[0] == piece.first_index * 2.0
+                assert piece.first_index == len(given_back.setdefault(piece.video_id, []))
+                given_back[piece.video_id].extend(piece.values[:, 0, 0])
 
-    packer, given_back, sent, number = Packer(counting, batch=batch), {}, {}, 0
     for owner, count in chunks:
-        sent.setdefault(owner, []).extend(range(number, number + count))
-        for name, tokens in packer.add(owner, images(number, count)):
-            given_back.setdefault(name, []).extend(tokens[:, 0, 0])
+        packer.add(stretch(owner, len(sent.setdefault(owner, [])), count, number))
+        sent[owner].extend(range(number, number + count))
+        run(packer.full())
         number += count
-    for name, tokens in packer.flush():
-        given_back.setdefault(name, []).extend(tokens[:, 0, 0])
+    run(packer.rest())
     assert given_back == sent
-    assert set(sizes) <= {batch}
-    assert len(sizes) == -(-number // batch)
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= {batch, *(batch >> n for n in range(1, 4))}
+    if halved_at > len(sizes):
+        assert sizes == [batch] * -(-number // batch)
 
 
-def test_a_dropped_video_leaves_its_neighbours_alone():
-    packer = Packer(encode, batch=10)
-    for owner, start in (("a", 0), ("b", 3), ("a", 6)):
-        assert list(packer.add(owner, images(start, 3))) == []
-    packer.drop("a")
-    [(owner, tokens)] = packer.flush()
-    assert owner == "b" and tokens[:, 0, 0].tolist() == [3, 4, 5]
-
-
-def test_gathered_tokens_are_what_was_added(tmp_path):
-    gathered = Gathered(tmp_path)
-    pieces = [np.random.default_rng(n).normal(size=(n, 5, 4)).astype(np.float16) for n in (3, 1, 2)]
-    for piece in pieces:
-        gathered.add_times(np.arange(len(piece)))
-        gathered.add_tokens(piece)
+def test_gathered_tokens_are_what_was_added_in_whatever_order(tmp_path):
+    gathered, rng = Gathered(tmp_path), np.random.default_rng(0)
+    tokens = rng.normal(size=(6, 5, 4)).astype(np.float16)
+    times_s = np.arange(6) * 2.0 + 1
+    for first, end in ((4, 6), (0, 3), (3, 4)):
+        gathered.add(Stretch("a", first, times_s[first:end], tokens[first:end]))
     assert gathered.frames == 6
-    np.testing.assert_array_equal(gathered.tokens(), np.concatenate(pieces))
-    assert gathered.times_s().tolist() == [0, 1, 2, 0, 0, 1]
+    np.testing.assert_array_equal(gathered.tokens(), tokens)
+    np.testing.assert_array_equal(gathered.times_s(), times_s)
     gathered.close()
     assert list(tmp_path.iterdir()) == [], "a killed run must leave nothing behind"
 

@@ -68,6 +68,15 @@ class Large(Pretend):
     height, width = 1000, 1000
 
 
+class GoesWrongAtTheEnd(Pretend):
+    """After the last frame, while the video is being closed; short, so that it is late soon."""
+
+    duration_s = 0.2
+
+    def __exit__(self, *_: object) -> None:
+        self._go_wrong("later")
+
+
 
 class EndsWhenLoaded:
     """Kills the process that unpickles it, before that process is ready."""
@@ -129,6 +138,38 @@ def test_a_video_that_kills_its_process_is_one_crash_and_the_others_finish(how):
     assert isinstance(ends[how], Failed) and ends[how].status == "crashed"
     assert ("SIGKILL" if how.startswith("kill") else "SIGSEGV") in ends[how].reason
     assert all(isinstance(ends[name], Decoded) for name in "abc")
+
+
+@pytest.mark.parametrize("how", ["hang later", "kill later", "refuse later"])
+def test_a_job_handed_out_ahead_is_done_by_another_process_when_the_one_before_ends_badly(how):
+    # One chunk a video: its last frames are here before it goes wrong, and the next job with them.
+    greys, ends = run(jobs("a", how, "b", "c", fps=20.0), processes=1, time_limit_s=1.0, open_video=GoesWrongAtTheEnd)
+    assert isinstance(ends[how], Failed) and greys[how] == [0, 1, 2, 3]
+    assert all(isinstance(ends[name], Decoded) and greys[name] == [0, 1, 2, 3] for name in "abc")
+
+
+def test_a_chunk_says_how_long_its_video_is_and_how_long_a_slot_was_missing():
+    with decode_videos(jobs("a"), processes=1, open_video=Pretend, **SMALL) as events:
+        held = [next(events), next(events)]
+        threading.Timer(0.5, held[0].release).start()
+        third = next(events)
+        assert {chunk.clips for chunk in (*held, third)} == {16}
+        assert third.waited_s > 0.3 > max(chunk.waited_s for chunk in held)
+
+
+def test_a_look_comes_between_events_and_while_there_are_none():
+    looks = []
+
+    def look():
+        looks.append(time.monotonic())
+        if len(looks) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), decode_videos(
+        jobs("hang open"), processes=1, open_video=Pretend, look=look, **SMALL
+    ) as events:
+        list(events)
+    assert not decoders() and max(np.diff(looks)) < 5
 
 
 def test_refusals_and_surprises_are_rows_with_their_reason():
