@@ -24,17 +24,18 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch) -> Terminal:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr
+def terminal_in(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
 def videos(done: int, *, flow: Flow = FLOW, **more: str) -> Progress:
     return Progress("videos", done, 10_148, flow=flow, **more)
 
 
-def test_the_bar_of_one_long_video_lives(terminal):
+def test_the_bar_of_one_long_video_lives(monkeypatch):
+    terminal = terminal_in(monkeypatch)
     with cli.Bars() as show:
         for second, left_s in enumerate((60.0, 59.0, 58.0)):
             show(Progress("frames", 32, 9000, "long.mp4", flow=Flow(32, 30 + second, "CLIP", 0.5, left_s)))
@@ -42,7 +43,8 @@ def test_the_bar_of_one_long_video_lives(terminal):
     assert all(f"32/9000 [00:00, {n} frames/s, waiting for CLIP 50 %" in drawn for n in (30, 31, 32)), drawn
 
 
-def test_the_bar_of_many_videos_says_how_many_how_fast_who_waits_and_how_long(terminal):
+def test_the_bar_of_many_videos_says_how_many_how_fast_who_waits_and_how_long(monkeypatch):
+    terminal = terminal_in(monkeypatch)
     with cli.Bars() as show:
         show(videos(3))
         show(videos(4, video="a", status="ok"))
@@ -87,7 +89,9 @@ def test_machines_get_events_and_not_too_many(capsys):
 
 
 def test_failures_are_counted_by_reason_whatever_the_file_and_the_numbers():
-    rows = [VideoRow(f"{n}", "failed", f"v.{n}", reason=f"v.{n}.mp4: one frame of {n} x 90 is too big.") for n in range(5)]
+    rows = [
+        VideoRow(f"{n}", "failed", f"v.{n}", reason=f"v.{n}.mp4: one frame of {n} x 90 is too big.") for n in range(5)
+    ]
     rows.insert(2, VideoRow("x", "timeout", "x", reason="x.mkv: the decoder hangs."))
     rows.append(VideoRow("y", "timeout", "y", reason="one frame of 1 x 90 is too big."))
     assert by_reason(rows) == [

@@ -291,7 +291,10 @@ def drop_videos(folder: Path) -> None:
         (lambda folder: None, {"precision": "fp8"}, "precision 'fp8': expected one of fp32, fp16, bf16"),
         (lambda folder: None, {"annotations": Path("nowhere")}, "nowhere: no annotations"),
     ],
-    ids=["annotations", "videos", "unknown video", "setting", "fps", "model", "workers", "device", "no device", "precision", "place"],
+    ids=[
+        *("annotations", "videos", "unknown video", "setting", "fps", "model", "workers"),
+        *("device", "no device", "precision", "place"),
+    ],
 )
 def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder, change, options, answer):
     change(folder)

@@ -67,7 +67,8 @@ def test_the_flow_is_that_of_the_last_seconds_and_names_the_slower_half():
 
 
 @pytest.mark.parametrize(
-    ("error", "ended"), [(None, "done"), (KeyboardInterrupt(), "interrupted"), (CostlError("no disk"), "stopped: no disk")]
+    ("error", "ended"),
+    [(None, "done"), (KeyboardInterrupt(), "interrupted"), (CostlError("no disk"), "stopped: no disk")],
 )
 def test_a_run_leaves_a_line_however_it_ends(tmp_path, error, ended):
     cache = tmp_path / "feats.h5"
