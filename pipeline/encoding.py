@@ -13,6 +13,7 @@ from pipeline.cache import CacheWriter, VideoRow
 from pipeline.clip import Clip
 from pipeline.decoding import Job
 from pipeline.errors import CostlError, VideoError
+from pipeline.how import How
 from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
 from pipeline.videos import Video, content_hash
@@ -29,6 +30,7 @@ def extract_into(
     *,
     clip: Clip,
     fps: float,
+    how: How,
     workers: int | None = None,
     batch: int | None = None,
     time_limit_s: float = 30.0,
@@ -36,7 +38,7 @@ def extract_into(
 ) -> list[VideoRow]:
     """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished."""
     run = _Run(clip, writer, videos, batch=batch or _BATCH.get(clip.device.type, 64), tell=tell)
-    run.decode(fps=fps, processes=workers or cores(), time_limit_s=time_limit_s)
+    run.decode(fps=fps, how=how, processes=workers or cores(), time_limit_s=time_limit_s)
     return run.rows
 
 
@@ -60,9 +62,9 @@ class _Run:
         self._failed_in_a_row = 0
         self.rows: list[VideoRow] = []
 
-    def decode(self, *, fps: float, processes: int, time_limit_s: float) -> None:
+    def decode(self, *, fps: float, how: How, processes: int, time_limit_s: float) -> None:
         """Works until every video is a row. Raises CostlError after too many failures in a row."""
-        jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
+        jobs = [Job(video.id, str(video.path), fps, how) for video in self._videos.values()]
         if not jobs:
             return
         with self._saver(), decode_videos(jobs, processes=processes, time_limit_s=time_limit_s) as events:

@@ -19,8 +19,10 @@ from pipeline.cache import (
     refuse_if_busy,
 )
 from pipeline.clip import Clip, load_clip
+from pipeline.decoders import resolve
 from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
+from pipeline.how import How
 from pipeline.index import path_from, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -68,6 +70,9 @@ def extract(
     model: str | None = None,
     weights: str | None = None,
     fps: float | None = None,
+    decoder: str | None = None,
+    sampling: str | None = None,
+    resize: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     workers: int | None = None,
@@ -78,7 +83,8 @@ def extract(
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
-    `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
+    `weights`, `fps`, `decoder` (one of `how.DECODERS`, or "auto"), `sampling` ("centre", "cheapest") and `resize`
+    ("device", "decoder") win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
     that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
@@ -88,14 +94,19 @@ def extract(
     found = _find(videos)
     folder = data_folder(videos)
     from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
+    settings = _resolve(
+        from_folder.extract, model=model, weights=weights, fps=fps, decoder=decoder, sampling=sampling, resize=resize
+    )
     texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
+    decoder = resolve(settings.decoder)
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
     clip = load_clip(settings.model, settings.weights, device=device, precision=precision)
+    target = clip.preprocess.target if settings.resize == "decoder" else None
+    how = How(decoder, settings.sampling, target)
     contents = Contents(
-        fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
+        fingerprint=clip.fingerprint() | how.fingerprint() | {"fps": float(settings.fps)},
         fps=float(settings.fps),
         patch_grid=clip.patch_grid,
         joint=clip.joint,
@@ -115,6 +126,7 @@ def extract(
             missing,
             clip=clip,
             fps=contents.fps,
+            how=how,
             workers=workers,
             batch=batch,
             time_limit_s=time_limit_s,

@@ -106,8 +106,10 @@ def cut_without_decoding(source: Path, target: Path, start_s: float) -> Path:
 def rotate(path: Path, turns: int) -> Path:
     """Mark an MP4 as to be shown `turns` quarter turns clockwise, by the matrix in its track header (tkhd)."""
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns % 4]
-    upright, turned = (struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) for a, b, c, d in [
-        (1 << 16, 0, 0, 1 << 16), (cosine << 16, sine << 16, -sine << 16, cosine << 16)])
+    upright, turned = (
+        struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        for a, b, c, d in [(1 << 16, 0, 0, 1 << 16), (cosine << 16, sine << 16, -sine << 16, cosine << 16)]
+    )
     data = path.read_bytes()
     at = data.index(upright, data.index(b"tkhd"))
     path.write_bytes(data[:at] + turned + data[at + len(upright) :])

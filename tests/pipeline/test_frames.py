@@ -10,8 +10,9 @@ import decord
 import numpy as np
 import pytest
 
+from pipeline.decord_video import DecordVideo as VideoFile
 from pipeline.errors import VideoError
-from pipeline.frames import Frames, VideoFile
+from pipeline.frames import Frames
 from pipeline.grid import Grid
 
 REAL_VIDEOS = Path(__file__).parents[2] / "../shared/data/videos"
