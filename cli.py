@@ -198,8 +198,8 @@ def extract(as_json: bool, **options: Any) -> None:
     \b
     Example:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set each of model, weights, fps, decoder, sampling and resize; one in the
-    folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights, fps, decoder, sampling
+    and resize; one in the folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
     Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract

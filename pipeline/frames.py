@@ -106,7 +106,7 @@ def timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float) 
     if first == count:
         raise VideoError(f"{path.name}: its edit list hides every frame. Convert it: ffmpeg -i IN OUT.mp4.")
     starts_s, ends_s = starts_s - starts_s[first], ends_s - starts_s[first]
-    duration_s = min(_end_s(starts_s[first:], ends_s[-1]), edit_list_s(path) or np.inf)
+    duration_s = _end_s(starts_s[first:], ends_s[-1], edit_list_s(path))
     if duration_s > LONGEST_S:
         hours, most = duration_s / 3600, LONGEST_S / 3600
         raise VideoError(f"{path.name}: {hours:.0f} hours by its timestamps, at most {most:.0f} are read. Cut it.")
@@ -127,12 +127,15 @@ def damaged(path: Path, begin_s: float, end_s: float) -> VideoError:
     )
 
 
-def _end_s(starts_s: np.ndarray, last_end_s: float) -> float:
+def _end_s(starts_s: np.ndarray, last_end_s: float, edit_s: float | None) -> float:
     """When the last frame goes away; where the file does not say, it stays as long as the others did."""
-    if last_end_s > starts_s[-1]:
-        return float(last_end_s)
     gaps = np.diff(starts_s)
-    return float(starts_s[-1] + (np.median(gaps) if (gaps > 0).any() else 0.04))
+    # The edit list is exact; what FFmpeg makes of the last packet's length depends on its version.
+    if edit_s and starts_s[-1] < edit_s <= starts_s[-1] + 2 * gaps.max(initial=0.0):
+        return edit_s
+    if last_end_s <= starts_s[-1]:
+        last_end_s = starts_s[-1] + (np.median(gaps) if (gaps > 0).any() else 0.04)
+    return float(min(last_end_s, edit_s or np.inf))
 
 
 def look_at(path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.errors import VideoError
 from pipeline.frames import CHUNK, Frames, allowed_repairs, damaged, why_no_video
 from pipeline.grid import Grid
 from pipeline.how import Target
-from pipeline.packets import Packets, read_packets
+from pipeline.packets import read_packets
 
 _ERRORS = (RuntimeError, ValueError, IndexError)
 

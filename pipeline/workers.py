@@ -101,7 +101,9 @@ def decode_videos(
     """
     if min(processes, slots, slot_bytes) < 1 or not time_limit_s > 0:
         raise ValueError("processes, slots, slot_bytes and time_limit_s must be above zero")
-    rules = Rules(time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video, tuple({job.how.decoder for job in jobs}))
+    rules = Rules(
+        time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video, tuple({job.how.decoder for job in jobs})
+    )
     supervisor = _Supervisor(jobs, min(processes, len(jobs)), rules)
     events = supervisor.events()
     try:

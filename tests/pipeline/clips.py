@@ -58,7 +58,8 @@ def make_clip(
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
-        stream.options = {"g": "10", "bf": "2", "preset": "veryfast", "qp": "18", "threads": "1", **(options or {})}
+        x26x = {"preset": "veryfast", "qp": "18"} if "26" in codec else {}
+        stream.options = {"g": "10", "bf": "2", "threads": "1", **x26x, **(options or {})}
         sound = container.add_stream("aac", rate=16_000, layout="mono") if audio else None
         for number, time_s in enumerate(times_s):
             picture = av.VideoFrame.from_ndarray(paint(number, height, width), format="rgb24")
