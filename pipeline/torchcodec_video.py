@@ -86,8 +86,7 @@ class TorchcodecVideo:
         """(numbers of the frames that came [n], pixels [n h w 3]) for rising frame numbers."""
         assert self._reader is not None, "this video is closed"
         ordered = self._packets.pts[self._packets.order]
-        # A moment after its beginning, since a frame that begins between two float64 is otherwise the one before.
-        seconds = (ordered[numbers] + 0.01) * self._packets.tick_s
-        batch = self._reader.get_frames_played_at(seconds=seconds.tolist())
+        # By number, hidden frames left out: by time, the last frame of a clip cut without decoding is refused.
+        batch = self._reader.get_frames_at((numbers - self._timeline.first).tolist())
         ticks = np.rint(batch.pts_seconds.numpy() / self._packets.tick_s).astype(np.int64)
         return np.searchsorted(ordered, ticks, side="right") - 1, batch.data.cpu().numpy()
