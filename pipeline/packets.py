@@ -105,9 +105,7 @@ def scan(path: Path, container: Any, stream: Any) -> Packets:
     ends = pts[order] + np.array([length or 0 for _, length, _ in rows])[order]
     # Counted and rounded as decord does it, so that every decoder tells the same times.
     late = max(0, int(pts[order[0]]))
-    starts_s, ends_s = (
-        ((ticks - late) * tick_s).astype(np.float32).astype(np.float64) for ticks in (pts[order], ends)
-    )
+    starts_s, ends_s = (((ticks - late) * tick_s).astype(np.float32).astype(np.float64) for ticks in (pts[order], ends))
     times = timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
     if times.counted:
         order = np.arange(len(pts))
