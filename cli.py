@@ -175,6 +175,22 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 @click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]")
 @click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]")
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
+@click.option(
+    "--decoder",
+    type=click.Choice(["decord", "pyav", "torchcodec", "torchcodec:cuda", "auto"]),
+    help="What decodes; auto: the fastest that works here. All but cuda give the same frames.  [default: decord]",
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(["centre", "cheapest"]),
+    help="Which frame stands for a clip: the one at its centre, or the one that costs least to decode.  "
+    "[default: centre]",
+)
+@click.option(
+    "--resize",
+    type=click.Choice(["device", "decoder"]),
+    help="Who scales frames: the device, exactly as CLIP wants it, or the decoder, with less memory.  [default: device]",
+)
 @click.option("--workers", type=int, help="Decode processes.  [default: one a core]")
 @click.option("--batch", type=int, help="Frames encoded at once.  [default: CPU 8, GPU up to 256 as memory allows]")
 @click.option(
@@ -197,9 +213,10 @@ def extract(as_json: bool, quiet: bool, **options: Any) -> None:
     \b
     Example:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps; one in the
-    folder of --annotations, as costl prepare writes it, takes its place. Options win over both. The bar says which half
-    the other one is waiting for: decode, CLIP or the disk. Every run leaves a line of figures in feats.h5.runs.jsonl.
+    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights, fps, decoder, sampling
+    and resize; one in the folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    The bar says which half the other one is waiting for: decode, CLIP or the disk. Every run leaves a line of figures in
+    feats.h5.runs.jsonl.
     Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract

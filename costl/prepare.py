@@ -151,7 +151,7 @@ def _lengths(file_of: _File, tell: Tell) -> Seconds:
 
     @cache
     def seconds(vid: str) -> float:
-        from pipeline.frames import VideoFile
+        from pipeline.decoders import open_video
 
         nonlocal count
         path = file_of(vid)
@@ -159,7 +159,7 @@ def _lengths(file_of: _File, tell: Tell) -> Seconds:
             raise VideoError(f"{vid}: its video is not here.")
         count += 1
         tell(Progress("durations", count, count, path.name))
-        with VideoFile(path) as video:
+        with open_video(path) as video:
             return video.duration_s
 
     return seconds

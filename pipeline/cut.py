@@ -42,9 +42,9 @@ def frames_at(path: Path, seconds: Sequence[float], *, height: int = 0) -> list[
 
     By the reader that extraction uses. Raises VideoError for a file that cannot be read.
     """
-    from pipeline.frames import VideoFile  # decord: only where a picture is wanted
+    from pipeline.decoders import open_video  # decord: only where a picture is wanted
 
-    with VideoFile(path) as video:
+    with open_video(path) as video:
         wanted = [min(max(0.0, second), video.duration_s - 1e-3) for second in seconds]
         pictures = [picture for frames in video.sample(wanted) for picture in frames.pixels]
     return [_scaled(picture, height) if height else picture for picture in pictures]

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.errors import VideoError
 from pipeline.grid import Grid
+from pipeline.how import How
 
 CHUNK = 32
 SLOWEST = 10.0  # seconds of work allowed per second of video, on top of the time limit
@@ -29,11 +30,12 @@ _READ_BYTES_PER_S = 10e6  # decord reads the whole file when it opens it
 
 @dataclass(frozen=True)
 class Job:
-    """One video to decode at `fps` frames a second."""
+    """One video to decode at `fps` frames a second, and how."""
 
     video_id: str
     path: str
     fps: float
+    how: How = field(default_factory=How)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Rules:
     slots: int
     memory_limit_bytes: int | None
     open_video: Callable[[str], Any]
+    decoders: tuple[str, ...] = ()
 
 
 def allowed_to_open_s(job: Job, rules: Rules) -> float:
@@ -53,11 +56,11 @@ def allowed_to_open_s(job: Job, rules: Rules) -> float:
     return rules.time_limit_s + size / _READ_BYTES_PER_S
 
 
-def open_video(path: str) -> Any:
-    """The usual reader. Anything with its attributes and its `sample` can stand in for it."""
-    from pipeline.frames import VideoFile  # decord belongs to the decode processes alone
+def open_video(path: str, how: How | None = None) -> Any:
+    """The usual reader. Anything with its attributes and its `sample`, opened by a path alone, can stand in for it."""
+    from pipeline import decoders  # the libraries that decode belong to the decode processes alone
 
-    return VideoFile(Path(path))
+    return decoders.open_video(Path(path), how or How())
 
 
 def work(pipe: Connection, memory: Any, deadline: Any, free: list[int], rules: Rules) -> None:
@@ -69,7 +72,7 @@ def work(pipe: Connection, memory: Any, deadline: Any, free: list[int], rules: R
     _hush()
     _limit_memory(rules.memory_limit_bytes)
     if rules.open_video is open_video:
-        import pipeline.frames  # noqa: F401  (its import time is no video's fault)
+        _import(rules.decoders)
     slots = _Slots(pipe, memory, deadline, free, rules.slot_bytes)
     with suppress(EOFError, OSError):  # the parent has gone
         pipe.send(("ready",))
@@ -82,7 +85,8 @@ def _decode(job: Job, slots: _Slots, deadline: Any, rules: Rules) -> tuple:
     """Decode one video into slots; the last message about it."""
     deadline.value = time.monotonic() + allowed_to_open_s(job, rules)
     try:
-        with rules.open_video(job.path) as video:
+        opened = open_video(job.path, job.how) if rules.open_video is open_video else rules.open_video(job.path)
+        with opened as video:
             return ("decoded", *_fill(video, job, slots, deadline, rules))
     except VideoError as error:
         return "failed", error.status, str(error)
@@ -106,7 +110,8 @@ def _fill(video: Any, job: Job, slots: _Slots, deadline: Any, rules: Rules) -> t
     allowed_s = rules.time_limit_s + SLOWEST * size * grid.clip_s
     first_index = 0
     deadline.value = time.monotonic() + allowed_s
-    for frames in video.sample(grid.centres_s(), chunk=size):
+    wanted_s = video.cheapest_s(grid) if job.how.sampling == "cheapest" else grid.centres_s()
+    for frames in video.sample(wanted_s, chunk=size):
         deadline.value = NEVER  # waiting for a slot is not this video's fault
         slots.send(first_index, frames.pixels, frames.times_s, of=grid.clips)
         first_index += len(frames.times_s)
@@ -143,6 +148,14 @@ class _Slots:
             self._jobs.append(message)
         else:
             self._free.append(message)
+
+
+def _import(names: Sequence[str]) -> None:
+    """The libraries of these decoders: the time it takes is no video's fault."""
+    from pipeline import decoders
+
+    for name in names:
+        decoders.opener(name)
 
 
 def _die_with_parent() -> None:

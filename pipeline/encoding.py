@@ -24,6 +24,7 @@ from pipeline.clip import Clip
 from pipeline.decoding import Job
 from pipeline.device import Encoder
 from pipeline.errors import CostlError
+from pipeline.how import How
 from pipeline.meter import Meter
 from pipeline.progress import Flow, Progress
 from pipeline.saving import Saver
@@ -41,6 +42,7 @@ def extract_into(
     clip: Clip,
     others: Sequence[Clip] = (),
     fps: float,
+    how: How,
     workers: int | None = None,
     batch: int | None = None,
     compiled: bool = False,
@@ -57,7 +59,7 @@ def extract_into(
     if not videos:
         return []
     run = _Run([clip, *others], writer, videos, batch=batch, compiled=compiled, meter=meter or Meter(), tell=tell)
-    run.work(fps=fps, processes=workers or cores(), time_limit_s=time_limit_s)
+    run.work(fps=fps, how=how, processes=workers or cores(), time_limit_s=time_limit_s)
     return run.rows
 
 
@@ -105,9 +107,9 @@ class _Run:
         self._flow: Flow | None = None
         self._told_s = 0.0
 
-    def work(self, *, fps: float, processes: int, time_limit_s: float) -> None:
+    def work(self, *, fps: float, how: How, processes: int, time_limit_s: float) -> None:
         """Works until every video is a row. Raises CostlError after too many failures in a row."""
-        jobs = [Job(video.id, str(video.path), fps) for video in self._videos.values()]
+        jobs = [Job(video.id, str(video.path), fps, how) for video in self._videos.values()]
         self._meter.watch(self._encoders, processes=min(processes, len(jobs)))
         with (
             self._working(),

@@ -19,9 +19,11 @@ from pipeline.cache import (
     refuse_if_busy,
 )
 from pipeline.clip import Clip, load_clips
+from pipeline.decoders import resolve
 from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
 from pipeline.history import recorded
+from pipeline.how import How
 from pipeline.index import path_from, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
@@ -69,6 +71,9 @@ def extract(
     model: str | None = None,
     weights: str | None = None,
     fps: float | None = None,
+    decoder: str | None = None,
+    sampling: str | None = None,
+    resize: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     workers: int | None = None,
@@ -80,7 +85,8 @@ def extract(
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
-    `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
+    `weights`, `fps`, `decoder` (one of `how.DECODERS`, or "auto"), `sampling` ("centre", "cheapest") and `resize`
+    ("device", "decoder") win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once, `device` one or several, as "cuda:0,cuda:1", `compiled` after
     a minute of compiling, where that is possible. Each run leaves a line in OUT.runs.jsonl. Videos that are finished are
@@ -92,14 +98,19 @@ def extract(
     found = _find(videos)
     folder = data_folder(videos)
     from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
+    settings = _resolve(
+        from_folder.extract, model=model, weights=weights, fps=fps, decoder=decoder, sampling=sampling, resize=resize
+    )
     texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
+    decoder = resolve(settings.decoder)
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
     clip, *others = clips = load_clips(settings.model, settings.weights, devices=device, precision=precision)
+    target = clip.preprocess.target if settings.resize == "decoder" else None
+    how = How(decoder, settings.sampling, target)
     contents = Contents(
-        fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
+        fingerprint=clip.fingerprint() | how.fingerprint() | {"fps": float(settings.fps)},
         fps=float(settings.fps),
         patch_grid=clip.patch_grid,
         joint=clip.joint,
@@ -121,6 +132,7 @@ def extract(
             clip=clip,
             others=others,
             fps=contents.fps,
+            how=how,
             workers=workers,
             batch=batch,
             compiled=compiled,

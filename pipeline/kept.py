@@ -19,6 +19,7 @@ from pipeline.encoding import extract_into
 from pipeline.errors import CacheError, VideoError
 from pipeline.extract import encode_queries
 from pipeline.fingerprint import digest, explain_difference
+from pipeline.how import FIELDS, How, decoder_of
 from pipeline.progress import Progress, Tell
 from pipeline.videos import Video, content_hash
 
@@ -97,17 +98,27 @@ class Kept:
         words = encode_queries(clip, [*earlier[-_WORDS_KEPT:], *queries], path, tell)
         with CacheWriter(path, contents, words) as writer:
             if writer.keep(video.id, video.id) is None:
-                (row,) = extract_into(writer, [video], clip=clip, fps=contents.fps, workers=self._workers, tell=tell)
+                (row,) = extract_into(
+                    writer, [video], clip=clip, fps=contents.fps, how=self._how(clip), workers=self._workers, tell=tell
+                )
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
             writer.write_index()
+
+    def _how(self, clip: Clip) -> How:
+        """As the fingerprint says; one from before it said so is of frames at the centre, in their own size."""
+        target = clip.preprocess.target if self.fingerprint.get("resize") == "decoder" else None
+        decoder = decoder_of(str(self.fingerprint.get("decoder", "ffmpeg")))
+        return How(decoder, str(self.fingerprint.get("sampling", "centre")), target)
 
     def _load(self, tell: Tell) -> Clip:
         if self._clip is None:
             tell(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
             precision = str(self.fingerprint["precision"])
             clip = load_clip(self._model, self._weights, device=self._device, precision=precision)
-            here = clip.fingerprint() | {"fps": self.fingerprint["fps"]}
+            here = clip.fingerprint() | {
+                name: self.fingerprint[name] for name in ("fps", *FIELDS) if name in self.fingerprint
+            }
             differences = explain_difference(self.fingerprint, here, was="trained with", now="here is")
             if differences:
                 raise CacheError(

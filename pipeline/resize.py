@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pipeline.errors import UsageError
+from pipeline.how import Target, resized
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Preprocess:
             resize_mode=settings["resize_mode"],
             fill_color=settings.get("fill_color", 0),
         )
+
+    @property
+    def target(self) -> Target:
+        """What a decoder has to know of this to do the resize itself."""
+        return Target(self.resize_mode, self.size)
 
 
 def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[Tensor, "n 3 y x"]:
@@ -89,18 +95,8 @@ def _kernel(preprocess: Preprocess) -> str:
 
 
 def _resized(found: torch.Size, preprocess: Preprocess) -> tuple[int, int]:
-    (height, width), (to_height, to_width) = found, preprocess.size
-    if preprocess.resize_mode == "squash":
-        return to_height, to_width
-    if preprocess.resize_mode == "shortest" and to_height == to_width:
-        # torchvision cuts the long side down to a whole pixel ...
-        short, long = sorted((height, width))
-        long = int(to_height * long / short)
-        return (to_height, long) if height <= width else (long, to_height)
-    # ... and timm's rule, used for all else, rounds both sides.
-    ratios = height / to_height, width / to_width
-    ratio = max(ratios) if preprocess.resize_mode == "longest" else min(ratios)
-    return round(height / ratio), round(width / ratio)
+    height, width = found
+    return resized((height, width), preprocess.resize_mode, preprocess.size)
 
 
 def _resize(x: Float[Tensor, "n 3 h w"], size: tuple[int, int], kernel: str) -> Float[Tensor, "n 3 y x"]:

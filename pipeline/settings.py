@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UsageError
+from pipeline.how import DECODERS, RESIZES, SAMPLINGS
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -21,7 +22,8 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR) and clips per second.
+    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR), clips per second, and by
+    which decoder, from which frame of a clip and at which size (`how`) frames are made.
 
     Raises UsageError for a value that cannot be meant.
     """
@@ -29,6 +31,9 @@ class ExtractSettings:
     model: str = "ViT-B-32"
     weights: str = "openai"
     fps: float = 0.5
+    decoder: str = "decord"
+    sampling: str = "centre"
+    resize: str = "device"
 
     def __post_init__(self) -> None:
         for name in ("model", "weights"):
@@ -37,6 +42,10 @@ class ExtractSettings:
         number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
         if not (number and math.isfinite(self.fps) and self.fps > 0):
             raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
+        choices = {"decoder": (*DECODERS, "auto"), "sampling": SAMPLINGS, "resize": RESIZES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,13 @@ class Thumbnails:
 
         Raises VideoError when the file is not there, is not the one that was extracted, or cannot be decoded.
         """
-        from pipeline.frames import VideoFile  # decord: wanted only where somebody looks at pictures
+        from pipeline.decoders import open_video  # decord: wanted only where somebody looks at pictures
 
         if not clips:
             return []
         path = self._file(video_id)
         centres_s = self._features.grid(video_id).centres_s()[sorted(clips)]
-        with VideoFile(path) as video:
+        with open_video(path) as video:
             return [self._thumbnail(pixels) for frames in video.sample(centres_s) for pixels in frames.pixels]
 
     def _file(self, video_id: str) -> Path:

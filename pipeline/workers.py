@@ -1,6 +1,6 @@
 """Decoding in supervised processes: a video that hangs or kills its process costs itself and nothing else.
 
-    parent                                             process i (spawned; imports decord and numpy only)
+    parent                                             process i (spawned; imports one decoder and numpy only)
     Job  -------------------- pipe ------------------> opens the video, samples the grid's centres
     the next Job ------------ pipe ------------------> as soon as the last frames are here: no gap between two videos
     Chunk <-- "slot 2 holds frames 32..63" -- pipe --- writes pixels into one of its own slots
@@ -105,7 +105,9 @@ def decode_videos(
     """
     if min(processes, slots, slot_bytes) < 1 or not time_limit_s > 0:
         raise ValueError("processes, slots, slot_bytes and time_limit_s must be above zero")
-    rules = Rules(time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video)
+    rules = Rules(
+        time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video, tuple({job.how.decoder for job in jobs})
+    )
     supervisor = _Supervisor(jobs, min(processes, len(jobs)), rules)
     events = supervisor.events(look)
     try:

@@ -22,7 +22,13 @@ MODULES = {
     "pipeline.fingerprint": "",
     "pipeline.videos": "",
     "pipeline.editlist": "",
-    "pipeline.frames": "decord numpy",
+    "pipeline.how": "",
+    "pipeline.frames": "numpy",
+    "pipeline.packets": "av numpy",
+    "pipeline.decord_video": "decord numpy",
+    "pipeline.av_video": "av numpy",
+    "pipeline.torchcodec_video": "torchcodec numpy",
+    "pipeline.decoders": "av numpy",
     "pipeline.decoding": "numpy",
     "pipeline.workers": "numpy",
     "pipeline.resize": "torch jaxtyping",
@@ -130,7 +136,7 @@ EXTRA_DOORS = {
     "costl.desk": {"pipeline.cut", "pipeline.videos"},
     "costl.quickstart": {"pipeline.extract", "pipeline.sample"},
     # Annotations must name the videos that are there, and some take their durations from nowhere else.
-    "costl.prepare": {"pipeline.videos", "pipeline.frames"},
+    "costl.prepare": {"pipeline.videos", "pipeline.decoders"},
 }
 
 # Parts of the project that a module must not import itself (a package stands for all that is in it).

@@ -58,7 +58,8 @@ def make_clip(
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
-        stream.options = {"g": "10", "bf": "2", "preset": "veryfast", "qp": "18", "threads": "1", **(options or {})}
+        x26x = {"preset": "veryfast", "qp": "18"} if "26" in codec else {}
+        stream.options = {"g": "10", "bf": "2", "threads": "1", **x26x, **(options or {})}
         sound = container.add_stream("aac", rate=16_000, layout="mono") if audio else None
         for number, time_s in enumerate(times_s):
             picture = av.VideoFrame.from_ndarray(paint(number, height, width), format="rgb24")
@@ -106,8 +107,10 @@ def cut_without_decoding(source: Path, target: Path, start_s: float) -> Path:
 def rotate(path: Path, turns: int) -> Path:
     """Mark an MP4 as to be shown `turns` quarter turns clockwise, by the matrix in its track header (tkhd)."""
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns % 4]
-    upright, turned = (struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) for a, b, c, d in [
-        (1 << 16, 0, 0, 1 << 16), (cosine << 16, sine << 16, -sine << 16, cosine << 16)])
+    upright, turned = (
+        struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        for a, b, c, d in [(1 << 16, 0, 0, 1 << 16), (cosine << 16, sine << 16, -sine << 16, cosine << 16)]
+    )
     data = path.read_bytes()
     at = data.index(upright, data.index(b"tkhd"))
     path.write_bytes(data[:at] + turned + data[at + len(upright) :])

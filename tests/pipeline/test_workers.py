@@ -242,9 +242,10 @@ def test_a_process_that_cannot_start_stops_the_run():
 
 def test_leaving_by_an_exception_kills_the_processes_at_once():
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), decode_videos(
-        jobs("a", "hang open", "b"), processes=2, open_video=Pretend, **SMALL
-    ) as events:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        decode_videos(jobs("a", "hang open", "b"), processes=2, open_video=Pretend, **SMALL) as events,
+    ):
         assert isinstance(next(events), Chunk)
         workers = decoders()
         assert len(workers) == 2
