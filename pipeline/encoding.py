@@ -15,7 +15,7 @@ from pipeline.decoding import Job
 from pipeline.errors import CostlError, VideoError
 from pipeline.packing import Gathered, Packer
 from pipeline.progress import Progress
-from pipeline.videos import Video, content_hash
+from pipeline.videos import Video, content_hash, stamp
 from pipeline.workers import Chunk, Decoded, Failed, decode_videos
 
 FAILURES_IN_A_ROW = 20
@@ -53,6 +53,7 @@ class _Run:
     ):
         self._clip, self._writer, self._tell = clip, writer, tell
         self._videos = {video.id: video for video in videos}
+        self._stamps = {video.id: stamp(video.path) for video in videos}
         self._packer = Packer(clip.encode_images, batch=batch)
         self._gathered: dict[str, Gathered] = {}
         self._decoded: dict[str, Decoded] = {}
@@ -146,7 +147,8 @@ class _Run:
                 tokens=gathered.tokens(),
                 times_s=gathered.times_s(),
                 duration_s=decoded.duration_s,
-                content_hash=content_hash(video.path),  # just decoded, so that it need not come from the disk
+                # Just decoded, so that it need not come from the disk.
+                content_hash=content_hash(video.path, since=self._stamps[video.id]),
                 repaired=decoded.repaired,
                 decoder=decoded.decoder,
             )

@@ -100,6 +100,8 @@ class Kept:
                 (row,) = extract_into(writer, [video], clip=clip, fps=contents.fps, workers=self._workers, tell=tell)
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
+                if row.content_hash != video.id:
+                    raise VideoError(f"{video.path}: was changed while it was read. Ask again.", status="changed")
             writer.write_index()
 
     def _load(self, tell: Tell) -> Clip:

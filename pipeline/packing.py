@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.errors import CacheError
+from pipeline.hdf5 import unwritable
 
 
 class Packer:
@@ -103,6 +103,4 @@ def _on_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(
-            f"{folder}: cannot be written ({error}). What was finished is kept; make room and go on."
-        ) from error
+        raise unwritable(folder, error) from error
