@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -59,11 +60,14 @@ def writing(path: Path) -> Iterator[h5py.File]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Whole pages, so that a memory map of a dataset is aligned.
-        with h5py.File(
-            aside, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
-        ) as file:
-            yield file
+        with _Patient(aside) as raw:
+            # Whole pages, so that a memory map of a dataset is aligned.
+            with h5py.File(
+                raw, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
+            ) as file:
+                yield file
+            if raw.refusal is not None:
+                raise raw.refusal
         _sync(aside)
         os.replace(aside, path)
         _sync(path.parent)
@@ -72,6 +76,33 @@ def writing(path: Path) -> Iterator[h5py.File]:
     finally:
         with contextlib.suppress(OSError):  # a disk that fails; the next run takes it away
             aside.unlink(missing_ok=True)
+
+
+class _Patient(io.FileIO):
+    """A new file that keeps the disk's first `refusal` to itself until HDF5 has closed it.
+
+    HDF5 cannot close what it could not write: its objects stay open, and each of them complains on the terminal.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while self.refusal is None and len(rest):
+                rest = rest[os.write(self.fileno(), rest) :]
+        except OSError as error:
+            self.refusal = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            return size or 0
 
 
 def unwritable(path: Path, error: Exception) -> CacheError:
