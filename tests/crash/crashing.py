@@ -16,8 +16,7 @@ import h5py
 from pipeline.sample import WorldSettings, write_sample
 
 ROOT = Path(__file__).parents[2]
-# Twelve annotated seconds are sampled five times a second: long enough for a kill to hit a video halfway.
-FPS = 5.0
+FPS = 1.0  # twice as many frames as by default: long enough for a kill to hit a video halfway
 
 
 def write_videos(folder: Path, count: int, *, processes: int = 1) -> Path:
@@ -44,7 +43,7 @@ def start(*arguments: object, cwd: Path, script: Path | None = None, **options: 
     )
 
 
-def finish(process: subprocess.Popen[str], *, within_s: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a process that ends by itself."""
     try:
         out, err = process.communicate(timeout=within_s)
@@ -54,11 +53,11 @@ def finish(process: subprocess.Popen[str], *, within_s: float = 120) -> tuple[in
     return process.returncode, out, err
 
 
-def run(*arguments: object, cwd: Path, **options: Any) -> tuple[int, str, str]:
-    return finish(start(*arguments, cwd=cwd, **options))
+def run(*arguments: object, cwd: Path, within_s: float = 240, **options: Any) -> tuple[int, str, str]:
+    return finish(start(*arguments, cwd=cwd, **options), within_s=within_s)
 
 
-def wait_for(condition: Callable[[], Any], *, within_s: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], *, within_s: float = 200) -> Any:
     """What `condition` gives as soon as it gives something."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
