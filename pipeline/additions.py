@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import Words, known_words, parts_folder, words_folder, writing_alone
+from pipeline.cache import Words, known_words, locked, parts_folder, words_folder
 from pipeline.clip import Clip, load_clip
 from pipeline.errors import CacheError, UsageError
 from pipeline.extract import encode_new, missing_row
@@ -73,7 +73,7 @@ def add_words(
     """
     tell = progress or (lambda _: None)
     _refuse_other_places(cache)
-    with writing_alone(cache):
+    with locked(cache):
         index = read_index(cache)
         added = read_annotations(annotations)
         _check_names(added)

@@ -49,9 +49,9 @@ __all__ = [
     "Words",
     "check_fingerprint",
     "known_words",
+    "locked",
     "parts_folder",
     "refuse_if_busy",
-    "writing_alone",
 ]
 
 _INDEX_EVERY_S = 10.0
@@ -307,21 +307,21 @@ def known_words(path: Path) -> dict[str, Words]:
 def refuse_if_busy(path: Path) -> None:
     """Raises CacheError at once when another process is writing the cache at `path`, or nobody may."""
     if parts_folder(path).is_dir():
-        with writing_alone(path):
+        with locked(path):
             pass
 
 
 @contextlib.contextmanager
-def writing_alone(path: Path) -> Iterator[None]:
-    """Nobody else writes the cache at `path` within. Raises CacheError at once when another process does, or none may."""
+def locked(path: Path) -> Iterator[None]:
+    """Keeps every writer away from the cache at `path`. Raises CacheError when one is there, or it cannot be written."""
     try:
-        descriptor = _lock(parts_folder(path) / ".lock")
+        held = _lock(parts_folder(path) / ".lock")
     except OSError as error:
         raise hdf5.unwritable(parts_folder(path), error) from error
     try:
         yield
     finally:
-        os.close(descriptor)
+        os.close(held)
 
 
 def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
