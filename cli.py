@@ -629,7 +629,7 @@ def _add_words(*, as_json: bool) -> int:
     context = click.get_current_context()
     asked = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     fits = ("cache", "annotations", "weights", "allow_missing_videos", "device")
-    wrong = sorted(f"--{name.replace('_', '-')}" for name in asked - {*fits, "as_json"})
+    wrong = sorted(f"--{name.replace('_', '-')}" for name in asked - {*fits, "as_json", "quiet"})
     if wrong:
         raise click.UsageError(f"--cache adds annotations to features that are made: leave out {', '.join(wrong)}.")
     if context.params["annotations"] is None:

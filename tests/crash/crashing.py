@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[in
 
 def run(*arguments: object, cwd: Path, within_s: float = 240, **options: Any) -> tuple[int, str, str]:
     return finish(start(*arguments, cwd=cwd, **options), within_s=within_s)
+
+
+def told(out: str) -> dict[str, Any]:
+    """What a command with --json says at its end."""
+    return json.loads(out.splitlines()[-1])
 
 
 def wait_for(condition: Callable[[], Any], *, within_s: float = 200) -> Any:

@@ -8,7 +8,6 @@ The long variant takes minutes on two idle cores and is left out unless it is as
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from crashing import FPS, contents_of, is_whole, parts_of, run, start, wait_for, write_videos, written
+from crashing import FPS, contents_of, is_whole, parts_of, run, start, told, wait_for, write_videos, written
 
 from pipeline.cache import CacheReader
 
@@ -41,7 +40,7 @@ def undisturbed(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("undisturbed")
     write_videos(home / "w", 12)
     code, out, err = run(*EXTRACT, cwd=home)
-    assert code == 0 and len(json.loads(out)["done"]) == 12, err
+    assert code == 0 and len(told(out)["done"]) == 12, err
     return home
 
 
@@ -91,11 +90,11 @@ def complete(home: Path, total: int) -> list[str]:
     before = written(home / "feats.h5")
     code, out, err = run(*EXTRACT, cwd=home, within_s=3600)
     assert code == 0, err
-    told, after = json.loads(out), written(home / "feats.h5")
+    said, after = told(out), written(home / "feats.h5")
     made = {name for name in after if after[name] != before.get(name)}
-    assert made == set(told["done"]) and set(told["skipped"]) == set(before)
+    assert made == set(said["done"]) and set(said["skipped"]) == set(before)
     assert len(after) == total and not made & set(before)
-    return told["done"]
+    return said["done"]
 
 
 def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes(undisturbed, tmp_path):
