@@ -104,6 +104,20 @@ def test_a_video_that_changed_since_it_was_extracted_is_extracted_again_and_said
     assert code == 0 and "changed" not in err and told(out)["done"] == []
 
 
+def test_a_video_that_went_away_leaves_the_index_keeps_its_part_and_comes_back_undecoded(home, monkeypatch):
+    there = written(home / "feats.h5")
+    for name in ("val_0000.mp4", "val.jsonl"):
+        (home / "w" / name).rename(home / name)
+    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    assert code == 0 and told(out)["dropped"] == ["val"] and "split val is not among these annotations" in err
+    assert "val_0000" not in CacheReader(home / "feats.h5").video_ids and written(home / "feats.h5") == there
+    for name in ("val_0000.mp4", "val.jsonl"):
+        (home / name).rename(home / "w" / name)
+    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    assert code == 0 and told(out)["done"] == [] and "val_0000" in told(out)["skipped"], err
+    assert written(home / "feats.h5") == there
+
+
 def test_twenty_failures_in_a_row_stop_the_run_with_what_was_finished_kept(home, monkeypatch):
     before = written(home / "feats.h5")
     for number in range(25):
