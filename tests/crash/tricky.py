@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import extract, workers
 from pipeline.decoding import open_video
 
 ODD = "odd-"  # how the names of such files begin
@@ -66,8 +65,9 @@ class _Tricky:
             self._path.unlink()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # alone: the decode processes import this file, too, and need no more than they know
     import cli
+    from pipeline import extract, workers
 
     workers.decode_videos.__wrapped__.__kwdefaults__["open_video"] = open_tricky
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
