@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 from costl.answers import FORMATS
@@ -162,7 +164,8 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 
 
 @main.command()
-@click.option("--videos", required=True, type=ANY_PATH, help="A folder of videos, or one video.")
+@click.option("--videos", type=ANY_PATH, help="A folder of videos, or one video.")
+@click.option("--cache", type=ANY_PATH, help="Add --annotations and their words to this cache; no video is touched.")
 @click.option("--out", default="feats.h5", show_default=True, type=ANY_PATH, help="The cache to write or complete.")
 @click.option(
     "--annotations", type=ANY_PATH, help="Folder or file of annotations, where they are not beside the videos."
@@ -211,14 +214,21 @@ def extract(as_json: bool, quiet: bool, **options: Any) -> None:
     """Videos in, features out: runs once, and again only for what is missing.
 
     \b
-    Example:
+    Examples:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights, fps, decoder, sampling
-    and resize; one in the folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+        costl extract --cache feats.h5 --annotations more.jsonl
+    The first writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights, fps, decoder,
+    sampling and resize; one in the folder of --annotations, as costl prepare writes it, takes its place. Options win over
+    both. The second adds the split "more" (or puts it in the place of one of this name) to a cache that is there; the
+    videos may be gone.
     The bar says which half the other one is waiting for: decode, CLIP or the disk. Every run leaves a line of figures in
     feats.h5.runs.jsonl.
     Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
+    if options.pop("cache") is not None:
+        raise SystemExit(_add_words(as_json=as_json))
+    if options["videos"] is None:
+        raise click.UsageError("Missing option '--videos', for example: costl extract --videos dir/")
     from pipeline.extract import extract
 
     with Bars(silent=quiet) as show:
@@ -692,12 +702,44 @@ def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
     say(*by_reason(report.failed))
     for query in report.truncated:
         say(f"cut: longer than CLIP reads, its end is lost: {query!r}")
+    if report.changed:
+        some = ", ".join(report.changed[:5]) + (", ..." if len(report.changed) > 5 else "")
+        say(f"{len(report.changed)} videos changed since they were extracted: {some}.")
+    for split in report.dropped:
+        say(
+            f"split {split} is not among these annotations and left the cache; to have it back: "
+            f"costl extract --cache {report.cache} --annotations {split}.jsonl"
+        )
     say(f"{len(report.done)} videos extracted, {len(report.skipped)} were there already, {len(report.failed)} failed.")
     if not as_json:
         click.echo(report.cache)
         return
     found = {"cache": str(report.cache), "done": report.done, "skipped": report.skipped}
+    found |= {"changed": report.changed, "dropped": report.dropped}
     _print_event("done", **found, failed=[_plain(row) for row in report.failed], truncated=report.truncated)
+
+
+def _add_words(*, as_json: bool) -> int:
+    context = click.get_current_context()
+    asked = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    fits = ("cache", "annotations", "weights", "allow_missing_videos", "device")
+    wrong = sorted(f"--{name.replace('_', '-')}" for name in asked - {*fits, "as_json", "quiet"})
+    if wrong:
+        raise click.UsageError(f"--cache adds annotations to features that are made: leave out {', '.join(wrong)}.")
+    if context.params["annotations"] is None:
+        raise click.UsageError("--cache needs --annotations, for example: --cache feats.h5 --annotations more.jsonl")
+    from pipeline.additions import add_words
+
+    with Bars(silent=context.params["quiet"]) as show:
+        added = add_words(**{name: context.params[name] for name in fits}, progress=show)
+    for split in added.splits:
+        was = "is new" if split.before is None else f"takes the place of one of {split.before} rows"
+        say(f"split {split.name}: {split.after} rows, {was}.")
+    say(*(f"missing: {name}: annotated, but without features" for name in added.missing[:FAILURES_SHOWN]))
+    say(*(f"cut: longer than CLIP reads, its end is lost: {query!r}" for query in added.truncated))
+    say(f"{added.new} queries encoded, {added.known} were there already.")
+    click.echo(json.dumps(asdict(added), default=str) if as_json else added.cache)
+    return added.exit_code
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:

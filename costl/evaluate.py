@@ -270,7 +270,10 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     Raises UsageError for a split or domain that the cache does not have, and for a split without any query.
     """
     if split not in features.splits:
-        raise UsageError(f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}.")
+        raise UsageError(
+            f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}. Add it with "
+            f"costl extract --cache {features.path} --annotations {split}.jsonl"
+        )
     queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
     if not queries:
         raise UsageError(f"{features.path}: split {split!r} is empty. Annotate it and run costl extract again.")

@@ -49,6 +49,7 @@ __all__ = [
     "Words",
     "check_fingerprint",
     "known_words",
+    "locked",
     "parts_folder",
     "refuse_if_busy",
 ]
@@ -200,7 +201,7 @@ class CacheWriter:
             for stray in [*self.parts.rglob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
                 stray.unlink()
         except OSError as error:
-            raise CacheError(f"{self.parts}: cannot be written ({error}). Choose another --out.") from error
+            raise hdf5.unwritable(self.parts, error) from error
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -214,14 +215,23 @@ class CacheWriter:
 
     def keep(self, video_id: str, content_hash: str) -> VideoRow | None:
         """Takes over the part of an earlier run if it is whole and of this very file; None says it must be made."""
+        row = self._former(video_id)
+        if row is None or row.content_hash != content_hash:
+            return None
+        self._rows[video_id] = row
+        return row
+
+    def is_of_another(self, video_id: str, content_hash: str) -> bool:
+        """Whether the part of an earlier run is whole, but of a file with other content."""
+        row = self._former(video_id)
+        return row is not None and row.content_hash != content_hash
+
+    def _former(self, video_id: str) -> VideoRow | None:
         try:
             row = read_row(self.parts / f"{video_id}.h5", self._contents)
         except CacheError:
             return None
-        if row.id != video_id or row.content_hash != content_hash:
-            return None
-        self._rows[video_id] = row
-        return row
+        return row if row.id == video_id else None
 
     def store(
         self,
@@ -295,9 +305,23 @@ def known_words(path: Path) -> dict[str, Words]:
 
 
 def refuse_if_busy(path: Path) -> None:
-    """Raises CacheError at once when another process is writing the cache at `path`."""
+    """Raises CacheError at once when another process is writing the cache at `path`, or nobody may."""
     if parts_folder(path).is_dir():
-        os.close(_lock(parts_folder(path) / ".lock"))
+        with locked(path):
+            pass
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps every writer away from the cache at `path`. Raises CacheError when one is there, or it cannot be written."""
+    try:
+        held = _lock(parts_folder(path) / ".lock")
+    except OSError as error:
+        raise hdf5.unwritable(parts_folder(path), error) from error
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
 from pipeline.history import recorded
 from pipeline.how import How
-from pipeline.index import path_from, told_from
+from pipeline.index import path_from, read_index, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
     ExtractSettings,
@@ -47,7 +47,9 @@ _QUERIES_AT_ONCE = 256
 class ExtractReport:
     """What a run did: names of videos decoded now (`done`) and found finished (`skipped`), rows of those that `failed`.
 
-    `truncated` are the queries longer than CLIP reads. `exit_code` is 1 when a video failed or is missing.
+    `changed` are those that were finished earlier and whose file is another now, `dropped` the splits that the cache had
+    and these annotations have not, `truncated` the queries longer than CLIP reads. `exit_code` is 1 when a video failed
+    or is missing.
     """
 
     cache: Path
@@ -55,6 +57,8 @@ class ExtractReport:
     skipped: tuple[str, ...] = ()
     failed: tuple[VideoRow, ...] = ()
     truncated: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -120,10 +124,11 @@ def extract(
         source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
     )
     check_fingerprint(out, contents.fingerprint)
+    dropped = _dropped_splits(out, texts)
     words = encode_queries(clip, queries_in(texts), out, tell)
     with CacheWriter(out, contents, words) as writer, recorded(out, clips) as meter:
         absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
-        skipped = _keep_finished(found, writer, tell)
+        skipped, changed = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
         meter.videos |= {"skipped": len(skipped), "missing": len(absent)}
         rows = extract_into(
@@ -146,18 +151,31 @@ def extract(
         skipped=tuple(video.path.stem for video in found if video.id in skipped),
         failed=(*absent, *(row for row in rows if not row.ok)),
         truncated=tuple(query for query, one in words.items() if one.truncated),
+        changed=tuple(changed),
+        dropped=dropped,
     )
 
 
 def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
     """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
     known = {query: words for query, words in known_words(out).items() if words.texts}
-    new = [query for query in queries if query not in known]
-    for start in range(0, len(new), _QUERIES_AT_ONCE):
-        some = new[start : start + _QUERIES_AT_ONCE]
-        known |= dict(zip(some, clip.encode_text(some), strict=True))
-        tell(Progress("words", start + len(some), len(new)))
+    known |= encode_new(clip, [query for query in queries if query not in known], tell)
     return {query: known[query] for query in queries}
+
+
+def encode_new(clip: Clip, queries: list[str], tell: Callable[[Progress], None]) -> dict[str, Words]:
+    """The words of these queries. Raises UsageError for one without a word in it."""
+    found: dict[str, Words] = {}
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        some = queries[start : start + _QUERIES_AT_ONCE]
+        found |= dict(zip(some, clip.encode_text(some), strict=True))
+        tell(Progress("words", start + len(some), len(queries)))
+    return found
+
+
+def missing_row(name: str) -> VideoRow:
+    """The row of a video that is annotated and nowhere to be found."""
+    return VideoRow(safe_id(name), "missing", name, reason="annotated, but its video is not there.")
 
 
 def _find(videos: Path) -> list[Video]:
@@ -186,7 +204,8 @@ def _annotations(
 
 
 def _note_missing(writer: CacheWriter, name: str) -> VideoRow:
-    return writer.note(safe_id(name), name=name, status="missing", reason="annotated, but its video is not there.")
+    row = missing_row(name)
+    return writer.note(row.id, name=row.name, status=row.status, reason=row.reason)
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -195,22 +214,33 @@ def _check_counts(**counts: int | None) -> None:
             raise UsageError(f"{name} is {count}, expected at least 1.")
 
 
-def _keep_finished(found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]) -> set[str]:
-    """The ids of videos whose part is whole and whose file is still the same; the others are noted as pending."""
-    kept = set()
+def _dropped_splits(out: Path, texts: Mapping[str, str]) -> tuple[str, ...]:
+    earlier = read_index(out).contents.annotations if out.exists() else {}
+    return tuple(split for split in earlier if split not in texts)
+
+
+def _keep_finished(
+    found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]
+) -> tuple[set[str], list[str]]:
+    """The ids of videos whose part is whole and whose file is still the same, and the names of those whose file is not;
+    all but the first are noted as pending."""
+    kept: set[str] = set()
+    changed: list[str] = []
     with ThreadPoolExecutor(cores()) as pool:
         # Only what has a part is read now: hashing a large folder takes as long as reading it.
         parts = {video.id: (parts_folder(writer.path) / f"{video.id}.h5").exists() for video in found}
         hashes = {video.id: pool.submit(content_hash, video.path) for video in found if parts[video.id]}
         for number, video in enumerate(found, start=1):
-            if (
-                video.id in hashes
-                and not hashes[video.id].exception()
-                and writer.keep(video.id, hashes[video.id].result())
-            ):
+            content = _result(hashes.get(video.id))
+            if content and writer.keep(video.id, content):
                 kept.add(video.id)
             else:
+                changed += [video.path.stem] if content and writer.is_of_another(video.id, content) else []
                 writer.note(video.id, name=video.path.stem, status="pending", reason="not extracted yet.")
             tell(Progress("check", number, len(found), video.path.name))
     writer.write_index()
-    return kept
+    return kept, changed
+
+
+def _result(hashed: Future[str] | None) -> str | None:
+    return None if hashed is None or hashed.exception() else hashed.result()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
+import re
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +21,9 @@ from pipeline.errors import CacheError
 
 # What h5py raises for a file that is damaged or was made to do harm.
 _FOREIGN = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_BROKEN = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
 _PAGE = 4096
 _LARGEST_ATTRIBUTE = 1 << 16
 # The superblock that libver="earliest" writes: signature, version 0 and what follows from it, ..., end of the file.
@@ -53,20 +60,56 @@ def writing(path: Path) -> Iterator[h5py.File]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Whole pages, so that a memory map of a dataset is aligned.
-        with h5py.File(
-            aside, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
-        ) as file:
-            yield file
+        with _Patient(aside) as raw:
+            # Whole pages, so that a memory map of a dataset is aligned.
+            with h5py.File(
+                raw, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
+            ) as file:
+                yield file
+            if raw.refusal is not None:
+                raise raw.refusal
         _sync(aside)
         os.replace(aside, path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:
-        raise CacheError(
-            f"{path}: cannot be written ({error}). Check free space and permissions; what was finished is kept."
-        ) from error
+        raise unwritable(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that fails; the next run takes it away
+            aside.unlink(missing_ok=True)
+
+
+class _Patient(io.FileIO):
+    """A new file that keeps the disk's first `refusal` to itself until HDF5 has closed it.
+
+    HDF5 cannot close what it could not write: its objects stay open, and each of them complains on the terminal.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while self.refusal is None and len(rest):
+                rest = rest[os.write(self.fileno(), rest) :]
+        except OSError as error:
+            self.refusal = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            return size or 0
+
+
+def unwritable(path: Path, error: Exception) -> CacheError:
+    """What to say of a file or folder that the disk did not take, and what to do about it."""
+    code = _errno(error)
+    reason = os.strerror(code) if code else " ".join(str(error).split())[:160]
+    return CacheError(f"{path}: cannot be written ({reason}). {_remedy(path, code)} What was finished is kept.")
 
 
 @contextlib.contextmanager
@@ -158,6 +201,29 @@ def names_in(file: h5py.File, name: str) -> list[str]:
     if not isinstance(node, h5py.Group):
         raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
     return sorted(node)
+
+
+def _errno(error: Exception) -> int | None:
+    """HDF5 reports some failures of the system in words alone."""
+    found = re.search(r"errno = (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(found[1]) if found else None)
+
+
+def _remedy(path: Path, code: int | None) -> str:
+    if code in _FULL:
+        return f"{_free(path)}Make room, then give the same command again."
+    if code in _DENIED:
+        return "Change its permissions, or choose another place for the cache."
+    if code in _BROKEN:
+        return "The disk, or the network to it, fails: see to that, then give the same command again."
+    return "Check free space and permissions, then give the same command again."
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free there. "
+    except OSError:
+        return ""
 
 
 def _bytes(text: str) -> np.ndarray:

@@ -103,6 +103,8 @@ class Kept:
                 )
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
+                if row.content_hash != video.id:
+                    raise VideoError(f"{video.path}: was changed while it was read. Ask again.", status="changed")
             writer.write_index()
 
     def _how(self, clip: Clip) -> How:

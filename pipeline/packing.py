@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.errors import CacheError
+from pipeline.hdf5 import unwritable
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,4 @@ def _on_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(
-            f"{folder}: cannot be written ({error}). What was finished is kept; make room and go on."
-        ) from error
+        raise unwritable(folder, error) from error

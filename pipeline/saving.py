@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from pipeline.cache import CacheWriter, VideoRow
 from pipeline.errors import VideoError
 from pipeline.packing import Gathered, Stretch
-from pipeline.videos import Video, content_hash
+from pipeline.videos import Video, content_hash, stamp
 from pipeline.workers import Decoded, Failed
 
 UNSAVED = 4  # batches of tokens that may wait for the disk
@@ -28,6 +28,7 @@ class Saver:
         self.rows: SimpleQueue[VideoRow] = SimpleQueue()
         self.error: BaseException | None = None
         self._writer, self._videos, self._stop = writer, videos, stop
+        self._stamps = {video.id: stamp(video.path) for video in videos.values()}
         self._box: SimpleQueue[_Item | None] = SimpleQueue()
         self._room = threading.Semaphore(UNSAVED)
         self._gathered: dict[str, Gathered] = {}
@@ -101,7 +102,8 @@ class Saver:
                 tokens=gathered.tokens(),
                 times_s=gathered.times_s(),
                 duration_s=decoded.duration_s,
-                content_hash=content_hash(video.path),  # just decoded, so that it need not come from the disk
+                # Just decoded, so that it need not come from the disk.
+                content_hash=content_hash(video.path, since=self._stamps[video.id]),
                 repaired=decoded.repaired,
                 decoder=decoded.decoder,
             )

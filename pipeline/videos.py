@@ -14,6 +14,8 @@ SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", "
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
 _READ_BYTES = 1 << 20
 
+Stamp = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Video:
@@ -56,8 +58,32 @@ def safe_id(stem: str) -> str:
     return f"{encoded[: LONGEST_ID - 33]}%{digest[:32]}"
 
 
-def content_hash(path: Path) -> str:
-    """sha256 in hex over the file's size and its whole content. Raises VideoError when it cannot be read."""
+def stamp(path: Path) -> Stamp:
+    """What a file system notes of a file's last change, nothing where there is no file. Reads none of it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    # The time of change, unlike that of modification, cannot be set back.
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def content_hash(path: Path, *, since: Stamp | None = None) -> str:
+    """sha256 in hex over the file's size and its whole content.
+
+    `since` is the file's `stamp` before something else read it: the hash is then that of what was read, too. Raises
+    VideoError when the file cannot be read, with status "changed" when it is not the one it was.
+    """
+    digest = _hash(path)
+    if since is not None and stamp(path) != since:
+        raise VideoError(
+            f"{path.name}: was changed while this run was at work. Extract again when nobody writes to it.",
+            status="changed",
+        )
+    return digest
+
+
+def _hash(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())

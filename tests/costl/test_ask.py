@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import costl
-import pipeline.extract
+import pipeline.encoding
 import pipeline.kept
 from costl.answers import Answer
 from costl.ask import Asker
@@ -44,7 +44,7 @@ def no_decoding(monkeypatch):
         pytest.fail("decoded")
 
     def forbid() -> None:
-        monkeypatch.setattr(pipeline.extract, "decode_videos", decode)
+        monkeypatch.setattr(pipeline.encoding, "decode_videos", decode)
 
     return forbid
 
@@ -95,9 +95,9 @@ def test_a_new_query_encodes_only_its_words(world, asker, monkeypatch, no_decodi
 def test_several_queries_cost_one_look_at_the_video(world, asker, monkeypatch):
     video, query = a_query(world)
     jobs: list[str] = []
-    real = pipeline.extract.decode_videos
+    real = pipeline.encoding.decode_videos
     monkeypatch.setattr(
-        pipeline.extract, "decode_videos", lambda some, **more: jobs.extend(j.path for j in some) or real(some, **more)
+        pipeline.encoding, "decode_videos", lambda some, **more: jobs.extend(j.path for j in some) or real(some, **more)
     )
     answers = asker.ask(video, [query, "the blue star", "the red ring"])
     assert [answer.query for answer in answers] == [query, "the blue star", "the red ring"] and jobs == [str(video)]

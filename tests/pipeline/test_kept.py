@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.errors import CacheError
+from pipeline import kept
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, VideoError
 from pipeline.index import seen_from, told_from
 from pipeline.kept import Kept, user_folder
 
@@ -48,3 +51,32 @@ def test_the_users_cache_is_where_the_platform_has_it(tmp_path, monkeypatch, pla
 def test_features_of_unknown_making_cannot_be_made_again(tmp_path):
     with pytest.raises(CacheError, match="my model was trained on features that were not made here"):
         Kept(tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
+
+
+def test_a_video_that_becomes_another_while_it_is_asked_about_is_refused_and_then_known_as_what_it_is(
+    world, tmp_path, monkeypatch
+):
+    features, load = CacheReader(world.cache), kept.load_clip
+    video = Path(shutil.copy(world.videos / "test_0000.mp4", tmp_path / "mine.mp4"))
+
+    def meanwhile(*arguments, **options):
+        shutil.copy(world.videos / "val_0000.mp4", video)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(kept, "load_clip", meanwhile)
+    weights = str(world.videos / "clip")
+    place = Kept(
+        tmp_path / "kept",
+        fingerprint=features.fingerprint,
+        model="ViT-B-32",
+        weights=weights,
+        device="cpu",
+        owner="m",
+        workers=1,
+    )
+    with pytest.raises(VideoError, match=r"mine\.mp4: was changed while it was read\. Ask again\."):
+        place.features(video, ["a query"])
+    found, name = place.features(video, ["a query"])
+    np.testing.assert_allclose(
+        found.tokens(name).astype(np.float32), features.tokens("val_0000").astype(np.float32), atol=4e-3
+    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError, VideoError
-from pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id
+from pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id, stamp
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -106,6 +106,20 @@ def test_the_content_hash_is_over_size_and_bytes(tmp_path):
     first = content_hash(path)
     path.write_bytes(b"abc" * 699_999 + b"abd")
     assert content_hash(path) != first
+
+
+def test_the_hash_of_a_file_that_changed_since_it_was_read_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"abc")
+    before, times = stamp(path), path.stat()
+    assert content_hash(path, since=before) == content_hash(path)
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had happened
+    with pytest.raises(VideoError, match=r"a\.mp4: was changed while this run was at work") as refusal:
+        content_hash(path, since=before)
+    assert refusal.value.status == "changed"
+    with pytest.raises(VideoError, match="was changed"):
+        content_hash(path, since=stamp(tmp_path / "missing.mp4"))
 
 
 def test_a_file_that_cannot_be_read_is_a_video_error(tmp_path):
