@@ -172,6 +172,17 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 @click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]")
 @click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]")
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "int8"]),
+    help="Of the stored tokens; int8: half the size, wrong by about 0.5 %.  [default: float16]",
+)
+@click.option("--layers", type=int, metavar="K", help="Keep the tokens of CLIP's last K blocks.  [default: 1]")
+@click.option(
+    "--tokens",
+    type=click.Choice(["all", "cls"]),
+    help="cls: the frame's token without its patches, a fiftieth of the size; train with spatial.steps=0.  [default: all]",
+)
 @click.option("--workers", type=int, help="Decode processes.  [default: one a core]")
 @click.option("--batch", type=int, help="Frames encoded at once.")
 @device
@@ -182,8 +193,10 @@ def extract(as_json: bool, **options: Any) -> None:
     \b
     Example:
         costl extract --videos dir/
-    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights and fps; one in the
-    folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    writes ./feats.h5 and ./feats.h5.parts/. A costl.yaml in the folder may set model, weights, fps, dtype, layers
+    and tokens; one in the folder of --annotations, as costl prepare writes it, takes its place. Options win over both.
+    For a large collection, at half the size:
+        costl extract --videos dir/ --dtype int8
     Exit code 1: finished, but some videos failed or are missing (costl status feats.h5 says why).
     """
     from pipeline.extract import extract

@@ -28,20 +28,27 @@ _SAME = 1e-4  # largest difference of unit-length features that counts as the sa
 
 
 def load_clip(
-    model: str = "ViT-B-32", weights: str = "openai", *, device: str = "cpu", precision: str | None = None
+    model: str = "ViT-B-32",
+    weights: str = "openai",
+    *,
+    device: str = "cpu",
+    precision: str | None = None,
+    layers: int = 1,
+    patches: bool = True,
 ) -> Clip:
     """The frozen network of `model` with `weights` (a tag, FILE, TAG=FILE or DIR, see `weights.find_source`).
 
     `precision` is that of the image tower: fp32 (the CPU's default), fp16 (the GPU's) or bf16; sentences are always
-    encoded in fp32. Raises UsageError for unknown names, devices and precisions, and for towers whose image feature
-    is not a norm and a projection of one token (attention pooling, convolutional towers).
+    encoded in fp32. It gives the tokens of the last `layers` blocks, without `patches` those of the frames alone.
+    Raises UsageError for unknown names, devices and precisions, for more layers than there are, and for towers whose
+    image feature is not a norm and a projection of one token (attention pooling, convolutional towers).
     """
     place = pick_device(device)
     chosen = precision or ("fp16" if place.type == "cuda" else "fp32")
     if chosen not in _DTYPES:
         raise UsageError(f"precision {chosen!r}: expected one of {', '.join(_DTYPES)}.")
     source = find_source(model, weights)
-    return Clip(build(source), source=source, device=place, precision=chosen)
+    return Clip(build(source), source=source, device=place, precision=chosen, layers=layers, patches=patches)
 
 
 def pick_device(device: str) -> torch.device:
@@ -59,10 +66,19 @@ class Clip:
     """A frozen CLIP on one device; made by `load_clip`.
 
     `name` the architecture, `weights_hash` sha256 of the weights in use, `width` c of visual tokens, `patch_grid`
-    (rows, columns) of the patches, `image_size` (height, width) of the input, `joint` the map into the joint space.
+    (rows, columns) of the patches it gives, `image_size` (height, width) of the input, `joint` the map into the joint space.
     """
 
-    def __init__(self, network: Any, *, source: Source, device: torch.device, precision: str):
+    def __init__(
+        self,
+        network: Any,
+        *,
+        source: Source,
+        device: torch.device,
+        precision: str,
+        layers: int = 1,
+        patches: bool = True,
+    ):
         self.name = source.name
         self.device = device
         self.precision = precision
@@ -70,7 +86,10 @@ class Clip:
         self.preprocess = Preprocess.of(network.visual.preprocess_cfg)
         self.image_size = self.preprocess.size
         self._tokenizer = _tokenizer(source)
-        self.patch_grid, self.joint, self._frame_token = _examine(network, self.image_size, source.name)
+        grid, self.joint, self._frame_token = _examine(network, self.image_size, source.name)
+        self.patch_grid = grid if patches else (0, 0)
+        self._layers, self._patches = layers, patches
+        _check_layers(network, self.image_size, source.name, layers)
         self.width = len(self.joint.norm_weight)
         self._network: Any = network.to(device)
         self._network.visual.to(_DTYPES[precision])
@@ -92,15 +111,15 @@ class Clip:
         return prepare(frames.to(self.device), self.preprocess)
 
     def tokens(self, pixels: np.ndarray | Tensor) -> np.ndarray:
-        """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row.
+        """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row; [n k 1+p c] of k layers.
 
         Taken after the last block and before the final norm, so that `joint.project(tokens[:, 0])` is CLIP's own image
-        feature. Raises CostlError when a value is not finite.
+        feature; of several layers the last block's come last. Raises CostlError when a value is not finite.
         """
         return self.encode_images(self.prepare(pixels))
 
     def encode_images(self, images: Float[Tensor, "n 3 y x"]) -> np.ndarray:
-        """Network input, as `prepare` gives it, -> float16 [n 1+p c]; halves the batch when the GPU is full."""
+        """Network input, as `prepare` gives it, -> float16 as `tokens` has it; halves the batch when the GPU is full."""
         try:
             tokens = self._forward(images)
         except torch.OutOfMemoryError as error:
@@ -117,9 +136,14 @@ class Clip:
         return [words for start in batches for words in self._encode_texts(texts[start : start + _TEXT_BATCH])]
 
     @torch.inference_mode()
-    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n tokens c"]:
-        prefix, patches = _last_block(self._network.visual, images.to(_DTYPES[self.precision]))
-        return torch.cat([self._frame_token(prefix, patches), patches], dim=1)
+    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n *layers tokens c"]:
+        found = _last_blocks(self._network.visual, images.to(_DTYPES[self.precision]), self._layers)
+        layers = [self._frame_and_patches(*block) for block in found]
+        return torch.stack(layers, dim=1) if self._layers > 1 else layers[0]
+
+    def _frame_and_patches(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
+        frame = self._frame_token(prefix, patches)
+        return torch.cat([frame, patches], dim=1) if self._patches else frame
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> list[Words]:
@@ -164,18 +188,27 @@ def _finite(tokens: Tensor, what: str) -> np.ndarray:
     return stored.cpu().numpy()
 
 
-def _last_block(visual: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The last block's raw output: prefix tokens [n k c], or None where the tower has none, and patches [n p c]."""
+def _last_blocks(visual: Any, images: Tensor, count: int | None) -> list[tuple[Tensor | None, Tensor]]:
+    """The raw output of the last `count` blocks (None: of all): prefix tokens [n k c], or None where the tower has none,
+    and patches [n p c]; the last block comes last."""
     output = visual.forward_intermediates(
         images,
-        indices=1,
+        indices=count,
         output_fmt="NLC",
         output_extra_tokens=True,
         normalize_intermediates=False,
         intermediates_only=True,
     )
-    prefix = output.get("image_intermediates_prefix")
-    return (prefix[0] if prefix else None), output["image_intermediates"][0]
+    patches = output["image_intermediates"]
+    return list(zip(output.get("image_intermediates_prefix") or [None] * len(patches), patches, strict=True))
+
+
+@torch.inference_mode()
+def _check_layers(network: Any, size: tuple[int, int], name: str, layers: int) -> None:
+    if layers > 1:  # the last block alone was tried already
+        blocks = len(_last_blocks(network.visual, torch.zeros(1, 3, *size), None))
+        if layers > blocks:
+            raise UsageError(f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less.")
 
 
 @torch.inference_mode()
@@ -188,7 +221,7 @@ def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int,
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
         joint = _joint(network)
-        prefix, patches = _last_block(network.visual, image)
+        ((prefix, patches),) = _last_blocks(network.visual, image, 1)
         as_picture = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)
         rows, columns = as_picture["image_intermediates"][0].shape[-2:]
         tried = {frame: joint.project(frame(prefix, patches)[:, 0].numpy()) for frame in (_cls, _mean)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pipeline.settings import (
     read_annotations,
     read_settings,
     settings_folder,
+    without_patches,
 )
 from pipeline.videos import Video, content_hash, find_videos, safe_id
 
@@ -68,6 +69,9 @@ def extract(
     model: str | None = None,
     weights: str | None = None,
     fps: float | None = None,
+    dtype: str | None = None,
+    layers: int | None = None,
+    tokens: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     workers: int | None = None,
@@ -78,7 +82,8 @@ def extract(
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
-    `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
+    `weights`, `fps`, `dtype`, `layers` and `tokens` win over the costl.yaml of the annotations' folder, which takes the
+    place of the videos' (what they say: `ExtractSettings`). With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
     that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
@@ -88,19 +93,25 @@ def extract(
     found = _find(videos)
     folder = data_folder(videos)
     from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
+    settings = _resolve(
+        from_folder.extract, model=model, weights=weights, fps=fps, dtype=dtype, layers=layers, tokens=tokens
+    )
     texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    clip = load_clip(settings.model, settings.weights, device=device, precision=precision)
+    form, patches = settings.form, settings.tokens == "all"
+    clip = load_clip(
+        settings.model, settings.weights, device=device, precision=precision, layers=form.layers, patches=patches
+    )
     contents = Contents(
-        fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
+        fingerprint=clip.fingerprint() | {"fps": float(settings.fps)} | asdict(form),
         fps=float(settings.fps),
         patch_grid=clip.patch_grid,
         joint=clip.joint,
         annotations=texts,
-        settings=from_folder.train,
+        settings=from_folder.train if patches else without_patches(from_folder.train),
+        form=form,
         videos=path_from(out.parent, found[0].path.parent),
         source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
     )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UsageError
+from pipeline.forms import Form
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -21,7 +22,8 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR) and clips per second.
+    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR), clips per second, and the
+    form they are stored in: `dtype`, `layers` and `tokens` as in `forms.Form`.
 
     Raises UsageError for a value that cannot be meant.
     """
@@ -29,6 +31,9 @@ class ExtractSettings:
     model: str = "ViT-B-32"
     weights: str = "openai"
     fps: float = 0.5
+    dtype: str = "float16"
+    layers: int = 1
+    tokens: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("model", "weights"):
@@ -37,6 +42,12 @@ class ExtractSettings:
         number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
         if not (number and math.isfinite(self.fps) and self.fps > 0):
             raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
+        _ = self.form  # which checks itself
+
+    @property
+    def form(self) -> Form:
+        """How the tokens are stored."""
+        return Form(dtype=self.dtype, layers=self.layers, tokens=self.tokens)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,12 @@ def read_settings(folder: Path) -> FolderSettings:
     if isinstance(extract.get("weights"), str):
         extract["weights"] = _weights_beside(folder, extract["weights"])
     return FolderSettings(extract, train)
+
+
+def without_patches(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder asks of training, with the spatial encoder off: there is nothing for it to look at."""
+    spatial = train.get("spatial")
+    return {**train, "spatial": {**(spatial if isinstance(spatial, Mapping) else {}), "steps": 0}}
 
 
 def read_annotations(
