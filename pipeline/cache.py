@@ -100,9 +100,7 @@ class CacheReader:
             raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
         return row
 
-    def tokens(
-        self, video_id: str, *, clips: Clips = slice(None), patches: bool = True, layer: int = -1
-    ) -> np.ndarray:
+    def tokens(self, video_id: str, *, clips: Clips = slice(None), patches: bool = True, layer: int = -1) -> np.ndarray:
         """A video's features, float16 [t 1+p c]: the frame's token, then the patches; without `patches` [t 1 c].
 
         Nothing but what is asked for is read. Float16 comes as a read-only memory map, unless `clips` is a list of some;
@@ -113,7 +111,9 @@ class CacheReader:
         if (video_id, layer) not in self._tokens_at:
             if not -self.contents.form.layers <= layer <= -1:
                 kept = self.contents.form.layers
-                raise CacheError(f"{self.path}: no layer {layer}, the last {kept} are kept. Extract with more --layers.")
+                raise CacheError(
+                    f"{self.path}: no layer {layer}, the last {kept} are kept. Extract with more --layers."
+                )
             with self._part(video_id) as file:
                 self._tokens_at[video_id, layer] = tokens_in(file, self.row(video_id).clips, self.contents, layer)
         return self._tokens_at[video_id, layer].read(clips, patches=patches)

@@ -208,7 +208,9 @@ def _check_layers(network: Any, size: tuple[int, int], name: str, layers: int) -
     if layers > 1:  # the last block alone was tried already
         blocks = len(_last_blocks(network.visual, torch.zeros(1, 3, *size), None))
         if layers > blocks:
-            raise UsageError(f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less.")
+            raise UsageError(
+                f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less."
+            )
 
 
 @torch.inference_mode()

@@ -81,7 +81,7 @@ class Contents:
     settings: Mapping[str, Any] = field(default_factory=dict)
     videos: str = ""
     source: Mapping[str, str] = field(default_factory=dict)
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):

@@ -37,8 +37,7 @@ class Stored:
 
     def read(self, clips: Clips = slice(None), *, patches: bool = True) -> np.ndarray:
         """Some clips' tokens, float16 [t 1+p c], or without `patches` [t 1 c]; nothing else is read or computed."""
-        in_a_row = isinstance(clips, range) and clips.step == 1  # which needs no copy
-        which = slice(clips.start, clips.stop) if in_a_row else clips if isinstance(clips, slice) else list(clips)
+        which = _index(clips)
         first = slice(None) if patches else slice(0, 1)
         tokens = self.tokens.memmap()[:, first][which]
         if self.scales is None or self.mean is None or self.std is None:
@@ -161,6 +160,12 @@ def _named(name: str, layer: int) -> str:
     return name if layer == -1 else f"{name}{layer}"
 
 
+def _index(clips: Clips) -> slice | list[int]:
+    if isinstance(clips, range) and clips.step == 1:
+        return slice(clips.start, clips.stop)  # which needs no copy
+    return clips if isinstance(clips, slice) else list(clips)
+
+
 def _locate(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> hdf5.Location:
     found = hdf5.locate_array(file, name, dtype, ndim=len(shape))
     if found.shape != shape:
@@ -175,16 +180,16 @@ def _can_scale(values: np.ndarray) -> bool:
 def _write_layer(file: Any, tokens: np.ndarray, layer: int, hasher: Any, *, quantised: bool) -> None:
     """Some clips at a time, each hashed on its way."""
     stored = file.create_dataset(_named("tokens", layer), tokens.shape, "|i1" if quantised else "<f2")
-    mean, std = channels_of(tokens) if quantised else (None, None)
+    channels = channels_of(tokens) if quantised else None
     scales: list[np.ndarray] = []
     for place in blocks(tokens.shape):
         block = np.ascontiguousarray(tokens[place])
-        if mean is not None and std is not None:
-            block, some = quantise(block, mean, std)
+        if channels is not None:
+            block, some = quantise(block, *channels)
             scales.append(some)
         hasher.update(block.data)
         stored[place] = block
-    if quantised:
-        for name, array in (("scales", np.concatenate(scales)), ("mean", mean), ("std", std)):
+    if channels is not None:
+        for name, array in zip(("scales", "mean", "std"), (np.concatenate(scales), *channels), strict=True):
             file[_named(name, layer)] = array
             hasher.update(array.data)
