@@ -574,6 +574,29 @@ def bench_index(videos: int, as_json: bool) -> None:
     click.echo(json.dumps(found.rows, indent=2) if as_json else found.table())
 
 
+@bench.command("cache")
+@click.option("--cache", type=ANY_PATH, help="Measure with the tokens of this cache.  [default: random ones]")
+@click.option("--videos", default=64, show_default=True, help="How many videos at most.")
+@click.option("--rounds", default=3, show_default=True, help="The table shows the middle one.")
+@click.option("--folder", type=FOLDER, default=".", show_default=True, help="On the disk where caches will lie.")
+@as_json
+def bench_cache(as_json: bool, **options: Any) -> None:
+    """Writing and reading a cache beside plain files and memory maps of the same bytes; size and error of int8.
+
+    \b
+    Example:
+        costl bench cache --cache feats.h5
+    Needs about 16 MB a video in --folder while it runs, and leaves nothing there.
+    """
+    from dataclasses import asdict
+
+    from pipeline.bench_cache import bench_cache
+
+    with Bars() as show:
+        found = bench_cache(**options, progress=show)
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else found.table())
+
+
 class Bars:
     """Draws progress on standard error: a bar for each stage on a terminal, one line for each stage in a log."""
 
