@@ -14,12 +14,14 @@ import cli
 import costl
 from costl.dataset import evaluation_batches
 from costl.evaluate import evaluate, read_queries
+from costl.runs import read_run
 from costl.train import resume, train
 from costl.windows import WindowOf
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
 from pipeline.extract import extract
 from pipeline.forms import Form
+from pipeline.progress import Progress
 
 FORMS = {"int8": {"dtype": "int8"}, "layers": {"layers": 2}, "cls": {"tokens": "cls"}, "cls8": None}
 FORMS["cls8"] = {"dtype": "int8", "tokens": "cls", "layers": 2}
@@ -39,8 +41,8 @@ def caches(world, tmp_path_factory) -> dict[str, CacheReader]:
 @each_form
 def test_a_model_trains_on_every_form_and_is_evaluated(caches, tmp_path, name):
     features = caches[name]
-    report = train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
-    assert report.run.config.spatial.steps == (0 if "cls" in name else 2)
+    train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    assert read_run(tmp_path / "run").config.spatial.steps == (0 if "cls" in name else 2)
     found = evaluate(tmp_path / "run", split="test", device="cpu")
     assert 0 <= found.metrics["brief"]["MR-full-mAP"] <= 100
 
@@ -118,11 +120,13 @@ def test_the_spatial_encoder_is_refused_where_frame_tokens_alone_were_kept(cache
     ],
 )
 def test_a_run_goes_on_with_its_own_form_alone(world, caches, tmp_path, name, sentence):
-    train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(world.cache, out=tmp_path / "run", device="cpu", progress=stop)
     with pytest.raises(CacheError, match=sentence):
         resume(tmp_path / "run", cache=caches[name].path, device="cpu")
-    with pytest.raises(CacheError, match=sentence):
-        evaluate(tmp_path / "run", split="test", cache=caches[name].path, device="cpu")
 
 
 @each_form
