@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_forms_hold_the_same_features(world, caches):
         assert 0 < off < 0.01
         below = caches["layers"].tokens(video, layer=-2).astype(np.float32)
         assert below.shape == tokens.shape and np.linalg.norm(below - tokens) > 0.1 * np.linalg.norm(tokens)
+
+
+@each_form
+def test_the_page_of_the_format_reads_every_form(caches, monkeypatch, name):
+    page = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    features = caches[name]
+    monkeypatch.chdir(features.path.parent)
+    found: dict = {}
+    exec(compile(block, "cache-format.md", "exec"), found)
+    for video in features.video_ids:
+        np.testing.assert_array_equal(found["tokens"][video], features.tokens(video))
 
 
 def test_sizes_are_what_was_promised(world, caches):
