@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from pipeline.cache import CacheReader, CacheWriter, Contents, Joint
-from pipeline.errors import UsageError
+from pipeline.errors import CacheError, UsageError
 from pipeline.forms import Form
 from pipeline.progress import Progress, Tell
 
@@ -82,13 +82,14 @@ def bench_cache(
 
     The tokens are those of `cache`, or random ones as large as 150 s at 0.5 fps by ViT-B/32. Every write is fsynced and
     renamed. Cold reads come after the system has dropped the files' pages, where it can be told to (Linux). Raises
-    UsageError for fewer than one video or round, CacheError for a cache that cannot be read or a disk that is full.
+    UsageError for fewer than one video or round and a folder that cannot be written, CacheError for a cache that cannot
+    be read and a disk that is full.
     """
     if videos < 1 or rounds < 1:
         raise UsageError(f"{videos} videos, {rounds} rounds: expected at least one of each.")
     tell, samples = progress or (lambda _: None), _Samples(cache, videos)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with _temporary(folder) as place:
         home = Path(place)
         for number in range(rounds):
             _write_all(samples, home, found)
@@ -101,6 +102,13 @@ def bench_cache(
         loss = _loss(samples, readers)
     paces = [Pace(what, *(median(side) for side in zip(*pairs, strict=True))) for what, pairs in found.items()]
     return CacheSpeed(samples.source, len(samples.names), tuple(paces), look_up_ms, loss)
+
+
+def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}). Choose another --folder.") from error
 
 
 class _Samples:
@@ -165,13 +173,18 @@ def _write(samples: _Samples, home: Path, dtype: str) -> None:
 
 
 def _write_plain(samples: _Samples, home: Path) -> None:
-    for number, name in enumerate(samples.names):
-        aside = home / "aside"
-        with aside.open("wb") as file:
-            file.write(np.ascontiguousarray(samples.tokens(name)).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, _plain(home, number))
+    aside = home / "aside"
+    try:
+        for number, name in enumerate(samples.names):
+            with aside.open("wb") as file:
+                file.write(np.ascontiguousarray(samples.tokens(name)).data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, _plain(home, number))
+    except OSError as error:
+        raise CacheError(
+            f"{home}: cannot be written ({error.strerror}). Make room, or ask for fewer --videos."
+        ) from error
 
 
 def _read_all(samples: _Samples, home: Path, found: dict[str, list[tuple[float, float]]]) -> None:

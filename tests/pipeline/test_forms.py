@@ -409,6 +409,8 @@ def test_the_bench_measures_every_way_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"videos": 0}, {"rounds": 0}])
-def test_a_bench_of_nothing_is_refused(tmp_path, wrong):
+def test_a_bench_of_nothing_and_nowhere_is_refused(tmp_path, wrong):
     with pytest.raises(UsageError, match="expected at least one of each"):
         bench_cache(folder=tmp_path, **wrong)
+    with pytest.raises(UsageError, match="nowhere: cannot be written"):
+        bench_cache(folder=tmp_path / "nowhere")
