@@ -247,7 +247,7 @@ def build_for(config: Config, features: CacheReader) -> CoSTL:
     if config.spatial.steps and features.patch_grid == (0, 0):
         raise UsageError(
             f"spatial.steps is {config.spatial.steps}, but the frames in {features.path} have no patches to look at: "
-            "they were imported. Leave spatial.steps out, or at 0."
+            "they were imported, or extracted with --tokens cls. Leave spatial.steps out, or at 0."
         )
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
     # Any words tell their width; those of other splits than `train` are not looked at in training.

@@ -59,7 +59,7 @@ def looks_at(model: CoSTL, query: Query, clips: Sequence[int], features: Feature
     """
     device, steps = next(model.parameters()).device, model.spatial.where is not None
     words = features.words(query.query)
-    tokens = np.asarray(features.tokens(query.vid)[list(clips), : None if steps else 1], np.float32)
+    tokens = np.asarray(features.tokens(query.vid, clips=clips, patches=steps), np.float32)
     with at_rest(model):
         seen = model.look(
             tokens=torch.from_numpy(tokens)[None].to(device),

@@ -110,7 +110,7 @@ def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Q
     for query in queries:
         if query.vid in known:
             if query.vid not in frames:
-                frames[query.vid] = features.joint.project(features.tokens(query.vid)[:, 0])
+                frames[query.vid] = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
             yield query, frames[query.vid] @ features.words(query.query).sentence
 
 

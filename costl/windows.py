@@ -130,9 +130,10 @@ class WindowOf:
         """The grid of these clips alone."""
         return Grid(self.fps, len(self._place) / self.fps)
 
-    def tokens(self, video_id: str) -> np.ndarray:
-        """Their tokens, float16 [t 1+p c]."""
-        return self._features.tokens(video_id)[self._place.start : self._place.stop]
+    def tokens(self, video_id: str, *, clips: slice | Sequence[int] = slice(None), patches: bool = True) -> np.ndarray:
+        """Their tokens, float16 [t 1+p c]; `clips` are counted within the window. No others are read."""
+        some = self._place[clips] if isinstance(clips, slice) else [self._place[clip] for clip in clips]
+        return self._features.tokens(video_id, clips=some, patches=patches)
 
     def words(self, query: str) -> Words:
         """The words of a query."""

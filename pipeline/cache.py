@@ -1,7 +1,7 @@
 """The feature cache: one HDF5 index, one HDF5 part per video beside it, and the checks that make both trustworthy.
 
 feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
-feats.h5.parts/<id>.h5          tokens float16 [t 1+p c], times_s float64 [t], and as attributes what its row says
+feats.h5.parts/<id>.h5          tokens [t 1+p c] in the form asked for, times_s float64 [t], as attributes what its row says
 feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
 """
 
@@ -24,8 +24,11 @@ from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
 from pipeline.index import Contents, Index, VideoRow, read_index, seen_from, write_index
 from pipeline.parts import (
+    Clips,
+    Stored,
     check_part,
     checksum_of,
+    layers_in,
     part_bytes,
     parts_folder,
     read_row,
@@ -81,7 +84,7 @@ class CacheReader:
         self.splits = sorted(self.contents.annotations)
         self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
-        self._tokens_at: dict[str, hdf5.Location] = {}
+        self._tokens_at: dict[tuple[str, int], Stored] = {}
         self.words_path = words_folder(self.path) / index.words
         self._words: WordTable | None = None
 
@@ -98,13 +101,23 @@ class CacheReader:
             raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
         return row
 
-    def tokens(self, video_id: str) -> np.ndarray:
-        """A video's features, float16 [t 1+p c], as a read-only memory map: the frame's token, then the patches."""
+    def tokens(self, video_id: str, *, clips: Clips = slice(None), patches: bool = True, layer: int = -1) -> np.ndarray:
+        """A video's features, float16 [t 1+p c]: the frame's token, then the patches; without `patches` [t 1 c].
+
+        Nothing but what is asked for is read. Float16 comes as a read-only memory map, unless `clips` is a list of some;
+        int8 is computed back. `layer` -1 is CLIP's last block, -2 the one before. Raises CacheError for a layer
+        that was not kept.
+        """
         # Which bytes they are is looked up once; HDF5 itself would halve the speed and keep threads apart.
-        if video_id not in self._tokens_at:
+        if (video_id, layer) not in self._tokens_at:
+            if not -self.contents.form.layers <= layer <= -1:
+                kept = self.contents.form.layers
+                raise CacheError(
+                    f"{self.path}: no layer {layer}, the last {kept} are kept. Extract with more --layers."
+                )
             with self._part(video_id) as file:
-                self._tokens_at[video_id] = tokens_in(file, self.row(video_id).clips, self.contents)
-        return self._tokens_at[video_id].memmap()
+                self._tokens_at[video_id, layer] = tokens_in(file, self.row(video_id).clips, self.contents, layer)
+        return self._tokens_at[video_id, layer].read(clips, patches=patches)
 
     def times_s(self, video_id: str) -> np.ndarray:
         """When each clip's frame was on screen first, seconds, float64 [t]."""
@@ -140,8 +153,8 @@ class CacheReader:
             hdf5.check_header(path, least=part_bytes(row, self.contents))
             return
         with self._part(video_id) as file:
-            tokens, times_s = tokens_in(file, row.clips, self.contents), times_in(file, row.clips)
-        if checksum_of(tokens.memmap(), times_s) != row.checksum:
+            layers, times_s = layers_in(file, row.clips, self.contents), times_in(file, row.clips)
+        if checksum_of(layers, times_s) != row.checksum:
             raise CacheError(
                 f"{path}: its content has changed since it was written. Delete it and run costl extract again."
             )
@@ -245,22 +258,27 @@ class CacheWriter:
         repaired: int = 0,
         decoder: str = "",
     ) -> VideoRow:
-        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t]. `name` is the id unless given."""
-        assert tokens.dtype == np.float16 and tokens.shape[1:] == self._contents.token_shape, tokens.shape
+        """Publishes one video: tokens float16 [t 1+p c], or [t k 1+p c] of k layers, times_s float64 [t].
+
+        `name` is the id unless given. Raises VideoError for tokens that cannot be kept in the form of this cache.
+        """
+        form, shape = self._contents.form, self._contents.token_shape
+        layers = tokens.reshape(len(tokens), form.layers, *shape)
+        assert tokens.dtype == np.float16 and tokens.shape[-2:] == shape, tokens.shape
         assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
-        row = VideoRow(
+        said = VideoRow(
             id=video_id,
             status="ok",
             name=name or video_id,
             part=f"{video_id}.h5",
             clips=len(tokens),
             duration_s=float(duration_s),
-            checksum=checksum_of(tokens, times_s),
             content_hash=content_hash,
             repaired=repaired,
             decoder=decoder,
         )
-        write_part(self.parts / row.part, row, self._digest, tokens=tokens, times_s=times_s)
+        part = self.parts / said.part
+        row = write_part(part, said, self._digest, form=form, tokens=layers, times_s=times_s)
         self._add(row)
         return row
 

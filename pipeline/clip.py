@@ -28,20 +28,27 @@ _SAME = 1e-4  # largest difference of unit-length features that counts as the sa
 
 
 def load_clip(
-    model: str = "ViT-B-32", weights: str = "openai", *, device: str = "cpu", precision: str | None = None
+    model: str = "ViT-B-32",
+    weights: str = "openai",
+    *,
+    device: str = "cpu",
+    precision: str | None = None,
+    layers: int = 1,
+    patches: bool = True,
 ) -> Clip:
     """The frozen network of `model` with `weights` (a tag, FILE, TAG=FILE or DIR, see `weights.find_source`).
 
     `precision` is that of the image tower: fp32 (the CPU's default), fp16 (the GPU's) or bf16; sentences are always
-    encoded in fp32. Raises UsageError for unknown names, devices and precisions, and for towers whose image feature
-    is not a norm and a projection of one token (attention pooling, convolutional towers).
+    encoded in fp32. It gives the tokens of the last `layers` blocks, without `patches` those of the frames alone.
+    Raises UsageError for unknown names, devices and precisions, for more layers than there are, and for towers whose
+    image feature is not a norm and a projection of one token (attention pooling, convolutional towers).
     """
     place = pick_device(device)
     chosen = precision or usual_precision(place)
     if chosen not in _DTYPES:
         raise UsageError(f"precision {chosen!r}: expected one of {', '.join(_DTYPES)}.")
     source = find_source(model, weights)
-    return Clip(build(source), source=source, device=place, precision=chosen)
+    return Clip(build(source), source=source, device=place, precision=chosen, layers=layers, patches=patches)
 
 
 def usual_precision(device: torch.device) -> str:
@@ -49,7 +56,9 @@ def usual_precision(device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
-def load_clips(model: str, weights: str, *, devices: str, precision: str | None = None) -> list[Clip]:
+def load_clips(
+    model: str, weights: str, *, devices: str, precision: str | None = None, layers: int = 1, patches: bool = True
+) -> list[Clip]:
     """The same network on each of `devices`, which commas separate. Raises UsageError as `load_clip` does, for a GPU
     named twice, and for devices that would compute in different precisions.
     """
@@ -62,7 +71,7 @@ def load_clips(model: str, weights: str, *, devices: str, precision: str | None 
     if precision is None and len(set(usual.values())) > 1:
         told = ", ".join(f"{kind} in {chosen}" for kind, chosen in usual.items())
         raise UsageError(f"device {devices!r}: {told}; one cache holds one precision. Name it: --precision fp32.")
-    first = load_clip(model, weights, device=names[0], precision=precision)
+    first = load_clip(model, weights, device=names[0], precision=precision, layers=layers, patches=patches)
     return [first, *(first.beside(place) for place in places[1:])]
 
 
@@ -81,10 +90,19 @@ class Clip:
     """A frozen CLIP on one device; made by `load_clip`.
 
     `name` the architecture, `weights_hash` sha256 of the weights in use, `width` c of visual tokens, `patch_grid`
-    (rows, columns) of the patches, `image_size` (height, width) of the input, `joint` the map into the joint space.
+    (rows, columns) of the patches it gives, `image_size` (height, width) of the input, `joint` the map into the joint space.
     """
 
-    def __init__(self, network: Any, *, source: Source, device: torch.device, precision: str):
+    def __init__(
+        self,
+        network: Any,
+        *,
+        source: Source,
+        device: torch.device,
+        precision: str,
+        layers: int = 1,
+        patches: bool = True,
+    ):
         self.name = source.name
         self.device = device
         self.precision = precision
@@ -92,11 +110,14 @@ class Clip:
         self.preprocess = Preprocess.of(network.visual.preprocess_cfg)
         self.image_size = self.preprocess.size
         self._tokenizer = _tokenizer(source)
-        self.patch_grid, self.joint, self._frame_token = _examine(network, self.image_size, source.name)
+        grid, self.joint, self._frame_token = _examine(network, self.image_size, source.name)
+        self.patch_grid = grid if patches else (0, 0)
+        self._layers, self._patches = layers, patches
+        _check_layers(network, self.image_size, source.name, layers)
         self.width = len(self.joint.norm_weight)
         self._network: Any = network.to(device)
         self._network.visual.to(_DTYPES[precision])
-        self._last_block: Callable[[Any, Tensor], tuple[Tensor | None, Tensor]] = _last_block
+        self._last_blocks: Callable[[Any, Tensor, int], list[tuple[Tensor | None, Tensor]]] = _last_blocks
 
     def fingerprint(self) -> dict[str, str]:
         """Everything about this network that decides a token."""
@@ -119,15 +140,15 @@ class Clip:
         return prepare(frames.to(self.device, non_blocking=True), self.preprocess)
 
     def tokens(self, pixels: np.ndarray | Tensor) -> np.ndarray:
-        """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row.
+        """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row; [n k 1+p c] of k layers.
 
         Taken after the last block and before the final norm, so that `joint.project(tokens[:, 0])` is CLIP's own image
-        feature. Raises CostlError when a value is not finite.
+        feature; of several layers the last block's come last. Raises CostlError when a value is not finite.
         """
         return self.encode_images(self.prepare(pixels))
 
     def encode_images(self, images: Float[Tensor, "n 3 y x"]) -> np.ndarray:
-        """Network input, as `prepare` gives it, -> float16 [n 1+p c]."""
+        """Network input, as `prepare` gives it, -> float16 as `tokens` has it."""
         return self.start(images)()
 
     def start(self, images: Float[Tensor, "n 3 y x"]) -> Callable[[], np.ndarray]:
@@ -148,10 +169,10 @@ class Clip:
 
         Raises whatever the compiler does where it cannot; the network is then as it was.
         """
-        compiled = torch.compile(_last_block, dynamic=False)
+        compiled = torch.compile(_last_blocks, dynamic=False)
         with torch.inference_mode():
-            compiled(self._network.visual, self.blank(batch))
-        self._last_block = compiled
+            compiled(self._network.visual, self.blank(batch), self._layers)
+        self._last_blocks = compiled
 
     def blank(self, batch: int) -> Float[Tensor, "n 3 y x"]:
         """So many empty frames as network input, for a trial."""
@@ -163,9 +184,14 @@ class Clip:
         return [words for start in batches for words in self._encode_texts(texts[start : start + _TEXT_BATCH])]
 
     @torch.inference_mode()
-    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n tokens c"]:
-        prefix, patches = self._last_block(self._network.visual, images.to(_DTYPES[self.precision]))
-        return torch.cat([self._frame_token(prefix, patches), patches], dim=1)
+    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n *layers tokens c"]:
+        found = self._last_blocks(self._network.visual, images.to(_DTYPES[self.precision]), self._layers)
+        layers = [self._frame_and_patches(*block) for block in found]
+        return torch.stack(layers, dim=1) if self._layers > 1 else layers[0]
+
+    def _frame_and_patches(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
+        frame = self._frame_token(prefix, patches)
+        return torch.cat([frame, patches], dim=1) if self._patches else frame
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> list[Words]:
@@ -236,18 +262,29 @@ def _arrival(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
-def _last_block(visual: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The last block's raw output: prefix tokens [n k c], or None where the tower has none, and patches [n p c]."""
+def _last_blocks(visual: Any, images: Tensor, count: int | None) -> list[tuple[Tensor | None, Tensor]]:
+    """The raw output of the last `count` blocks (None: of all): prefix tokens [n k c], or None where the tower has none,
+    and patches [n p c]; the last block comes last."""
     output = visual.forward_intermediates(
         images,
-        indices=1,
+        indices=count,
         output_fmt="NLC",
         output_extra_tokens=True,
         normalize_intermediates=False,
         intermediates_only=True,
     )
-    prefix = output.get("image_intermediates_prefix")
-    return (prefix[0] if prefix else None), output["image_intermediates"][0]
+    patches = output["image_intermediates"]
+    return list(zip(output.get("image_intermediates_prefix") or [None] * len(patches), patches, strict=True))
+
+
+@torch.inference_mode()
+def _check_layers(network: Any, size: tuple[int, int], name: str, layers: int) -> None:
+    if layers > 1:  # the last block alone was tried already
+        blocks = len(_last_blocks(network.visual, torch.zeros(1, 3, *size), None))
+        if layers > blocks:
+            raise UsageError(
+                f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less."
+            )
 
 
 @torch.inference_mode()
@@ -260,7 +297,7 @@ def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int,
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
         joint = _joint(network)
-        prefix, patches = _last_block(network.visual, image)
+        ((prefix, patches),) = _last_blocks(network.visual, image, 1)
         as_picture = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)
         rows, columns = as_picture["image_intermediates"][0].shape[-2:]
         tried = {frame: joint.project(frame(prefix, patches)[:, 0].numpy()) for frame in (_cls, _mean)}

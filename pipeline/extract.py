@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.settings import (
     read_annotations,
     read_settings,
     settings_folder,
+    without_patches,
 )
 from pipeline.videos import Video, content_hash, find_videos, safe_id
 
@@ -72,12 +73,6 @@ def extract(
     out: Path = Path("feats.h5"),
     annotations: Path | Mapping[str, str] | None = None,
     allow_missing_videos: bool = False,
-    model: str | None = None,
-    weights: str | None = None,
-    fps: float | None = None,
-    decoder: str | None = None,
-    sampling: str | None = None,
-    resize: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     workers: int | None = None,
@@ -85,41 +80,47 @@ def extract(
     compiled: bool = False,
     time_limit_s: float = 30.0,
     progress: Callable[[Progress], None] | None = None,
+    **chosen: Any,
 ) -> ExtractReport:
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
-    `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. `model`,
-    `weights`, `fps`, `decoder` (one of `how.DECODERS`, or "auto"), `sampling` ("centre", "cheapest") and `resize`
-    ("device", "decoder") win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
-    `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
-    (default: one a core), `batch` frames encoded at once, `device` one or several, as "cuda:0,cuda:1", `compiled` after
-    a minute of compiling, where that is possible. Each run leaves a line in OUT.runs.jsonl. Videos that are finished are
-    not decoded again; a video that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is
-    wrong with the input, CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row
-    or when a device fails.
+    `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. What decides
+    the features are the fields of `ExtractSettings`: those `chosen` here (None: not) win over the costl.yaml of the
+    annotations' folder, which takes the place of the videos'. With `allow_missing_videos`, annotated videos that are not
+    there become rows of status "missing". `workers` decode processes (default: one a core), `batch` frames encoded at once,
+    `device` one or several, as "cuda:0,cuda:1", `compiled` after a minute of compiling, where that is possible. Each run
+    leaves a line in OUT.runs.jsonl. Videos that are finished are not decoded again; a video that cannot be decoded becomes
+    a row, and the rest goes on. Raises UsageError for what is wrong with the input, CacheError for a cache of other
+    settings, damaged or busy, CostlError after 20 failures in a row or when a device fails.
     """
     tell = progress or (lambda _: None)
     found = _find(videos)
     folder = data_folder(videos)
     from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(
-        from_folder.extract, model=model, weights=weights, fps=fps, decoder=decoder, sampling=sampling, resize=resize
-    )
+    settings = _resolve(from_folder.extract, **chosen)
     texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
-    decoder = resolve(settings.decoder)
+    decoder, patches = resolve(settings.decoder), settings.tokens == "all"
     refuse_if_busy(out)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    clip, *others = clips = load_clips(settings.model, settings.weights, devices=device, precision=precision)
+    clip, *others = clips = load_clips(
+        settings.model,
+        settings.weights,
+        devices=device,
+        precision=precision,
+        layers=settings.layers,
+        patches=patches,
+    )
     target = clip.preprocess.target if settings.resize == "decoder" else None
     how = How(decoder, settings.sampling, target)
     contents = Contents(
-        fingerprint=clip.fingerprint() | how.fingerprint() | {"fps": float(settings.fps)},
+        fingerprint=clip.fingerprint() | how.fingerprint() | asdict(settings.form) | {"fps": float(settings.fps)},
         fps=float(settings.fps),
         patch_grid=clip.patch_grid,
         joint=clip.joint,
         annotations=texts,
-        settings=from_folder.train,
+        settings=from_folder.train if patches else without_patches(from_folder.train),
+        form=settings.form,
         videos=path_from(out.parent, found[0].path.parent),
         source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
     )

@@ -23,7 +23,7 @@ from pipeline.fingerprint import digest
 from pipeline.progress import Progress, Tell
 from pipeline.published import Array, as_half
 from pipeline.published_text import Text, read_text
-from pipeline.settings import ExtractSettings, read_annotations, read_settings, rows_in
+from pipeline.settings import ExtractSettings, read_annotations, read_settings, rows_in, without_patches
 from pipeline.survey import Source, Survey, durations_in, survey
 from pipeline.videos import content_hash, safe_id
 
@@ -96,7 +96,7 @@ def import_features(
         patch_grid=(0, 0),
         joint=_joint(found.widths, joint, asked.sentence_width),
         annotations=texts,
-        settings=_without_patches(from_folder.train),
+        settings=without_patches(from_folder.train),
     )
     check_fingerprint(out, contents.fingerprint)
     with CacheWriter(out, contents, asked.words) as writer:
@@ -119,12 +119,6 @@ def _rate(asked: float | None, from_folder: Mapping[str, Any]) -> float:
         {"fps": asked} if asked is not None else {name: value for name, value in from_folder.items() if name == "fps"}
     )
     return float(ExtractSettings(**given).fps)
-
-
-def _without_patches(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder asks of training, with the spatial encoder off: there is nothing for it to look at."""
-    spatial = settings.get("spatial")
-    return {**settings, "spatial": {**(spatial if isinstance(spatial, Mapping) else {}), "steps": 0}}
 
 
 def _fingerprint(found: Survey, asked: Text, *, fps: float, joint: str | None, normalize: bool) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from pipeline import hdf5
 from pipeline.errors import CacheError, CostlError
 from pipeline.features import Joint
 from pipeline.fingerprint import canonical
+from pipeline.forms import Form, form_in
 from pipeline.grid import Grid
 
 FORMAT = 1
@@ -69,7 +70,7 @@ class Contents:
     `fingerprint` is what decides the features; `patch_grid` is (0, 0) where frames have no patches; `annotations` the
     JSONL text of each split; `settings` what the data folder asks of training, kept as it is; `videos` where the videos
     were, as a path from the cache's folder, so that both can move together (empty where nobody knows); `source` by which
-    `model` and `weights` (`told_from` the folder) the CLIP can be loaded again.
+    `model` and `weights` (`told_from` the folder) the CLIP can be loaded again; `form` how the tokens are stored.
     """
 
     fingerprint: Mapping[str, Any]
@@ -80,6 +81,7 @@ class Contents:
     settings: Mapping[str, Any] = field(default_factory=dict)
     videos: str = ""
     source: Mapping[str, str] = field(default_factory=dict)
+    form: Form = field(default_factory=Form)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -88,6 +90,8 @@ class Contents:
         some = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         if not some and tuple(sides) != (0, 0):
             raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) for no patches.")
+        if self.form.tokens == "cls" and tuple(sides) != (0, 0):
+            raise CacheError(f"cache: patch grid is {sides!r}, expected (0, 0) where frame tokens alone are kept.")
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -148,6 +152,7 @@ def read_index(path: Path) -> Index:
             settings=_json(file, "settings", dict),
             videos=str(features.get("videos", "")),
             source={name: str(value) for name, value in features.get("source", {}).items()},
+            form=_made(form_in, values=features),
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
         return Index(contents, rows, hdf5.get_text(file, "words"))
@@ -160,7 +165,7 @@ def write_index(path: Path, index: Index) -> None:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
         features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
-        features["source"] = dict(contents.source)
+        features |= {"source": dict(contents.source), **asdict(contents.form)}
         hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))
@@ -215,7 +220,7 @@ def _json(file: Any, name: str, kind: type) -> Any:
 _Made = TypeVar("_Made")
 
 
-def _made(kind: type[_Made], **values: Any) -> _Made:
+def _made(kind: Callable[..., _Made], **values: Any) -> _Made:
     """One of our own values from what a file says: whatever it refuses about itself is the file's fault."""
     try:
         return kind(**values)

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.encoding import extract_into
 from pipeline.errors import CacheError, VideoError
 from pipeline.extract import encode_queries
 from pipeline.fingerprint import digest, explain_difference
+from pipeline.forms import form_in
 from pipeline.how import FIELDS, How, decoder_of
 from pipeline.progress import Progress, Tell
 from pipeline.videos import Video, content_hash
@@ -60,7 +62,8 @@ class Kept:
             )
         # Another release of open_clip is no other CLIP, as weights and preprocessing are compared by content; what it
         # makes is kept apart all the same.
-        self.fingerprint = {**fingerprint, "open_clip": version("open_clip_torch")}
+        self._form = form_in(fingerprint)
+        self.fingerprint = {**fingerprint, **asdict(self._form), "open_clip": version("open_clip_torch")}
         self.folder = folder / digest(self.fingerprint)[:16]
         self._model, self._weights, self._device, self._owner = model, weights, device, owner
         self._workers = workers
@@ -92,6 +95,7 @@ class Kept:
             fps=float(self.fingerprint["fps"]),
             patch_grid=clip.patch_grid,
             joint=clip.joint,
+            form=self._form,
         )
         # The words first: a query that cannot be used is refused before the video is decoded.
         earlier = [query for query in known_words(path) if query not in queries]
@@ -117,10 +121,12 @@ class Kept:
         if self._clip is None:
             tell(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
             precision = str(self.fingerprint["precision"])
-            clip = load_clip(self._model, self._weights, device=self._device, precision=precision)
-            here = clip.fingerprint() | {
-                name: self.fingerprint[name] for name in ("fps", *FIELDS) if name in self.fingerprint
-            }
+            layers, patches = self._form.layers, self._form.tokens == "all"
+            clip = load_clip(
+                self._model, self._weights, device=self._device, precision=precision, layers=layers, patches=patches
+            )
+            here = clip.fingerprint() | asdict(self._form)
+            here |= {name: self.fingerprint[name] for name in ("fps", *FIELDS) if name in self.fingerprint}
             differences = explain_difference(self.fingerprint, here, was="trained with", now="here is")
             if differences:
                 raise CacheError(
@@ -152,7 +158,7 @@ def _words_of(path: Path) -> set[str] | None:
     try:
         features = CacheReader(path)
         for name in features.video_ids:
-            features.times_s(name), features.tokens(name)
+            features.times_s(name), features.tokens(name, clips=[0])
             return set(known_words(path))
     except CacheError:
         path.unlink(missing_ok=True)

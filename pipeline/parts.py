@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import numpy as np
 from pipeline import hdf5
 from pipeline.errors import CacheError
 from pipeline.fingerprint import digest
+from pipeline.forms import Form
 from pipeline.grid import Grid
 from pipeline.index import Contents, VideoRow
+from pipeline.quantise import blocks, channels_of, quantise, restore
+
+Clips = slice | Sequence[int]
 
 
 def parts_folder(path: Path) -> Path:
@@ -20,9 +26,44 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.parts")
 
 
-def write_part(path: Path, row: VideoRow, fingerprint: str, *, tokens: np.ndarray, times_s: np.ndarray) -> None:
-    """Publishes one part with all that its row says, so that the index could be made again from the parts."""
+@dataclass(frozen=True)
+class Stored:
+    """Where the tokens of one layer lie in a part: `tokens` [t 1+p c], as int8 with `scales` [t 1+p], `mean` and `std`."""
+
+    tokens: hdf5.Location
+    scales: hdf5.Location | None = None
+    mean: hdf5.Location | None = None
+    std: hdf5.Location | None = None
+
+    def read(self, clips: Clips = slice(None), *, patches: bool = True) -> np.ndarray:
+        """Some clips' tokens, float16 [t 1+p c], or without `patches` [t 1 c]; nothing else is read or computed."""
+        which = _index(clips)
+        first = slice(None) if patches else slice(0, 1)
+        tokens = self.tokens.memmap()[:, first][which]
+        if self.scales is None or self.mean is None or self.std is None:
+            return tokens
+        scales = self.scales.memmap()[:, first][which]
+        return restore(tokens, scales, self.mean.memmap(), self.std.memmap())
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """What is stored, as it is, in the order of the checksum."""
+        return (place.memmap() for place in (self.tokens, self.scales, self.mean, self.std) if place is not None)
+
+
+def write_part(
+    path: Path, row: VideoRow, fingerprint: str, *, form: Form, tokens: np.ndarray, times_s: np.ndarray
+) -> VideoRow:
+    """Publishes one part with all that its row says, so that the index could be made again from the parts.
+
+    `tokens` float16 [t k 1+p c] may be a memory map: they are never in memory as a whole. -> the row with its checksum.
+    """
+    hasher = hashlib.sha256()
     with hdf5.writing(path) as file:
+        for layer in range(-1, -form.layers - 1, -1):
+            _write_layer(file, tokens[:, layer], layer, hasher, quantised=form.dtype == "int8")
+        file["times_s"] = times_s
+        hasher.update(np.ascontiguousarray(times_s).data)
+        row = replace(row, checksum=hasher.hexdigest())
         hdf5.put_attributes(
             file,
             {
@@ -36,7 +77,7 @@ def write_part(path: Path, row: VideoRow, fingerprint: str, *, tokens: np.ndarra
                 "decoder": row.decoder,
             },
         )
-        file["tokens"], file["times_s"] = tokens, times_s
+    return row
 
 
 def read_row(path: Path, contents: Contents) -> VideoRow:
@@ -45,7 +86,7 @@ def read_row(path: Path, contents: Contents) -> VideoRow:
         check_part(file, digest(contents.fingerprint))
         duration_s = hdf5.get_attribute(file, "duration_s", float)
         clips = Grid(fps=contents.fps, duration_s=duration_s).clips
-        tokens_in(file, clips, contents)
+        layers_in(file, clips, contents)
         times_in(file, clips)
         return VideoRow(
             id=hdf5.get_attribute(file, "video_id", str),
@@ -67,13 +108,27 @@ def check_part(file: Any, fingerprint: str) -> None:
         raise CacheError(f"{file.filename}: made with other settings than its index. Run costl extract again.")
 
 
-def tokens_in(file: Any, clips: int, contents: Contents) -> hdf5.Location:
-    """Where the tokens [clips 1+p c] of an open part lie. Raises CacheError for any other shape or type."""
-    found = hdf5.locate_array(file, "tokens", "<f2", ndim=3)
-    if found.shape != (clips, *contents.token_shape):
-        raise CacheError(
-            f"{file.filename}: tokens {found.shape}, expected {(clips, *contents.token_shape)}. Extract again."
-        )
+def layers_in(file: Any, clips: int, contents: Contents) -> list[Stored]:
+    """All layers of an open part, the last one first. Raises CacheError as `tokens_in` does."""
+    return [tokens_in(file, clips, contents, layer) for layer in range(-1, -contents.form.layers - 1, -1)]
+
+
+def tokens_in(file: Any, clips: int, contents: Contents, layer: int = -1) -> Stored:
+    """Where a layer's tokens [clips 1+p c] of an open part lie. Raises CacheError for any other shape or type, and for
+    scales that cannot be."""
+    shape = (clips, *contents.token_shape)
+    if contents.form.dtype == "float16":
+        return Stored(_locate(file, _named("tokens", layer), "<f2", shape))
+    groups = (min(shape[1], 2), shape[2])
+    found = Stored(
+        tokens=_locate(file, _named("tokens", layer), "|i1", shape),
+        scales=_locate(file, _named("scales", layer), "<f4", shape[:2]),
+        mean=_locate(file, _named("mean", layer), "<f4", groups),
+        std=_locate(file, _named("std", layer), "<f4", groups),
+    )
+    _, scales, mean, std = found.arrays()
+    if not (np.isfinite(mean).all() and _can_scale(scales) and _can_scale(std)):
+        raise CacheError(f"{file.filename}: damaged scales. Delete it and run costl extract again.")
     return found
 
 
@@ -88,11 +143,53 @@ def times_in(file: Any, clips: int) -> np.ndarray:
 def part_bytes(row: VideoRow, contents: Contents) -> int:
     """What the arrays of a part take, the least that its file can."""
     tokens, channels = contents.token_shape
-    return row.clips * (tokens * channels * np.dtype(np.float16).itemsize + np.dtype(np.float64).itemsize)
+    layers = contents.form.layers * tokens * contents.form.token_bytes(channels)
+    return row.clips * (layers + np.dtype(np.float64).itemsize)
 
 
-def checksum_of(tokens: np.ndarray, times_s: np.ndarray) -> str:
-    """sha256 over the bytes of the tokens, then of the times."""
-    hasher = hashlib.sha256(np.ascontiguousarray(tokens).data)
+def checksum_of(layers: Sequence[Stored], times_s: np.ndarray) -> str:
+    """sha256 over the bytes of what is stored of each layer, the last one first, then of the times."""
+    hasher = hashlib.sha256()
+    for array in (array for layer in layers for array in layer.arrays()):
+        hasher.update(np.ascontiguousarray(array).data)
     hasher.update(np.ascontiguousarray(times_s).data)
     return hasher.hexdigest()
+
+
+def _named(name: str, layer: int) -> str:
+    return name if layer == -1 else f"{name}{layer}"
+
+
+def _index(clips: Clips) -> slice | list[int]:
+    if isinstance(clips, range) and clips.step == 1:
+        return slice(clips.start, clips.stop)  # which needs no copy
+    return clips if isinstance(clips, slice) else list(clips)
+
+
+def _locate(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> hdf5.Location:
+    found = hdf5.locate_array(file, name, dtype, ndim=len(shape))
+    if found.shape != shape:
+        raise CacheError(f"{file.filename}: {name} {found.shape}, expected {shape}. Extract again.")
+    return found
+
+
+def _can_scale(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all())
+
+
+def _write_layer(file: Any, tokens: np.ndarray, layer: int, hasher: Any, *, quantised: bool) -> None:
+    """Some clips at a time, each hashed on its way."""
+    stored = file.create_dataset(_named("tokens", layer), tokens.shape, "|i1" if quantised else "<f2")
+    channels = channels_of(tokens) if quantised else None
+    scales: list[np.ndarray] = []
+    for place in blocks(tokens.shape):
+        block = np.ascontiguousarray(tokens[place])
+        if channels is not None:
+            block, some = quantise(block, *channels)
+            scales.append(some)
+        hasher.update(block.data)
+        stored[place] = block
+    if channels is not None:
+        for name, array in zip(("scales", "mean", "std"), (np.concatenate(scales), *channels), strict=True):
+            file[_named(name, layer)] = array
+            hasher.update(array.data)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UsageError
+from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
 
 FILE = "costl.yaml"
@@ -22,8 +23,9 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR), clips per second, and by
-    which decoder, from which frame of a clip and at which size (`how`) frames are made.
+    """What decides the features: an open_clip model, its weights (tag, FILE, TAG=FILE or DIR), clips per second; by which
+    decoder, from which frame of a clip and at which size frames are made (`how`); and the form their tokens are stored in:
+    `dtype`, `layers` and `tokens` as in `forms.Form`.
 
     Raises UsageError for a value that cannot be meant.
     """
@@ -34,6 +36,9 @@ class ExtractSettings:
     decoder: str = "decord"
     sampling: str = "centre"
     resize: str = "device"
+    dtype: str = "float16"
+    layers: int = 1
+    tokens: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("model", "weights"):
@@ -46,6 +51,12 @@ class ExtractSettings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        _ = self.form  # which checks itself
+
+    @property
+    def form(self) -> Form:
+        """How the tokens are stored."""
+        return Form(dtype=self.dtype, layers=self.layers, tokens=self.tokens)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,12 @@ def read_settings(folder: Path) -> FolderSettings:
     if isinstance(extract.get("weights"), str):
         extract["weights"] = _weights_beside(folder, extract["weights"])
     return FolderSettings(extract, train)
+
+
+def without_patches(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder asks of training, with the spatial encoder off: there is nothing for it to look at."""
+    spatial = train.get("spatial")
+    return {**train, "spatial": {**(spatial if isinstance(spatial, Mapping) else {}), "steps": 0}}
 
 
 def read_annotations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,7 @@ def test_the_cache_is_read_by_the_code_of_its_page_alone(world, monkeypatch):
         "patch_grid": list(reader.patch_grid),
         "videos": reader.contents.videos,
         "source": reader.contents.source,
+        **asdict(reader.contents.form),
     }
     assert found["annotations"] == {split: reader.annotations(split) for split in reader.splits}
     assert set(found["tokens"]) == set(reader.video_ids)

@@ -31,11 +31,12 @@ class Memory:
     def grid(self, video_id: str) -> Grid:
         return Grid(self.fps, self.durations_s[video_id])
 
-    def tokens(self, video_id: str) -> np.ndarray:
+    def tokens(self, video_id: str, *, clips=slice(None), patches: bool = True) -> np.ndarray:
         self.reads[video_id] += 1
         number = 1 + list(self.durations_s).index(video_id)
         clip, patch, channel = np.ogrid[: self.grid(video_id).clips, :5, :C]
-        return (number * 100 + clip * 10 + patch + 0 * channel).astype(np.float16)
+        tokens = (number * 100 + clip * 10 + patch + 0 * channel).astype(np.float16)
+        return tokens[clips, : None if patches else 1]
 
     def words(self, query: str) -> Words:
         number = self.texts.setdefault(query, len(self.texts) + 1)

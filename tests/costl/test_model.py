@@ -285,12 +285,12 @@ class Sprites:
     def grid(self, video_id: str) -> Grid:
         return Grid(self.fps, 24.0)
 
-    def tokens(self, video_id: str) -> np.ndarray:
+    def tokens(self, video_id: str, *, clips=slice(None), patches: bool = True) -> np.ndarray:
         tokens = self.noise[int(video_id[1:])].copy()
         for query in (q for q in self.queries if q.vid == video_id):
             start, end = (int(second * self.fps) for second in query.windows[0])
             tokens[start:end, 1 + int(query.qid)] += self.things[int(query.qid)].astype(np.float16)
-        return tokens
+        return tokens[clips, : None if patches else 1]
 
     def words(self, query: str) -> Words:
         number = int(query.split()[1])

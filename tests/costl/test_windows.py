@@ -40,21 +40,13 @@ class Long:
     def grid(self, video_id: str) -> Grid:
         return Grid(self.fps, self.clips / self.fps)
 
-    def tokens(self, video_id: str) -> np.ndarray:
-        return _Tokens(self.shown)  # type: ignore[return-value]
+    def tokens(self, video_id: str, *, clips=slice(None), patches: bool = True) -> np.ndarray:
+        # Like the memory map of a cache: only what is asked for takes memory.
+        shown = self.shown[clips.start : clips.stop] if isinstance(clips, range) else self.shown[clips]
+        return np.repeat(shown[:, None, None], 3 if patches else 1, 1).repeat(WIDTH, 2).astype(np.float16)
 
     def words(self, query: str) -> Words:
         return Words(np.ones((2, 2 * WIDTH), np.float16), np.full(WIDTH, 0.5, np.float32))
-
-
-class _Tokens:
-    """Like the memory map of a cache: only what is sliced takes memory."""
-
-    def __init__(self, shown: np.ndarray):
-        self._shown = shown
-
-    def __getitem__(self, place: slice) -> np.ndarray:
-        return np.repeat(self._shown[place, None, None], 3, 1).repeat(WIDTH, 2).astype(np.float16)
 
 
 def asked(count: int = 1, clips: int = 10) -> list[Query]:
