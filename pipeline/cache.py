@@ -3,6 +3,8 @@
 feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
 feats.h5.parts/<id>.h5          tokens float16 [t 1+p c], times_s float64 [t], and as attributes what its row says
 feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
+
+A packed file (see packed.py) is read in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
-from pipeline.index import Contents, Index, VideoRow, read_index, seen_from, write_index
+from pipeline.index import Contents, Index, VideoRow, is_packed, read_index, seen_from, write_index
 from pipeline.parts import (
     check_part,
     checksum_of,
@@ -49,6 +51,7 @@ __all__ = [
     "Words",
     "check_fingerprint",
     "known_words",
+    "locked",
     "parts_folder",
     "refuse_if_busy",
 ]
@@ -81,7 +84,9 @@ class CacheReader:
         self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
         self._tokens_at: dict[str, hdf5.Location] = {}
-        self.words_path = words_folder(self.path) / index.words
+        self.table = index.table  # of a packed file; None where the parts lie beside the index
+        self.words_name = index.words
+        self.words_path = self.path if self.table else words_folder(self.path) / index.words
         self._words: WordTable | None = None
 
     def grid(self, video_id: str) -> Grid:
@@ -125,8 +130,15 @@ class CacheReader:
             raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
         return self.contents.annotations[split]
 
+    def arrays(self, video_id: str) -> dict[str, hdf5.Location]:
+        """Where every array of a video lies, by its name in the part."""
+        with self._part(video_id) as part:
+            return dict(part.arrays) if self.table else hdf5.arrays_in(part)
+
     def part_path(self, video_id: str) -> Path:
-        """The file that holds a video's features."""
+        """The file that holds a video's features; a packed file holds those of all."""
+        if self.table:
+            return self.path
         return parts_folder(self.path) / self.row(video_id).part
 
     def verify(self, video_id: str, *, quick: bool = False) -> None:
@@ -135,14 +147,18 @@ class CacheReader:
         Raises CacheError when it is damaged or not the one that was indexed.
         """
         path, row = self.part_path(video_id), self.row(video_id)
+        if quick and self.table:
+            self.table.entry(row.part)  # refused unless all of it lies inside the file
+            return
         if quick:
             hdf5.check_header(path, least=part_bytes(row, self.contents))
             return
         with self._part(video_id) as file:
             tokens, times_s = tokens_in(file, row.clips, self.contents), times_in(file, row.clips)
         if checksum_of(tokens.memmap(), times_s) != row.checksum:
+            what = f"{path}: {row.part}" if self.table else path
             raise CacheError(
-                f"{path}: its content has changed since it was written. Delete it and run costl extract again."
+                f"{what}: its content has changed since it was written. Delete it and run costl extract again."
             )
 
     def verify_words(self, *, quick: bool = False) -> None:
@@ -150,7 +166,7 @@ class CacheReader:
         if quick:
             hdf5.check_header(self.words_path)
         else:
-            self._table().verify()
+            self._table().verify(self.words_name)
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would travel to another process as a copy of what it shows.
@@ -158,7 +174,8 @@ class CacheReader:
 
     def _table(self) -> WordTable:
         if self._words is None:
-            self._words = WordTable(self.words_path)
+            listed = self.table.entry(f"words/{self.words_name}").listed if self.table else None
+            self._words = WordTable(self.words_path, listed)
         return self._words
 
     @property
@@ -168,6 +185,11 @@ class CacheReader:
 
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
+        if self.table:
+            listed = self.table.entry(self.row(video_id).part).listed
+            check_part(listed, self.digest)
+            yield listed
+            return
         path = self.part_path(video_id)
         hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
@@ -296,19 +318,43 @@ def known_words(path: Path) -> dict[str, Words]:
 
 def refuse_if_busy(path: Path) -> None:
     """Raises CacheError at once when another process is writing the cache at `path`."""
+    _refuse_packed(path)
     if parts_folder(path).is_dir():
         os.close(_lock(parts_folder(path) / ".lock"))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps every writer away from the cache at `path`. Raises CacheError when one is there, or it cannot be written."""
+    try:
+        parts_folder(path).mkdir(parents=True, exist_ok=True)
+        held = _lock(parts_folder(path) / ".lock")
+    except OSError as error:
+        raise CacheError(f"{parts_folder(path)}: cannot be written ({error}). Choose another place.") from error
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Raises CacheError naming every field in which the cache at `path` was made otherwise; a new path is fine."""
     if not path.exists():
         return
+    _refuse_packed(path)
     differences = explain_difference(read_index(path).contents.fingerprint, fingerprint)
     if differences:
         raise CacheError(
             f"{path} was made with other settings ({'; '.join(differences)}). "
             "Ask for the same, choose another --out, or delete it and its parts."
+        )
+
+
+def _refuse_packed(path: Path) -> None:
+    if path.is_file() and is_packed(path):
+        raise CacheError(
+            f"{path}: one packed file, which is complete and cannot be added to. Unpack it first: "
+            f"costl unpack {path} --out feats.h5"
         )
 
 
