@@ -117,7 +117,7 @@ class CacheReader:
 
     def words(self, query: str) -> Words:
         """The words of a query that was annotated when the cache was made. Raises CacheError for another one."""
-        table = self._table()
+        table = self.word_table()
         if query not in table:
             raise CacheError(
                 f"{self.path}: the query {query!r} was not extracted. Add its annotation and run costl extract."
@@ -166,13 +166,14 @@ class CacheReader:
         if quick:
             hdf5.check_header(self.words_path)
         else:
-            self._table().verify(self.words_name)
+            self.word_table().verify(self.words_name)
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would travel to another process as a copy of what it shows.
         return vars(self) | {"_words": None}
 
-    def _table(self) -> WordTable:
+    def word_table(self) -> WordTable:
+        """The words of all queries, by query; nothing of it is read before it is asked for."""
         if self._words is None:
             listed = self.table.entry(f"words/{self.words_name}").listed if self.table else None
             self._words = WordTable(self.words_path, listed)

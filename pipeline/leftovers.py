@@ -14,8 +14,9 @@ from pipeline import hdf5
 from pipeline.cache import locked, parts_folder
 from pipeline.errors import CacheError
 from pipeline.index import Index, read_index
+from pipeline.inspecting import size_text
 
-_ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as hdf5.publishing names what is not finished
+_ASIDE = re.compile(r"\..+\.h5\.\d+\.tmp")  # as hdf5.publishing names what is not finished
 _WORDS = re.compile(r"[0-9a-f]{64}\.h5")
 
 
@@ -44,10 +45,10 @@ class Leftovers:
 
     def table(self) -> str:
         """A line for each file, then the sum."""
-        lines = [f"{_size(one.size_bytes):>9}  {one.path}  {one.why}" for one in self.found]
+        lines = [f"{size_text(one.size_bytes):>9}  {one.path}  {one.why}" for one in self.found]
         what = "deleted" if self.deleted else "to delete"
         files = "file" if len(self.found) == 1 else "files"
-        return "\n".join([*lines, f"{len(self.found)} {files} {what}, {_size(self.size_bytes)}."])
+        return "\n".join([*lines, f"{len(self.found)} {files} {what}, {size_text(self.size_bytes)}."])
 
 
 def collect(path: Path, *, delete: bool = False) -> Leftovers:
@@ -94,10 +95,9 @@ def _leftovers(path: Path, index: Index, foreign: list[Path]) -> Iterator[Leftov
 
 def _half_written(path: Path, folders: list[Path]) -> Iterator[Leftover]:
     ours = [file for folder in folders for file in _files(folder) if _ASIDE.fullmatch(file.name)]
-    for file in _files(path.parent):
-        # Beside the index lie other people's files: only those called after it are its own.
-        if file.name.startswith(f".{path.name}.") and _ASIDE.fullmatch(file.name):
-            ours.append(file)
+    # Beside the index lie other people's files: only those called after it are its own.
+    called_after = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    ours += [file for file in _files(path.parent) if called_after.fullmatch(file.name)]
     for file in ours:
         yield Leftover(file, "half-written by a run that was killed", file.stat().st_size)
 
@@ -133,10 +133,3 @@ def _remove(path: Path) -> None:
         return
     except OSError as error:
         raise CacheError(f"{path}: cannot be deleted ({error.strerror}). Check permissions and try again.") from error
-
-
-def _size(size_bytes: int) -> str:
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if size_bytes >= 10**power:
-            return f"{size_bytes / 10**power:.1f} {unit}"
-    return f"{size_bytes} bytes"

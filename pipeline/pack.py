@@ -6,8 +6,11 @@ as they are, so that unpacking gives back every file byte for byte, whatever a p
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from pipeline.verify import Damage, verify
 
 _BLOCK = 4 << 20
 _NAMED = 5
+_UNTOUCHED_S = 60.0  # a running packing writes all the time
 _BESIDE = 1 << 14  # bytes of HDF5's own that a file costs inside a packed one, rounded up
 
 
@@ -55,6 +59,7 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     sources = [parts_folder(path) / name for name in index.files]
     _check_room(out, path.stat().st_size + sum(source.stat().st_size + _BESIDE for source in sources))
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_half_written(out)
     with hdf5.writing(out, then=lambda aside: _fill(aside, sources, tell)) as file:
         put_index(file, index)
         _put_table(file, [_reserve(file, out, *named) for named in zip(index.files, sources, strict=True)])
@@ -122,6 +127,26 @@ def _check_room(out: Path, needed: int) -> None:
             f"{out}: needs {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free. "
             "Free space, or choose another --out."
         )
+
+
+def _remove_half_written(out: Path) -> None:
+    """Takes away what a killed packing left: of a process that is gone, and untouched, since it may run elsewhere."""
+    for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        pid = stray.suffixes[-2].removeprefix(".")
+        if pid.isdecimal() and not _runs(int(pid)) and time.time() - stray.stat().st_mtime > _UNTOUCHED_S:
+            stray.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _reserve(file: Any, out: Path, name: str, source: Path) -> bytes:

@@ -107,7 +107,9 @@ def _same(row: VideoRow, path: Path | None, folder: Path) -> Callable[[], None]:
         if path is None:
             raise CacheError(f"{row.name}: no such video in {folder}.")
         if content_hash(path) != row.content_hash:
-            raise CacheError(f"{path}: has changed since it was extracted. Run costl extract again: it makes only that.")
+            raise CacheError(
+                f"{path}: has changed since it was extracted. Run costl extract again: it makes only that."
+            )
 
     return check
 

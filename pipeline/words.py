@@ -67,6 +67,12 @@ class WordTable(Mapping[str, Words]):
     def __len__(self) -> int:
         return len(self._number)
 
+    def counts(self) -> dict[str, int]:
+        """How many queries, tokens of all of them, channels of a token, and queries that lost their end."""
+        tokens, channels = self._tokens.shape
+        cut = int(np.count_nonzero(self._truncated))
+        return {"queries": len(self), "tokens": tokens, "channels": channels, "cut": cut}
+
     def verify(self, name: str = "") -> None:
         """Reads everything. Raises CacheError when it is not what the file (or `name`) is named after."""
         with self._opened() as file:

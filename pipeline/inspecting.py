@@ -1,0 +1,332 @@
+"""What is inside a cache, for a person: how its features were made, what there is, and one video looked at closely."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache import CacheReader
+from pipeline.errors import CacheError, UsageError
+from pipeline.index import FORMAT
+
+_CLIPS_AT_ONCE = 64
+_BARS = " ▁▂▃▄▅▆▇█"
+_BINS = 24
+_SIDE_SUFFIX = (("GB", 9), ("MB", 6), ("kB", 3))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`facts` as JSON takes them, by section; `table` says them in words."""
+
+    facts: Mapping[str, Any]
+    sections: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+    def table(self) -> str:
+        """For the terminal: a heading for each section, a line for each fact."""
+        width = max(len(name) for _, lines in self.sections for name, _ in lines) + 2
+        told: list[str] = []
+        for heading, lines in self.sections:
+            told += ["", heading] if told else [heading]
+            told += [f"  {name:{width}}{value}".rstrip() for name, value in lines]
+        return "\n".join(told)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows, different queries and videos of a split; `without_features` are those videos that have none here."""
+
+    rows: int
+    queries: int
+    videos: int
+    without_features: int
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Of all values of a video: are they finite, and how long are the tokens (mean L2 norm)?
+
+    `frame_norm` of each clip's frame token, `patch_norm` of its patches (None where there are none); `histogram` counts the
+    patches' norms (the frame tokens' without patches) in equal bins from `least` to `most`.
+    """
+
+    finite: bool
+    frame_norm: float
+    patch_norm: float | None
+    least: float
+    most: float
+    histogram: tuple[int, ...]
+
+
+def inspect_cache(path: Path) -> Inspection:
+    """What the cache at `path` holds. Raises CacheError when its index is damaged; parts are only measured, not read."""
+    reader = CacheReader(path)
+    ok = [row for row in reader.rows if row.ok]
+    made, there, size = _made(reader), _there(reader), _sizes(reader)
+    splits = {split: _split(reader, split) for split in reader.splits}
+    words = reader.word_table().counts()
+    facts = {
+        "cache": str(path),
+        "format": FORMAT,
+        "packed": reader.table is not None,
+        "made": made,
+        "sizes": size,
+        "videos": {
+            "with_features": len(ok),
+            "without": dict(Counter(row.status for row in reader.rows if not row.ok)),
+            "hours": sum(row.duration_s for row in ok) / 3600,
+            "clips": sum(row.clips for row in ok),
+            "repaired_frames": sum(row.repaired for row in ok),
+            "decoders": dict(Counter(row.decoder for row in ok)),
+        },
+        "there": there,
+        "splits": {name: asdict(split) for name, split in splits.items()},
+        "words": words,
+        "settings": reader.settings,
+        "fingerprint": reader.fingerprint,
+        "digest": reader.digest,
+    }
+    return Inspection(facts, tuple(_cache_sections(facts)))
+
+
+def inspect_video(path: Path, name: str) -> Inspection:
+    """One video of the cache at `path`, its features read in full. Raises CacheError when it is not there or damaged."""
+    reader = CacheReader(path)
+    row, times_s, centres_s = reader.row(name), reader.times_s(name), reader.grid(name).centres_s()
+    gaps_s, off_s = np.diff(times_s), np.abs(times_s - centres_s)
+    times = {
+        "first_s": float(times_s[0]),
+        "last_s": float(times_s[-1]),
+        "largest_gap_s": float(gaps_s.max(initial=0.0)),
+        "repeated": int((gaps_s == 0).sum()),
+        "mean_distance_s": float(off_s.mean()),
+        "largest_distance_s": float(off_s.max()),
+    }
+    arrays = {
+        label: {
+            "dtype": str(found.dtype),
+            "shape": list(found.shape),
+            "file": str(found.path),
+            "offset": found.offset,
+            "bytes": found.size,
+        }
+        for label, found in reader.arrays(name).items()
+    }
+    facts = {
+        "cache": str(path),
+        "row": asdict(row),
+        "times": times,
+        "tokens": asdict(statistics(reader.tokens(name))),
+        "arrays": arrays,
+    }
+    return Inspection(facts, tuple(_video_sections(facts)))
+
+
+def statistics(tokens: np.ndarray) -> TokenStatistics:
+    """Of tokens [t ... 1+p c], a few clips at a time, so that memory does not grow with the video."""
+    finite, frame, patches = True, np.zeros(0, np.float32), []
+    for start in range(0, len(tokens), _CLIPS_AT_ONCE):
+        some = np.asarray(tokens[start : start + _CLIPS_AT_ONCE], dtype=np.float32)
+        finite = finite and bool(np.isfinite(some).all())
+        norms = np.linalg.norm(some, axis=-1)
+        frame = np.concatenate([frame, norms[..., 0].ravel()])
+        patches.append(norms[..., 1:].ravel())
+    patch_norms = np.concatenate(patches)
+    shown = patch_norms if len(patch_norms) else frame
+    shown = shown[np.isfinite(shown)]
+    counts, edges = np.histogram(shown, bins=_BINS) if len(shown) else (np.zeros(_BINS, int), np.zeros(_BINS + 1))
+    return TokenStatistics(
+        finite=finite,
+        frame_norm=float(frame.mean()),
+        patch_norm=float(patch_norms.mean()) if len(patch_norms) else None,
+        least=float(edges[0]),
+        most=float(edges[-1]),
+        histogram=tuple(map(int, counts)),
+    )
+
+
+def bars(counts: tuple[int, ...]) -> str:
+    """A small histogram in one line of text; a bin that holds anything is seen."""
+    most = max(counts, default=0) or 1
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes for a person."""
+    for unit, power in _SIDE_SUFFIX:
+        if size_bytes >= 10**power:
+            return f"{size_bytes / 10**power:.1f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def _made(reader: CacheReader) -> dict[str, Any]:
+    tokens, channels = reader.contents.token_shape
+    return {
+        "model": reader.source.get("model") or reader.fingerprint.get("model", ""),
+        "weights": reader.source.get("weights", ""),
+        "fps": reader.fps,
+        "tokens_per_clip": tokens,
+        "patch_grid": list(reader.patch_grid),
+        "channels": channels,
+        "joint_channels": reader.joint.projection.shape[1],
+        "joint_known": reader.joint.known,
+        "logit_scale": reader.joint.logit_scale,
+    }
+
+
+def _there(reader: CacheReader) -> dict[str, Any]:
+    """Whether what the cache was made from is still where it was; None where nobody can know."""
+    place = reader.source.get("weights", "").rpartition("=")[2].removeprefix("local-dir:")
+    weights = Path(place).exists() if place and Path(place).is_absolute() else None
+    folder = reader.videos
+    stems: set[str] = set()
+    if folder is not None and folder.is_dir():
+        stems = {file.stem for file in folder.iterdir()}
+    return {
+        "weights": weights,
+        "videos_folder": str(folder) if folder else None,
+        "videos": sum(row.name in stems for row in reader.rows if row.ok) if folder else None,
+    }
+
+
+def _sizes(reader: CacheReader) -> dict[str, int]:
+    """Bytes of the index (in a packed file of all that is neither a part nor the words), of the parts, of the words."""
+    index = reader.path.stat().st_size
+    if reader.table:
+        *parts, words = (entry.size for entry in reader.table.entries())
+        return {"index": max(0, index - sum(parts) - words), "parts": sum(parts), "words": words}
+    files = [reader.part_path(name) for name in reader.video_ids]
+    return {"index": index, "parts": sum(map(_size, files)), "words": _size(reader.words_path)}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CacheError(
+            f"{path}: cannot be read ({error.strerror}). costl verify names all that are missing."
+        ) from error
+
+
+def _split(reader: CacheReader, split: str) -> Split:
+    known = set(reader.video_ids)
+    try:
+        rows = [json.loads(line) for line in reader.annotations(split).splitlines() if line.strip()]
+        videos = {str(row["vid"]) for row in rows}
+        return Split(len(rows), len({str(row["query"]) for row in rows}), len(videos), len(videos - known))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{reader.path}: its annotations of {split} are damaged ({error}). Put them right and run costl extract."
+        ) from error
+
+
+def _cache_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    made, videos, sizes, there, words = (facts[name] for name in ("made", "videos", "sizes", "there", "words"))
+    form = "one packed file" if facts["packed"] else "an index with its parts beside it"
+    yield (
+        facts["cache"],
+        (
+            ("format", f"{facts['format']}, {form}"),
+            ("size", ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())),
+        ),
+    )
+    rows, columns = made["patch_grid"]
+    patches = f"the frame's and {rows} x {columns} patches" if rows else "the frame's alone"
+    space = f"{made['joint_channels']} channels, temperature {made['logit_scale']:.4g}"
+    yield (
+        "Features",
+        (
+            ("model", made["model"] or "not known"),
+            ("weights", f"{made['weights'] or 'not known'}{_place_text(there['weights'])}"),
+            ("sampling", f"{made['fps']:g} clips a second, {1 / made['fps']:g} s each"),
+            ("tokens", f"{made['tokens_per_clip']} a clip ({patches}), {made['channels']} channels"),
+            ("joint space", space if made["joint_known"] else "not known"),
+        ),
+    )
+    yield "Videos", tuple(_video_lines(videos, there))
+    yield (
+        "Annotations",
+        tuple(
+            (name, f"{one['rows']} rows, {one['queries']} queries, {one['videos']} videos{_lost(one)}")
+            for name, one in facts["splits"].items()
+        )
+        or (("splits", "none"),),
+    )
+    cut = f", {words['cut']} longer than the model reads" if words["cut"] else ""
+    yield (
+        "Words",
+        (("queries", f"{words['queries']} of {words['tokens']} tokens, {words['channels']} channels{cut}"),),
+    )
+    if facts["settings"]:
+        yield "Settings of training that came with the videos", (("", json.dumps(facts["settings"])),)
+    yield (
+        f"Fingerprint {facts['digest']}",
+        tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in _sorted(facts)),
+    )
+
+
+def _sorted(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(facts["fingerprint"].items())
+
+
+def _video_lines(videos: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield (
+        "with features",
+        f"{videos['with_features']}, {videos['hours']:.2f} hours, {videos['clips']} clips",
+    )
+    if videos["without"]:
+        yield "without", ", ".join(f"{count} {status}" for status, count in sorted(videos["without"].items()))
+    decoders = ", ".join(f"{name or 'not known'} ({count})" for name, count in sorted(videos["decoders"].items()))
+    yield "decoded by", f"{decoders or 'nothing'}, {videos['repaired_frames']} frames repaired"
+    if there["videos_folder"] is not None:
+        yield "files", f"{there['videos_folder']}: {there['videos']} of {videos['with_features']} are there"
+
+
+def _place_text(there: bool | None) -> str:
+    return {None: "", True: " (there)", False: " (no longer there)"}[there]
+
+
+def _lost(split: Mapping[str, int]) -> str:
+    return f", {split['without_features']} of them without features" if split["without_features"] else ""
+
+
+def _video_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    row, times, tokens = facts["row"], facts["times"], facts["tokens"]
+    yield (
+        f"{row['name']} in {facts['cache']}",
+        tuple((name, f"{value}") for name, value in row.items() if name not in ("name", "reason")),
+    )
+    yield (
+        "Times",
+        (
+            ("first, last", f"{times['first_s']:.3f} s, {times['last_s']:.3f} s of {row['duration_s']:.3f} s"),
+            ("largest gap", f"{times['largest_gap_s']:.3f} s, {times['repeated']} frames shown twice"),
+            (
+                "from clip centres",
+                f"{times['mean_distance_s']:.3f} s on average, {times['largest_distance_s']:.3f} s at most",
+            ),
+        ),
+    )
+    patch = "no patches" if tokens["patch_norm"] is None else f"{tokens['patch_norm']:.3f} of a patch"
+    what = "frame" if tokens["patch_norm"] is None else "patch"
+    yield (
+        "Tokens",
+        (
+            ("finite", "all" if tokens["finite"] else "NOT ALL: extract this video again"),
+            ("mean norm", f"{tokens['frame_norm']:.3f} of the frame's token, {patch}"),
+            (f"{what} norms", f"{tokens['least']:.2f} [{bars(tuple(tokens['histogram']))}] {tokens['most']:.2f}"),
+        ),
+    )
+    yield (
+        "Bytes",
+        tuple(
+            (label, f"{one['dtype']} {one['shape']}: {one['bytes']} bytes at {one['offset']} of {one['file']}")
+            for label, one in facts["arrays"].items()
+        ),
+    )
