@@ -476,7 +476,7 @@ def verify(cache: Path, quick: bool, videos: Path | None, as_json: bool) -> None
     told |= {"videos": found.videos, "changed": changed} if videos else {}
     click.echo(json.dumps(told, indent=2, default=str) if as_json else found.table())
     if damaged:
-        say("Delete the damaged files and give the same costl extract or costl import again: it makes only them.")
+        say(found.next_step)
     raise SystemExit(found.exit_code)
 
 

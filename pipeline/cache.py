@@ -25,6 +25,7 @@ from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
 from pipeline.index import Contents, Index, VideoRow, is_packed, read_index, seen_from, write_index
+from pipeline.packed import NEXT_STEP, check_entry
 from pipeline.parts import (
     check_part,
     checksum_of,
@@ -147,22 +148,26 @@ class CacheReader:
         Raises CacheError when it is damaged or not the one that was indexed.
         """
         path, row = self.part_path(video_id), self.row(video_id)
-        if quick and self.table:
-            self.table.entry(row.part)  # refused unless all of it lies inside the file
-            return
+        if self.table:
+            entry = self.table.entry(row.part)  # refused unless all of it lies inside the file
+            if quick:
+                return
+            check_entry(path, entry)
         if quick:
             hdf5.check_header(path, least=part_bytes(row, self.contents))
             return
         with self._part(video_id) as file:
             tokens, times_s = tokens_in(file, row.clips, self.contents), times_in(file, row.clips)
         if checksum_of(tokens.memmap(), times_s) != row.checksum:
-            what = f"{path}: {row.part}" if self.table else path
-            raise CacheError(
-                f"{what}: its content has changed since it was written. Delete it and run costl extract again."
-            )
+            what = f"{path}: {row.part} in it" if self.table else f"{path}: its content"
+            then = NEXT_STEP if self.table else "Delete it and run costl extract again."
+            raise CacheError(f"{what} has changed since it was written. {then}")
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""
+        entry = self.table.entry(f"words/{self.words_name}") if self.table else None
+        if entry and not quick:
+            check_entry(self.path, entry)
         if quick:
             hdf5.check_header(self.words_path)
         else:

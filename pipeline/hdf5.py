@@ -45,9 +45,11 @@ class Location:
     def memmap(self) -> np.ndarray:
         """The array as a read-only memory map. Raises CacheError when the file is gone or has become shorter."""
         try:
-            return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+            found = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: gone or cut short since it was opened ({error}). Extract again.") from error
+        # Only what is smaller than a page may lie askew, which not every library can read.
+        return found if found.flags.aligned else np.array(found)
 
     def array(self) -> np.ndarray:
         """The same, also where there is nothing to map."""
@@ -201,10 +203,7 @@ def locate_array(file: h5py.File | Listed, name: str, dtype: str, *, ndim: int) 
 
 def names_in(file: h5py.File, name: str) -> list[str]:
     """The names inside a group, sorted. Raises CacheError when it is no group of this very file."""
-    node = _walk(file, name)
-    if not isinstance(node, h5py.Group):
-        raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
-    return sorted(node)
+    return sorted(group_in(file, name))
 
 
 def has(file: h5py.File, name: str) -> bool:
@@ -212,8 +211,16 @@ def has(file: h5py.File, name: str) -> bool:
     return file.get(name, getlink=True) is not None
 
 
-def arrays_in(file: h5py.File) -> dict[str, Location]:
-    """Every array of a file by its path, in groups as well, sorted.
+def group_in(file: h5py.File, name: str) -> h5py.Group:
+    """The group of this name. Raises CacheError when it is no group of this very file."""
+    node = _walk(file, name)
+    if not isinstance(node, h5py.Group):
+        raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
+    return node
+
+
+def arrays_in(file: h5py.Group) -> dict[str, Location]:
+    """Every array of a file or group by its path, in groups as well, sorted.
 
     Raises CacheError for links elsewhere, names for the same thing twice (and so cycles), and what is not plain bytes.
     """
@@ -225,7 +232,7 @@ def arrays_in(file: h5py.File) -> dict[str, Location]:
         node = _walk(group, name.rpartition("/")[2])
         token = h5py.h5o.get_info(node.id).addr
         if token in seen or len(seen) >= _MOST_NODES:
-            raise CacheError(f"{file.filename}: {name!r} stands for what is there already. Extract again.")
+            raise CacheError(f"{file.file.filename}: {name!r} stands for what is there already. Extract again.")
         seen.add(token)
         if isinstance(node, h5py.Dataset):
             found[name] = _place(node)
@@ -234,7 +241,7 @@ def arrays_in(file: h5py.File) -> dict[str, Location]:
     return dict(sorted(found.items()))
 
 
-def scalars_in(file: h5py.File) -> dict[str, str | int | float]:
+def scalars_in(file: h5py.Group) -> dict[str, str | int | float]:
     """Every attribute of a file that is one text or finite number, sorted."""
     kinds = {"S": str, "i": int, "u": int, "f": float}
     found: dict[str, str | int | float] = {}
@@ -284,7 +291,7 @@ def _walk(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(link, h5py.HardLink):
             found = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
-                f"{file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
+                f"{file.file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
             )
         node = node[part]
     return node

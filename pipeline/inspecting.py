@@ -76,6 +76,7 @@ def inspect_cache(path: Path) -> Inspection:
         "format": FORMAT,
         "packed": reader.table is not None,
         "made": made,
+        "stored": _stored(reader),
         "sizes": size,
         "videos": {
             "with_features": len(ok),
@@ -180,6 +181,15 @@ def _made(reader: CacheReader) -> dict[str, Any]:
     }
 
 
+def _stored(reader: CacheReader) -> dict[str, Any]:
+    """Type and shape of each array of the first video with features; nothing where there is none, or it is damaged."""
+    try:
+        first = reader.arrays(reader.video_ids[0]) if reader.video_ids else {}
+    except CacheError:  # costl verify says so
+        return {}
+    return {name: {"dtype": str(found.dtype), "shape": list(found.shape)} for name, found in first.items()}
+
+
 def _there(reader: CacheReader) -> dict[str, Any]:
     """Whether what the cache was made from is still where it was; None where nobody can know."""
     place = reader.source.get("weights", "").rpartition("=")[2].removeprefix("local-dir:")
@@ -239,6 +249,7 @@ def _cache_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple
     rows, columns = made["patch_grid"]
     patches = f"the frame's and {rows} x {columns} patches" if rows else "the frame's alone"
     space = f"{made['joint_channels']} channels, temperature {made['logit_scale']:.4g}"
+    stored = ", ".join(f"{name} {one['dtype']} {one['shape']}" for name, one in facts["stored"].items())
     yield (
         "Features",
         (
@@ -246,6 +257,7 @@ def _cache_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple
             ("weights", f"{made['weights'] or 'not known'}{_place_text(there['weights'])}"),
             ("sampling", f"{made['fps']:g} clips a second, {1 / made['fps']:g} s each"),
             ("tokens", f"{made['tokens_per_clip']} a clip ({patches}), {made['channels']} channels"),
+            ("stored", stored or "nothing that can be read"),
             ("joint space", space if made["joint_known"] else "not known"),
         ),
     )

@@ -9,6 +9,7 @@ packed/words/, packed/words_shell    the same of the file with the words
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from pipeline import hdf5
 from pipeline.errors import CacheError
 
 GROUP, TABLE, ENDS = "packed", "packed/table", "packed/ends"
+NEXT_STEP = "Copy it anew from where it was packed, or pack it again."
 _LONGEST_LINE = 1 << 20
 _DTYPE = re.compile(r"[<|][biufS][1-9]\d{0,8}")
 
@@ -93,6 +95,21 @@ def read_table(file: Any, names: Sequence[str]) -> Table | None:
     if not fits or int(ends[-1]) != lines.size:
         raise CacheError(f"{lines.path}: a table of {len(ends)} files that does not fit {len(names)}. Pack it again.")
     return Table(lines.path, lines, ends, {name: i for i, name in enumerate(names)})
+
+
+def check_entry(path: Path, entry: Entry) -> None:
+    """Raises CacheError unless HDF5 finds the arrays of a file where the table says, and its shell is as it was packed."""
+    where, _ = places_of(entry.name)
+    with hdf5.reading(path) as file:
+        if hdf5.arrays_in(hdf5.group_in(file, where)) != entry.listed.arrays:
+            raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in entry.shell:
+            file.seek(piece.at)
+            hasher.update(file.read(piece.length))
+    if hasher.hexdigest() != entry.shell_sha256:
+        raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
 
 
 def places_of(name: str) -> tuple[str, str]:

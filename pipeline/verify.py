@@ -31,12 +31,13 @@ class Damage:
 class Verification:
     """How many files were checked, and those that are damaged; `videos` were compared, those `changed` are not the same.
 
-    `exit_code` is 3 when something is damaged, 1 when a video has changed or is missing.
+    `packed`: all of them lie in one. `exit_code` is 3 when something is damaged, 1 when a video has changed or is missing.
     """
 
     cache: Path
     checked: int
     damaged: tuple[Damage, ...] = ()
+    packed: bool = False
     videos: int = 0
     changed: tuple[Damage, ...] = ()
 
@@ -44,6 +45,13 @@ class Verification:
     def exit_code(self) -> int:
         """What the command returns."""
         return CacheError.exit_code if self.damaged else int(bool(self.changed))
+
+    @property
+    def next_step(self) -> str:
+        """What to do about damage."""
+        if self.packed:
+            return "Copy the packed file anew from where it was made, or pack its cache again."
+        return "Delete the damaged files and give the same costl extract or costl import again: it makes only them."
 
     def table(self) -> str:
         """What is damaged or another, and last lines that count."""
@@ -78,7 +86,7 @@ def verify(
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         damaged = _found(pool, checks, "verify", tell)
         changed = _found(pool, originals, "videos", tell)
-    return Verification(path, len(checks), damaged, len(originals), changed)
+    return Verification(path, len(checks), damaged, reader.table is not None, len(originals), changed)
 
 
 _Check = tuple[str, Path, Callable[[], None]]
