@@ -261,6 +261,7 @@ def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtyp
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_obj_track_times(False)  # the same data give the same bytes
     *above, last = name.split("/")
     parent = group.require_group("/".join(above)) if above else group
     made = h5py.h5d.create(parent.id, last.encode(), h5py.h5t.py_create(dtype), space, dcpl=how)

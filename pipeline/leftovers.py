@@ -14,7 +14,7 @@ from pipeline import hdf5
 from pipeline.cache import locked, parts_folder
 from pipeline.errors import CacheError
 from pipeline.index import Index, read_index
-from pipeline.inspecting import size_text
+from pipeline.inspected import size_text
 
 _ASIDE = re.compile(r"\..+\.h5\.\d+\.tmp")  # as hdf5.publishing names what is not finished
 _WORDS = re.compile(r"[0-9a-f]{64}\.h5")

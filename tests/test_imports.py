@@ -37,6 +37,7 @@ MODULES = {
     "pipeline.packed": "numpy",
     "pipeline.pack": "numpy",
     "pipeline.leftovers": "",
+    "pipeline.inspected": "",
     "pipeline.inspecting": "numpy",
     "pipeline.verify": "",
     "pipeline.status": "",
