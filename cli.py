@@ -510,7 +510,7 @@ def pack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
     """Makes one file of a cache, for moving; everything but costl extract reads it as it is.
 
     \b
-    Example:
+    Examples:
         costl pack feats.h5 --out feats.packed.h5
         costl train --cache feats.packed.h5
     Every part is compared with its checksum before anything is written. A run that was trained from the one can be
@@ -530,8 +530,9 @@ def pack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("cache", type=ANY_PATH)
 @click.option("--out", required=True, type=ANY_PATH, help="The index to write; its parts go into a folder beside it.")
+@click.option("--without-damaged", is_flag=True, help="Leave out what is damaged; costl extract then makes only that.")
 @as_json
-def unpack(cache: Path, out: Path, as_json: bool) -> None:
+def unpack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
     """Takes a packed file apart again, so that costl extract can add to it: every part as it was, byte for byte.
 
     \b
@@ -542,9 +543,11 @@ def unpack(cache: Path, out: Path, as_json: bool) -> None:
     from pipeline.pack import unpack
 
     with Bars() as show:
-        found = unpack(cache, out=out, progress=show)
+        found = unpack(cache, out=out, without_damaged=without_damaged, progress=show)
+    say(*(f"left out: {damage.name}: {damage.problem}" for damage in found.damaged))
     say(f"{found.videos} videos and the words.")
-    click.echo(json.dumps({"out": out, "videos": found.videos}, default=str) if as_json else out)
+    told = {"out": out, "videos": found.videos, "damaged": [vars(damage) for damage in found.damaged]}
+    click.echo(json.dumps(told, default=str) if as_json else out)
 
 
 @main.command()

@@ -165,12 +165,13 @@ class CacheReader:
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""
-        entry = self.table.entry(f"words/{self.words_name}") if self.table else None
-        if entry and not quick:
-            check_entry(self.path, entry)
-        if quick:
+        if self.table:
+            entry = self.table.entry(f"words/{self.words_name}")
+            if not quick:
+                check_entry(self.path, entry)
+        elif quick:
             hdf5.check_header(self.words_path)
-        else:
+        if not quick:
             self.word_table().verify(self.words_name)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipeline import hdf5
 from pipeline.cache import CacheReader, locked, parts_folder
 from pipeline.errors import CacheError, UsageError
 from pipeline.index import Index, VideoRow, put_index, read_index, seen_from_another, write_index
-from pipeline.packed import ENDS, TABLE, Entry, Piece, Table, pieces_of, places_of, to_line
+from pipeline.packed import ENDS, NEXT_STEP, TABLE, Entry, Piece, pieces_of, places_of, to_line
 from pipeline.progress import Progress, Tell
 from pipeline.verify import Damage, verify
 
@@ -55,7 +55,7 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     _refuse_existing(out)
     damaged = verify(path, progress=tell).damaged
     _refuse_damaged(path, damaged, without=without_damaged)
-    index = _moved(_without(index, damaged), path.parent, out.parent)
+    index = _moved(_without(index, damaged, "packed"), path.parent, out.parent)
     sources = [parts_folder(path) / name for name in index.files]
     _check_room(out, path.stat().st_size + sum(source.stat().st_size + _BESIDE for source in sources))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,27 +66,33 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     return Packed(out, len(sources) - 1, out.stat().st_size, damaged)
 
 
-def unpack(path: Path, *, out: Path, progress: Tell | None = None) -> Packed:
+def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell | None = None) -> Packed:
     """Takes a packed file apart: the index `out` and the folder of parts beside it, every file as it was before packing.
 
-    An unpacking that was stopped goes on: parts that are there already are compared, not written. Raises CacheError when
-    the packed file is damaged, when the disk has no room or another process writes there, and UsageError when `out` exists,
-    when another cache's part is in the way, or when `path` is not packed.
+    An unpacking that was stopped goes on: parts that are there already are compared, not written. `without_damaged` leaves
+    out the parts that are damaged: their rows say so, and an extraction makes them again. Raises CacheError when the packed
+    file is damaged, when the disk has no room or another process writes there, and UsageError when `out` exists, when another
+    cache's part is in the way, or when `path` is not packed.
     """
     tell, reader, index = progress or (lambda _: None), CacheReader(path), read_index(path)
     if index.table is None:
         raise UsageError(f"{path}: is not packed, its parts lie in {parts_folder(path)}. Copy both as they are.")
     _refuse_existing(out)
-    _check_room(out, _unpacked_size(index.table))
+    damaged = verify(path, progress=tell).damaged if without_damaged else ()
+    _refuse_damaged(path, damaged, without=True)
+    lost = {damage.name for damage in damaged}
+    _check_room(out, _unpacked_size(index, lost))
+    todo = [(name, video) for name, video in _contents(index) if video not in lost]
     with locked(out):
         (parts_folder(out) / "words").mkdir(exist_ok=True)
-        for number, (name, video) in enumerate(_contents(index), start=1):
+        for number, (name, video) in enumerate(todo, start=1):
             # In full just before it is copied: from the disk it comes once.
             reader.verify(video) if video else reader.verify_words()
             _restore(index.table.entry(name), path, parts_folder(out) / name)
-            tell(Progress("unpack", number, len(index.files), video or "words"))
-        write_index(out, replace(_moved(index, path.parent, out.parent), table=None))
-    return Packed(out, len(index.files) - 1, index.table.path.stat().st_size)
+            tell(Progress("unpack", number, len(todo), video or "words"))
+        index = replace(_moved(_without(index, damaged, "unpacked"), path.parent, out.parent), table=None)
+        write_index(out, index)
+    return Packed(out, len(todo) - 1, path.stat().st_size, damaged)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -100,13 +106,13 @@ def _refuse_damaged(path: Path, damaged: tuple[Damage, ...], *, without: bool) -
         more = f" and {len(damaged) - _NAMED} more (costl verify {path})" if len(damaged) > _NAMED else ""
         named = ", ".join(damage.name for damage in damaged[:_NAMED])
         instead = "" if words else ", or leave their videos out with --without-damaged"
-        raise CacheError(
-            f"{path}: damaged: {named}{more}. Delete those files and run costl extract again, which makes only them{instead}."
-        )
+        again = "Delete those files and run costl extract again, which makes only them"
+        then = NEXT_STEP.rstrip(".") if read_index(path).table else again
+        raise CacheError(f"{path}: damaged: {named}{more}. {then}{instead}.")
 
 
-def _without(index: Index, damaged: tuple[Damage, ...]) -> Index:
-    reasons = {damage.name: f"damaged when it was packed: {damage.problem}" for damage in damaged}
+def _without(index: Index, damaged: tuple[Damage, ...], when: str) -> Index:
+    reasons = {damage.name: f"damaged when it was {when}: {damage.problem}" for damage in damaged}
     rows = [
         VideoRow(row.id, "damaged", row.name, reason=reasons[row.name], content_hash=row.content_hash)
         if row.ok and row.name in reasons
@@ -200,11 +206,15 @@ def _fill(aside: Path, sources: list[Path], tell: Tell) -> None:
             tell(Progress("pack", number, len(sources), source.name))
 
 
-def _unpacked_size(table: Table) -> int:
+def _unpacked_size(index: Index, lost: set[str]) -> int:
     """Bytes of all that a packed file holds. Raises CacheError for more than it can hold: the same bytes again and again."""
-    total, most = sum(entry.size for entry in table.entries()), table.path.stat().st_size
+    assert index.table is not None
+    total = sum(index.table.entry(name).size for name, video in _contents(index) if video not in lost)
+    most = index.table.path.stat().st_size
     if total > most:
-        raise CacheError(f"{table.path}: {most} bytes that claim to hold {total}. Not made by costl pack: delete it.")
+        raise CacheError(
+            f"{index.table.path}: {most} bytes that claim to hold {total}. Delete it: costl pack made no such."
+        )
     return total
 
 

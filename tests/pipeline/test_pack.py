@@ -297,6 +297,23 @@ def test_a_flipped_bit_in_a_packed_file_is_found_and_not_unpacked(packed, tmp_pa
     assert not (tmp_path / "out" / "feats.h5").exists()
 
 
+def test_what_is_whole_of_a_damaged_packed_file_is_saved_when_asked(cache, packed, tmp_path):
+    content = bytearray(packed.read_bytes())
+    content[CacheReader(packed).arrays("v_b")["tokens"].offset] ^= 1
+    packed.write_bytes(content)
+    found = unpack(packed, out=tmp_path / "out" / "feats.h5", without_damaged=True)
+    assert (found.videos, [damage.name for damage in found.damaged]) == (2, ["v_b"])
+    assert files_of(found.path) == {name: one for name, one in files_of(cache).items() if name != "v_b.h5"}
+    assert {row.name: row.status for row in CacheReader(found.path).rows}["v_b"] == "damaged"
+    with CacheWriter(found.path, contents(), words()) as writer:  # an extraction makes only what is lost
+        assert [writer.keep(name, f"hash of {name}") is None for name in CLIPS] == [False, True, False]
+
+
+def test_a_packed_file_may_be_reached_by_a_link(packed, tmp_path):
+    (tmp_path / "link.h5").symlink_to(packed)
+    assert verify(tmp_path / "link.h5", quick=True).damaged == () == verify(tmp_path / "link.h5").damaged
+
+
 def test_a_packed_file_cut_short_anywhere_is_refused_or_whole(packed):
     whole = packed.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
@@ -480,7 +497,11 @@ def test_the_commands_as_typed(cache, tmp_path, monkeypatch):
 
     result = costl("pack feats.h5 --out p.h5")
     assert (result.exit_code, result.stdout) == (0, "p.h5\n") and "3 videos and the words" in result.stderr
-    assert json.loads(costl("unpack p.h5 --out out/feats.h5 --json").stdout) == {"out": "out/feats.h5", "videos": 3}
+    assert json.loads(costl("unpack p.h5 --out out/feats.h5 --json").stdout) == {
+        "out": "out/feats.h5",
+        "videos": 3,
+        "damaged": [],
+    }
     assert costl("verify p.h5").exit_code == 0
     assert "3 of 4 videos have features" in costl("status p.h5").stdout
     refused = costl("pack feats.h5 --out p.h5")
