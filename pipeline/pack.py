@@ -7,11 +7,10 @@ as they are, so that unpacking gives back every file byte for byte, whatever a p
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,11 +21,10 @@ from pipeline import hdf5
 from pipeline.cache import CacheReader, locked, parts_folder
 from pipeline.errors import CacheError, UsageError
 from pipeline.index import Index, VideoRow, put_index, read_index, seen_from_another, write_index
-from pipeline.packed import ENDS, NEXT_STEP, TABLE, Entry, Piece, pieces_of, places_of, to_line
+from pipeline.packed import ENDS, NEXT_STEP, TABLE, Entry, Piece, blocks, hash_of, pieces_of, places_of, to_line
 from pipeline.progress import Progress, Tell
 from pipeline.verify import Damage, verify
 
-_BLOCK = 4 << 20
 _NAMED = 5
 _UNTOUCHED_S = 60.0  # a running packing writes all the time
 _BESIDE = 1 << 14  # bytes of HDF5's own that a file costs inside a packed one, rounded up
@@ -176,16 +174,7 @@ def _reserve(file: Any, out: Path, name: str, source: Path) -> bytes:
     shell_at = hdf5.reserve(file, shell_where, (length,), np.dtype("u1"))
     pieces, shell = pieces_of(size, arrays, shell_at)
     listed = hdf5.Listed(str(out), attributes, here)
-    return to_line(Entry(name, size, listed, pieces, shell, _hash_of(source, shell)))
-
-
-def _hash_of(source: Path, shell: Iterable[Piece]) -> str:
-    hasher = hashlib.sha256()
-    with source.open("rb") as file:
-        for piece in shell:
-            for block in _blocks(file, piece.start, piece.length):
-                hasher.update(block)
-    return hasher.hexdigest()
+    return to_line(Entry(name, size, listed, pieces, shell, hash_of(source, [piece[::2] for piece in shell])))
 
 
 def _put_table(file: Any, lines: list[bytes]) -> None:
@@ -202,7 +191,7 @@ def _fill(aside: Path, sources: list[Path], tell: Tell) -> None:
             with source.open("rb") as file:
                 for piece in entry.pieces:
                     target.seek(piece.at)
-                    target.writelines(_blocks(file, piece.start, piece.length))
+                    target.writelines(blocks(file, piece.start, piece.length))
             tell(Progress("pack", number, len(sources), source.name))
 
 
@@ -231,7 +220,7 @@ def _restore(entry: Entry, packed: Path, target: Path) -> None:
             return
         with hdf5.publishing(target) as aside, aside.open("wb") as file:
             for piece in entry.pieces:
-                file.writelines(_blocks(source, piece.at, piece.length))
+                file.writelines(blocks(source, piece.at, piece.length))
 
 
 def _refuse_another(entry: Entry, source: BinaryIO, target: Path) -> None:
@@ -243,19 +232,8 @@ def _refuse_another(entry: Entry, source: BinaryIO, target: Path) -> None:
                 ours == theirs
                 for piece in entry.pieces
                 for ours, theirs in zip(
-                    _blocks(source, piece.at, piece.length), _blocks(file, piece.start, piece.length), strict=True
+                    blocks(source, piece.at, piece.length), blocks(file, piece.start, piece.length), strict=True
                 )
             )
     if not same:
         raise UsageError(f"{target}: is another file than the packed one. Choose another --out, or delete it first.")
-
-
-def _blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
-    """`length` bytes from `start` on, a block at a time. Raises CacheError when the file ends before."""
-    file.seek(start)
-    while length:
-        block = file.read(min(length, _BLOCK))
-        if not block:
-            raise CacheError(f"{file.name}: became shorter while it was read. Start again.")
-        length -= len(block)
-        yield block

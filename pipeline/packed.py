@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pipeline.errors import CacheError
 
 GROUP, TABLE, ENDS = "packed", "packed/table", "packed/ends"
 NEXT_STEP = "Copy it anew from where it was packed, or pack it again."
+_BLOCK = 4 << 20
 _LONGEST_LINE = 1 << 20
 _DTYPE = re.compile(r"[<|][biufS][1-9]\d{0,8}")
 
@@ -103,13 +104,29 @@ def check_entry(path: Path, entry: Entry) -> None:
     with hdf5.reading(path) as file:
         if hdf5.arrays_in(hdf5.group_in(file, where)) != entry.listed.arrays:
             raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
+    if hash_of(path, [piece[1:] for piece in entry.shell]) != entry.shell_sha256:
+        raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
+
+
+def hash_of(path: Path, stretches: Iterable[tuple[int, int]]) -> str:
+    """sha256 over these stretches (start, length) of a file, one after the other."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
-        for piece in entry.shell:
-            file.seek(piece.at)
-            hasher.update(file.read(piece.length))
-    if hasher.hexdigest() != entry.shell_sha256:
-        raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
+        for start, length in stretches:
+            for block in blocks(file, start, length):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+    """`length` bytes from `start` on, a block at a time. Raises CacheError when the file ends before."""
+    file.seek(start)
+    while length:
+        block = file.read(min(length, _BLOCK))
+        if not block:
+            raise CacheError(f"{file.name}: became shorter while it was read. Start again.")
+        length -= len(block)
+        yield block
 
 
 def places_of(name: str) -> tuple[str, str]:
