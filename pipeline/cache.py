@@ -85,10 +85,11 @@ class CacheReader:
         self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
         self._tokens_at: dict[str, hdf5.Location] = {}
-        self.table = index.table  # of a packed file; None where the parts lie beside the index
-        self.words_name = index.words
-        self.words_path = self.path if self.table else words_folder(self.path) / index.words
+        self.words_path = words_folder(self.path) / index.words
         self._words: WordTable | None = None
+        self.table, self.words_name = index.table, index.words  # None where the parts lie beside the index
+        if self.table:
+            self.words_path = self.path
 
     def grid(self, video_id: str) -> Grid:
         """Which clip stands for which seconds of this video."""
