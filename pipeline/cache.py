@@ -335,7 +335,6 @@ def refuse_if_busy(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Keeps every writer away from the cache at `path`. Raises CacheError when one is there, or it cannot be written."""
     try:
-        parts_folder(path).mkdir(parents=True, exist_ok=True)
         held = _lock(parts_folder(path) / ".lock")
     except OSError as error:
         raise CacheError(f"{parts_folder(path)}: cannot be written ({error}). Choose another place.") from error

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,27 +185,33 @@ def is_packed(path: Path) -> bool:
         return False
 
 
-def write_index(path: Path, index: Index) -> None:
-    """Publishes a whole index under its name. Raises CacheError when it cannot be written."""
-    with hdf5.writing(path) as file:
-        put_index(file, index)
+def write_index(
+    path: Path,
+    index: Index,
+    *,
+    more: Callable[[Any], None] | None = None,
+    then: Callable[[Path], None] | None = None,
+) -> None:
+    """Publishes a whole index under its name; `more` puts more into the file, `then` is as in `hdf5.writing`.
 
-
-def put_index(file: Any, index: Index) -> None:
-    """Puts an index into an open file, all but its table."""
+    Raises CacheError when it cannot be written.
+    """
     contents = index.contents
-    hdf5.put_attributes(file, {"format": FORMAT})
-    hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
-    features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
-    features["source"] = dict(contents.source)
-    hdf5.put_text(file, "features", canonical(features))
-    hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
-    hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))
-    annotations = file.create_group("annotations")
-    for split, text in sorted(contents.annotations.items()):
-        hdf5.put_text(annotations, split, text)
-    _write_joint(file.create_group("joint"), contents.joint)
-    hdf5.put_text(file, "words", index.words)
+    with hdf5.writing(path, then=then) as file:
+        hdf5.put_attributes(file, {"format": FORMAT})
+        hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
+        features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
+        features["source"] = dict(contents.source)
+        hdf5.put_text(file, "features", canonical(features))
+        hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
+        hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))
+        annotations = file.create_group("annotations")
+        for split, text in sorted(contents.annotations.items()):
+            hdf5.put_text(annotations, split, text)
+        _write_joint(file.create_group("joint"), contents.joint)
+        hdf5.put_text(file, "words", index.words)
+        if more:
+            more(file)
 
 
 def _write_joint(group: Any, joint: Joint) -> None:

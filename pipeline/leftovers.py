@@ -16,7 +16,7 @@ from pipeline.errors import CacheError
 from pipeline.index import Index, read_index
 from pipeline.inspected import size_text
 
-_ASIDE = re.compile(r"\..+\.h5\.\d+\.tmp")  # as hdf5.publishing names what is not finished
+_ASIDE = re.compile(r"\..+\.h5\.\d+(-[0-9a-f]+)?\.tmp")  # as hdf5.publishing names what is not finished
 _WORDS = re.compile(r"[0-9a-f]{64}\.h5")
 
 
@@ -96,7 +96,7 @@ def _leftovers(path: Path, index: Index, foreign: list[Path]) -> Iterator[Leftov
 def _half_written(path: Path, folders: list[Path]) -> Iterator[Leftover]:
     ours = [file for folder in folders for file in _files(folder) if _ASIDE.fullmatch(file.name)]
     # Beside the index lie other people's files: only those called after it are its own.
-    called_after = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    called_after = re.compile(rf"\.{re.escape(path.name)}\.\d+(-[0-9a-f]+)?\.tmp")
     ours += [file for file in _files(path.parent) if called_after.fullmatch(file.name)]
     for file in ours:
         yield Leftover(file, "half-written by a run that was killed", file.stat().st_size)

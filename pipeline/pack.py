@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import hdf5
 from pipeline.cache import CacheReader, locked, parts_folder
 from pipeline.errors import CacheError, UsageError
-from pipeline.index import Index, VideoRow, put_index, read_index, seen_from_another, write_index
+from pipeline.index import Index, VideoRow, read_index, seen_from_another, write_index
 from pipeline.packed import ENDS, NEXT_STEP, TABLE, Entry, Piece, blocks, hash_of, pieces_of, places_of, to_line
 from pipeline.progress import Progress, Tell
 from pipeline.verify import Damage, verify
@@ -56,11 +56,14 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     index = _moved(_without(index, damaged, "packed"), path.parent, out.parent)
     sources = [parts_folder(path) / name for name in index.files]
     _check_room(out, path.stat().st_size + sum(source.stat().st_size + _BESIDE for source in sources))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(out.parent)
     _remove_half_written(out)
-    with hdf5.writing(out, then=lambda aside: _fill(aside, sources, tell)) as file:
-        put_index(file, index)
-        _put_table(file, [_reserve(file, out, *named) for named in zip(index.files, sources, strict=True)])
+    write_index(
+        out,
+        index,
+        more=lambda file: _put_files(file, out, list(zip(index.files, sources, strict=True))),
+        then=lambda aside: _fill(aside, sources, tell),
+    )
     return Packed(out, len(sources) - 1, out.stat().st_size, damaged)
 
 
@@ -81,8 +84,8 @@ def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Te
     lost = {damage.name for damage in damaged}
     _check_room(out, _unpacked_size(index, lost))
     todo = [(name, video) for name, video in _contents(index) if video not in lost]
+    _make_folder(parts_folder(out) / "words")
     with locked(out):
-        (parts_folder(out) / "words").mkdir(exist_ok=True)
         for number, (name, video) in enumerate(todo, start=1):
             # In full just before it is copied: from the disk it comes once.
             reader.verify(video) if video else reader.verify_words()
@@ -96,6 +99,13 @@ def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Te
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out}: is there already. Choose another --out, or delete it first.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{folder}: cannot be made ({error.strerror}). Choose another --out.") from error
 
 
 def _refuse_damaged(path: Path, damaged: tuple[Damage, ...], *, without: bool) -> None:
@@ -137,7 +147,7 @@ def _check_room(out: Path, needed: int) -> None:
 def _remove_half_written(out: Path) -> None:
     """Takes away what a killed packing left: of a process that is gone, and untouched, since it may run elsewhere."""
     for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        pid = stray.suffixes[-2].removeprefix(".")
+        pid = stray.suffixes[-2].removeprefix(".").partition("-")[0]
         if pid.isdecimal() and not _runs(int(pid)) and time.time() - stray.stat().st_mtime > _UNTOUCHED_S:
             stray.unlink(missing_ok=True)
 
@@ -152,6 +162,13 @@ def _runs(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def _put_files(file: Any, out: Path, named: list[tuple[str, Path]]) -> None:
+    """Makes room for every file, and the table that says where."""
+    lines = [_reserve(file, out, name, source) for name, source in named]
+    file[TABLE] = np.frombuffer(b"".join(lines), np.uint8)
+    file[ENDS] = np.cumsum([len(line) for line in lines], dtype=np.int64)
 
 
 def _reserve(file: Any, out: Path, name: str, source: Path) -> bytes:
@@ -175,11 +192,6 @@ def _reserve(file: Any, out: Path, name: str, source: Path) -> bytes:
     pieces, shell = pieces_of(size, arrays, shell_at)
     listed = hdf5.Listed(str(out), attributes, here)
     return to_line(Entry(name, size, listed, pieces, shell, hash_of(source, [piece[::2] for piece in shell])))
-
-
-def _put_table(file: Any, lines: list[bytes]) -> None:
-    file[TABLE] = np.frombuffer(b"".join(lines), np.uint8)
-    file[ENDS] = np.cumsum([len(line) for line in lines], dtype=np.int64)
 
 
 def _fill(aside: Path, sources: list[Path], tell: Tell) -> None:

@@ -57,7 +57,11 @@ def test_parts_of_videos_that_left_are_listed_and_stay_until_asked(cache):
 def test_what_killed_runs_left_and_words_of_before_are_found(cache):
     folder = parts_folder(cache)
     (folder / "words" / f"{'a' * 64}.h5").write_bytes(CacheReader(cache).words_path.read_bytes())
-    strays = [folder / ".v_b.h5.12.tmp", folder / "words" / f".{'b' * 64}.h5.7.tmp", cache.parent / ".feats.h5.99.tmp"]
+    strays = [
+        folder / ".v_b.h5.12.tmp",
+        folder / "words" / f".{'b' * 64}.h5.7-0fe1.tmp",
+        cache.parent / ".feats.h5.99.tmp",
+    ]
     for stray in strays:
         stray.write_bytes(b"half")
     found = {one.path for one in collect(cache, delete=True).found}

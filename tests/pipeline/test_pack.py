@@ -371,6 +371,13 @@ def test_the_part_of_another_cache_is_not_written_over(packed, tmp_path):
         unpack(packed, out=out)
 
 
+@pytest.mark.parametrize("what", [pack, unpack])
+def test_a_place_where_no_folder_can_be_made_is_refused_in_a_sentence(cache, packed, tmp_path, what):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CacheError, match="cannot be made"):
+        what({pack: cache, unpack: packed}[what], out=tmp_path / "file" / "deep" / "x.h5")
+
+
 def test_unpacking_waits_for_nobody_who_is_writing_there(packed, tmp_path):
     out = tmp_path / "out" / "feats.h5"
     with CacheWriter(out, contents(), {}), pytest.raises(CacheError, match="another costl extract is writing"):
