@@ -496,7 +496,7 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
     \b
     Example:
         costl status feats.h5
-    With --json every video is listed.
+    With --json every video is listed. Whether videos have changed since: costl verify feats.h5 --videos dir/
     """
     from pipeline.cache import CacheReader
     from pipeline.history import in_words, last_run
@@ -513,25 +513,124 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("cache", type=ANY_PATH)
 @click.option("--quick", is_flag=True, help="Only sizes and first bytes: finds what is cut short, not a flipped bit.")
+@click.option("--videos", type=FOLDER, help="Compare the videos in this folder with those that were extracted, too.")
 @as_json
-def verify(cache: Path, quick: bool, as_json: bool) -> None:
+def verify(cache: Path, quick: bool, videos: Path | None, as_json: bool) -> None:
     """Reads every file of a cache and compares it with the checksum it was written with.
 
     \b
-    Example:
+    Examples:
         costl verify feats.h5
+        costl verify feats.h5 --quick --videos dir/
     Exit code 3: something is damaged. Delete those files and run costl extract (or import) again: it makes only them.
+    Exit code 1: nothing is damaged, but a video has changed since it was extracted, or is missing.
     """
     from pipeline.verify import verify
 
     with Bars() as show:
-        found = verify(cache, quick=quick, progress=show)
-    damaged = [vars(damage) for damage in found.damaged]
+        found = verify(cache, quick=quick, videos=videos, progress=show)
+    damaged, changed = [vars(damage) for damage in found.damaged], [vars(one) for one in found.changed]
     told = {"cache": cache, "checked": found.checked, "quick": quick, "damaged": damaged}
+    told |= {"videos": found.videos, "changed": changed} if videos else {}
     click.echo(json.dumps(told, indent=2, default=str) if as_json else found.table())
     if damaged:
-        say("Delete the damaged files and give the same costl extract or costl import again: it makes only them.")
+        say(found.next_step)
     raise SystemExit(found.exit_code)
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.argument("video", required=False)
+@as_json
+def inspect(cache: Path, video: str | None, as_json: bool) -> None:
+    """Says what is inside a cache: how its features were made, how many there are, and what they belong to.
+
+    \b
+    Examples:
+        costl inspect feats.h5
+        costl inspect feats.h5 holiday
+    With a VIDEO, called as in the annotations: its times, its tokens, and where its bytes lie.
+    """
+    from pipeline.inspecting import inspect_cache, inspect_video
+
+    found = inspect_video(cache, video) if video else inspect_cache(cache)
+    click.echo(json.dumps(found.facts, indent=2) if as_json else found.table())
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--out", required=True, type=ANY_PATH, help="The file to write.")
+@click.option(
+    "--without-damaged", is_flag=True, help="Leave out videos whose parts are damaged, and say so in their rows."
+)
+@as_json
+def pack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
+    """Makes one file of a cache, for moving; everything but costl extract reads it as it is.
+
+    \b
+    Examples:
+        costl pack feats.h5 --out feats.packed.h5
+        costl train --cache feats.packed.h5
+    Every part is compared with its checksum before anything is written. A run that was trained from the one can be
+    evaluated from the other.
+    """
+    from pipeline.pack import pack
+
+    with Bars() as show:
+        found = pack(cache, out=out, without_damaged=without_damaged, progress=show)
+    say(*(f"left out: {damage.name}: {damage.problem}" for damage in found.damaged))
+    say(f"{found.videos} videos and the words, {found.size_bytes / 1e6:.1f} MB.")
+    told = {"out": out, "videos": found.videos, "size_bytes": found.size_bytes}
+    told["damaged"] = [vars(damage) for damage in found.damaged]
+    click.echo(json.dumps(told, default=str) if as_json else out)
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--out", required=True, type=ANY_PATH, help="The index to write; its parts go into a folder beside it.")
+@click.option("--without-damaged", is_flag=True, help="Leave out what is damaged; costl extract then makes only that.")
+@as_json
+def unpack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
+    """Takes a packed file apart again, so that costl extract can add to it: every part as it was, byte for byte.
+
+    \b
+    Example:
+        costl unpack feats.packed.h5 --out feats.h5
+    Stopped, it goes on when it is called again. The packed file stays.
+    """
+    from pipeline.pack import unpack
+
+    with Bars() as show:
+        found = unpack(cache, out=out, without_damaged=without_damaged, progress=show)
+    say(*(f"left out: {damage.name}: {damage.problem}" for damage in found.damaged))
+    say(f"{found.videos} videos and the words.")
+    told = {"out": out, "videos": found.videos, "damaged": [vars(damage) for damage in found.damaged]}
+    click.echo(json.dumps(told, default=str) if as_json else out)
+
+
+@main.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--delete", is_flag=True, help="Delete them; without it they are only listed.")
+@as_json
+def gc(cache: Path, delete: bool, as_json: bool) -> None:
+    """Lists what lies beside a cache and belongs to it no more; with --delete, removes it.
+
+    \b
+    Examples:
+        costl gc feats.h5
+        costl gc feats.h5 --delete
+    These are parts of videos that left the folder, words of annotations that changed, and what killed runs left half-
+    written. What is not known to be CoSTL's own stays, and nothing is touched while costl extract is writing.
+    """
+    from pipeline.leftovers import collect
+
+    found = collect(cache, delete=delete)
+    told = {"cache": cache, "deleted": found.deleted, "size_bytes": found.size_bytes, "foreign": found.foreign}
+    told["found"] = [vars(one) for one in found.found]
+    click.echo(json.dumps(told, indent=2, default=str) if as_json else found.table())
+    say(*(f"left alone, not known to be a leftover: {path}" for path in found.foreign))
+    if found.found and not delete:
+        say(f"Nothing was deleted. To do so: costl gc {cache} --delete")
 
 
 @main.command()

@@ -3,6 +3,8 @@
 feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
 feats.h5.parts/<id>.h5          tokens [t 1+p c] in the form asked for, times_s float64 [t], as attributes what its row says
 feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
+
+A packed file (see packed.py) is read in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
-from pipeline.index import Contents, Index, VideoRow, read_index, seen_from, write_index
+from pipeline.index import Contents, Index, VideoRow, is_packed, read_index, seen_from, write_index
+from pipeline.packed import NEXT_STEP, check_entry
 from pipeline.parts import (
     Clips,
     Stored,
@@ -87,6 +90,9 @@ class CacheReader:
         self._tokens_at: dict[tuple[str, int], Stored] = {}
         self.words_path = words_folder(self.path) / index.words
         self._words: WordTable | None = None
+        self.table, self.words_name = index.table, index.words  # None where the parts lie beside the index
+        if self.table:
+            self.words_path = self.path
 
     def grid(self, video_id: str) -> Grid:
         """Which clip stands for which seconds of this video."""
@@ -126,7 +132,7 @@ class CacheReader:
 
     def words(self, query: str) -> Words:
         """The words of a query that was annotated when the cache was made. Raises CacheError for another one."""
-        table = self._table()
+        table = self.word_table()
         if query not in table:
             raise CacheError(
                 f"{self.path}: the query {query!r} was not extracted. Add its annotation and run costl extract."
@@ -139,8 +145,15 @@ class CacheReader:
             raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
         return self.contents.annotations[split]
 
+    def arrays(self, video_id: str) -> dict[str, hdf5.Location]:
+        """Where every array of a video lies, by its name in the part."""
+        with self._part(video_id) as part:
+            return dict(part.arrays) if self.table else hdf5.arrays_in(part)
+
     def part_path(self, video_id: str) -> Path:
-        """The file that holds a video's features."""
+        """The file that holds a video's features; a packed file holds those of all."""
+        if self.table:
+            return self.path
         return parts_folder(self.path) / self.row(video_id).part
 
     def verify(self, video_id: str, *, quick: bool = False) -> None:
@@ -149,30 +162,41 @@ class CacheReader:
         Raises CacheError when it is damaged or not the one that was indexed.
         """
         path, row = self.part_path(video_id), self.row(video_id)
+        if self.table:
+            entry = self.table.entry(row.part)  # refused unless all of it lies inside the file
+            if quick:
+                return
+            check_entry(path, entry)
         if quick:
             hdf5.check_header(path, least=part_bytes(row, self.contents))
             return
         with self._part(video_id) as file:
             layers, times_s = layers_in(file, row.clips, self.contents), times_in(file, row.clips)
         if checksum_of(layers, times_s) != row.checksum:
-            raise CacheError(
-                f"{path}: its content has changed since it was written. Delete it and run costl extract again."
-            )
+            what = f"{path}: {row.part} in it" if self.table else f"{path}: its content"
+            then = NEXT_STEP if self.table else "Delete it and run costl extract again."
+            raise CacheError(f"{what} has changed since it was written. {then}")
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""
-        if quick:
+        if self.table:
+            entry = self.table.entry(f"words/{self.words_name}")
+            if not quick:
+                check_entry(self.path, entry)
+        elif quick:
             hdf5.check_header(self.words_path)
-        else:
-            self._table().verify()
+        if not quick:
+            self.word_table().verify(self.words_name)
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would travel to another process as a copy of what it shows.
         return vars(self) | {"_words": None}
 
-    def _table(self) -> WordTable:
+    def word_table(self) -> WordTable:
+        """The words of all queries, by query; nothing of it is read before it is asked for."""
         if self._words is None:
-            self._words = WordTable(self.words_path)
+            listed = self.table.entry(f"words/{self.words_name}").listed if self.table else None
+            self._words = WordTable(self.words_path, listed)
         return self._words
 
     @property
@@ -182,6 +206,11 @@ class CacheReader:
 
     @contextlib.contextmanager
     def _part(self, video_id: str) -> Iterator[Any]:
+        if self.table:
+            listed = self.table.entry(self.row(video_id).part).listed
+            check_part(listed, self.digest)
+            yield listed
+            return
         path = self.part_path(video_id)
         hdf5.refuse_link(path)
         with hdf5.reading(path) as file:
@@ -324,6 +353,7 @@ def known_words(path: Path) -> dict[str, Words]:
 
 def refuse_if_busy(path: Path) -> None:
     """Raises CacheError at once when another process is writing the cache at `path`, or nobody may."""
+    _refuse_packed(path)
     if parts_folder(path).is_dir():
         with locked(path):
             pass
@@ -346,11 +376,20 @@ def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Raises CacheError naming every field in which the cache at `path` was made otherwise; a new path is fine."""
     if not path.exists():
         return
+    _refuse_packed(path)
     differences = explain_difference(read_index(path).contents.fingerprint, fingerprint)
     if differences:
         raise CacheError(
             f"{path} was made with other settings ({'; '.join(differences)}). "
             "Ask for the same, choose another --out, or delete it and its parts."
+        )
+
+
+def _refuse_packed(path: Path) -> None:
+    if path.is_file() and is_packed(path):
+        raise CacheError(
+            f"{path}: one packed file, which is complete and cannot be added to. Unpack it first: "
+            f"costl unpack {path} --out feats.h5"
         )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BROKEN = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
 _PAGE = 4096
+PLAIN_KINDS = "biufS"  # numpy's letters for what is nothing but its bytes
 _LARGEST_ATTRIBUTE = 1 << 16
+_MOST_NODES = 10_000
 # The superblock that libver="earliest" writes: signature, version 0 and what follows from it, ..., end of the file.
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 _HEAD = struct.Struct("<40sQ")
@@ -40,26 +43,49 @@ class Location:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        # In whole numbers: numpy's product would overflow on a made-up shape.
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def memmap(self) -> np.ndarray:
         """The array as a read-only memory map. Raises CacheError when the file is gone or has become shorter."""
         try:
-            return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+            found = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: gone or cut short since it was opened ({error}). Extract again.") from error
+        # Only what is smaller than a page may lie askew, which not every library can read.
+        return found if found.flags.aligned else np.array(found)
 
     def array(self) -> np.ndarray:
         """The same, also where there is nothing to map."""
         return self.memmap() if 0 not in self.shape else np.zeros(self.shape, self.dtype)
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that gets its name only when it is complete and on disk: written aside, fsynced, renamed.
+@dataclass(frozen=True)
+class Listed:
+    """A part inside a packed file, as the table of that file lists it: read like an open HDF5 file, with none opened."""
 
-    The same data give the same bytes. Raises CacheError when it cannot be written (disk full, no permission).
+    filename: str
+    attributes: Mapping[str, str | int | float]
+    arrays: Mapping[str, Location]
+
+    def array(self, name: str) -> Location:
+        """Where the array of this name lies. Raises CacheError when there is none."""
+        if name not in self.arrays:
+            raise CacheError(f"{self.filename}: expected data under {name!r}, found nothing. Pack it again.")
+        return self.arrays[name]
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, then: Callable[[Path], None] | None = None) -> Iterator[h5py.File]:
+    """A new HDF5 file that gets its name only when it is complete and on disk, as `publishing` does it.
+
+    `then` is given the closed file before that, to fill in what `reserve` set aside. The same data give the same bytes.
+    Raises CacheError when it cannot be written (disk full, no permission).
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with publishing(path) as aside:
         with _Patient(aside) as raw:
             # Whole pages, so that a memory map of a dataset is aligned.
             with h5py.File(
@@ -68,6 +94,19 @@ def writing(path: Path) -> Iterator[h5py.File]:
                 yield file
             if raw.refusal is not None:
                 raise raw.refusal
+        if then:
+            then(aside)
+
+
+@contextlib.contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """Where to write what will be called `path` when it is whole: written aside, fsynced, renamed.
+
+    Raises CacheError when it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
         _sync(aside)
         os.replace(aside, path)
         _sync(path.parent)
@@ -157,8 +196,12 @@ def put_attributes(file: h5py.File, values: Mapping[str, str | int | float]) -> 
         file.attrs[name] = _bytes(value) if isinstance(value, str) else value
 
 
-def get_attribute(file: h5py.File, name: str, kind: type) -> Any:
+def get_attribute(file: h5py.File | Listed, name: str, kind: type) -> Any:
     """One scalar attribute of this kind (str, int or float). Raises CacheError for anything else."""
+    if isinstance(file, Listed):
+        if type(file.attributes.get(name)) is not kind:
+            raise CacheError(f"{file.filename}: attribute {name!r} is not one {kind.__name__}. Pack it again.")
+        return file.attributes[name]
     letter = {str: "S", int: "i", float: "f"}[kind]
     if not h5py.h5a.exists(file.id, name.encode()):
         raise CacheError(f"{file.filename}: no attribute {name!r}. It was not made by costl extract.")
@@ -176,31 +219,96 @@ def put_text(group: h5py.Group, name: str, text: str) -> None:
     group.create_dataset(name, data=_bytes(text))
 
 
-def get_text(file: h5py.File, name: str) -> str:
+def get_text(file: h5py.File | Listed, name: str) -> str:
     """The text stored under this name. Raises CacheError for anything that is not one plain string inside the file."""
+    if isinstance(file, Listed):
+        return _text(_plain(file.array(name), name, kind="S", ndim=0))
     dataset = _dataset(file, name)
     _locate(dataset, kind="S", ndim=0)
     return bytes(dataset[()]).decode()
 
 
-def get_array(file: h5py.File, name: str, dtype: str, *, ndim: int) -> np.ndarray:
+def get_array(file: h5py.File | Listed, name: str, dtype: str, *, ndim: int) -> np.ndarray:
     """The array stored under this name. Raises CacheError for another type, another number of axes, or a bomb."""
+    if isinstance(file, Listed):
+        return np.array(locate_array(file, name, dtype, ndim=ndim).array())
     dataset = _dataset(file, name)
     _locate(dataset, kind=dtype, ndim=ndim)
     return np.asarray(dataset[()])
 
 
-def locate_array(file: h5py.File, name: str, dtype: str, *, ndim: int) -> Location:
+def locate_array(file: h5py.File | Listed, name: str, dtype: str, *, ndim: int) -> Location:
     """Where the array of this name lies, for a memory map. Raises CacheError as `get_array` does."""
+    if isinstance(file, Listed):
+        return _plain(file.array(name), name, kind=dtype, ndim=ndim)
     return _locate(_dataset(file, name), kind=dtype, ndim=ndim)
 
 
 def names_in(file: h5py.File, name: str) -> list[str]:
     """The names inside a group, sorted. Raises CacheError when it is no group of this very file."""
+    return sorted(group_in(file, name))
+
+
+def has(file: h5py.File, name: str) -> bool:
+    """Whether something, a link too, is called so at the top of the file."""
+    return file.get(name, getlink=True) is not None
+
+
+def group_in(file: h5py.File, name: str) -> h5py.Group:
+    """The group of this name. Raises CacheError when it is no group of this very file."""
     node = _walk(file, name)
     if not isinstance(node, h5py.Group):
         raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
-    return sorted(node)
+    return node
+
+
+def arrays_in(file: h5py.Group) -> dict[str, Location]:
+    """Every array of a file or group by its path, in groups as well, sorted.
+
+    Raises CacheError for links elsewhere, names for the same thing twice (and so cycles), and what is not plain bytes.
+    """
+    found: dict[str, Location] = {}
+    seen: set[Any] = set()
+    waiting = [(name, file) for name in file]
+    while waiting:
+        name, group = waiting.pop()
+        node = _walk(group, name.rpartition("/")[2])
+        token = h5py.h5o.get_info(node.id).addr
+        if token in seen or len(seen) >= _MOST_NODES:
+            raise CacheError(f"{file.file.filename}: {name!r} stands for what is there already. Extract again.")
+        seen.add(token)
+        if isinstance(node, h5py.Dataset):
+            found[name] = _place(node)
+        elif isinstance(node, h5py.Group):
+            waiting += [(f"{name}/{inner}", node) for inner in node]
+    return dict(sorted(found.items()))
+
+
+def scalars_in(file: h5py.Group) -> dict[str, str | int | float]:
+    """Every attribute of a file that is one text or finite number, sorted."""
+    kinds = {"S": str, "i": int, "u": int, "f": float}
+    found: dict[str, str | int | float] = {}
+    for name in sorted(file.attrs):
+        about = h5py.h5a.open(file.id, name.encode())
+        if about.shape == () and about.dtype.kind in kinds:
+            kind = kinds[about.dtype.kind]
+            value = int(file.attrs[name]) if kind is int else get_attribute(file, name, kind)
+            if kind is not float or math.isfinite(value):
+                found[name] = value
+    return found
+
+
+def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Makes an array that is filled in when the file is closed; -> where its bytes will lie. Groups on the way are made."""
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_obj_track_times(False)  # the same data give the same bytes
+    *above, last = name.split("/")
+    parent = group.require_group("/".join(above)) if above else group
+    made = h5py.h5d.create(parent.id, last.encode(), h5py.h5t.py_create(dtype), space, dcpl=how)
+    return int(made.get_offset() or 0) if 0 not in shape else 0
 
 
 def _errno(error: Exception) -> int | None:
@@ -250,7 +358,7 @@ def _walk(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(link, h5py.HardLink):
             found = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
-                f"{file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
+                f"{file.file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
             )
         node = node[part]
     return node
@@ -264,16 +372,29 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _locate(dataset: h5py.Dataset, *, kind: str, ndim: int) -> Location:
+    return _plain(_place(dataset), dataset.name, kind=kind, ndim=ndim)
+
+
+def _plain(found: Location, name: str, *, kind: str, ndim: int) -> Location:
+    right_type = found.dtype.kind == "S" if kind == "S" else found.dtype == np.dtype(kind)
+    if not right_type or len(found.shape) != ndim:
+        raise CacheError(
+            f"{found.path}: {name} is {found.dtype} {found.shape}, expected plain {kind} with {ndim} axes. Extract again."
+        )
+    return found
+
+
+def _place(dataset: h5py.Dataset) -> Location:
     path, shape, dtype = Path(dataset.file.filename), dataset.shape, dataset.dtype
-    refusal = f"{path}: {dataset.name} is {dtype} {shape}, expected plain {kind} with {ndim} axes. Extract again."
-    right_type = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
     plain = dataset.chunks is None and not dataset.is_virtual and not dataset.external
-    if shape is None or not right_type or len(shape) != ndim or not plain:
-        raise CacheError(refusal)
-    size = dtype.itemsize
-    for length in shape:  # in whole numbers: numpy's product would overflow on a made-up shape
-        size *= length
+    if shape is None or dtype.kind not in PLAIN_KINDS or not plain:
+        raise CacheError(f"{path}: {dataset.name} is {dtype} {shape}, expected plain bytes in the file. Extract again.")
+    size = Location(path, 0, shape, dtype).size
     offset = dataset.id.get_offset() if size else 0
     if offset is None or offset < 0 or offset + size > path.stat().st_size:
         raise CacheError(f"{path}: {dataset.name} claims {size} bytes that the file does not hold. Extract again.")
     return Location(path, offset, shape, dtype)
+
+
+def _text(found: Location) -> str:
+    return bytes(found.array()[()]).decode()

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from pipeline.features import Joint
 from pipeline.fingerprint import canonical
 from pipeline.forms import Form, form_in
 from pipeline.grid import Grid
+from pipeline.packed import GROUP, Table, read_table
 
 FORMAT = 1
 
@@ -123,17 +124,38 @@ def seen_from(folder: Path, weights: str) -> str:
     return f"{tag}{equals}{(folder / name).resolve()}" if name.startswith("./") else weights
 
 
+def seen_from_another(contents: Contents, old: Path, new: Path) -> Contents:
+    """The same contents for an index that moves from the folder `old` to `new` while videos and weights stay."""
+    if old.resolve() == new.resolve():
+        return contents
+    source = dict(contents.source)
+    tag, equals, name = source.get("weights", "").rpartition("=")
+    if name.startswith("./"):
+        seen = path_from(new, old / name)
+        source["weights"] = f"{tag}{equals}{seen if Path(seen).is_absolute() else f'./{seen}'}"
+    return replace(contents, videos=contents.videos and path_from(new, old / contents.videos), source=source)
+
+
 @dataclass(frozen=True)
 class Index:
-    """A whole index: `contents`, one row per video, and the name of the file that holds the words."""
+    """A whole index: `contents`, one row per video, and the name of the file that holds the words.
+
+    `table` says where all of it lies in a packed file; None where the parts lie beside the index.
+    """
 
     contents: Contents
     rows: list[VideoRow]
     words: str
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}\.h5", self.words):
             raise CacheError(f"cache: words in {self.words[:80]!r}. The index is foreign or damaged.")
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all that belongs to it, from the folder of parts: a part a row, then the words."""
+        return [*(row.part for row in self.rows if row.ok), f"words/{self.words}"]
 
 
 def read_index(path: Path) -> Index:
@@ -155,13 +177,32 @@ def read_index(path: Path) -> Index:
             form=_made(form_in, values=features),
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
-        return Index(contents, rows, hdf5.get_text(file, "words"))
+        index = Index(contents, rows, hdf5.get_text(file, "words"))
+        return replace(index, table=read_table(file, index.files))
 
 
-def write_index(path: Path, index: Index) -> None:
-    """Publishes a whole index under its name. Raises CacheError when it cannot be written."""
+def is_packed(path: Path) -> bool:
+    """Whether the file at `path` is a packed cache, for what is none at all, no."""
+    try:
+        with hdf5.reading(path) as file:
+            return hdf5.has(file, GROUP)
+    except CacheError:
+        return False
+
+
+def write_index(
+    path: Path,
+    index: Index,
+    *,
+    more: Callable[[Any], None] | None = None,
+    then: Callable[[Path], None] | None = None,
+) -> None:
+    """Publishes a whole index under its name; `more` puts more into the file, `then` is as in `hdf5.writing`.
+
+    Raises CacheError when it cannot be written.
+    """
     contents = index.contents
-    with hdf5.writing(path) as file:
+    with hdf5.writing(path, then=then) as file:
         hdf5.put_attributes(file, {"format": FORMAT})
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
         features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
@@ -174,6 +215,8 @@ def write_index(path: Path, index: Index) -> None:
             hdf5.put_text(annotations, split, text)
         _write_joint(file.create_group("joint"), contents.joint)
         hdf5.put_text(file, "words", index.words)
+        if more:
+            more(file)
 
 
 def _write_joint(group: Any, joint: Joint) -> None:

@@ -26,13 +26,15 @@ from pipeline.features import Words
 class WordTable(Mapping[str, Words]):
     """The words in a file, by query; nothing is read before it is asked for.
 
-    Raises CacheError for a file that is missing, foreign or damaged, and for words that are no numbers.
+    `listed` is the same file inside a packed one. Raises CacheError for a file that is missing, foreign or damaged, and
+    for words that are no numbers.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        hdf5.refuse_link(path)
-        with hdf5.reading(path) as file:
+    def __init__(self, path: Path, listed: hdf5.Listed | None = None):
+        self.path, self._listed = path, listed
+        if listed is None:
+            hdf5.refuse_link(path)
+        with self._opened() as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
             texts = json.loads(hdf5.get_text(file, "texts"))
             self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
@@ -65,15 +67,24 @@ class WordTable(Mapping[str, Words]):
     def __len__(self) -> int:
         return len(self._number)
 
-    def verify(self) -> None:
-        """Reads everything. Raises CacheError when it is not what the file is named after."""
-        with hdf5.reading(self.path) as file:
+    def counts(self) -> dict[str, int]:
+        """How many queries, tokens of all of them, channels of a token, and queries that lost their end."""
+        tokens, channels = self._tokens.shape
+        cut = int(np.count_nonzero(self._truncated))
+        return {"queries": len(self), "tokens": tokens, "channels": channels, "cut": cut}
+
+    def verify(self, name: str = "") -> None:
+        """Reads everything. Raises CacheError when it is not what the file (or `name`) is named after."""
+        with self._opened() as file:
             queries, texts = (hdf5.get_text(file, name) for name in ("queries", "texts"))
         found = _digest(queries, texts, self._tokens, self._ends, self._sentences, self._truncated)
-        if f"{found}.h5" != self.path.name:
+        if f"{found}.h5" != (name or self.path.name):
             raise CacheError(
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
             )
+
+    def _opened(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext(self._listed) if self._listed else hdf5.reading(self.path)
 
 
 def write_words(folder: Path, words: Mapping[str, Words]) -> str:

@@ -59,7 +59,20 @@ def here(world, tmp_path, monkeypatch) -> Path:
 
 def test_help_names_every_command_and_the_three_that_are_enough():
     result = costl("--help")
-    for command in ("extract", "import", "train", "evaluate", "status", "verify", "sample", "quickstart"):
+    for command in (
+        "extract",
+        "import",
+        "train",
+        "evaluate",
+        "status",
+        "verify",
+        "sample",
+        "quickstart",
+        "inspect",
+        "pack",
+        "unpack",
+        "gc",
+    ):
         assert command in result.stdout
         told = costl(command, "--help")
         assert told.exit_code == 0 and f"costl {command}" in told.stdout
