@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.cache import VideoRow
     from pipeline.extract import ExtractReport
     from pipeline.importing import ImportReport
+    from pipeline.merge import MergeReport
 
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
@@ -174,6 +175,16 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
 @click.option("--fps", type=float, help="Clips a second.  [default: 0.5]")
 @click.option("--workers", type=int, help="Decode processes.  [default: one a core]")
 @click.option("--batch", type=int, help="Frames encoded at once.")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="A Dask scheduler, as tcp://scheduler:8786, whose workers do the videos. Needs the extra: pip install 'costl[cluster]'",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Only the I-th of N shares of the videos, as 2/4; each into its own --out. Joined by costl merge.",
+)
 @device
 @as_json
 def extract(as_json: bool, **options: Any) -> None:
@@ -229,6 +240,30 @@ def import_(streams: tuple[str, ...], no_normalize: bool, as_json: bool, **optio
     with Bars() as show:
         report = import_features(**options, features=_named_folders(streams), normalize=not no_normalize, progress=show)
     _tell_import(report, as_json=as_json)
+    raise SystemExit(report.exit_code)
+
+
+@main.command()
+@click.argument("out", type=ANY_PATH)
+@click.argument("caches", type=ANY_PATH, nargs=-1, required=True)
+@as_json
+def merge(out: Path, caches: tuple[Path, ...], as_json: bool) -> None:
+    """Joins caches of the same settings, as costl extract --shard makes them, into the cache OUT.
+
+    \b
+    Example:
+        costl extract --videos dir/ --shard 1/2 --out a.h5     # one machine
+        costl extract --videos dir/ --shard 2/2 --out b.h5     # another
+        costl merge feats.h5 a.h5 b.h5
+    From all shares it makes what one machine would have made, byte for byte. Parts are hard links where the file system
+    can, otherwise verified copies. Interrupted, or with a share that comes later, the same command goes on.
+    Exit code 1: joined, but some videos have no features. 3: caches that differ, named.
+    """
+    from pipeline.merge import merge
+
+    with Bars() as show:
+        report = merge(out, caches, progress=show)
+    _tell_merge(report, as_json=as_json)
     raise SystemExit(report.exit_code)
 
 
@@ -605,6 +640,19 @@ def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
     found = {"cache": str(report.cache), "done": report.done, "skipped": report.skipped}
     failed = [_plain(row) for row in report.failed]
     click.echo(json.dumps(found | {"failed": failed, "truncated": report.truncated}) if as_json else report.cache)
+
+
+def _tell_merge(report: MergeReport, *, as_json: bool) -> None:
+    say(*(f"{row.status}: {row.name}: {row.reason}" for row in report.failed[:FAILURES_SHOWN]))
+    if len(report.failed) > FAILURES_SHOWN:
+        say(f"... and {len(report.failed) - FAILURES_SHOWN} more (costl status {report.cache}).")
+    say(*report.notes)
+    say(
+        f"{report.videos} videos with features, {len(report.failed)} without; "
+        f"{report.linked} parts linked, {report.copied} copied."
+    )
+    failed = [_plain(row) for row in report.failed]
+    click.echo(json.dumps(vars(report) | {"failed": failed}, default=str) if as_json else report.cache)
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:

@@ -119,6 +119,10 @@ class CacheReader:
             )
         return table[query]
 
+    def all_words(self) -> Mapping[str, Words]:
+        """The words of every query, by query; read when they are asked for."""
+        return self._table()
+
     def annotations(self, split: str) -> str:
         """The JSONL text of a split. Raises CacheError naming the splits there are."""
         if split not in self.contents.annotations:
@@ -181,6 +185,7 @@ class CacheWriter:
     Entering takes the lock and removes what a killed run left half-written. From the first `write_index` on the index
     is published every few seconds, and once more on leaving, by an exception too. Raises CacheError when the cache on
     disk was made with another fingerprint (naming each field), when another process is writing, when the disk is full.
+    One that is never entered writes parts alone: a worker's, whose client holds the lock and `adopt`s its rows.
     """
 
     def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, Words]):
@@ -254,6 +259,13 @@ class CacheWriter:
         self._add(row)
         return row
 
+    def adopt(self, row: VideoRow) -> VideoRow:
+        """Takes over what another process found out. Raises CacheError unless the part it speaks of is here."""
+        if row.ok and read_row(self.parts / row.part, self._contents) != row:
+            raise CacheError(f"{self.parts / row.part}: not the part that was told of. Run costl extract again.")
+        self._add(row)
+        return row
+
     def note(self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = "") -> VideoRow:
         """Notes that a video has no features (yet), and why."""
         row = VideoRow(video_id, status, name or video_id, reason=reason, content_hash=content_hash)
@@ -321,6 +333,7 @@ def _lock(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise CacheError(
-            f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out."
+            f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out; processes that "
+            "share a folder by --shard each need one of their own (costl merge joins them)."
         ) from error
     return descriptor

@@ -18,10 +18,11 @@ from pipeline.cache import (
     parts_folder,
     refuse_if_busy,
 )
-from pipeline.clip import Clip, load_clip
+from pipeline.clip import TEXT_BATCH, Clip, load_clip
+from pipeline.cluster import agree_on_precision, extract_on_cluster
 from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
-from pipeline.index import path_from, told_from
+from pipeline.index import path_from, seen_from, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
     ExtractSettings,
@@ -33,6 +34,8 @@ from pipeline.settings import (
     read_settings,
     settings_folder,
 )
+from pipeline.shards import parse_share, refuse_others
+from pipeline.station import Order
 from pipeline.videos import Video, content_hash, find_videos, safe_id
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
@@ -73,6 +76,8 @@ def extract(
     workers: int | None = None,
     batch: int | None = None,
     time_limit_s: float = 30.0,
+    cluster: str | None = None,
+    shard: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExtractReport:
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
@@ -81,8 +86,10 @@ def extract(
     `weights` and `fps` win over the costl.yaml of the annotations' folder, which takes the place of the videos'. With
     `allow_missing_videos`, annotated videos that are not there become rows of status "missing". `workers` decode processes
     (default: one a core), `batch` frames encoded at once. Videos that are finished are not decoded again; a video
-    that cannot be decoded becomes a row, and the rest goes on. Raises UsageError for what is wrong with the input,
-    CacheError for a cache of other settings, damaged or busy, CostlError after 20 failures in a row.
+    that cannot be decoded becomes a row, and the rest goes on. `cluster`: address of a Dask scheduler whose workers do
+    the videos. `shard`, such as "2/4": only that share of the folder and its annotations, to be joined by `merge`.
+    Raises UsageError for what is wrong with the input, CacheError for a cache of other settings, damaged or busy,
+    CostlError after 20 failures in a row.
     """
     tell = progress or (lambda _: None)
     found = _find(videos)
@@ -91,9 +98,21 @@ def extract(
     settings = _resolve(from_folder.extract, model=model, weights=weights, fps=fps)
     texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
     _check_counts(workers=workers, batch=batch)
+    absent, place = missing_videos(texts, (video.path.stem for video in found)), found[0].path.parent
+    share_of: Mapping[str, Any] = {}
+    if shard:
+        share = parse_share(shard)
+        refuse_others(out, share)
+        texts, share_of = share.cut(texts)
+        found = [video for video in found if share.holds(video.id)]
+        absent = [name for name in absent if share.holds(safe_id(name))]
     refuse_if_busy(out)
+    if cluster:
+        precision = agree_on_precision(cluster, device=device, precision=precision, workers=workers)
     tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    clip = load_clip(settings.model, settings.weights, device=device, precision=precision)
+    # On a cluster the device is the workers'; here only sentences are encoded.
+    here = "auto" if cluster else device
+    clip = load_clip(settings.model, settings.weights, device=here, precision=precision)
     contents = Contents(
         fingerprint=clip.fingerprint() | {"fps": float(settings.fps)},
         fps=float(settings.fps),
@@ -101,41 +120,46 @@ def extract(
         joint=clip.joint,
         annotations=texts,
         settings=from_folder.train,
-        videos=path_from(out.parent, found[0].path.parent),
+        videos=path_from(out.parent, place),
         source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
+        share=share_of,
     )
     check_fingerprint(out, contents.fingerprint)
-    words = encode_queries(clip, queries_in(texts), out, tell)
+    words = encode_queries(clip, queries_in(texts), out, tell, even=True)
     with CacheWriter(out, contents, words) as writer:
-        absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
+        failed = [_note_missing(writer, name) for name in absent]
         skipped = _keep_finished(found, writer, tell)
         missing = [video for video in found if video.id not in skipped]
-        rows = extract_into(
-            writer,
-            missing,
-            clip=clip,
-            fps=contents.fps,
-            workers=workers,
-            batch=batch,
-            time_limit_s=time_limit_s,
-            tell=tell,
-        )
+        options: dict[str, Any] = {"batch": batch, "time_limit_s": time_limit_s}
+        if cluster:
+            weights = seen_from(out.parent, contents.source["weights"])
+            order = Order(settings.model, weights, device, dict(contents.fingerprint), options)
+            rows = extract_on_cluster(cluster, writer, missing, order=order, tell=tell)
+        else:
+            rows = extract_into(writer, missing, clip=clip, fps=contents.fps, workers=workers, tell=tell, **options)
     return ExtractReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
         skipped=tuple(video.path.stem for video in found if video.id in skipped),
-        failed=(*absent, *(row for row in rows if not row.ok)),
+        failed=(*failed, *(row for row in rows if not row.ok)),
         truncated=tuple(query for query, one in words.items() if one.truncated),
     )
 
 
-def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
+def encode_queries(
+    clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None], *, even: bool = False
+) -> dict[str, Words]:
+    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept.
+
+    With `even`, CLIP gets batches of one size, the last one filled up: the last bits of a word depend on how many sentences
+    are encoded at once, and must not depend on what else was annotated.
+    """
     known = {query: words for query, words in known_words(out).items() if words.texts}
     new = [query for query in queries if query not in known]
     for start in range(0, len(new), _QUERIES_AT_ONCE):
         some = new[start : start + _QUERIES_AT_ONCE]
-        known |= dict(zip(some, clip.encode_text(some), strict=True))
+        fill = some[:1] * (-len(some) % TEXT_BATCH) if even else []
+        known |= dict(zip(some, clip.encode_text([*some, *fill]), strict=False))
         tell(Progress("words", start + len(some), len(new)))
     return {query: known[query] for query in queries}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,16 +52,17 @@ def writing(path: Path) -> Iterator[h5py.File]:
 
     The same data give the same bytes. Raises CacheError when it cannot be written (disk full, no permission).
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Another machine may have a process of the same number.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         # Whole pages, so that a memory map of a dataset is aligned.
         with h5py.File(
             aside, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
         ) as file:
             yield file
-        _sync(aside)
+        sync(aside)
         os.replace(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise CacheError(
             f"{path}: cannot be written ({error}). Check free space and permissions; what was finished is kept."
@@ -165,7 +167,8 @@ def _bytes(text: str) -> np.ndarray:
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
     # Windows can neither open a folder nor needs to.
     if path.is_dir() and os.name == "nt":
         return
