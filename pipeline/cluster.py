@@ -246,6 +246,8 @@ def _run_folder(parts: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for stray in parts.glob(".*.tmp"):  # of workers that were lost
+            stray.unlink(missing_ok=True)
 
 
 def _refuse_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
