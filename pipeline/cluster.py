@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+from joblib.parallel import get_active_backend
 
 from pipeline import station
 from pipeline.cache import CacheWriter, VideoRow
@@ -130,6 +131,7 @@ class _Cluster:
         """What comes back, as it comes."""
         with self._forgiving(), self._watched() as watch:
             with joblib.parallel_config("dask", client=self._client):
+                _never_here()
                 # All at once, not as many as there are workers now: more may come.
                 parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered", pre_dispatch="all")
                 made = parallel(joblib.delayed(station.extract_one)(order, video) for video in videos)
@@ -248,6 +250,13 @@ def _run_folder(parts: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         for stray in parts.glob(".*.tmp"):  # of workers that were lost
             stray.unlink(missing_ok=True)
+
+
+def _never_here() -> None:
+    """joblib does the tasks of a cluster of one thread in this process instead, unless it believes there are two."""
+    backend, _ = get_active_backend()
+    threads = backend.effective_n_jobs
+    backend.effective_n_jobs = lambda n_jobs: max(2, threads(n_jobs))
 
 
 def _refuse_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
