@@ -163,14 +163,16 @@ def _in_turn(split: str, readers: Sequence[CacheReader]) -> str:
     owner: dict[str, tuple[Any, CacheReader]] = {}
     for reader in readers:
         earlier = dict(owner)
-        for line in reader.contents.annotations.get(split, "").split("\n"):
-            row = json.loads(line) if line.strip() else None
-            if row is None:
+        for line in lines_of(reader.contents.annotations.get(split, "")):
+            if not line.strip():
+                kept += [line] if reader is readers[0] else []
                 continue
+            row = json.loads(line)
             qid = json.dumps(row["qid"])
             if qid not in earlier:
                 owner[qid] = row, reader
-                kept.append(f"{line}\n")
+                kept += ["\n"] if kept and not kept[-1].endswith("\n") else []
+                kept.append(line)
             elif earlier[qid][0] != row:
                 raise CacheError(
                     f"{split}.jsonl: qid {qid} is one annotation in {earlier[qid][1].path} and another in {reader.path}. "
