@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.cache import VideoRow
     from pipeline.extract import ExtractReport
     from pipeline.importing import ImportReport
+    from pipeline.merge import MergeReport
 
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
@@ -219,6 +220,16 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
     show_default=True,
     help="cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1; auto: a GPU if there is one.",
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="A Dask scheduler, as tcp://scheduler:8786, whose workers do the videos. Needs the extra: pip install 'costl[cluster]'",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Only the I-th of N shares of the videos, as 2/4; each into its own --out. Joined by costl merge.",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing until the end but what failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines while it runs; the last one is done.")
 def extract(as_json: bool, quiet: bool, **options: Any) -> None:
@@ -284,6 +295,30 @@ def import_(streams: tuple[str, ...], no_normalize: bool, as_json: bool, **optio
     with Bars() as show:
         report = import_features(**options, features=_named_folders(streams), normalize=not no_normalize, progress=show)
     _tell_import(report, as_json=as_json)
+    raise SystemExit(report.exit_code)
+
+
+@main.command()
+@click.argument("out", type=ANY_PATH)
+@click.argument("caches", type=ANY_PATH, nargs=-1, required=True)
+@as_json
+def merge(out: Path, caches: tuple[Path, ...], as_json: bool) -> None:
+    """Joins caches of the same settings, as costl extract --shard makes them, into the cache OUT.
+
+    \b
+    Example:
+        costl extract --videos dir/ --shard 1/2 --out a.h5     # one machine
+        costl extract --videos dir/ --shard 2/2 --out b.h5     # another
+        costl merge feats.h5 a.h5 b.h5
+    From all shares it makes what one machine would have made, byte for byte. Parts are hard links where the file system
+    can, otherwise verified copies. Interrupted, or with a share that comes later, the same command goes on.
+    Exit code 1: joined, but some videos have no features. 3: caches that differ, named.
+    """
+    from pipeline.merge import merge
+
+    with Bars() as show:
+        report = merge(out, caches, progress=show)
+    _tell_merge(report, as_json=as_json)
     raise SystemExit(report.exit_code)
 
 
@@ -874,6 +909,19 @@ def _add_words(*, as_json: bool) -> int:
     say(f"{added.new} queries encoded, {added.known} were there already.")
     click.echo(json.dumps(asdict(added), default=str) if as_json else added.cache)
     return added.exit_code
+
+
+def _tell_merge(report: MergeReport, *, as_json: bool) -> None:
+    say(*(f"{row.status}: {row.name}: {row.reason}" for row in report.failed[:FAILURES_SHOWN]))
+    if len(report.failed) > FAILURES_SHOWN:
+        say(f"... and {len(report.failed) - FAILURES_SHOWN} more (costl status {report.cache}).")
+    say(*report.notes)
+    say(
+        f"{report.videos} videos with features, {len(report.failed)} without; "
+        f"{report.linked} parts linked, {report.copied} copied."
+    )
+    failed = [_plain(row) for row in report.failed]
+    click.echo(json.dumps(vars(report) | {"failed": failed}, default=str) if as_json else report.cache)
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:

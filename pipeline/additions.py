@@ -84,7 +84,7 @@ def add_words(
         contents = replace(index.contents, annotations=texts)
         if new:
             clip, contents = _load(cache, contents, weights, device, tell)
-            kept |= encode_new(clip, new, tell)
+            kept |= encode_new(clip, new, tell, even=True)
         rows = [*index.rows, *_rows_of(lost, index.rows)]
         _publish(cache, Index(contents, sorted(rows, key=lambda row: row.id), index.words), kept)
     asked = queries_in(added)

@@ -139,6 +139,10 @@ class CacheReader:
             )
         return table[query]
 
+    def all_words(self) -> Mapping[str, Words]:
+        """The words of every query, by query; read when they are asked for."""
+        return self._table()
+
     def annotations(self, split: str) -> str:
         """The JSONL text of a split. Raises CacheError naming the splits there are."""
         if split not in self.contents.annotations:
@@ -224,6 +228,7 @@ class CacheWriter:
     Entering takes the lock and removes what a killed run left half-written. From the first `write_index` on the index
     is published every few seconds, and once more on leaving, by an exception too. Raises CacheError when the cache on
     disk was made with another fingerprint (naming each field), when another process is writing, when the disk is full.
+    One that is never entered writes parts alone: a worker's, whose client holds the lock and `adopt`s its rows.
     """
 
     def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, Words]):
@@ -308,6 +313,13 @@ class CacheWriter:
         )
         part = self.parts / said.part
         row = write_part(part, said, self._digest, form=form, tokens=layers, times_s=times_s)
+        self._add(row)
+        return row
+
+    def adopt(self, row: VideoRow) -> VideoRow:
+        """Takes over what another process found out. Raises CacheError unless the part it speaks of is here."""
+        if row.ok and read_row(self.parts / row.part, self._contents) != row:
+            raise CacheError(f"{self.parts / row.part}: not the part that was told of. Run costl extract again.")
         self._add(row)
         return row
 
@@ -402,6 +414,7 @@ def _lock(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise CacheError(
-            f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out."
+            f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out; processes that "
+            "share a folder by --shard each need one of their own (costl merge joins them)."
         ) from error
     return descriptor

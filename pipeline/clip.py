@@ -23,7 +23,7 @@ from pipeline.weights import Source, build, find_source, hash_of
 __all__ = ["Clip", "Joint", "Words", "load_clip", "load_clips", "pick_device"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_TEXT_BATCH = 64
+TEXT_BATCH = 64
 _SAME = 1e-4  # largest difference of unit-length features that counts as the same in float32
 
 
@@ -180,8 +180,8 @@ class Clip:
 
     def encode_text(self, texts: Sequence[str]) -> list[Words]:
         """One Words for each sentence. Raises UsageError for a sentence without a word in it."""
-        batches = range(0, len(texts), _TEXT_BATCH)
-        return [words for start in batches for words in self._encode_texts(texts[start : start + _TEXT_BATCH])]
+        batches = range(0, len(texts), TEXT_BATCH)
+        return [words for start in batches for words in self._encode_texts(texts[start : start + TEXT_BATCH])]
 
     @torch.inference_mode()
     def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n *layers tokens c"]:

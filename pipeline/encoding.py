@@ -23,6 +23,7 @@ from pipeline.cache import CacheWriter, VideoRow
 from pipeline.clip import Clip
 from pipeline.decoding import Job
 from pipeline.device import Encoder
+from pipeline.effort import Effort
 from pipeline.errors import CostlError
 from pipeline.how import How
 from pipeline.meter import Meter
@@ -39,27 +40,24 @@ def extract_into(
     writer: CacheWriter,
     videos: Sequence[Video],
     *,
-    clip: Clip,
-    others: Sequence[Clip] = (),
+    clips: Sequence[Clip],
     fps: float,
     how: How,
-    workers: int | None = None,
-    batch: int | None = None,
-    compiled: bool = False,
-    time_limit_s: float = 30.0,
+    effort: Effort | None = None,
     meter: Meter | None = None,
     tell: Callable[[Progress], None],
 ) -> list[VideoRow]:
     """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished.
 
-    `others`: the same CLIP on further devices; frames go to whichever is free. `meter` counts, for a caller who wants to
-    know more. Raises CostlError after too many failures in a row or when a device fails, CacheError when the disk does;
+    `clips`: one and the same CLIP on every device; frames go to whichever is free. `meter` counts, for a caller who wants
+    to know more. Raises CostlError after too many failures in a row or when a device fails, CacheError when the disk does;
     what was finished is kept.
     """
     if not videos:
         return []
-    run = _Run([clip, *others], writer, videos, batch=batch, compiled=compiled, meter=meter or Meter(), tell=tell)
-    run.work(fps=fps, how=how, processes=workers or cores(), time_limit_s=time_limit_s)
+    effort = effort or Effort()
+    run = _Run(clips, writer, videos, effort=effort, meter=meter or Meter(), tell=tell)
+    run.work(fps=fps, how=how, processes=effort.workers or cores(), time_limit_s=effort.time_limit_s)
     return run.rows
 
 
@@ -77,8 +75,7 @@ class _Run:
         writer: CacheWriter,
         videos: Sequence[Video],
         *,
-        batch: int | None,
-        compiled: bool,
+        effort: Effort,
         meter: Meter,
         tell: Callable[[Progress], None],
     ):
@@ -92,8 +89,8 @@ class _Run:
         self._encoders = [
             Encoder(
                 clip,
-                batch=batch,
-                compiled=compiled,
+                batch=effort.batch,
+                compiled=effort.compiled,
                 chunks=self._chunks,
                 give=self._saver.tokens,
                 stop=self._stop,

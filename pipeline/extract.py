@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from pipeline.cache import (
     parts_folder,
     refuse_if_busy,
 )
-from pipeline.clip import Clip, load_clips
+from pipeline.clip import TEXT_BATCH, Clip, load_clips
+from pipeline.cluster import agree_on_precision, extract_on_cluster
 from pipeline.decoders import resolve
+from pipeline.effort import Effort
 from pipeline.encoding import cores, extract_into
 from pipeline.errors import UsageError
 from pipeline.history import recorded
 from pipeline.how import How
-from pipeline.index import path_from, read_index, told_from
+from pipeline.index import path_from, read_index, seen_from, told_from
 from pipeline.progress import Progress
 from pipeline.settings import (
     ExtractSettings,
@@ -37,6 +39,8 @@ from pipeline.settings import (
     settings_folder,
     without_patches,
 )
+from pipeline.shards import parse_share, refuse_others
+from pipeline.station import Order
 from pipeline.videos import Video, content_hash, find_videos, safe_id
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
@@ -79,6 +83,8 @@ def extract(
     batch: int | None = None,
     compiled: bool = False,
     time_limit_s: float = 30.0,
+    cluster: str | None = None,
+    shard: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     **chosen: Any,
 ) -> ExtractReport:
@@ -87,89 +93,76 @@ def extract(
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. What decides
     the features are the fields of `ExtractSettings`: those `chosen` here (None: not) win over the costl.yaml of the
     annotations' folder, which takes the place of the videos'. With `allow_missing_videos`, annotated videos that are not
-    there become rows of status "missing". `workers` decode processes (default: one a core), `batch` frames encoded at once,
-    `device` one or several, as "cuda:0,cuda:1", `compiled` after a minute of compiling, where that is possible. Each run
-    leaves a line in OUT.runs.jsonl. Videos that are finished are not decoded again; a video that cannot be decoded becomes
-    a row, and the rest goes on. Raises UsageError for what is wrong with the input, CacheError for a cache of other
-    settings, damaged or busy, CostlError after 20 failures in a row or when a device fails.
+    there become rows of status "missing". `device`: one or several, as "cuda:0,cuda:1"; for `workers`, `batch`, `compiled`
+    and `time_limit_s` see `encoding.Effort`. `cluster`: address of a Dask scheduler whose workers do the videos. `shard`,
+    such as "2/4": only that share of the folder and its annotations, to be joined by `merge`. Each run leaves a line in
+    OUT.runs.jsonl. Videos that are finished are not decoded again; one that cannot be decoded becomes a row, and the rest
+    goes on. Raises UsageError for what is wrong with the input, CacheError for a cache of other settings, damaged or busy,
+    CostlError after 20 failures in a row or when a device fails.
     """
     tell = progress or (lambda _: None)
-    found = _find(videos)
-    folder = data_folder(videos)
-    from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(from_folder.extract, **chosen)
-    texts = _annotations(annotations, folder, found, allow_missing=allow_missing_videos)
-    _check_counts(workers=workers, batch=batch)
-    decoder, patches = resolve(settings.decoder), settings.tokens == "all"
+    asked = _asked(videos, annotations, chosen, allow_missing=allow_missing_videos)
+    if shard:
+        asked = _share_of(asked, shard, out)
+    effort = Effort(workers=workers, batch=batch, compiled=compiled, time_limit_s=time_limit_s)
     refuse_if_busy(out)
-    tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    clip, *others = clips = load_clips(
-        settings.model,
-        settings.weights,
-        devices=device,
-        precision=precision,
-        layers=settings.layers,
-        patches=patches,
-    )
-    target = clip.preprocess.target if settings.resize == "decoder" else None
-    how = How(decoder, settings.sampling, target)
-    contents = Contents(
-        fingerprint=clip.fingerprint() | how.fingerprint() | asdict(settings.form) | {"fps": float(settings.fps)},
-        fps=float(settings.fps),
-        patch_grid=clip.patch_grid,
-        joint=clip.joint,
-        annotations=texts,
-        settings=from_folder.train if patches else without_patches(from_folder.train),
-        form=settings.form,
-        videos=path_from(out.parent, found[0].path.parent),
-        source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
-    )
+    if cluster:
+        precision = agree_on_precision(cluster, device=device, precision=precision, workers=workers)
+    # On a cluster the device is the workers'; here only sentences are encoded.
+    clips = _load(asked.settings, "auto" if cluster else device, precision, tell)
+    how = _how(asked.settings, clips[0])
+    contents = _contents(asked, clips[0], how, out)
     check_fingerprint(out, contents.fingerprint)
-    dropped = _dropped_splits(out, texts)
-    words = encode_queries(clip, queries_in(texts), out, tell)
+    dropped = _dropped_splits(out, asked.texts)
+    words = encode_queries(clips[0], queries_in(asked.texts), out, tell, even=True)
     with CacheWriter(out, contents, words) as writer, recorded(out, clips) as meter:
-        absent = [_note_missing(writer, name) for name in missing_videos(texts, (video.path.stem for video in found))]
-        skipped, changed = _keep_finished(found, writer, tell)
-        missing = [video for video in found if video.id not in skipped]
-        meter.videos |= {"skipped": len(skipped), "missing": len(absent)}
-        rows = extract_into(
-            writer,
-            missing,
-            clip=clip,
-            others=others,
-            fps=contents.fps,
-            how=how,
-            workers=workers,
-            batch=batch,
-            compiled=compiled,
-            meter=meter,
-            time_limit_s=time_limit_s,
-            tell=tell,
-        )
+        failed = [_note_missing(writer, name) for name in asked.absent]
+        skipped, changed = _keep_finished(asked.videos, writer, tell)
+        todo = [video for video in asked.videos if video.id not in skipped]
+        meter.videos |= {"skipped": len(skipped), "missing": len(failed)}
+        if cluster:
+            weights = seen_from(out.parent, contents.source["weights"])
+            order = Order(asked.settings.model, weights, device, dict(contents.fingerprint), contents.form, how, effort)
+            rows = extract_on_cluster(cluster, writer, todo, order=order, tell=tell)
+            meter.videos.update(row.status for row in rows)
+        else:
+            rows = extract_into(
+                writer, todo, clips=clips, fps=contents.fps, how=how, effort=effort, meter=meter, tell=tell
+            )
     return ExtractReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
-        skipped=tuple(video.path.stem for video in found if video.id in skipped),
-        failed=(*absent, *(row for row in rows if not row.ok)),
+        skipped=tuple(video.path.stem for video in asked.videos if video.id in skipped),
+        failed=(*failed, *(row for row in rows if not row.ok)),
         truncated=tuple(query for query, one in words.items() if one.truncated),
         changed=tuple(changed),
         dropped=dropped,
     )
 
 
-def encode_queries(clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept."""
+def encode_queries(
+    clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None], *, even: bool = False
+) -> dict[str, Words]:
+    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept.
+
+    For `even` see `encode_new`.
+    """
     known = {query: words for query, words in known_words(out).items() if words.texts}
-    known |= encode_new(clip, [query for query in queries if query not in known], tell)
+    known |= encode_new(clip, [query for query in queries if query not in known], tell, even=even)
     return {query: known[query] for query in queries}
 
 
-def encode_new(clip: Clip, queries: list[str], tell: Callable[[Progress], None]) -> dict[str, Words]:
-    """The words of these queries. Raises UsageError for one without a word in it."""
+def encode_new(clip: Clip, queries: list[str], tell: Callable[[Progress], None], *, even: bool) -> dict[str, Words]:
+    """The words of these queries. Raises UsageError for one without a word in it.
+
+    With `even`, CLIP gets batches of one size, the last one filled up: the last bits of a word depend on how many sentences
+    are encoded at once, and must not depend on what else was annotated.
+    """
     found: dict[str, Words] = {}
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[start : start + _QUERIES_AT_ONCE]
-        found |= dict(zip(some, clip.encode_text(some), strict=True))
+        fill = some[:1] * (-len(some) % TEXT_BATCH) if even else []
+        found |= dict(zip(some, clip.encode_text([*some, *fill]), strict=False))
         tell(Progress("words", start + len(some), len(queries)))
     return found
 
@@ -177,6 +170,84 @@ def encode_new(clip: Clip, queries: list[str], tell: Callable[[Progress], None])
 def missing_row(name: str) -> VideoRow:
     """The row of a video that is annotated and nowhere to be found."""
     return VideoRow(safe_id(name), "missing", name, reason="annotated, but its video is not there.")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run is to do: its videos and where they lie, those that are `absent`, the annotations, what decides the
+    features (`settings`), what the data folder asks of `training`, and which `share` of the folder this is."""
+
+    videos: list[Video]
+    place: Path
+    absent: list[str]
+    texts: Mapping[str, str]
+    settings: ExtractSettings
+    training: Mapping[str, Any]
+    share: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _asked(
+    videos: Path,
+    annotations: Path | Mapping[str, str] | None,
+    chosen: Mapping[str, Any],
+    *,
+    allow_missing: bool,
+) -> _Asked:
+    found, folder = _find(videos), data_folder(videos)
+    from_folder = read_settings(settings_folder(folder, annotations))
+    settings = _resolve(from_folder.extract, **chosen)
+    texts = _annotations(annotations, folder, found, allow_missing=allow_missing)
+    absent = missing_videos(texts, (video.path.stem for video in found))
+    return _Asked(found, found[0].path.parent, absent, texts, settings, from_folder.train)
+
+
+def _share_of(asked: _Asked, shard: str, out: Path) -> _Asked:
+    share = parse_share(shard)
+    refuse_others(out, share)
+    texts, share_of = share.cut(asked.texts)
+    return replace(
+        asked,
+        videos=[video for video in asked.videos if share.holds(video.id)],
+        absent=[name for name in asked.absent if share.holds(safe_id(name))],
+        texts=texts,
+        share=share_of,
+    )
+
+
+def _load(
+    settings: ExtractSettings, devices: str, precision: str | None, tell: Callable[[Progress], None]
+) -> list[Clip]:
+    tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
+    form = settings.form
+    return load_clips(
+        settings.model,
+        settings.weights,
+        devices=devices,
+        precision=precision,
+        layers=form.layers,
+        patches=form.patches,
+    )
+
+
+def _how(settings: ExtractSettings, clip: Clip) -> How:
+    target = clip.preprocess.target if settings.resize == "decoder" else None
+    return How(resolve(settings.decoder), settings.sampling, target)
+
+
+def _contents(asked: _Asked, clip: Clip, how: How, out: Path) -> Contents:
+    settings, form = asked.settings, asked.settings.form
+    return Contents(
+        fingerprint=clip.fingerprint() | how.fingerprint() | asdict(form) | {"fps": float(settings.fps)},
+        fps=float(settings.fps),
+        patch_grid=clip.patch_grid,
+        joint=clip.joint,
+        annotations=asked.texts,
+        settings=asked.training if form.patches else without_patches(asked.training),
+        form=form,
+        videos=path_from(out.parent, asked.place),
+        source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
+        share=asked.share,
+    )
 
 
 def _find(videos: Path) -> list[Video]:
@@ -207,12 +278,6 @@ def _annotations(
 def _note_missing(writer: CacheWriter, name: str) -> VideoRow:
     row = missing_row(name)
     return writer.note(row.id, name=row.name, status=row.status, reason=row.reason)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"{name} is {count}, expected at least 1.")
 
 
 def _dropped_splits(out: Path, texts: Mapping[str, str]) -> tuple[str, ...]:

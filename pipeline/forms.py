@@ -31,6 +31,11 @@ class Form:
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
             raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks to keep, at least 1.")
 
+    @property
+    def patches(self) -> bool:
+        """Whether patches are kept beside the frame's token."""
+        return self.tokens == "all"
+
     def token_bytes(self, channels: int) -> int:
         """What one token of one layer takes, its scale included."""
         return channels + 4 if self.dtype == "int8" else 2 * channels

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -104,12 +105,13 @@ def publishing(path: Path) -> Iterator[Path]:
 
     Raises CacheError when it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Another machine may have a process of the same number.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         os.replace(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise unwritable(path, error) from error
     finally:
@@ -339,7 +341,8 @@ def _bytes(text: str) -> np.ndarray:
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
     # Windows can neither open a folder nor needs to.
     if path.is_dir() and os.name == "nt":
         return

@@ -71,7 +71,8 @@ class Contents:
     `fingerprint` is what decides the features; `patch_grid` is (0, 0) where frames have no patches; `annotations` the
     JSONL text of each split; `settings` what the data folder asks of training, kept as it is; `videos` where the videos
     were, as a path from the cache's folder, so that both can move together (empty where nobody knows); `source` by which
-    `model` and `weights` (`told_from` the folder) the CLIP can be loaded again; `form` how the tokens are stored.
+    `model` and `weights` (`told_from` the folder) the CLIP can be loaded again; `form` how the tokens are stored; `share` which
+    part of a folder this is and where its annotations stood (`shards.Share.cut`), empty for the whole.
     """
 
     fingerprint: Mapping[str, Any]
@@ -83,6 +84,7 @@ class Contents:
     videos: str = ""
     source: Mapping[str, str] = field(default_factory=dict)
     form: Form = field(default_factory=Form)
+    share: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
@@ -175,6 +177,7 @@ def read_index(path: Path) -> Index:
             videos=str(features.get("videos", "")),
             source={name: str(value) for name, value in features.get("source", {}).items()},
             form=_made(form_in, values=features),
+            share=features.get("share", {}),
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
         index = Index(contents, rows, hdf5.get_text(file, "words"))
@@ -207,6 +210,7 @@ def write_index(
         hdf5.put_text(file, "fingerprint", canonical(contents.fingerprint))
         features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
         features |= {"source": dict(contents.source), **asdict(contents.form)}
+        features |= {"share": dict(contents.share)} if contents.share else {}
         hdf5.put_text(file, "features", canonical(features))
         hdf5.put_text(file, "settings", json.dumps(contents.settings, ensure_ascii=False))
         hdf5.put_text(file, "rows", json.dumps([vars(row) for row in index.rows], ensure_ascii=False))

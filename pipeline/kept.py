@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.cache import CacheReader, CacheWriter, Contents, known_words
 from pipeline.clip import Clip, load_clip
+from pipeline.effort import Effort
 from pipeline.encoding import extract_into
 from pipeline.errors import CacheError, VideoError
 from pipeline.extract import encode_queries
@@ -102,8 +103,9 @@ class Kept:
         words = encode_queries(clip, [*earlier[-_WORDS_KEPT:], *queries], path, tell)
         with CacheWriter(path, contents, words) as writer:
             if writer.keep(video.id, video.id) is None:
+                effort = Effort(workers=self._workers)
                 (row,) = extract_into(
-                    writer, [video], clip=clip, fps=contents.fps, how=self._how(clip), workers=self._workers, tell=tell
+                    writer, [video], clips=[clip], fps=contents.fps, how=self._how(clip), effort=effort, tell=tell
                 )
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
