@@ -68,6 +68,7 @@ RENDERED = tuple(
     for height, seconds, kilobits in ((360, 40, 600), (720, 20, 2000))
     for keys in (60, 150, 250)
 )
+MEMORY = Rendering(360, 60, 20, 600)
 QUICK = (Rendering(90, 60, 6, 80), Rendering(144, 150, 6, 150))
 
 
@@ -77,13 +78,21 @@ def clips_to_measure(videos: Path | None, *, quick: bool, world: bool, tell: Tel
     """
     if videos is not None:
         return [Clips(videos.name or str(videos), tuple(find_videos(videos)))]
-    place = Path(tempfile.gettempdir()) / f"costl-bench-{os.getuid() if hasattr(os, 'getuid') else 'clips'}"
-    place.mkdir(exist_ok=True, mode=0o700)
-    found = [_one(wanted, path) for wanted, path in _rendered(QUICK if quick else RENDERED, place, tell)]
+    found = [Clips(one.name, (Video(path.stem, path),)) for one, path in rendered(QUICK if quick else RENDERED, tell)]
     if world:
         settings = QUICK_WORLD if quick else _WORLD
-        found.append(Clips("the sample world", tuple(find_videos(_sample_world(place, settings, tell)))))
+        found.append(Clips("the sample world", tuple(find_videos(_sample_world(settings, tell)))))
     return found
+
+
+def rendered(wanted: Sequence[Rendering], tell: Tell) -> list[tuple[Rendering, Path]]:
+    """Each with its file in the temporary folder; those that are not there yet are rendered, on all cores."""
+    place = _place()
+    missing = [one for one in wanted if not (place / one.file).exists()]
+    done = Parallel(n_jobs=-1, return_as="generator")(delayed(_publish)(one, place) for one in missing)
+    for number, _ in enumerate(done, start=1):
+        tell(Progress("render", number, len(missing)))
+    return [(one, place / one.file) for one in wanted]
 
 
 def render(wanted: Rendering, path: Path) -> None:
@@ -147,16 +156,10 @@ class _Scene:
         return ground[top : top + height, left : left + width].copy()
 
 
-def _one(wanted: Rendering, path: Path) -> Clips:
-    return Clips(wanted.name, (Video(path.stem, path),))
-
-
-def _rendered(wanted: Sequence[Rendering], place: Path, tell: Tell) -> list[tuple[Rendering, Path]]:
-    missing = [one for one in wanted if not (place / one.file).exists()]
-    done = Parallel(n_jobs=-1, return_as="generator")(delayed(_publish)(one, place) for one in missing)
-    for number, _ in enumerate(done, start=1):
-        tell(Progress("render", number, len(missing)))
-    return [(one, place / one.file) for one in wanted]
+def _place() -> Path:
+    place = Path(tempfile.gettempdir()) / f"costl-bench-{os.getuid() if hasattr(os, 'getuid') else 'clips'}"
+    place.mkdir(exist_ok=True, mode=0o700)
+    return place
 
 
 def _publish(wanted: Rendering, place: Path) -> None:
@@ -165,7 +168,8 @@ def _publish(wanted: Rendering, place: Path) -> None:
         os.replace(Path(aside) / wanted.file, place / wanted.file)
 
 
-def _sample_world(place: Path, settings: WorldSettings, tell: Tell) -> Path:
+def _sample_world(settings: WorldSettings, tell: Tell) -> Path:
+    place = _place()
     folder = place / f"world-v{_VERSION}-{settings.side}-{sum(settings.videos.values())}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=place) as aside:

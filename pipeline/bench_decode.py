@@ -1,0 +1,310 @@
+"""Decoders side by side: sampled frames per CPU second, ours beside the plain use of each library."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.bench_clips import Clips, clips_to_measure
+from pipeline.decoding import open_video
+from pipeline.errors import CostlError, UsageError
+from pipeline.grid import Grid
+from pipeline.measure import cost_of
+from pipeline.progress import Progress, Tell
+
+FPS = (0.5, 1.0, 2.0)
+REPEATS = 2
+BAR = 0.95
+_CHUNK = 32
+_SAME = 3.0  # grey levels on average: two conversions to RGB differ by less, neighbouring pictures of our clips by more
+_THUMB = slice(None, None, 8)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What every decoder is asked for: frames of `path` at `times_s` (seconds [t], at `fps`), `height` x `width` RGB.
+
+    `indices` are decord's numbers of those frames, found beforehand: its plain use is spared the looking up.
+    """
+
+    path: Path
+    fps: float
+    times_s: np.ndarray
+    indices: np.ndarray
+    height: int
+    width: int
+
+
+Decoder = Callable[[Wanted], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoder on one set of clips at one `fps`: `frames` in `cpu_s`, `same` the share of them that are the very
+    pictures PyAV shows at those times."""
+
+    clips: str
+    decoder: str
+    fps: float
+    frames: int
+    cpu_s: float
+    same: float
+
+    @property
+    def rate(self) -> float:
+        """Sampled frames per CPU second."""
+        return self.frames / self.cpu_s
+
+
+@dataclass(frozen=True)
+class DecodeBench:
+    """What was measured; `notes` say what could not be."""
+
+    rows: tuple[Row, ...]
+    repeats: int
+    notes: tuple[str, ...] = ()
+
+    def share(self, row: Row) -> float:
+        """A row's rate as a share of the fastest plain library on the same clips at the same frames a second."""
+        return row.rate / max(other.rate for other in self._beside(row) if not is_ours(other.decoder))
+
+    def least_share(self) -> float:
+        """That of our fastest decoder, on the clips where it does worst."""
+        ours = [row for row in self.rows if is_ours(row.decoder)]
+        return min(max(self.share(other) for other in self._beside(row) if is_ours(other.decoder)) for row in ours)
+
+    def table(self) -> str:
+        """For the terminal: a block for each set of clips, a line for each decoder."""
+        lines = [
+            f"Sampled frames per CPU second, processes and threads included (best of {self.repeats}), and the share of "
+            "the fastest plain library:"
+        ]
+        for clips in dict.fromkeys(row.clips for row in self.rows):
+            lines += ["", *self._block(clips)]
+        lines += ["", f"Ours, the fastest of them where it does worst: {self.least_share():.2f} (bar {BAR})."]
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for machines."""
+        rows = [asdict(row) | {"rate": row.rate, "share": self.share(row)} for row in self.rows]
+        return {"rows": rows, "least_share": self.least_share(), "repeats": self.repeats, "notes": list(self.notes)}
+
+    def _beside(self, row: Row) -> list[Row]:
+        return [other for other in self.rows if (other.clips, other.fps) == (row.clips, row.fps)]
+
+    def _block(self, clips: str) -> list[str]:
+        rows = [row for row in self.rows if row.clips == clips]
+        rates = dict.fromkeys(row.fps for row in rows)
+        lines = [f"{clips:32}" + "".join(f"{f'{fps:g} fps':>16}" for fps in rates) + f"{'same frames':>14}"]
+        for decoder in dict.fromkeys(row.decoder for row in rows):
+            mine = [row for row in rows if row.decoder == decoder]
+            cells = "".join(f"{row.rate:>10.1f}{self.share(row):>6.2f}" for row in mine)
+            same = sum(row.same * row.frames for row in mine) / sum(row.frames for row in mine)
+            lines.append(f"  {decoder:30}{cells}{same:>14.0%}")
+        return lines
+
+
+def bench_decode(
+    *,
+    videos: Path | None = None,
+    fps: Sequence[float] = FPS,
+    repeats: int = REPEATS,
+    quick: bool = False,
+    progress: Tell | None = None,
+) -> DecodeBench:
+    """Measures every decoder that is here on the videos of a folder, by default on clips rendered for it.
+
+    Videos that any of them cannot read are left out, by name. Raises UsageError for a folder without videos and for
+    what cannot be meant, CostlError when no video is left.
+    """
+    if repeats < 1 or not fps or min(fps) <= 0:
+        raise UsageError(f"repeats {repeats} and fps {list(fps)}: expected at least one repeat, and rates above zero.")
+    tell = progress or (lambda _: None)
+    sets = clips_to_measure(videos, quick=quick, world=False, tell=tell)
+    decoders = OURS | {name: decoder for name, decoder in PLAIN.items() if not _why_not_here(name)}
+    notes = [f"Not measured: {name} ({_why_not_here(name)})." for name in PLAIN if _why_not_here(name)]
+    rows: list[Row] = []
+    for number, clips in enumerate(sets):
+        tell(Progress("decode", number, len(sets), clips.name))
+        rows += _measure(clips, decoders, fps, repeats=repeats, notes=notes)
+    tell(Progress("decode", len(sets), len(sets)))
+    return DecodeBench(tuple(rows), repeats, tuple(notes))
+
+
+def is_ours(decoder: str) -> bool:
+    """Whether a decoder of the table is the one that `costl extract` uses."""
+    return decoder.startswith("ours")
+
+
+def _measure(
+    clips: Clips, decoders: Mapping[str, Decoder], rates: Sequence[float], *, repeats: int, notes: list[str]
+) -> list[Row]:
+    work: dict[float, list[Wanted]] = {fps: [] for fps in rates}
+    same: dict[tuple[float, str], list[float]] = {(fps, name): [] for fps in rates for name in decoders}
+    for video in clips.videos:
+        try:
+            seen = {fps: _look(video.path, fps, decoders) for fps in rates}
+        except Exception as error:  # whatever these libraries raise
+            notes.append(f"Left out: {video.path.name} ({type(error).__name__}: {_short(error)}).")
+            continue
+        for fps, (wanted, shares) in seen.items():
+            work[fps].append(wanted)
+            for name, share in shares.items():
+                same[fps, name].append(share)
+    if not work[rates[0]]:
+        raise CostlError(f"{clips.name}: no video that every decoder reads. {' '.join(notes)}")
+    cpu_s: dict[tuple[float, str], list[float]] = {key: [] for key in same}
+    for _ in range(repeats):  # in turn, so that what else the machine does falls on all
+        for fps, name in cpu_s:
+            _, cost = cost_of(partial(_run, decoders[name], work[fps]))
+            cpu_s[fps, name].append(cost.cpu_s)
+    return [
+        Row(
+            clips=clips.name,
+            decoder=name,
+            fps=fps,
+            frames=sum(len(wanted.times_s) for wanted in work[fps]),
+            cpu_s=min(cpu_s[fps, name]),
+            same=float(np.mean(same[fps, name])),
+        )
+        for name in decoders
+        for fps in rates
+    ]
+
+
+def _run(decoder: Decoder, work: Sequence[Wanted]) -> None:
+    for wanted in work:
+        for _ in decoder(wanted):  # looked at by nobody, and let go at once
+            pass
+
+
+def _look(path: Path, fps: float, decoders: Mapping[str, Decoder]) -> tuple[Wanted, dict[str, float]]:
+    """What to ask for, and each decoder's share of the right pictures, before anything is timed."""
+    wanted = _wanted(path, fps)
+    right = _thumbs(_pyav(wanted))
+    shares = {}
+    for name, decoder in decoders.items():
+        found = _thumbs(decoder(wanted))
+        if name != FFMPEG and len(found) != len(wanted.times_s):  # its filter counts clips in its own way
+            raise CostlError(f"{name} gives {len(found)} frames where {len(wanted.times_s)} were asked for")
+        shares[name] = _share_of_same(found, right)
+    return wanted, shares
+
+
+def _wanted(path: Path, fps: float) -> Wanted:
+    import decord
+
+    with open_video(str(path)) as video:
+        times_s, height, width = Grid(fps, video.duration_s).centres_s(), video.height, video.width
+    reader = decord.VideoReader(str(path), num_threads=1)
+    starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+    first = int(np.argmax(starts_s >= 0))
+    indices = np.searchsorted(starts_s - starts_s[first], times_s + 1e-5, side="right") - 1
+    return Wanted(path, fps, times_s, np.maximum(indices, 0), height, width)
+
+
+def _thumbs(chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
+    return [picture[_THUMB, _THUMB].astype(np.float32) for chunk in chunks for picture in chunk]
+
+
+def _share_of_same(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+    pairs = zip(found, right, strict=False)
+    same = [a.shape == b.shape and float(np.abs(a - b).mean()) < _SAME for a, b in pairs]
+    return sum(same) / max(1, len(right))
+
+
+def _ours(wanted: Wanted, open_video: Callable[[str], Any]) -> Iterator[np.ndarray]:
+    with open_video(str(wanted.path)) as video:
+        for frames in video.sample(Grid(wanted.fps, video.duration_s).centres_s(), chunk=_CHUNK):
+            yield frames.pixels
+
+
+def _decord(wanted: Wanted) -> Iterator[np.ndarray]:
+    import decord
+
+    reader = decord.VideoReader(str(wanted.path), num_threads=1)
+    yield reader.get_batch(wanted.indices).asnumpy()
+
+
+def _pyav(wanted: Wanted) -> Iterator[np.ndarray]:
+    """Every frame is decoded, those on screen at the wanted times are converted."""
+    import av
+
+    with av.open(str(wanted.path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        due, zero_s, last = 0, 0.0, None
+        for frame in container.decode(stream):
+            shown_s = float(frame.time or 0.0)
+            zero_s = shown_s if last is None else zero_s
+            while due < len(wanted.times_s) and last is not None and shown_s - zero_s > wanted.times_s[due] + 1e-5:
+                yield last.to_ndarray(format="rgb24")[None]
+                due += 1
+            last = frame
+            if due == len(wanted.times_s):
+                return
+        for _ in range(due, len(wanted.times_s)):
+            if last is not None:
+                yield last.to_ndarray(format="rgb24")[None]
+
+
+def _torchcodec(wanted: Wanted) -> Iterator[np.ndarray]:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(wanted.path), dimension_order="NHWC", num_ffmpeg_threads=1)
+    seconds = wanted.times_s + float(decoder.metadata.begin_stream_seconds)
+    for begin in range(0, len(seconds), _CHUNK):
+        yield decoder.get_frames_played_at(seconds[begin : begin + _CHUNK].tolist()).data.numpy()
+
+
+def _ffmpeg(wanted: Wanted) -> Iterator[np.ndarray]:
+    """Its filter `fps` takes a frame near the middle of each clip, not always the one on screen there."""
+    command = [FFMPEG_COMMAND, "-v", "error", "-threads", "1", "-i", str(wanted.path), "-filter_threads", "1"]
+    command += ["-vf", f"fps={wanted.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-threads", "1", "-"]
+    frame_bytes = wanted.height * wanted.width * 3
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        while len(pixels := _read(process.stdout, frame_bytes)) == frame_bytes:
+            yield np.frombuffer(pixels, np.uint8).reshape(1, wanted.height, wanted.width, 3)
+    if process.returncode:
+        raise CostlError(f"ffmpeg ended with exit code {process.returncode}")
+
+
+def _read(pipe: IO[bytes], size: int) -> bytes:
+    return pipe.read(size)
+
+
+FFMPEG, FFMPEG_COMMAND = "ffmpeg pipe, fps filter", "ffmpeg"
+OURS: dict[str, Decoder] = {"ours: decord": partial(_ours, open_video=open_video)}
+PLAIN: dict[str, Decoder] = {
+    "decord, get_batch": _decord,
+    "PyAV, every frame": _pyav,
+    "torchcodec, played at": _torchcodec,
+    FFMPEG: _ffmpeg,
+}
+
+
+def _why_not_here(name: str) -> str:
+    """Why one of `PLAIN` cannot be measured on this machine, nothing where it can."""
+    if name == FFMPEG:
+        return "" if shutil.which(FFMPEG_COMMAND) else "ffmpeg is not on the path"
+    library = name.partition(",")[0].lower().replace("pyav", "av")
+    if find_spec(library) is None:
+        return f"{library} is not installed"
+    try:
+        __import__(f"{library}.decoders" if library == "torchcodec" else library)
+    except Exception as error:  # torchcodec says RuntimeError where FFmpeg's libraries are missing
+        return f"it does not load: {_short(error)}"
+    return ""
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

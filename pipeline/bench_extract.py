@@ -1,0 +1,321 @@
+"""Extraction from end to end beside its two halves alone, beside the straightforward way, and its peak memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from pipeline.bench_clips import MEMORY, QUICK, Clips, clips_to_measure, rendered
+from pipeline.bench_memory import Memory, bench_memory
+from pipeline.cache import CacheReader, CacheWriter, Contents
+from pipeline.clip import Clip, load_clip, pick_device
+from pipeline.decoding import Job
+from pipeline.encoding import cores, extract_into
+from pipeline.errors import CostlError, UsageError
+from pipeline.imitated import Imitated, as_clip
+from pipeline.measure import Cost, best, can_see_memory, cost_of
+from pipeline.plain_extract import PlainTask, plain_extract, plain_task
+from pipeline.progress import Progress, Tell
+from pipeline.race import Race, table
+from pipeline.sample import TINY_CLIP
+from pipeline.videos import Video
+from pipeline.weights import Source
+from pipeline.workers import Chunk, Decoded, Failed, decode_videos
+
+MODEL = "ViT-B-32"
+REPEATS = 2
+TOLERANCE = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05}  # relative L2 of tokens: PIL rounds one pixel in 10,000 otherwise
+_BATCH = {"cuda": 256}
+_BATCHES = 4  # of the frames that CLIP alone is given, over and over
+_VIDEOS_A_CORE = 3
+_AS_FAST_AS_DECODING = 4.0  # the imitated accelerator, unless its rate is given; a real one is faster still
+_LEAST_S, _LEAST_QUICK_S = 1.0, 0.05
+
+
+@dataclass(frozen=True)
+class ExtractBench:
+    """The races, the memory (None where this system does not tell it), and `notes` on what was left out."""
+
+    races: tuple[Race, ...]
+    memory: Memory | None
+    repeats: int
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """For the terminal."""
+        memory = self.memory.table() if self.memory else "Peak memory: not measured, this system does not tell it."
+        return "\n".join([table(self.races, self.repeats), "", memory, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for machines."""
+        return {
+            "races": [race.to_dict() for race in self.races],
+            "memory": self.memory.to_dict() if self.memory else None,
+            "repeats": self.repeats,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What is raced over: videos that decode, when their frames are shown, and some of them ready for the network."""
+
+    name: str
+    videos: tuple[Video, ...]
+    times_s: dict[str, np.ndarray]
+    batches: list[Tensor]
+    plain: dict[str, PlainTask] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        return sum(len(times_s) for times_s in self.times_s.values())
+
+
+def bench_extract(
+    *,
+    videos: Path | None = None,
+    models: Sequence[str] = (),
+    weights: str | None = None,
+    fps: float = 0.5,
+    device: str = "auto",
+    batch: int | None = None,
+    rate: float | None = None,
+    repeats: int = REPEATS,
+    quick: bool = False,
+    folder: Path | None = None,
+    progress: Tell | None = None,
+) -> ExtractBench:
+    """Measures on the videos of a folder; by default on clips rendered for it and on the sample world's.
+
+    `models` are open_clip's names; without `weights` theirs are random, which costs the same time. On a CPU an imitated
+    accelerator of `rate` frames a second runs as well. What is extracted goes to a temporary folder in `folder`. Raises
+    UsageError for what cannot be meant, CostlError when tokens differ from those of the straightforward way.
+    """
+    _check(repeats=repeats, batch=batch, rate=rate)
+    tell = progress or (lambda _: None)
+    sets = clips_to_measure(videos, quick=quick, world=True, tell=tell)
+    bench = _Bench(fps=fps, batch=batch, rate=rate, repeats=repeats, quick=quick, own_clips=videos is None, tell=tell)
+    races: list[Race] = []
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        if videos is None:
+            count = 2 if quick else _VIDEOS_A_CORE * cores()
+            sets = [clips.several(count, Path(place) / "videos" / str(i)) for i, clips in enumerate(sets)]
+        names = models or (("costl-tiny",) if quick else (MODEL,))
+        bench.steps = len(names) * len(sets)
+        for name in names:
+            clip = _clip(name, weights, device)
+            races += [bench.race(clips, clip, Path(place) / f"{name}-{i}") for i, clips in enumerate(sets)]
+    memory = _memory(quick=quick, folder=folder, tell=tell) if can_see_memory() else None
+    return ExtractBench(tuple(races), memory, repeats, tuple(dict.fromkeys(bench.notes)))
+
+
+def decode_alone(videos: Sequence[Video], *, fps: float, processes: int) -> None:
+    """The decode half: extraction's own processes, every chunk let go at once. Raises CostlError for a failure."""
+    for event in _events(videos, fps, processes):
+        if isinstance(event, Chunk):
+            event.release()
+        elif isinstance(event, Failed):
+            raise CostlError(event.reason)
+
+
+def encode_alone(clip: Clip, batches: Sequence[Tensor], *, least_s: float) -> int:
+    """The CLIP half: prepared batches through the network, over and over; -> how many frames."""
+    frames = 0
+
+    def once() -> int:
+        return sum(len(clip.encode_images(images)) for images in batches)
+
+    spent_s = 0.0
+    while spent_s < least_s:
+        done, cost = cost_of(once)
+        frames, spent_s = frames + done, spent_s + cost.wall_s
+    return frames
+
+
+def extract_all(videos: Sequence[Video], clip: Clip, out: Path, *, fps: float, batch: int) -> None:
+    """What `costl extract` does once CLIP is loaded: decode, encode and write a cache. Raises CostlError for a failure."""
+    contents = Contents(
+        fingerprint=clip.fingerprint() | {"fps": fps}, fps=fps, patch_grid=clip.patch_grid, joint=clip.joint
+    )
+    with CacheWriter(out, contents, {}) as writer:
+        for video in videos:
+            writer.note(video.id, name=video.path.stem, status="pending", reason="not extracted yet.")
+        writer.write_index()
+        rows = extract_into(writer, videos, clip=clip, fps=fps, batch=batch, tell=lambda _: None)
+    bad = [row.reason for row in rows if not row.ok]
+    if bad:
+        raise CostlError(bad[0])
+
+
+@dataclass
+class _Bench:
+    """The settings that all races share, what they have to say, and how far they are."""
+
+    fps: float
+    batch: int | None
+    rate: float | None
+    repeats: int
+    quick: bool
+    own_clips: bool
+    tell: Tell
+    steps: int = 1
+    notes: list[str] = field(default_factory=list)
+    _done: int = 0
+
+    def race(self, clips: Clips, clip: Clip, place: Path) -> Race:
+        """All of it on one set of clips with one model, in turn, so that what else the machine does falls on all."""
+        batch = self.batch or _BATCH.get(clip.device.type, 16)
+        self._say(clips.name, clip, "a first look")
+        course = self._look(clips, clip, batch)
+        on_cpu = clip.device.type == "cpu"
+        costs: dict[str, list[Cost]] = {"decode": [], "forward": [], "extract": []} | ({"imitated": []} if on_cpu else {})
+        rate = 0.0
+        for number in range(self.repeats):
+            self._say(clips.name, clip, f"{number + 1} of {self.repeats}")
+            _, decode = cost_of(partial(decode_alone, course.videos, fps=self.fps, processes=cores()))
+            costs["decode"].append(decode)
+            rate = rate or self.rate or _AS_FAST_AS_DECODING * course.frames / decode.wall_s
+            least_s = _LEAST_QUICK_S if self.quick else _LEAST_S
+            done, forward = cost_of(partial(encode_alone, clip, course.batches, least_s=least_s))
+            costs["forward"].append(forward.times(course.frames / done))
+            for name in ("extract", "imitated") if on_cpu else ("extract",):
+                encoder = clip if name == "extract" else as_clip(Imitated(clip, rate=rate))
+                out = place / f"{name}-{number}" / "feats.h5"
+                work = partial(extract_all, course.videos, encoder, out, fps=self.fps, batch=batch)
+                costs[name].append(cost_of(work)[1])
+        plain_frames, plain = self._plainly(course, clip, place)
+        self._done += 1
+        self._say(clips.name, clip, "done")
+        return Race(
+            clips=clips.name,
+            model=clip.name,
+            device=f"{_device_name(clip)} {clip.precision}",
+            batch=batch,
+            fps=self.fps,
+            videos=len(course.videos),
+            frames=course.frames,
+            cores=cores(),
+            shared=on_cpu,
+            **{name: best(found) for name, found in costs.items()},
+            rate=rate if on_cpu else 0.0,
+            plain=plain,
+            plain_frames=plain_frames,
+        )
+
+    def _look(self, clips: Clips, clip: Clip, batch: int) -> _Course:
+        """Decodes everything once: what fails is left out of every race, and the files are in memory for all alike."""
+        times_s: dict[str, list[np.ndarray]] = {video.id: [] for video in clips.videos}
+        good: set[str] = set()
+        images: list[Tensor] = []
+        for event in _events(clips.videos, self.fps, cores()):
+            if isinstance(event, Chunk):
+                times_s[event.video_id].append(np.array(event.times_s))
+                if sum(map(len, images)) < _BATCHES * batch:
+                    images.append(clip.prepare(event.pixels))
+                event.release()
+            elif isinstance(event, Decoded):
+                good.add(event.video_id)
+            else:
+                self.notes.append(f"Left out: {event.reason}")
+        videos = tuple(video for video in clips.videos if video.id in good)
+        if not videos:
+            raise CostlError(f"{clips.name}: no video that can be decoded. {' '.join(self.notes)}")
+        found = {video.id: np.concatenate(times_s[video.id]) for video in videos}
+        return _Course(clips.name, videos, found, _full_batches(images, batch), self._plain_tasks(videos, found))
+
+    def _plain_tasks(self, videos: Sequence[Video], times_s: dict[str, np.ndarray]) -> dict[str, PlainTask]:
+        tasks = {}
+        for video in videos:
+            try:
+                tasks[video.id] = plain_task(video.path, times_s[video.id])
+            except Exception as error:  # decord's, of which there are several
+                self.notes.append(f"The straightforward way cannot read {video.path.name} ({str(error)[:80]}).")
+        return tasks
+
+    def _plainly(self, course: _Course, clip: Clip, place: Path) -> tuple[int, Cost | None]:
+        """Once: it is raced for how many times, not for how many per cent."""
+        self._say(course.name, clip, "the straightforward way")
+        folder = place / "plain"
+        folder.mkdir()
+        try:
+            frames, cost = cost_of(partial(plain_extract, course.plain, clip, folder))
+        except CostlError as error:
+            if self.own_clips:
+                raise
+            self.notes.append(f"{course.name}: no race with the straightforward way. {error}")
+            return 0, None
+        self._compare(course, clip, CacheReader(place / "extract-0" / "feats.h5"), folder)
+        return frames, cost
+
+    def _compare(self, course: _Course, clip: Clip, ours: CacheReader, folder: Path) -> None:
+        for video in course.videos:
+            if video.id not in course.plain:
+                continue
+            theirs = np.load(folder / f"{video.id}.npy").astype(np.float32)
+            error = _relative(np.asarray(ours.tokens(video.path.stem), np.float32), theirs)
+            if error > TOLERANCE[clip.precision]:
+                told = f"{video.path.name}: tokens differ by {error:.3f} from those of the straightforward way"
+                if self.own_clips:
+                    raise CostlError(f"{told}: this was no fair race.")
+                self.notes.append(f"{told}, since decord alone gives other frames of it.")
+
+    def _say(self, clips: str, clip: Clip, what: str) -> None:
+        self.tell(Progress("extract", self._done, self.steps, f"{clips}, {clip.name}: {what}"))
+
+
+def _check(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not number > 0:
+            raise UsageError(f"{name} is {number}, expected a number above zero.")
+
+
+def _events(videos: Sequence[Video], fps: float, processes: int) -> Iterator[Chunk | Decoded | Failed]:
+    jobs = [Job(video.id, str(video.path), fps) for video in videos]
+    with decode_videos(jobs, processes=processes) as events:
+        yield from events
+
+
+def _full_batches(images: Sequence[Tensor], batch: int) -> list[Tensor]:
+    """Batches of exactly this size, as extraction makes them; the frames from the start again where they run out."""
+    together = torch.cat(list(images))
+    count = max(1, min(_BATCHES, len(together) // batch))
+    places = torch.arange(count * batch, device=together.device) % len(together)
+    return list(together[places].split(batch))
+
+
+def _clip(name: str, weights: str | None, device: str) -> Clip:
+    if name == "costl-tiny" and weights is None:
+        return load_clip(name, str(TINY_CLIP), device=device)
+    if weights is not None:
+        return load_clip(name, weights, device=device)
+    place, name = pick_device(device), name.replace("/", "-")
+    if name not in open_clip.list_models():
+        raise UsageError(f"no open_clip model is called {name!r}, expected a name such as {MODEL}.")
+    torch.manual_seed(0)
+    network = open_clip.create_model(name, pretrained=None).eval().requires_grad_(False)
+    source = Source(f"{name}, random weights", name, Path())
+    return Clip(network, source=source, device=place, precision="fp16" if place.type == "cuda" else "fp32")
+
+
+def _device_name(clip: Clip) -> str:
+    return torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else clip.device.type
+
+
+def _memory(*, quick: bool, folder: Path | None, tell: Tell) -> Memory:
+    ((_, path),) = rendered([QUICK[0] if quick else MEMORY], tell)
+    return bench_memory(Video(path.stem, path), fps=2.0, folder=folder, tell=tell)
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
