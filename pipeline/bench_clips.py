@@ -103,7 +103,12 @@ def render(wanted: Rendering, path: Path) -> None:
     pictures = _Scene(np.random.default_rng(wanted.keys), height, width)
     # Key frames at the asked distance and nowhere else; B-frames as x264 has them.
     options = {"preset": "fast", "threads": "1", "g": str(wanted.keys), "keyint_min": str(wanted.keys)}
-    options |= {"sc_threshold": "0", "bf": "3", "maxrate": f"{2 * wanted.kilobits}k", "bufsize": f"{4 * wanted.kilobits}k"}
+    options |= {
+        "sc_threshold": "0",
+        "bf": "3",
+        "maxrate": f"{2 * wanted.kilobits}k",
+        "bufsize": f"{4 * wanted.kilobits}k",
+    }
     with av.open(str(path), "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -21,22 +21,25 @@ from pipeline.measure import cost_of
 from pipeline.progress import Progress, Tell
 
 FPS = (0.5, 1.0, 2.0)
+SECONDS = 20.0
 REPEATS = 2
 BAR = 0.95
 _CHUNK = 32
-_SAME = 3.0  # grey levels on average: two conversions to RGB differ by less, neighbouring pictures of our clips by more
+_SAME = 3.0  # grey levels on average: two conversions to RGB differ by less, pictures with motion between them by more
 _THUMB = slice(None, None, 8)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every decoder is asked for: frames of `path` at `times_s` (seconds [t], at `fps`), `height` x `width` RGB.
+    """What every decoder is asked for: frames of `path` at `times_s` (rising seconds [t]), `height` x `width` RGB.
 
-    `indices` are decord's numbers of those frames, found beforehand: its plain use is spared the looking up.
+    They are those of `fps` frames a second in the first `seconds`. `indices` are decord's numbers of those frames, found
+    beforehand: its plain use is spared the looking up.
     """
 
     path: Path
     fps: float
+    seconds: float
     times_s: np.ndarray
     indices: np.ndarray
     height: int
@@ -116,17 +119,20 @@ def bench_decode(
     *,
     videos: Path | None = None,
     fps: Sequence[float] = FPS,
+    seconds: float = SECONDS,
     repeats: int = REPEATS,
     quick: bool = False,
     progress: Tell | None = None,
 ) -> DecodeBench:
     """Measures every decoder that is here on the videos of a folder, by default on clips rendered for it.
 
-    Videos that any of them cannot read are left out, by name. Raises UsageError for a folder without videos and for
-    what cannot be meant, CostlError when no video is left.
+    Of each video the first `seconds`, at each of `fps`. Videos that any decoder cannot read are left out, by name.
+    Raises UsageError for a folder without videos and for what cannot be meant, CostlError when no video is left.
     """
-    if repeats < 1 or not fps or min(fps) <= 0:
-        raise UsageError(f"repeats {repeats} and fps {list(fps)}: expected at least one repeat, and rates above zero.")
+    if repeats < 1 or not fps or min(*fps, seconds) <= 0:
+        raise UsageError(
+            f"repeats {repeats}, fps {list(fps)}, seconds {seconds:g}: expected a repeat at least, the rest above zero."
+        )
     tell = progress or (lambda _: None)
     sets = clips_to_measure(videos, quick=quick, world=False, tell=tell)
     decoders = OURS | {name: decoder for name, decoder in PLAIN.items() if not _why_not_here(name)}
@@ -134,7 +140,7 @@ def bench_decode(
     rows: list[Row] = []
     for number, clips in enumerate(sets):
         tell(Progress("decode", number, len(sets), clips.name))
-        rows += _measure(clips, decoders, fps, repeats=repeats, notes=notes)
+        rows += _measure(clips, decoders, fps, seconds=seconds, repeats=repeats, notes=notes)
     tell(Progress("decode", len(sets), len(sets)))
     return DecodeBench(tuple(rows), repeats, tuple(notes))
 
@@ -145,23 +151,30 @@ def is_ours(decoder: str) -> bool:
 
 
 def _measure(
-    clips: Clips, decoders: Mapping[str, Decoder], rates: Sequence[float], *, repeats: int, notes: list[str]
+    clips: Clips,
+    decoders: Mapping[str, Decoder],
+    rates: Sequence[float],
+    *,
+    seconds: float,
+    repeats: int,
+    notes: list[str],
 ) -> list[Row]:
     work: dict[float, list[Wanted]] = {fps: [] for fps in rates}
-    same: dict[tuple[float, str], list[float]] = {(fps, name): [] for fps in rates for name in decoders}
+    same: dict[str, list[float]] = {name: [] for name in decoders}
     for video in clips.videos:
         try:
-            seen = {fps: _look(video.path, fps, decoders) for fps in rates}
+            wanted = [_wanted(video.path, fps, seconds) for fps in rates]
+            shares = _look(wanted[-1], decoders)
         except Exception as error:  # whatever these libraries raise
             notes.append(f"Left out: {video.path.name} ({type(error).__name__}: {_short(error)}).")
             continue
-        for fps, (wanted, shares) in seen.items():
-            work[fps].append(wanted)
-            for name, share in shares.items():
-                same[fps, name].append(share)
+        for one in wanted:
+            work[one.fps].append(one)
+        for name, share in shares.items():
+            same[name].append(share)
     if not work[rates[0]]:
         raise CostlError(f"{clips.name}: no video that every decoder reads. {' '.join(notes)}")
-    cpu_s: dict[tuple[float, str], list[float]] = {key: [] for key in same}
+    cpu_s: dict[tuple[float, str], list[float]] = {(fps, name): [] for fps in rates for name in decoders}
     for _ in range(repeats):  # in turn, so that what else the machine does falls on all
         for fps, name in cpu_s:
             _, cost = cost_of(partial(_run, decoders[name], work[fps]))
@@ -173,7 +186,7 @@ def _measure(
             fps=fps,
             frames=sum(len(wanted.times_s) for wanted in work[fps]),
             cpu_s=min(cpu_s[fps, name]),
-            same=float(np.mean(same[fps, name])),
+            same=float(np.mean(same[name])),
         )
         for name in decoders
         for fps in rates
@@ -186,9 +199,8 @@ def _run(decoder: Decoder, work: Sequence[Wanted]) -> None:
             pass
 
 
-def _look(path: Path, fps: float, decoders: Mapping[str, Decoder]) -> tuple[Wanted, dict[str, float]]:
-    """What to ask for, and each decoder's share of the right pictures, before anything is timed."""
-    wanted = _wanted(path, fps)
+def _look(wanted: Wanted, decoders: Mapping[str, Decoder]) -> dict[str, float]:
+    """Each decoder's share of the right pictures, found before anything is timed. Raises what they raise."""
     right = _thumbs(_pyav(wanted))
     shares = {}
     for name, decoder in decoders.items():
@@ -196,19 +208,20 @@ def _look(path: Path, fps: float, decoders: Mapping[str, Decoder]) -> tuple[Want
         if name != FFMPEG and len(found) != len(wanted.times_s):  # its filter counts clips in its own way
             raise CostlError(f"{name} gives {len(found)} frames where {len(wanted.times_s)} were asked for")
         shares[name] = _share_of_same(found, right)
-    return wanted, shares
+    return shares
 
 
-def _wanted(path: Path, fps: float) -> Wanted:
+def _wanted(path: Path, fps: float, seconds: float) -> Wanted:
     import decord
 
     with open_video(str(path)) as video:
-        times_s, height, width = Grid(fps, video.duration_s).centres_s(), video.height, video.width
+        length_s, height, width = min(seconds, video.duration_s), video.height, video.width
+    times_s = Grid(fps, length_s).centres_s()
     reader = decord.VideoReader(str(path), num_threads=1)
     starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     first = int(np.argmax(starts_s >= 0))
     indices = np.searchsorted(starts_s - starts_s[first], times_s + 1e-5, side="right") - 1
-    return Wanted(path, fps, times_s, np.maximum(indices, 0), height, width)
+    return Wanted(path, fps, length_s, times_s, np.maximum(indices, 0), height, width)
 
 
 def _thumbs(chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
@@ -223,7 +236,7 @@ def _share_of_same(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> 
 
 def _ours(wanted: Wanted, open_video: Callable[[str], Any]) -> Iterator[np.ndarray]:
     with open_video(str(wanted.path)) as video:
-        for frames in video.sample(Grid(wanted.fps, video.duration_s).centres_s(), chunk=_CHUNK):
+        for frames in video.sample(wanted.times_s, chunk=_CHUNK):
             yield frames.pixels
 
 
@@ -267,8 +280,9 @@ def _torchcodec(wanted: Wanted) -> Iterator[np.ndarray]:
 
 def _ffmpeg(wanted: Wanted) -> Iterator[np.ndarray]:
     """Its filter `fps` takes a frame near the middle of each clip, not always the one on screen there."""
-    command = [FFMPEG_COMMAND, "-v", "error", "-threads", "1", "-i", str(wanted.path), "-filter_threads", "1"]
-    command += ["-vf", f"fps={wanted.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-threads", "1", "-"]
+    source = ["-threads", "1", "-i", str(wanted.path), "-t", f"{wanted.seconds:.3f}"]
+    sink = ["-filter_threads", "1", "-vf", f"fps={wanted.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [FFMPEG_COMMAND, "-v", "error", *source, *sink]
     frame_bytes = wanted.height * wanted.width * 3
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from pipeline.bench_clips import MEMORY, QUICK, Clips, clips_to_measure, rendered
+from pipeline.bench_clips import MEMORY, Clips, clips_to_measure, rendered
 from pipeline.bench_memory import Memory, bench_memory
 from pipeline.cache import CacheReader, CacheWriter, Contents
 from pipeline.clip import Clip, load_clip, pick_device
@@ -33,7 +33,8 @@ from pipeline.workers import Chunk, Decoded, Failed, decode_videos
 
 MODEL = "ViT-B-32"
 REPEATS = 2
-TOLERANCE = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05}  # relative L2 of tokens: PIL rounds one pixel in 10,000 otherwise
+# Relative L2 of tokens: PIL rounds one pixel in 10,000 otherwise, and other batches take other paths in the device.
+TOLERANCE = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05}
 _BATCH = {"cuda": 256}
 _BATCHES = 4  # of the frames that CLIP alone is given, over and over
 _VIDEOS_A_CORE = 3
@@ -43,7 +44,7 @@ _LEAST_S, _LEAST_QUICK_S = 1.0, 0.05
 
 @dataclass(frozen=True)
 class ExtractBench:
-    """The races, the memory (None where this system does not tell it), and `notes` on what was left out."""
+    """The races, the memory (None where it was not measured), and `notes` on what was left out."""
 
     races: tuple[Race, ...]
     memory: Memory | None
@@ -52,8 +53,8 @@ class ExtractBench:
 
     def table(self) -> str:
         """For the terminal."""
-        memory = self.memory.table() if self.memory else "Peak memory: not measured, this system does not tell it."
-        return "\n".join([table(self.races, self.repeats), "", memory, *self.notes])
+        memory = ["", self.memory.table()] if self.memory else []
+        return "\n".join([table(self.races, self.repeats), *memory, *(["", *self.notes] if self.notes else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, for machines."""
@@ -109,13 +110,20 @@ def bench_extract(
         if videos is None:
             count = 2 if quick else _VIDEOS_A_CORE * cores()
             sets = [clips.several(count, Path(place) / "videos" / str(i)) for i, clips in enumerate(sets)]
-        names = models or (("costl-tiny",) if quick else (MODEL,))
+        if quick and not (models or weights):
+            models, weights = (TINY_CLIP.name,), str(TINY_CLIP)
+        names = models or (MODEL,)
         bench.steps = len(names) * len(sets)
         for name in names:
             clip = _clip(name, weights, device)
-            races += [bench.race(clips, clip, Path(place) / f"{name}-{i}") for i, clips in enumerate(sets)]
-    memory = _memory(quick=quick, folder=folder, tell=tell) if can_see_memory() else None
-    return ExtractBench(tuple(races), memory, repeats, tuple(dict.fromkeys(bench.notes)))
+            for clips in sets:
+                with tempfile.TemporaryDirectory(dir=place) as aside:
+                    races.append(bench.race(clips, clip, Path(aside), model=name if weights else clip.name))
+    notes = list(dict.fromkeys(bench.notes))
+    if quick or not can_see_memory():
+        why = "it takes longer than --quick may" if quick else "this system does not tell that of other processes"
+        return ExtractBench(tuple(races), None, repeats, (*notes, f"Peak memory was not measured: {why}."))
+    return ExtractBench(tuple(races), _memory(folder, tell), repeats, tuple(notes))
 
 
 def decode_alone(videos: Sequence[Video], *, fps: float, processes: int) -> None:
@@ -171,33 +179,31 @@ class _Bench:
     notes: list[str] = field(default_factory=list)
     _done: int = 0
 
-    def race(self, clips: Clips, clip: Clip, place: Path) -> Race:
+    def race(self, clips: Clips, clip: Clip, place: Path, *, model: str) -> Race:
         """All of it on one set of clips with one model, in turn, so that what else the machine does falls on all."""
         batch = self.batch or _BATCH.get(clip.device.type, 16)
         self._say(clips.name, clip, "a first look")
         course = self._look(clips, clip, batch)
         on_cpu = clip.device.type == "cpu"
-        costs: dict[str, list[Cost]] = {"decode": [], "forward": [], "extract": []} | ({"imitated": []} if on_cpu else {})
-        rate = 0.0
+        costs: dict[str, list[Cost]] = {}
+        rate = self.rate or 0.0
         for number in range(self.repeats):
             self._say(clips.name, clip, f"{number + 1} of {self.repeats}")
-            _, decode = cost_of(partial(decode_alone, course.videos, fps=self.fps, processes=cores()))
-            costs["decode"].append(decode)
-            rate = rate or self.rate or _AS_FAST_AS_DECODING * course.frames / decode.wall_s
-            least_s = _LEAST_QUICK_S if self.quick else _LEAST_S
-            done, forward = cost_of(partial(encode_alone, clip, course.batches, least_s=least_s))
-            costs["forward"].append(forward.times(course.frames / done))
-            for name in ("extract", "imitated") if on_cpu else ("extract",):
-                encoder = clip if name == "extract" else as_clip(Imitated(clip, rate=rate))
+            decode, forward = self._halves(course, clip)
+            rate = rate or _AS_FAST_AS_DECODING * course.frames / decode.wall_s
+            found = {"decode": decode, "forward": forward}
+            encoders = {"extract": clip} | ({"imitated": as_clip(Imitated(clip, rate=rate))} if on_cpu else {})
+            for name, encoder in encoders.items():
                 out = place / f"{name}-{number}" / "feats.h5"
-                work = partial(extract_all, course.videos, encoder, out, fps=self.fps, batch=batch)
-                costs[name].append(cost_of(work)[1])
+                _, found[name] = cost_of(partial(extract_all, course.videos, encoder, out, fps=self.fps, batch=batch))
+            for name, cost in found.items():
+                costs.setdefault(name, []).append(cost)
         plain_frames, plain = self._plainly(course, clip, place)
         self._done += 1
         self._say(clips.name, clip, "done")
         return Race(
             clips=clips.name,
-            model=clip.name,
+            model=model,
             device=f"{_device_name(clip)} {clip.precision}",
             batch=batch,
             fps=self.fps,
@@ -205,11 +211,18 @@ class _Bench:
             frames=course.frames,
             cores=cores(),
             shared=on_cpu,
-            **{name: best(found) for name, found in costs.items()},
+            **{name: best(several) for name, several in costs.items()},
             rate=rate if on_cpu else 0.0,
             plain=plain,
             plain_frames=plain_frames,
         )
+
+    def _halves(self, course: _Course, clip: Clip) -> tuple[Cost, Cost]:
+        """Decoding all frames, and their forward pass."""
+        _, decode = cost_of(partial(decode_alone, course.videos, fps=self.fps, processes=cores()))
+        least_s = _LEAST_QUICK_S if self.quick else _LEAST_S
+        done, forward = cost_of(partial(encode_alone, clip, course.batches, least_s=least_s))
+        return decode, forward.times(course.frames / done)
 
     def _look(self, clips: Clips, clip: Clip, batch: int) -> _Course:
         """Decodes everything once: what fails is left out of every race, and the files are in memory for all alike."""
@@ -293,8 +306,6 @@ def _full_batches(images: Sequence[Tensor], batch: int) -> list[Tensor]:
 
 
 def _clip(name: str, weights: str | None, device: str) -> Clip:
-    if name == "costl-tiny" and weights is None:
-        return load_clip(name, str(TINY_CLIP), device=device)
     if weights is not None:
         return load_clip(name, weights, device=device)
     place, name = pick_device(device), name.replace("/", "-")
@@ -310,8 +321,8 @@ def _device_name(clip: Clip) -> str:
     return torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else clip.device.type
 
 
-def _memory(*, quick: bool, folder: Path | None, tell: Tell) -> Memory:
-    ((_, path),) = rendered([QUICK[0] if quick else MEMORY], tell)
+def _memory(folder: Path | None, tell: Tell) -> Memory:
+    ((_, path),) = rendered([MEMORY], tell)
     return bench_memory(Video(path.stem, path), fps=2.0, folder=folder, tell=tell)
 
 

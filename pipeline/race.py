@@ -39,10 +39,10 @@ class Race:
 
     @property
     def limit_s(self) -> float:
-        """The least time for all frames: of the slower half, or where both share the cores, if these never idled."""
-        if self.shared:
-            return (self.decode.cpu_s + self.forward.cpu_s) / self.cores
-        return max(self.decode.wall_s, self.forward.wall_s)
+        """The least time for all frames: that of the slower half, and where both share the cores, until these have done
+        the CPU seconds of both."""
+        halves = max(self.decode.wall_s, self.forward.wall_s)
+        return max(halves, (self.decode.cpu_s + self.forward.cpu_s) / self.cores) if self.shared else halves
 
     @property
     def ratio(self) -> float:
@@ -93,12 +93,13 @@ def _models(races: Sequence[Race]) -> list[str]:
 def _halves(races: Sequence[Race], repeats: int) -> str:
     one = races[0]
     limit = (
-        f"both halves share the {one.cores} cores: the limit is that none of them ever idles"
+        "the limit is the slower half, or what both halves' CPU seconds take on all cores, which they share"
         if one.shared
         else f"the limit is the slower half (bar {BAR})"
     )
     lines = [
-        f"{one.model} on {one.device}, batches of {one.batch}, decoding on {one.cores} cores, {one.fps:g} fps; {limit}.",
+        f"{one.model} on {one.device}, batches of {one.batch}, {one.cores} cores, {one.fps:g} fps;",
+        f"{limit}.",
         f"Sampled frames a second (CPU ms a frame), best of {repeats}:",
         f"{'':30}{'frames':>8}{'decode alone':>18}{'CLIP alone':>18}{'end to end':>18}{'limit':>9}{'ratio':>7}{'of CLIP':>9}",
     ]
