@@ -69,7 +69,7 @@ RENDERED = tuple(
     for keys in (60, 150, 250)
 )
 MEMORY = Rendering(360, 60, 20, 600)
-QUICK = (Rendering(90, 60, 6, 80), Rendering(144, 150, 6, 150))
+QUICK = (Rendering(144, 150, 6, 150),)
 
 
 def clips_to_measure(videos: Path | None, *, quick: bool, world: bool, tell: Tell) -> list[Clips]:

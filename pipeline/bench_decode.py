@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.bench_clips import Clips, clips_to_measure
-from pipeline.decoding import open_video
 from pipeline.errors import CostlError, UsageError
-from pipeline.grid import Grid
 from pipeline.measure import cost_of
+from pipeline.plain_decode import FFMPEG, OURS, PLAIN, Decoder, Wanted, pyav, wanted_of, why_not_here
 from pipeline.progress import Progress, Tell
 
 FPS = (0.5, 1.0, 2.0)
 SECONDS = 20.0
 REPEATS = 2
 BAR = 0.95
-_CHUNK = 32
 _SAME = 3.0  # grey levels on average: two conversions to RGB differ by less, pictures with motion between them by more
 _THUMB = slice(None, None, 8)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What every decoder is asked for: frames of `path` at `times_s` (rising seconds [t]), `height` x `width` RGB.
-
-    They are those of `fps` frames a second in the first `seconds`. `indices` are decord's numbers of those frames, found
-    beforehand: its plain use is spared the looking up.
-    """
-
-    path: Path
-    fps: float
-    seconds: float
-    times_s: np.ndarray
-    indices: np.ndarray
-    height: int
-    width: int
-
-
-Decoder = Callable[[Wanted], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -135,8 +110,8 @@ def bench_decode(
         )
     tell = progress or (lambda _: None)
     sets = clips_to_measure(videos, quick=quick, world=False, tell=tell)
-    decoders = OURS | {name: decoder for name, decoder in PLAIN.items() if not _why_not_here(name)}
-    notes = [f"Not measured: {name} ({_why_not_here(name)})." for name in PLAIN if _why_not_here(name)]
+    decoders = OURS | {name: decoder for name, decoder in PLAIN.items() if not why_not_here(name)}
+    notes = [f"Not measured: {name} ({why_not_here(name)})." for name in PLAIN if why_not_here(name)]
     rows: list[Row] = []
     for number, clips in enumerate(sets):
         tell(Progress("decode", number, len(sets), clips.name))
@@ -163,7 +138,7 @@ def _measure(
     same: dict[str, list[float]] = {name: [] for name in decoders}
     for video in clips.videos:
         try:
-            wanted = [_wanted(video.path, fps, seconds) for fps in rates]
+            wanted = [wanted_of(video.path, fps, seconds) for fps in rates]
             shares = _look(wanted[-1], decoders)
         except Exception as error:  # whatever these libraries raise
             notes.append(f"Left out: {video.path.name} ({type(error).__name__}: {_short(error)}).")
@@ -201,7 +176,7 @@ def _run(decoder: Decoder, work: Sequence[Wanted]) -> None:
 
 def _look(wanted: Wanted, decoders: Mapping[str, Decoder]) -> dict[str, float]:
     """Each decoder's share of the right pictures, found before anything is timed. Raises what they raise."""
-    right = _thumbs(_pyav(wanted))
+    right = _thumbs(pyav(wanted))
     shares = {}
     for name, decoder in decoders.items():
         found = _thumbs(decoder(wanted))
@@ -209,19 +184,6 @@ def _look(wanted: Wanted, decoders: Mapping[str, Decoder]) -> dict[str, float]:
             raise CostlError(f"{name} gives {len(found)} frames where {len(wanted.times_s)} were asked for")
         shares[name] = _share_of_same(found, right)
     return shares
-
-
-def _wanted(path: Path, fps: float, seconds: float) -> Wanted:
-    import decord
-
-    with open_video(str(path)) as video:
-        length_s, height, width = min(seconds, video.duration_s), video.height, video.width
-    times_s = Grid(fps, length_s).centres_s()
-    reader = decord.VideoReader(str(path), num_threads=1)
-    starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-    first = int(np.argmax(starts_s >= 0))
-    indices = np.searchsorted(starts_s - starts_s[first], times_s + 1e-5, side="right") - 1
-    return Wanted(path, fps, length_s, times_s, np.maximum(indices, 0), height, width)
 
 
 def _thumbs(chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
@@ -232,92 +194,6 @@ def _share_of_same(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> 
     pairs = zip(found, right, strict=False)
     same = [a.shape == b.shape and float(np.abs(a - b).mean()) < _SAME for a, b in pairs]
     return sum(same) / max(1, len(right))
-
-
-def _ours(wanted: Wanted, open_video: Callable[[str], Any]) -> Iterator[np.ndarray]:
-    with open_video(str(wanted.path)) as video:
-        for frames in video.sample(wanted.times_s, chunk=_CHUNK):
-            yield frames.pixels
-
-
-def _decord(wanted: Wanted) -> Iterator[np.ndarray]:
-    import decord
-
-    reader = decord.VideoReader(str(wanted.path), num_threads=1)
-    yield reader.get_batch(wanted.indices).asnumpy()
-
-
-def _pyav(wanted: Wanted) -> Iterator[np.ndarray]:
-    """Every frame is decoded, those on screen at the wanted times are converted."""
-    import av
-
-    with av.open(str(wanted.path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        due, zero_s, last = 0, 0.0, None
-        for frame in container.decode(stream):
-            shown_s = float(frame.time or 0.0)
-            zero_s = shown_s if last is None else zero_s
-            while due < len(wanted.times_s) and last is not None and shown_s - zero_s > wanted.times_s[due] + 1e-5:
-                yield last.to_ndarray(format="rgb24")[None]
-                due += 1
-            last = frame
-            if due == len(wanted.times_s):
-                return
-        for _ in range(due, len(wanted.times_s)):
-            if last is not None:
-                yield last.to_ndarray(format="rgb24")[None]
-
-
-def _torchcodec(wanted: Wanted) -> Iterator[np.ndarray]:
-    from torchcodec.decoders import VideoDecoder
-
-    decoder = VideoDecoder(str(wanted.path), dimension_order="NHWC", num_ffmpeg_threads=1)
-    seconds = wanted.times_s + float(decoder.metadata.begin_stream_seconds)
-    for begin in range(0, len(seconds), _CHUNK):
-        yield decoder.get_frames_played_at(seconds[begin : begin + _CHUNK].tolist()).data.numpy()
-
-
-def _ffmpeg(wanted: Wanted) -> Iterator[np.ndarray]:
-    """Its filter `fps` takes a frame near the middle of each clip, not always the one on screen there."""
-    source = ["-threads", "1", "-i", str(wanted.path), "-t", f"{wanted.seconds:.3f}"]
-    sink = ["-filter_threads", "1", "-vf", f"fps={wanted.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    command = [FFMPEG_COMMAND, "-v", "error", *source, *sink]
-    frame_bytes = wanted.height * wanted.width * 3
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        while len(pixels := _read(process.stdout, frame_bytes)) == frame_bytes:
-            yield np.frombuffer(pixels, np.uint8).reshape(1, wanted.height, wanted.width, 3)
-    if process.returncode:
-        raise CostlError(f"ffmpeg ended with exit code {process.returncode}")
-
-
-def _read(pipe: IO[bytes], size: int) -> bytes:
-    return pipe.read(size)
-
-
-FFMPEG, FFMPEG_COMMAND = "ffmpeg pipe, fps filter", "ffmpeg"
-OURS: dict[str, Decoder] = {"ours: decord": partial(_ours, open_video=open_video)}
-PLAIN: dict[str, Decoder] = {
-    "decord, get_batch": _decord,
-    "PyAV, every frame": _pyav,
-    "torchcodec, played at": _torchcodec,
-    FFMPEG: _ffmpeg,
-}
-
-
-def _why_not_here(name: str) -> str:
-    """Why one of `PLAIN` cannot be measured on this machine, nothing where it can."""
-    if name == FFMPEG:
-        return "" if shutil.which(FFMPEG_COMMAND) else "ffmpeg is not on the path"
-    library = name.partition(",")[0].lower().replace("pyav", "av")
-    if find_spec(library) is None:
-        return f"{library} is not installed"
-    try:
-        __import__(f"{library}.decoders" if library == "torchcodec" else library)
-    except Exception as error:  # torchcodec says RuntimeError where FFmpeg's libraries are missing
-        return f"it does not load: {_short(error)}"
-    return ""
 
 
 def _short(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.bench_clips import MEMORY, Clips, clips_to_measure, rendered
 from pipeline.bench_memory import Memory, bench_memory
-from pipeline.cache import CacheReader, CacheWriter, Contents
+from pipeline.cache import CacheReader
 from pipeline.clip import Clip, load_clip, pick_device
-from pipeline.decoding import Job
-from pipeline.encoding import cores, extract_into
+from pipeline.encoding import cores
 from pipeline.errors import CostlError, UsageError
+from pipeline.halves import MOST_BATCHES, decode_alone, decode_events, encode_alone, extract_all, full_batches
 from pipeline.imitated import Imitated, as_clip
 from pipeline.measure import Cost, best, can_see_memory, cost_of
 from pipeline.plain_extract import PlainTask, plain_extract, plain_task
@@ -29,14 +29,13 @@ from pipeline.race import Race, table
 from pipeline.sample import TINY_CLIP
 from pipeline.videos import Video
 from pipeline.weights import Source
-from pipeline.workers import Chunk, Decoded, Failed, decode_videos
+from pipeline.workers import Chunk, Decoded
 
 MODEL = "ViT-B-32"
 REPEATS = 2
 # Relative L2 of tokens: PIL rounds one pixel in 10,000 otherwise, and other batches take other paths in the device.
 TOLERANCE = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05}
 _BATCH = {"cuda": 256}
-_BATCHES = 4  # of the frames that CLIP alone is given, over and over
 _VIDEOS_A_CORE = 3
 _AS_FAST_AS_DECODING = 4.0  # the imitated accelerator, unless its rate is given; a real one is faster still
 _LEAST_S, _LEAST_QUICK_S = 1.0, 0.05
@@ -102,6 +101,10 @@ def bench_extract(
     UsageError for what cannot be meant, CostlError when tokens differ from those of the straightforward way.
     """
     _check(repeats=repeats, batch=batch, rate=rate)
+    if quick and not (models or weights):
+        models, weights = (TINY_CLIP.name,), str(TINY_CLIP)
+    names = models or (MODEL,)
+    _check_models(names, weights, device)
     tell = progress or (lambda _: None)
     sets = clips_to_measure(videos, quick=quick, world=True, tell=tell)
     bench = _Bench(fps=fps, batch=batch, rate=rate, repeats=repeats, quick=quick, own_clips=videos is None, tell=tell)
@@ -110,9 +113,6 @@ def bench_extract(
         if videos is None:
             count = 2 if quick else _VIDEOS_A_CORE * cores()
             sets = [clips.several(count, Path(place) / "videos" / str(i)) for i, clips in enumerate(sets)]
-        if quick and not (models or weights):
-            models, weights = (TINY_CLIP.name,), str(TINY_CLIP)
-        names = models or (MODEL,)
         bench.steps = len(names) * len(sets)
         for name in names:
             clip = _clip(name, weights, device)
@@ -124,44 +124,6 @@ def bench_extract(
         why = "it takes longer than --quick may" if quick else "this system does not tell that of other processes"
         return ExtractBench(tuple(races), None, repeats, (*notes, f"Peak memory was not measured: {why}."))
     return ExtractBench(tuple(races), _memory(folder, tell), repeats, tuple(notes))
-
-
-def decode_alone(videos: Sequence[Video], *, fps: float, processes: int) -> None:
-    """The decode half: extraction's own processes, every chunk let go at once. Raises CostlError for a failure."""
-    for event in _events(videos, fps, processes):
-        if isinstance(event, Chunk):
-            event.release()
-        elif isinstance(event, Failed):
-            raise CostlError(event.reason)
-
-
-def encode_alone(clip: Clip, batches: Sequence[Tensor], *, least_s: float) -> int:
-    """The CLIP half: prepared batches through the network, over and over; -> how many frames."""
-    frames = 0
-
-    def once() -> int:
-        return sum(len(clip.encode_images(images)) for images in batches)
-
-    spent_s = 0.0
-    while spent_s < least_s:
-        done, cost = cost_of(once)
-        frames, spent_s = frames + done, spent_s + cost.wall_s
-    return frames
-
-
-def extract_all(videos: Sequence[Video], clip: Clip, out: Path, *, fps: float, batch: int) -> None:
-    """What `costl extract` does once CLIP is loaded: decode, encode and write a cache. Raises CostlError for a failure."""
-    contents = Contents(
-        fingerprint=clip.fingerprint() | {"fps": fps}, fps=fps, patch_grid=clip.patch_grid, joint=clip.joint
-    )
-    with CacheWriter(out, contents, {}) as writer:
-        for video in videos:
-            writer.note(video.id, name=video.path.stem, status="pending", reason="not extracted yet.")
-        writer.write_index()
-        rows = extract_into(writer, videos, clip=clip, fps=fps, batch=batch, tell=lambda _: None)
-    bad = [row.reason for row in rows if not row.ok]
-    if bad:
-        raise CostlError(bad[0])
 
 
 @dataclass
@@ -229,10 +191,10 @@ class _Bench:
         times_s: dict[str, list[np.ndarray]] = {video.id: [] for video in clips.videos}
         good: set[str] = set()
         images: list[Tensor] = []
-        for event in _events(clips.videos, self.fps, cores()):
+        for event in decode_events(clips.videos, self.fps, cores()):
             if isinstance(event, Chunk):
                 times_s[event.video_id].append(np.array(event.times_s))
-                if sum(map(len, images)) < _BATCHES * batch:
+                if sum(map(len, images)) < MOST_BATCHES * batch:
                     images.append(clip.prepare(event.pixels))
                 event.release()
             elif isinstance(event, Decoded):
@@ -243,7 +205,7 @@ class _Bench:
         if not videos:
             raise CostlError(f"{clips.name}: no video that can be decoded. {' '.join(self.notes)}")
         found = {video.id: np.concatenate(times_s[video.id]) for video in videos}
-        return _Course(clips.name, videos, found, _full_batches(images, batch), self._plain_tasks(videos, found))
+        return _Course(clips.name, videos, found, full_batches(images, batch), self._plain_tasks(videos, found))
 
     def _plain_tasks(self, videos: Sequence[Video], times_s: dict[str, np.ndarray]) -> dict[str, PlainTask]:
         tasks = {}
@@ -291,28 +253,20 @@ def _check(**numbers: float | None) -> None:
             raise UsageError(f"{name} is {number}, expected a number above zero.")
 
 
-def _events(videos: Sequence[Video], fps: float, processes: int) -> Iterator[Chunk | Decoded | Failed]:
-    jobs = [Job(video.id, str(video.path), fps) for video in videos]
-    with decode_videos(jobs, processes=processes) as events:
-        yield from events
-
-
-def _full_batches(images: Sequence[Tensor], batch: int) -> list[Tensor]:
-    """Batches of exactly this size, as extraction makes them; the frames from the start again where they run out."""
-    together = torch.cat(list(images))
-    count = max(1, min(_BATCHES, len(together) // batch))
-    places = torch.arange(count * batch, device=together.device) % len(together)
-    return list(together[places].split(batch))
+def _check_models(names: Sequence[str], weights: str | None, device: str) -> None:
+    """Before anything is rendered."""
+    pick_device(device)
+    for name in names:
+        if weights is None and name.replace("/", "-") not in open_clip.list_models():
+            raise UsageError(f"no open_clip model is called {name!r}, expected a name such as {MODEL}.")
 
 
 def _clip(name: str, weights: str | None, device: str) -> Clip:
     if weights is not None:
         return load_clip(name, weights, device=device)
     place, name = pick_device(device), name.replace("/", "-")
-    if name not in open_clip.list_models():
-        raise UsageError(f"no open_clip model is called {name!r}, expected a name such as {MODEL}.")
     torch.manual_seed(0)
-    network = open_clip.create_model(name, pretrained=None).eval().requires_grad_(False)
+    network = open_clip.create_model(name, load_weights=False).eval().requires_grad_(False)
     source = Source(f"{name}, random weights", name, Path())
     return Clip(network, source=source, device=place, precision="fp16" if place.type == "cuda" else "fp32")
 

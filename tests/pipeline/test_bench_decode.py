@@ -12,17 +12,18 @@ from clips import cut_without_decoding, make_clip, read_numbers, steady, uneven
 
 import cli
 from pipeline import bench_decode as bench
-from pipeline.bench_decode import FFMPEG, OURS, PLAIN, DecodeBench, Row
+from pipeline.bench_decode import DecodeBench, Row
 from pipeline.errors import CostlError, UsageError
+from pipeline.plain_decode import FFMPEG, OURS, PLAIN, wanted_of, why_not_here
 
-HERE = {name: decoder for name, decoder in (OURS | PLAIN).items() if name in OURS or not bench._why_not_here(name)}
+HERE = {name: decoder for name, decoder in (OURS | PLAIN).items() if name in OURS or not why_not_here(name)}
 
 
 @pytest.mark.parametrize("times_s", [steady(100), uneven(60)], ids=["steady", "uneven"])
 @pytest.mark.parametrize("name", [name for name in HERE if name != FFMPEG])
 def test_every_decoder_shows_the_last_frame_that_began_before_each_wanted_time(name, times_s, tmp_path):
     path = make_clip(tmp_path / "a.mp4", times_s)
-    wanted = bench._wanted(path, 2.0, 4.0)
+    wanted = wanted_of(path, 2.0, 4.0)
     expected = [int(np.searchsorted(times_s, 0.25 + 0.5 * i + 1e-6, side="right")) - 1 for i in range(8)]
     pictures = np.concatenate(list(HERE[name](wanted)))
     assert pictures.dtype == np.uint8 and pictures.shape == (8, 48, 64, 3)
@@ -31,7 +32,7 @@ def test_every_decoder_shows_the_last_frame_that_began_before_each_wanted_time(n
 
 @pytest.mark.skipif(FFMPEG not in HERE, reason="ffmpeg is not on the path")
 def test_ffmpeg_gives_the_frame_there_or_its_neighbour(tmp_path):
-    wanted = bench._wanted(make_clip(tmp_path / "a.mp4", steady(100)), 2.0, 4.0)
+    wanted = wanted_of(make_clip(tmp_path / "a.mp4", steady(100)), 2.0, 4.0)
     found = read_numbers(np.concatenate(list(PLAIN[FFMPEG](wanted))))
     # Which of them its filter takes, and whether a last one comes, has changed between its versions.
     assert np.abs(np.array(found[:7]) - (6 + 12.5 * np.arange(7))).max() <= 1.5
@@ -39,15 +40,15 @@ def test_ffmpeg_gives_the_frame_there_or_its_neighbour(tmp_path):
 
 def test_a_decoder_that_shows_other_frames_is_told_by_its_share_of_same_ones(tmp_path):
     source = make_clip(tmp_path / "whole.mp4", steady(200), options={"g": "50"})
-    wanted = bench._wanted(cut_without_decoding(source, tmp_path / "cut.mp4", 3.0), 2.0, 4.0)
+    wanted = wanted_of(cut_without_decoding(source, tmp_path / "cut.mp4", 3.0), 2.0, 4.0)
     shares = bench._look(wanted, {"ours": OURS["ours: decord"], "plain": PLAIN["decord, get_batch"]})
     assert shares["ours"] == 1.0 and shares["plain"] < 1.0  # decord's known fault: the hidden frames shift all the rest
 
 
 def test_only_the_first_seconds_are_asked_for(tmp_path):
     path = make_clip(tmp_path / "a.mp4", steady(100))
-    assert bench._wanted(path, 2.0, 1.5).times_s.tolist() == [0.25, 0.75, 1.25]
-    assert len(bench._wanted(path, 2.0, 60.0).times_s) == 8
+    assert wanted_of(path, 2.0, 1.5).times_s.tolist() == [0.25, 0.75, 1.25]
+    assert len(wanted_of(path, 2.0, 60.0).times_s) == 8
 
 
 def test_shares_are_of_the_fastest_plain_library_and_the_worst_case_of_our_best_counts():
@@ -102,4 +103,4 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
 
 def test_ffmpeg_is_missing_where_it_is_not_on_the_path(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert bench._why_not_here(FFMPEG) == "ffmpeg is not on the path"
+    assert why_not_here(FFMPEG) == "ffmpeg is not on the path"
