@@ -776,6 +776,63 @@ def bench_cache(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(asdict(found), indent=2) if as_json else found.table())
 
 
+@bench.command("extract")
+@click.option(
+    "--videos", type=FOLDER, help="A folder of videos.  [default: rendered clips and a few of the sample world]"
+)
+@click.option("--model", "models", multiple=True, help="Name of an open_clip model. Repeatable.  [default: ViT-B-32]")
+@click.option("--weights", help="As in costl extract.  [default: random ones, which take the same time]")
+@click.option("--fps", type=float, default=0.5, show_default=True, help="Clips a second.")
+@click.option("--decoder", default="auto", show_default=True, help="As in costl extract.")
+@click.option("--batch", type=int, help="Frames encoded at once.  [default: what suits the device]")
+@click.option(
+    "--imitate", "rate", type=float, help="Frames a second of the imitated accelerator.  [default: 4 x decoding alone]"
+)
+@click.option("--repeats", default=2, show_default=True, help="Of each measurement; the best counts.")
+@click.option("--quick", is_flag=True, help="Tiny clips, a tiny CLIP: shows that it runs, not how fast.")
+@device
+@as_json
+def bench_extract(as_json: bool, **options: Any) -> None:
+    """Extraction from end to end beside each of its halves alone, and beside the straightforward way.
+
+    \b
+    Examples:
+        costl bench extract
+        costl bench extract --videos dir/ --repeats 1
+        costl bench extract --device cuda --model ViT-B-32 --model ViT-B-16 --model ViT-L-14
+    Some minutes; clips are rendered on the first call and kept in the temporary folder. On a CPU, where both halves need
+    the same cores, an accelerator is imitated as well. Peak memory: one video beside a longer one, few beside many.
+    """
+    from pipeline.bench_extract import bench_extract
+
+    with Bars() as show:
+        found = bench_extract(**options, progress=show)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+
+
+@bench.command("decode")
+@click.option("--videos", type=FOLDER, help="A folder of videos.  [default: clips rendered for it]")
+@click.option("--fps", type=float, multiple=True, default=(0.5, 1.0, 2.0), show_default=True, help="Repeatable.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Of each video, from its start.")
+@click.option("--repeats", default=2, show_default=True, help="Of each measurement; the best counts.")
+@click.option("--quick", is_flag=True, help="Tiny clips: shows that it runs, not how fast.")
+@as_json
+def bench_decode(as_json: bool, **options: Any) -> None:
+    """Our decoders beside the plain use of each library that is here, in sampled frames per CPU second.
+
+    \b
+    Examples:
+        costl bench decode
+        costl bench decode --videos dir/ --repeats 1
+    Some minutes. Each runs alone on one thread; what its threads and processes use counts, too.
+    """
+    from pipeline.bench_decode import bench_decode
+
+    with Bars() as show:
+        found = bench_decode(**options, progress=show)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+
+
 class Bars:
     """Draws progress on standard error: a bar for each stage on a terminal; in a log a line for each, and for a long
     extraction another one now and then. `silent`: only words that must be read.

@@ -141,7 +141,7 @@ class CacheReader:
 
     def all_words(self) -> Mapping[str, Words]:
         """The words of every query, by query; read when they are asked for."""
-        return self._table()
+        return self.word_table()
 
     def annotations(self, split: str) -> str:
         """The JSONL text of a split. Raises CacheError naming the splits there are."""

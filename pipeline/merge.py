@@ -18,7 +18,7 @@ from pipeline.cache import CacheReader, CacheWriter, Contents, VideoRow, Words, 
 from pipeline.errors import CacheError, UsageError
 from pipeline.fingerprint import explain_difference
 from pipeline.index import path_from, told_from
-from pipeline.parts import check_part, checksum_of, read_row, times_in, tokens_in
+from pipeline.parts import check_part, checksum_of, layers_in, read_row, times_in
 from pipeline.progress import Progress, Tell
 from pipeline.settings import SPLITS, queries_in
 from pipeline.shards import joined, lines_of
@@ -229,8 +229,8 @@ def _link(source: Path, target: Path) -> bool:
 def _compare(copy: Path, source: Path, row: VideoRow, contents: Contents) -> None:
     with hdf5.reading(copy) as file:
         check_part(file, hdf5.get_attribute(file, "fingerprint", str))
-        tokens, times_s = tokens_in(file, row.clips, contents), times_in(file, row.clips)
-    if checksum_of(tokens.memmap(), times_s) != row.checksum:
+        layers, times_s = layers_in(file, row.clips, contents), times_in(file, row.clips)
+    if checksum_of(layers, times_s) != row.checksum:
         raise CacheError(f"{source}: damaged, its copy has another checksum. Delete it and extract this share again.")
 
 

@@ -19,8 +19,10 @@ from test_workers import Pretend
 from pipeline import encoding
 from pipeline.cache import CacheReader, CacheWriter
 from pipeline.device import batch_that_fits
+from pipeline.effort import Effort
 from pipeline.encoding import extract_into
 from pipeline.errors import CacheError, CostlError
+from pipeline.how import How
 from pipeline.meter import Meter
 from pipeline.packing import Stretch
 from pipeline.progress import Progress
@@ -108,9 +110,12 @@ def videos(folder: Path, *names: str) -> list[Video]:
 
 
 def run(writer, names, *devices, **options):
-    first, *others = devices or [Grey()]
-    given = {"fps": FPS, "workers": PROCESSES, "batch": BATCH, "tell": lambda _: None} | options
-    return extract_into(writer, videos(writer.path.parent, *names), clip=first, others=others, **given)
+    effort = {name: options.pop(name) for name in ("workers", "batch", "compiled", "time_limit_s") if name in options}
+    given = {"fps": FPS, "how": How(), "tell": lambda _: None} | options
+    effort = Effort(**({"workers": PROCESSES, "batch": BATCH} | effort))
+    return extract_into(
+        writer, videos(writer.path.parent, *names), clips=devices or [Grey()], effort=effort, **given
+    )
 
 
 def greys(writer, video_id: str) -> list[int]:
