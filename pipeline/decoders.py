@@ -70,7 +70,8 @@ def _why_not(name: str, clip: Path) -> str:
             (frames,) = video.sample([0.0, video.duration_s])
         return "" if frames.pixels.shape[0] == 2 else "it gives too few frames."
     except (ImportError, OSError, RuntimeError, CostlError) as error:
-        return next((line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()), "no reason") + "."
+        told = str(error.__cause__ or error)  # the clip is ours, so what the library said counts
+        return next((line.strip().rstrip(".:") for line in told.splitlines() if line.strip()), "no reason") + "."
 
 
 def _clip(path: Path) -> Path:

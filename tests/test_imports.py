@@ -29,6 +29,7 @@ MODULES = {
     "pipeline.av_video": "av numpy",
     "pipeline.torchcodec_video": "torchcodec numpy",
     "pipeline.decoders": "av numpy",
+    "pipeline.similarity": "numpy",
     "pipeline.decoding": "numpy",
     "pipeline.workers": "numpy",
     "pipeline.resize": "torch jaxtyping",
