@@ -86,6 +86,9 @@ MODULES = {
     "costl.model.temporal": "torch jaxtyping",
     "costl.model.heads": "torch jaxtyping",
     "costl.model.costl": "torch jaxtyping",
+    "costl.model.baselines": "torch jaxtyping",
+    "costl.model.adapter": "torch jaxtyping",
+    "costl.model.build": "torch",
     "costl.runs": "",
     "costl.state": "torch",
     "costl.train": "torch numpy jaxtyping",
@@ -158,6 +161,9 @@ NEVER = {
     "costl.model.temporal": "costl.config costl.dataset costl.metrics",
     "costl.model.heads": "costl.config costl.dataset costl.metrics",
     "costl.model.costl": "costl.dataset costl.metrics",
+    "costl.model.baselines": "costl.config costl.dataset costl.metrics",
+    "costl.model.adapter": "costl.config costl.dataset costl.metrics",
+    "costl.model.build": "costl.dataset costl.metrics",
 }
 
 # Libraries that must not be loaded when a module is, not even by way of others: what --help, a decode process or a
