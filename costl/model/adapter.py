@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.model.baselines import Mlp, TextLayer, answer, keep_joint
+from costl.model.baselines import Heads, Mlp, TextLayer, keep_joint
 from costl.model.costl import Outputs, WordTokens
-from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.spatial import Asks
 from costl.model.temporal import TextPool
 
@@ -52,8 +51,7 @@ class AdapterModel(nn.Module):
         self.renew = nn.Parameter(torch.zeros(rounds))  # how much of a round takes the place of the one before
         self.text = TextPool(width=width)
         self.levels = ConvPyramid(width=width, strides=strides)
-        self.moments = MomentHead(width=width, strides=strides)
-        self.saliency = SaliencyHead(width=width)
+        self.heads = Heads(width=width, strides=strides)
 
     def forward(
         self,
@@ -89,7 +87,7 @@ class AdapterModel(nn.Module):
             frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
         match = torch.stack([_match(tokens[:, :, 0], text) for tokens in read]).mean(0)
         levels, masks = self.levels(frames, mask)
-        return answer(self, levels, masks, text, match)
+        return self.heads(levels, masks, text, match)
 
 
 class QueryPool(nn.Module):

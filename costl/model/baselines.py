@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,8 +81,7 @@ class ClsModel(nn.Module):
         self.tokens = Mlp(given=clip_width, width=width, dropout=input_dropout)
         self.layers = nn.ModuleList(TextLayer(width=width, heads=heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.moments = MomentHead(width=width, strides=(1,))
-        self.saliency = SaliencyHead(width=width)
+        self.heads = Heads(width=width, strides=(1,))
 
     def forward(
         self,
@@ -102,36 +100,37 @@ class ClsModel(nn.Module):
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
         match = torch.einsum("vtd,bd->bvt", plain, query) / math.sqrt(plain.shape[-1])
-        return answer(self, [self.norm(frames)], [mask], query, match)
+        return self.heads([self.norm(frames)], [mask], query, match)
 
 
-class Headed(Protocol):
-    """A model with the two heads."""
+class Heads(nn.Module):
+    """The model's two heads over frames at one scale or several."""
 
-    moments: MomentHead
-    saliency: SaliencyHead
+    def __init__(self, *, width: int, strides: tuple[int, ...]):
+        super().__init__()
+        self.moments = MomentHead(width=width, strides=strides)
+        self.saliency = SaliencyHead(width=width)
 
-
-def answer(
-    model: Headed,
-    levels: list[Float[Tensor, "b _ d"]],
-    masks: list[Bool[Tensor, "b _"]],
-    query: Float[Tensor, "b d"],
-    match: Float[Tensor, "b v t"],
-) -> Outputs:
-    """What the heads say about frames at one scale or several, the finest first."""
-    foreground, quality, distances = model.moments(levels, masks)
-    centres, strides = anchors(masks[0].shape[1], model.moments.strides, match.device)
-    return Outputs(
-        foreground=foreground,
-        quality=quality,
-        spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
-        positions=torch.cat(masks, 1),
-        centres=centres,
-        strides=strides,
-        saliency=model.saliency(levels[0], masks[0], query),
-        match=match,
-    )
+    def forward(
+        self,
+        levels: list[Float[Tensor, "b _ d"]],
+        masks: list[Bool[Tensor, "b _"]],
+        query: Float[Tensor, "b d"],
+        match: Float[Tensor, "b v t"],
+    ) -> Outputs:
+        """`levels` and their masks, the finest first; `query` is what saliency is asked about."""
+        foreground, quality, distances = self.moments(levels, masks)
+        centres, strides = anchors(masks[0].shape[1], self.moments.strides, match.device)
+        return Outputs(
+            foreground=foreground,
+            quality=quality,
+            spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
+            positions=torch.cat(masks, 1),
+            centres=centres,
+            strides=strides,
+            saliency=self.saliency(levels[0], masks[0], query),
+            match=match,
+        )
 
 
 def keep_joint(model: nn.Module, joint: dict[str, Tensor]) -> None:
