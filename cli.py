@@ -457,6 +457,29 @@ def ablate(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache of a sample world.")
+@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Scored on. Repeatable.")
+@click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: beside its videos]")
+@click.option("--seed", default=0, show_default=True, help="Another seed: other questions.")
+@as_json
+def diagnose(as_json: bool, **options: Any) -> None:
+    """Says what can be read linearly from CLIP's tokens, and from which: the frame token, or the patches?
+
+    \b
+    Example:
+        costl diagnose --cache feats.h5 --split test --split test_unseen
+    Only a sample world (costl sample, costl quickstart) knows the truth that this needs: which thing is where at every
+    clip, how large, moving how. Linear readers learn it on the training videos and are scored on others.
+    """
+    from costl.diagnose import QUESTIONS, SOURCES, diagnose
+
+    with Bars() as show:
+        found = diagnose(**options, progress=show)
+    click.echo(json.dumps(vars(found), indent=2) if as_json else found.table())
+    say(*(f"{name}: {what}." for name, what in (QUESTIONS | SOURCES).items()))
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("folder", type=FOLDER)
 @click.option("--without-clip", is_flag=True, help="Leave out CLIP weights of one's own, which are copied otherwise.")
