@@ -476,7 +476,7 @@ def diagnose(as_json: bool, **options: Any) -> None:
     with Bars() as show:
         found = diagnose(**options, progress=show)
     click.echo(json.dumps(vars(found), indent=2) if as_json else found.table())
-    say(*(f"{name}: {what}." for name, what in (QUESTIONS | SOURCES).items()))
+    say(*(f"{name}: {what}." for name, what in (QUESTIONS | SOURCES).items()), *found.notes)
 
 
 @main.command()

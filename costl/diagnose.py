@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Diagnosis:
 
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
     asked: Mapping[str, Mapping[str, int]]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """A block for each split: a row for each question, a column for each source."""
@@ -80,26 +82,48 @@ def diagnose(
     if features.patch_grid == (0, 0):
         raise UsageError(f"{cache}: its frames have no patches to look at: they were imported. Extract videos instead.")
     scenes = read_scenes(objects or _beside_the_videos(features), features)
-    splits = tuple(dict.fromkeys(splits))
-    for_finder, for_readers = _halves(_of_split(features, "train", scenes))
-    scored = {split: _of_split(features, split, scenes) for split in splits}
-    rng = np.random.default_rng(seed)
+    learned = _of_split(features, "train", scenes)
+    if len(learned) < 2:
+        raise UsageError(f"{cache}: one training video with a truth is too few: one half teaches, the other chooses.")
+    return read_linearly(features, learned, {s: _of_split(features, s, scenes) for s in splits}, seed=seed, tell=tell)
+
+
+class Tokens(Protocol):
+    """What is asked of a cache here."""
+
+    patch_grid: tuple[int, int]
+
+    def tokens(self, video_id: str) -> np.ndarray: ...
+
+
+def read_linearly(
+    features: Tokens,
+    learned: Sequence[Scene],
+    scored: Mapping[str, Sequence[Scene]],
+    *,
+    seed: int,
+    tell: Tell = lambda progress: None,
+) -> Diagnosis:
+    """The same for scenes at hand; a question that cannot be asked about them is left out, with a note."""
+    for_finder, for_readers, rng = learned[::2], learned[1::2], np.random.default_rng(seed)
     count = min(COUNT, MEMORY // (2 * features.tokens(for_readers[0].vid)[0].nbytes))
     tell(Progress("diagnose", 0, len(QUESTIONS), "the finder of patches"))
     finder = _finder(questions("where", for_finder, count=min(count, DETECTED), rng=rng), features, rng)
-    scores: dict[str, dict[str, dict[str, float]]] = {split: {} for split in splits}
-    asked: dict[str, dict[str, int]] = {split: {} for split in splits}
+    scores: dict[str, dict[str, dict[str, float]]] = {split: {} for split in scored}
+    asked: dict[str, dict[str, int]] = {split: {} for split in scored}
+    notes = []
     for number, question in enumerate(QUESTIONS):
         tell(Progress("diagnose", number, len(QUESTIONS), question))
-        lesson = _Lesson.of(questions(question, for_readers, count=count, rng=rng), features, finder)
-        exams = {
-            split: _Lesson.of(questions(question, scored[split], count=count, rng=rng), features, finder)
-            for split in splits
-        }
+        found = [questions(question, scenes, count=count, rng=rng) for scenes in (for_readers, *scored.values())]
+        if not all(found):
+            notes.append(f"{question}: cannot be asked about so few videos, left out.")
+            continue
+        lesson, *others = (_Lesson.of(some, features, finder) for some in found)
+        exams = dict(zip(scored, others, strict=True))
         for split, row in _rows(question, lesson, exams).items():
             scores[split][question], asked[split][question] = row, len(exams[split].asked)
     tell(Progress("diagnose", len(QUESTIONS), len(QUESTIONS)))
-    return Diagnosis(scores, asked)
+    return Diagnosis(scores, asked, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,7 @@ class _Lesson:
     there: np.ndarray
 
     @classmethod
-    def of(cls, asked: Sequence[Asked], features: CacheReader, finder: Reader) -> _Lesson:
+    def of(cls, asked: Sequence[Asked], features: Tokens, finder: Reader) -> _Lesson:
         """Videos are read one after another, each once."""
         order = sorted(asked, key=lambda one: one.vid)
         tokens = np.stack([_normed(features.tokens(one.vid)[list(one.clips)]).astype(np.float16) for one in order])
@@ -178,7 +202,7 @@ def _score(question: str, said: np.ndarray, truth: np.ndarray) -> float:
     return 1 - float(np.square(truth - said).sum()) / spread if spread else 0.0
 
 
-def _finder(asked: Sequence[Asked], features: CacheReader, rng: np.random.Generator) -> Reader:
+def _finder(asked: Sequence[Asked], features: Tokens, rng: np.random.Generator) -> Reader:
     """Tells the patch where a thing is from other patches of the same frame, wherever they are."""
     tokens, kinds, answers = [], [], []
     for one in asked:
@@ -206,12 +230,6 @@ def _normed(tokens: np.ndarray) -> np.ndarray:
 def _patch_at(place: tuple[float, float], grid: tuple[int, int]) -> int:
     row, column = (min(int(share * count), count - 1) for share, count in zip(place[::-1], grid, strict=True))
     return row * grid[1] + column
-
-
-def _halves(scenes: Sequence[Scene]) -> tuple[list[Scene], list[Scene]]:
-    if len(scenes) < 2:
-        raise UsageError("the split 'train' has fewer than two videos with a truth, too few to learn and to choose.")
-    return list(scenes[::2]), list(scenes[1::2])
 
 
 def _of_split(features: CacheReader, split: str, scenes: Mapping[str, Scene]) -> list[Scene]:

@@ -50,8 +50,9 @@ def learn(
     scale = float(np.square(centred).sum(1).mean()) or 1.0
     which = _members(kinds, attributes).astype(np.float64)
     kernel = (centred @ centred.T / scale + 1.0).astype(np.float64) * (which @ which.T)
-    usable = held_out is not None and 0 < held_out.sum() < len(held_out)
-    strength = _best_strength(kernel, answers, held_out) if usable else MIDDLING
+    strength = MIDDLING
+    if held_out is not None and 0 < held_out.sum() < len(held_out):
+        strength = _best_strength(kernel, answers, held_out)
     by_attribute = which[:, :, None] * _solved(kernel, answers, strength)[:, None]  # n attribute k
     weights = np.stack([centred.T @ by_attribute[:, a].astype(centred.dtype) for a in range(len(attributes))]) / scale
     return Reader(attributes, mean, weights, by_attribute.sum(0))
