@@ -16,7 +16,7 @@ import numpy as np
 
 from costl.evaluate import read_queries
 from costl.reading import Reader, learn
-from costl.truth import FIELDS, MOVES, OBJECTS, Asked, Scene, questions, read_scenes
+from costl.truth import FIELDS, OBJECTS, Asked, Scene, questions, read_scenes
 from pipeline.cache import CacheReader
 from pipeline.errors import UsageError
 from pipeline.progress import Progress, Tell
@@ -25,17 +25,17 @@ SOURCES = {
     "frame token": "CLIP's token of the frame",
     "mean patch": "the mean of all patch tokens",
     "all patches": "all patch tokens side by side",
-    "found patch": "the patch that a linear reader, the same at every place, takes for the thing",
-    "patch there": "the patch where the thing is, as the truth tells",
+    "found patch": "the patch that a linear reader, the same at every place, takes for the thing, and its place",
+    "patch there": "the patch where the thing is, as the truth tells, but only what it holds",
 }
 QUESTIONS = {
     "which": "is the thing in the picture? Accuracy; it is half the time",
     "bound": "the same where its colour and its shape are there in any case, on other things",
     "where": "in which of nine fields of the picture is it? Accuracy",
     "size": "how large is it? R2 of its diameter",
-    "motion": "from this clip to the next: does it rest, go up, down, left or right? Accuracy",
+    "motion": "by how much does it move to the next clip, across and down? R2",
 }
-CLASSES = {"which": 2, "bound": 2, "where": FIELDS * FIELDS, "motion": len(MOVES)}
+CLASSES = {"which": 2, "bound": 2, "where": FIELDS * FIELDS}
 COUNT = 2000  # most questions to learn from, and most to be scored on
 DETECTED = 1000  # frames that the finder of patches learns from
 ELSEWHERE = 3  # other patches of each of them
@@ -44,7 +44,7 @@ MEMORY = 2**28  # bytes of tokens that the questions of one kind hold, as float1
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`scores[split][question][source]`: accuracy in percent, or R2 for size; `chance` stands beside the sources.
+    """`scores[split][question][source]`: accuracy in percent, or R2 for size and motion; `chance` stands beside the sources.
     `asked[split][question]` counts the questions."""
 
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -129,12 +129,13 @@ def read_linearly(
 @dataclass(frozen=True)
 class _Lesson:
     """Questions with the tokens of their clips, float16 [n clip 1+p c], and the patches (of p) that were `found` and that
-    are `there`, [n clip]."""
+    are `there`, [n clip]; `places` are those of all patches, [p w]."""
 
     asked: Sequence[Asked]
     tokens: np.ndarray
     found: np.ndarray
     there: np.ndarray
+    places: np.ndarray
 
     @classmethod
     def of(cls, asked: Sequence[Asked], features: Tokens, finder: Reader) -> _Lesson:
@@ -147,16 +148,16 @@ class _Lesson:
             for i, one in enumerate(order)
         ]
         there = [[_patch_at(place, features.patch_grid) for place in one.places] for one in order]
-        return cls(order, tokens, np.array(found), np.array(there))
+        return cls(order, tokens, np.array(found), np.array(there), _place_waves(features.patch_grid, tokens.shape[-1]))
 
     @property
     def kinds(self) -> list[tuple[str, str]]:
         return [one.kind for one in self.asked]
 
     def answers(self, question: str) -> np.ndarray:
-        """What a reader learns, [n k]: one of k columns is one, or the diameter as a share of the side."""
+        """What a reader learns, [n k]: one of k columns is one, or what is to be told, in shares of the side."""
         plain = np.array([one.answer for one in self.asked])
-        return np.eye(CLASSES[question])[plain.astype(int)] if question in CLASSES else plain[:, None]
+        return np.eye(CLASSES[question])[plain[:, 0].astype(int)] if question in CLASSES else plain
 
     def read_from(self, source: str) -> np.ndarray:
         """The tokens of a source, [n f]; those of two clips one after the other."""
@@ -170,6 +171,8 @@ class _Lesson:
         else:
             which = self.found if source == "found patch" else self.there
             chosen = np.take_along_axis(patches, which[:, :, None, None], 2)
+        if source == "found patch":
+            chosen = np.concatenate([chosen[:, :, 0], self.places[self.found]], -1)
         return chosen.reshape(len(self.asked), -1).astype(np.float32)
 
     def held_out(self) -> np.ndarray:
@@ -225,6 +228,16 @@ def _normed(tokens: np.ndarray) -> np.ndarray:
     tokens = tokens.astype(np.float32)
     tokens = tokens - tokens.mean(-1, keepdims=True)
     return tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + 1e-5)
+
+
+def _place_waves(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Where each patch is, [p w]: its centre and the first waves across the picture, together as loud as a token."""
+    rows, columns = grid
+    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    at = np.stack([x.ravel() - 0.5, y.ravel() - 0.5], -1)
+    waves = [np.sqrt(12) * at, *(f(np.pi * turns * at) for turns in (1, 2, 3) for f in (np.sin, np.cos))]
+    placed = np.concatenate(waves, -1)
+    return placed * np.sqrt(width / placed.shape[1])
 
 
 def _patch_at(place: tuple[float, float], grid: tuple[int, int]) -> int:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Kind = tuple[str, str]
+Kind = tuple[str, str]  # colour and shape
+ALL = ""  # the attribute of every thing
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # of ridge, as shares of the kernel's mean diagonal
 MIDDLING = 0.01
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear map for each colour and one for each shape; a thing is read by the sum of its two.
+    """A linear map for all things, one for each colour and one for each shape; a thing is read by the sum of its three.
 
     `weights` [attribute f k], `bias` [attribute k], of tokens less their `mean` [f]. A colour or shape that no question
     named while it learned says nothing.
@@ -40,11 +41,11 @@ def learn(
 ) -> Reader:
     """Kernel ridge regression, in closed form: tokens [n f], answers [n k].
 
-    The kernel is (x . x' + 1) (same colour + same shape), tokens less their mean and scaled to a mean square of one,
+    The kernel is (x . x' + 1) (1 + same colour + same shape), tokens less their mean and scaled to a mean square of one,
     which is the same as ridge regression on the weights of `Reader`. Its strength is the one that answers the questions of
     `held_out` (bool [n]) best when they are not learned from, or a middling one without them.
     """
-    attributes = tuple(sorted({part for kind in kinds for part in kind}))
+    attributes = (ALL, *sorted({part for kind in kinds for part in kind}))
     mean = tokens.mean(0)
     centred = tokens - mean
     scale = float(np.square(centred).sum(1).mean()) or 1.0
@@ -75,4 +76,4 @@ def _solved(kernel: np.ndarray, answers: np.ndarray, strength: float) -> np.ndar
 
 def _members(kinds: Sequence[Kind], attributes: Sequence[str]) -> np.ndarray:
     """[n attribute], True where a kind has it."""
-    return np.array([[attribute in kind for attribute in attributes] for kind in kinds]).reshape(len(kinds), -1)
+    return np.array([[attribute in (ALL, *kind) for attribute in attributes] for kind in kinds]).reshape(len(kinds), -1)

@@ -15,7 +15,6 @@ from pipeline.errors import UsageError
 
 OBJECTS = "objects.jsonl"
 FIELDS = 3  # of the picture, each way
-MOVES = ("rest", "up", "down", "left", "right")
 MOVING = 0.04  # sides from one clip to the next; the slowest real move is twice as fast
 DRAWS = 40  # tries for each question wanted: not every frame has what some questions need
 
@@ -43,13 +42,13 @@ class Scene:
 @dataclass(frozen=True)
 class Asked:
     """One question: the clips to look at, the kind of thing it names, where that thing is in each (where it is not
-    there: where another is), and the answer, a number of a class or, for size, a diameter."""
+    there: where another is), and the answer: the number of a class, a diameter, or a step (x right, y down)."""
 
     vid: str
     clips: tuple[int, ...]
     kind: Kind
     places: tuple[tuple[float, float], ...]
-    answer: float
+    answer: tuple[float, ...]
 
 
 def read_scenes(path: Path, features: CacheReader) -> dict[str, Scene]:
@@ -162,13 +161,13 @@ def _size(scene: Scene, clip: int, true: bool, kinds: Sequence[Kind], rng: np.ra
 def _motion(scene: Scene, clip: int, true: bool, kinds: Sequence[Kind], rng: np.random.Generator) -> Asked | None:
     """From this clip to the next; every other question is about one that moves."""
     stay = set(scene.here(clip + 1))
-    moves = {i: _move(scene.centres[i, clip + 1] - scene.centres[i, clip]) for i in scene.alone(clip) if i in stay}
-    fitting = [i for i, move in moves.items() if (move > 0) == true]
+    steps = {i: scene.centres[i, clip + 1] - scene.centres[i, clip] for i in scene.alone(clip) if i in stay}
+    fitting = [i for i, step in steps.items() if bool(np.abs(step).max() >= MOVING) == true]
     if not fitting:
         return None
     at = _one(fitting, rng)
     places = tuple(_place(scene.centres[at, c]) for c in (clip, clip + 1))
-    return Asked(scene.vid, (clip, clip + 1), scene.things[at], places, float(moves[at]))
+    return Asked(scene.vid, (clip, clip + 1), scene.things[at], places, _place(steps[at]))
 
 
 _DRAWS: Mapping[str, Callable[[Scene, int, bool, Sequence[Kind], np.random.Generator], Asked | None]] = {
@@ -181,16 +180,7 @@ _DRAWS: Mapping[str, Callable[[Scene, int, bool, Sequence[Kind], np.random.Gener
 
 
 def _asked(scene: Scene, clip: int, at: int, answer: float, *, kind: Kind | None = None) -> Asked:
-    return Asked(scene.vid, (clip,), kind or scene.things[at], (_place(scene.centres[at, clip]),), answer)
-
-
-def _move(step: np.ndarray) -> int:
-    """Which of MOVES a step (x right, y down) is."""
-    x, y = step
-    if max(abs(x), abs(y)) < MOVING:
-        return 0
-    sideways, onwards = abs(x) > abs(y), (x if abs(x) > abs(y) else y) > 0
-    return MOVES.index(("right" if onwards else "left") if sideways else ("down" if onwards else "up"))
+    return Asked(scene.vid, (clip,), kind or scene.things[at], (_place(scene.centres[at, clip]),), (answer,))
 
 
 def _place(centre: np.ndarray) -> tuple[float, float]:
