@@ -503,6 +503,73 @@ def repeat(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each variant, with the seeds 0, 1, 2, ...")
+@click.option(
+    "--variants",
+    multiple=True,
+    metavar="NAME,...",
+    help="Standard variants by name, or a YAML file of your own. Repeatable.  [default: the standard list]",
+)
+@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Scored on. Repeatable.")
+@config_files
+@overrides
+@click.option("--out", type=FOLDER, default="ablation", show_default=True, help="Folder of the runs and the tables.")
+@click.option("--jobs", default=1, show_default=True, help="Trainings side by side, each with its share of the cores.")
+@device
+@as_json
+def ablate(as_json: bool, **options: Any) -> None:
+    """Trains the model without each of its parts, and baselines, and says what every part is worth.
+
+    \b
+    Examples:
+        costl ablate --cache feats.h5 --split test --split test_unseen
+        costl ablate --cache feats.h5 --variants steps-0,steps-1,cls,adapter --jobs 2
+        costl ablate --cache feats.h5 --variants mine.yaml
+    A line of mine.yaml:  small-k: {spatial.top_k: 2}
+    Mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Standard variants:
+    steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-all, strides-1, strides-1-2, strides-1-2-4-8,
+    no-top-down, no-LOSS for each loss as no-saliency, and the baselines cls and adapter. Killed and given again, the
+    command goes on: finished runs are kept.
+    """
+    from costl.config import load_config
+    from costl.variants import choose_variants
+
+    load_config(*options["config"], overrides=options["overrides"])  # so that slips are told before torch is loaded
+    choose_variants(options["variants"], patches=1)
+    from costl.ablate import ablate
+    from costl.ablation import to_json
+
+    with Bars() as show:
+        result = ablate(**options, progress=show)
+    click.echo(json.dumps(to_json(result), indent=2) if as_json else result.table())
+    say(*result.notes, f"Runs, every number and the tables: {result.folder}/")
+
+
+@main.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache of a sample world.")
+@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Scored on. Repeatable.")
+@click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: beside its videos]")
+@click.option("--seed", default=0, show_default=True, help="Another seed: other questions.")
+@as_json
+def diagnose(as_json: bool, **options: Any) -> None:
+    """Says what can be read linearly from CLIP's tokens, and from which: the frame token, or the patches?
+
+    \b
+    Example:
+        costl diagnose --cache feats.h5 --split test --split test_unseen
+    Only a sample world (costl sample, costl quickstart) knows the truth that this needs: which thing is where at every
+    clip, how large, moving how. Linear readers learn it on the training videos and are scored on others.
+    """
+    from costl.diagnose import QUESTIONS, SOURCES, diagnose
+
+    with Bars() as show:
+        found = diagnose(**options, progress=show)
+    click.echo(json.dumps(vars(found), indent=2) if as_json else found.table())
+    say(*(f"{name}: {what}." for name, what in (QUESTIONS | SOURCES).items()), *found.notes)
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("folder", type=FOLDER)
 @click.option("--without-clip", is_flag=True, help="Leave out CLIP weights of one's own, which are copied otherwise.")

@@ -15,7 +15,7 @@ from costl.annotations import Query
 from costl.answers import Answer, Moment, Saliency
 from costl.dataset import collate
 from costl.evaluate import pick_device, predict_split
-from costl.explain import looks
+from costl.explain import has_maps, looks
 from costl.queries import check_queries
 from costl.share import HUB, fetch
 from costl.trained import Trained, read_trained
@@ -120,7 +120,7 @@ class Asker:
 
     def looks(self, video: Path | str, query: str, at_s: Sequence[float]) -> list[Look]:
         """Where the model looked for a query in the clips at these seconds; empty for a model without step one."""
-        if self._config.spatial.steps < 1:
+        if not has_maps(self._model):
             return []
         features, name = self._kept.features(Path(video), [query])
         grid, shape = features.grid(name), features.patch_grid

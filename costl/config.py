@@ -27,8 +27,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes that every part of the model shares."""
+    """Which model, and the sizes that every part of it shares."""
 
+    kind: str = "costl"
     width: int = 256
     heads: int = 8
     dropout: float = 0.1
@@ -109,6 +110,11 @@ class Config:
     train: Train = field(default_factory=Train)
     predict: Predict = field(default_factory=Predict)
 
+    @property
+    def patches(self) -> bool:
+        """Whether the model looks at the patches of a frame; else the frame token is all that need be read."""
+        return self.model.kind == "adapter" or (self.model.kind == "costl" and self.spatial.steps > 0)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain sections of plain values (a tuple becomes a list), as YAML and JSON hold them."""
         sections = dataclasses.asdict(self)
@@ -133,12 +139,20 @@ SELECTABLE = (
     *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1", "HL-top5-mAP", "HL-mAP"),
 )
 
+KINDS = ("costl", "cls", "adapter")
+
 _ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
 _NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
 _BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
 _LIMITS: dict[str, dict[str, Limit]] = {
     "data": {"benchmark": (lambda name: name in BENCHMARKS, f"one of {', '.join(BENCHMARKS)}")},
-    "model": {"width": _ABOVE_ZERO, "heads": _ABOVE_ZERO, "dropout": _BELOW_ONE, "input_dropout": _BELOW_ONE},
+    "model": {
+        "kind": (lambda kind: kind in KINDS, f"one of {', '.join(KINDS)}"),
+        "width": _ABOVE_ZERO,
+        "heads": _ABOVE_ZERO,
+        "dropout": _BELOW_ONE,
+        "input_dropout": _BELOW_ONE,
+    },
     "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _ABOVE_ZERO},
     "temporal": {
         "layers": _NOT_NEGATIVE,

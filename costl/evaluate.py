@@ -19,7 +19,8 @@ from costl.config import Config, Predict
 from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
 from costl.metrics import benchmark_rules, interval_iou
-from costl.model.costl import CoSTL, Outputs, build_model
+from costl.model.build import Model, build_model
+from costl.model.costl import Outputs
 from costl.pictures import draw_predictions
 from costl.predict import CANDIDATES, to_predictions
 from costl.rounding import rounded
@@ -112,7 +113,7 @@ class Ready:
 
     run: Run
     features: CacheReader
-    model: CoSTL
+    model: Model
     device: torch.device
 
     def predict(self, queries: Sequence[Query], progress: Tell | None = None) -> list[Prediction]:
@@ -132,7 +133,7 @@ def open_run(
     return Ready(chosen, features, load_model(chosen, features, weights=weights, device=place), place)
 
 
-def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> CoSTL:
+def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> Model:
     """The model of a run with its "best" or "last" weights. Raises CacheError where these do not fit."""
     model = build_for(run.config, features).to(device)
     _load_weights(model, run.folder, weights)
@@ -147,7 +148,7 @@ def legacy_label(config: Config) -> str:
 
 
 def predict_split(
-    model: CoSTL,
+    model: Model,
     queries: Sequence[Query],
     features: CacheReader,
     *,
@@ -164,7 +165,7 @@ def predict_split(
     asked = [query for query in queries if query.vid in known]
     whole = [query for query in asked if features.grid(query.vid).clips <= size]
     long = [query for query in asked if features.grid(query.vid).clips > size]
-    tell, patches = progress or (lambda _: None), config.spatial.steps > 0
+    tell, patches = progress or (lambda _: None), config.patches
     ask = partial(_ask, model, device=device, sharpened=config.loss.quality > 0)
     found: dict[int | str, Prediction] = {}
 
@@ -184,7 +185,7 @@ def predict_split(
     return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
 
 
-def _ask(model: CoSTL, batch: Batch, *, device: torch.device, sharpened: bool) -> Said:
+def _ask(model: Model, batch: Batch, *, device: torch.device, sharpened: bool) -> Said:
     outputs = model(**batch.to(device).model_inputs())
     return Said(
         scores=ranking(outputs, sharpened=sharpened).cpu(),
@@ -239,15 +240,18 @@ def _two_seconds_each(duration_s: float) -> list[tuple[float, float]]:
     return [(i * RATED_CLIP_S, (i + 1) * RATED_CLIP_S) for i in range(clips)]
 
 
-def build_for(config: Config, features: CacheReader) -> CoSTL:
+def build_for(config: Config, features: CacheReader) -> Model:
     """The untrained model of these settings for the features of this cache.
 
-    Raises CacheError when it has no words, UsageError for a spatial encoder where frames have no patches.
+    Raises CacheError when it has no words, UsageError for a model that looks at patches where frames have none.
     """
-    if config.spatial.steps and features.patch_grid == (0, 0):
+    if config.patches and features.patch_grid == (0, 0):
+        asked, instead = f"spatial.steps is {config.spatial.steps}", "Leave spatial.steps out, or at 0."
+        if config.model.kind == "adapter":
+            asked, instead = "model.kind is adapter", "Choose cls, or costl with spatial.steps at 0."
         raise UsageError(
-            f"spatial.steps is {config.spatial.steps}, but the frames in {features.path} have no patches to look at: "
-            "they were imported, or extracted with --tokens cls. Leave spatial.steps out, or at 0."
+            f"{asked}, but the frames in {features.path} have no patches to look at: they were imported, or extracted "
+            f"with --tokens cls. {instead}"
         )
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
     # Any words tell their width; those of other splits than `train` are not looked at in training.
@@ -330,7 +334,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def at_rest(model: CoSTL) -> Iterator[None]:
+def at_rest(model: Model) -> Iterator[None]:
     """Evaluation mode without gradients; the model comes back in the mode it was in."""
     training = model.training
     model.eval()
@@ -346,7 +350,7 @@ def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Predi
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 
-def _load_weights(model: CoSTL, folder: Path, which: str) -> None:
+def _load_weights(model: Model, folder: Path, which: str) -> None:
     if which not in WEIGHTS:
         raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
     weights, meta = load_checkpoint(folder, which)

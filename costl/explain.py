@@ -14,8 +14,10 @@ from torch import Tensor
 from costl.annotations import Query
 from costl.dataset import Batch, Features
 from costl.evaluate import at_rest
+from costl.model.build import Model
 from costl.model.costl import CoSTL
 from costl.model.spatial import Seen, What
+from pipeline.errors import UsageError
 
 # What CLIP's tokenizer takes for a word before it cuts long ones into pieces: letters, one digit, or other marks.
 _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
@@ -41,8 +43,12 @@ class Looks:
     heard: Float[np.ndarray, "t l"]
 
 
-def looks(model: CoSTL, batch: Batch) -> list[Looks]:
-    """One `Looks` for each of `batch.queries`, by the very computation that evaluation uses; the model stays as it was."""
+def looks(model: Model, batch: Batch) -> list[Looks]:
+    """One `Looks` for each of `batch.queries`, by the very computation that evaluation uses; the model stays as it was.
+
+    Raises UsageError for a baseline, which has no maps to show.
+    """
+    model = _with_maps(model)
     with at_rest(model):
         seen = model.look(**batch.to(next(model.parameters()).device).model_inputs())
         counts = batch.word_mask.sum(1).tolist()
@@ -52,11 +58,13 @@ def looks(model: CoSTL, batch: Batch) -> list[Looks]:
         ]
 
 
-def looks_at(model: CoSTL, query: Query, clips: Sequence[int], features: Features) -> Looks:
+def looks_at(model: Model, query: Query, clips: Sequence[int], features: Features) -> Looks:
     """The `Looks` of some clips of a query's video alone, in this order: however long the video, no more is read.
 
-    What the steps see in a frame does not depend on the frames around it. Raises CacheError for what is not in the cache.
+    What the steps see in a frame does not depend on the frames around it. Raises CacheError for what is not in the cache,
+    UsageError for a baseline.
     """
+    model = _with_maps(model)
     device, steps = next(model.parameters()).device, model.spatial.where is not None
     words = features.words(query.query)
     tokens = np.asarray(features.tokens(query.vid, clips=clips, patches=steps), np.float32)
@@ -72,12 +80,25 @@ def looks_at(model: CoSTL, query: Query, clips: Sequence[int], features: Feature
         return _of_one(seen, 0, clips=len(clips), names=name_words(query.query, len(words.tokens), words.texts))
 
 
+def has_maps(model: Model) -> bool:
+    """Whether there is anything to show of where this model looked: baselines and a model without step one have none."""
+    return isinstance(model, CoSTL) and model.spatial.where is not None
+
+
 def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names for the `count` word tokens of a sentence: `texts` of the cache, or the sentence split, or else numbers."""
     if texts:
         return tuple(text.strip() if text != text.rstrip() else f"{text}-" for text in texts)
     split = _WORD.findall(sentence.lower())
     return tuple(split) if len(split) == count else tuple(str(number + 1) for number in range(count))
+
+
+def _with_maps(model: Model) -> CoSTL:
+    if not isinstance(model, CoSTL):
+        raise UsageError(
+            "This model is a baseline: it has no maps of where it looked. Train one with model.kind=costl."
+        )
+    return model
 
 
 def _of_one(seen: Seen, row: int, *, clips: int, names: tuple[str, ...]) -> Looks:

@@ -10,9 +10,9 @@ from typing import Any
 
 from costl.annotations import Prediction, Query, parse_predictions
 from costl.evaluate import data_notes, evaluate, load_model, pick_device, read_queries
-from costl.explain import looks_at
+from costl.explain import has_maps, looks_at
 from costl.files import publish
-from costl.model.costl import CoSTL
+from costl.model.build import Model
 from costl.report_items import Item, Shot, by_badness, in_detail
 from costl.report_page import Page, to_html
 from costl.runs import Run, newest_run, open_cache, read_run
@@ -170,14 +170,14 @@ def _with_shots(items: Sequence[Item], album: Album, run: Run, device: str, tell
     return [replace(item, shots=shots.get(id(item), ())) for item in items]
 
 
-def _shots(item: Item, album: Album, model: CoSTL) -> tuple[Shot, ...]:
+def _shots(item: Item, album: Album, model: Model) -> tuple[Shot, ...]:
     features, query = album.features, item.query
     labels = clips_to_show(item.windows, query, features)
     names = album.take(query.vid, list(labels))
     if not names:
         return ()
     centres_s = features.grid(query.vid).centres_s()
-    with_maps = model.spatial.where is not None
+    with_maps = has_maps(model)
     return tuple(
         Shot(
             names[clip], label, float(centres_s[clip]), looks_at(model, query, [clip], features) if with_maps else None

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from costl.config import Config
 from costl.evaluate import build_for
-from costl.model.costl import CoSTL
+from costl.model.build import Model
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError
 
@@ -22,8 +22,8 @@ from pipeline.errors import CacheError
 class State:
     """The model, its running average, and where training stands; all of it is in last.safetensors."""
 
-    model: CoSTL
-    average: CoSTL
+    model: Model
+    average: Model
     optimizer: torch.optim.Optimizer
     shuffle: torch.Generator
     epoch: int = 0

@@ -163,7 +163,7 @@ def _train_epoch(
         queries,
         features,
         batch_size=config.train.batch_size,
-        patches=config.spatial.steps > 0,
+        patches=config.patches,
         wrong=config.loss.wrong_query > 0,
         generator=state.shuffle,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from costl.checkpoint import load_checkpoint
 from costl.config import Config, load_config
-from costl.model.costl import CoSTL, build_model
+from costl.model.build import Model, build_model
 from costl.runs import Run, newest_run, open_cache, read_run
 from pipeline.errors import CacheError, CostlError, UsageError
 
@@ -49,7 +49,7 @@ class Trained:
         """Width of a visual token."""
         return len(self.weights[f"{_JOINT}norm_weight"])
 
-    def model(self) -> CoSTL:
+    def model(self) -> Model:
         """The model, ready to be asked. Raises CacheError when its weights are those of another."""
         joint = {name.removeprefix(_JOINT): tensor for name, tensor in self.weights.items() if name.startswith(_JOINT)}
         joint["normed"] = torch.tensor(True)  # what CLIP makes of a video always goes through its last norm

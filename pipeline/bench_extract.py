@@ -100,8 +100,9 @@ def bench_extract(
     """Measures on the videos of a folder; by default on clips rendered for it and on the sample world's.
 
     `models` are open_clip's names, `decoder` is as in `extract`; without `weights` theirs are random, which costs the same
-    time. On a CPU an imitated accelerator of `rate` frames a second runs as well. What is extracted goes to a temporary folder in `folder`. Raises
-    UsageError for what cannot be meant, CostlError when tokens differ from those of the straightforward way.
+    time. On a CPU an imitated accelerator of `rate` frames a second runs as well. What is extracted goes to a temporary
+    folder in `folder`. Raises UsageError for what cannot be meant, CostlError when tokens differ from those of the
+    straightforward way.
     """
     _check(repeats=repeats, batch=batch, rate=rate)
     if quick and not (models or weights):
