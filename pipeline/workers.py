@@ -132,6 +132,7 @@ class _Seat:
         self.ready = False
         self.job: Job | None = None
         self.next_job: Job | None = None  # handed out ahead
+        self._got_on_s = time.monotonic()
         self._context, self._rules, self._lock = context, rules, threading.Lock()
 
     def hire(self) -> None:
@@ -160,6 +161,18 @@ class _Seat:
         assert self.job is not None
         ended, self.job, self.next_job = self.job, self.next_job, None
         return ended
+
+    def late(self) -> bool:
+        """Whether its process should have got on by now; what it has said is heard first.
+
+        One that waits for a slot has no deadline, but one that waits although all slots are free has been stopped.
+        """
+        now = time.monotonic()
+        if self.pipe is None or self.pipe.poll():
+            return False
+        if self.job is None or self.in_use or self.deadline.value != NEVER:
+            self._got_on_s = now
+        return now > self.deadline.value or now - self._got_on_s > self._rules.time_limit_s
 
     def release(self, slot: int) -> None:
         with self._lock:
@@ -206,8 +219,7 @@ class _Supervisor:
                 if event is not None:
                     yield event
             for seat in self._seats:
-                # What it has said before the deadline is heard first.
-                if time.monotonic() > seat.deadline.value and seat.pipe is not None and not seat.pipe.poll():
+                if seat.late():
                     yield self._overdue(seat)
 
     def close(self) -> None:

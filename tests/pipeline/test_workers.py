@@ -77,7 +77,6 @@ class GoesWrongAtTheEnd(Pretend):
         self._go_wrong("later")
 
 
-
 class EndsWhenLoaded:
     """Kills the process that unpickles it, before that process is ready."""
 
@@ -198,6 +197,26 @@ def test_a_slow_reader_of_the_events_is_no_timeout_and_the_slots_bound_what_is_a
         assert isinstance(third, Chunk) and third.first_index == 8
         assert third.pixels[0, 0, 0, 0] == 8 and held[1].pixels[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
         thread.join()
+
+
+def test_a_process_that_is_stopped_while_it_waits_for_a_slot_is_a_timeout():
+    with decode_videos(jobs("a", "b"), processes=1, open_video=Pretend, time_limit_s=1.0, **SMALL) as events:
+        held = [next(events), next(events)]
+        [process] = decoders()
+        time.sleep(0.3)  # it has two slots, both are ours: it waits
+        os.kill(process.pid, signal.SIGSTOP)
+        for chunk in held:
+            chunk.release()
+        end, *others = events_of(events)
+        assert isinstance(end, Failed) and (end.video_id, end.status) == ("a", "timeout")
+        assert {event.video_id for event in others} == {"b"} and isinstance(others[-1], Decoded)
+
+
+def events_of(events):
+    for event in events:
+        if isinstance(event, Chunk):
+            event.release()
+        yield event
 
 
 def test_a_chunk_outlives_the_process_that_made_it():
