@@ -113,6 +113,8 @@ def _fill(video: Any, job: Job, slots: _Slots, deadline: Any, rules: Rules) -> t
     wanted_s = video.cheapest_s(grid) if job.how.sampling == "cheapest" else grid.centres_s()
     for frames in video.sample(wanted_s, chunk=size):
         deadline.value = NEVER  # waiting for a slot is not this video's fault
+        if not slots.free():
+            video.rest()  # decord would decode on meanwhile, without a bound
         slots.send(first_index, frames.pixels, frames.times_s, of=grid.clips)
         first_index += len(frames.times_s)
         deadline.value = time.monotonic() + allowed_s
@@ -132,9 +134,15 @@ class _Slots:
             self._receive()
         return self._jobs.popleft()
 
+    def free(self) -> bool:
+        """Whether the next chunk can be sent at once."""
+        while self._pipe.poll():
+            self._receive()
+        return bool(self._free)
+
     def send(self, first_index: int, pixels: np.ndarray, times_s: np.ndarray, *, of: int) -> None:
         began = time.monotonic()
-        while not self._free or self._pipe.poll():
+        while not self.free():
             self._receive()
         waited_s = time.monotonic() - began
         slot = self._free.pop()

@@ -52,6 +52,10 @@ class DecordVideo:
         self._open()
         self._timeline, self._keys = _times(self._decord(), path)
         self.duration_s = self._timeline.duration_s
+        # A hidden key frame is counted by decord in a way of its own.
+        hidden_key = bool(((self._keys > 0) & (self._keys <= self._timeline.first)).any())
+        self._from_start = self._timeline.counted or hidden_key
+        self._at = -1  # the number of the frame that the reader gave last, -1 for none
         self.height, self.width = self._shape()
         if target is not None and target.of(self.height, self.width) != self._shape():
             self.height, self.width = target.of(self.height, self.width)
@@ -68,6 +72,12 @@ class DecordVideo:
         """Free the decoder and everything it has read ahead. May be called twice."""
         self._reader = None
 
+    def rest(self) -> None:
+        """Let go of what was read ahead, where decord can seek: left alone it decodes on, to the end of the file."""
+        if not self._from_start:
+            self._decord().seek(0)
+            self._at = -1
+
     def cheapest_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time of the frame that costs least to decode; PyAV reads the packets that tell it."""
         from pipeline.packets import read_packets
@@ -77,9 +87,7 @@ class DecordVideo:
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, as `OpenVideo` says."""
         indices = self._timeline.index_at(wanted_s)
-        # A hidden key frame is counted by decord in a way of its own.
-        hidden_key = bool(((self._keys > 0) & (self._keys <= self._timeline.first)).any())
-        if self._timeline.counted or hidden_key:
+        if self._from_start:
             pictures = self._walk(indices, chunk)
         else:
             pictures = self._seek(indices, chunk, allowed_repairs(len(indices)))
@@ -111,22 +119,23 @@ class DecordVideo:
             try:
                 # Never back: a second look at the same frame costs a whole group, and in a cut clip finds another one.
                 unseen = wanted[wanted > last]
-                pixels = self._batch(unseen, last) if len(unseen) else np.empty((0, *picture.shape), dtype=np.uint8)
+                pixels = self._batch(unseen) if len(unseen) else np.empty((0, *picture.shape), dtype=np.uint8)
                 if len(unseen) < len(wanted):
                     pixels = np.concatenate([np.stack([picture] * (len(wanted) - len(unseen))), pixels])
                 last, picture = int(wanted[-1]), pixels[-1].copy()
             except decord.DECORDLimitReachedError:
                 wanted, pixels = self._one_by_one(wanted, allowed)
                 self._open()
-                last = -1
+                last = self._at = -1
             except _DECODER_ERRORS as error:
                 raise self._damaged(wanted) from error
             yield wanted, pixels
 
-    def _batch(self, wanted: np.ndarray, last: int) -> np.ndarray:
+    def _batch(self, wanted: np.ndarray) -> np.ndarray:
         unique, places = np.unique(wanted, return_inverse=True)
-        requests, kept = self._plan(unique.tolist(), last)
+        requests, kept = self._plan(unique.tolist(), self._at)
         pixels = self._decord().get_batch(requests).asnumpy()
+        self._at = int(unique[-1])
         ours = np.asarray(kept)[places]
         return pixels if len(ours) == len(pixels) and (np.diff(ours) == 1).all() else pixels[ours]
 
@@ -136,8 +145,9 @@ class DecordVideo:
         for index in wanted.tolist():
             for candidate in range(index, self._timeline.first - 1, -1):
                 self._open()  # a reader that has failed once keeps failing
+                self._at = -1
                 try:
-                    pixels.append(self._batch(np.array([candidate]), -1)[0])
+                    pixels.append(self._batch(np.array([candidate]))[0])
                 except decord.DECORDLimitReachedError as error:
                     self.repaired += candidate == index
                     if self.repaired > allowed or index - candidate > allowed:

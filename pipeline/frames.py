@@ -44,7 +44,7 @@ class OpenVideo(Protocol):
 
     `height` and `width` are those of the pictures that come (rotation applied). `repaired` counts the frames that could
     not be decoded and were replaced by their predecessor. Opening raises VideoError, in one plain sentence, for
-    anything that is not a whole video. Close it soon: decord reads ahead without a bound.
+    anything that is not a whole video. Close it soon, and let it `rest` while its frames wait.
     """
 
     decoder: str
@@ -61,6 +61,9 @@ class OpenVideo(Protocol):
 
     def close(self) -> None:
         """Free the decoder and everything it has read ahead. May be called twice."""
+
+    def rest(self) -> None:
+        """Called between two chunks when the next one will not be taken soon: nothing may be decoded ahead meanwhile."""
 
     def cheapest_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that costs least to decode (`packets.Packets.cheapest_s`)."""

@@ -50,6 +50,9 @@ class TorchcodecVideo:
         """Free the decoder. May be called twice."""
         self._reader = None
 
+    def rest(self) -> None:
+        """Nothing is decoded before it is asked for."""
+
     def cheapest_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time of the frame that costs least to decode, as `Packets` says."""
         return self._packets.cheapest_s(grid)

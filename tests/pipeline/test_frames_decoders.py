@@ -116,6 +116,18 @@ def test_every_decoder_gives_the_frames_and_the_times_of_decord(tmp_path, kind, 
         assert np.abs(pixels.astype(int) - ours).max() <= TOLERATED.get((kind, name), 0), fps
 
 
+@pytest.mark.parametrize("kind", CLIPS)
+def test_decord_gives_the_same_frames_when_it_rests_between_chunks(tmp_path, kind):
+    path = CLIPS[kind](tmp_path)
+    with open_video(path, How("decord")) as video, open_video(path, How("decord")) as restless:
+        for fps in (0.5, 3.7, 12.0):
+            wanted_s = Grid(fps, video.duration_s).centres_s()
+            for ours, theirs in zip(video.sample(wanted_s, 3), restless.sample(wanted_s, 3), strict=True):
+                assert ours.times_s.tolist() == theirs.times_s.tolist()
+                assert np.array_equal(ours.pixels, theirs.pixels)
+                video.rest()
+
+
 # Where decord's FFmpeg (4.1) and a newer one round differently: grey levels of 255.
 TOLERATED: dict[tuple[str, str], int] = {}
 
