@@ -87,11 +87,7 @@ class DecordVideo:
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, as `OpenVideo` says."""
         indices = self._timeline.index_at(wanted_s)
-        if self._from_start:
-            pictures = self._walk(indices, chunk)
-        else:
-            pictures = self._seek(indices, chunk, allowed_repairs(len(indices)))
-        for shown, pixels in pictures:
+        for shown, pixels in self._walk(indices, chunk) if self._from_start else self._seek(indices, chunk):
             yield Frames(pixels, self._timeline.starts_s[shown])
 
     def _shape(self) -> tuple[int, int]:
@@ -111,9 +107,9 @@ class DecordVideo:
         except (*_DECODER_ERRORS, AssertionError, UnicodeError) as error:
             raise VideoError(f"{self._path.name}: {_why_not_opened(self._path, error)}") from error
 
-    def _seek(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _seek(self, indices: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(frame numbers [n], pixels [n h w 3]) chunk by chunk, by way of the key frames."""
-        last, picture = -1, np.empty(0, dtype=np.uint8)
+        last, picture, allowed = -1, np.empty(0, dtype=np.uint8), allowed_repairs(len(indices))
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
             try:

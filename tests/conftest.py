@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+# Before torch is: for models this small a second thread costs more than it gives. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything of ours is imported: the shapes in these modules' signatures are then checked while the tests run.
 SHAPED = (
     "costl.model",

@@ -304,7 +304,7 @@ def test_from_official_files_to_numbers(prepare, world, jsonl, tmp_path, monkeyp
     command = found.words.splitlines()[-1].removeprefix("Next: costl ").split()
     extracted = costl(*command, "--weights", "dir/clip", "--device", "cpu", "--workers", "1")
     assert (extracted.exit_code, extracted.stdout) == (1, "charades.h5\n")
-    assert "failed: GONE1: annotated, but its video is not there." in extracted.stderr
+    assert "1 missing: annotated, but its video is not there. (GONE1)" in extracted.stderr
     features = CacheReader(Path("charades.h5"))
     assert features.fps == 1 and {row.name: row.status for row in features.rows}["GONE1"] == "missing"
     quick = ["--cache", "charades.h5", "--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1"]

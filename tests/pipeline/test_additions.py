@@ -63,7 +63,7 @@ def test_a_split_is_added_with_its_words_and_nothing_else_changes(home, monkeypa
     before, bytes_before, old = CacheReader(home / "feats.h5"), parts(home), asked_before(home)
     told = add(home, ("a thing never asked for", "test_0000"), (old, "val_0001"))
     assert (told.splits, told.new, told.known) == ((SplitChange("more", None, 2),), 1, 1)
-    assert told.exit_code == 0 and encoded == ["a thing never asked for"]
+    assert told.exit_code == 0 and set(encoded) == {"a thing never asked for"}
     after = CacheReader(home / "feats.h5")
     assert after.rows == before.rows and parts(home) == bytes_before
     assert after.splits == ["more", *before.splits]

@@ -50,6 +50,7 @@ def race(**changes) -> Race:
         "device": "d",
         "batch": 16,
         "fps": 0.5,
+        "decoder": "pyav",
         "videos": 2,
         "frames": 100,
         "cores": 2,
@@ -203,7 +204,7 @@ def test_memory_that_grows_with_the_videos_is_seen_to_grow(folder, monkeypatch):
     grows += "size = sum(p.stat().st_size for p in pathlib.Path(sys.argv[1]).iterdir())\n"
     grows += "kept = numpy.ones(size * 100); time.sleep(0.3)"
     monkeypatch.setattr(bench_memory, "_ALONE", grows)
-    found = bench_memory.bench_memory(Video("a", folder / "a.mp4"), fps=1.0, tell=lambda _: None)
+    found = bench_memory.bench_memory(Video("a", folder / "a.mp4"), fps=1.0, decoder="decord", tell=lambda _: None)
     assert found.to_dict()["longer"] > 2 and found.to_dict()["more"] > 1.5
     even = Memory(short=1e8, long=1.1e8, few=2e8, many=2e8, few_videos=4)
     assert "20 times as long" in even.table() and "1.10 times as much" in even.table()
@@ -216,7 +217,7 @@ def test_the_extraction_whose_memory_is_measured_runs_and_fails_aloud(folder, tm
 
     (folder / "c.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
     out = tmp_path / "out" / "feats.h5"
-    arguments = [str(folder), str(out), str(bench_memory.TINY_CLIP), "2.0"]
+    arguments = [str(folder), str(out), str(bench_memory.TINY_CLIP), "2.0", "decord"]
     done = subprocess.run([sys.executable, "-c", bench_memory._ALONE, *arguments], capture_output=True, text=True)
     assert done.returncode == 1 and "c.mp4: truncated" in done.stderr
     assert CacheReader(out).video_ids == ["a", "b"]

@@ -24,8 +24,11 @@ from tinyclip import write_clip
 from pipeline import cluster as module
 from pipeline.cache import CacheReader, CacheWriter, parts_folder
 from pipeline.clip import load_clip
+from pipeline.effort import Effort
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.extract import extract
+from pipeline.forms import Form
+from pipeline.how import How
 from pipeline.merge import merge
 from pipeline.progress import Progress
 from pipeline.shards import Share, lines_of, parse_share
@@ -202,7 +205,7 @@ def order(home) -> Order:
     folder = parts_folder(home / "feats.h5") / ".run-1"
     folder.mkdir(parents=True)
     fingerprint = clip.fingerprint() | {"fps": 4.0}
-    return Order("ViT-B-32", str(home / "world" / "clip"), "cpu", fingerprint, {}, home / "feats.h5", folder)
+    return Order("ViT-B-32", str(home / "world" / "clip"), "cpu", fingerprint, Form(), How(), Effort(), home / "feats.h5", folder)
 
 
 def on_worker(monkeypatch) -> Any:
