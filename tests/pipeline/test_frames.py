@@ -223,10 +223,10 @@ def without(monkeypatch, missing: set[int]) -> None:
     """Make decord unable to give these frames, as at the end of a file that promises more than it holds."""
     batch = VideoFile._batch
 
-    def fails(self, wanted, last):
+    def fails(self, wanted):
         if missing & set(wanted.tolist()):
             raise decord.DECORDLimitReachedError("recovered from nearest frames")
-        return batch(self, wanted, last)
+        return batch(self, wanted)
 
     monkeypatch.setattr(VideoFile, "_batch", fails)
 
