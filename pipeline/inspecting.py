@@ -136,7 +136,7 @@ def statistics(tokens: np.ndarray) -> TokenStatistics:
 def _made(reader: CacheReader) -> dict[str, Any]:
     tokens, channels = reader.contents.token_shape
     return {
-        "model": reader.source.get("model") or reader.fingerprint.get("model", ""),
+        "model": reader.fingerprint.get("model") or reader.source.get("model", ""),
         "weights": reader.source.get("weights", ""),
         "fps": reader.fps,
         "tokens_per_clip": tokens,
