@@ -213,7 +213,9 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
     type=click.Choice(["fp32", "fp16", "bf16"]),
     help="Of the image tower.  [default: GPU fp16, CPU fp32]",
 )
-@click.option("--compile", "compiled", is_flag=True, help="Compile the image tower first: takes a while, for long runs.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the image tower first: takes a while, for long runs."
+)
 @click.option(
     "--device",
     default="auto",
