@@ -1037,10 +1037,14 @@ def _add_words(*, as_json: bool) -> int:
     return added.exit_code
 
 
-def _tell_merge(report: MergeReport, *, as_json: bool) -> None:
+def _say_failed(report: MergeReport | ImportReport) -> None:
     say(*(f"{row.status}: {row.name}: {row.reason}" for row in report.failed[:FAILURES_SHOWN]))
     if len(report.failed) > FAILURES_SHOWN:
         say(f"... and {len(report.failed) - FAILURES_SHOWN} more (costl status {report.cache}).")
+
+
+def _tell_merge(report: MergeReport, *, as_json: bool) -> None:
+    _say_failed(report)
     say(*report.notes)
     say(
         f"{report.videos} videos with features, {len(report.failed)} without; "
@@ -1062,10 +1066,7 @@ def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
 
 
 def _tell_import(report: ImportReport, *, as_json: bool) -> None:
-    for row in report.failed[:FAILURES_SHOWN]:
-        say(f"{row.status}: {row.name}: {row.reason}")
-    if len(report.failed) > FAILURES_SHOWN:
-        say(f"... and {len(report.failed) - FAILURES_SHOWN} more (costl status {report.cache}).")
+    _say_failed(report)
     if report.cut or report.padded:
         say(
             f"Not quite as long as annotated: {report.cut} videos were cut, {report.padded} had their last row repeated."

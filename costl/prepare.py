@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import LOST, Benchmark, Reading, Row, Seconds, some, to_row
+from costl.benchmarks.common import LOST, Benchmark, Reading, Row, Seconds, to_row
 from costl.benchmarks.layouts import find_benchmark, find_layout
 from costl.files import publish
 from costl.layers import benchmark_settings
-from pipeline.errors import CostlError, UsageError, VideoError
+from pipeline.errors import CostlError, UsageError, VideoError, some
 from pipeline.progress import Progress, Tell
 from pipeline.videos import find_videos
 

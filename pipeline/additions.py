@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cache import Words, known_words, locked, parts_folder, words_folder
 from pipeline.clip import Clip, load_clip
-from pipeline.errors import CacheError, UsageError
+from pipeline.errors import CacheError, UsageError, some
 from pipeline.extract import encode_new, missing_row
 from pipeline.fingerprint import explain_difference
 from pipeline.index import Contents, Index, VideoRow, read_index, seen_from, told_from, write_index
@@ -18,7 +18,6 @@ from pipeline.progress import Progress, Tell
 from pipeline.settings import missing_videos, queries_in, read_annotations, rows_in
 from pipeline.words import remove_others, write_words
 
-_SHOWN = 5
 _SPLIT = re.compile(r"\w[\w.+ -]*")
 # What decides words: sentences are always encoded in float32, and never preprocessed as pictures are.
 _DECIDES_WORDS = ("model", "weights")
@@ -120,10 +119,9 @@ def _videos_without_features(
     lost = missing_videos(texts, (row.name for row in rows if row.ok))
     if lost and not allow:
         status = {row.name: f" ({row.status})" for row in rows}
-        named = [f"{name}{status.get(name, '')}" for name in lost[:_SHOWN]]
-        more = [f"and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
+        named = some((f"{name}{status.get(name, '')}" for name in lost), last=", and ")
         raise UsageError(
-            f"The annotations speak of {len(lost)} videos without features in {cache}: {', '.join(named + more)}. Extract "
+            f"The annotations speak of {len(lost)} videos without features in {cache}: {named}. Extract "
             "them with costl extract --videos, take out their rows, or pass --allow-missing-videos to go on without them."
         )
     return lost

@@ -18,13 +18,13 @@ from joblib.parallel import get_active_backend
 
 from pipeline import station
 from pipeline.cache import CacheWriter, VideoRow
+from pipeline.effort import FAILURES_IN_A_ROW
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.fingerprint import explain_difference
 from pipeline.progress import Progress, Tell
 from pipeline.station import Made, Order, Worker
 from pipeline.videos import Video
 
-_FAILURES_IN_A_ROW = 20  # as on one machine
 _CONNECT_S = 10.0
 _ANSWER_S = 600.0  # to load CLIP from a slow disk
 _NO_WORKER_S = 60.0
@@ -281,9 +281,9 @@ def _taken(writer: CacheWriter, made: Made) -> VideoRow:
 
 
 def _stop_when_nothing_works(rows: Sequence[VideoRow]) -> None:
-    last = rows[-_FAILURES_IN_A_ROW:]
-    if len(last) == _FAILURES_IN_A_ROW and not any(row.ok for row in last):
+    last = rows[-FAILURES_IN_A_ROW:]
+    if len(last) == FAILURES_IN_A_ROW and not any(row.ok for row in last):
         raise CostlError(
-            f"{_FAILURES_IN_A_ROW} videos in a row failed, the last one: {last[-1].reason} "
+            f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {last[-1].reason} "
             "This looks like the machines or the folder, not the videos; what was finished is kept."
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import UsageError
 
+FAILURES_IN_A_ROW = 20  # from so many on it is the machine, not the videos
+
 
 @dataclass(frozen=True)
 class Effort:

@@ -23,7 +23,7 @@ from pipeline.cache import CacheWriter, VideoRow
 from pipeline.clip import Clip
 from pipeline.decoding import Job
 from pipeline.device import Encoder
-from pipeline.effort import Effort
+from pipeline.effort import FAILURES_IN_A_ROW, Effort
 from pipeline.errors import CostlError
 from pipeline.how import How
 from pipeline.meter import Meter
@@ -32,7 +32,6 @@ from pipeline.saving import Saver
 from pipeline.videos import Video
 from pipeline.workers import Chunk, Decoded, Event, decode_videos
 
-FAILURES_IN_A_ROW = 20
 _TELL_EVERY_S = 0.5
 
 

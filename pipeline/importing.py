@@ -18,6 +18,7 @@ from pipeline.cache import (
     parts_folder,
     refuse_if_busy,
 )
+from pipeline.effort import FAILURES_IN_A_ROW
 from pipeline.errors import CostlError, UsageError, VideoError
 from pipeline.fingerprint import digest
 from pipeline.progress import Progress, Tell
@@ -27,7 +28,6 @@ from pipeline.settings import ExtractSettings, read_annotations, read_settings, 
 from pipeline.survey import Source, Survey, durations_in, survey
 from pipeline.videos import content_hash, safe_id
 
-FAILURES_IN_A_ROW = 20
 _CLIP_SCALE = 100.0  # the temperature that every published CLIP was trained to
 
 

@@ -123,7 +123,7 @@ class Kept:
         if self._clip is None:
             tell(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
             precision = str(self.fingerprint["precision"])
-            layers, patches = self._form.layers, self._form.tokens == "all"
+            layers, patches = self._form.layers, self._form.patches
             clip = load_clip(
                 self._model, self._weights, device=self._device, precision=precision, layers=layers, patches=patches
             )

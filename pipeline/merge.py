@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import hdf5
 from pipeline.cache import CacheReader, CacheWriter, Contents, VideoRow, Words, parts_folder
-from pipeline.errors import CacheError, UsageError
+from pipeline.errors import CacheError, UsageError, some
 from pipeline.fingerprint import explain_difference
 from pipeline.index import path_from, told_from
 from pipeline.parts import check_part, checksum_of, layers_in, read_row, times_in
@@ -24,7 +24,6 @@ from pipeline.settings import SPLITS, queries_in
 from pipeline.shards import joined, lines_of
 
 _WORST_LAST = ("missing", "pending")  # what says least: a video that one machine did not see, or none has got to
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _choose(readers: Sequence[CacheReader]) -> list[tuple[VideoRow, CacheReader]
                 best[row.id] = row, reader
     if apart:
         raise CacheError(
-            f"{len(apart)} videos have different features in two caches: {_some(apart.values())}. "
+            f"{len(apart)} videos have different features in two caches: {some(apart.values())}. "
             "Delete the cache that is wrong, or extract it again, and merge then."
         )
     return [best[name] for name in sorted(best)]
@@ -187,7 +186,7 @@ def _words(readers: Sequence[CacheReader], queries: Iterable[str]) -> dict[str, 
         known |= reader.all_words()
     missing = [query for query in queries if query not in known]
     if missing:
-        raise CacheError(f"No cache has the words of {len(missing)} queries: {_some(missing)}. Extract it again.")
+        raise CacheError(f"No cache has the words of {len(missing)} queries: {some(missing)}. Extract it again.")
     return {query: known[query] for query in queries}
 
 
@@ -240,9 +239,3 @@ def _notes(contents: Contents) -> tuple[str, ...]:
     absent = sorted(set(range(1, contents.share["of"] + 1)).difference(contents.share["shares"]))
     told = ", ".join(f"{number}/{contents.share['of']}" for number in absent)
     return (f"Not all shares are here: {told} can be joined later.",) if absent else ()
-
-
-def _some(items: Iterable[str]) -> str:
-    found = list(items)
-    more = len(found) - _SHOWN
-    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

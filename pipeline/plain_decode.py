@@ -42,16 +42,21 @@ Decoder = Callable[[Wanted], Iterator[np.ndarray]]
 
 def wanted_of(path: Path, fps: float, seconds: float) -> Wanted:
     """What to ask for of the first `seconds` of a video. Raises what decord raises, and VideoError."""
-    import decord
-
     with open_video(path) as video:
         length_s, height, width = min(seconds, video.duration_s), video.height, video.width
     times_s = Grid(fps, length_s).centres_s()
+    return Wanted(path, fps, length_s, times_s, decord_numbers(path, times_s), height, width)
+
+
+def decord_numbers(path: Path, times_s: np.ndarray) -> np.ndarray:
+    """Which frames, as decord counts them, are shown at these times [t], 0 at the first one shown. Raises what it raises."""
+    import decord
+
     reader = decord.VideoReader(str(path), num_threads=1)
     starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     first = int(np.argmax(starts_s >= 0))
     indices = np.searchsorted(starts_s - starts_s[first], times_s + 1e-5, side="right") - 1
-    return Wanted(path, fps, length_s, times_s, np.maximum(indices, 0), height, width)
+    return np.maximum(indices, 0)
 
 
 def _ours(wanted: Wanted, how: How) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.clip import Clip
 from pipeline.errors import CostlError
+from pipeline.plain_decode import decord_numbers
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,7 @@ class PlainTask:
 
 def plain_task(path: Path, times_s: np.ndarray) -> PlainTask:
     """Looks up which frames are shown at `times_s`, so that the plain way need not. Raises what decord raises."""
-    reader = decord.VideoReader(str(path))
-    starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-    zero_s = starts_s[int(np.argmax(starts_s >= 0))]
-    indices = np.searchsorted(starts_s - zero_s, times_s + 1e-5, side="right") - 1
-    return PlainTask(path, np.maximum(indices, 0))
+    return PlainTask(path, decord_numbers(path, times_s))
 
 
 def plain_extract(tasks: Mapping[str, PlainTask], clip: Clip, folder: Path) -> int:

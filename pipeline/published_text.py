@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import CostlError, UsageError, VideoError
+from pipeline.errors import CostlError, UsageError, VideoError, some
 from pipeline.features import Words
 from pipeline.progress import Progress, Tell
 from pipeline.published import KEY, Array, as_half, locate, look_at
-from pipeline.survey import refuse, some
+from pipeline.survey import refuse
 
 # As Moment-DETR published them, and whoever followed.
 WORDS, SENTENCE = "last_hidden_state", "pooler_output"

@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, some
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -144,13 +143,13 @@ def check_annotations(
         if problem:
             bad.append(f"{split}.jsonl:{number}: {problem}")
     if bad:
-        raise UsageError(f"Annotations that cannot be used: {_some(bad, '; ')}.")
+        raise UsageError(f"Annotations that cannot be used: {some(bad, between='; ', last='; and ')}.")
     known = set(videos or ())
     names = [] if allow_missing or videos is None else missing_videos(texts, known)
     if names:
         raise UsageError(
-            f"The annotations speak of {len(names)} videos that are not here: {_some(names, ', ')}. "
-            f"Here are {len(known)}: {_some(sorted(known), ', ')}. Add the missing ones, take out their rows, or pass "
+            f"The annotations speak of {len(names)} videos that are not here: {some(names, last=', and ')}. "
+            f"Here are {len(known)}: {some(sorted(known), last=', and ')}. Add the missing ones, take out their rows, or pass "
             "--allow-missing-videos to go on without them."
         )
 
@@ -223,8 +222,3 @@ def _problem(row: Any) -> str:
     if not (number and math.isfinite(row["duration"]) and row["duration"] > 0):
         return f"duration is {row['duration']!r}, expected seconds above zero"
     return ""
-
-
-def _some(items: list[str], between: str) -> str:
-    more = len(items) - _SHOWN
-    return between.join(items[:_SHOWN]) + (f"{between}and {more} more" if more > 0 else "")

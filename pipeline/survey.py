@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError, VideoError
+from pipeline.errors import UsageError, VideoError, some
 from pipeline.grid import Grid
 from pipeline.progress import Progress, Tell
 from pipeline.published import Array, locate, look_at
@@ -110,13 +110,6 @@ def refuse(bad: Sequence[str], what: str) -> None:
     if bad:
         more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
         raise UsageError(f"{len(bad)} of the {what} cannot be used: {' '.join(bad[:_SHOWN])}{more}")
-
-
-def some(items: Iterable[str]) -> str:
-    """The first few, and how many more."""
-    items = list(items)
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _refuse_missing(

@@ -13,7 +13,6 @@ from pipeline.errors import UsageError
 
 LONG_S = 150.0  # no window of QVHighlights is longer; a model made for it may miss those that are
 RATED_CLIP_S = 2.0
-_SHOWN = 5
 
 # What may have to be put right in a row, or known about it, in the words of the report.
 CLIPPED = "windows past the video's end or start, clipped"
@@ -174,12 +173,6 @@ def positive_in(row: Mapping[str, Any], name: str) -> float:
     if number_in(row, name) <= 0:
         raise UsageError(f"{name!r} is {value!r}, expected a number above zero")
     return number_in(row, name)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def to_row(query: Query) -> dict[str, Any]:

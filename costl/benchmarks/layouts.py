@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from costl.benchmarks.charades import CHARADES
-from costl.benchmarks.common import Benchmark, Layout, some
+from costl.benchmarks.common import Benchmark, Layout
 from costl.benchmarks.qvhighlights import QVHIGHLIGHTS
 from costl.benchmarks.tacos import TACOS
 from costl.benchmarks.tvsum import TVSUM
 from costl.benchmarks.youtube_highlights import YOUTUBE_HIGHLIGHTS
-from pipeline.errors import UsageError, VideoError
+from pipeline.errors import UsageError, VideoError, some
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (QVHIGHLIGHTS, CHARADES, TACOS, TVSUM, YOUTUBE_HIGHLIGHTS)}
 

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.model.baselines import Heads, Mlp, TextLayer, keep_joint
-from costl.model.costl import Outputs, WordTokens
+from costl.model.baselines import Heads, Mlp, TextLayer
+from costl.model.costl import Outputs, WordTokens, keep_joint
 from costl.model.spatial import Asks
 from costl.model.temporal import TextPool
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from costl.model.costl import Outputs, WordTokens
-from costl.model.heads import MomentHead, SaliencyHead, anchors
+from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
+from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.temporal import time_waves
 
 
@@ -118,22 +118,5 @@ class Heads(nn.Module):
         query: Float[Tensor, "b d"],
         match: Float[Tensor, "b v t"],
     ) -> Outputs:
-        """`levels` and their masks, the finest first; `query` is what saliency is asked about."""
-        foreground, quality, distances = self.moments(levels, masks)
-        centres, strides = anchors(masks[0].shape[1], self.moments.strides, match.device)
-        return Outputs(
-            foreground=foreground,
-            quality=quality,
-            spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
-            positions=torch.cat(masks, 1),
-            centres=centres,
-            strides=strides,
-            saliency=self.saliency(levels[0], masks[0], query),
-            match=match,
-        )
-
-
-def keep_joint(model: nn.Module, joint: dict[str, Tensor]) -> None:
-    """Puts CLIP's joint space beside the weights as the model does: a checkpoint tells the sizes of its CLIP by it."""
-    for name, tensor in joint.items():
-        model.register_buffer(f"joint_{name}", tensor, persistent=name != "normed")
+        """See `read_out`."""
+        return read_out(self.moments, self.saliency, levels, masks, query, match)

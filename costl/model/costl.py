@@ -81,9 +81,7 @@ class CoSTL(nn.Module):
         self.moments = moments
         self.saliency = saliency
         self.clip_prior = clip_prior
-        for name, tensor in joint.items():
-            # Not a weight but a switch, which the cache decides: checkpoints do without it.
-            self.register_buffer(f"joint_{name}", tensor, persistent=name != "normed")
+        keep_joint(self, joint)
 
     def forward(
         self,
@@ -108,19 +106,7 @@ class CoSTL(nn.Module):
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask, text)
         levels, masks = self.pyramid(frames, mask, text)
-        foreground, quality, distances = self.moments(levels, masks)
-        centres, strides = anchors(mask.shape[1], self.pyramid.strides, frames.device)
-        spans = torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1)
-        return Outputs(
-            foreground=foreground,
-            quality=quality,
-            spans=spans,
-            positions=torch.cat(masks, 1),
-            centres=centres,
-            strides=strides,
-            saliency=self.saliency(levels[0], mask, query),
-            match=match,
-        )
+        return read_out(self.moments, self.saliency, levels, masks, query, match)
 
     def look(
         self,
@@ -158,6 +144,36 @@ class CoSTL(nn.Module):
         if patch.shape[-1]:
             return frame * self.joint_logit_scale, F.layer_norm(patch, patch.shape[-1:])
         return frame * self.joint_logit_scale, None
+
+
+def read_out(
+    moments: MomentHead,
+    saliency: SaliencyHead,
+    levels: list[Float[Tensor, "b _ d"]],
+    masks: list[Bool[Tensor, "b _"]],
+    query: Float[Tensor, "b d"],
+    match: Float[Tensor, "b v t"],
+) -> Outputs:
+    """What both heads say: `levels` and their masks, the finest first; `query` is what saliency is asked about."""
+    foreground, quality, distances = moments(levels, masks)
+    centres, strides = anchors(masks[0].shape[1], moments.strides, match.device)
+    return Outputs(
+        foreground=foreground,
+        quality=quality,
+        spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
+        positions=torch.cat(masks, 1),
+        centres=centres,
+        strides=strides,
+        saliency=saliency(levels[0], masks[0], query),
+        match=match,
+    )
+
+
+def keep_joint(model: nn.Module, joint: dict[str, Tensor]) -> None:
+    """Puts CLIP's joint space beside the weights: a checkpoint tells the sizes of its CLIP by it."""
+    for name, tensor in joint.items():
+        # Not a weight but a switch, which the cache decides: checkpoints do without it.
+        model.register_buffer(f"joint_{name}", tensor, persistent=name != "normed")
 
 
 def build_model(

@@ -7,8 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_model import ASKED, CLIPS, SMALL, C, Sprites, W, alone, close, joint_space, random_inputs, run
-from torch import nn
+from test_model import ASKED, CLIPS, SMALL, C, Sprites, W, alone, close, joint_space, learn_by_heart, random_inputs, run
 
 from costl.config import load_config
 from costl.dataset import collate
@@ -18,7 +17,6 @@ from costl.model.adapter import AdapterModel, QueryPool
 from costl.model.baselines import ClsModel
 from costl.model.build import Model, build_model
 from costl.model.spatial import Asks
-from costl.objective import total_loss
 from costl.report import report
 from costl.runs import read_run
 from costl.train import train
@@ -141,16 +139,7 @@ def test_a_baseline_learns_one_batch_by_heart(kind):
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
     model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
     batch = collate(world.queries, world, patches=config.patches, wrong=[(0, 2), (3, 5), (4, 0)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert set(parts) == {field.name for field in fields(config.loss)}
-    loss = first
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        loss, _ = total_loss(model(**batch.model_inputs()), batch, config.loss)
+    first, loss = learn_by_heart(model, batch, config)
     assert loss < 0.3 * first
 
 
