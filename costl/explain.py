@@ -28,7 +28,7 @@ class Looks:
     """Where the model looked for one query: t clips of its video, p patches row by row, l words.
 
     `share`: step one's softmax over the patches of a frame, sums to 1. `chosen`: its short list, the k largest shares.
-    `attention`: step two's attention of each word, the mean over its heads; zero beside the short list. What is missing
+    `attention`: step two's attention of each word; zero beside the short list. What is missing
     to 1 over the patches went to the null patch and is `nothing`: the word found nothing. `heard`: how much each word
     had a say in what its frame became, the mean over the heads, sums to 1 over the words. Without step two there is no
     attention to show and l is 0 in the three; without step one p is 0 in all. `words` are named as far as they can be:
@@ -119,9 +119,10 @@ def _of_one(seen: Seen, row: int, *, clips: int, names: tuple[str, ...]) -> Look
 
 
 def _by_word(what: What, row: int, clips: int, words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention [t l k], the null patch [t l] and how much each word is heard [t l]: means over the heads."""
-    found = what.by_word[row, :, :clips, :words].float().mean(0).cpu()
-    return found[..., :-1], found[..., -1], what.heard[row, :, :clips, :words].float().mean(0).cpu()
+    """Attention [t l k], the null patch [t l] and how much each word is heard [t l], the mean over the heads."""
+    found = what.by_word[row, :clips, :words].float().cpu()
+    heard = what.heard[row, :, :words].float().mean(0).cpu()
+    return found[..., :-1], found[..., -1], heard.expand(clips, -1)
 
 
 def _no_words(clips: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from costl import losses
@@ -34,8 +35,10 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
             outputs.saliency[wrong], outputs.foreground[wrong], mask[wrong], outputs.positions[wrong]
         )
     if weights.contrast:
-        parts["contrast"] = losses.contrast_loss(
-            outputs.match[right], batch.video[right], batch.relevant[right], batch.frame_mask
-        )
+        ways = [
+            losses.contrast_loss(match[right], batch.video[right], batch.relevant[right], batch.frame_mask)
+            for match in outputs.match
+        ]
+        parts["contrast"] = torch.stack(ways).mean()
     total = sum((getattr(weights, name) * value for name, value in parts.items()), saliency.new_zeros(()))
     return total, parts

@@ -87,7 +87,7 @@ class AdapterModel(nn.Module):
             frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
         match = torch.stack([_match(tokens[:, :, 0], text) for tokens in read]).mean(0)
         levels, masks = self.levels(frames, mask)
-        return self.heads(levels, masks, text, match)
+        return self.heads(levels, masks, text, match[None])
 
 
 class QueryPool(nn.Module):

@@ -100,7 +100,7 @@ class ClsModel(nn.Module):
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
         match = torch.einsum("vtd,bd->bvt", plain, query) / math.sqrt(plain.shape[-1])
-        return self.heads([self.norm(frames)], [mask], query, match)
+        return self.heads([self.norm(frames)], [mask], query, match[None])
 
 
 class Heads(nn.Module):
@@ -116,7 +116,7 @@ class Heads(nn.Module):
         levels: list[Float[Tensor, "b _ d"]],
         masks: list[Bool[Tensor, "b _"]],
         query: Float[Tensor, "b d"],
-        match: Float[Tensor, "b v t"],
+        match: Float[Tensor, "s b v t"],
     ) -> Outputs:
         """See `read_out`."""
         return read_out(self.moments, self.saliency, levels, masks, query, match)

@@ -17,7 +17,8 @@ from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the heads say about a batch. `n` counts the positions of all scales, one scale after another; lengths in clips."""
+    """What the heads say about a batch. `n` counts the positions of all scales, one scale after another; lengths in clips.
+    `match`: how well every frame of the batch matches every text, by each of `s` ways of comparing them."""
 
     foreground: Float[Tensor, "b n"]
     quality: Float[Tensor, "b n"]
@@ -26,7 +27,7 @@ class Outputs:
     centres: Float[Tensor, "n"]
     strides: Float[Tensor, "n"]
     saliency: Float[Tensor, "b t"]
-    match: Float[Tensor, "b v t"]
+    match: Float[Tensor, "s b v t"]
 
 
 class WordTokens(nn.Module):
@@ -96,17 +97,17 @@ class CoSTL(nn.Module):
         """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
         like_frame, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
-        frames, match = self.spatial(tokens, video, query, asked, word_mask, like_patch)
+        seen = self.spatial(tokens, video, query, asked, word_mask, like_patch)
         frames = (
-            frames
+            seen.frames
             + self.similarity(like_frame[..., None])
-            + 0.3 * time_waves(mask.shape[1], frames.shape[-1], frames.device)
+            + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
         )
         text = self.text(asked, word_mask)
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask, text)
         levels, masks = self.pyramid(frames, mask, text)
-        return read_out(self.moments, self.saliency, levels, masks, query, match)
+        return read_out(self.moments, self.saliency, levels, masks, query, seen.match)
 
     def look(
         self,
@@ -120,7 +121,7 @@ class CoSTL(nn.Module):
     ) -> Seen:
         """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
         _, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
-        return self.spatial.look(tokens, video, self.sentence(sentence), self.words(words), word_mask, like_patch)
+        return self.spatial(tokens, video, self.sentence(sentence), self.words(words), word_mask, like_patch)
 
     @torch.no_grad()
     def _clip_similarity(
@@ -152,7 +153,7 @@ def read_out(
     levels: list[Float[Tensor, "b _ d"]],
     masks: list[Bool[Tensor, "b _"]],
     query: Float[Tensor, "b d"],
-    match: Float[Tensor, "b v t"],
+    match: Float[Tensor, "s b v t"],
 ) -> Outputs:
     """What both heads say: `levels` and their masks, the finest first; `query` is what saliency is asked about."""
     foreground, quality, distances = moments(levels, masks)

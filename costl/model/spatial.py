@@ -56,39 +56,47 @@ class Asks:
 
 @dataclass(frozen=True)
 class Where:
-    """What step one found: a soft `summary` of the relevant regions, every patch's `share` of it, the `short_list` of the
-    best patches with their log-shares and which they are (`chosen`), and how well every frame of every video of the
-    batch matches the sentence by its best regions (`match`)."""
+    """What step one found: a soft `summary` of the relevant regions, every patch's `share` of it, and the `short_list` of
+    the best patches with their keys and which they are (`chosen`)."""
 
     summary: Float[Tensor, "b t d"]
     share: Float[Tensor, "b t p"]
     short_list: Float[Tensor, "b t k d"]
-    log_share: Float[Tensor, "b t k"]
+    keys: Float[Tensor, "b t k d"]
     chosen: Int[Tensor, "b t k"]
-    match: Float[Tensor, "b v t"]
 
 
 @dataclass(frozen=True)
 class What:
-    """What step two found: the `evidence` of every frame and each head's `attention` over the short list (what is missing
-    to 1 found nothing), which is what every word attends to (`by_word`, its last column the null patch) in the mix of how
-    much each word is `heard`."""
+    """What step two found: which patches of the short list every word means (`by_word`, its last column the null patch),
+    how much each head listens to it (`heard`), and what follows from both, each head's `attention` over the short list
+    (what is missing to 1 found nothing) and the `evidence` of the frame."""
 
     evidence: Float[Tensor, "b t d"]
     attention: Float[Tensor, "b h t k"]
-    by_word: Float[Tensor, "b h t l n"]
-    heard: Float[Tensor, "b h t l"]
+    by_word: Float[Tensor, "b t l n"]
+    heard: Float[Tensor, "b h l"]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What the encoder made of a batch: `frames` as their sentence sees them, how well every frame of the batch matches
-    every sentence (`match`), and what each step found, None for a step that this encoder does not have."""
+    every text (`match`: by the whole sentence, then by its words), and what each step found, None for a step that this
+    encoder does not have."""
 
     frames: Float[Tensor, "b t d"]
-    match: Float[Tensor, "b v t"]
+    match: Float[Tensor, "s b v t"]
     where: Where | None = None
     what: What | None = None
+
+
+def match_frames(
+    asked: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], keys: Float[Tensor, "v t p d"]
+) -> Float[Tensor, "b v t"]:
+    """How well every frame of every video matches every text: each word by the soft maximum over the regions, the mean
+    over the words (late interaction, after Yao et al. 2022); a sentence is a text of one word."""
+    best = torch.einsum("vtpd,bld->bvtlp", keys, asked).logsumexp(-1)
+    return torch.einsum("bvtl,bl->bvt", best, mask / mask.sum(1, keepdim=True))
 
 
 class WhereStep(nn.Module):
@@ -100,91 +108,90 @@ class WhereStep(nn.Module):
 
     def __init__(self, *, width: int, top_k: int):
         super().__init__()
-        self.key = nn.Linear(width, width)
-        self.query = nn.Linear(width, width)
+        self.query = _telling(width)
         self.prior_weight = nn.Parameter(torch.tensor(0.5))
         self.top_k = top_k
+
+    def ask(self, sentence: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """What the keys of the patches are compared with."""
+        return self.query(sentence) / math.sqrt(sentence.shape[-1])
 
     def forward(
         self,
         patches: Float[Tensor, "v t p d"],
+        keys: Float[Tensor, "v t p d"],
         sentence: Float[Tensor, "b d"],
         asks: Asks,
         prior: Float[Tensor, "b t p"] | None,
     ) -> Where:
         """Scores, shares, the best; see `Where`."""
-        every = torch.einsum("vtpd,bd->bvtp", self.key(patches), self.query(sentence) / math.sqrt(patches.shape[-1]))
-        score = every[torch.arange(len(sentence), device=every.device), asks.video]
+        score = asks.by_query(torch.einsum("vtpd,vqd->vqtp", keys, asks.by_video(self.ask(sentence))))
         if prior is not None:
             score = score + self.prior_weight * prior
-        log_share = score.log_softmax(-1)
-        share = asks.by_video(log_share.exp())
-        best_share, best = log_share.topk(min(self.top_k, log_share.shape[-1]), dim=-1)
-        frame = torch.arange(best.shape[1], device=best.device)[:, None]
+        share = score.softmax(-1)
+        best = share.topk(min(self.top_k, share.shape[-1]), dim=-1).indices
+        here = asks.video[:, None, None], torch.arange(best.shape[1], device=best.device)[:, None], best
         return Where(
-            summary=asks.by_query(torch.einsum("vqtp,vtpd->vqtd", share, patches)),
-            share=log_share.exp(),
-            short_list=patches[asks.video[:, None, None], frame, best],
-            log_share=best_share,
+            summary=asks.by_query(torch.einsum("vqtp,vtpd->vqtd", asks.by_video(share), patches)),
+            share=share,
+            short_list=patches[here],
+            keys=keys[here],
             chosen=best,
-            match=every.logsumexp(-1),
         )
 
 
 class WhatStep(nn.Module):
-    """Step two, fine: every word, shifted by what step one saw, attends to the short list and brings back its evidence.
+    """Step two, fine: every word finds its own patches on the short list; heads listen to words by the part they play.
 
-    A learned null patch lets a word say that it found nothing. Each head pools over the words by how well they matched
-    and by the part they play, so that one head can carry the subject of the sentence and another its partner. Cost does
-    not depend on the number of patches.
+    A learned null patch lets a word say that it found nothing. Whom a head listens to depends on the words alone, not on
+    the frame: so it follows one thing through the video, the subject of the sentence or its partner. Heads begin with
+    different places in the sentence, from its first word to its last. Cost does not depend on the number of patches.
     """
 
     def __init__(self, *, width: int, heads: int):
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.shift = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.null_key = nn.Parameter(torch.zeros(heads, width // heads))
-        self.role = nn.Linear(width, heads)
-        self.match_weight = nn.Parameter(torch.ones(heads))
+        self.query = _telling(width)
+        self.null = nn.Linear(width, 1)
+        self.part = nn.Linear(width, heads)
+        self.order = nn.Parameter(torch.linspace(-5, 5, heads))
+        self.value = nn.Parameter(torch.randn(heads, width, width // heads) / math.sqrt(width))
         self.out = nn.Linear(width, width)
+
+    def ask(self, words: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """What the keys of the patches are compared with."""
+        return self.query(words) / math.sqrt(words.shape[-1])
 
     def forward(
         self,
         short_list: Float[Tensor, "b t k d"],
-        log_share: Float[Tensor, "b t k"],
-        summary: Float[Tensor, "b t d"],
+        keys: Float[Tensor, "b t k d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
     ) -> What:
         """Evidence, and the attention that brought it; see `What`."""
-        asked = (
-            self._heads(self.query(words))[:, :, None] + self._heads(self.shift(summary))[:, :, :, None]
-        )  # b h t l e
-        keys, values = self._heads(self.key(short_list)), self._heads(self.value(short_list))  # b h t k e
-        scale = 1 / math.sqrt(keys.shape[-1])
-        score = torch.einsum("bhtle,bhtke->bhtlk", asked, keys) * scale + log_share[:, None, :, None]
-        null = torch.einsum("bhtle,he->bhtl", asked, self.null_key)[..., None] * scale - math.log(8)
+        score = torch.einsum("bld,btkd->btlk", self.ask(words), keys)
+        null = (self.null(words) + math.log(2))[:, None].expand(-1, score.shape[1], -1, -1)
         by_word = torch.cat([score, null], -1).softmax(-1)
-        matched = torch.logsumexp(score, -1) - null[..., 0]  # log-odds that the word found something
-        part = self.role(words).permute(0, 2, 1)[:, :, None] + self.match_weight[:, None, None] * matched
-        heard = part.masked_fill(~word_mask[:, None, None], -torch.inf).softmax(-1)
-        attention = torch.einsum("bhtl,bhtlk->bhtk", heard, by_word[..., :-1])
-        evidence = self.out(torch.einsum("bhtk,bhtke->bthe", attention, values).flatten(2))
+        part = self.part(words) + self.order * _standing(word_mask)[..., None]
+        heard = part.masked_fill(~word_mask[..., None], -torch.inf).softmax(1).transpose(1, 2)
+        attention = torch.einsum("bhl,btlk->bhtk", heard, by_word[..., :-1])
+        gathered = torch.einsum("bhtk,btkd->bthd", attention, short_list)
+        evidence = self.out(torch.einsum("bthd,hde->bthe", gathered, self.value).flatten(2))
         return What(evidence=evidence, attention=attention, by_word=by_word, heard=heard)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[b ... d] -> [b h ... e]."""
-        return x.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
+
+def _standing(word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """Where each word stands in its sentence: -0.5 the first, 0.5 the last."""
+    number = word_mask.cumsum(1) - 1
+    return number / (word_mask.sum(1, keepdim=True) - 1).clamp(min=1) - 0.5
 
 
 class SpatialEncoder(nn.Module):
     """Frame = frame token + gate(what step one found) + gate(what step two found).
 
-    Each step says what it found and where: the attention's mean of the patches' places travels beside their contents. Added
-    to the contents, as position embeddings are, it drowned: the sample world's 'on the left' was not learned at all.
+    Both steps compare what is asked with the same keys of the patches. Each says what it found and where: the mean of the
+    patches' places travels beside their contents. Added to the contents, as position embeddings are, it drowned: the
+    sample world's 'on the left' was not learned at all.
     """
 
     def __init__(
@@ -203,10 +210,11 @@ class SpatialEncoder(nn.Module):
         self.places: Tensor
         places = place_waves(*patch_grid)
         self.register_buffer("places", places, persistent=False)
+        self.key = _telling(width) if steps >= 1 else None
         self.where = WhereStep(width=width, top_k=top_k) if steps >= 1 else None
         self.what = WhatStep(width=width, heads=heads) if steps >= 2 else None
         self.where_gate = _Gate(width=width, places=places.shape[1]) if steps >= 1 else None
-        self.what_gate = _Gate(width=width, places=heads * places.shape[1]) if steps >= 2 else None
+        self.what_gate = _Gate(width=width, places=heads * (places.shape[1] + 1)) if steps >= 2 else None
 
     def forward(
         self,
@@ -216,31 +224,37 @@ class SpatialEncoder(nn.Module):
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
         prior: Float[Tensor, "b t p"] | None,
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b v t"]]:
-        """-> frames as their sentence sees them [b t d], and how well every frame of the batch matches every sentence."""
-        seen = self.look(tokens, video, sentence, words, word_mask, prior)
-        return seen.frames, seen.match
-
-    def look(
-        self,
-        tokens: Float[Tensor, "v t n c"],
-        video: Int[Tensor, "b"],
-        sentence: Float[Tensor, "b d"],
-        words: Float[Tensor, "b l d"],
-        word_mask: Bool[Tensor, "b l"],
-        prior: Float[Tensor, "b t p"] | None,
     ) -> Seen:
-        """The forward itself, with all that its steps found on the way."""
+        """-> frames as their sentence sees them, with all that the steps found on the way."""
         plain, patches = self.tokens(tokens)
-        if self.where is None or self.where_gate is None:
-            return Seen(plain[video], torch.einsum("vtd,bd->bvt", plain, sentence) / math.sqrt(plain.shape[-1]))
-        where, what = self.where(patches, sentence, Asks.of(video), prior), None
+        asked, one = sentence[:, None], word_mask.new_ones(len(words), 1)
+        if self.where is None or self.key is None or self.where_gate is None:
+            return Seen(plain[video], match_frames(asked / math.sqrt(plain.shape[-1]), one, plain[:, :, None])[None])
+        keys = self.key(patches)
+        where = self.where(patches, keys, sentence, Asks.of(video), prior)
         frames = plain[video] + self.where_gate(where.summary, where.share @ self.places)
-        if self.what is not None and self.what_gate is not None:
-            what = self.what(where.short_list, where.log_share, where.summary, words, word_mask)
-            spots = torch.einsum("bhtk,btkw->bthw", what.attention, self.places[where.chosen]).flatten(2)
-            frames = frames + self.what_gate(what.evidence, spots)
-        return Seen(frames, where.match, where, what)
+        match = match_frames(self.where.ask(asked), one, keys)
+        if self.what is None or self.what_gate is None:
+            return Seen(frames, match[None], where)
+        what = self.what(where.short_list, where.keys, words, word_mask)
+        frames = frames + self.what_gate(what.evidence, self._spots(what, where).flatten(2))
+        return Seen(frames, torch.stack([match, match_frames(self.what.ask(words), word_mask, keys)]), where, what)
+
+    def _spots(self, what: What, where: Where) -> Float[Tensor, "b t h w"]:
+        """Where each head found what it found, and how sure it is that it found anything, from -1 to 1."""
+        found = what.attention.sum(-1)
+        place = torch.einsum("bhtk,btkw->bthw", what.attention / (found[..., None] + 1e-4), self.places[where.chosen])
+        return torch.cat([place, 2 * found.transpose(1, 2)[..., None] - 1], -1)
+
+
+def _telling(width: int) -> nn.Linear:
+    """A map whose products tell patches apart from the start: scores begin with a variance of about one.
+
+    With torch's own beginning it is 0.01, all patches are alike, and the first two epochs go by until they are not.
+    """
+    linear = nn.Linear(width, width)
+    nn.init.normal_(linear.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
+    return linear
 
 
 class _Gate(nn.Module):

@@ -74,7 +74,7 @@ def test_from_the_looks_the_forward_can_be_made_again(features, queries):
     for gate in (spatial.where_gate, spatial.what_gate):
         nn.init.normal_(gate.content.weight)
     kept = []
-    spatial.register_forward_hook(lambda _, given, found: kept.append(found[0]))
+    spatial.register_forward_hook(lambda _, given, found: kept.append(found.frames))
     with torch.no_grad():
         model(**batch.model_inputs())
         plain, patches = spatial.tokens(batch.tokens)
@@ -83,11 +83,13 @@ def test_from_the_looks_the_forward_can_be_made_again(features, queries):
             here, share = patches[video, :clips], torch.from_numpy(seen.share)
             mix = torch.from_numpy(np.einsum("tl,tlp->tp", seen.heard, seen.attention))
             summary = torch.einsum("tp,tpd->td", share, here)
-            evidence = spatial.what.out(torch.einsum("tp,tpd->td", mix, spatial.what.value(here)))
+            evidence = spatial.what.out(torch.einsum("tp,tpd->td", mix, here) @ spatial.what.value[0])
+            found = mix.sum(1, keepdim=True)
+            spot = torch.cat([mix / (found + 1e-4) @ spatial.places, 2 * found - 1], 1)
             frames = (
                 plain[video, :clips]
                 + spatial.where_gate(summary[None], (share @ spatial.places)[None])[0]
-                + spatial.what_gate(evidence[None], (mix @ spatial.places)[None])[0]
+                + spatial.what_gate(evidence[None], spot[None])[0]
             )
             torch.testing.assert_close(frames, kept[0][row, :clips], rtol=1e-4, atol=1e-4)
 

@@ -16,7 +16,7 @@ from costl.dataset import Batch, collate
 from costl.metrics import compute_metrics
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.model.heads import anchors
-from costl.model.spatial import Asks, SpatialEncoder, WhatStep, WhereStep, place_waves
+from costl.model.spatial import Asks, SpatialEncoder, WhatStep, WhereStep, match_frames, place_waves
 from costl.model.temporal import Attention, TextPool
 from costl.objective import total_loss
 from costl.predict import to_predictions
@@ -105,52 +105,67 @@ def close(a: Tensor, b: Tensor) -> bool:
 def test_step_one_is_a_loop_over_sentences_and_frames(with_prior):
     torch.manual_seed(0)
     step, video = WhereStep(width=D, top_k=3), torch.tensor([1, 0, 1])
-    patches, sentence = torch.randn(2, 4, 7, D), torch.randn(3, D)
+    patches, keys, sentence = torch.randn(2, 4, 7, D), torch.randn(2, 4, 7, D), torch.randn(3, D)
     prior = torch.randn(3, 4, 7)
-    found = step(patches, sentence, Asks.of(video), prior if with_prior else None)
+    found = step(patches, keys, sentence, Asks.of(video), prior if with_prior else None)
     for b in range(3):
         for t in range(4):
-            here = patches[video[b], t]
-            learned = step.key(here) @ step.query(sentence[b]) / D**0.5
+            here, key = patches[video[b], t], keys[video[b], t]
+            learned = key @ step.query(sentence[b]) / D**0.5
             share = (learned + step.prior_weight * prior[b, t] if with_prior else learned).softmax(0)
             best = sorted(range(7), key=lambda p: -share[p])[:3]
             assert close(found.share[b, t], share)
             assert close(found.summary[b, t], (share[:, None] * here).sum(0))
             assert found.chosen[b, t].tolist() == best
-            assert close(found.short_list[b, t], here[best])
-            assert close(found.log_share[b, t], share[best].log())
-            assert close(found.match[b, video[b], t], learned.exp().sum().log())
+            assert close(found.short_list[b, t], here[best]) and close(found.keys[b, t], key[best])
 
 
 def test_step_two_is_a_loop_over_heads_frames_and_words():
     torch.manual_seed(0)
     step = WhatStep(width=8, heads=2)
-    nn.init.normal_(step.null_key)
-    nn.init.normal_(step.match_weight)
-    short_list, log_share = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5).log_softmax(-1)
-    summary, words = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    short_list, keys, words = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 4, 8)
     real = [4, 2]
     word_mask = torch.arange(4) < torch.tensor(real)[:, None]
-    found = step(short_list, log_share, summary, words, word_mask)
+    found = step(short_list, keys, words, word_mask)
     for b in range(2):
+        standing = [number / (real[b] - 1) - 0.5 for number in range(real[b])]
+        parts = [step.part(word) + step.order * where for word, where in zip(words[b], standing, strict=False)]
+        heard = torch.stack(parts).softmax(0).T
+        assert close(found.heard[b], nn.functional.pad(heard, (0, 4 - real[b])))
         for t in range(3):
+            by_word = []
+            for word in words[b, : real[b]]:
+                score = keys[b, t] @ step.query(word) / 8**0.5
+                by_word.append(torch.cat([score, step.null(word) + np.log(2)]).softmax(0))
+                assert close(found.by_word[b, t, len(by_word) - 1], by_word[-1])
             brought = []
-            for h, part in enumerate((slice(0, 4), slice(4, 8))):
-                keys, values = step.key(short_list[b, t])[:, part], step.value(short_list[b, t])[:, part]
-                over_words, weights = [], []
-                for word in words[b, : real[b]]:
-                    asked = (step.query(word) + step.shift(summary[b, t]))[part]
-                    score = keys @ asked / 2 + log_share[b, t]
-                    null = step.null_key[h] @ asked / 2 - np.log(8)
-                    over_words.append(torch.cat([score, null[None]]).softmax(0))
-                    assert close(found.by_word[b, h, t, len(over_words) - 1], over_words[-1])
-                    weights.append(step.role(word)[h] + step.match_weight[h] * (score.exp().sum().log() - null))
-                heard = torch.stack(weights).softmax(0)
-                assert close(found.heard[b, h, t], nn.functional.pad(heard, (0, 4 - real[b])))
-                expected = heard @ torch.stack(over_words)[:, :-1]
-                assert close(found.attention[b, h, t], expected)
-                brought.append(expected @ values)
+            for h in range(2):
+                attention = heard[h] @ torch.stack(by_word)[:, :-1]
+                assert close(found.attention[b, h, t], attention)
+                brought.append(attention @ short_list[b, t] @ step.value[h])
             assert close(found.evidence[b, t], step.out(torch.cat(brought)))
+
+
+def test_heads_begin_at_different_places_of_a_sentence():
+    """Untrained, on words that tell nothing: the first head listens to the first word most, the last to the last."""
+    step, words = WhatStep(width=8, heads=4), torch.zeros(1, 5, 8)
+    patches = torch.zeros(1, 1, 3, 8)
+    heard = step(patches, patches, words, torch.tensor([[True] * 4 + [False]])).heard[0]
+    assert heard[0].argmax() == 0 and heard[-1].argmax() == 3
+    standing = heard[:, :4] @ torch.arange(4.0)
+    assert (standing.diff() > 0).all()
+
+
+def test_frames_match_a_text_by_the_best_region_of_each_word():
+    torch.manual_seed(0)
+    asked, keys = torch.randn(2, 3, 4), torch.randn(2, 5, 6, 4)
+    mask = torch.tensor([[True] * 3, [True, False, False]])
+    found = match_frames(asked, mask, keys)
+    for b, real in ((0, 3), (1, 1)):
+        for v in range(2):
+            for t in range(5):
+                words = [sum((keys[v, t, p] @ asked[b, word]).exp() for p in range(6)).log() for word in range(real)]
+                assert close(found[b, v, t], sum(words) / real)
 
 
 def test_attention_is_softmax_of_scaled_products_over_what_is_real():
@@ -200,7 +215,7 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
     model = small_model(*overrides).train()
     outputs = model(**random_inputs(CLIPS, ASKED))
     assert outputs.saliency.shape == (6, 13)
-    assert outputs.match.shape == (6, 5, 13)
+    assert outputs.match.shape == (1 + (model.spatial.what is not None), 6, 5, 13)
     assert outputs.spans.shape == (*outputs.foreground.shape, 2)
     assert all(getattr(outputs, field.name).isfinite().all() for field in fields(outputs))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
@@ -223,7 +238,7 @@ def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage
         for name in ("foreground", "quality", "spans"):
             assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
         assert close(together.saliency[row, :clips], single.saliency[0])
-        assert close(together.match[row, video, :clips], single.match[0, 0])
+        assert close(together.match[:, row, video, :clips], single.match[:, 0, 0])
 
 
 def test_the_order_of_sentences_and_of_videos_does_not_matter():
@@ -235,7 +250,7 @@ def test_the_order_of_sentences_and_of_videos_does_not_matter():
     before, after = run(model, inputs), run(model, turned)
     for name in ("foreground", "quality", "spans", "saliency", "positions"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
-    assert close(before.match[rows][:, videos], after.match)
+    assert close(before.match[:, rows][:, :, videos], after.match)
 
 
 def test_two_sentences_see_the_same_video_differently_and_patches_matter():
