@@ -186,7 +186,7 @@ def predict_split(
 
 
 def _ask(model: Model, batch: Batch, *, device: torch.device, sharpened: bool) -> Said:
-    outputs = model(**batch.to(device).model_inputs())
+    outputs = model(**batch.to(device).model_inputs(), matching=False)
     return Said(
         scores=ranking(outputs, sharpened=sharpened).cpu(),
         spans=outputs.spans.float().cpu(),

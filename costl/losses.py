@@ -120,23 +120,23 @@ def wrong_query_loss(
 
 
 def contrast_loss(
-    match: Float[Tensor, "b v t"],
+    own: Float[Tensor, "b t"],
+    rivals: Float[Tensor, "b v u"],
     video: Int[Tensor, "b"],
     relevant: Bool[Tensor, "b t"],
-    frame_mask: Bool[Tensor, "v t"],
+    rival_mask: Bool[Tensor, "v u"],
 ) -> Float[Tensor, ""]:
-    """A sentence's own frames must match it better than any frame of another video in the batch (InfoNCE).
+    """A sentence's `own` relevant frames must match it better than any frame of another video in the batch (InfoNCE).
 
-    `match` is the soft maximum over a frame's regions, so the gradient goes to the regions that tell the videos apart:
+    The match is a soft maximum over a frame's regions, so the gradient goes to the regions that tell the videos apart:
     the things the sentence names (multiple-instance learning, after Miech et al. 2020). Frames of the same video are
-    never negatives: what the sentence names may well be there, doing something else.
+    never `rivals`: what the sentence names may well be there, doing something else.
     """
-    own = torch.arange(match.shape[1], device=video.device) == video[:, None]
-    mine = match.float()[torch.arange(len(video), device=video.device), video]
-    rival = (~own[..., None] & frame_mask).flatten(1)
-    others = match.float().flatten(1).masked_fill(~rival, NEVER).logsumexp(1, keepdim=True)
-    loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
-    return _mean_over(loss, relevant.any(1) & rival.any(1))
+    another = torch.arange(rivals.shape[1], device=video.device) != video[:, None]
+    counted = (another[..., None] & rival_mask).flatten(1)
+    others = rivals.float().flatten(1).masked_fill(~counted, NEVER).logsumexp(1, keepdim=True)
+    loss = (F.softplus(others - own.float()) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
+    return _mean_over(loss, relevant.any(1) & counted.any(1))
 
 
 def _mean_over(values: Tensor, counted: Bool[Tensor, "..."]) -> Float[Tensor, ""]:

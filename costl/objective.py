@@ -9,6 +9,7 @@ from costl import losses
 from costl.config import Loss
 from costl.dataset import Batch
 from costl.model.costl import Outputs
+from costl.model.spatial import RIVAL_STEP
 
 
 def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,9 +36,11 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
             outputs.saliency[wrong], outputs.foreground[wrong], mask[wrong], outputs.positions[wrong]
         )
     if weights.contrast:
+        match, rival_mask = outputs.match, batch.frame_mask[:, ::RIVAL_STEP]
+        assert match is not None, "the contrast needs a forward with matching"
         ways = [
-            losses.contrast_loss(match[right], batch.video[right], batch.relevant[right], batch.frame_mask)
-            for match in outputs.match
+            losses.contrast_loss(own, rivals, batch.video[right], batch.relevant[right], rival_mask)
+            for own, rivals in zip(match.own[:, right], match.rivals[:, right], strict=True)
         ]
         parts["contrast"] = torch.stack(ways).mean()
     total = sum((getattr(weights, name) * value for name, value in parts.items()), saliency.new_zeros(()))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from costl.model.baselines import Heads, Mlp, TextLayer
 from costl.model.costl import Outputs, WordTokens, keep_joint
-from costl.model.spatial import Asks
+from costl.model.spatial import Asks, Match, match_frames
 from costl.model.temporal import TextPool
 
 TEMPERATURE = 0.07  # of the match between frames and sentences, as published
@@ -62,9 +62,10 @@ class AdapterModel(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        matching: bool = True,
     ) -> Outputs:
         """What the model's own forward takes and gives. A cache holds one layer of CLIP: every round reads that one."""
-        return self.refine([tokens], frame_mask, video, words, word_mask)
+        return self.refine([tokens], frame_mask, video, words, word_mask, matching=matching)
 
     def refine(
         self,
@@ -73,6 +74,8 @@ class AdapterModel(nn.Module):
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
+        *,
+        matching: bool = True,
     ) -> Outputs:
         """From the tokens of CLIP's last `layers`, the last one first; the rounds beyond them stay with the earliest."""
         asked, asks, mask = self.word_mlp(self.words(words)), Asks.of(video), frame_mask[video]
@@ -85,9 +88,9 @@ class AdapterModel(nn.Module):
             seen = tokens[video, :, 0] + self.open[step].tanh() * pooled
             share = self.renew[step].sigmoid() if step else 1.0
             frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
-        match = torch.stack([_match(tokens[:, :, 0], text) for tokens in read]).mean(0)
+        match = _match([tokens[:, :, 0] for tokens in read], text, asks) if matching else None
         levels, masks = self.levels(frames, mask)
-        return self.heads(levels, masks, text, match[None])
+        return self.heads(levels, masks, text, match)
 
 
 class QueryPool(nn.Module):
@@ -162,5 +165,7 @@ class Halve(nn.Module):
         return F.relu(self.norm(self.conv(even).transpose(1, 2))), F.pad(mask, (0, odd)).unflatten(1, (-1, 2)).any(-1)
 
 
-def _match(frames: Float[Tensor, "v t d"], text: Float[Tensor, "b d"]) -> Float[Tensor, "b v t"]:
-    return torch.einsum("vtd,bd->bvt", F.normalize(frames, dim=-1), F.normalize(text, dim=-1)) / TEMPERATURE
+def _match(layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], asks: Asks) -> Match:
+    """Cosine similarity over a temperature, the mean over the layers."""
+    mean = torch.stack([F.normalize(frames, dim=-1) for frames in layers]).mean(0)
+    return match_frames(F.normalize(text, dim=-1) / TEMPERATURE, mean, asks)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
 from costl.model.heads import MomentHead, SaliencyHead
+from costl.model.spatial import Asks, Match, match_frames
 from costl.model.temporal import time_waves
 
 
@@ -92,6 +92,7 @@ class ClsModel(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        matching: bool = True,
     ) -> Outputs:
         """What the model's own forward takes and gives; of the tokens of a frame only the first is read."""
         plain, asked, mask = self.tokens(tokens[:, :, 0]), self.words(words), frame_mask[video]
@@ -99,8 +100,8 @@ class ClsModel(nn.Module):
         frames = plain[video]
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
-        match = torch.einsum("vtd,bd->bvt", plain, query) / math.sqrt(plain.shape[-1])
-        return self.heads([self.norm(frames)], [mask], query, match[None])
+        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, Asks.of(video)) if matching else None
+        return self.heads([self.norm(frames)], [mask], query, match)
 
 
 class Heads(nn.Module):
@@ -116,7 +117,7 @@ class Heads(nn.Module):
         levels: list[Float[Tensor, "b _ d"]],
         masks: list[Bool[Tensor, "b _"]],
         query: Float[Tensor, "b d"],
-        match: Float[Tensor, "s b v t"],
+        match: Match | None,
     ) -> Outputs:
         """See `read_out`."""
         return read_out(self.moments, self.saliency, levels, masks, query, match)

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from costl.config import Config
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.spatial import Asks, Seen, SpatialEncoder
+from costl.model.spatial import Match, Seen, SpatialEncoder
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What the heads say about a batch. `n` counts the positions of all scales, one scale after another; lengths in clips.
-    `match`: how well every frame of the batch matches every text, by each of `s` ways of comparing them."""
+    `match`: how well frames match texts, where that was asked for (`matching`)."""
 
     foreground: Float[Tensor, "b n"]
     quality: Float[Tensor, "b n"]
@@ -27,7 +27,7 @@ class Outputs:
     centres: Float[Tensor, "n"]
     strides: Float[Tensor, "n"]
     saliency: Float[Tensor, "b t"]
-    match: Float[Tensor, "s b v t"]
+    match: Match | None
 
 
 class WordTokens(nn.Module):
@@ -93,14 +93,14 @@ class CoSTL(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        matching: bool = True,
     ) -> Outputs:
         """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
-        like_frame, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
-        seen = self.spatial(tokens, video, query, asked, word_mask, like_patch)
+        seen = self.spatial(tokens, video, query, asked, word_mask, self._prior(sentence), matching=matching)
         frames = (
             seen.frames
-            + self.similarity(like_frame[..., None])
+            + self.similarity(self._clip_similarity(tokens, frame_mask, video, sentence)[..., None])
             + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
         )
         text = self.text(asked, word_mask)
@@ -120,8 +120,8 @@ class CoSTL(nn.Module):
         sentence: Float[Tensor, "b e"],
     ) -> Seen:
         """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
-        _, like_patch = self._clip_similarity(tokens, frame_mask, video, sentence)
-        return self.spatial(tokens, video, self.sentence(sentence), self.words(words), word_mask, like_patch)
+        query, asked, prior = self.sentence(sentence), self.words(words), self._prior(sentence)
+        return self.spatial(tokens, video, query, asked, word_mask, prior, matching=False)
 
     @torch.no_grad()
     def _clip_similarity(
@@ -130,21 +130,25 @@ class CoSTL(nn.Module):
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         sentence: Float[Tensor, "b e"],
-    ) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t p"] | None]:
-        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale; and of patches, centred and
-        scaled to variance one over each frame: left at CLIP's scale it would silence the learned score."""
-        used = tokens if self.clip_prior and self.spatial.where is not None else tokens[:, :, :1]
+    ) -> Float[Tensor, "b t"]:
+        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale."""
+        used = tokens[:, :, 0]
         if self.joint_normed:
             used = F.layer_norm(
                 used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps)
             )
-        asks, space = Asks.of(video), F.normalize(used @ self.joint_projection, dim=-1)
-        like = asks.by_query(torch.einsum("vtne,vqe->vqtn", space, asks.by_video(sentence)))
-        frame, patch, mask = like[:, :, 0], like[:, :, 1:], frame_mask[video]
-        frame = frame - (frame * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        if patch.shape[-1]:
-            return frame * self.joint_logit_scale, F.layer_norm(patch, patch.shape[-1:])
-        return frame * self.joint_logit_scale, None
+        space, mask = F.normalize(used @ self.joint_projection, dim=-1), frame_mask[video]
+        like = torch.einsum("bte,be->bt", space[video], sentence)
+        return (like - (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * self.joint_logit_scale
+
+    @torch.no_grad()
+    def _prior(self, sentence: Float[Tensor, "b e"]) -> Float[Tensor, "b c"] | None:
+        """What CLIP compares normed patches with: the sentence, carried back through its map into the joint space.
+
+        Its product with a patch is CLIP's similarity but for the length of the mapped patch, which is left out: it takes
+        mapping every one.
+        """
+        return sentence @ self.joint_projection.T * self.joint_norm_weight if self.clip_prior else None
 
 
 def read_out(
@@ -153,11 +157,11 @@ def read_out(
     levels: list[Float[Tensor, "b _ d"]],
     masks: list[Bool[Tensor, "b _"]],
     query: Float[Tensor, "b d"],
-    match: Float[Tensor, "s b v t"],
+    match: Match | None,
 ) -> Outputs:
     """What both heads say: `levels` and their masks, the finest first; `query` is what saliency is asked about."""
     foreground, quality, distances = moments(levels, masks)
-    centres, strides = anchors(masks[0].shape[1], moments.strides, match.device)
+    centres, strides = anchors(masks[0].shape[1], moments.strides, query.device)
     return Outputs(
         foreground=foreground,
         quality=quality,

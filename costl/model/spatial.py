@@ -8,24 +8,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-
-class FrameTokens(nn.Module):
-    """CLIP tokens to model width, once per video however many sentences ask about it."""
-
-    def __init__(self, *, clip_width: int, width: int, dropout: float):
-        super().__init__()
-        self.norm = nn.LayerNorm(clip_width)
-        self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(clip_width, width)
-
-    def forward(self, tokens: Float[Tensor, "v t n c"]) -> tuple[Float[Tensor, "v t d"], Float[Tensor, "v t p d"]]:
-        """`tokens` [v t 1+p c] -> the frame token [v t d] and the patches [v t p d]."""
-        kept = self.dropout(
-            tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1])
-        )  # channels of a video, not single values
-        projected = self.project(self.norm(tokens) * kept)
-        return projected[:, :, 0], projected[:, :, 1:]
+RIVAL_STEP = 4  # of the frames of other videos every fourth is enough to learn from: neighbours look alike
 
 
 @dataclass(frozen=True)
@@ -56,13 +41,12 @@ class Asks:
 
 @dataclass(frozen=True)
 class Where:
-    """What step one found: a soft `summary` of the relevant regions, every patch's `share` of it, and the `short_list` of
-    the best patches with their keys and which they are (`chosen`)."""
+    """What step one found: the mean of the relevant patches (`summary`), every patch's `share` of it, the `short_list` of
+    the best patches and which they are (`chosen`)."""
 
-    summary: Float[Tensor, "b t d"]
+    summary: Float[Tensor, "b t c"]
     share: Float[Tensor, "b t p"]
-    short_list: Float[Tensor, "b t k d"]
-    keys: Float[Tensor, "b t k d"]
+    short_list: Float[Tensor, "b t k c"]
     chosen: Int[Tensor, "b t k"]
 
 
@@ -79,24 +63,43 @@ class What:
 
 
 @dataclass(frozen=True)
+class Match:
+    """How well frames match texts, compared in `s` ways (by the whole sentence, by its words): the frames of a sentence's
+    `own` video, and its `rivals`, every RIVAL_STEP-th frame of every video of the batch."""
+
+    own: Float[Tensor, "s b t"]
+    rivals: Float[Tensor, "s b v u"]
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What the encoder made of a batch: `frames` as their sentence sees them, how well every frame of the batch matches
-    every text (`match`: by the whole sentence, then by its words), and what each step found, None for a step that this
-    encoder does not have."""
+    """What the encoder made of a batch: `frames` as their sentence sees them, how well they `match` it (where that was asked),
+    and what each step found, None for a step that this encoder does not have."""
 
     frames: Float[Tensor, "b t d"]
-    match: Float[Tensor, "s b v t"]
+    match: Match | None
     where: Where | None = None
     what: What | None = None
 
 
-def match_frames(
-    asked: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], keys: Float[Tensor, "v t p d"]
-) -> Float[Tensor, "b v t"]:
-    """How well every frame of every video matches every text: each word by the soft maximum over the regions, the mean
-    over the words (late interaction, after Yao et al. 2022); a sentence is a text of one word."""
-    best = torch.einsum("vtpd,bld->bvtlp", keys, asked).logsumexp(-1)
-    return torch.einsum("bvtl,bl->bvt", best, mask / mask.sum(1, keepdim=True))
+def score_own(texts: Float[Tensor, "b m c"], tokens: Float[Tensor, "v t n c"], asks: Asks) -> Float[Tensor, "b m t n"]:
+    """Inner product of every text with every token of its own video: one matrix product a video."""
+    asked = asks.by_video(texts)
+    scores = tokens.flatten(1, 2) @ asked.flatten(1, 2).transpose(1, 2)
+    return asks.by_query(scores.unflatten(2, asked.shape[1:3]).unflatten(1, tokens.shape[1:3]).permute(0, 3, 4, 1, 2))
+
+
+def score_all(texts: Float[Tensor, "b m c"], tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "b m v t n"]:
+    """Inner product of every text with every token of every video."""
+    scores = tokens.flatten(0, 2) @ texts.flatten(0, 1).T
+    return scores.T.unflatten(0, texts.shape[:2]).unflatten(2, tokens.shape[:3])
+
+
+def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], asks: Asks) -> Match:
+    """How well frames match sentences where each is one vector: their inner product."""
+    own = score_own(asked[:, None], frames[:, :, None], asks)[:, 0, :, 0]
+    rivals = score_all(asked[:, None], frames[:, ::RIVAL_STEP, None])[:, 0, :, :, 0]
+    return Match(own[None], rivals[None])
 
 
 class WhereStep(nn.Module):
@@ -106,36 +109,30 @@ class WhereStep(nn.Module):
     linear in the number of patches: one inner product each.
     """
 
-    def __init__(self, *, width: int, top_k: int):
+    def __init__(self, *, top_k: int):
         super().__init__()
-        self.query = _telling(width)
         self.prior_weight = nn.Parameter(torch.tensor(0.5))
         self.top_k = top_k
 
-    def ask(self, sentence: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """What the keys of the patches are compared with."""
-        return self.query(sentence) / math.sqrt(sentence.shape[-1])
-
     def forward(
         self,
-        patches: Float[Tensor, "v t p d"],
-        keys: Float[Tensor, "v t p d"],
-        sentence: Float[Tensor, "b d"],
+        tokens: Float[Tensor, "v t n c"],
         asks: Asks,
+        score: Float[Tensor, "b t p"],
         prior: Float[Tensor, "b t p"] | None,
     ) -> Where:
-        """Scores, shares, the best; see `Where`."""
-        score = asks.by_query(torch.einsum("vtpd,vqd->vqtp", keys, asks.by_video(self.ask(sentence))))
+        """Shares, their mean and the best; see `Where`. The first of a frame's `tokens` is no patch."""
         if prior is not None:
-            score = score + self.prior_weight * prior
+            # To variance one over each frame: left at CLIP's scale it would silence the learned score.
+            score = score + self.prior_weight * F.layer_norm(prior, prior.shape[-1:])
         share = score.softmax(-1)
         best = share.topk(min(self.top_k, share.shape[-1]), dim=-1).indices
-        here = asks.video[:, None, None], torch.arange(best.shape[1], device=best.device)[:, None], best
+        frame = torch.arange(best.shape[1], device=best.device)[:, None]
+        by_video = asks.by_video(F.pad(share, (1, 0)))
         return Where(
-            summary=asks.by_query(torch.einsum("vqtp,vtpd->vqtd", asks.by_video(share), patches)),
+            summary=asks.by_query(torch.einsum("vqtn,vtnc->vqtc", by_video, tokens)),
             share=share,
-            short_list=patches[here],
-            keys=keys[here],
+            short_list=tokens[asks.video[:, None, None], frame, 1 + best],
             chosen=best,
         )
 
@@ -148,35 +145,29 @@ class WhatStep(nn.Module):
     different places in the sentence, from its first word to its last. Cost does not depend on the number of patches.
     """
 
-    def __init__(self, *, width: int, heads: int):
+    def __init__(self, *, clip_width: int, width: int, heads: int):
         super().__init__()
-        self.query = _telling(width)
         self.null = nn.Linear(width, 1)
         self.part = nn.Linear(width, heads)
         self.order = nn.Parameter(torch.linspace(-5, 5, heads))
-        self.value = nn.Parameter(torch.randn(heads, width, width // heads) / math.sqrt(width))
+        self.value = nn.Parameter(torch.randn(heads, clip_width, width // heads) / math.sqrt(clip_width))
         self.out = nn.Linear(width, width)
-
-    def ask(self, words: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """What the keys of the patches are compared with."""
-        return self.query(words) / math.sqrt(words.shape[-1])
 
     def forward(
         self,
-        short_list: Float[Tensor, "b t k d"],
-        keys: Float[Tensor, "b t k d"],
+        short_list: Float[Tensor, "b t k c"],
+        score: Float[Tensor, "b t l k"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
     ) -> What:
-        """Evidence, and the attention that brought it; see `What`."""
-        score = torch.einsum("bld,btkd->btlk", self.ask(words), keys)
+        """Evidence, and the attention that brought it; see `What`. `score`: each word with each patch of the short list."""
         null = (self.null(words) + math.log(2))[:, None].expand(-1, score.shape[1], -1, -1)
         by_word = torch.cat([score, null], -1).softmax(-1)
         part = self.part(words) + self.order * _standing(word_mask)[..., None]
         heard = part.masked_fill(~word_mask[..., None], -torch.inf).softmax(1).transpose(1, 2)
         attention = torch.einsum("bhl,btlk->bhtk", heard, by_word[..., :-1])
-        gathered = torch.einsum("bhtk,btkd->bthd", attention, short_list)
-        evidence = self.out(torch.einsum("bthd,hde->bthe", gathered, self.value).flatten(2))
+        gathered = torch.einsum("bhtk,btkc->bthc", attention, short_list)
+        evidence = self.out(torch.einsum("bthc,hce->bthe", gathered, self.value).flatten(2))
         return What(evidence=evidence, attention=attention, by_word=by_word, heard=heard)
 
 
@@ -186,12 +177,31 @@ def _standing(word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     return number / (word_mask.sum(1, keepdim=True) - 1).clamp(min=1) - 0.5
 
 
+class Ask(nn.Module):
+    """A sentence or a word to what patches are compared with, in CLIP's own space.
+
+    Texts go to the patches, not patches to the texts: a few inner products a patch in place of a projection of every one,
+    whose product with the text would be the same. Scores begin with a variance of about one: with torch's own beginning
+    all patches are alike, and the first epochs go by until they are not.
+    """
+
+    def __init__(self, *, width: int, clip_width: int):
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.to_clip = nn.Linear(width, clip_width, bias=False)
+        nn.init.normal_(self.query.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
+        nn.init.normal_(self.to_clip.weight, std=1 / math.sqrt(width * clip_width))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c"]:
+        """To compare with normed tokens."""
+        return self.to_clip(self.query(x))
+
+
 class SpatialEncoder(nn.Module):
     """Frame = frame token + gate(what step one found) + gate(what step two found).
 
-    Both steps compare what is asked with the same keys of the patches. Each says what it found and where: the mean of the
-    patches' places travels beside their contents. Added to the contents, as position embeddings are, it drowned: the
-    sample world's 'on the left' was not learned at all.
+    Each step says what it found and where: the mean of the patches' places travels beside their contents. Added to the
+    contents, as position embeddings are, it drowned: the sample world's 'on the left' was not learned at all.
     """
 
     def __init__(
@@ -206,14 +216,16 @@ class SpatialEncoder(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.tokens = FrameTokens(clip_width=clip_width, width=width, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(clip_width, width)
         self.places: Tensor
         places = place_waves(*patch_grid)
         self.register_buffer("places", places, persistent=False)
-        self.key = _telling(width) if steps >= 1 else None
-        self.where = WhereStep(width=width, top_k=top_k) if steps >= 1 else None
-        self.what = WhatStep(width=width, heads=heads) if steps >= 2 else None
+        self.ask_sentence = Ask(width=width, clip_width=clip_width)
+        self.where = WhereStep(top_k=top_k) if steps >= 1 else None
         self.where_gate = _Gate(width=width, places=places.shape[1]) if steps >= 1 else None
+        self.ask_words = Ask(width=width, clip_width=clip_width) if steps >= 2 else None
+        self.what = WhatStep(clip_width=clip_width, width=width, heads=heads) if steps >= 2 else None
         self.what_gate = _Gate(width=width, places=heads * (places.shape[1] + 1)) if steps >= 2 else None
 
     def forward(
@@ -223,38 +235,56 @@ class SpatialEncoder(nn.Module):
         sentence: Float[Tensor, "b d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-        prior: Float[Tensor, "b t p"] | None,
+        prior: Float[Tensor, "b c"] | None,
+        *,
+        matching: bool = True,
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
-        plain, patches = self.tokens(tokens)
-        asked, one = sentence[:, None], word_mask.new_ones(len(words), 1)
-        if self.where is None or self.key is None or self.where_gate is None:
-            return Seen(plain[video], match_frames(asked / math.sqrt(plain.shape[-1]), one, plain[:, :, None])[None])
-        keys = self.key(patches)
-        where = self.where(patches, keys, sentence, Asks.of(video), prior)
-        frames = plain[video] + self.where_gate(where.summary, where.share @ self.places)
-        match = match_frames(self.where.ask(asked), one, keys)
+        tokens, asks = self._normed(tokens), Asks.of(video)
+        frames, asked = self.project(tokens[:, :, 0])[video], self.ask_sentence(sentence)[:, None]
+        if self.where is None or self.where_gate is None:
+            return Seen(frames, match_frames(asked[:, 0], tokens[:, :, 0], asks) if matching else None)
+        if self.ask_words is not None:
+            asked = torch.cat([asked, self.ask_words(words)], 1)
+        scores = score_own(asked if prior is None else torch.cat([asked, prior[:, None]], 1), tokens, asks)[..., 1:]
+        where = self.where(tokens, asks, scores[:, 0], None if prior is None else scores[:, -1])
+        frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
+        match = self._match(scores[:, : asked.shape[1]], asked, tokens, word_mask) if matching else None
         if self.what is None or self.what_gate is None:
-            return Seen(frames, match[None], where)
-        what = self.what(where.short_list, where.keys, words, word_mask)
+            return Seen(frames, match, where)
+        by_word = scores[:, 1 : asked.shape[1]].transpose(1, 2)
+        by_word = by_word.gather(-1, where.chosen[:, :, None].expand(-1, -1, by_word.shape[2], -1))
+        what = self.what(where.short_list, by_word, words, word_mask)
         frames = frames + self.what_gate(what.evidence, self._spots(what, where).flatten(2))
-        return Seen(frames, torch.stack([match, match_frames(self.what.ask(words), word_mask, keys)]), where, what)
+        return Seen(frames, match, where, what)
+
+    @staticmethod
+    def _match(
+        own: Float[Tensor, "b m t p"],
+        asked: Float[Tensor, "b m c"],
+        tokens: Float[Tensor, "v t n c"],
+        word_mask: Bool[Tensor, "b l"],
+    ) -> Match:
+        """By the best patches of each frame (a soft maximum): the sentence's, and the mean of its words' (late interaction,
+        after Yao et al. 2022)."""
+        rivals = score_all(asked, tokens[:, ::RIVAL_STEP, 1:])
+        ways = [best.logsumexp(-1) for best in (own, rivals)]
+        share = word_mask / word_mask.sum(1, keepdim=True)
+        words = [[torch.einsum("bl...,bl->b...", best[:, 1:], share)] if best.shape[1] > 1 else [] for best in ways]
+        return Match(*(torch.stack([best[:, 0], *more]) for best, more in zip(ways, words, strict=True)))
+
+    def _normed(self, tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "v t n c"]:
+        """Each token to mean 0 and variance 1; while training, channels of a video are dropped, not single values."""
+        normed = F.layer_norm(tokens, tokens.shape[-1:])
+        if not self.training:
+            return normed
+        return normed * self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))
 
     def _spots(self, what: What, where: Where) -> Float[Tensor, "b t h w"]:
         """Where each head found what it found, and how sure it is that it found anything, from -1 to 1."""
         found = what.attention.sum(-1)
         place = torch.einsum("bhtk,btkw->bthw", what.attention / (found[..., None] + 1e-4), self.places[where.chosen])
         return torch.cat([place, 2 * found.transpose(1, 2)[..., None] - 1], -1)
-
-
-def _telling(width: int) -> nn.Linear:
-    """A map whose products tell patches apart from the start: scores begin with a variance of about one.
-
-    With torch's own beginning it is 0.01, all patches are alike, and the first two epochs go by until they are not.
-    """
-    linear = nn.Linear(width, width)
-    nn.init.normal_(linear.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
-    return linear
 
 
 class _Gate(nn.Module):
