@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 from test_model import ASKED, CLIPS, SMALL, C, Sprites, W, alone, close, joint_space, learn_by_heart, random_inputs, run
+from torch import Tensor
 
 from costl.config import load_config
 from costl.dataset import collate
@@ -47,10 +48,10 @@ def test_a_baseline_gives_what_the_model_gives_and_learns_in_all_its_parts(kind)
     positions = {"cls": 13, "adapter": 13 + 7 + 4 + 2}[kind]
     assert outputs.foreground.shape == outputs.quality.shape == outputs.positions.shape == (6, positions)
     assert outputs.spans.shape == (6, positions, 2) and outputs.centres.shape == (positions,)
-    assert outputs.saliency.shape == (6, 13) and outputs.match.shape == (1, 6, 5, 13)
-    assert all(getattr(outputs, field.name).isfinite().all() for field in fields(outputs))
+    assert outputs.saliency.shape == (6, 13) and outputs.match.own.shape == (1, 6, 13)
+    assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
-    said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, outputs.match)
+    said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, *vars(outputs.match).values())
     sum(x.square().mean() for x in said).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -67,7 +68,7 @@ def test_a_sentence_in_a_padded_batch_gets_from_a_baseline_what_it_gets_alone(ki
         for name in ("foreground", "quality", "spans"):
             assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
         assert close(together.saliency[row, :clips], single.saliency[0])
-        assert close(together.match[:, row, video, :clips], single.match[:, 0, 0])
+        assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
 
 
 @each
@@ -80,7 +81,8 @@ def test_the_order_of_sentences_and_of_videos_does_not_matter_to_a_baseline(kind
     before, after = run(model, inputs), run(model, turned)
     for name in ("foreground", "quality", "spans", "saliency", "positions"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
-    assert close(before.match[:, rows][:, :, videos], after.match)
+    assert close(before.match.own[:, rows], after.match.own)
+    assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
 
 
 @each

@@ -100,10 +100,15 @@ def test_wrong_query_loss_without_a_wrong_query_is_zero():
     found.backward()
 
 
+def contrast(match, video, relevant, frame_mask):
+    """The loss where every frame of every video takes part; `match` [b v t]."""
+    return losses.contrast_loss(match[torch.arange(len(video)), video], match, video, relevant, frame_mask)
+
+
 def test_contrast_loss_by_hand():
     match = torch.tensor([[[3.0, 1.0], [0.0, 2.0]], [[1.0, 9.0], [4.0, 9.0]]])  # [b v t]
     frame_mask = torch.tensor([[True, True], [True, False]])
-    found = losses.contrast_loss(match, torch.tensor([0, 1]), torch.tensor([[True, False], [True, False]]), frame_mask)
+    found = contrast(match, torch.tensor([0, 1]), torch.tensor([[True, False], [True, False]]), frame_mask)
     # Sentence 0: its frame 0 (3) against the one real frame of video 1 (0). Sentence 1: 4 against 1 and 9.
     rivals = math.log(math.exp(1) + math.exp(9))
     assert found.item() == pytest.approx((soft(0 - 3) + soft(rivals - 4)) / 2, rel=1e-6)
@@ -112,7 +117,7 @@ def test_contrast_loss_by_hand():
 def test_contrast_loss_of_a_batch_about_one_video_is_zero():
     match, video = torch.randn(3, 1, 4), torch.zeros(3, dtype=torch.long)
     real = torch.ones(1, 4, dtype=torch.bool)
-    assert losses.contrast_loss(match, video, torch.ones(3, 4, dtype=torch.bool), real) == 0
+    assert contrast(match, video, torch.ones(3, 4, dtype=torch.bool), real) == 0
 
 
 # --- properties of all -------------------------------------------------------------------------------------------
@@ -170,7 +175,7 @@ LOSSES: dict[str, Callable[[Case], Tensor]] = {
     "quality": lambda c: losses.quality_loss(c.logits, c.spans, c.targets),
     "saliency": lambda c: losses.saliency_loss(c.scores, c.ratings, c.mask),
     "wrong_query": lambda c: losses.wrong_query_loss(c.scores, c.logits, c.mask, c.positions),
-    "contrast": lambda c: losses.contrast_loss(c.match, c.video, c.ratings > 0, c.mask[:2]),
+    "contrast": lambda c: contrast(c.match, c.video, c.ratings > 0, c.mask[:2]),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -215,8 +220,8 @@ def test_longer_padding_changes_no_loss_over_clips(level):
     longer = [F.pad(x, (0, 5)) for x in (scores, given.ratings, given.mask)]
     assert losses.saliency_loss(*longer) == losses.saliency_loss(scores, given.ratings, given.mask)
     relevant, real = given.ratings > 0, given.mask[:2]
-    found = losses.contrast_loss(match, given.video, relevant, real)
-    padded = losses.contrast_loss(F.pad(match, (0, 5)), given.video, F.pad(relevant, (0, 5)), F.pad(real, (0, 5)))
+    found = contrast(match, given.video, relevant, real)
+    padded = contrast(F.pad(match, (0, 5)), given.video, F.pad(relevant, (0, 5)), F.pad(real, (0, 5)))
     assert padded == found
 
 
@@ -282,9 +287,7 @@ def test_positions_answer_as_the_plain_loop_says_and_every_moment_gets_one(video
     longest = clips + padding
     real = torch.cat([torch.arange(math.ceil(longest / s)) < math.ceil(clips / s) for s in strides])
     assert not found.positive[0, ~real].any()
-    answers = [
-        tuple(span) if yes else None for yes, span in zip(found.positive[0], found.spans[0].tolist(), strict=True)
-    ]
+    answers = [tuple(span) if yes else None for yes, span in zip(found.positive[0], found.spans[0].tolist(), strict=True)]
     answers = [answer for answer, yes in zip(answers, real.tolist(), strict=True) if yes]
     expected = plain_assignment(moments, clips, strides)
     # Where two positions are equally near, either may be given a moment that none fits.

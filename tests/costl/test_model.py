@@ -16,7 +16,16 @@ from costl.dataset import Batch, collate
 from costl.metrics import compute_metrics
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.model.heads import anchors
-from costl.model.spatial import Asks, SpatialEncoder, WhatStep, WhereStep, match_frames, place_waves
+from costl.model.spatial import (
+    RIVAL_STEP,
+    Asks,
+    SpatialEncoder,
+    WhatStep,
+    WhereStep,
+    place_waves,
+    score_all,
+    score_own,
+)
 from costl.model.temporal import Attention, TextPool
 from costl.objective import total_loss
 from costl.predict import to_predictions
@@ -56,9 +65,7 @@ def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), shaken: bool = 
     return model
 
 
-def random_inputs(
-    clips: list[int], asked: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0
-) -> dict[str, Tensor]:
+def random_inputs(clips: list[int], asked: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0) -> dict[str, Tensor]:
     """Inputs of the model for videos of so many clips and sentences (video, words); `garbage` fills the padding."""
     draw = torch.Generator().manual_seed(2)
     frame_mask = torch.arange(max(clips)) < torch.tensor(clips)[:, None]
@@ -104,29 +111,30 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("with_prior", [True, False])
 def test_step_one_is_a_loop_over_sentences_and_frames(with_prior):
     torch.manual_seed(0)
-    step, video = WhereStep(width=D, top_k=3), torch.tensor([1, 0, 1])
-    patches, keys, sentence = torch.randn(2, 4, 7, D), torch.randn(2, 4, 7, D), torch.randn(3, D)
-    prior = torch.randn(3, 4, 7)
-    found = step(patches, keys, sentence, Asks.of(video), prior if with_prior else None)
+    step, video = WhereStep(top_k=3), torch.tensor([1, 0, 1])
+    tokens, learned, prior = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7), torch.randn(3, 4, 7)
+    found = step(tokens, Asks.of(video), learned, prior if with_prior else None)
     for b in range(3):
         for t in range(4):
-            here, key = patches[video[b], t], keys[video[b], t]
-            learned = key @ step.query(sentence[b]) / D**0.5
-            share = (learned + step.prior_weight * prior[b, t] if with_prior else learned).softmax(0)
+            here, score = tokens[video[b], t, 1:], learned[b, t]
+            if with_prior:
+                like = prior[b, t] - prior[b, t].mean()
+                score = score + step.prior_weight * like / (like.square().mean() + 1e-5).sqrt()
+            share = score.softmax(0)
             best = sorted(range(7), key=lambda p: -share[p])[:3]
             assert close(found.share[b, t], share)
             assert close(found.summary[b, t], (share[:, None] * here).sum(0))
             assert found.chosen[b, t].tolist() == best
-            assert close(found.short_list[b, t], here[best]) and close(found.keys[b, t], key[best])
+            assert close(found.short_list[b, t], here[best])
 
 
 def test_step_two_is_a_loop_over_heads_frames_and_words():
     torch.manual_seed(0)
-    step = WhatStep(width=8, heads=2)
-    short_list, keys, words = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 4, 8)
+    step = WhatStep(clip_width=C, width=8, heads=2)
+    short_list, score, words = torch.randn(2, 3, 5, C), torch.randn(2, 3, 4, 5), torch.randn(2, 4, 8)
     real = [4, 2]
     word_mask = torch.arange(4) < torch.tensor(real)[:, None]
-    found = step(short_list, keys, words, word_mask)
+    found = step(short_list, score, words, word_mask)
     for b in range(2):
         standing = [number / (real[b] - 1) - 0.5 for number in range(real[b])]
         parts = [step.part(word) + step.order * where for word, where in zip(words[b], standing, strict=False)]
@@ -134,10 +142,9 @@ def test_step_two_is_a_loop_over_heads_frames_and_words():
         assert close(found.heard[b], nn.functional.pad(heard, (0, 4 - real[b])))
         for t in range(3):
             by_word = []
-            for word in words[b, : real[b]]:
-                score = keys[b, t] @ step.query(word) / 8**0.5
-                by_word.append(torch.cat([score, step.null(word) + np.log(2)]).softmax(0))
-                assert close(found.by_word[b, t, len(by_word) - 1], by_word[-1])
+            for number, word in enumerate(words[b, : real[b]]):
+                by_word.append(torch.cat([score[b, t, number], step.null(word) + np.log(2)]).softmax(0))
+                assert close(found.by_word[b, t, number], by_word[-1])
             brought = []
             for h in range(2):
                 attention = heard[h] @ torch.stack(by_word)[:, :-1]
@@ -148,24 +155,39 @@ def test_step_two_is_a_loop_over_heads_frames_and_words():
 
 def test_heads_begin_at_different_places_of_a_sentence():
     """Untrained, on words that tell nothing: the first head listens to the first word most, the last to the last."""
-    step, words = WhatStep(width=8, heads=4), torch.zeros(1, 5, 8)
-    patches = torch.zeros(1, 1, 3, 8)
-    heard = step(patches, patches, words, torch.tensor([[True] * 4 + [False]])).heard[0]
+    step, words, score = WhatStep(clip_width=C, width=8, heads=4), torch.zeros(1, 5, 8), torch.zeros(1, 1, 5, 3)
+    heard = step(torch.zeros(1, 1, 3, C), score, words, torch.tensor([[True] * 4 + [False]])).heard[0]
     assert heard[0].argmax() == 0 and heard[-1].argmax() == 3
     standing = heard[:, :4] @ torch.arange(4.0)
     assert (standing.diff() > 0).all()
 
 
-def test_frames_match_a_text_by_the_best_region_of_each_word():
+def test_frames_match_a_text_by_the_best_patches_of_each_word():
     torch.manual_seed(0)
-    asked, keys = torch.randn(2, 3, 4), torch.randn(2, 5, 6, 4)
-    mask = torch.tensor([[True] * 3, [True, False, False]])
-    found = match_frames(asked, mask, keys)
-    for b, real in ((0, 3), (1, 1)):
+    encoder = SpatialEncoder(clip_width=C, width=D, patch_grid=(2, 3), heads=2, steps=2, top_k=4, dropout=0.0).eval()
+    tokens, video = torch.randn(2, 5, 7, C), torch.tensor([1, 0, 1])
+    sentence, words = torch.randn(3, D), torch.randn(3, 3, D)
+    word_mask = torch.tensor([[True] * 3, [True, False, False], [True, True, False]])
+    found = encoder(tokens, video, sentence, words, word_mask, None).match
+    normed = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
+    for b in range(3):
+        asked = [encoder.ask_sentence(sentence[b]), *encoder.ask_words(words[b, word_mask[b]])]
         for v in range(2):
             for t in range(5):
-                words = [sum((keys[v, t, p] @ asked[b, word]).exp() for p in range(6)).log() for word in range(real)]
-                assert close(found[b, v, t], sum(words) / real)
+                sentence_best, *best = ((normed[v, t] @ text).exp().sum().log() for text in asked)
+                by_words = sum(best) / len(best)
+                if v == video[b]:
+                    assert close(found.own[:, b, t], torch.stack([sentence_best, by_words]))
+                if t % RIVAL_STEP == 0:
+                    assert close(found.rivals[:, b, v, t // RIVAL_STEP], torch.stack([sentence_best, by_words]))
+
+
+def test_asked_of_its_own_video_or_of_all_a_text_scores_the_same():
+    torch.manual_seed(0)
+    texts, tokens, video = torch.randn(4, 2, C), torch.randn(3, 5, 7, C), torch.tensor([2, 0, 2, 1])
+    own, every = score_own(texts, tokens, Asks.of(video)), score_all(texts, tokens)
+    assert close(every, torch.einsum("bmc,vtnc->bmvtn", texts, tokens))
+    assert close(own, every[torch.arange(4), :, video])
 
 
 def test_attention_is_softmax_of_scaled_products_over_what_is_real():
@@ -215,11 +237,12 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
     model = small_model(*overrides).train()
     outputs = model(**random_inputs(CLIPS, ASKED))
     assert outputs.saliency.shape == (6, 13)
-    assert outputs.match.shape == (1 + (model.spatial.what is not None), 6, 5, 13)
+    ways = 1 + (model.spatial.what is not None)
+    assert outputs.match.own.shape == (ways, 6, 13) and outputs.match.rivals.shape == (ways, 6, 5, 4)
     assert outputs.spans.shape == (*outputs.foreground.shape, 2)
-    assert all(getattr(outputs, field.name).isfinite().all() for field in fields(outputs))
+    assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
-    said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, outputs.match)
+    said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, *vars(outputs.match).values())
     sum(x.square().mean() for x in said).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None]
     assert silent == (["spatial.where.prior_weight"] if "spatial.clip_prior=false" in overrides else [])
@@ -238,7 +261,8 @@ def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage
         for name in ("foreground", "quality", "spans"):
             assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
         assert close(together.saliency[row, :clips], single.saliency[0])
-        assert close(together.match[:, row, video, :clips], single.match[:, 0, 0])
+        assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
+        assert close(together.match.rivals[:, row, video, : -(-clips // RIVAL_STEP)], single.match.rivals[:, 0, 0])
 
 
 def test_the_order_of_sentences_and_of_videos_does_not_matter():
@@ -250,7 +274,8 @@ def test_the_order_of_sentences_and_of_videos_does_not_matter():
     before, after = run(model, inputs), run(model, turned)
     for name in ("foreground", "quality", "spans", "saliency", "positions"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
-    assert close(before.match[:, rows][:, :, videos], after.match)
+    assert close(before.match.own[:, rows], after.match.own)
+    assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
 
 
 def test_two_sentences_see_the_same_video_differently_and_patches_matter():
