@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RIVAL_STEP = 4  # of the frames of other videos every fourth is enough to learn from: neighbours look alike
+RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
 
 
 @dataclass(frozen=True)
@@ -177,28 +177,11 @@ def _standing(word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     return number / (word_mask.sum(1, keepdim=True) - 1).clamp(min=1) - 0.5
 
 
-class Ask(nn.Module):
-    """A sentence or a word to what patches are compared with, in CLIP's own space.
-
-    Texts go to the patches, not patches to the texts: a few inner products a patch in place of a projection of every one,
-    whose product with the text would be the same. Scores begin with a variance of about one: with torch's own beginning
-    all patches are alike, and the first epochs go by until they are not.
-    """
-
-    def __init__(self, *, width: int, clip_width: int):
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.to_clip = nn.Linear(width, clip_width, bias=False)
-        nn.init.normal_(self.query.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
-        nn.init.normal_(self.to_clip.weight, std=1 / math.sqrt(width * clip_width))
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c"]:
-        """To compare with normed tokens."""
-        return self.to_clip(self.query(x))
-
-
 class SpatialEncoder(nn.Module):
     """Frame = frame token + gate(what step one found) + gate(what step two found).
+
+    Texts go to the patches, not patches to the texts: carried into CLIP's own space, a text takes one inner product a
+    patch, where a projection of every patch would take the model's width of them and find the same.
 
     Each step says what it found and where: the mean of the patches' places travels beside their contents. Added to the
     contents, as position embeddings are, it drowned: the sample world's 'on the left' was not learned at all.
@@ -221,10 +204,12 @@ class SpatialEncoder(nn.Module):
         self.places: Tensor
         places = place_waves(*patch_grid)
         self.register_buffer("places", places, persistent=False)
-        self.ask_sentence = Ask(width=width, clip_width=clip_width)
+        self.to_clip = nn.Linear(width, clip_width, bias=False)
+        nn.init.normal_(self.to_clip.weight, std=1 / math.sqrt(width * clip_width))
+        self.ask_sentence = _telling(width)
         self.where = WhereStep(top_k=top_k) if steps >= 1 else None
         self.where_gate = _Gate(width=width, places=places.shape[1]) if steps >= 1 else None
-        self.ask_words = Ask(width=width, clip_width=clip_width) if steps >= 2 else None
+        self.ask_words = _telling(width) if steps >= 2 else None
         self.what = WhatStep(clip_width=clip_width, width=width, heads=heads) if steps >= 2 else None
         self.what_gate = _Gate(width=width, places=heads * (places.shape[1] + 1)) if steps >= 2 else None
 
@@ -241,11 +226,11 @@ class SpatialEncoder(nn.Module):
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
         tokens, asks = self._normed(tokens), Asks.of(video)
-        frames, asked = self.project(tokens[:, :, 0])[video], self.ask_sentence(sentence)[:, None]
+        frames, asked = self.project(tokens[:, :, 0])[video], self.to_clip(self.ask_sentence(sentence))[:, None]
         if self.where is None or self.where_gate is None:
             return Seen(frames, match_frames(asked[:, 0], tokens[:, :, 0], asks) if matching else None)
         if self.ask_words is not None:
-            asked = torch.cat([asked, self.ask_words(words)], 1)
+            asked = torch.cat([asked, self.to_clip(self.ask_words(words))], 1)
         scores = score_own(asked if prior is None else torch.cat([asked, prior[:, None]], 1), tokens, asks)[..., 1:]
         where = self.where(tokens, asks, scores[:, 0], None if prior is None else scores[:, -1])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
@@ -285,6 +270,16 @@ class SpatialEncoder(nn.Module):
         found = what.attention.sum(-1)
         place = torch.einsum("bhtk,btkw->bthw", what.attention / (found[..., None] + 1e-4), self.places[where.chosen])
         return torch.cat([place, 2 * found.transpose(1, 2)[..., None] - 1], -1)
+
+
+def _telling(width: int) -> nn.Linear:
+    """A map after which scores have a variance of about one from the start.
+
+    With torch's own beginning it is 0.01: all patches are alike, and the first epochs go by until they are not.
+    """
+    linear = nn.Linear(width, width)
+    nn.init.normal_(linear.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
+    return linear
 
 
 class _Gate(nn.Module):

@@ -172,6 +172,7 @@ def test_frames_match_a_text_by_the_best_patches_of_each_word():
     normed = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
     for b in range(3):
         asked = [encoder.ask_sentence(sentence[b]), *encoder.ask_words(words[b, word_mask[b]])]
+        asked = [encoder.to_clip(text) for text in asked]
         for v in range(2):
             for t in range(5):
                 sentence_best, *best = ((normed[v, t] @ text).exp().sum().log() for text in asked)
@@ -238,7 +239,7 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
     outputs = model(**random_inputs(CLIPS, ASKED))
     assert outputs.saliency.shape == (6, 13)
     ways = 1 + (model.spatial.what is not None)
-    assert outputs.match.own.shape == (ways, 6, 13) and outputs.match.rivals.shape == (ways, 6, 5, 4)
+    assert outputs.match.own.shape == (ways, 6, 13) and outputs.match.rivals.shape == (ways, 6, 5, 7)
     assert outputs.spans.shape == (*outputs.foreground.shape, 2)
     assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
