@@ -12,10 +12,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from costl.files import publish
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, some
 
 FORMAT = 1
 # The header's only entry: safetensors writes several in no fixed order, and equal checkpoints shall be equal bytes.
@@ -68,6 +68,26 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
         raise CacheError(f"{path}: damaged (its content is not what was written). Use another checkpoint.")
     meta = _unpacked(content["meta"], stored)
     return {key: tensor for key, tensor in stored.items() if not key.startswith(MARK)}, meta
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> None:
+    """Puts all `weights` into the model. Raises CacheError naming what does not fit, before any of it is changed; `of`
+    says whose weights they are."""
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"no {name}" for name in wanted if name not in found]
+    problems += [f"{name} besides" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        raise CacheError(
+            f"{of}: its weights do not fit its settings, they are of another model ({some(problems)}). Put its own "
+            "back, or train again."
+        )
+    model.load_state_dict(dict(weights))
 
 
 def rng_state() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from costl.annotations import Prediction, Query, parse_jsonl
-from costl.checkpoint import load_checkpoint
+from costl.checkpoint import fit_weights, load_checkpoint
 from costl.config import Config, Predict
 from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
@@ -27,6 +27,7 @@ from costl.rounding import rounded
 from costl.runs import LONGEST_WINDOW, Run, newest_run, open_cache, read_run
 from costl.scoring import score
 from costl.shots import best_moments
+from costl.usable import check_usable
 from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
@@ -254,15 +255,12 @@ def build_for(config: Config, features: CacheReader) -> Model:
             f"with --tokens cls. {instead}"
         )
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
-    # Any words tell their width; those of other splits than `train` are not looked at in training.
-    split = next((split for split in ("train", *features.splits) if split in features.splits), None)
-    if split is None:
+    if not len(features.word_table()):
         raise CacheError(f"{features.path}: no annotated query. Add annotations and run costl extract again.")
-    word_width = features.words(read_queries(features, split)[0].query).tokens.shape[1]
     return build_model(
         config,
         clip_width=joint["projection"].shape[0],
-        word_width=word_width,
+        word_width=features.word_table().counts()["channels"],
         patch_grid=features.patch_grid,
         joint=joint,
     )
@@ -271,7 +269,8 @@ def build_for(config: Config, features: CacheReader) -> Model:
 def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
     """The queries of a split, or those of one `domain` of it.
 
-    Raises UsageError for a split or domain that the cache does not have, and for a split without any query.
+    Raises UsageError for a split or domain that the cache does not have, for a split without any query, and with
+    CacheError as `check_usable` does.
     """
     if split not in features.splits:
         raise UsageError(
@@ -285,6 +284,7 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     if not asked:
         known = ", ".join(sorted({query.domain for query in queries} - {""})) or "none"
         raise UsageError(f"{features.path}: split {split!r} has no domain {domain!r}, only {known}. Set data.domain.")
+    check_usable(asked, features, split=split)
     return asked
 
 
@@ -296,6 +296,11 @@ def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> l
     # A second clip's worth is no rounding any more: the annotation means another cut of the video.
     wrong = [vid for vid, seconds in apart.items() if seconds > max(RATED_CLIP_S, 1 / features.fps)]
     notes = []
+    bare = sum(not (query.windows or query.clip_ids) for query in queries)
+    if bare and split == "train":
+        notes.append(
+            f"{split}: {bare} of {len(queries)} queries have no label, and are learned from as wrong ones alone."
+        )
     if lost:
         count = sum(query.vid not in known for query in queries)
         notes.append(
@@ -354,14 +359,8 @@ def _load_weights(model: Model, folder: Path, which: str) -> None:
     if which not in WEIGHTS:
         raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
     weights, meta = load_checkpoint(folder, which)
-    try:
-        # `last` holds all that resuming needs; validation has always scored the average.
-        model.load_state_dict(meta["average"] if which == "last" else weights)
-    except (RuntimeError, KeyError) as error:
-        raise CacheError(
-            f"{folder}: its weights do not fit the model of this version ({str(error).splitlines()[-1].strip()}). "
-            "Train again."
-        ) from error
+    # `last` holds all that resuming needs; validation has always scored the average.
+    fit_weights(model, meta.get("average", {}) if which == "last" else weights, of=str(folder))
 
 
 def _overlap(query: Query, prediction: Prediction) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.plain_yaml import read_yaml
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
 Layer = Path | Mapping[str, Any]
@@ -46,11 +48,6 @@ def read_layer(path: Path, problems: list[str]) -> Any:
     return found.get("train") or {}
 
 
-def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises YAMLError, ValueError or RecursionError for what is none."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def nearest(name: Any, known: Iterable[str]) -> str:
     """A hint for a name that is not known."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
@@ -70,14 +67,3 @@ def _read(path: Path, problems: list[str]) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
     return {}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from costl.checkpoint import fit_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
@@ -82,8 +82,8 @@ def load_state(state: State, folder: Path) -> None:
     """Puts `last` into a fresh state. Raises CacheError when it is damaged or of another version."""
     weights, meta = load_checkpoint(folder, "last")
     try:
-        state.model.load_state_dict(weights)
-        state.average.load_state_dict(meta["average"])
+        fit_weights(state.model, weights, of=str(folder))
+        fit_weights(state.average, meta["average"], of=str(folder))
         state.optimizer.load_state_dict(meta["optimizer"])
         state.shuffle.set_state(meta["shuffle"])
         set_rng_state(meta["random"])

@@ -246,6 +246,8 @@ def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
     watched = config.train.select_on
     names = ["train", *([watched] if watched in features.splits else [])]
     splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
+    if not any(query.windows or query.clip_ids for query in splits["train"]):
+        raise UsageError(f"{features.path}: no query of 'train' has a label, so that there is nothing to learn from.")
     if not {query.vid for query in splits["train"]} & set(features.video_ids):
         raise UsageError(f"{features.path}: no training video has features. costl status {features.path} says why.")
     if watched in splits:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from costl.config import Config, Loss, load_config
-from costl.layers import Layer, nearest, read_yaml
+from costl.layers import Layer, nearest
 from pipeline.errors import UsageError
+from pipeline.plain_yaml import read_yaml
 
 FULL = "full"
 _FILES = (".yaml", ".yml")

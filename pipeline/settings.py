@@ -15,6 +15,7 @@ import yaml
 from pipeline.errors import UsageError, some
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
+from pipeline.plain_yaml import read_yaml
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -92,8 +93,8 @@ def read_settings(folder: Path) -> FolderSettings:
     if not path.is_file():
         return FolderSettings()
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        found = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from error
     sections = _section(path, "the file", found, known=[item.name for item in fields(FolderSettings)])
     extract = _section(path, "extract", sections.get("extract"), known=[item.name for item in fields(ExtractSettings)])

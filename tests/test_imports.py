@@ -43,6 +43,7 @@ MODULES = {
     "pipeline.index": "h5py",
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
+    "pipeline.plain_yaml": "yaml",
     "pipeline.settings": "yaml",
     "pipeline.packed": "numpy",
     "pipeline.pack": "numpy",
@@ -112,6 +113,7 @@ MODULES = {
     "costl.shots": "numpy PIL",
     "costl.checkpoint": "torch safetensors",
     "costl.dataset": "torch numpy jaxtyping",
+    "costl.usable": "",
     "costl.spans": "torch jaxtyping",
     "costl.losses": "torch jaxtyping",
     "costl.objective": "torch jaxtyping",
@@ -160,6 +162,7 @@ MODULES = {
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
+DOORS |= {"pipeline.plain_yaml"}  # both read settings, and must read them alike
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
     "costl.report_story": {"pipeline.thumbnails"},
