@@ -1,10 +1,12 @@
-"""What decord does not tell about an MP4: whether it has an index, and how much its edit list leaves on screen."""
+"""What decoders do not tell of a container: an MP4's index and edit list, and how long a file itself says it is."""
 
 from __future__ import annotations
 
 import os
 import struct
 from pathlib import Path
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def edit_list_s(path: Path) -> float | None:
@@ -59,9 +61,36 @@ def moov(path: Path) -> bytes:
             if size == 1:
                 left = int.from_bytes(file.read(8), "big") - 16
             if kind == b"moov" and left > 0:
-                data = file.read(left)
-                return data if len(data) == left else b""
+                rest = os.fstat(file.fileno()).st_size - file.tell()
+                return file.read(left) if left <= rest else b""
             if left < 0:  # 0 means 'to the end of the file', anything else is no MP4
                 break
             file.seek(left, os.SEEK_CUR)
     return b""
+
+
+def promised_bytes(head: bytes) -> int:
+    """How long a file says it is in its first bytes, in Matroska (and WebM) and AVI; 0 where it does not.
+
+    Layout: RFC 8794, 4 and 11.2 (EBML header), RFC 9559, 5.1 (Segment); RIFF of the Multimedia Programming Interface 1.0.
+    """
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return 8 + struct.unpack_from("<I", head, 4)[0]
+    if head[:4] != _EBML:
+        return 0
+    size, begin = _vint(head, 4)
+    segment = begin + size
+    if head[segment : segment + 4] != _SEGMENT:
+        return 0
+    size, begin = _vint(head, segment + 4)
+    return begin + size if size else 0
+
+
+def _vint(data: bytes, at: int) -> tuple[int, int]:
+    """(the number, where it ends): as many zero bits as bytes follow, then a one; all ones means that nobody knows: 0."""
+    length = 9 - data[at].bit_length() if at < len(data) else 9
+    field = data[at : at + length]
+    if length > 8 or len(field) < length:
+        return 0, at
+    value = int.from_bytes(field, "big") & ((1 << 7 * length) - 1)
+    return (0 if value == (1 << 7 * length) - 1 else value), at + length

@@ -51,10 +51,14 @@ def make_clip(
     container_options: dict[str, str] | None = None,
     audio: bool = False,
     ticks: int = TICKS,
+    form: str | None = None,
 ) -> Path:
-    """A clip whose k-th picture shows the number k from `times_s[k]` on. `size` is (height, width)."""
+    """A clip whose k-th picture shows the number k from `times_s[k]` on. `size` is (height, width).
+
+    `form` is the container where the suffix does not say it.
+    """
     height, width = size
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", format=form, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
