@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.foreign import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
@@ -46,11 +46,6 @@ def read_layer(path: Path, problems: list[str]) -> Any:
     return found.get("train") or {}
 
 
-def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises YAMLError, ValueError or RecursionError for what is none."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def nearest(name: Any, known: Iterable[str]) -> str:
     """A hint for a name that is not known."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
@@ -67,17 +62,6 @@ def _read(path: Path, problems: list[str]) -> Any:
         return read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read ({error}).")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
+    except ValueError as error:
+        problems.append(f"{path}: not valid YAML ({error}).")
     return {}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)

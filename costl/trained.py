@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from costl.config import Config, load_config
 from costl.model.build import Model, build_model
 from costl.runs import Run, newest_run, open_cache, read_run
 from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.foreign import read_json, shown
 
 FORMAT = 1
 MODEL, CONFIG, CARD, CLIP = "model.safetensors", "config.json", "README.md", "clip"
@@ -113,7 +113,7 @@ def _of_export(folder: Path) -> Trained:
 def _read_config(path: Path) -> dict[str, Any]:
     """Checked to be an export of ours; `config` comes as a Config."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path.read_text(encoding="utf-8"))
         if about.get("model_type") != "costl" or about.get("format") != FORMAT:
             raise CacheError(
                 f"{path}: model type {about.get('model_type')!r} in format {about.get('format')!r}, expected 'costl' in "
@@ -127,8 +127,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise
     except CostlError as error:
         raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path}: damaged ({error!r}). Export or fetch it again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Export or fetch it again.") from error
     if len(about["patch_grid"]) != 2:
         raise CacheError(f"{path}: patch grid {about['patch_grid']}, expected rows and columns. Export it again.")
     return dict(about)

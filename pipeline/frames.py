@@ -162,7 +162,7 @@ def look_at(path: Path) -> None:
     # A playlist by another name would have FFmpeg open the files and addresses it lists.
     if head.startswith((b"#EXTM3U", b"ffconcat")) or (_is_text(head[:16]) and not head.startswith(b"RIFF")):
         raise VideoError(f"{path.name}: not a video, its content is text. Remove it from the folder.")
-    if status.st_size < promised_bytes(head):
+    if status.st_size < promised_bytes(path):
         raise VideoError(f"{path.name}: {TRUNCATED}")
     if _is_transport_stream(head):
         raise VideoError(

@@ -15,6 +15,7 @@ from pipeline import hdf5
 from pipeline.errors import CacheError, CostlError
 from pipeline.features import Joint
 from pipeline.fingerprint import canonical
+from pipeline.foreign import read_json
 from pipeline.forms import Form, form_in
 from pipeline.grid import Grid
 from pipeline.packed import GROUP, Table, read_table
@@ -258,7 +259,7 @@ def _checked_row(file: Any, values: dict[str, Any], fps: float) -> VideoRow:
 
 
 def _json(file: Any, name: str, kind: type) -> Any:
-    value = json.loads(hdf5.get_text(file, name))
+    value = read_json(hdf5.get_text(file, name))
     if not isinstance(value, kind):
         raise CacheError(f"{file.filename}: {name!r} is not a JSON {kind.__name__}. It was not made by costl extract.")
     return value

@@ -76,7 +76,7 @@ def ends_early(path: Path) -> None:
 
 
 def two_streams(path: Path) -> None:
-    """A small picture first, the film second; players and FFmpeg show the larger one."""
+    """The film second, and first a small one whose pictures have other numbers."""
     sizes = [(32, 32), (48, 64)]
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25, options={"preset": "veryfast"}) for _ in sizes]
@@ -84,7 +84,8 @@ def two_streams(path: Path) -> None:
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for number in range(60):
             for stream, (height, width) in zip(streams, sizes, strict=True):
-                frame = av.VideoFrame.from_ndarray(clips.paint(number, height, width), format="rgb24")
+                painted = clips.paint(number + (300 if stream is streams[0] else 0), height, width)
+                frame = av.VideoFrame.from_ndarray(painted, format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, 25)
                 container.mux(stream.encode(frame))
         for stream in streams:
@@ -242,7 +243,8 @@ ZOO = (
     Animal("loop.mp4", link_to_itself, "failed", "Too many levels of symbolic links"),
     Animal("dangling.mp4", link_to_nothing, "failed", "a link to nothing"),
     # cut and broken
-    *(Animal(f"cut-last-{share:.0%}.mp4", damaged(cut(share)), "failed", NO_INDEX) for share in (0.02, 0.3, 0.7, 0.95)),
+    *(Animal(f"cut-last-{share:.0%}.mp4", damaged(cut(share)), "failed", TRUNCATED) for share in (0.02, 0.3, 0.7, 0.95)),
+    Animal("without-an-index.mp4", damaged(lambda data: data[: data.index(b"moov") - 4]), "failed", NO_INDEX),
     *(Animal(f"cut-first-{share:.0%}.mp4", damaged(cut(share), container_options=FASTSTART), "failed", TRUNCATED)
       for share in (0.6, 0.8, 0.99)),
     *(Animal(f"cut-in-mkv-{share:.0%}.mkv", damaged(cut(share)), "failed", TRUNCATED) for share in (0.1, 0.5, 0.7, 0.99)),
@@ -287,7 +289,7 @@ def shown_s(path: Path) -> np.ndarray:
     A container without times counts its frames.
     """
     with av.open(str(path)) as container:
-        stream = container.streams.best("video")
+        stream = clips.largest(container)
         frames = list(container.decode(stream))
         if "avi" in container.format.name:
             return np.arange(len(frames)) / float(stream.average_rate)
