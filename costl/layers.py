@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.foreign import read_yaml
+from pipeline.plain_yaml import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")

@@ -11,7 +11,7 @@ from typing import Any
 from costl.config import Config, Loss, load_config
 from costl.layers import Layer, nearest
 from pipeline.errors import UsageError
-from pipeline.foreign import read_yaml
+from pipeline.plain_yaml import read_yaml
 
 FULL = "full"
 _FILES = (".yaml", ".yml")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError, some
-from pipeline.foreign import read_json, read_yaml, shown
+from pipeline.foreign import read_json, shown
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
+from pipeline.plain_yaml import read_yaml
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")

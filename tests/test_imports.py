@@ -44,7 +44,8 @@ MODULES = {
     "pipeline.index": "h5py",
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
-    "pipeline.foreign": "yaml",
+    "pipeline.foreign": "",
+    "pipeline.plain_yaml": "yaml",
     "pipeline.settings": "",
     "pipeline.packed": "numpy",
     "pipeline.pack": "numpy",
@@ -87,7 +88,7 @@ MODULES = {
     "pipeline.race": "",
     "pipeline.bench_extract": "torch numpy open_clip",
     "costl.files": "",
-    "costl.config": "yaml",
+    "costl.config": "",
     "costl.layers": "",
     "costl.annotations": "",
     "costl.moments": "numpy",
@@ -161,10 +162,8 @@ MODULES = {
 }
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
-DOORS = {
-    *("pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.foreign", "pipeline.grid"),
-    "pipeline.progress",
-}
+DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
+DOORS |= {"pipeline.foreign", "pipeline.plain_yaml"}  # both read settings and rows, and must read them alike
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
     "costl.report_story": {"pipeline.thumbnails"},
