@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from costl.config import Config
 from costl.files import publish
 from pipeline.errors import CacheError
+from pipeline.foreign import shown
 
 FORMAT = 1
 # The header's only entry: safetensors writes several in no fixed order, and equal checkpoints shall be equal bytes.
@@ -59,15 +61,33 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except KeyError:
         raise CacheError(f"{path}: a safetensors file, but no checkpoint of CoSTL. Give a run made by train.") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CacheError(f"{path}: damaged ({error}). Use another checkpoint or train again.") from error
+    except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError, TypeError, AttributeError) as error:
+        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Use another checkpoint or train again.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CacheError(f"{path}: not in format {FORMAT}, the one this version reads. Train again.")
     expected = content.pop("sha256", None)
     if _digest(content, stored) != expected:
         raise CacheError(f"{path}: damaged (its content is not what was written). Use another checkpoint.")
-    meta = _unpacked(content["meta"], stored)
+    try:
+        meta = dict(_unpacked(content["meta"], stored))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Use another checkpoint or train again.") from error
     return {key: tensor for key, tensor in stored.items() if not key.startswith(MARK)}, meta
+
+
+def refuse_larger(config: Config, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises CacheError for settings of a model larger than its weights, which would take any amount of memory to build."""
+    model, temporal = config.model, config.temporal
+    # What every kind of model has at the least: a square matrix for each of these, a row for each of those.
+    squares = {"cls": temporal.layers, "adapter": len(temporal.strides)}.get(
+        model.kind, temporal.layers + len(temporal.strides)
+    )
+    rows = temporal.null_tokens + temporal.kernel if model.kind == "costl" else 0
+    least = model.width * (model.width * max(1, squares) + rows)
+    if least > sum(tensor.numel() for tensor in weights.values()):
+        raise CacheError(
+            f"{name}: settings of a larger model than its weights are of. Use another checkpoint or train again."
+        )
 
 
 def rng_state() -> dict[str, Any]:

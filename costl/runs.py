@@ -163,8 +163,8 @@ def read_rows(run: Run, *, up_to: int) -> list[dict[str, Any]]:
     path = run.folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if up_to else []
-        rows = [read_json(line) for line in lines[:up_to]]
-    except (OSError, ValueError) as error:
+        rows = [json.loads(line) for line in lines[:up_to]]
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path}: cannot be read ({error}). Train again.") from error
     if len(rows) < up_to:
         raise CacheError(f"{path}: {len(rows)} rows, expected {up_to}, one an epoch. Train again.")

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from costl.checkpoint import load_checkpoint
+from costl.checkpoint import load_checkpoint, refuse_larger
 from costl.config import Config, load_config
 from costl.model.build import Model, build_model
 from costl.runs import Run, newest_run, open_cache, read_run
@@ -41,18 +41,24 @@ class Trained:
 
     @property
     def word_width(self) -> int:
-        """Width of a word token."""
-        return int(self.weights["words.project.1.weight"].shape[1])
+        """Width of a word token. Raises CacheError where the weights do not say it."""
+        return int(self._sized("words.project.1.weight", 1))
 
     @property
     def clip_width(self) -> int:
-        """Width of a visual token."""
-        return len(self.weights[f"{_JOINT}norm_weight"])
+        """Width of a visual token. Raises CacheError where the weights do not say it."""
+        return int(self._sized(f"{_JOINT}norm_weight", 0))
+
+    def _sized(self, name: str, axis: int) -> int:
+        if name not in self.weights or self.weights[name].ndim <= axis:
+            raise CacheError(f"{self.name}: no {name} among its weights. Export or train it again.")
+        return self.weights[name].shape[axis]
 
     def model(self) -> Model:
         """The model, ready to be asked. Raises CacheError when its weights are those of another."""
         joint = {name.removeprefix(_JOINT): tensor for name, tensor in self.weights.items() if name.startswith(_JOINT)}
         joint["normed"] = torch.tensor(True)  # what CLIP makes of a video always goes through its last norm
+        refuse_larger(self.config, self.weights, self.name)
         try:
             model = build_model(
                 self.config,
