@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from costl.config import Config
 from costl.files import publish
 from pipeline.errors import CacheError
-from pipeline.foreign import shown
+from pipeline.foreign import read_json, shown
 
 FORMAT = 1
 # The header's only entry: safetensors writes several in no fixed order, and equal checkpoints shall be equal bytes.
@@ -56,6 +57,7 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
     path = checkpoint_path(folder, name)
     _refuse_missing_or_pickled(path)
     try:
+        _refuse_odd_header(path)
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {})[HEADER])
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -160,3 +162,12 @@ def _refuse_missing_or_pickled(path: Path) -> None:
     # is JSON and begins at the ninth byte.
     if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
         raise CacheError(f"{path}: a pickle, which could run anything when opened; it is not. Give a safetensors file.")
+
+
+def _refuse_odd_header(path: Path) -> None:
+    """Raises ValueError for a header longer than its file, or one that says something twice: readers differ in what they take."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"a header of {length} bytes")
+        read_json(file.read(length).decode())

@@ -21,6 +21,7 @@ from pipeline.grid import Grid
 from pipeline.packed import GROUP, Table, read_table
 
 FORMAT = 1
+MOST_CLIPS = 1 << 24  # of one video: 48 hours, the longest that is extracted, at 97 clips a second
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class VideoRow:
             raise CacheError(f"cache row {self.id!r}: names the part {self.part!r}. The index is foreign or damaged.")
         if self.ok and not (self.clips >= 1 and math.isfinite(self.duration_s) and self.duration_s > 0):
             raise CacheError(f"cache row {self.id!r}: {self.clips} clips in {self.duration_s} s. The index is damaged.")
+        if self.clips > MOST_CLIPS:  # much is computed for every clip before its features are looked at
+            raise CacheError(f"cache row {self.id!r}: {self.clips} clips, longer than any video. The index is damaged.")
 
     @property
     def ok(self) -> bool:

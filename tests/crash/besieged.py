@@ -6,6 +6,7 @@ python besieged.py CANARY < plan.json: a list of [name, home, commands as typed]
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -16,7 +17,15 @@ from pathlib import Path
 SPARE_BYTES = 2 << 30  # of address space beyond what is taken when the first command begins
 _OPENED, _READ = 0x20, 0x01  # inotify's IN_OPEN and IN_ACCESS
 _TOUCHING = ("open", "os.listdir", "os.scandir")
-_RUNNING = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+_RUNNING = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+)
 
 
 class Watch:
@@ -47,10 +56,12 @@ class Watch:
 
 
 def main(canary: str) -> None:
-    import cli
     from click.testing import CliRunner
 
-    own = tuple(map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(cli.__file__).parent, "/proc", "/sys", "/dev", "/usr")))
+    import cli
+
+    places = (sys.prefix, sys.base_prefix, Path(cli.__file__).parent, "/proc", "/sys", "/dev", "/usr")
+    own = tuple(map(os.path.realpath, places))
     import_all()
     watch = Watch(canary)
     taken = resource.getrlimit(resource.RLIMIT_AS)
@@ -82,14 +93,10 @@ def main(canary: str) -> None:
 
 def import_all() -> None:
     """What commands import when they begin, so that none of it counts for the first of them."""
-    import costl.ablate
-    import costl.ask
-    import costl.diagnose
-    import costl.report
-    import costl.share
-    import pipeline.additions
-    import pipeline.importing
-    import pipeline.merge
+    for name in ("ablate", "ask", "diagnose", "report", "share"):
+        importlib.import_module(f"costl.{name}")
+    for name in ("additions", "importing", "merge"):
+        importlib.import_module(f"pipeline.{name}")
 
 
 def files(home: str) -> Iterator[tuple[str, tuple]]:

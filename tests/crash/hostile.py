@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import clips
 import h5py
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from costl.checkpoint import HEADER, _digest
+from costl.train import train
+from pipeline.cache import CacheWriter, Contents, Joint, Words
+from pipeline.pack import pack
+from pipeline.sample import TINY_CLIP
 
 VIDEO = "test_0000"
 CACHE, PARTS, PACKED, RUN = "feats.h5", "feats.h5.parts", "packed.h5", "run"
@@ -82,13 +87,16 @@ COMMANDS = {
     "variants": f"ablate --cache {CACHE} --variants more.yaml --out new --device cpu",
     "folder": "extract --videos videos --out new.h5 --device cpu --workers 1",
     "annotations": "extract --videos videos --annotations more.jsonl --out new.h5 --device cpu --workers 1",
-    "predictions": "evaluate --predictions more.jsonl --truth videos/test.jsonl --out new",
-    "truth": "evaluate --predictions predictions.jsonl --truth more.jsonl --out new",
+    "predictions": "evaluate --predictions more.jsonl --truth videos/test.jsonl",
+    "truth": "evaluate --predictions predictions.jsonl --truth more.jsonl",
     "compare": "compare predictions.jsonl more.jsonl --truth videos/test.jsonl",
     "import": "import --visual published --text published --annotations published.jsonl --out new.h5",
 }
 
-INDEX = ("status", "verify", "quick", "inspect", "gc", "pack", "merge", "train", "evaluate", "extract", "add", "report", "diagnose")
+INDEX = (
+    *("status", "verify", "quick", "inspect", "gc", "pack", "merge", "train", "evaluate", "extract", "add", "report"),
+    "diagnose",
+)
 OF_PACKED = ("packed-status", "packed-verify", "packed-inspect", "packed-evaluate", "unpack")
 OF_PART = ("verify", "look", "pack", "evaluate", "merge")
 OF_PACKED_PART = ("packed-verify", "packed-look", "packed-evaluate", "unpack")
@@ -181,8 +189,8 @@ def reference(file: h5py.File, name: str, _: Path) -> None:
     file.create_dataset(name, (8,), h5py.ref_dtype)
 
 
-def enumeration(file: h5py.File, name: str, _: Path) -> None:
-    file[name] = h5py.Datatype(h5py.h5t.py_create(h5py.enum_dtype({"A": 1})))
+def named_type(file: h5py.File, name: str, _: Path) -> None:
+    file[name] = np.dtype("<f4")
 
 
 def a_group(file: h5py.File, name: str, _: Path) -> None:
@@ -261,7 +269,7 @@ TYPES = {
     "an array of any lengths": of_any_length,
     "a compound": compound,
     "references": reference,
-    "a named type": enumeration,
+    "a named type": named_type,
     "a group": a_group,
     "nothing": nothing,
 }
@@ -278,14 +286,14 @@ def in_an_index(name: str, change: Change, says: str, code: int = 3) -> tuple[Ho
 
 
 def in_a_part(
-    name: str, put: Callable[[h5py.File, str, Path], None], says: str, *, array: str = "tokens"
+    name: str, put: Callable[[h5py.File, str, Path], None], says: str, *, array: str = "tokens", packed: str = ""
 ) -> tuple[Hostile, ...]:
     inside = f"packed/parts/{VIDEO}/{array}"
     commands = OF_PART if array == "tokens" else ("verify", "look", "pack", "merge")
     return (
         Hostile(f"part: {name} for {array}", PART, instead(array, put), commands, 3, says),
         # Reading goes by the table, which HDF5 has no part in; verify compares both.
-        Hostile(f"packed part: {name} for {array}", PACKED, instead(inside, put), ("packed-verify", "unpack"), 3, "P"),
+        Hostile(f"packed part: {name} for {array}", PACKED, instead(inside, put), ("packed-verify", "unpack"), 3, packed or says),
     )
 
 
@@ -296,8 +304,10 @@ HDF5 = (
       for h in in_an_index(f"{n} for annotations", instead("annotations/train", put), "a link elsewhere")),
     *(h for n, put in ELSEWHERE.items()
       for h in in_an_index(f"{n} for a matrix", instead("joint/projection", put), "not what costl extract writes")),
-    *(h for n, put in BOMBS.items() for h in in_an_index(f"{n} for a matrix", instead("joint/projection", put), "joint/projection")),
-    *(h for n, put in TYPES.items() for h in in_an_index(f"{n} for a matrix", instead("joint/projection", put), "joint/projection")),
+    *(h for n, put in BOMBS.items()
+      for h in in_an_index(f"{n} for a matrix", instead("joint/projection", put), "joint/projection")),
+    *(h for n, put in TYPES.items()
+      for h in in_an_index(f"{n} for a matrix", instead("joint/projection", put), "joint/projection")),
     *in_an_index("a text of 2 GB", instead("rows", text_bomb), "rows claims 2147483647 bytes"),
     *in_an_index("a text of any length", instead("rows", object_text), "rows is object"),
     *in_an_index("numbers that are none", instead("joint/norm_weight", array([np.nan] * 8, "<f4")), "joint"),
@@ -319,13 +329,15 @@ HDF5 = (
     *(h for n, put in LINKS.items() for h in in_a_part(n, put, "a link elsewhere")),
     *(h for n, put in ELSEWHERE.items() for h in in_a_part(n, put, "not what costl extract writes")),
     *(h for n, put in BOMBS.items() for h in in_a_part(n, put, "tokens")),
-    *(h for n, put in TYPES.items() for h in in_a_part(n, put, "tokens")),
+    *(h for n, put in TYPES.items()
+      for h in in_a_part(n, put, "tokens", packed="differ" if put in (named_type, a_group, nothing) else "")),
     *in_a_part("falling times", array(np.arange(12.0)[::-1], "<f8"), "times that do not rise", array="times_s"),
     *in_a_part("times that are none", array([np.nan] * 12, "<f8"), "times that do not rise", array="times_s"),
     Hostile("part: a cycle", PART, cycle("round"), ("pack",), 3, "stands for what is there already"),
     Hostile("part: a link in its place", PART, linked, OF_PART, 3, "a link, expected a file"),
     Hostile("part: a pipe in its place", PART, piped, OF_PART, 3, "no such file"),
-    Hostile("index: a pipe in its place", CACHE, piped, INDEX, 3, "no such file"),
+    Hostile("index: a pipe in its place", CACHE, piped, ("status", "verify", "inspect", "gc", "pack", "merge", "train", "add"), 3,
+            "no such file"),
 )  # fmt: skip
 
 
@@ -387,7 +399,7 @@ def overlapping(found: dict) -> None:
 
 def twice(found: dict) -> str:
     name = next(name for name in found if name != "__metadata__")
-    return f'{{{json.dumps(name)}: {json.dumps(found[name])}, {json.dumps(found)[1:]}'
+    return f"{{{json.dumps(name)}: {json.dumps(found[name])}, {json.dumps(found)[1:]}"
 
 
 def resealed(change: Callable[[dict, dict], Any]) -> Change:
@@ -412,8 +424,18 @@ WEIGHTS = f"{RUN}/best.safetensors"
 WIDE = "model: {width: 1000000, heads: 1}\ntemporal: {layers: 1000}\n"
 
 
-def in_weights(name: str, change: Change, says: str) -> Hostile:
-    return Hostile(f"checkpoint: {name}", WEIGHTS, change, OF_WEIGHTS, 3, says)
+def in_weights(name: str, change: Change, says: str, commands: tuple[str, ...] = OF_WEIGHTS) -> Hostile:
+    return Hostile(f"checkpoint: {name}", WEIGHTS, change, commands, 3, says)
+
+
+def unfinished(change: Change) -> Change:
+    """In a run that can be resumed."""
+
+    def make(path: Path, canary: Path) -> None:
+        path.with_name("summary.json").unlink()
+        change(path, canary)
+
+    return make
 
 
 CHECKPOINTS = (
@@ -438,11 +460,11 @@ CHECKPOINTS = (
     in_weights("meta with a list for a key", put_meta({"~items": [[[], 1]]}), "damaged"),
     in_weights("meta that is no mapping", put_meta(7), "damaged"),
     in_weights("no meta", resealed(lambda content, _: content.pop("meta") and None), "damaged"),
-    in_weights("no weights", resealed(lambda _, stored: stored.clear()), ""),
+    in_weights("no weights", resealed(lambda _, stored: stored.clear()), "", ("evaluate", "report")),
     in_weights("weights of another shape", resealed(lambda _, stored: stored.update(
-        {name: torch.zeros(3, 3) for name in stored})), ""),
-    Hostile("checkpoint: counts that are none", f"{RUN}/last.safetensors", put_meta({"counts": {"epoch": "x"}}), ("resume",),
-            3, "of another version"),
+        {name: torch.zeros(3, 3) for name in stored})), "do not fit", ("evaluate", "report")),
+    Hostile("checkpoint: counts that are none", f"{RUN}/last.safetensors",
+            unfinished(put_meta({"counts": {"epoch": "x"}})), ("resume",), 3, "of another version"),
 )  # fmt: skip
 
 
@@ -462,7 +484,10 @@ LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
 )
 YAML = {
-    "a tag that calls": (f'train: !!python/object/apply:os.system ["touch {MARK}"]\n', "could not determine a constructor"),
+    "a tag that calls": (
+        f'train: !!python/object/apply:os.system ["touch {MARK}"]\n',
+        "could not determine a constructor",
+    ),
     "a tag that makes": (f"train: !!python/object/new:os.system [touch {MARK}]\n", "could not determine a constructor"),
     "a tag that names": ("train: !!python/name:os.system\n", "could not determine a constructor"),
     "a billion laughs": (LAUGHS, "values when its aliases are written out"),
@@ -481,7 +506,8 @@ SETTINGS = (
       for n, (data, says) in YAML.items()),
     *(Hostile(f"config.yaml of a run: {n}", f"{RUN}/config.yaml", written(data), OF_WEIGHTS, 2, says)
       for n, (data, says) in YAML.items()),
-    Hostile("config.yaml of a run: a model of a petabyte", f"{RUN}/config.yaml", written(WIDE), OF_WEIGHTS, 3, "a larger model"),
+    Hostile("config.yaml of a run: a model of a petabyte", f"{RUN}/config.yaml", written(WIDE),
+            ("evaluate", "report", "predict"), 3, "a larger model"),
     *(Hostile(f"run.json: {n}", f"{RUN}/run.json", change, (*OF_WEIGHTS, "resume"), 3, "run.json: damaged")
       for n, change in {
           "nested deeply": written(DEEP),
@@ -494,7 +520,7 @@ SETTINGS = (
           "a fingerprint that is a text": about(fingerprint="abc"),
           "half a character": written(json.dumps({"cache": "\ud800"})),
       }.items()),
-    Hostile("run.json: started at no time", f"runs/a/run.json", about(started="tomorrow"), ("newest",), 2, "no trained run"),
+    Hostile("run.json: started at no time", "runs/a/run.json", about(started="tomorrow"), ("newest",), 2, "no trained run"),
 )  # fmt: skip
 
 
@@ -524,25 +550,101 @@ LINES = {
 
 
 def answers(**values: Any) -> str:
-    plain = {"qid": 1, "query": "a ball", "vid": VIDEO, "pred_relevant_windows": [[0, 4, 1.0]], "pred_saliency_scores": [0.0]}
+    plain = {
+        "qid": 1,
+        "query": "a ball",
+        "vid": VIDEO,
+        "pred_relevant_windows": [[0, 4, 1.0]],
+        "pred_saliency_scores": [0.0],
+    }
     return json.dumps(plain | values) + "\n"
 
 
+ANSWERS = {
+    "NaN": (answers(pred_saliency_scores=[float("nan")]), "NaN is not a number JSON knows"),
+    "infinity": (answers(pred_relevant_windows=[[0, float("inf"), 1]]), "Infinity is not a number JSON knows"),
+    "1e999": (answers().replace("1.0]", "1e999]"), "1e999 is larger than any number"),
+    "a number of 5000 digits": (answers().replace("1.0]", "9" * 5000 + "]"), "digits"),
+    "a number of 4000 digits": (answers().replace("1.0]", "9" * 4000 + "]"), "a finite number"),
+    "a qid of 4000 digits": (answers().replace('"qid": 1', '"qid": ' + "9" * 4000), "at most 64 bits"),
+    "deep nesting": (DEEP + "\n", "nested too deeply"),
+    "half a character": (answers(query="a \ud800 ball"), "half a character"),
+    "a key twice": (answers().replace("{", '{"qid": 2, ', 1), "'qid' is given twice"),
+    "an enormous line": (answers(pred_relevant_windows=[[0] * 1_000_000]), "not 3 numbers long"),
+    "a list": ("[1, 2]\n", "expected an object"),
+}
 ROWS = (
     *(Hostile(f"annotations: {n}", "more.jsonl", written(data), ("annotations", "add", "truth"), 2, says)
       for n, (data, says) in LINES.items() if n != "a list"),
     *(Hostile(f"predictions: {n}", "more.jsonl", written(data), ("predictions", "compare"), 2, says)
-      for n, (data, says) in LINES.items()),
-    *(Hostile(f"annotations in a cache: {n}", CACHE, instead("annotations/train", text(data)), ("train", "diagnose"), 2, says)
+      for n, (data, says) in ANSWERS.items()),
+    *(Hostile(f"annotations in a cache: {n}", CACHE, instead("annotations/train", text(data)), ("train", "evaluate"), 2, says)
       for n, (data, says) in LINES.items() if n not in ("an enormous line", "zeros")),
-    Hostile("predictions: a window of a petasecond", "more.jsonl", written(answers(pred_relevant_windows=[[0, 1e15, 1.0]])),
-            ("predictions", "compare"), 2, ""),
     Hostile("annotations: a video of a petasecond", "more.jsonl", written(rows(duration=1e15)), ("truth",), 2, ""),
     Hostile("annotations: a clip without end", "more.jsonl",
             written(rows(relevant_clip_ids=[HUGE], saliency_scores=[[1, 2, 3]])), ("truth",), 2, ""),
 )  # fmt: skip
 
 ZOO = (*HDF5, *CHECKPOINTS, *SETTINGS, *ROWS)
+
+
+VIDEOS, CLIPS, CHANNELS, EMBEDDING, TEXT = ("test_0000", "train_0000", "val_0000"), 12, 8, 4, 6
+SETTINGS_OF_HOME = {
+    "model": {"width": 16, "heads": 2},
+    "spatial": {"top_k": 2},
+    "temporal": {"strides": [1, 2]},
+    "train": {"epochs": 1, "warmup_steps": 1, "batch_size": 2},
+}
+
+
+def write_cache(path: Path) -> None:
+    """A small cache of made-up features, with one query a split."""
+    rng = np.random.default_rng(0)
+    joint = Joint(
+        norm_weight=rng.normal(size=CHANNELS).astype(np.float32),
+        norm_bias=rng.normal(size=CHANNELS).astype(np.float32),
+        norm_eps=1e-5,
+        projection=rng.normal(size=(CHANNELS, EMBEDDING)).astype(np.float32),
+        logit_scale=100.0,
+    )
+    annotations = {video.partition("_")[0]: rows(vid=video) for video in VIDEOS}
+    contents = Contents({"model": "made up", "fps": 0.5}, 0.5, (2, 2), joint, annotations, SETTINGS_OF_HOME)
+    word = Words(np.ones((2, TEXT), np.float16), np.ones(EMBEDDING, np.float32), texts=("a ", "ball "))
+    with CacheWriter(path, contents, {"a ball": word}) as writer:
+        writer.write_index()
+        for video in VIDEOS:
+            tokens = rng.normal(size=(CLIPS, 5, CHANNELS)).astype(np.float16)
+            times_s = np.arange(CLIPS) * 2.0 + 1.0
+            writer.store(video, tokens=tokens, times_s=times_s, duration_s=24.0, content_hash=f"hash of {video}")
+
+
+def write_home(home: Path) -> None:
+    """A home in which everything is as it should be: a cache, the same packed, a run, a folder of videos, their rows."""
+    home.mkdir(parents=True)
+    write_cache(home / CACHE)
+    pack(home / CACHE, out=home / PACKED)
+    train(home / CACHE, out=home / RUN, device="cpu")
+    (home / "runs").mkdir()
+    link_tree(home / RUN, home / "runs" / "a")
+    (home / "videos").mkdir()
+    for video in VIDEOS:
+        clips.make_clip(home / "videos" / f"{video}.mp4", clips.steady(10))
+        (home / "videos" / f"{video.partition('_')[0]}.jsonl").write_text(rows(vid=video), encoding="utf-8")
+    (home / "videos" / "costl.yaml").write_text(f"extract: {{weights: {TINY_CLIP}}}\n", encoding="utf-8")
+    (home / "more.jsonl").write_text(rows(), encoding="utf-8")
+    (home / "predictions.jsonl").write_text(answers(), encoding="utf-8")
+    (home / "more.yaml").write_text("train: {epochs: 1}\n", encoding="utf-8")
+
+
+def write_canary(home: Path) -> None:
+    """Beside the home a file that holds what links and virtual datasets lead to: whoever follows them finds good data."""
+    with h5py.File(home.parent / CANARY, "w") as file:
+        file.create_dataset("endless", data=np.zeros((8, 8), "<f4"), maxshape=(None, 8), chunks=(8, 8))
+        things = file.create_group("things")
+        with h5py.File(home / CACHE) as cache, h5py.File(home / PART) as part:
+            for name in ("rows", "joint", "annotations/train"):
+                cache.copy(name, things, name.rpartition("/")[2])
+            part.copy("tokens", things)
 
 
 def link_tree(source: Path, target: Path) -> None:
