@@ -100,6 +100,9 @@ def ablate(
 
 def _refuse(todo: Sequence[_Job], chosen: Sequence[Variant], features: CacheReader) -> None:
     """All that would otherwise be found in the middle: splits, models that the cache cannot feed, folders in use."""
+    watched = [split for split in {v.config.train.select_on for v in chosen} if split in features.splits]
+    for split in ("train", *watched):
+        read_queries(features, split)
     for split in todo[0].splits:
         if not any(query.windows or query.clip_ids for query in read_queries(features, split)):
             raise UsageError(f"{features.path}: split {split!r} has no labels, so that nothing can be compared on it.")

@@ -13,11 +13,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from costl.config import Config
 from costl.files import publish
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, some
 from pipeline.foreign import read_json, shown
 
 FORMAT = 1
@@ -90,6 +90,26 @@ def refuse_larger(config: Config, weights: Mapping[str, Tensor], name: str) -> N
         raise CacheError(
             f"{name}: settings of a larger model than its weights are of. Use another checkpoint or train again."
         )
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> None:
+    """Puts all `weights` into the model. Raises CacheError naming what does not fit, before any of it is changed; `of`
+    says whose weights they are."""
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"no {name}" for name in wanted if name not in found]
+    problems += [f"{name} besides" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        raise CacheError(
+            f"{of}: its weights do not fit its settings, they are of another model ({some(problems)}). Put its own "
+            "back, or train again."
+        )
+    model.load_state_dict(dict(weights))
 
 
 def rng_state() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from costl.annotations import Query
 from pipeline.cache import Joint, Words
+from pipeline.errors import CacheError
 from pipeline.grid import Grid
 
 RATED_CLIP_S = 2.0  # QVHighlights rates clips of two seconds, whatever the feature grid
@@ -111,7 +112,10 @@ def ahead(batches: Iterable[Batch], count: int = 2) -> Iterator[Batch]:
 def collate(
     queries: Sequence[Query], features: Features, *, patches: bool, wrong: Sequence[tuple[int, int]] = ()
 ) -> Batch:
-    """A batch of `queries`, then of `wrong` pairs (index of a query, index of a query whose video it is put to)."""
+    """A batch of `queries`, then of `wrong` pairs (index of a query, index of a query whose video it is put to).
+
+    Raises CacheError naming video and clip where tokens are no finite numbers.
+    """
     vids = list(dict.fromkeys(q.vid for q in queries))
     grids = [features.grid(vid) for vid in vids]
     longest = max(grid.clips for grid in grids)
@@ -120,10 +124,14 @@ def collate(
     targets = [_targets(q, grids[v], longest) for q, v in zip(queries, video, strict=True)]
     targets += [(np.zeros((0, 2)), np.zeros(longest), np.zeros(longest, bool))] * len(wrong)
     moments, ratings, relevant = zip(*targets, strict=True)
+    tokens = _padded([features.tokens(vid, patches=patches) for vid in vids], np.float16)
+    if not tokens.sum().isfinite():  # no sum of float16 overflows float32; far cheaper than looking at each
+        video, clip = (~tokens.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
+        raise CacheError(not_finite(vids[video], clip))
     return Batch(
         queries=tuple(queries),
         clips=tuple(grids[v].clips for v in video),
-        tokens=_padded([features.tokens(vid, patches=patches) for vid in vids], np.float16),
+        tokens=tokens,
         frame_mask=torch.arange(longest) < torch.tensor([[grid.clips] for grid in grids]),
         video=torch.tensor(video + [video[j] for _, j in wrong]),
         words=_padded([w.tokens for w in asked]),
@@ -138,9 +146,25 @@ def collate(
     )
 
 
+def behind(grid: Grid) -> float:
+    """Where (in clips) a moment begins that is none of this video. The last clip stands for what lies between its end and
+    there: a tail too short for a clip of its own, or the rounding of an annotation."""
+    return grid.clips + max(1.0, RATED_CLIP_S * grid.fps)
+
+
+def not_finite(vid: str, clip: int) -> str:
+    """What to say of a clip with features that no model can use."""
+    return (
+        f"video {vid!r}, clip {clip}: its features are no finite numbers. costl verify names the file of every such "
+        "video; delete these and run the same costl extract again."
+    )
+
+
 def _targets(query: Query, grid: Grid, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Moments [m 2] in clips, ratings [t] in [0, 1] and which clips [t] are inside a moment, padded to `longest`."""
-    moments = np.clip(np.array(query.windows, np.float64).reshape(-1, 2) * grid.fps, 0, grid.clips)
+    moments = np.array(query.windows, np.float64).reshape(-1, 2) * grid.fps
+    moments[(moments[:, 0] >= grid.clips) & (moments[:, 0] < behind(grid)), 0] = grid.clips - 1
+    moments = np.clip(moments, 0, grid.clips)
     moments = moments[moments[:, 1] > moments[:, 0]]
     centres = np.arange(longest) + 0.5
     relevant: np.ndarray = np.any((centres >= moments[:, :1]) & (centres < moments[:, 1:]), axis=0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from costl.annotations import Prediction, Query, parse_jsonl
-from costl.checkpoint import load_checkpoint, refuse_larger
+from costl.checkpoint import fit_weights, load_checkpoint, refuse_larger
 from costl.config import Config, Predict
 from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
@@ -27,6 +27,7 @@ from costl.rounding import rounded
 from costl.runs import LONGEST_WINDOW, Run, newest_run, open_cache, read_run
 from costl.scoring import score
 from costl.shots import best_moments
+from costl.usable import check_usable
 from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
@@ -137,7 +138,7 @@ def load_model(run: Run, features: CacheReader, *, weights: str = "best", device
     """The model of a run with its "best" or "last" weights. Raises CacheError where these do not fit."""
     found = _weights_of(run, weights)
     model = build_for(run.config, features).to(device)
-    _load_weights(model, run.folder, found)
+    fit_weights(model, found, of=str(run.folder))
     return model
 
 
@@ -255,15 +256,12 @@ def build_for(config: Config, features: CacheReader) -> Model:
             f"with --tokens cls. {instead}"
         )
     joint = {f.name: torch.as_tensor(getattr(features.joint, f.name)) for f in fields(features.joint)}
-    # Any words tell their width; those of other splits than `train` are not looked at in training.
-    split = next((split for split in ("train", *features.splits) if split in features.splits), None)
-    if split is None:
+    if not len(features.word_table()):
         raise CacheError(f"{features.path}: no annotated query. Add annotations and run costl extract again.")
-    word_width = features.words(read_queries(features, split)[0].query).tokens.shape[1]
     return build_model(
         config,
         clip_width=joint["projection"].shape[0],
-        word_width=word_width,
+        word_width=features.word_table().counts()["channels"],
         patch_grid=features.patch_grid,
         joint=joint,
     )
@@ -272,7 +270,8 @@ def build_for(config: Config, features: CacheReader) -> Model:
 def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
     """The queries of a split, or those of one `domain` of it.
 
-    Raises UsageError for a split or domain that the cache does not have, and for a split without any query.
+    Raises UsageError for a split or domain that the cache does not have, for a split without any query, and with
+    CacheError as `check_usable` does.
     """
     if split not in features.splits:
         raise UsageError(
@@ -286,6 +285,7 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     if not asked:
         known = ", ".join(sorted({query.domain for query in queries} - {""})) or "none"
         raise UsageError(f"{features.path}: split {split!r} has no domain {domain!r}, only {known}. Set data.domain.")
+    check_usable(asked, features, split=split)
     return asked
 
 
@@ -297,6 +297,11 @@ def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> l
     # A second clip's worth is no rounding any more: the annotation means another cut of the video.
     wrong = [vid for vid, seconds in apart.items() if seconds > max(RATED_CLIP_S, 1 / features.fps)]
     notes = []
+    bare = sum(not (query.windows or query.clip_ids) for query in queries)
+    if bare and split == "train":
+        notes.append(
+            f"{split}: {bare} of {len(queries)} queries have no label, and are learned from as wrong ones alone."
+        )
     if lost:
         count = sum(query.vid not in known for query in queries)
         notes.append(
@@ -351,24 +356,17 @@ def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Predi
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 
-def _weights_of(run: Run, which: str) -> Any:
+def _weights_of(run: Run, which: str) -> dict[str, Tensor]:
     """What the model is to hold. Raises CacheError for a damaged checkpoint, and for settings of a larger model."""
     if which not in WEIGHTS:
         raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
     weights, meta = load_checkpoint(run.folder, which)
     refuse_larger(run.config, weights, str(run.folder))
     # `last` holds all that resuming needs; validation has always scored the average.
-    return meta.get("average") if which == "last" else weights
-
-
-def _load_weights(model: Model, folder: Path, weights: Any) -> None:
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(
-            f"{folder}: its weights do not fit the model of this version ({str(error).splitlines()[-1].strip()}). "
-            "Train again."
-        ) from error
+    found = meta.get("average") if which == "last" else weights
+    if not (isinstance(found, dict) and all(isinstance(one, Tensor) for one in found.values())):
+        raise CacheError(f"{run.folder}: no average among its {which} weights. Use another checkpoint or train again.")
+    return found
 
 
 def _overlap(query: Query, prediction: Prediction) -> float:

@@ -1,4 +1,8 @@
-"""Targets and losses: each loss is a function that returns its own number, cannot overflow, and never touches padding."""
+"""Targets and losses: each loss is a function that returns its own number, cannot overflow, and never touches padding.
+
+What does not count is put to zero before anything is computed from it, not after: a product with zero keeps NaN, and so
+does the gradient of `torch.where`.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +62,9 @@ def focal_loss(
     logits: Float[Tensor, "b n"], targets: MomentTargets, positions: Bool[Tensor, "b n"], *, gamma: float = 2.0
 ) -> Float[Tensor, ""]:
     """Focal classification (Lin et al. 2017) over real positions, over the number of positives."""
-    truth = targets.positive.float()
-    plain = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-    miss = (truth - logits.float().sigmoid()).abs()
+    truth, logits = targets.positive.float(), logits.float().masked_fill(~positions, 0.0)
+    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    miss = (truth - logits.sigmoid()).abs()
     return (plain * miss**gamma * positions).sum() / truth.sum().clamp(min=1)
 
 
@@ -68,21 +72,22 @@ def length_loss(
     predicted: Float[Tensor, "b n 2"], targets: MomentTargets, strides: Float[Tensor, "n"]
 ) -> Float[Tensor, ""]:
     """L1 of start and end in strides, mean over positives."""
-    error = (predicted.float() - targets.spans).abs().sum(-1) / strides
+    error = (_counting(predicted, targets) - targets.spans).abs().sum(-1) / strides
     return _mean_over(error, targets.positive)
 
 
 def overlap_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, ""]:
     """1 - distance-IoU, mean over positives."""
-    return _mean_over(1 - spans.distance_iou(predicted.float(), targets.spans), targets.positive)
+    return _mean_over(1 - spans.distance_iou(_counting(predicted, targets), targets.spans), targets.positive)
 
 
 def quality_loss(
     logits: Float[Tensor, "b n"], predicted: Float[Tensor, "b n 2"], targets: MomentTargets
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the overlap estimate against the overlap that the (detached) span has, mean over positives."""
-    truth = spans.iou(predicted.detach().float(), targets.spans)
-    return _mean_over(F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none"), targets.positive)
+    truth = spans.iou(_counting(predicted.detach(), targets), targets.spans)
+    logits = logits.float().masked_fill(~targets.positive, 0.0)
+    return _mean_over(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), targets.positive)
 
 
 def saliency_loss(
@@ -114,8 +119,8 @@ def wrong_query_loss(
     """A sentence about another video must find nothing: softplus of every clip's saliency, focal of every position."""
     if not len(saliency):
         return saliency.sum() * 0
-    clips = (F.softplus(saliency.float()) * mask).sum() / mask.sum().clamp(min=1)
-    found = foreground.float()
+    clips = (F.softplus(saliency.float().masked_fill(~mask, 0.0)) * mask).sum() / mask.sum().clamp(min=1)
+    found = foreground.float().masked_fill(~positions, 0.0)
     return clips + (F.softplus(found) * found.sigmoid() ** 2 * positions).sum() / len(found)
 
 
@@ -132,11 +137,15 @@ def contrast_loss(
     never negatives: what the sentence names may well be there, doing something else.
     """
     own = torch.arange(match.shape[1], device=video.device) == video[:, None]
-    mine = match.float()[torch.arange(len(video), device=video.device), video]
+    mine = match.float()[torch.arange(len(video), device=video.device), video].masked_fill(~relevant, 0.0)
     rival = (~own[..., None] & frame_mask).flatten(1)
     others = match.float().flatten(1).masked_fill(~rival, NEVER).logsumexp(1, keepdim=True)
     loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
     return _mean_over(loss, relevant.any(1) & rival.any(1))
+
+
+def _counting(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, "b n 2"]:
+    return predicted.float().masked_fill(~targets.positive[..., None], 0.0)
 
 
 def _mean_over(values: Tensor, counted: Bool[Tensor, "..."]) -> Float[Tensor, ""]:

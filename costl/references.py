@@ -9,11 +9,11 @@ from itertools import product
 import numpy as np
 
 from costl.annotations import Moment, Prediction, Query
-from costl.dataset import RATED_CLIP_S
+from costl.dataset import RATED_CLIP_S, not_finite
 from costl.evaluate import rated_saliency, read_queries
 from costl.metrics import compute_metrics
 from pipeline.cache import CacheReader
-from pipeline.errors import UsageError
+from pipeline.errors import CacheError, UsageError
 from pipeline.grid import Grid
 
 MOMENTS = 10
@@ -110,7 +110,9 @@ def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Q
     for query in queries:
         if query.vid in known:
             if query.vid not in frames:
-                frames[query.vid] = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
+                frames[query.vid] = shown = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
+                if not np.isfinite(shown).all():
+                    raise CacheError(not_finite(query.vid, int((~np.isfinite(shown)).any(1).argmax())))
             yield query, frames[query.vid] @ features.words(query.query).sentence
 
 

@@ -93,6 +93,8 @@ def repeat(
     overrides = list(overrides)
     settings = load_config(features.settings, *config, overrides=overrides)
     folder = out or RUNS / f"{cache.stem}-repeat-{datetime.now():%Y%m%d-%H%M%S}"
+    for name in dict.fromkeys(["train", *({settings.train.select_on} & set(features.splits)), split]):
+        read_queries(features, name)  # what is wrong with any of them is told before the first training
     domains, ways = _domains(features, settings), _ways(features, settings)
     by_seed: dict[str, list[Numbers]] = {way: [] for way in ways}
     notes: dict[str, None] = {}

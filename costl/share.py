@@ -32,6 +32,7 @@ def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[st
     """
     chosen = read_run(run) if run else newest_run()
     trained = read_trained(chosen.folder)
+    trained.model()  # what does not fit is told here, not to whoever loads it
     tensors = {name: tensor.contiguous() for name, tensor in trained.weights.items()}
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     clip, notes = _clip_reference(trained, with_clip=with_clip)

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from costl.checkpoint import (
+    checkpoint_path,
+    fit_weights,
+    load_checkpoint,
+    refuse_larger,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
@@ -78,12 +86,18 @@ def save_state(state: State, folder: Path) -> None:
     save_checkpoint(folder, "last", state.model.state_dict(), meta)
 
 
+def refuse_larger_than_state(config: Config, folder: Path) -> None:
+    """Raises CacheError when `last` is damaged, or of a smaller model than these settings would build."""
+    if checkpoint_path(folder, "last").exists():
+        refuse_larger(config, load_checkpoint(folder, "last")[0], str(folder))
+
+
 def load_state(state: State, folder: Path) -> None:
     """Puts `last` into a fresh state. Raises CacheError when it is damaged or of another version."""
     weights, meta = load_checkpoint(folder, "last")
     try:
-        state.model.load_state_dict(weights)
-        state.average.load_state_dict(meta["average"])
+        fit_weights(state.model, weights, of=str(folder))
+        fit_weights(state.average, meta["average"], of=str(folder))
         state.optimizer.load_state_dict(meta["optimizer"])
         state.shuffle.set_state(meta["shuffle"])
         set_rng_state(meta["random"])

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from costl.checkpoint import load_checkpoint, refuse_larger
+from costl.checkpoint import fit_weights, load_checkpoint, refuse_larger
 from costl.config import Config, load_config
 from costl.model.build import Model, build_model
 from costl.runs import Run, newest_run, open_cache, read_run
@@ -67,12 +67,12 @@ class Trained:
                 patch_grid=self.patch_grid,
                 joint=joint,
             )
-            model.load_state_dict(dict(self.weights))
         except (RuntimeError, KeyError) as error:
             raise CacheError(
                 f"{self.name}: its weights do not fit its settings ({str(error).splitlines()[-1].strip()}). "
                 "Export or train it again."
             ) from error
+        fit_weights(model, self.weights, of=self.name)
         return model.eval()
 
 

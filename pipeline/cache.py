@@ -31,6 +31,7 @@ from pipeline.parts import (
     Stored,
     check_part,
     checksum_of,
+    first_not_finite,
     layers_in,
     part_bytes,
     parts_folder,
@@ -177,10 +178,13 @@ class CacheReader:
             return
         with self._part(video_id) as file:
             layers, times_s = layers_in(file, row.clips, self.contents), times_in(file, row.clips)
+        then = NEXT_STEP if self.table else "Delete it and run costl extract again."
         if checksum_of(layers, times_s) != row.checksum:
             what = f"{path}: {row.part} in it" if self.table else f"{path}: its content"
-            then = NEXT_STEP if self.table else "Delete it and run costl extract again."
             raise CacheError(f"{what} has changed since it was written. {then}")
+        bad = next((clip for clip in map(first_not_finite, layers) if clip is not None), None)
+        if bad is not None:  # whoever wrote it: no CLIP of ours does
+            raise CacheError(f"{path}: clip {bad} of {video_id!r} holds values that are no finite numbers. {then}")
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""

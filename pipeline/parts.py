@@ -156,6 +156,17 @@ def checksum_of(layers: Sequence[Stored], times_s: np.ndarray) -> str:
     return hasher.hexdigest()
 
 
+def first_not_finite(layer: Stored) -> int | None:
+    """The first clip of a layer with a value that is no finite number; int8 has none, its scales are looked at on opening."""
+    tokens = layer.tokens.memmap()
+    for place in blocks(tokens.shape) if layer.scales is None else ():
+        # Float16 with all bits of its exponent set is infinite or no number: seen many times as fast as by isfinite.
+        exponents = np.ascontiguousarray(tokens[place]).view(np.uint16) & 0x7C00
+        if exponents.max() == 0x7C00:
+            return place.start + int(np.argmax((exponents == 0x7C00).any(axis=(1, 2))))
+    return None
+
+
 def _named(name: str, layer: int) -> str:
     return name if layer == -1 else f"{name}{layer}"
 

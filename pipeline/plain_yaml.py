@@ -6,7 +6,7 @@ YAML 1.1, which the library reads by itself, takes 1e-4 for a text, 012 for ten,
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -68,8 +68,6 @@ def _refuse_many(found: Any) -> None:
 class _Loader(yaml.SafeLoader):
     """Refuses a key given twice, where the last would silently win."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -88,10 +86,9 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around the texts that `_Loader` would take for something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
 
 for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {}  # its own, or YAML 1.1's would stay
     for _tag, _form, _first in _PLAIN:
         _first_ones = [character.strip("\0") for character in _first]
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_form})$"), _first_ones)

@@ -115,6 +115,7 @@ MODULES = {
     "costl.shots": "numpy PIL",
     "costl.checkpoint": "torch safetensors",
     "costl.dataset": "torch numpy jaxtyping",
+    "costl.usable": "",
     "costl.spans": "torch jaxtyping",
     "costl.losses": "torch jaxtyping",
     "costl.objective": "torch jaxtyping",

@@ -7,7 +7,21 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_model import ASKED, CLIPS, SMALL, C, Sprites, W, alone, close, joint_space, learn_by_heart, random_inputs, run
+from test_model import (
+    ASKED,
+    CLIPS,
+    SMALL,
+    C,
+    Sprites,
+    W,
+    alone,
+    close,
+    joint_space,
+    learn_by_heart,
+    random_inputs,
+    run,
+    same_with_more_padding,
+)
 
 from costl.config import load_config
 from costl.dataset import collate
@@ -68,6 +82,11 @@ def test_a_sentence_in_a_padded_batch_gets_from_a_baseline_what_it_gets_alone(ki
             assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
         assert close(together.saliency[row, :clips], single.saliency[0])
         assert close(together.match[row, video, :clips], single.match[0, 0])
+
+
+@each
+def test_more_padding_in_time_and_words_changes_nothing_of_a_baseline(kind):
+    same_with_more_padding(baseline(kind))
 
 
 @each

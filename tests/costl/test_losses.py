@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -147,10 +147,10 @@ def case(*, size: float = 3.0, dtype=torch.float32, seed: int = 0) -> Case:
     wild = [(torch.randint(0, 2, shape, generator=draw) * 2.0 - 1) * size for shape in ((3, 11), (3, 7), (3, 2, 7))]
     if size < 100:
         wild = [torch.randn(w.shape, generator=draw) * size for w in wild]
-    start = torch.rand(3, 11, 2, generator=draw) * 4
+    start, reach = torch.rand(3, 11, 2, generator=draw) * 4, 0.0 if size < 100 else size - 10
     return Case(
         logits=wild[0].to(dtype),
-        spans=torch.stack([start[..., 0], start.sum(-1) + min(size, 1e4)], -1).to(dtype),
+        spans=torch.stack([start[..., 0] - reach, start.sum(-1) + (reach or size)], -1).to(dtype),
         scores=wild[1].to(dtype),
         match=wild[2].to(dtype),
         positive=(torch.rand(3, 11, generator=draw) < 0.5) & positions,
@@ -177,7 +177,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", [3.0, 1e4])
+@pytest.mark.parametrize("size", [3.0, 1e4, 65504.0])  # the last is the largest float16
 def test_no_loss_overflows_and_neither_does_its_gradient(loss, dtype, size):
     for seed in range(5):
         given = case(size=size, dtype=dtype, seed=seed)
@@ -192,8 +192,19 @@ def test_no_loss_overflows_and_neither_does_its_gradient(loss, dtype, size):
         assert all(tensor.grad.isfinite().all() for tensor in said if tensor.grad is not None)
 
 
+SAID = ("logits", "spans", "scores", "match")
+
+
+def value_and_gradients(loss: Callable[[Case], Tensor], given: Case) -> tuple[Tensor, dict[str, Tensor]]:
+    """The number, and its gradient to all that a model says; zero to what the loss does not look at."""
+    said = {name: getattr(given, name).clone().requires_grad_() for name in SAID}
+    value = loss(replace(given, **said))
+    found = torch.autograd.grad(value, list(said.values()), allow_unused=True)
+    return value, {name: torch.zeros_like(said[name]) if g is None else g for name, g in zip(said, found, strict=True)}
+
+
 @every_loss
-@pytest.mark.parametrize("garbage", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("garbage", [-1e4, 0.0, 1e4, math.inf, math.nan])
 def test_no_loss_looks_at_padding(loss, garbage):
     clean, dirty = case(), case()
     dirty.logits[~dirty.positions] = garbage
@@ -202,10 +213,51 @@ def test_no_loss_looks_at_padding(loss, garbage):
     dirty.ratings[~dirty.mask] = 1.0
     # What a sentence matches in the padded frames of any video, its own included.
     dirty.match.masked_fill_(~dirty.mask[None, :2], garbage)
-    dirty_relevant = torch.where(dirty.mask, dirty.ratings, 0.0)
     if loss is LOSSES["contrast"]:
-        dirty.ratings.copy_(dirty_relevant)  # the batch says which clips are relevant, never padding
-    assert loss(dirty) == loss(clean)
+        dirty.ratings[~dirty.mask] = 0.0  # the batch says which clips are relevant, never padding
+    value, gradients = value_and_gradients(loss, clean)
+    found, others = value_and_gradients(loss, dirty)
+    assert found == value
+    assert all(torch.equal(others[name], gradients[name]) for name in SAID)
+    assert sum(g.abs().sum() for g in gradients.values()) > 0
+
+
+@pytest.mark.parametrize("name", ["length", "overlap", "quality"])
+def test_a_position_that_answers_for_nothing_is_looked_at_by_no_loss_over_moments(name):
+    clean, dirty = case(), case()
+    for tensor in (dirty.logits, dirty.spans):
+        tensor[~dirty.positive] = math.nan
+    value, gradients = value_and_gradients(LOSSES[name], clean)
+    found, others = value_and_gradients(LOSSES[name], dirty)
+    assert found == value and all(torch.equal(others[part], gradients[part]) for part in SAID)
+
+
+@every_loss
+def test_longer_padding_changes_no_loss_and_no_gradient(loss):
+    """More positions behind those of every scale, and more frames behind those of every video, all of them masked."""
+    given = case()
+    longer = replace(
+        given,
+        logits=F.pad(given.logits, (0, 4), value=9.0),
+        spans=F.pad(given.spans, (0, 0, 0, 4), value=9.0),
+        scores=F.pad(given.scores, (0, 5), value=9.0),
+        match=F.pad(given.match, (0, 5), value=9.0),
+        positive=F.pad(given.positive, (0, 4)),
+        truth=F.pad(given.truth, (0, 0, 0, 4)),
+        ratings=F.pad(given.ratings, (0, 5)),
+        positions=F.pad(given.positions, (0, 4)),
+        mask=F.pad(given.mask, (0, 5)),
+        strides=F.pad(given.strides, (0, 4), value=4.0),
+    )
+    value, gradients = value_and_gradients(loss, given)
+    found, others = value_and_gradients(loss, longer)
+    assert found.item() == pytest.approx(value.item(), rel=1e-6)
+    for name in SAID:
+        length = getattr(given, name).shape[1 if name == "spans" else -1]
+        here, behind = others[name].split(
+            [length, others[name].shape[1 if name == "spans" else -1] - length], 1 if name == "spans" else -1
+        )
+        assert torch.allclose(here, gradients[name], rtol=1e-5, atol=1e-7) and not behind.any()
 
 
 @pytest.mark.parametrize("level", [0.0, -1e4])
@@ -221,13 +273,21 @@ def test_longer_padding_changes_no_loss_over_clips(level):
 
 
 @every_loss
-def test_no_loss_depends_on_the_order_of_the_batch(loss):
-    given, order = case(), torch.tensor([2, 0, 1])
+def test_no_loss_depends_on_the_order_of_sentences_or_of_videos(loss):
+    given, order, videos = case(), torch.tensor([2, 0, 1]), torch.tensor([1, 0])
     names = ("logits", "spans", "scores", "match", "positive", "truth", "ratings", "positions", "video")
-    turned = Case(**(given.__dict__ | {name: getattr(given, name)[order] for name in names}))
-    if loss is not LOSSES["contrast"]:  # whose mask is one of videos, which stay where they are
-        turned = Case(**(turned.__dict__ | {"mask": given.mask[order]}))
-    assert loss(turned).item() == pytest.approx(loss(given).item(), rel=1e-6)
+    turned = replace(given, **{name: getattr(given, name)[order] for name in names})
+    if loss is LOSSES["contrast"]:  # whose mask is one of videos
+        turned = replace(turned, match=turned.match[:, videos], video=videos[turned.video], mask=given.mask[videos])
+    else:
+        turned = replace(turned, mask=given.mask[order])
+    value, gradients = value_and_gradients(loss, given)
+    found, others = value_and_gradients(loss, turned)
+    assert found.item() == pytest.approx(value.item(), rel=1e-6)
+    for name in SAID:
+        expected = gradients[name][order]
+        expected = expected[:, videos] if name == "match" else expected
+        assert torch.allclose(others[name], expected, rtol=1e-5, atol=1e-7)
 
 
 # --- which position answers for which moment ---------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from costl.annotations import Query
 from costl.config import Config, load_config
 from costl.dataset import Batch, collate
 from costl.metrics import compute_metrics
+from costl.model.build import build_model as build_any
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.model.heads import anchors
 from costl.model.spatial import Asks, SpatialEncoder, WhatStep, WhereStep, place_waves
@@ -226,6 +227,37 @@ def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage
         assert close(together.match[row, video, :clips], single.match[0, 0])
 
 
+def padded_further(inputs: dict[str, Tensor], *, clips: int, words: int, garbage: float) -> dict[str, Tensor]:
+    """The same batch with so many more clips behind every video and words behind every sentence, all of them masked."""
+    pad = nn.functional.pad
+    return inputs | {
+        "tokens": pad(inputs["tokens"], (0, 0, 0, 0, 0, clips), value=garbage),
+        "frame_mask": pad(inputs["frame_mask"], (0, clips)),
+        "words": pad(inputs["words"], (0, 0, 0, words), value=garbage),
+        "word_mask": pad(inputs["word_mask"], (0, words)),
+    }
+
+
+def same_with_more_padding(model: nn.Module) -> None:
+    """Whether a model says the same of a batch that is padded further."""
+    inputs = random_inputs(CLIPS, ASKED)
+    before = run(model, inputs)
+    for clips, words in ((1, 0), (0, 3), (9, 5)):
+        after = run(model, padded_further(inputs, clips=clips, words=words, garbage=50.0))
+        for row, (video, _) in enumerate(ASKED):
+            old, new, real = before.positions[row], after.positions[row], CLIPS[video]
+            for name in ("foreground", "quality", "spans"):
+                assert close(getattr(after, name)[row, new], getattr(before, name)[row, old]), name
+            assert close(after.centres[new], before.centres[old])
+            assert close(after.saliency[row, :real], before.saliency[row, :real])
+            assert close(after.match[row, video, :real], before.match[row, video, :real])
+
+
+@every_variant
+def test_more_padding_in_time_and_words_changes_nothing(overrides):
+    same_with_more_padding(small_model(*overrides))
+
+
 def test_the_order_of_sentences_and_of_videos_does_not_matter():
     model, inputs = small_model(), random_inputs(CLIPS, ASKED)
     rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
@@ -261,6 +293,23 @@ def test_the_cost_of_step_two_does_not_depend_on_the_number_of_patches():
         costs.append(sum(counter.get_flop_counts()["SpatialEncoder.what"].values()))
     assert shapes[0] == shapes[1]
     assert costs[0] == costs[1] > 0
+
+
+def test_the_cost_of_the_model_grows_by_the_same_for_every_patch_and_only_where_step_one_is():
+    """Multiply-adds at the same top_k: after the short list is made, nothing knows how many patches there were."""
+    counts = {}
+    for side in (7, 12, 16):
+        model = small_model(grid=(side, side))
+        with FlopCounterMode(display=False) as counter:
+            run(model, random_inputs([9, 4], [(0, 3), (1, 5), (0, 2)], patches=side * side))
+        found = counter.get_flop_counts()
+        counts[side * side] = {name: sum(found[name].values()) for name in found}
+    few, some, many = (counts[n]["CoSTL"] for n in (49, 144, 256))
+    assert (many - few) * (144 - 49) == (some - few) * (256 - 49) > 0
+    grown = {name for name, cost in counts[256].items() if cost != counts[49][name]}
+    within = {name for name in counts[256] if name.startswith("CoSTL.spatial")}
+    assert grown - within <= {"Global", "CoSTL"}  # where the frozen similarity of patches is taken
+    assert not {name for name in grown if name.startswith("CoSTL.spatial.what")}
 
 
 # --- one batch by heart ------------------------------------------------------------------------------------------
@@ -331,12 +380,82 @@ def learn_by_heart(model: nn.Module, batch: Batch, config: Config) -> tuple[Tens
     return first, loss
 
 
+ALL_WRONG = [(0, 2), (3, 5), (4, 0)]
+
+
+def whole_loss(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch, and the gradient of every weight."""
+    model.zero_grad()
+    total, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
+    assert set(parts) == {field.name for field in fields(config.loss)}
+    total.backward()
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def longer(batch: Batch) -> Batch:
+    """The same batch with five more clips, three more words and two more moments for everyone, none of them real."""
+    pad = nn.functional.pad
+    return replace(
+        batch,
+        tokens=pad(batch.tokens, (0, 0, 0, 0, 0, 5), value=9.0),
+        frame_mask=pad(batch.frame_mask, (0, 5)),
+        words=pad(batch.words, (0, 0, 0, 3), value=9.0),
+        word_mask=pad(batch.word_mask, (0, 3)),
+        moments=pad(batch.moments, (0, 0, 0, 2), value=3.0),
+        moment_mask=pad(batch.moment_mask, (0, 2)),
+        ratings=pad(batch.ratings, (0, 5)),
+        relevant=pad(batch.relevant, (0, 5)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
+@pytest.mark.parametrize("how", ["turned", "padded"])
+def test_neither_the_order_of_a_batch_nor_its_padding_changes_what_is_learned_from_it(kind, how):
+    torch.manual_seed(0)
+    world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}"])
+    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
+    model = build_any(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
+    other = longer(batch)
+    if how == "turned":  # sentences, and with them videos, the other way round
+        count = len(world.queries) - 1
+        pairs = [(count - i, count - j) for i, j in reversed(ALL_WRONG)]
+        other = collate(world.queries[::-1], world, patches=True, wrong=pairs)
+    (value, gradients), (found, others) = (whole_loss(model, b, config) for b in (batch, other))
+    assert found.item() == pytest.approx(value.item(), rel=1e-5)
+    largest = max(g.abs().max() for g in gradients.values())
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).abs().max() <= 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_whole_loss_and_its_gradient_are_finite_at_the_ends_of_half_precision(dtype):
+    world, config, draw = Sprites(), load_config(SMALL), torch.Generator().manual_seed(0)
+    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
+    outputs = run(small_model(grid=(3, 3)), batch.model_inputs())
+    ends = torch.tensor([65504.0, -65504.0, 1e4, -1e4, 6e-8, 0.0])
+    said = {
+        name: ends[torch.randint(6, getattr(outputs, name).shape, generator=draw)].to(dtype).requires_grad_()
+        for name in ("foreground", "quality", "saliency", "match")
+    }
+    reach = torch.tensor([-65504.0, 65504.0]).expand(*outputs.spans.shape)
+    said["spans"] = torch.where(
+        torch.rand(outputs.spans.shape[:2], generator=draw)[..., None] < 0.5, reach, outputs.spans
+    )
+    said["spans"] = said["spans"].to(dtype).requires_grad_()
+    total, parts = total_loss(replace(outputs, **said), batch, config.loss)
+    assert total.isfinite() and all(part.isfinite() and part >= 0 for part in parts.values())
+    total.backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in said.values())
+
+
 def test_one_batch_is_learned_by_heart():
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
     model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
-    batch = collate(world.queries, world, patches=True, wrong=[(0, 2), (3, 5), (4, 0)])
+    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
     first, loss = learn_by_heart(model, batch, config)
     assert loss < 0.2 * first
     assert score(model.eval(), batch, config)["MR-full-R1@0.7"] == 100

@@ -524,6 +524,8 @@ SETTINGS = (
       for n, (data, says) in YAML.items()),
     Hostile("config.yaml of a run: a model of a petabyte", f"{RUN}/config.yaml", written(WIDE),
             ("evaluate", "report", "predict"), 3, "a larger model"),
+    Hostile("config.yaml of a run to resume: a model of a petabyte", f"{RUN}/config.yaml", unfinished(written(WIDE)),
+            ("resume",), 3, "a larger model"),
     *(Hostile(f"run.json: {n}", f"{RUN}/run.json", change, (*OF_WEIGHTS, "resume"), 3, "run.json: damaged")
       for n, change in {
           "nested deeply": written(DEEP),
