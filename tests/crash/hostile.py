@@ -596,7 +596,8 @@ ROWS = (
       for n, (data, says) in LINES.items() if n != "a list"),
     *(Hostile(f"predictions: {n}", "more.jsonl", written(data), ("predictions", "compare"), 2, says)
       for n, (data, says) in ANSWERS.items()),
-    *(Hostile(f"annotations in a cache: {n}", CACHE, instead("annotations/train", text(data)), ("train", "evaluate"), 2, says)
+    *(Hostile(f"annotations of {split} in a cache: {n}", CACHE, instead(f"annotations/{split}", text(data)), commands, 2, says)
+      for split, commands in (("train", ("train",)), ("test", ("evaluate", "report")))
       for n, (data, says) in LINES.items() if n not in ("an enormous line", "zeros")),
     Hostile("annotations: a video of a petasecond", "more.jsonl", written(rows(duration=1e15)), ("truth",), 2, ""),
     Hostile("annotations: a clip without end", "more.jsonl",
