@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from costl.layers import BENCHMARKS, Layer, nearest, read_layer
 from pipeline.errors import UsageError
 from pipeline.plain_yaml import is_number, read_yaml, write_yaml
@@ -219,7 +217,7 @@ def _parsed(override: str, problems: list[str]) -> Any:
         return {}
     try:
         return {section: {key: read_yaml(text)}}
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except ValueError:
         problems.append(f"--set {override}: {text!r} is not a YAML value.")
         return {}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from costl.annotations import Prediction, Query, parse_jsonl
-from costl.checkpoint import fit_weights, load_checkpoint
+from costl.checkpoint import fit_weights, load_checkpoint, refuse_larger
 from costl.config import Config, Predict
 from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
@@ -136,8 +136,9 @@ def open_run(
 
 def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> Model:
     """The model of a run with its "best" or "last" weights. Raises CacheError where these do not fit."""
+    found = _weights_of(run, weights)
     model = build_for(run.config, features).to(device)
-    _load_weights(model, run.folder, weights)
+    fit_weights(model, found, of=str(run.folder))
     return model
 
 
@@ -355,12 +356,17 @@ def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Predi
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 
-def _load_weights(model: Model, folder: Path, which: str) -> None:
+def _weights_of(run: Run, which: str) -> dict[str, Tensor]:
+    """What the model is to hold. Raises CacheError for a damaged checkpoint, and for settings of a larger model."""
     if which not in WEIGHTS:
         raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
-    weights, meta = load_checkpoint(folder, which)
+    weights, meta = load_checkpoint(run.folder, which)
+    refuse_larger(run.config, weights, str(run.folder))
     # `last` holds all that resuming needs; validation has always scored the average.
-    fit_weights(model, meta.get("average", {}) if which == "last" else weights, of=str(folder))
+    found = meta.get("average") if which == "last" else weights
+    if not (isinstance(found, dict) and all(isinstance(one, Tensor) for one in found.values())):
+        raise CacheError(f"{run.folder}: no average among its {which} weights. Use another checkpoint or train again.")
+    return found
 
 
 def _overlap(query: Query, prediction: Prediction) -> float:

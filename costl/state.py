@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from costl.checkpoint import fit_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from costl.checkpoint import (
+    checkpoint_path,
+    fit_weights,
+    load_checkpoint,
+    refuse_larger,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
@@ -78,6 +86,12 @@ def save_state(state: State, folder: Path) -> None:
     save_checkpoint(folder, "last", state.model.state_dict(), meta)
 
 
+def refuse_larger_than_state(config: Config, folder: Path) -> None:
+    """Raises CacheError when `last` is damaged, or of a smaller model than these settings would build."""
+    if checkpoint_path(folder, "last").exists():
+        refuse_larger(config, load_checkpoint(folder, "last")[0], str(folder))
+
+
 def load_state(state: State, folder: Path) -> None:
     """Puts `last` into a fresh state. Raises CacheError when it is damaged or of another version."""
     weights, meta = load_checkpoint(folder, "last")
@@ -88,6 +102,12 @@ def load_state(state: State, folder: Path) -> None:
         state.shuffle.set_state(meta["shuffle"])
         set_rng_state(meta["random"])
         for name in COUNTS:
-            setattr(state, name, meta["counts"][name])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            setattr(state, name, _count(meta["counts"][name], optional=name == "best"))
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
+
+
+def _count(value: object, *, optional: bool) -> object:
+    if not (isinstance(value, int | float) and abs(value) < 1 << 62) and not (optional and value is None):
+        raise ValueError(f"{value!r} is no count")
+    return value

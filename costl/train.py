@@ -29,7 +29,15 @@ from costl.metrics import compute_metrics
 from costl.objective import total_loss
 from costl.pictures import draw_curves
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
-from costl.state import State, follow, fresh_state, keep_if_best, load_state, save_state
+from costl.state import (
+    State,
+    follow,
+    fresh_state,
+    keep_if_best,
+    load_state,
+    refuse_larger_than_state,
+    save_state,
+)
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.progress import Progress, Tell
@@ -91,6 +99,7 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
     features = open_cache(stopped, cache)
     splits = _splits(features, stopped.config)
     _refuse_other_annotations(stopped, features, splits)
+    refuse_larger_than_state(stopped.config, run)
     state = fresh_state(stopped.config, features, pick_device(device))
     if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
         load_state(state, run)

@@ -22,12 +22,25 @@ _PLAIN = (
     ),
     ("merge", "<<", "<"),
 )
+_MOST_CHARACTERS, _MOST_VALUES = 1 << 20, 100_000
 _BASES = {"0o": 8, "0x": 16}
 
 
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises YAMLError, ValueError or RecursionError for what is none."""
-    return yaml.load(text, Loader=_Loader)
+    """A YAML text as plain values. Raises ValueError for what is none, and for more than settings can be.
+
+    Aliases make a small text a large value: each counts as often as it would be written out.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"{len(text)} characters, at most {_MOST_CHARACTERS} are read")
+    try:
+        found = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _refuse_many(found)
+    return found
 
 
 def write_yaml(value: Any) -> str:
@@ -40,14 +53,27 @@ def is_number(text: str) -> bool:
     return any(re.fullmatch(form, text) for tag, form, _ in _PLAIN if tag in ("int", "float"))
 
 
+def _refuse_many(found: Any) -> None:
+    """Raises ValueError for more values than any settings have, counted as often as they would be written out."""
+    waiting, count = [found], 0
+    while waiting:
+        value = waiting.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        count += 1 + len(inner)
+        if count > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values when its aliases are written out")
+        waiting.extend(inner)
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a key given twice, where the last would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", node.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import UsageError, some
+from pipeline.foreign import read_json, shown
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
 from pipeline.plain_yaml import read_yaml
@@ -94,7 +93,7 @@ def read_settings(folder: Path) -> FolderSettings:
         return FolderSettings()
     try:
         found = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from error
     sections = _section(path, "the file", found, known=[item.name for item in fields(FolderSettings)])
     extract = _section(path, "extract", sections.get("extract"), known=[item.name for item in fields(ExtractSettings)])
@@ -205,8 +204,8 @@ def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield split, number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield split, number, read_json(line)
+            except ValueError as error:
                 yield split, number, f"not JSON ({error})"
 
 
@@ -218,8 +217,9 @@ def _problem(row: Any) -> str:
         return f"no {', '.join(missing)}"
     for key in ("query", "vid"):
         if not isinstance(row[key], str) or not row[key].strip():
-            return f"{key} is {row[key]!r}, expected text"
+            return f"{key} is {shown(row[key])}, expected text"
     number = isinstance(row["duration"], (int, float)) and not isinstance(row["duration"], bool)
-    if not (number and math.isfinite(row["duration"]) and row["duration"] > 0):
-        return f"duration is {row['duration']!r}, expected seconds above zero"
+    # Not isfinite(), which stumbles over whole numbers too large for a float.
+    if not (number and 0 < row["duration"] <= sys.float_info.max):
+        return f"duration is {shown(row['duration'])}, expected seconds above zero"
     return ""
