@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, is_text
 
 Window = tuple[float, float]
 Moment = tuple[float, float, float]
@@ -206,7 +206,7 @@ def _qid(row: Mapping[str, Any]) -> int | str:
     value = _value(row, "qid")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UsageError(f"'qid' is a {_kind(value)}, expected a whole number or a text")
-    return value
+    return text_in(row, "qid") if isinstance(value, str) else value
 
 
 def text_in(row: Mapping[str, Any], name: str) -> str:
@@ -214,6 +214,8 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
     value = _value(row, name)
     if not isinstance(value, str):
         raise UsageError(f"{name!r} is a {_kind(value)}, expected a text")
+    if not is_text(value):
+        raise UsageError(f"{name!r} is {value!r}, which holds half a character")
     return value
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from costl.layers import BENCHMARKS, Layer, nearest, read_layer, read_yaml
+from costl.layers import BENCHMARKS, Layer, nearest, read_layer
 from pipeline.errors import UsageError
+from pipeline.plain_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _parsed(override: str, problems: list[str]) -> Any:
         return {}
     try:
         return {section: {key: read_yaml(text)}}
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except ValueError:
         problems.append(f"--set {override}: {text!r} is not a YAML value.")
         return {}
 

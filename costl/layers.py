@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.plain_yaml import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BENCHMARKS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube-highlights")
@@ -25,8 +26,9 @@ def stated_fps(layers: Iterable[Layer]) -> dict[str, float]:
     for layer in layers:
         text = _read(layer, []) if isinstance(layer, Path) else {}
         extract = text.get("extract") if isinstance(text, Mapping) else None
-        if isinstance(extract, Mapping) and isinstance(extract.get("fps"), int | float):
-            found[str(layer)] = float(extract["fps"])
+        fps = extract.get("fps") if isinstance(extract, Mapping) else None
+        if isinstance(fps, int | float) and 0 < fps <= sys.float_info.max:
+            found[str(layer)] = float(fps)
     return found
 
 
@@ -46,11 +48,6 @@ def read_layer(path: Path, problems: list[str]) -> Any:
     return found.get("train") or {}
 
 
-def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises YAMLError, ValueError or RecursionError for what is none."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def nearest(name: Any, known: Iterable[str]) -> str:
     """A hint for a name that is not known."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
@@ -67,17 +64,6 @@ def _read(path: Path, problems: list[str]) -> Any:
         return read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read ({error}).")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problems.append(f"{path}: not valid YAML ({' '.join(str(error).split())}).")
+    except ValueError as error:
+        problems.append(f"{path}: not valid YAML ({error}).")
     return {}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)

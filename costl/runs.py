@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Run:
         cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
         patch_grid, source = tuple(map(int, about.get("patch_grid", ()))), dict(about.get("source", {}))
         longest = int(about.get("longest_clips", 0))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({error!r}). Train again.") from error
     return Run(
         folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations, patch_grid, source, longest

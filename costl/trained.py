@@ -127,7 +127,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise
     except CostlError as error:
         raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheError(f"{path}: damaged ({error!r}). Export or fetch it again.") from error
     if len(about["patch_grid"]) != 2:
         raise CacheError(f"{path}: patch grid {about['patch_grid']}, expected rows and columns. Export it again.")

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from costl.config import Config, Loss, load_config
-from costl.layers import Layer, nearest, read_yaml
+from costl.layers import Layer, nearest
 from pipeline.errors import UsageError
+from pipeline.plain_yaml import read_yaml
 
 FULL = "full"
 _FILES = (".yaml", ".yml")
@@ -80,8 +79,8 @@ def read_variants(path: Path) -> dict[str, Overrides]:
         found = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}).") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(found, Mapping) or not found:
         raise UsageError(f"{path}: found {found!r}, expected variants such as 'small-k: {{spatial.top_k: 2}}'.")
     return {str(name): _overrides(f"{path}: {name}", str(name), changes) for name, changes in found.items()}

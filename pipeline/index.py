@@ -93,6 +93,8 @@ class Contents:
         some = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         if not some and tuple(sides) != (0, 0):
             raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) for no patches.")
+        if any("\0" in text for text in (self.videos, *self.source.values())):
+            raise CacheError("cache: a place that is no path. The index is foreign or damaged.")
         if self.form.tokens == "cls" and tuple(sides) != (0, 0):
             raise CacheError(f"cache: patch grid is {sides!r}, expected (0, 0) where frame tokens alone are kept.")
 
@@ -258,7 +260,11 @@ def _checked_row(file: Any, values: dict[str, Any], fps: float) -> VideoRow:
 
 
 def _json(file: Any, name: str, kind: type) -> Any:
-    value = json.loads(hdf5.get_text(file, name))
+    text = hdf5.get_text(file, name)
+    value = json.loads(text)
+    # What json.loads lets pass and nothing after it: numbers that are none, halves of characters. We escape no letter.
+    if name != "rows" or "\\u" in text:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     if not isinstance(value, kind):
         raise CacheError(f"{file.filename}: {name!r} is not a JSON {kind.__name__}. It was not made by costl extract.")
     return value

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.errors import UsageError, some
+from pipeline.errors import UsageError, is_text, some
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
+from pipeline.plain_yaml import read_yaml
 
 FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -43,8 +42,7 @@ class ExtractSettings:
         for name in ("model", "weights"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected a name.")
-        number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
-        if not (number and math.isfinite(self.fps) and self.fps > 0):
+        if not _above_zero(self.fps):
             raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
         choices = {"decoder": (*DECODERS, "auto"), "sampling": SAMPLINGS, "resize": RESIZES}
         for name, known in choices.items():
@@ -92,8 +90,8 @@ def read_settings(folder: Path) -> FolderSettings:
     if not path.is_file():
         return FolderSettings()
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        found = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from error
     sections = _section(path, "the file", found, known=[item.name for item in fields(FolderSettings)])
     extract = _section(path, "extract", sections.get("extract"), known=[item.name for item in fields(ExtractSettings)])
@@ -193,8 +191,11 @@ def _unknown(key: str, known: list[str]) -> str:
 
 def _weights_beside(folder: Path, weights: str) -> str:
     tag, equals, name = weights.rpartition("=")
-    beside = folder / Path(name).expanduser()
-    return f"{tag}{equals}{beside}" if beside.exists() else weights
+    try:
+        beside = folder / Path(name).expanduser()
+        return f"{tag}{equals}{beside}" if beside.exists() else weights
+    except (OSError, RuntimeError):  # too long for a path, or the home of nobody
+        return weights
 
 
 def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
@@ -218,7 +219,13 @@ def _problem(row: Any) -> str:
     for key in ("query", "vid"):
         if not isinstance(row[key], str) or not row[key].strip():
             return f"{key} is {row[key]!r}, expected text"
-    number = isinstance(row["duration"], (int, float)) and not isinstance(row["duration"], bool)
-    if not (number and math.isfinite(row["duration"]) and row["duration"] > 0):
+        if not is_text(row[key]):
+            return f"{key} is {row[key]!r}, which holds half a character"
+    if not _above_zero(row["duration"]):
         return f"duration is {row['duration']!r}, expected seconds above zero"
     return ""
+
+
+def _above_zero(value: Any) -> bool:
+    # Not isfinite(), which stumbles over whole numbers too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -43,7 +43,8 @@ MODULES = {
     "pipeline.index": "h5py",
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
-    "pipeline.settings": "yaml",
+    "pipeline.settings": "",
+    "pipeline.plain_yaml": "yaml",
     "pipeline.packed": "numpy",
     "pipeline.pack": "numpy",
     "pipeline.leftovers": "",
@@ -86,7 +87,7 @@ MODULES = {
     "pipeline.bench_extract": "torch numpy open_clip",
     "costl.files": "",
     "costl.config": "yaml",
-    "costl.layers": "yaml",
+    "costl.layers": "",
     "costl.annotations": "",
     "costl.moments": "numpy",
     "costl.highlights": "numpy",
@@ -139,7 +140,7 @@ MODULES = {
     "costl.truth": "numpy",
     "costl.reading": "numpy",
     "costl.diagnose": "numpy",
-    "costl.variants": "yaml",
+    "costl.variants": "",
     "costl.ablation": "numpy",
     "costl.ablate": "joblib torch",
     "costl.quickstart": "",
@@ -159,7 +160,10 @@ MODULES = {
 }
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
-DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
+DOORS = {
+    *("pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"),
+    "pipeline.plain_yaml",
+}
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
     "costl.report_story": {"pipeline.thumbnails"},
