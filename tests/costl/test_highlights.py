@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query
@@ -134,7 +134,6 @@ videos = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(videos, st.randoms(use_true_random=False))
 def test_tvsum_scores_as_a_slow_reference_says_in_any_order(rows, random):
     queries = [tvsum(i, ratings, domain) for i, (ratings, _, domain) in enumerate(rows)]
@@ -143,7 +142,6 @@ def test_tvsum_scores_as_a_slow_reference_says_in_any_order(rows, random):
     check(predictions, queries, "tvsum", "HL-top5-mAP", expected, random)
 
 
-@settings(deadline=None)
 @given(videos, st.randoms(use_true_random=False))
 def test_youtube_scores_as_a_slow_reference_says_in_any_order(rows, random):
     first = [[rating[0] for rating in ratings] for ratings, _, _ in rows]

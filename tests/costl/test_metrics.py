@@ -317,7 +317,7 @@ saliencies = st.lists(st.integers(-2, 2), min_size=12, max_size=12)
 tasks = st.lists(
     st.tuples(st.lists(spans, min_size=1, max_size=4), moments, ratings, saliencies), min_size=1, max_size=4
 )
-slowly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+slowly = settings(max_examples=settings.default.max_examples * 2 // 3, suppress_health_check=[HealthCheck.too_slow])
 
 
 def build(tasks) -> tuple[list[Prediction], list[Query]]:

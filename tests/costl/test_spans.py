@@ -100,7 +100,7 @@ def test_distance_iou_by_hand(a, b, expected):
 # --- suppression -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 2 // 3)
 @given(several, st.sampled_from([0.1, 0.5, 2.0]), st.integers(1, 12))
 def test_soft_nms_is_the_plain_loop(rows, sigma, keep):
     where, scores = tensors([row[0] for row in rows], [row[1] for row in rows])
@@ -112,7 +112,7 @@ def test_soft_nms_is_the_plain_loop(rows, sigma, keep):
         assert torch.allclose(found[:, 2], expected[:, 2], atol=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 2 // 3)
 @given(several, st.sampled_from([1e-6, 0.01, 0.5, 1e6]), st.integers(1, 12))
 def test_soft_nms_gives_a_sorted_subset_whose_scores_never_rise(rows, sigma, keep):
     where, scores = tensors([row[0] for row in rows], [row[1] for row in rows])

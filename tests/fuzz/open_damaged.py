@@ -1,11 +1,13 @@
 """Opens damaged files, one after the other, in a process that may die of it: `open_damaged.py KIND FIRST COUNT FOLDER`.
 
-The folder holds a whole cache, packed file and run. Prints, as JSON, how many inputs were refused, how many read as if whole,
-and every error that was none of ours. FOLDER/at tells the seed in hand when the process dies.
+FOLDER/whole holds a cache, the same packed, and checkpoints (see `test_fuzz_files.py`). Prints, as JSON, how many inputs were
+refused and how many were read, every error that was none of ours with the seed and the place, and by how many MB the
+process grew. FOLDER/at tells the seed in hand when it dies.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import resource
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,9 +46,10 @@ def reads(cache: Path) -> Iterator[Read]:
     yield lambda: verify(cache, threads=1)
     yield lambda: verify(cache, threads=1, quick=True)
     yield lambda: known_words(cache)
+    yield lambda: CacheReader(cache)
     try:
         reader = CacheReader(cache)
-    except CostlError:
+    except Exception:  # told by the step before
         return
     yield lambda: (reader.videos, reader.source, reader.digest, reader.splits)
     for split in reader.splits:
@@ -119,20 +123,37 @@ CACHES = {
 
 
 def checkpoint_reads(folder: Path) -> Iterator[Read]:
+    """Only here is torch loaded, which the caches do without."""
     from costl.checkpoint import load_checkpoint
+    from costl.state import load_state
 
-    yield lambda: load_checkpoint(folder, "best")
+    yield lambda: load_checkpoint(folder, "last")
+    yield lambda: load_state(small_state(), folder)
+
+
+def small_state() -> Any:
+    """A training of something very small, with all that `last` carries."""
+    import torch
+
+    from costl.state import State
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return State(model, copy.deepcopy(model), optimizer, torch.Generator().manual_seed(0))
 
 
 def checkpoint_bytes(random: Random, folder: Path) -> Path:
-    content = (folder / "whole" / "best.safetensors").read_bytes()
-    (folder / "best.safetensors").write_bytes(damaged(random, content, _part(folder).read_bytes()))
+    content = (folder / "whole" / "last.safetensors").read_bytes()
+    (folder / "last.safetensors").write_bytes(damaged(random, content, _part(folder).read_bytes()))
     return folder
 
 
 def checkpoint_header(random: Random, folder: Path) -> Path:
     """A checkpoint with a header that says something else, half of them with the checksum that belongs to it."""
-    content = (folder / "whole" / "best.safetensors").read_bytes()
+    content = (folder / "whole" / "last.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     if random.random() < 0.5:
@@ -144,17 +165,18 @@ def checkpoint_header(random: Random, folder: Path) -> Path:
         header["__metadata__"]["costl"] = as_json(random, about).decode(errors="replace")
     said = as_json(random, header)
     said += b" " * (-len(said) % 8)
-    (folder / "best.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + content[8 + length :])
+    (folder / "last.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + content[8 + length :])
     return folder
 
 
 def _checksum(folder: Path, about: dict) -> str:
-    from costl import checkpoint
     from safetensors.torch import load_file
+
+    from costl import checkpoint
 
     about = {key: value for key, value in about.items() if key != "sha256"}
     try:
-        return checkpoint._digest(about, load_file(folder / "whole" / "best.safetensors"))
+        return checkpoint._digest(about, load_file(folder / "whole" / "last.safetensors"))
     except (ValueError, RecursionError):
         return hashlib.sha256().hexdigest()
 
@@ -165,42 +187,52 @@ CHECKPOINTS = {"checkpoint": checkpoint_bytes, "checkpoint header": checkpoint_h
 def main() -> None:
     kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     make, read = (CACHES[kind], reads) if kind in CACHES else (CHECKPOINTS[kind], checkpoint_reads)
-    list(checkpoint_reads(folder)) if kind in CHECKPOINTS else None  # torch is loaded before memory is counted
-    limit_memory()
-    found, foreign = Counter(), {}
+    restore(folder)
+    for step in read(folder / "feats.h5" if kind in CACHES else folder):  # what is whole is read; libraries are loaded
+        step()
+    before_mb = limit_memory()
+    found, foreign = Counter[str](), dict[str, tuple[int, str]]()
     for seed in range(first, first + count):
         (folder / "at").write_text(str(seed))
         signal.alarm(LONGEST_S)
-        outcome = "whole"
-        path = make(Random(seed), folder)
-        for step in read(path):
-            try:
-                step()
-            except CostlError:
-                outcome = "refused"
-            except Exception as error:
-                outcome = "foreign"
-                foreign.setdefault(f"{type(error).__name__}: {error}"[:200], (seed, traceback.format_exc()[-1500:]))
-        found[outcome] += 1
-        restore(kind, folder)
+        found[outcome(list(read(make(Random(seed), folder))), seed, foreign)] += 1
+        if kind == "part":
+            restore(folder)
     signal.alarm(0)
-    print(json.dumps({"counts": found, "foreign": foreign, "peak_mb": peak_mb()}))
+    print(json.dumps({"counts": found, "foreign": foreign, "grown_mb": peak_mb() - before_mb}))
 
 
-def limit_memory() -> None:
-    """A file that asks for more than its size has to fail."""
+def outcome(steps: list[Read], seed: int, foreign: dict[str, tuple[int, str]]) -> str:
+    """What became of one file: `whole` when nothing was refused. Errors that are none of ours go to `foreign`."""
+    kinds = set()
+    for step in steps:
+        try:
+            step()
+            kinds.add("whole")
+        except CostlError:
+            kinds.add("refused")
+        except Exception as error:
+            kinds.add("foreign")
+            where = traceback.format_exc().splitlines()[-6:]
+            foreign.setdefault(f"{type(error).__name__}: {error}"[:200], (seed, "\n".join(where)))
+    return next(kind for kind in ("foreign", "refused", "whole") if kind in kinds)
+
+
+def limit_memory() -> float:
+    """A file that asks for more than its size has to fail; -> the most memory so far, MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MORE_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return peak_mb()
 
 
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def restore(kind: str, folder: Path) -> None:
-    if kind == "part":
-        shutil.copytree(folder / "whole" / "feats.h5.parts", folder / "feats.h5.parts", dirs_exist_ok=True)
+def restore(folder: Path) -> None:
+    """Everything as it was."""
+    shutil.copytree(folder / "whole", folder, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
