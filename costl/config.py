@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from costl.layers import BENCHMARKS, Layer, nearest, read_layer
 from pipeline.errors import UsageError
-from pipeline.plain_yaml import read_yaml
+from pipeline.plain_yaml import is_number, read_yaml, write_yaml
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The same as YAML text; `load_config` of it gives an equal Config."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return write_yaml(self.to_dict())
 
 
 Limit = tuple[Callable[[Any], bool], str]
@@ -249,7 +247,14 @@ def _section_settings(
         try:
             yield section, key, _typed(value, kinds[key])
         except TypeError as error:
-            problems.append(f"{where}: {section}.{key} is {value!r}, expected {error}.")
+            problems.append(f"{where}: {section}.{key} is {value!r}, expected {error}.{_about_quotes(where, value)}")
+
+
+def _about_quotes(where: str, value: Any) -> str:
+    if not (isinstance(value, str) and is_number(value)):
+        return ""
+    # A cache holds what the costl.yaml of its videos said, where 1e-4 used to be read as a text.
+    return " Leave out the quotes" + ("; if it is of a cache, costl extract it again." if where == "settings" else ".")
 
 
 def _types(cls: Any) -> dict[str, Any]:
@@ -268,11 +273,10 @@ def _typed(value: Any, kind: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise TypeError("a list of whole numbers")
         return tuple(_typed(item, kind.__args__[0]) for item in value)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        # A text too: YAML 1.1 reads 5e-4 as one, since it wants 5.0e-4.
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
-        except (ValueError, OverflowError):
+        except OverflowError:
             raise TypeError("a number") from None
     if type(value) is not kind:
         raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind])

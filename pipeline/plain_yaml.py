@@ -1,12 +1,29 @@
-"""YAML as settings need it: plain values, every key once, and nothing by which a short text fills the memory."""
+"""YAML as people write it: plain values of YAML 1.2, a key given once, and the way back.
+
+YAML 1.1, which the library reads by itself, takes 1e-4 for a text, 012 for ten, 1:30 for ninety and NO for false.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import yaml
 
+# The core schema of YAML 1.2.2, section 10.3.2, and the merge key, which many use: tag, form, first characters.
+_PLAIN = (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", "<<", "<"),
+)
+_BASES = {"0o": 8, "0x": 16}
+MOST_NODES = 100_000  # with every alias written out: ten of ten of ten ... are a few lines, and more than any memory
 LARGEST_BITS = 4096  # of a whole number: larger ones Python refuses to print
 
 # What the library lets through where a tag does not fit its value (`!!bool maybe`) or a nest is too deep.
@@ -16,35 +33,74 @@ _FOREIGN = (
 )
 
 
+class BadYaml(yaml.YAMLError, ValueError):
+    """What is wrong with a text that is no YAML, in one line."""
+
+
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises ValueError, in one line, for what is none."""
+    """A YAML text as plain values. Raises BadYaml for what is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except _FOREIGN as error:
-        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from error
+
+
+def write_yaml(value: Any) -> str:
+    """Plain values as YAML text, keys in their order; `read_yaml` of it gives the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text would be a number if it stood there without quotes."""
+    return any(re.fullmatch(form, text) for tag, form, _ in _PLAIN if tag in ("int", "float"))
 
 
 class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # Ten aliases of ten aliases of ten ... are a few lines, and more than any memory once they are merged or shown.
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "found an alias (*name); write the value itself", mark)
-        return super().compose_node(parent, index)
+    """Refuses a key given twice, where the last would silently win, and aliases that would fill the memory."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self._sizes: dict[yaml.Node, int] = {}  # of whole nodes, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node, mark = super().compose_node(parent, index), self.peek_event().start_mark
+        inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for entry in inside for part in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
+        if any(part not in self._sizes for part in parts):
+            raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
+        self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
+        if self._sizes[node] > MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, f"found more than {MOST_NODES} values", mark)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:  # of two, the last would silently win
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        value = super().construct_yaml_int(node)
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        """A whole number; a leading zero means nothing."""
+        text = str(self.construct_scalar(node))
+        base = _BASES.get(text[:2], 10)
+        value = int(text if base == 10 else text[2:], base)
         if value.bit_length() > LARGEST_BITS:
             raise yaml.constructor.ConstructorError(None, None, "found a number too large", node.start_mark)
         return value
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around the texts that `_Loader` would take for something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+
+for _kind in (_Loader, _Dumper):
+    for _tag, _form, _first in _PLAIN:
+        _first_ones = [character.strip("\0") for character in _first]
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_form})$"), _first_ones)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)

@@ -43,8 +43,8 @@ MODULES = {
     "pipeline.index": "h5py",
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
-    "pipeline.settings": "",
     "pipeline.plain_yaml": "yaml",
+    "pipeline.settings": "",
     "pipeline.packed": "numpy",
     "pipeline.pack": "numpy",
     "pipeline.leftovers": "",
@@ -160,10 +160,8 @@ MODULES = {
 }
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
-DOORS = {
-    *("pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"),
-    "pipeline.plain_yaml",
-}
+DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
+DOORS |= {"pipeline.plain_yaml"}  # both read settings, and must read them alike
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
     "costl.report_story": {"pipeline.thumbnails"},

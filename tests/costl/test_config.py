@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from costl.config import BENCHMARKS, SELECTABLE, Config, load_config
 from pipeline.errors import UsageError
+from pipeline.plain_yaml import read_yaml
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "default.yaml"
 
@@ -105,6 +106,79 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
 )
 def test_an_impossible_value_is_refused(override, part):
     assert part in refusal(overrides=[override])
+
+
+# What people write for a number, unquoted: what the setting becomes, or a part of the refusal.
+WRITTEN = {
+    "1e-4": 1e-4,
+    "5e-4": 5e-4,
+    "1E-2": 0.01,
+    ".5": 0.5,
+    "1.": 1.0,
+    "012": 12.0,
+    "0x10": 16.0,
+    "+1": 1.0,
+    "0": "is 0.0, expected above zero.",
+    "-1e-4": "is -0.0001, expected above zero.",
+    ".inf": "is inf, expected above zero.",
+    ".nan": "is nan, expected above zero.",
+    "1e400": "is inf, expected above zero.",
+    "inf": "is 'inf', expected a number.",
+    "nan": "is 'nan', expected a number.",
+    "1_000": "is '1_000', expected a number.",
+    "1,5": "is '1,5', expected a number.",
+    "yes": "is 'yes', expected a number.",
+    "true": "is True, expected a number.",
+    "": "is None, expected a number.",
+    "'1e-4'": "is '1e-4', expected a number. Leave out the quotes.",
+    '"0.5"': "is '0.5', expected a number. Leave out the quotes.",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_number_is_taken_as_it_looks_and_a_text_never_passes_for_one(tmp_path, text):
+    expected, file = WRITTEN[text], tmp_path / "mine.yaml"
+    file.write_text(f"train:\n  learning_rate: {text}\n")
+    override = f"train.learning_rate={text}"
+    if isinstance(expected, str):
+        for told in (refusal(file), refusal(overrides=[override])):
+            assert f"train.learning_rate {expected}" in told and told.count("\n") == 0
+    else:
+        found = [load_config(file), load_config(overrides=[override])]
+        assert [config.train.learning_rate for config in found] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("spatial.clip_prior=yes", "spatial.clip_prior is 'yes', expected true or false."),
+        ("train.epochs='20'", "train.epochs is '20', expected a whole number. Leave out the quotes."),
+        ("train.epochs=1e2", "train.epochs is 100.0, expected a whole number."),
+        ("data.domain=7", "data.domain is 7, expected a text."),
+    ],
+)
+def test_whole_numbers_switches_and_texts_are_no_less_strict(override, part):
+    assert refusal(overrides=[override]).endswith(part)
+
+
+def test_a_number_that_a_cache_holds_as_a_text_is_refused_with_what_to_do():
+    told = refusal({"train": {"learning_rate": "5e-4"}})
+    assert told.endswith("expected a number. Leave out the quotes; if it is of a cache, costl extract it again.")
+
+
+@settings(deadline=None)
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_every_float_survives_the_way_through_yaml_and_the_command_line(value):
+    config = load_config(overrides=[f"train.learning_rate={value!r}"])
+    assert config.train.learning_rate == value
+    assert load_config(read_yaml(config.to_yaml())) == config
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["1e4", "NO", "012", "null", "~", "1:30", "'", "a: b"]) | st.text(max_size=8))
+def test_every_domain_survives_the_way_through_yaml(domain):
+    config = load_config({"data": {"domain": domain}})
+    assert load_config(read_yaml(config.to_yaml())) == config
 
 
 def test_no_loss_at_all_is_refused():

@@ -20,7 +20,7 @@ from pipeline.pack import pack
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GROWN_MB = 100
-FEW, MANY = 40, 10_000
+FEW, MANY = 25, 10_000
 ROW = {"qid": 1, "query": "a dog", "vid": "v_a", "duration": 6, "relevant_windows": [[0, 4]]}
 
 
