@@ -65,11 +65,12 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}  # of whole nodes, aliases written out
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        node, mark = super().compose_node(parent, index), self.peek_event().start_mark
+        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if alias and node not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
         inside = node.value if isinstance(node, yaml.CollectionNode) else ()
         parts = [part for entry in inside for part in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
-        if any(part not in self._sizes for part in parts):
-            raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
         self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
         if self._sizes[node] > MOST_NODES:
             raise yaml.composer.ComposerError(None, None, f"found more than {MOST_NODES} values", mark)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query
+from costl.highlights import added_up
 from costl.metrics import benchmark_of, compute_metrics, contributions
 from pipeline.errors import UsageError
 
@@ -183,6 +184,22 @@ def test_top_5_by_hand():
     assert found["brief"] == {
         "HL-top5-mAP": pytest.approx(100 / 3 * ((0 + 1 / 3) + (1 / 3 + 1 / 2) + (1 / 2 + 3 / 5)) / 2)
     }
+
+
+def test_official_rankings_are_rounded_as_published_and_strict_ones_are_not():
+    """One positive at the third rank: precision 0, 0, 1/3; one trapezoid of (0 + 1/3) / 2 = 1/6."""
+    rated = youtube(0, [1, 3, 1], "dog")
+    ranked = answer(rated, [0.5, 0.1, 0.9])
+    found = {
+        mode: compute_metrics([ranked], [rated], benchmark="youtube-highlights", official=mode)
+        for mode in (True, False)
+    }
+    assert found[True]["brief"]["HL-mAP"] == 16.667
+    assert found[False]["brief"]["HL-mAP"] == pytest.approx(100 / 6, abs=1e-12)
+
+
+def test_what_is_added_up_is_each_column():
+    assert added_up(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist() == [4.0, 6.0]
 
 
 def test_only_rated_clips_are_ranked():

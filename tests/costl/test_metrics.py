@@ -148,6 +148,20 @@ def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predict
         compute_metrics(predictions, queries, official=True)
 
 
+def test_official_mode_leaves_out_a_kind_of_prediction_that_nobody_made_and_looks_at_the_other():
+    rated = [query(qid, [], duration=4, clips=(0,), ratings=[(4, 4, 4)]) for qid in (1, 2)]
+    both = [answer(qid, saliency=[1.0, 0.0]) for qid in (1, 2)]
+    found = compute_metrics(both, rated, official=True)
+    assert found["brief"]["HL-min-Good-mAP"] == 100 and "full" not in found
+    with pytest.raises(UsageError, match="query 2 has no predicted saliency"):
+        compute_metrics([answer(1, [], saliency=[1.0, 0.0]), answer(2, [])], rated, official=True)
+
+
+def test_official_notes_are_about_moments_alone():
+    rated = query(1, [], duration=4, clips=(0,), ratings=[(4, 4, 4)])
+    assert "notes" not in compute_metrics([answer(windows=[], saliency=[1.0, 0.0])], [rated], official=True)
+
+
 @pytest.mark.parametrize("official", [False, True])
 def test_scoring_starts_no_process_and_prints_nothing(monkeypatch, capfd, official):
     def refuse(*_):
@@ -397,6 +411,31 @@ def test_numbers_stay_between_0_and_100_and_do_not_depend_on_the_order_of_rows(t
     random.shuffle(queries)
     after = compute_metrics(predictions, queries)["brief"]
     assert after == {name: pytest.approx(value) for name, value in before.items()}
+
+
+@slowly
+@given(tasks, st.data())
+def test_a_perfect_first_moment_never_costs_recall(tasks, data):
+    predictions, queries = build(tasks)
+    row = data.draw(st.integers(0, len(tasks) - 1))
+    perfect = (*data.draw(st.sampled_from(queries[row].windows)), 2.0)
+    better = list(predictions)
+    better[row] = dataclasses.replace(better[row], windows=(perfect, *better[row].windows))
+    before, after = compute_metrics(predictions, queries)["full"], compute_metrics(better, queries)["full"]
+    for kind in ("MR-R1", "MR-R5"):
+        assert all(after[kind][threshold] >= value for threshold, value in before[kind].items())
+    assert after["MR-mIoU"] >= before["MR-mIoU"] - 1e-9
+    only = compute_metrics([better[row]], [queries[row]])["full"]
+    assert set(only["MR-R1"].values()) == {100.0} and only["MR-mIoU"] == 100.0
+
+
+@slowly
+@given(tasks)
+def test_saying_what_is_true_and_nothing_else_is_all_there_is_to_gain(tasks):
+    _, queries = build(tasks)
+    best = [answer(q.qid, [(*window, 1.0) for window in q.windows], [0.0] * 12) for q in queries]
+    found = compute_metrics(best, queries)["full"]
+    assert {*found["MR-R1"].values(), *found["MR-mAP"].values(), *found["MR-R5"].values()} == {100.0}
 
 
 @slowly

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import hdf5
 from pipeline.cache import CacheReader, CacheWriter, Contents, Joint, VideoRow, Words, known_words, parts_folder
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, VideoError
 from pipeline.grid import Grid
 
 CHANNELS, PATCHES, EMBEDDING, TEXT = 8, (2, 3), 4, 6
@@ -340,6 +340,18 @@ def test_a_part_of_other_settings_is_neither_kept_nor_read(cache, tmp_path):
         CacheReader(cache).tokens("v_a")
     with CacheWriter(cache, contents(), words()) as writer:
         assert writer.keep("v_a", "hash of v_a") is None
+
+
+def test_where_capitals_are_not_told_apart_the_second_of_two_videos_is_refused_and_the_first_kept(cache):
+    with CacheWriter(cache, contents(), words()) as writer:
+        writer.store("Clip", **features("v_a"))
+        os.link(writer.parts / "Clip.h5", writer.parts / "clip.h5")  # as such a file system answers
+        with pytest.raises(VideoError, match=r"clip: differs from Clip in capitals alone.*Rename one of them"):
+            writer.store("clip", **features("v_b"))
+        (writer.parts / "clip.h5").unlink()
+        writer.store("clip", **features("v_b"))
+        writer.write_index()
+    assert [len(CacheReader(cache).tokens(name)) for name in ("Clip", "clip")] == [3, 5]
 
 
 def test_two_writers_at_once_the_second_is_refused(cache):

@@ -47,6 +47,24 @@ def test_centres_rise_evenly_inside_the_video(fps, duration_s):
     assert np.allclose(np.diff(centres_s), 1 / fps, rtol=1e-6)
 
 
+@given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000), more_s=st.floats(0, 100))
+def test_the_clips_reach_the_end_to_half_a_clip_and_a_longer_video_never_has_fewer(fps, duration_s, more_s):
+    grid = Grid(fps, duration_s)
+    covered_s = grid.clips * grid.clip_s
+    assert grid.clips == 1 or abs(covered_s - duration_s) <= 0.5 * grid.clip_s + 1e-6 / fps
+    assert covered_s >= duration_s - 0.5 * grid.clip_s - 1e-6 / fps
+    assert Grid(fps, duration_s + more_s).clips >= grid.clips
+
+
+@given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000))
+def test_every_centre_lies_in_the_middle_of_its_own_clip(fps, duration_s):
+    grid = Grid(fps, duration_s)
+    begins_s = np.arange(grid.clips) / fps
+    whole = begins_s + 0.5 / fps < duration_s
+    assert np.allclose((grid.centres_s() - begins_s)[whole], 0.5 / fps, rtol=1e-6)
+    assert whole[:-1].all() and (grid.centres_s()[~whole] == duration_s / 2).all()
+
+
 @settings(deadline=None)
 @given(tenths=st.integers(1, 40_000), fps=st.sampled_from([Fraction(1, 2), Fraction(1), Fraction(2), Fraction(1, 3)]))
 def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):

@@ -1,0 +1,93 @@
+"""Sampling times: which frame is on screen at a wanted second, against a walk along all frames."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import VideoError
+from pipeline.frames import LONGEST_S, Timeline, timeline
+from pipeline.grid import Grid
+
+NOWHERE = Path("no-such-clip.mkv")  # no MP4, so that no edit list is looked for
+# Frames last a multiple of 1/64 s, which float32 holds exactly; some are hidden before time 0, some last very long.
+lengths = st.lists(st.integers(1, 40) | st.sampled_from([64, 640, 6400]), min_size=1, max_size=40)
+
+
+def made(ticks: list[int], hidden: int) -> tuple[Timeline, list[float]]:
+    """The timeline of frames that last so many ticks each, and when each begins, from the first that is shown."""
+    begins = [sum(ticks[:i]) / 64 for i in range(len(ticks) + 1)]
+    zero = begins[min(hidden, len(ticks) - 1)]
+    edges = np.array(begins) - zero
+    return timeline(NOWHERE, edges[:-1], edges[1:], 0.0), list(edges)
+
+
+@given(lengths, st.integers(0, 5), st.lists(st.integers(-500, 70_000), max_size=20))
+def test_the_frame_on_screen_is_the_last_that_began(ticks, hidden, wanted):
+    line, edges = made(ticks, hidden)
+    wanted_s = np.sort(np.array(wanted, dtype=float)) / 64 + 1 / 256  # between two ticks, so that nothing is a tie
+    found = line.index_at(wanted_s)
+    first = min(hidden, len(ticks) - 1)
+    for time_s, number in zip(wanted_s, found, strict=True):
+        began = [i for i, edge in enumerate(edges[:-1]) if edge <= time_s]
+        assert number == min(max(first, began[-1] if began else 0), len(ticks) - 1)
+    assert (np.diff(found) >= 0).all()
+    assert (line.first, line.last) == (first, len(ticks) - 1)
+    assert line.duration_s == pytest.approx(edges[-1], abs=1e-9) and not line.counted
+
+
+@given(lengths, st.integers(0, 5))
+def test_asked_for_its_own_beginning_every_shown_frame_comes_itself(ticks, hidden):
+    line, edges = made(ticks, hidden)
+    first = min(hidden, len(ticks) - 1)
+    shown = np.array(edges[first:-1])
+    for late in (0.0, 0.9 * line.grain_s, -0.9 * line.grain_s):  # as far off as a decoder rounds
+        assert line.index_at(shown + late).tolist() == list(range(first, len(ticks)))
+
+
+@given(lengths, st.sampled_from([0.25, 0.5, 1.0, 3.0]))
+def test_of_a_grid_every_clip_gets_one_frame_inside_the_video_in_order_and_no_farther_than_it_lasts(ticks, fps):
+    line, edges = made(ticks, 0)
+    centres_s = Grid(fps, line.duration_s).centres_s()
+    found = line.index_at(centres_s)
+    assert len(found) == Grid(fps, line.duration_s).clips and (np.diff(found) >= 0).all()
+    for centre_s, number in zip(centres_s, found, strict=True):
+        begin_s, end_s = list(pairwise(edges))[number]
+        assert begin_s - line.grain_s <= centre_s < end_s + line.grain_s
+
+
+@given(st.integers(1, 200), st.sampled_from([1.0, 24.0, 29.97, 60.0]))
+def test_without_timestamps_frames_are_counted_by_the_rate(count, rate):
+    nothing = np.full(count, np.nan)
+    line = timeline(NOWHERE, nothing, nothing, rate)
+    assert line.counted and line.duration_s == pytest.approx(count / rate)
+    assert line.index_at((np.arange(count) + 0.5) / rate).tolist() == list(range(count))
+
+
+def test_a_last_frame_of_no_length_stays_as_long_as_the_others_do():
+    line = timeline(NOWHERE, np.array([0.0, 0.5, 1.0]), np.array([0.5, 1.0, 1.0]), 0.0)
+    assert line.duration_s == 1.5
+    alone = timeline(NOWHERE, np.array([0.0]), np.array([0.0]), 0.0)
+    assert alone.duration_s == 0.04
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1e4, float("nan")])
+def test_neither_timestamps_nor_a_rate_is_refused(rate):
+    with pytest.raises(VideoError, match="neither timestamps nor a frame rate"):
+        timeline(NOWHERE, np.array([np.nan]), np.array([np.nan]), rate)
+    with pytest.raises(VideoError, match="neither timestamps nor a frame rate"):
+        timeline(NOWHERE, np.array([1e9]), np.array([1e9]), rate)
+
+
+def test_what_is_never_shown_or_lasts_too_long_is_refused():
+    with pytest.raises(VideoError, match="hides every frame"):
+        timeline(NOWHERE, np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 0.0)
+    whole = np.array([0.0, LONGEST_S - 1])
+    assert timeline(NOWHERE, whole, whole + 1, 0.0).duration_s == LONGEST_S
+    with pytest.raises(VideoError, match="49 hours by its timestamps, at most 48"):
+        timeline(NOWHERE, whole, whole + 3601, 0.0)
