@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipeline.errors import VideoError
 from pipeline.frames import LONGEST_S, Timeline, timeline
 from pipeline.grid import Grid
 
-NOWHERE = Path("no-such-clip.mkv")  # no MP4, so that no edit list is looked for
+NOTHING = Path(os.devnull)  # no MP4, so that it has no edit list
 # Frames last a multiple of 1/64 s, which float32 holds exactly; some are hidden before time 0, some last very long.
 lengths = st.lists(st.integers(1, 40) | st.sampled_from([64, 640, 6400]), min_size=1, max_size=40)
 
@@ -24,7 +25,7 @@ def made(ticks: list[int], hidden: int) -> tuple[Timeline, list[float]]:
     begins = [sum(ticks[:i]) / 64 for i in range(len(ticks) + 1)]
     zero = begins[min(hidden, len(ticks) - 1)]
     edges = np.array(begins) - zero
-    return timeline(NOWHERE, edges[:-1], edges[1:], 0.0), list(edges)
+    return timeline(NOTHING, edges[:-1], edges[1:], 0.0), list(edges)
 
 
 @given(lengths, st.integers(0, 5), st.lists(st.integers(-500, 70_000), max_size=20))
@@ -64,30 +65,30 @@ def test_of_a_grid_every_clip_gets_one_frame_inside_the_video_in_order_and_no_fa
 @given(st.integers(1, 200), st.sampled_from([1.0, 24.0, 29.97, 60.0]))
 def test_without_timestamps_frames_are_counted_by_the_rate(count, rate):
     nothing = np.full(count, np.nan)
-    line = timeline(NOWHERE, nothing, nothing, rate)
+    line = timeline(NOTHING, nothing, nothing, rate)
     assert line.counted and line.duration_s == pytest.approx(count / rate)
     assert line.index_at((np.arange(count) + 0.5) / rate).tolist() == list(range(count))
 
 
 def test_a_last_frame_of_no_length_stays_as_long_as_the_others_do():
-    line = timeline(NOWHERE, np.array([0.0, 0.5, 1.0]), np.array([0.5, 1.0, 1.0]), 0.0)
+    line = timeline(NOTHING, np.array([0.0, 0.5, 1.0]), np.array([0.5, 1.0, 1.0]), 0.0)
     assert line.duration_s == 1.5
-    alone = timeline(NOWHERE, np.array([0.0]), np.array([0.0]), 0.0)
+    alone = timeline(NOTHING, np.array([0.0]), np.array([0.0]), 0.0)
     assert alone.duration_s == 0.04
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1e4, float("nan")])
 def test_neither_timestamps_nor_a_rate_is_refused(rate):
     with pytest.raises(VideoError, match="neither timestamps nor a frame rate"):
-        timeline(NOWHERE, np.array([np.nan]), np.array([np.nan]), rate)
+        timeline(NOTHING, np.array([np.nan]), np.array([np.nan]), rate)
     with pytest.raises(VideoError, match="neither timestamps nor a frame rate"):
-        timeline(NOWHERE, np.array([1e9]), np.array([1e9]), rate)
+        timeline(NOTHING, np.array([1e9]), np.array([1e9]), rate)
 
 
 def test_what_is_never_shown_or_lasts_too_long_is_refused():
     with pytest.raises(VideoError, match="hides every frame"):
-        timeline(NOWHERE, np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 0.0)
+        timeline(NOTHING, np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 0.0)
     whole = np.array([0.0, LONGEST_S - 1])
-    assert timeline(NOWHERE, whole, whole + 1, 0.0).duration_s == LONGEST_S
+    assert timeline(NOTHING, whole, whole + 1, 0.0).duration_s == LONGEST_S
     with pytest.raises(VideoError, match="49 hours by its timestamps, at most 48"):
-        timeline(NOWHERE, whole, whole + 3601, 0.0)
+        timeline(NOTHING, whole, whole + 3601, 0.0)
