@@ -114,14 +114,15 @@ def newest_run(runs: Path = RUNS) -> Run:
     started = {}
     for weights in runs.glob("*/best.safetensors"):
         try:
-            started[weights.parent] = json.loads((weights.parent / "run.json").read_text(encoding="utf-8"))["started"]
-        except (OSError, ValueError, KeyError, TypeError):
+            about = json.loads((weights.parent / "run.json").read_text(encoding="utf-8"))
+            started[weights.parent] = datetime.fromisoformat(about["started"]).timestamp()
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # no run of ours, or one that somebody took apart: asking for it by name says what is wrong
     if not started:
         raise UsageError(
             f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
         )
-    return read_run(max(started, key=lambda folder: datetime.fromisoformat(started[folder]).timestamp()))
+    return read_run(max(started, key=lambda folder: started[folder]))
 
 
 def open_cache(run: Run, override: Path | None = None) -> CacheReader:
