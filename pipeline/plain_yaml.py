@@ -67,6 +67,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         node = super().compose_node(parent, index)
+        assert node is not None
         if alias and node not in self._sizes:
             raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
         inside = node.value if isinstance(node, yaml.CollectionNode) else ()
