@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import UsageError, is_text
+from pipeline.errors import UsageError
+from pipeline.foreign import read_json, shown
 
 Window = tuple[float, float]
 Moment = tuple[float, float, float]
@@ -176,16 +176,12 @@ def first_problems(problems: Sequence[str]) -> list[str]:
 
 def _json_object(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        row = read_json(line)
+    except ValueError as error:
         raise UsageError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise UsageError(f"a JSON {_kind(row)}, expected an object")
     return row
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number JSON knows")
 
 
 def _check_names(row: Mapping[str, Any], *, known: Sequence[str]) -> None:
@@ -206,7 +202,9 @@ def _qid(row: Mapping[str, Any]) -> int | str:
     value = _value(row, "qid")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UsageError(f"'qid' is a {_kind(value)}, expected a whole number or a text")
-    return text_in(row, "qid") if isinstance(value, str) else value
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:  # what Parquet and every other program can hold
+        raise UsageError(f"'qid' is {shown(value)}, expected a whole number of at most 64 bits, or a text")
+    return value
 
 
 def text_in(row: Mapping[str, Any], name: str) -> str:
@@ -214,8 +212,6 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
     value = _value(row, name)
     if not isinstance(value, str):
         raise UsageError(f"{name!r} is a {_kind(value)}, expected a text")
-    if not is_text(value):
-        raise UsageError(f"{name!r} is {value!r}, which holds half a character")
     return value
 
 
@@ -229,7 +225,7 @@ def _number(value: Any, name: str) -> float:
         raise UsageError(f"{name!r} holds a {_kind(value)}, expected a number")
     # Not isfinite(), which stumbles over whole numbers too large for a float.
     if not abs(value) <= sys.float_info.max:
-        raise UsageError(f"{name!r} holds {value}, expected a finite number")
+        raise UsageError(f"{name!r} holds {shown(value)}, expected a finite number")
     return float(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from costl.config import Config
 from costl.files import publish
 from pipeline.errors import CacheError
+from pipeline.foreign import read_json, shown
 
 FORMAT = 1
 # The header's only entry: safetensors writes several in no fixed order, and equal checkpoints shall be equal bytes.
@@ -59,6 +62,7 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
     path = checkpoint_path(folder, name)
     _refuse_missing_or_pickled(path)
     try:
+        _refuse_odd_header(path)
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -66,8 +70,23 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
             raise CacheError(f"{path}: a safetensors file, but no checkpoint of CoSTL. Give a run made by train.")
         meta = _meta_in(path, json.loads(header), stored)
     except _FOREIGN as error:
-        raise CacheError(f"{path}: damaged ({error}). Use another checkpoint or train again.") from error
+        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Use another checkpoint or train again.") from error
     return {key: tensor for key, tensor in stored.items() if not key.startswith(MARK)}, meta
+
+
+def refuse_larger(config: Config, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises CacheError for settings of a model larger than its weights, which would take any amount of memory to build."""
+    model, temporal = config.model, config.temporal
+    # What every kind of model has at the least: a square matrix for each of these, a row for each of those.
+    squares = {"cls": temporal.layers, "adapter": len(temporal.strides)}.get(
+        model.kind, temporal.layers + len(temporal.strides)
+    )
+    rows = temporal.null_tokens + temporal.kernel if model.kind == "costl" else 0
+    least = model.width * (model.width * max(1, squares) + rows)
+    if least > sum(tensor.numel() for tensor in weights.values()):
+        raise CacheError(
+            f"{name}: settings of a larger model than its weights are of. Use another checkpoint or train again."
+        )
 
 
 def rng_state() -> dict[str, Any]:
@@ -149,3 +168,12 @@ def _refuse_missing_or_pickled(path: Path) -> None:
     # is JSON and begins at the ninth byte.
     if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
         raise CacheError(f"{path}: a pickle, which could run anything when opened; it is not. Give a safetensors file.")
+
+
+def _refuse_odd_header(path: Path) -> None:
+    """Raises ValueError for a header longer than its file, or one that says something twice: readers differ in what they take."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"a header of {length} bytes")
+        read_json(file.read(length).decode())

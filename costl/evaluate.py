@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from costl.annotations import Prediction, Query, parse_jsonl
-from costl.checkpoint import load_checkpoint
+from costl.checkpoint import load_checkpoint, refuse_larger
 from costl.config import Config, Predict
 from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
@@ -135,8 +135,9 @@ def open_run(
 
 def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> Model:
     """The model of a run with its "best" or "last" weights. Raises CacheError where these do not fit."""
+    found = _weights_of(run, weights)
     model = build_for(run.config, features).to(device)
-    _load_weights(model, run.folder, weights)
+    _load_weights(model, run.folder, found)
     return model
 
 
@@ -350,14 +351,20 @@ def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Predi
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
 
 
-def _load_weights(model: Model, folder: Path, which: str) -> None:
+def _weights_of(run: Run, which: str) -> Any:
+    """What the model is to hold. Raises CacheError for a damaged checkpoint, and for settings of a larger model."""
     if which not in WEIGHTS:
         raise UsageError(f"weights is {which!r}, expected one of {', '.join(WEIGHTS)}.")
-    weights, meta = load_checkpoint(folder, which)
+    weights, meta = load_checkpoint(run.folder, which)
+    refuse_larger(run.config, weights, str(run.folder))
+    # `last` holds all that resuming needs; validation has always scored the average.
+    return meta.get("average") if which == "last" else weights
+
+
+def _load_weights(model: Model, folder: Path, weights: Any) -> None:
     try:
-        # `last` holds all that resuming needs; validation has always scored the average.
-        model.load_state_dict(meta["average"] if which == "last" else weights)
-    except (RuntimeError, KeyError) as error:
+        model.load_state_dict(weights)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(
             f"{folder}: its weights do not fit the model of this version ({str(error).splitlines()[-1].strip()}). "
             "Train again."

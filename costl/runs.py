@@ -30,6 +30,7 @@ from costl.files import publish
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.fingerprint import explain_difference
+from pipeline.foreign import read_json, shown
 
 RUNS = Path("runs")
 LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
@@ -98,12 +99,12 @@ def read_run(folder: Path) -> Run:
     if not (folder / "run.json").is_file():
         raise UsageError(f"{folder}: not a run, run.json is missing. Give a folder that costl train wrote.")
     try:
-        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        about = read_json((folder / "run.json").read_text(encoding="utf-8"))
         cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
         patch_grid, source = tuple(map(int, about.get("patch_grid", ()))), dict(about.get("source", {}))
         longest = int(about.get("longest_clips", 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CacheError(f"{folder / 'run.json'}: damaged ({error!r}). Train again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CacheError(f"{folder / 'run.json'}: damaged ({shown(error, 200)}). Train again.") from error
     return Run(
         folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations, patch_grid, source, longest
     )
@@ -114,9 +115,9 @@ def newest_run(runs: Path = RUNS) -> Run:
     started = {}
     for weights in runs.glob("*/best.safetensors"):
         try:
-            about = json.loads((weights.parent / "run.json").read_text(encoding="utf-8"))
+            about = read_json((weights.parent / "run.json").read_text(encoding="utf-8"))
             started[weights.parent] = datetime.fromisoformat(about["started"]).timestamp()
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             continue  # no run of ours, or one that somebody took apart: asking for it by name says what is wrong
     if not started:
         raise UsageError(
@@ -163,7 +164,7 @@ def read_rows(run: Run, *, up_to: int) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if up_to else []
         rows = [json.loads(line) for line in lines[:up_to]]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path}: cannot be read ({error}). Train again.") from error
     if len(rows) < up_to:
         raise CacheError(f"{path}: {len(rows)} rows, expected {up_to}, one an epoch. Train again.")

@@ -88,6 +88,12 @@ def load_state(state: State, folder: Path) -> None:
         state.shuffle.set_state(meta["shuffle"])
         set_rng_state(meta["random"])
         for name in COUNTS:
-            setattr(state, name, meta["counts"][name])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            setattr(state, name, _count(meta["counts"][name], optional=name == "best"))
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
+
+
+def _count(value: object, *, optional: bool) -> object:
+    if not (isinstance(value, int | float) and abs(value) < 1 << 62) and not (optional and value is None):
+        raise ValueError(f"{value!r} is no count")
+    return value

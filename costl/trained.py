@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from costl.checkpoint import load_checkpoint
+from costl.checkpoint import load_checkpoint, refuse_larger
 from costl.config import Config, load_config
 from costl.model.build import Model, build_model
 from costl.runs import Run, newest_run, open_cache, read_run
 from pipeline.errors import CacheError, CostlError, UsageError
+from pipeline.foreign import read_json, shown
 
 FORMAT = 1
 MODEL, CONFIG, CARD, CLIP = "model.safetensors", "config.json", "README.md", "clip"
@@ -41,18 +41,24 @@ class Trained:
 
     @property
     def word_width(self) -> int:
-        """Width of a word token."""
-        return int(self.weights["words.project.1.weight"].shape[1])
+        """Width of a word token. Raises CacheError where the weights do not say it."""
+        return int(self._sized("words.project.1.weight", 1))
 
     @property
     def clip_width(self) -> int:
-        """Width of a visual token."""
-        return len(self.weights[f"{_JOINT}norm_weight"])
+        """Width of a visual token. Raises CacheError where the weights do not say it."""
+        return int(self._sized(f"{_JOINT}norm_weight", 0))
+
+    def _sized(self, name: str, axis: int) -> int:
+        if name not in self.weights or self.weights[name].ndim <= axis:
+            raise CacheError(f"{self.name}: no {name} among its weights. Export or train it again.")
+        return self.weights[name].shape[axis]
 
     def model(self) -> Model:
         """The model, ready to be asked. Raises CacheError when its weights are those of another."""
         joint = {name.removeprefix(_JOINT): tensor for name, tensor in self.weights.items() if name.startswith(_JOINT)}
         joint["normed"] = torch.tensor(True)  # what CLIP makes of a video always goes through its last norm
+        refuse_larger(self.config, self.weights, self.name)
         try:
             model = build_model(
                 self.config,
@@ -113,7 +119,7 @@ def _of_export(folder: Path) -> Trained:
 def _read_config(path: Path) -> dict[str, Any]:
     """Checked to be an export of ours; `config` comes as a Config."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path.read_text(encoding="utf-8"))
         if about.get("model_type") != "costl" or about.get("format") != FORMAT:
             raise CacheError(
                 f"{path}: model type {about.get('model_type')!r} in format {about.get('format')!r}, expected 'costl' in "
@@ -127,8 +133,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise
     except CostlError as error:
         raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CacheError(f"{path}: damaged ({error!r}). Export or fetch it again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Export or fetch it again.") from error
     if len(about["patch_grid"]) != 2:
         raise CacheError(f"{path}: patch grid {about['patch_grid']}, expected rows and columns. Export it again.")
     return dict(about)

@@ -39,6 +39,7 @@ from pipeline.parts import (
     tokens_in,
     write_part,
 )
+from pipeline.videos import readable
 from pipeline.words import WordTable, remove_others, write_words
 
 try:
@@ -327,7 +328,7 @@ class CacheWriter:
 
     def note(self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = "") -> VideoRow:
         """Notes that a video has no features (yet), and why."""
-        row = VideoRow(video_id, status, name or video_id, reason=reason, content_hash=content_hash)
+        row = VideoRow(video_id, status, readable(name or video_id), reason=readable(reason), content_hash=content_hash)
         self._add(row)
         return row
 

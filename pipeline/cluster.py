@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,13 @@ def agree_on_precision(address: str, *, device: str, precision: str | None, work
 
 
 def extract_on_cluster(
-    address: str, writer: CacheWriter, videos: Sequence[Video], *, order: Order, tell: Tell
+    address: str,
+    writer: CacheWriter,
+    videos: Sequence[Video],
+    *,
+    order: Order,
+    forgiven: Set[str] = frozenset(),
+    tell: Tell,
 ) -> list[VideoRow]:
     """As `encoding.extract_into`: every video is a task on whatever worker of the scheduler at `address` is free.
 
@@ -58,9 +65,11 @@ def extract_on_cluster(
     """
     if not videos:
         return []
-    videos = [Video(video.id, video.path.resolve()) for video in videos]
+    # Not Path.resolve, which raises for a link that leads round in a circle.
+    videos = [Video(video.id, Path(os.path.realpath(video.path))) for video in videos]
     with _run_folder(writer.parts) as folder, _connected(address) as cluster:
-        return cluster.extract(writer, videos, replace(order, out=writer.path.resolve(), folder=folder), tell)
+        order = replace(order, out=writer.path.resolve(), folder=folder)
+        return cluster.extract(writer, videos, order, forgiven, tell)
 
 
 @contextmanager
@@ -103,13 +112,15 @@ class _Cluster:
             raise UsageError(f"The workers have different devices ({told}). Name one for all by --device.")
         return given or ("fp16" if "cuda" in kinds else "fp32")
 
-    def extract(self, writer: CacheWriter, videos: Sequence[Video], order: Order, tell: Tell) -> list[VideoRow]:
+    def extract(
+        self, writer: CacheWriter, videos: Sequence[Video], order: Order, forgiven: Set[str], tell: Tell
+    ) -> list[VideoRow]:
         self._make_ready(order, videos, tell)
         rows: list[VideoRow] = []
         for made in self._results(order, videos):
             rows.append(_taken(writer, made))
             tell(Progress("videos", len(rows), len(videos), rows[-1].reason or rows[-1].name))
-            _stop_when_nothing_works(rows)
+            _stop_when_nothing_works([row for row in rows if row.id not in forgiven])
         return rows
 
     def _make_ready(self, order: Order, videos: Sequence[Video], tell: Tell) -> None:

@@ -214,7 +214,8 @@ def _times(reader: decord.VideoReader, path: Path) -> tuple[Timeline, np.ndarray
 def _why_not_opened(path: Path, error: BaseException) -> str:
     said = str(error)
     if "cannot find video stream" in said:
-        return f"no video stream that {DecordVideo.decoder} can decode (sound only, or a codec it lacks such as AV1)."
+        found = f"no video stream that {DecordVideo.decoder} can decode (sound only, or a codec it lacks such as AV1)."
+        return why_no_video(path, found)
     if "av_read_frame failed" in said:
         return TRUNCATED
     if isinstance(error, UnicodeError):

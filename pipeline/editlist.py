@@ -1,10 +1,15 @@
-"""What decord does not tell about an MP4: whether it has an index, and how much its edit list leaves on screen."""
+"""What decoders do not tell of a container: an MP4's index and edit list, and how long a file itself says it is."""
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def edit_list_s(path: Path) -> float | None:
@@ -53,15 +58,58 @@ def _boxes(data: bytes) -> dict[str, list[bytes]]:
 def moov(path: Path) -> bytes:
     """The content of an MP4's moov box, empty where there is none or it is cut short."""
     with open(path, "rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, kind = struct.unpack(">I4s", head)
-            left = size - 8
-            if size == 1:
-                left = int.from_bytes(file.read(8), "big") - 16
-            if kind == b"moov" and left > 0:
-                data = file.read(left)
-                return data if len(data) == left else b""
-            if left < 0:  # 0 means 'to the end of the file', anything else is no MP4
-                break
-            file.seek(left, os.SEEK_CUR)
+        for kind, start, end in _outer_boxes(file):
+            if kind == b"moov":
+                file.seek(start)
+                return file.read(end - start) if end <= os.fstat(file.fileno()).st_size else b""
     return b""
+
+
+def _outer_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where its content begins, where it ends by its own word) of each box of a file, in their order."""
+    at = 0
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if size == 1:
+            size = int.from_bytes(file.read(8), "big")
+        if size < 8:  # 0 means 'to the end of the file', anything else is no MP4
+            return
+        yield kind, file.tell(), at + size
+        if at + size > os.fstat(file.fileno()).st_size:
+            return
+        at += size
+        file.seek(at)
+
+
+def promised_bytes(path: Path) -> int:
+    """How long a file says it is, in MP4 (and MOV), Matroska (and WebM) and AVI; 0 where it does not.
+
+    Layout: ISO/IEC 14496-12, 4.2; RFC 8794, 4 and 11.2 (EBML header), RFC 9559, 5.1 (Segment);
+    RIFF of the Multimedia Programming Interface 1.0.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[4:8] in _FIRST_BOXES:
+            file.seek(0)
+            # What follows the film may be padding or rubbish.
+            return max((end for kind, _, end in _outer_boxes(file) if kind in (b"moov", b"moof", b"mdat")), default=0)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return 8 + struct.unpack_from("<I", head, 4)[0]
+    if head[:4] != _EBML:
+        return 0
+    size, begin = _vint(head, 4)
+    segment = begin + size
+    if head[segment : segment + 4] != _SEGMENT:
+        return 0
+    size, begin = _vint(head, segment + 4)
+    return begin + size if size else 0
+
+
+def _vint(data: bytes, at: int) -> tuple[int, int]:
+    """(the number, where it ends): as many zero bits as bytes follow, then a one; all ones means that nobody knows: 0."""
+    length = 9 - data[at].bit_length() if at < len(data) else 9
+    field = data[at : at + length]
+    if length > 8 or len(field) < length:
+        return 0, at
+    value = int.from_bytes(field, "big") & ((1 << 7 * length) - 1)
+    return (0 if value == (1 << 7 * length) - 1 else value), at + length

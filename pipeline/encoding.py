@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from queue import SimpleQueue
 
@@ -44,18 +44,19 @@ def extract_into(
     how: How,
     effort: Effort | None = None,
     meter: Meter | None = None,
+    forgiven: Set[str] = frozenset(),
     tell: Callable[[Progress], None],
 ) -> list[VideoRow]:
     """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished.
 
     `clips`: one and the same CLIP on every device; frames go to whichever is free. `meter` counts, for a caller who wants
-    to know more. Raises CostlError after too many failures in a row or when a device fails, CacheError when the disk does;
-    what was finished is kept.
+    to know more. Raises CostlError after too many failures in a row (of others than the `forgiven`, which failed before) or
+    when a device fails, CacheError when the disk does; what was finished is kept.
     """
     if not videos:
         return []
     effort = effort or Effort()
-    run = _Run(clips, writer, videos, effort=effort, meter=meter or Meter(), tell=tell)
+    run = _Run(clips, writer, videos, effort=effort, meter=meter or Meter(), forgiven=forgiven, tell=tell)
     run.work(fps=fps, how=how, processes=effort.workers or cores(), time_limit_s=effort.time_limit_s)
     return run.rows
 
@@ -76,11 +77,12 @@ class _Run:
         *,
         effort: Effort,
         meter: Meter,
+        forgiven: Set[str],
         tell: Callable[[Progress], None],
     ):
         self.rows: list[VideoRow] = []
         self._videos = {video.id: video for video in videos}
-        self._meter, self._tell = meter, tell
+        self._meter, self._forgiven, self._tell = meter, forgiven, tell
         self._stop = threading.Event()
         self._chunks: SimpleQueue[Chunk | None] = SimpleQueue()
         self._words: SimpleQueue[str] = SimpleQueue()
@@ -166,7 +168,10 @@ class _Run:
                 name = self._videos[event.video_id].path.name
                 self._tell(Progress("frames", done, event.clips, name, flow=self._flow))
             return
-        self._failed_in_a_row = 0 if isinstance(event, Decoded) else self._failed_in_a_row + 1
+        if isinstance(event, Decoded):
+            self._failed_in_a_row = 0
+        elif event.video_id not in self._forgiven:
+            self._failed_in_a_row += 1
         self._begun.pop(event.video_id, None)
         self._ended += 1
         self._saver.ended(event)

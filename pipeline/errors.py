@@ -31,15 +31,6 @@ class VideoError(CostlError):
         self.status = status
 
 
-def is_text(text: str) -> bool:
-    """Whether a text can be written down: JSON may hold halves of characters (`\\ud800`), which no file and no terminal takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def some(items: Iterable[str], *, between: str = ", ", last: str = " and ") -> str:
     """The first few of many names for an error's sentence, and how many more there are."""
     items = list(items)

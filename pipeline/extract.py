@@ -98,7 +98,7 @@ def extract(
     such as "2/4": only that share of the folder and its annotations, to be joined by `merge`. Each run leaves a line in
     OUT.runs.jsonl. Videos that are finished are not decoded again; one that cannot be decoded becomes a row, and the rest
     goes on. Raises UsageError for what is wrong with the input, CacheError for a cache of other settings, damaged or busy,
-    CostlError after 20 failures in a row or when a device fails.
+    CostlError after 20 failures in a row of videos that had not failed before, or when a device fails.
     """
     tell = progress or (lambda _: None)
     asked = _asked(videos, annotations, chosen, allow_missing=allow_missing_videos)
@@ -113,7 +113,7 @@ def extract(
     how = _how(asked.settings, clips[0])
     contents = _contents(asked, clips[0], how, out)
     check_fingerprint(out, contents.fingerprint)
-    dropped = _dropped_splits(out, asked.texts)
+    dropped, forgiven = _of_earlier_run(out, asked.texts)
     words = encode_queries(clips[0], queries_in(asked.texts), out, tell, even=True)
     with CacheWriter(out, contents, words) as writer, recorded(out, clips) as meter:
         failed = [_note_missing(writer, name) for name in asked.absent]
@@ -123,11 +123,19 @@ def extract(
         if cluster:
             weights = seen_from(out.parent, contents.source["weights"])
             order = Order(asked.settings.model, weights, device, dict(contents.fingerprint), contents.form, how, effort)
-            rows = extract_on_cluster(cluster, writer, todo, order=order, tell=tell)
+            rows = extract_on_cluster(cluster, writer, todo, order=order, forgiven=forgiven, tell=tell)
             meter.videos.update(row.status for row in rows)
         else:
             rows = extract_into(
-                writer, todo, clips=clips, fps=contents.fps, how=how, effort=effort, meter=meter, tell=tell
+                writer,
+                todo,
+                clips=clips,
+                fps=contents.fps,
+                how=how,
+                effort=effort,
+                meter=meter,
+                forgiven=forgiven,
+                tell=tell,
             )
     return ExtractReport(
         cache=out,
@@ -280,9 +288,13 @@ def _note_missing(writer: CacheWriter, name: str) -> VideoRow:
     return writer.note(row.id, name=row.name, status=row.status, reason=row.reason)
 
 
-def _dropped_splits(out: Path, texts: Mapping[str, str]) -> tuple[str, ...]:
-    earlier = read_index(out).contents.annotations if out.exists() else {}
-    return tuple(split for split in earlier if split not in texts)
+def _of_earlier_run(out: Path, texts: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The splits that the cache has and these annotations have not, and the ids of videos that failed then."""
+    if not out.exists():
+        return (), frozenset()
+    earlier = read_index(out)
+    failed = (row.id for row in earlier.rows if not row.ok and row.status not in ("pending", "missing"))
+    return tuple(split for split in earlier.contents.annotations if split not in texts), frozenset(failed)
 
 
 def _keep_finished(

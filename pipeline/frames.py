@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.editlist import edit_list_s, moov
+from pipeline.editlist import edit_list_s, moov, promised_bytes
 from pipeline.errors import VideoError
 from pipeline.grid import Grid
 
@@ -149,8 +149,12 @@ def look_at(path: Path) -> None:
             raise VideoError(f"{path.name}: not a regular file. Remove it from the folder.")
         with open(path, "rb") as file:
             head = file.read(400)
+        path.name.encode()
+    except UnicodeError as error:
+        raise VideoError(f"{path.name}: {BAD_NAME}") from error
     except FileNotFoundError as error:
-        raise VideoError(f"{path.name}: no such file.") from error
+        what = "a link to nothing. Put its video back or remove the link." if path.is_symlink() else "no such file."
+        raise VideoError(f"{path.name}: {what}") from error
     except OSError as error:
         raise VideoError(f"{path.name}: cannot be read ({error.strerror}).") from error
     if not head:
@@ -158,6 +162,8 @@ def look_at(path: Path) -> None:
     # A playlist by another name would have FFmpeg open the files and addresses it lists.
     if head.startswith((b"#EXTM3U", b"ffconcat")) or (_is_text(head[:16]) and not head.startswith(b"RIFF")):
         raise VideoError(f"{path.name}: not a video, its content is text. Remove it from the folder.")
+    if status.st_size < promised_bytes(path):
+        raise VideoError(f"{path.name}: {TRUNCATED}")
     if _is_transport_stream(head):
         raise VideoError(
             f"{path.name}: an MPEG transport stream, in which no decoder seeks to the right frame. "
@@ -165,13 +171,13 @@ def look_at(path: Path) -> None:
         )
 
 
-def why_no_video(path: Path) -> str:
-    """The end of a sentence about a file that no decoder could open."""
+def why_no_video(path: Path, otherwise: str = "not a video that can be opened. Replace the file or remove it.") -> str:
+    """The end of a sentence about a file that no decoder could open, or in which it found no pictures (`otherwise`)."""
     with open(path, "rb") as file:
         is_mp4 = file.read(8)[4:] == b"ftyp"
     if is_mp4 and not moov(path):
         return "truncated, it has no index (moov box). Download it again or remove it."
-    return "not a video that can be opened. Replace the file or remove it."
+    return otherwise
 
 
 def _is_text(head: bytes) -> bool:

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import CacheError
+from pipeline.object_header import is_plain
 
 # What h5py raises for a file that is damaged or was made to do harm.
 _FOREIGN = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -369,6 +370,11 @@ def _walk(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
             found = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
                 f"{file.file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
+            )
+        if not is_plain(node.file.id.get_vfd_handle(), h5py.h5o.get_info(node.id, part.encode()).addr):
+            raise CacheError(
+                f"{file.file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
+                "Extract again."
             )
         node = node[part]
     return node

@@ -15,11 +15,13 @@ from pipeline import hdf5
 from pipeline.errors import CacheError, CostlError
 from pipeline.features import Joint
 from pipeline.fingerprint import canonical
+from pipeline.foreign import read_json
 from pipeline.forms import Form, form_in
 from pipeline.grid import Grid
 from pipeline.packed import GROUP, Table, read_table
 
 FORMAT = 1
+MOST_CLIPS = 1 << 24  # of one video: 48 hours, the longest that is extracted, at 97 clips a second
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class VideoRow:
             raise CacheError(f"cache row {self.id!r}: names the part {self.part!r}. The index is foreign or damaged.")
         if self.ok and not (self.clips >= 1 and math.isfinite(self.duration_s) and self.duration_s > 0):
             raise CacheError(f"cache row {self.id!r}: {self.clips} clips in {self.duration_s} s. The index is damaged.")
+        if self.clips > MOST_CLIPS:  # much is computed for every clip before its features are looked at
+            raise CacheError(f"cache row {self.id!r}: {self.clips} clips, longer than any video. The index is damaged.")
 
     @property
     def ok(self) -> bool:
@@ -260,11 +264,7 @@ def _checked_row(file: Any, values: dict[str, Any], fps: float) -> VideoRow:
 
 
 def _json(file: Any, name: str, kind: type) -> Any:
-    text = hdf5.get_text(file, name)
-    value = json.loads(text)
-    # What json.loads lets pass and nothing after it: numbers that are none, halves of characters. We escape no letter.
-    if name != "rows" or "\\u" in text:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    value = read_json(hdf5.get_text(file, name))
     if not isinstance(value, kind):
         raise CacheError(f"{file.filename}: {name!r} is not a JSON {kind.__name__}. It was not made by costl extract.")
     return value

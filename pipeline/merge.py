@@ -203,6 +203,8 @@ def _bring(source: Path, target: Path, row: VideoRow, contents: Contents) -> boo
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         linked = _link(source, aside)
+        if linked and read_row(source, contents) != row:
+            raise CacheError(f"{source}: not the part that its index speaks of. Run costl extract again for its cache.")
         if not linked:
             shutil.copyfile(source, aside)
             hdf5.sync(aside)

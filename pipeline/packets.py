@@ -11,13 +11,14 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Discard
+from av.stream import Discard, Disposition
 
 from pipeline.errors import VideoError
 from pipeline.frames import BAD_NAME, TRUNCATED, Timeline, look_at, timeline, why_no_video
 from pipeline.grid import Grid
 
 AV_ERRORS = (av.error.FFmpegError, OSError, ValueError)
+_STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _NEVER = -(2**62)  # the time of a packet that has none
 
 
@@ -35,6 +36,7 @@ class Packets:
     keys: np.ndarray  # bool
     tick_s: float
     timeline: Timeline
+    stream: int  # its number in the file
 
     def cheapest_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that begins in it and costs least to decode.
@@ -64,15 +66,27 @@ def open_container(path: Path, name: str) -> tuple[Any, Any]:
         raise VideoError(f"{path.name}: {BAD_NAME}") from error
     except AV_ERRORS as error:
         raise VideoError(f"{path.name}: {why_no_video(path)}") from error
-    stream = container.streams.best("video")
+    stream = _film(container)
     if stream is None or stream.codec_context is None:
         container.close()
-        raise VideoError(f"{path.name}: no video stream that {name} can decode (sound only, or a codec it lacks).")
+        found = f"no video stream that {name} can decode (sound only, or a codec it lacks)."
+        raise VideoError(f"{path.name}: {why_no_video(path, found)}")
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1
     return container, stream
+
+
+def _film(container: Any) -> Any:
+    """The stream that decord shows: of several the one with most bits a second, pictures of the file itself (covers) aside.
+
+    FFmpeg's own choice depends on its version: a newer one prefers the stream marked as default.
+    """
+    films = [stream for stream in container.streams.video if stream.codec_context and not stream.disposition & _STILL]
+    if len(films) < 2:
+        return container.streams.best("video")
+    return max(films, key=lambda stream: stream.codec_context.bit_rate or 0)
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
@@ -92,8 +106,10 @@ def scan(path: Path, container: Any, stream: Any) -> Packets:
     """The same of an open container, from its beginning."""
     if not whole(path, stream):
         raise VideoError(f"{path.name}: {TRUNCATED}")
+    # AVI stores the order of decoding alone; what a newer FFmpeg gives as the times of showing is made up from that.
+    timeless = container.format.name == "avi"
     try:
-        rows = [(p.pts, p.duration, p.is_keyframe) for p in packets_of(container, stream)]
+        rows = [(None if timeless else p.pts, p.duration, p.is_keyframe) for p in packets_of(container, stream)]
     except AV_ERRORS as error:
         raise VideoError(f"{path.name}: {TRUNCATED}") from error
     if not rows:
@@ -109,7 +125,7 @@ def scan(path: Path, container: Any, stream: Any) -> Packets:
     times = timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
     if times.counted:
         order = np.arange(len(pts))
-    return Packets(pts, order, _starts(pts, keys), keys, tick_s, times)
+    return Packets(pts, order, _starts(pts, keys), keys, tick_s, times, stream.index)
 
 
 def whole(path: Path, stream: Any) -> bool:

@@ -22,15 +22,14 @@ _PLAIN = (
     ),
     ("merge", "<<", "<"),
 )
-_BASES = {"0o": 8, "0x": 16}
-MOST_NODES = 100_000  # with every alias written out: ten of ten of ten ... are a few lines, and more than any memory
-LARGEST_BITS = 4096  # of a whole number: larger ones Python refuses to print
-
-# What the library lets through where a tag does not fit its value (`!!bool maybe`) or a nest is too deep.
+_MOST_CHARACTERS, _MOST_VALUES = 1 << 20, 100_000
+_LARGEST_BITS = 4096  # of a whole number: larger ones Python refuses to print
+# What the library lets through where a tag does not fit its value (`!!bool maybe`).
 _FOREIGN = (
-    *(yaml.YAMLError, RecursionError, ValueError, TypeError),
-    *(KeyError, IndexError, AttributeError, OverflowError, MemoryError),
+    *(yaml.YAMLError, ValueError, TypeError, KeyError),
+    *(IndexError, AttributeError, OverflowError, MemoryError),
 )
+_BASES = {"0o": 8, "0x": 16}
 
 
 class BadYaml(yaml.YAMLError, ValueError):
@@ -38,11 +37,18 @@ class BadYaml(yaml.YAMLError, ValueError):
 
 
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises BadYaml for what is none."""
+    """A YAML text as plain values. Raises BadYaml for what is none, and for more than settings can be.
+
+    Aliases make a small text a large value: each counts as often as it would be written out.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise BadYaml(f"{len(text)} characters, at most {_MOST_CHARACTERS} are read")
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise BadYaml("nested too deeply") from None
     except _FOREIGN as error:
-        raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from None
 
 
 def write_yaml(value: Any) -> str:
@@ -73,8 +79,10 @@ class _Loader(yaml.SafeLoader):
         inside = node.value if isinstance(node, yaml.CollectionNode) else ()
         parts = [part for entry in inside for part in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
         self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
-        if self._sizes[node] > MOST_NODES:
-            raise yaml.composer.ComposerError(None, None, f"found more than {MOST_NODES} values", mark)
+        if self._sizes[node] > _MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {_MOST_VALUES} values when its aliases are written out", mark
+            )
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -90,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         base = _BASES.get(text[:2], 10)
         value = int(text if base == 10 else text[2:], base)
-        if value.bit_length() > LARGEST_BITS:
+        if value.bit_length() > _LARGEST_BITS:
             raise yaml.constructor.ConstructorError(None, None, "found a number too large", node.start_mark)
         return value
 

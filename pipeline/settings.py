@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError, is_text, some
+from pipeline.errors import UsageError, some
+from pipeline.foreign import read_json, shown
 from pipeline.forms import Form
 from pipeline.how import DECODERS, RESIZES, SAMPLINGS
 from pipeline.plain_yaml import read_yaml
@@ -205,8 +205,8 @@ def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield split, number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield split, number, read_json(line)
+            except ValueError as error:
                 yield split, number, f"not JSON ({error})"
 
 
@@ -218,11 +218,9 @@ def _problem(row: Any) -> str:
         return f"no {', '.join(missing)}"
     for key in ("query", "vid"):
         if not isinstance(row[key], str) or not row[key].strip():
-            return f"{key} is {row[key]!r}, expected text"
-        if not is_text(row[key]):
-            return f"{key} is {row[key]!r}, which holds half a character"
+            return f"{key} is {shown(row[key])}, expected text"
     if not _above_zero(row["duration"]):
-        return f"duration is {row['duration']!r}, expected seconds above zero"
+        return f"duration is {shown(row['duration'])}, expected seconds above zero"
     return ""
 
 

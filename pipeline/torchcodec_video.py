@@ -77,6 +77,7 @@ class TorchcodecVideo:
         try:
             return VideoDecoder(
                 str(self._path.absolute()),
+                stream_index=self._packets.stream,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=1,
                 device=self._device,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,9 @@ class Video:
 def find_videos(folder: Path) -> list[Video]:
     """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
 
-    Directories, pipes and dangling links are passed over whatever they are called. Raises UsageError when the folder
-    is missing or holds no video, and when two files would share an id.
+    What is called like a video and is none (a folder, a pipe, a link to nothing) counts as well, so that it is told of
+    and not lost; but it makes no folder one that holds videos. Raises UsageError when the folder is missing or holds no
+    video, and when two files would share an id.
     """
     if not folder.is_dir():
         found = "not a folder" if folder.exists() else "no such folder"
@@ -63,6 +66,11 @@ def safe_id(stem: str) -> str:
     return f"{encoded[: LONGEST_ID - 33]}%{digest[:32]}"
 
 
+def readable(text: str) -> str:
+    """The same, with bytes of a file's name that are no UTF-8 as escapes: what can be printed, stored and sent."""
+    return os.fsencode(text).decode(errors="backslashreplace") if any("\ud800" <= c <= "\udfff" for c in text) else text
+
+
 def stamp(path: Path) -> Stamp:
     """What a file system notes of a file's last change, nothing where there is no file. Reads none of it."""
     try:
@@ -90,6 +98,8 @@ def content_hash(path: Path, *, since: Stamp | None = None) -> str:
 
 def _hash(path: Path) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise VideoError(f"{path.name}: not a regular file.")
         with open(path, "rb") as file:
             digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
             while block := file.read(_READ_BYTES):
@@ -102,8 +112,9 @@ def _hash(path: Path) -> str:
 def _video_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
     # is_file follows links and is false for dangling or circular ones.
-    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return paths if any(map(Path.is_file, paths)) else []
 
 
 def _refuse_shared_stems(paths: Iterable[Path]) -> None:

@@ -35,6 +35,7 @@ MODULES = {
     "pipeline.resize": "torch jaxtyping",
     "pipeline.weights": "torch open_clip huggingface_hub",
     "pipeline.clip": "torch open_clip numpy jaxtyping",
+    "pipeline.object_header": "",
     "pipeline.hdf5": "h5py numpy",
     "pipeline.forms": "",
     "pipeline.quantise": "numpy",
@@ -43,6 +44,7 @@ MODULES = {
     "pipeline.index": "h5py",
     "pipeline.words": "numpy",
     "pipeline.cache": "h5py numpy",
+    "pipeline.foreign": "",
     "pipeline.plain_yaml": "yaml",
     "pipeline.settings": "",
     "pipeline.packed": "numpy",
@@ -86,7 +88,7 @@ MODULES = {
     "pipeline.race": "",
     "pipeline.bench_extract": "torch numpy open_clip",
     "costl.files": "",
-    "costl.config": "yaml",
+    "costl.config": "",
     "costl.layers": "",
     "costl.annotations": "",
     "costl.moments": "numpy",
@@ -161,7 +163,7 @@ MODULES = {
 
 # What stage two may know of stage one; `ask` and `quickstart` are the bridges, and pictures show the videos themselves.
 DOORS = {"pipeline.cache", "pipeline.errors", "pipeline.fingerprint", "pipeline.grid", "pipeline.progress"}
-DOORS |= {"pipeline.plain_yaml"}  # both read settings, and must read them alike
+DOORS |= {"pipeline.foreign", "pipeline.plain_yaml"}  # both read settings and rows, and must read them alike
 EXTRA_DOORS = {
     "costl.shots": {"pipeline.thumbnails"},
     "costl.report_story": {"pipeline.thumbnails"},

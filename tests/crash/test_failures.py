@@ -126,6 +126,9 @@ def test_twenty_failures_in_a_row_stop_the_run_with_what_was_finished_kept(home,
     assert code == 1 and "20 videos in a row failed" in err and "Traceback" not in err
     assert "the machine or the folder, not the videos; what was finished is kept" in err
     assert written(home / "feats.h5") == before and len(CacheReader(home / "feats.h5").video_ids) == 4
+    # Those that failed before say nothing of the machine any more: the same command gets past them.
+    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    assert code == 1 and "in a row" not in err and len(told(out)["failed"]) == 25, err
 
 
 def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home, monkeypatch):

@@ -211,52 +211,6 @@ def test_pyav_decodes_neither_b_frames_that_nobody_needs_nor_groups_that_nobody_
     assert decoded_packets(path, [1.84, 15.28], monkeypatch) < 2 * 48 / 2
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
-@pytest.mark.parametrize("flags", [{}, {"movflags": "faststart"}])
-def test_pyav_refuses_what_is_truncated(tmp_path, flags, share):
-    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(200), container_options=flags)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(VideoError, match=r"^a\.mp4: truncated"):
-        open_video(path, How("pyav"))
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_bytes_flipped_anywhere_give_frames_or_one_sentence(tmp_path, name):
-    here(name)
-    whole = clips.make_clip(tmp_path / "whole.mp4", clips.steady(60), container_options={"movflags": "faststart"})
-    path = tmp_path / "a.mp4"
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        data = bytearray(whole.read_bytes())
-        for position in rng.integers(0, len(data) if seed % 2 else 3000, size=8):
-            data[position] ^= int(rng.integers(1, 256))
-        path.write_bytes(data)
-        try:
-            with open_video(path, How(name)) as video:
-                list(video.sample(Grid(2.0, min(video.duration_s, 100.0)).centres_s()))
-        except VideoError as error:
-            assert str(error).startswith("a.mp4: ") and "\n" not in str(error)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_files_that_are_no_video_are_refused_in_the_same_words(tmp_path, name):
-    here(name)
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "text.mp4").write_text("hello, I am not a video at all")
-    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    clips.make_sound_only(tmp_path / "sound.mp4")
-    said = {
-        "missing": "no such file",
-        "empty": "empty",
-        "text": "text",
-        "noise": "not a video",
-        "sound": "no video stream",
-    }
-    for stem, words in said.items():
-        with pytest.raises(VideoError, match=words):
-            open_video(tmp_path / f"{stem}.mp4", How(name))
-
-
 def test_a_frame_that_does_not_come_is_replaced_by_the_one_before_and_counted(tmp_path, monkeypatch):
     from pipeline import av_video
 
@@ -275,12 +229,6 @@ def test_a_frame_that_does_not_come_is_replaced_by_the_one_before_and_counted(tm
     lost |= {round(k * 3600) for k in range(80, 100)}
     with open_video(path, How("pyav")) as video, pytest.raises(VideoError, match="damaged"):
         list(video.sample(np.arange(100.0) / 25))
-
-
-def test_av1_is_decoded_by_pyav(tmp_path):
-    path = clips.make_clip(tmp_path / "a.mp4", clips.steady(30), codec="libsvtav1", options={"bf": "0", "preset": "12"})
-    with open_video(path, How("pyav")) as video:
-        assert [n for f in video.sample([0.0, 0.5, 1.1]) for n in clips.read_numbers(f.pixels)] == [0, 12, 27]
 
 
 @pytest.mark.parametrize("name", ["decord", *OTHERS])

@@ -47,14 +47,20 @@ def test_a_folder_without_videos_of_its_own_may_hold_them_in_videos(tmp_path):
     assert [video.id for video in find_videos(tmp_path)] == ["top"]
 
 
-def test_what_only_looks_like_a_video_is_passed_over(tmp_path):
-    touch(tmp_path, "real.mp4")
+def test_what_only_looks_like_a_video_is_found_to_be_told_of_but_makes_no_folder_of_videos(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(UsageError, match="no videos"):
+        find_videos(tmp_path)
+    touch(tmp_path, "real.mp4")
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
-    assert [video.id for video in find_videos(tmp_path)] == ["link", "real"]
+    found = {video.id: video.path for video in find_videos(tmp_path)}
+    assert list(found) == ["dangling", "folder", "link", "loop", "pipe", "real"]
+    for name in ("dangling", "folder", "loop", "pipe"):
+        with pytest.raises(VideoError, match=f"^{name}.mp4: "):
+            content_hash(found[name])
 
 
 def test_an_unusable_folder_is_one_sentence_with_what_was_found(tmp_path):

@@ -51,10 +51,14 @@ def make_clip(
     container_options: dict[str, str] | None = None,
     audio: bool = False,
     ticks: int = TICKS,
+    form: str | None = None,
 ) -> Path:
-    """A clip whose k-th picture shows the number k from `times_s[k]` on. `size` is (height, width)."""
+    """A clip whose k-th picture shows the number k from `times_s[k]` on. `size` is (height, width).
+
+    `form` is the container where the suffix does not say it.
+    """
     height, width = size
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", format=form, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
@@ -120,10 +124,14 @@ def rotate(path: Path, turns: int) -> Path:
 def shown_pictures(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     """The witness: PyAV decodes every frame. Seconds since the first shown frame [t], and the pictures."""
     with av.open(str(path)) as container:
-        stream = container.streams.best("video")
-        frames = list(container.decode(stream))
+        frames = list(container.decode(largest(container)))
     times_s = np.array([float(frame.pts * frame.time_base) for frame in frames])
     return times_s - times_s[0], [frame.to_ndarray(format="rgb24") for frame in frames]
+
+
+def largest(container: av.container.InputContainer) -> av.VideoStream:
+    """The film of a file with several streams of pictures."""
+    return max(container.streams.video, key=lambda stream: stream.width * stream.height)
 
 
 def shown_frames(path: Path) -> tuple[np.ndarray, list[int]]:
