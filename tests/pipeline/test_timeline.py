@@ -92,3 +92,31 @@ def test_what_is_never_shown_or_lasts_too_long_is_refused():
     assert timeline(NOTHING, whole, whole + 1, 0.0).duration_s == LONGEST_S
     with pytest.raises(VideoError, match="49 hours by its timestamps, at most 48"):
         timeline(NOTHING, whole, whole + 3601, 0.0)
+
+
+def test_a_frame_that_begins_at_the_wanted_second_is_on_screen_and_none_is_before_the_first_or_after_the_last():
+    line = Timeline(np.array([-1.0, 0.0, 1.0, 2.0, 3.0]), first=1, last=3, duration_s=3.0, counted=False, grain_s=0.0)
+    assert line.index_at([-5, 0, 0.5, 1, 2.999, 3, 99]).tolist() == [1, 1, 1, 2, 3, 3, 3]
+    with pytest.raises(AssertionError, match="^wanted times must rise$"):
+        line.index_at([2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("edit_s", "duration_s", "last"),
+    [
+        (None, 3.0, 2),
+        (3.5, 3.5, 2),
+        (4.0, 4.0, 2),
+        (4.1, 3.0, 2),
+        (2.5, 2.5, 2),
+        (2.0, 2.0, 1),
+        (1.2, 1.2, 1),
+        (0.0, 3.0, 2),
+    ],
+)
+def test_an_edit_list_says_when_the_last_frame_goes_away_unless_it_stays_far_too_long(
+    monkeypatch, edit_s, duration_s, last
+):
+    monkeypatch.setattr("pipeline.frames.edit_list_s", lambda path: edit_s)
+    line = timeline(NOTHING, np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]), 0.0)
+    assert (line.duration_s, line.last) == (duration_s, last)
