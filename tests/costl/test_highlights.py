@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query
-from costl.highlights import added_up
+from costl.highlights import TVSUM, added_up, score_rankings
 from costl.metrics import benchmark_of, compute_metrics, contributions
 from pipeline.errors import UsageError
 
@@ -196,6 +196,11 @@ def test_official_rankings_are_rounded_as_published_and_strict_ones_are_not():
     }
     assert found[True]["brief"]["HL-mAP"] == 16.667
     assert found[False]["brief"]["HL-mAP"] == pytest.approx(100 / 6, abs=1e-12)
+
+
+def test_a_query_that_nobody_rated_has_no_number():
+    unrated = Query(1, "a title", "v1", 8.0)
+    assert np.isnan(score_rankings([answer(unrated, [1, 2, 3, 4])], [unrated], TVSUM)).all()
 
 
 def test_what_is_added_up_is_each_column():

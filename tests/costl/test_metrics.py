@@ -139,7 +139,7 @@ def test_qvhighlights_val_is_scored_in_under_a_second():
         ([answer(1), answer(2)], [query(1), query(2, [])], "query 2 has no true windows"),
         ([answer(1), answer(1)], [query(1)], "query 1 occurs 2 times"),
         ([answer(1), answer(3)], [query(1)], "query 3 is not in the truth"),
-        ([], [query(1)], "no windows and no saliency at all"),
+        ([], [query(1)], "^predictions: no windows and no saliency at all, expected a row for every query.$"),
         ([answer(1, [])], [query(1)], "no windows and no saliency at all"),
     ],
 )
