@@ -97,7 +97,7 @@ def test_what_is_never_shown_or_lasts_too_long_is_refused():
 def test_a_frame_that_begins_at_the_wanted_second_is_on_screen_and_none_is_before_the_first_or_after_the_last():
     line = Timeline(np.array([-1.0, 0.0, 1.0, 2.0, 3.0]), first=1, last=3, duration_s=3.0, counted=False, grain_s=0.0)
     assert line.index_at([-5, 0, 0.5, 1, 2.999, 3, 99]).tolist() == [1, 1, 1, 2, 3, 3, 3]
-    with pytest.raises(AssertionError, match="^wanted times must rise$"):
+    with pytest.raises(AssertionError, match=r"^wanted times must rise$"):
         line.index_at([2.0, 1.0])
 
 
