@@ -64,7 +64,7 @@ def is_number(text: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """Refuses a key given twice, where the last would silently win, and aliases that would fill the memory."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
 
     def __init__(self, stream: str):
         super().__init__(stream)
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around the texts that `_Loader` would take for something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
 
 
 for _kind in (_Loader, _Dumper):
