@@ -137,7 +137,7 @@ def check_annotations(
     """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
     bad = []
     for split, number, row in _rows(texts):
-        problem = row if isinstance(row, str) else _problem(row)
+        problem = f"not JSON ({row})" if isinstance(row, ValueError) else _problem(row)
         if problem:
             bad.append(f"{split}.jsonl:{number}: {problem}")
     if bad:
@@ -199,7 +199,7 @@ def _weights_beside(folder: Path, weights: str) -> str:
 
 
 def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
-    """(split, line number, row) of every line that is not blank; a row that is not JSON is a sentence about it."""
+    """(split, line number, row) of every line that is not blank; a row that is not JSON is the error about it."""
     for split, text in texts.items():
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
@@ -207,7 +207,7 @@ def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
             try:
                 yield split, number, read_json(line)
             except ValueError as error:
-                yield split, number, f"not JSON ({error})"
+                yield split, number, error
 
 
 def _problem(row: Any) -> str:

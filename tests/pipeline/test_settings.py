@@ -132,6 +132,8 @@ def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
+        ('""', "not a JSON object"),
+        ('"a text"', "not a JSON object"),
         (line(qid=...), "no qid"),
         (line(query=..., duration=...), "no query, duration"),
         (line(query=" "), "query is ' '"),
