@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def why_not_here(name: str) -> str:
     if find_spec(library) is None:
         return f"{library} is not installed"
     try:
-        __import__(f"{library}.decoders" if library == "torchcodec" else library)
+        import_module(f"{library}.decoders" if library == "torchcodec" else library)
     except Exception as error:  # torchcodec says RuntimeError where FFmpeg's libraries are missing
         return "it does not load: " + " ".join(str(error).split())[:120]
     return ""

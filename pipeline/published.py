@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pipeline.errors import VideoError
 
 SUFFIXES = (".npz", ".npy")
 KEY = "features"
+_MOST_DEFLATED = 500  # times its size: a bomb is 1000 times as large, features are hardly larger
 _LARGEST = float(np.finfo(np.float16).max)
 # What numpy and zipfile raise for a file that is damaged or was never theirs.
 _FOREIGN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
@@ -56,14 +58,17 @@ def look_at(path: Path, keys: Sequence[str] = (KEY,)) -> dict[str, Array]:
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return {keys[0]: _array(path, "", file)}
+                return {keys[0]: _array(path, "", file, held=path.stat().st_size)}
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             found = {}
             for key in keys:
                 if key in names:
-                    with archive.open(f"{key}.npy") as file:
-                        found[key] = _array(path, key, file)
+                    about = archive.getinfo(f"{key}.npy")
+                    with archive.open(about) as file:
+                        found[key] = _array(
+                            path, key, file, held=min(about.file_size, _MOST_DEFLATED * about.compress_size)
+                        )
     except _FOREIGN as error:
         raise VideoError(f"{path}: cannot be read ({_short(error)}). Fetch it again.") from error
     if not found:
@@ -87,12 +92,14 @@ def _load(path: Path, key: str) -> np.ndarray:
         return loaded[key]
 
 
-def _array(path: Path, key: str, file: IO[bytes]) -> Array:
+def _array(path: Path, key: str, file: IO[bytes], *, held: int) -> Array:
     read_header: Any = _HEADERS.get(np.lib.format.read_magic(file))
     shape, _, dtype = read_header(file) if read_header else ((), False, np.dtype(object))
     what = f"{path}{f' ({key})' if key else ''}"
     if dtype.kind not in "fiu":
         raise VideoError(f"{what}: holds {dtype}, expected numbers. Objects are never unpickled.")
+    if math.prod(shape) * dtype.itemsize > held:
+        raise VideoError(f"{what}: claims {math.prod(shape) * dtype.itemsize} bytes, it cannot hold more than {held}.")
     return Array(path, key, shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -182,6 +183,13 @@ def with_header(path: Path, header: bytes) -> None:
         archive.writestr("features.npy", header)
 
 
+def claiming(rows: int) -> bytes:
+    """The beginning of an array of so many rows, without its values."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, 16)})
+    return file.getvalue()
+
+
 BAD_FRAMES = {
     "objects": (objects, "holds object, expected numbers"),
     "text": (lambda path: np.savez(path, features=np.array([["a"]])), "holds <U1, expected numbers"),
@@ -194,6 +202,8 @@ BAD_FRAMES = {
     "no zip": (lambda path: path.write_bytes(b"PK\x03\x04" + b"?" * 100), "cannot be read"),
     "no array": (lambda path: with_header(path, b"?" * 50), "cannot be read"),
     "a foreign version": (lambda path: with_header(path, b"\x93NUMPY\x09\x00" + b" " * 50), "holds object"),
+    "a shape larger than its file": (lambda path: with_header(path, claiming(1 << 40)), "cannot hold more"),
+    "zeros deflated a thousand times": (lambda path: np.savez_compressed(path, features=np.zeros((1 << 20, 4))), "cannot hold"),
     "code": (lambda path: with_header(path, b"\x93NUMPY\x01\x00\x10\x00__import__('os')"), "cannot be read"),
 }
 
