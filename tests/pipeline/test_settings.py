@@ -142,7 +142,7 @@ def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
         (line(duration=0), "duration is 0"),
         (line(duration=float("nan")), "not JSON .NaN is not a number"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_row_that_is_no_annotation_is_named_by_file_and_line(bad, answer):
     with pytest.raises(UsageError, match=rf"val\.jsonl:2: {answer}"):
