@@ -30,6 +30,7 @@ def test_centres_are_in_the_middle_of_their_clips():
 
 def test_a_video_shorter_than_half_a_clip_is_seen_at_its_own_middle():
     assert Grid(0.5, 0.6).centres_s().tolist() == [0.3]
+    assert Grid(0.5, 1.0).centres_s().tolist() == [0.5]  # just half a clip: its centre would be the video's end
 
 
 def test_noise_in_duration_times_fps_adds_no_clip():
@@ -74,7 +75,7 @@ def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_numbers_are_refused_by_name(value):
-    with pytest.raises(UsageError, match="fps"):
+    with pytest.raises(UsageError, match=r"^feature grid: fps is"):
         Grid(value, 10.0)
-    with pytest.raises(UsageError, match="duration_s"):
+    with pytest.raises(UsageError, match=r"^feature grid: duration_s is"):
         Grid(0.5, value)

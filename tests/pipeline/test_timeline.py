@@ -73,8 +73,8 @@ def test_without_timestamps_frames_are_counted_by_the_rate(count, rate):
 def test_a_last_frame_of_no_length_stays_as_long_as_the_others_do():
     line = timeline(NOTHING, np.array([0.0, 0.5, 1.0]), np.array([0.5, 1.0, 1.0]), 0.0)
     assert line.duration_s == 1.5
-    alone = timeline(NOTHING, np.array([0.0]), np.array([0.0]), 0.0)
-    assert alone.duration_s == 0.04
+    for nothing in ([0.0], [0.0, 0.0]):
+        assert timeline(NOTHING, np.array(nothing), np.array(nothing), 0.0).duration_s == 0.04
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1e4, float("nan")])
@@ -90,8 +90,8 @@ def test_what_is_never_shown_or_lasts_too_long_is_refused():
         timeline(NOTHING, np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 0.0)
     whole = np.array([0.0, LONGEST_S - 1])
     assert timeline(NOTHING, whole, whole + 1, 0.0).duration_s == LONGEST_S
-    with pytest.raises(VideoError, match="49 hours by its timestamps, at most 48"):
-        timeline(NOTHING, whole, whole + 3601, 0.0)
+    with pytest.raises(VideoError, match="50 hours by its timestamps, at most 48"):
+        timeline(NOTHING, whole, whole + 1 + 1.505 * 3600, 0.0)
 
 
 def test_a_frame_that_begins_at_the_wanted_second_is_on_screen_and_none_is_before_the_first_or_after_the_last():
@@ -101,22 +101,23 @@ def test_a_frame_that_begins_at_the_wanted_second_is_on_screen_and_none_is_befor
         line.index_at([2.0, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("edit_s", "duration_s", "last"),
-    [
-        (None, 3.0, 2),
-        (3.5, 3.5, 2),
-        (4.0, 4.0, 2),
-        (4.1, 3.0, 2),
-        (2.5, 2.5, 2),
-        (2.0, 2.0, 1),
-        (1.2, 1.2, 1),
-        (0.0, 3.0, 2),
-    ],
-)
-def test_an_edit_list_says_when_the_last_frame_goes_away_unless_it_stays_far_too_long(
-    monkeypatch, edit_s, duration_s, last
-):
+EDITS = {None: 1.5, 1.75: 1.75, 2.0: 2.0, 2.1: 1.5, 1.25: 1.25, 1.0: 1.0, 0.6: 0.6, 0.0: 1.5}
+
+
+@pytest.mark.parametrize(("edit_s", "duration_s"), EDITS.items())
+def test_an_edit_list_says_when_the_last_frame_goes_away_unless_it_stays_far_too_long(monkeypatch, edit_s, duration_s):
     monkeypatch.setattr("pipeline.frames.edit_list_s", lambda path: edit_s)
-    line = timeline(NOTHING, np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]), 0.0)
-    assert (line.duration_s, line.last) == (duration_s, last)
+    line = timeline(NOTHING, np.array([0.0, 0.5, 1.0]), np.array([0.5, 1.0, 1.5]), 0.0)
+    assert (line.duration_s, line.last) == (duration_s, 1 if duration_s <= 1 else 2)
+    alone = timeline(NOTHING, np.array([0.0]), np.array([0.25]), 0.0)  # by which no other can be measured
+    assert alone.duration_s == 0.25
+
+
+def test_a_late_start_counts_from_the_first_frame_and_times_are_equal_as_far_as_float32_goes():
+    line = timeline(NOTHING, np.array([10.0, 11.0]), np.array([11.0, 12.0]), 0.0)
+    assert line.starts_s.tolist() == [0.0, 1.0] and line.duration_s == 2.0
+    for starts_s, ends_s in (([0.0, 4000.0], [4000.0, 5000.0]), ([-5000.0, 0.0], [0.0, 1.0])):
+        line = timeline(NOTHING, np.array(starts_s), np.array(ends_s), 0.0)
+        assert line.grain_s == pytest.approx(1e-6 + 2 * 2.0**-11, rel=1e-9)  # float32 counts in 2^-11 from 4096 on
+    late = Timeline(np.array([0.0, 4096.0005]), first=0, last=1, duration_s=4097.0, counted=False, grain_s=1e-4)
+    assert late.index_at(np.array([4096.0005], np.float32)).tolist() == [1]
