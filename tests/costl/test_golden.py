@@ -72,11 +72,13 @@ def test_every_headline_number_is_the_one_on_paper():
 
 
 def test_as_published_the_first_listed_counts_and_two_decimals():
-    answered = [*PREDICTIONS[:4], Prediction(5, "five", "C", ((0, 20, 0.1),))]  # IoU 14/20
+    # Query 3 lists the better one first; mAP goes by score all the same. Query 5 gets an IoU of 14/20.
+    third = Prediction(3, "three", "B", ((20, 36, 0.6), (0, 10, 0.9)))
+    answered = [*PREDICTIONS[:2], third, PREDICTIONS[3], Prediction(5, "five", "C", ((0, 20, 0.1),))]
     bare = [Prediction(p.qid, p.query, p.vid, p.windows) for p in answered]
     brief = compute_metrics(bare, QUERIES, official=True)["brief"]
     assert "MR-full-mIoU" not in brief and "MR-full-R1@0.3" not in brief
-    # Query 2 lists [0 10] first, of IoU 0.8 with [0 8]: the same here; query 5 counts up to 0.7.
-    assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (80.0, 80.0)
+    # Query 2 lists [0 10] first, of IoU 0.8 with [0 8]; query 5 counts up to 0.7.
+    assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (100.0, 100.0)
     ten = [1, 7 / 10, 7 / 10 / 2, (4 * 5 / 6 + 6 / 2) / 10, 5 / 10]
     assert brief["MR-full-mAP"] == round(100 * sum(ten) / 5, 2) == 63.67

@@ -148,6 +148,43 @@ def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predict
         compute_metrics(predictions, queries, official=True)
 
 
+def test_official_saliency_is_that_of_whole_clips_cut_or_filled_with_zeros():
+    """5.5 s are two whole clips to the published evaluator, three to us."""
+    rated = query(1, [], duration=5.5, clips=(1,), ratings=[(4, 4, 4)])
+    both = {
+        mode: compute_metrics([answer(1, [], [0.1, 0.5, 0.9])], [rated], official=mode)["HL-min-Good"]
+        for mode in (True, False)
+    }
+    assert both == {True: {"HL-mAP": 100.0, "HL-Hit1": 0.0}, False: {"HL-mAP": 50.0, "HL-Hit1": 0.0}}
+    last = compute_metrics([answer(1, [], [0.1, 0.9])], [rated], official=True)["HL-min-Good"]
+    assert last == {"HL-mAP": 100.0, "HL-Hit1": 100.0}
+    filled = compute_metrics(
+        [answer(1, [], [-1.0])], [dataclasses.replace(rated, clip_ids=(0,))], official=True
+    )  # the zero of the clip that is not told outranks it
+    assert filled["HL-min-Good"] == {"HL-mAP": 50.0, "HL-Hit1": 100.0}
+    with pytest.raises(UsageError, match=r"^query 1: clip 2 is rated, but its video has 2 clips\.$"):
+        compute_metrics([answer(1, [], [0.0])], [dataclasses.replace(rated, clip_ids=(2,))], official=True)
+
+
+def test_official_average_precision_takes_the_first_ten_listed_and_a_reversed_window_for_a_find():
+    wrong = [(100 + i, 101 + i, 0.1) for i in range(10)]
+    eleven = answer(windows=[*wrong, (10, 30, 1.0)])
+    found = {mode: compute_metrics([eleven], [query()], official=mode)["full"] for mode in (True, False)}
+    assert found[True]["MR-mAP"]["average"] == 0 and found[False]["MR-mAP"]["average"] == 100
+    assert "MR-R5" not in found[True] and "MR-mIoU" not in found[True]
+    reversed_one = compute_metrics([answer(windows=[(30, 10, 1.0)])], [query()], official=True)["full"]
+    assert set(reversed_one["MR-mAP"].values()) == {100.0} and reversed_one["MR-R1"]["0.5"] == 0
+
+
+def test_what_queries_add_is_told_by_the_rules_that_metrics_are():
+    rated = [query(qid, duration=4 * qid, windows=[(0, 1)], clips=(1,), ratings=[(4, 0)]) for qid in (1, 2)]
+    answers = [answer(qid, [(0, 1, 1)], saliency=[0, 1, 0, 0] * qid) for qid in (1, 2)]
+    added = contributions(answers, rated, clip_s=1.0)
+    brief = compute_metrics(answers, rated, clip_s=1.0)["brief"]
+    assert {name: float(np.nanmean(values)) for name, values in added.items()} == brief
+    assert "MR-full-R5@0.5" in added and added["HL-min-Good-Hit1"].tolist() == [100.0, 100.0]
+
+
 def test_official_mode_leaves_out_a_kind_of_prediction_that_nobody_made_and_looks_at_the_other():
     rated = [query(qid, [], duration=4, clips=(0,), ratings=[(4, 4, 4)]) for qid in (1, 2)]
     both = [answer(qid, saliency=[1.0, 0.0]) for qid in (1, 2)]
