@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
-from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou
+from costl.checks import listed
+from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou, measure
 from pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -137,7 +138,7 @@ def test_qvhighlights_val_is_scored_in_under_a_second():
         ([answer(1)], [query(1), query(2)], "query 2 has no predicted windows"),
         ([answer(1), answer(2, [])], [query(1), query(2)], "query 2 has no predicted windows"),
         ([answer(1), answer(2)], [query(1), query(2, [])], "query 2 has no true windows"),
-        ([answer(1), answer(1)], [query(1)], "query 1 occurs 2 times"),
+        ([answer(1), answer(1)], [query(1)], "^predictions: query 1 occurs 2 times, expected once.$"),
         ([answer(1), answer(3)], [query(1)], "query 3 is not in the truth"),
         ([], [query(1)], "^predictions: no windows and no saliency at all, expected a row for every query.$"),
         ([answer(1, [])], [query(1)], "no windows and no saliency at all"),
@@ -174,6 +175,49 @@ def test_official_average_precision_takes_the_first_ten_listed_and_a_reversed_wi
     assert "MR-R5" not in found[True] and "MR-mIoU" not in found[True]
     reversed_one = compute_metrics([answer(windows=[(30, 10, 1.0)])], [query()], official=True)["full"]
     assert set(reversed_one["MR-mAP"].values()) == {100.0} and reversed_one["MR-R1"]["0.5"] == 0
+
+
+def test_official_mode_leaves_out_what_the_first_row_did_not_attempt():
+    rated = query(duration=4, windows=[(0, 1)], clips=(1,), ratings=[(4, 0)])
+    blind = compute_metrics([answer(windows=[], saliency=[0, 1])], [rated], official=True)
+    mute = compute_metrics([answer(windows=[(0, 1, 1)])], [rated], official=True)
+    assert "full" not in blind and "HL-min-Good" in blind and "full" in mute and "HL-min-Good" not in mute
+
+
+def test_windows_are_noted_where_the_published_evaluator_would_differ_and_nowhere_else():
+    spans = [(100, 120), (0, 150), (0, 150.5)]
+    queries = [query(i, [span], duration=400) for i, span in enumerate(spans)]
+    level = [answer(i, [(*span, 0.5), (0, 1, 0.5)]) for i, span in enumerate(spans)]  # equal scores are sorted
+    (note,) = compute_metrics(level, queries)["notes"]
+    assert note.startswith("1 windows are longer than 150 s")
+    ranked = query(1, [], duration=4, clips=(0, 1), ratings=[(1,), (2,)])
+    odd = answer(1, [(0, 1, 0.1), (0, 1, 0.9)], saliency=[0, 1])  # of windows TVSum knows nothing
+    assert compute_metrics([odd], [ranked], benchmark="tvsum")["notes"] == []
+
+
+def test_a_window_may_reach_a_hundredth_of_a_second_beyond_its_video_and_be_a_point():
+    edges = [(-0.01, 10, 1), (10, 150.01, 1), (20, 20, 1)]
+    assert compute_metrics([answer(windows=edges)], [query()])["brief"]["MR-full-mIoU"] == 0  # the first only touches
+    with pytest.raises(UsageError, match="not inside its video"):
+        compute_metrics([answer(windows=[(-0.011, 10, 1)])], [query()])
+
+
+def test_one_clip_is_enough():
+    found = compute_metrics([answer(windows=[(0, 1, 1)], saliency=[1])], [query(windows=[(0, 1)], duration=2)])
+    assert found["brief"]["MR-full-R1@0.7"] == 100
+
+
+def test_names_are_listed_and_the_others_counted():
+    assert (listed([1, "b", 3]), listed([1, 2, 3, 4, 5])) == ("1, 'b', 3", "1, 2, 3 and 2 more")
+
+
+def test_measure_gives_what_the_other_two_do():
+    both = [answer(saliency=[0.0] * 75)], [query(clips=(5,), ratings=[(4, 4, 4)])]
+    metrics, added = measure(*both)
+    assert metrics == compute_metrics(*both)
+    assert {name: values.tolist() for name, values in added.items()} == {
+        name: values.tolist() for name, values in contributions(*both).items()
+    }
 
 
 def test_what_queries_add_is_told_by_the_rules_that_metrics_are():
@@ -298,11 +342,18 @@ def test_a_benchmark_that_is_none_is_answered_with_those_that_are():
 
 
 def test_truth_that_cannot_be_scored_is_refused():
-    with pytest.raises(UsageError, match="no truth to compare with"):
+    with pytest.raises(
+        UsageError,
+        match=r"^1 queries without windows or saliency: there is no truth to compare with \(benchmark qvhighlights\)",
+    ):
         compute_metrics([answer()], [query(windows=[])])
+    with pytest.raises(UsageError, match=r"^1 queries without rated clips: .* \(benchmark tvsum\)"):
+        compute_metrics([answer()], [query()], benchmark="tvsum")
+    with pytest.raises(UsageError, match="^truth: query 1 occurs 2 times, expected once"):
+        compute_metrics([answer()], [query(), query()])
     with pytest.raises(UsageError, match="query 2 has neither windows nor saliency"):
         compute_metrics([answer()], [query(), query(2, [])])
-    with pytest.raises(UsageError, match="clip 75 is rated, but its video has 75 clips"):
+    with pytest.raises(UsageError, match=r"^truth: query 1: clip 75 is rated, but its video has 75 clips"):
         compute_metrics([answer()], [query(clips=(75,), ratings=[(4, 4, 4)])])
 
 
