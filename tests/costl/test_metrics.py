@@ -349,7 +349,7 @@ def test_truth_that_cannot_be_scored_is_refused():
         compute_metrics([answer()], [query(windows=[])])
     with pytest.raises(UsageError, match=r"^1 queries without rated clips: .* \(benchmark tvsum\)"):
         compute_metrics([answer()], [query()], benchmark="tvsum")
-    with pytest.raises(UsageError, match="^truth: query 1 occurs 2 times, expected once"):
+    with pytest.raises(UsageError, match=r"^truth: query 1 occurs 2 times, expected once"):
         compute_metrics([answer()], [query(), query()])
     with pytest.raises(UsageError, match="query 2 has neither windows nor saliency"):
         compute_metrics([answer()], [query(), query(2, [])])
