@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from costl.annotations import Prediction, Query
-from costl.metrics import compute_metrics
+from costl.metrics import compute_metrics, contributions
 
 # video  seconds  query  true windows            predicted (score)                    IoU with the best window
 # A      150      1      [10 30]                 [10 30] 0.9    [100 120] 0.5         1, 0
@@ -82,3 +82,19 @@ def test_as_published_the_first_listed_counts_and_two_decimals():
     assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (100.0, 100.0)
     ten = [1, 7 / 10, 7 / 10 / 2, (4 * 5 / 6 + 6 / 2) / 10, 5 / 10]
     assert brief["MR-full-mAP"] == round(100 * sum(ten) / 5, 2) == 63.67
+
+
+def test_what_each_query_adds_is_the_one_on_paper():
+    added = contributions(PREDICTIONS, QUERIES)
+    none, fourth = float("nan"), (4 * 5 / 6 + 6 / 2) / 10
+    by_query = {
+        "MR-full-mAP": [1, 7 / 10, 7 / 10 / 2, fourth, 0],
+        "MR-full-R5@0.7": [1, 1, 1, 1, 0],
+        "MR-short-mAP": [none, 7 / 10 / 2, none, fourth, none],
+        "MR-long-mAP": [none, 7 / 10, none, none, none],
+        "HL-min-VeryGood-Hit1": [none, none, 1, none, 0],
+    }
+    for name, values in by_query.items():
+        assert added[name].tolist() == pytest.approx([100 * value for value in values], abs=1e-9, nan_ok=True), name
+    half = [Prediction(1, "one", "A", ((10, 20, 1.0),))], QUERIES[:1]  # IoU 10/20, which is enough at 0.5
+    assert contributions(*half)["MR-full-R5@0.5"].tolist() == [100.0]

@@ -64,6 +64,9 @@ def test_the_fork_gives_zeros_for_a_length_that_no_window_has_and_ends_long_at_1
     assert brief["MR-full-mAP"] == brief["MR-full-mIoU"] == brief["MR-middle-mAP"] == 100
     assert brief["MR-short-mAP"] == brief["MR-long-mAP"] == 0 and found["short"]["MR-mAP"] == found["short"]["MR-R1"]
     assert set(found["long"]["MR-R1"].values()) == {0.0} and len(found["long"]["MR-R1"]) == 20
+    told = [answer(1, [(0, 20, 1)]), answer(2, [(0, 400, 1)])]
+    added = contributions(told, queries, official=True, benchmark="tacos")
+    assert "MR-middle-mAP" in added and not {"MR-short-mAP", "MR-long-mAP"} & added.keys()  # nobody adds to zeros
     assert compute_metrics([], queries, benchmark="tacos")["full"].keys() == {"MR-mAP", "MR-R1", "MR-R5", "MR-mIoU"}
 
 
