@@ -310,6 +310,24 @@ def test_windows_longer_than_150_seconds_count_as_long():
     assert found["brief"]["MR-long-mAP"] == 100 and "longer than 150 s" in found["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("length_s", "strict", "official"),
+    [
+        (10, {"short"}, {"short"}),
+        (10.5, {"middle"}, {"middle"}),
+        (30, {"middle"}, {"middle"}),
+        (30.5, {"long"}, {"long"}),
+        (150, {"long"}, {"long"}),
+        (150.5, {"long"}, set()),
+    ],
+)
+def test_a_window_belongs_to_the_lengths_that_end_with_its_own(length_s, strict, official):
+    span = (10.0, 10.0 + length_s)
+    task = [answer(windows=[(*span, 1)])], [query(windows=[span], duration=300)]
+    for mode, expected in ((False, strict), (True, official)):
+        assert compute_metrics(*task, official=mode).keys() & {"short", "middle", "long"} == expected
+
+
 def test_what_has_no_truth_is_left_out():
     found = compute_metrics([answer(saliency=[0.0] * 75)], [query()])
     assert set(found) == {"brief", "full", "middle", "notes"}

@@ -644,6 +644,12 @@ def test_damaged_json_is_refused(cache, text):
             CacheReader(cache)
 
 
+def test_a_place_that_is_no_path_is_refused():
+    for changes in ({"videos": "a\0b"}, {"source": {"weights": "./\0"}}):
+        with pytest.raises(CacheError, match="a place that is no path"):
+            contents(**changes)
+
+
 def test_a_row_cannot_be_made_with_an_unsafe_id():
     with pytest.raises(CacheError, match="not a safe video id"):
         VideoRow(id="../x", status="failed", name="x")
