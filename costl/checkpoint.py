@@ -26,6 +26,11 @@ HEADER = "costl"
 # Starts the names of tensors that belong to `meta`, and the marks that stand for what JSON does not know.
 MARK = "~"
 TENSOR, TUPLE, ITEMS = "~tensor", "~tuple", "~items"
+# What a file that is damaged, or was made to do harm, raises on its way to tensors and plain values.
+_FOREIGN = (
+    *(SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError),
+    *(AttributeError, OverflowError, MemoryError),
+)
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -59,20 +64,12 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
     try:
         _refuse_odd_header(path)
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})[HEADER])
+            header = (file.metadata() or {}).get(HEADER)
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except KeyError:
-        raise CacheError(f"{path}: a safetensors file, but no checkpoint of CoSTL. Give a run made by train.") from None
-    except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path}: damaged ({shown(error, 200)}). Use another checkpoint or train again.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CacheError(f"{path}: not in format {FORMAT}, the one this version reads. Train again.")
-    expected = content.pop("sha256", None)
-    if _digest(content, stored) != expected:
-        raise CacheError(f"{path}: damaged (its content is not what was written). Use another checkpoint.")
-    try:
-        meta = dict(_unpacked(content["meta"], stored))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if header is None:
+            raise CacheError(f"{path}: a safetensors file, but no checkpoint of CoSTL. Give a run made by train.")
+        meta = _meta_in(path, json.loads(header), stored)
+    except _FOREIGN as error:
         raise CacheError(f"{path}: damaged ({shown(error, 200)}). Use another checkpoint or train again.") from error
     return {key: tensor for key, tensor in stored.items() if not key.startswith(MARK)}, meta
 
@@ -127,6 +124,15 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _meta_in(path: Path, content: Any, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CacheError(f"{path}: not in format {FORMAT}, the one this version reads. Train again.")
+    expected = content.pop("sha256", None)
+    if _digest(content, stored) != expected:
+        raise CacheError(f"{path}: damaged (its content is not what was written). Use another checkpoint.")
+    return dict(_unpacked(content["meta"], stored))
 
 
 def _at_rest(tensor: Tensor) -> Tensor:

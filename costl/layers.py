@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def stated_fps(layers: Iterable[Layer]) -> dict[str, float]:
     for layer in layers:
         text = _read(layer, []) if isinstance(layer, Path) else {}
         extract = text.get("extract") if isinstance(text, Mapping) else None
-        if isinstance(extract, Mapping) and isinstance(extract.get("fps"), int | float):
-            found[str(layer)] = float(extract["fps"])
+        fps = extract.get("fps") if isinstance(extract, Mapping) else None
+        if isinstance(fps, int | float) and 0 < fps <= sys.float_info.max:
+            found[str(layer)] = float(fps)
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import hdf5
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, VideoError
 from pipeline.features import Joint, Words
 from pipeline.fingerprint import digest, explain_difference
 from pipeline.grid import Grid
@@ -242,6 +242,7 @@ class CacheWriter:
         self._contents, self._words, self._words_part = contents, words, ""
         self._digest = digest(contents.fingerprint)
         self._rows: dict[str, VideoRow] = {}
+        self._id_of: dict[str, str] = {}  # by the id in small letters, the first of them
         self._lock = -1
         self._next_index_s = math.inf
 
@@ -270,7 +271,7 @@ class CacheWriter:
         row = self._former(video_id)
         if row is None or row.content_hash != content_hash:
             return None
-        self._rows[video_id] = row
+        self._add(row)
         return row
 
     def is_of_another(self, video_id: str, content_hash: str) -> bool:
@@ -317,6 +318,7 @@ class CacheWriter:
             decoder=decoder,
         )
         part = self.parts / said.part
+        self._refuse_twin(said)
         row = write_part(part, said, self._digest, form=form, tokens=layers, times_s=times_s)
         self._add(row)
         return row
@@ -345,10 +347,27 @@ class CacheWriter:
         # A large index is written less often: never more than a twentieth of the time.
         self._next_index_s = time.monotonic() + max(_INDEX_EVERY_S, 20 * (time.monotonic() - started))
 
+    def _refuse_twin(self, said: VideoRow) -> None:
+        """Where a file system does not tell `a` from `A`, the second would take the place of the first."""
+        twin = self._id_of.get(said.id.lower(), said.id)
+        if twin != said.id and _same_file(self.parts / said.part, self.parts / f"{twin}.h5"):
+            raise VideoError(
+                f"{said.name}: differs from {twin} in capitals alone, which the file system of {self.parts} does not tell "
+                "apart. Rename one of them, or put the cache on another disk with --out."
+            )
+
     def _add(self, row: VideoRow) -> None:
         self._rows[row.id] = row
+        self._id_of.setdefault(row.id.lower(), row.id)
         if time.monotonic() >= self._next_index_s:
             self.write_index()
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def words_folder(path: Path) -> Path:

@@ -134,7 +134,7 @@ def _end_s(starts_s: np.ndarray, last_end_s: float, edit_s: float | None) -> flo
     """When the last frame goes away; where the file does not say, it stays as long as the others did."""
     gaps = np.diff(starts_s)
     # The edit list is exact; what FFmpeg makes of the last packet's length depends on its version.
-    if edit_s and starts_s[-1] < edit_s <= starts_s[-1] + 2 * gaps.max(initial=0.0):
+    if edit_s and edit_s <= starts_s[-1] + 2 * gaps.max(initial=0.0):
         return edit_s
     if last_end_s <= starts_s[-1]:
         last_end_s = starts_s[-1] + (np.median(gaps) if (gaps > 0).any() else 0.04)

@@ -159,12 +159,19 @@ def reading(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file for reading. Raises CacheError for what is missing, foreign or damaged, also while it is read."""
     if not path.is_file():
         raise CacheError(f"{path}: no such file. Make it with costl extract.")
-    try:
+    with translated(path):
         if not h5py.is_hdf5(path):
             raise CacheError(f"{path}: not an HDF5 file. Give the feats.h5 that costl extract wrote.")
         # Published files never change, so that no lock is needed and read-only folders work.
         with h5py.File(path, "r", locking=False) as file:
             yield file
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Whatever h5py, or a reader of its texts, makes of damage in the file at `path` becomes a CacheError."""
+    try:
+        yield
     except _FOREIGN as error:
         raise CacheError(f"{path}: damaged ({str(error)[:160]}). Delete it and run costl extract again.") from error
 

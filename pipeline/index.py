@@ -97,6 +97,8 @@ class Contents:
         some = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         if not some and tuple(sides) != (0, 0):
             raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) for no patches.")
+        if any("\0" in text for text in (self.videos, *self.source.values())):
+            raise CacheError("cache: a place that is no path. The index is foreign or damaged.")
         if self.form.tokens == "cls" and tuple(sides) != (0, 0):
             raise CacheError(f"cache: patch grid is {sides!r}, expected (0, 0) where frame tokens alone are kept.")
 

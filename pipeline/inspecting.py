@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, UsageError
+from pipeline.foreign import read_json
 from pipeline.index import FORMAT
 from pipeline.inspected import Inspection, cache_sections, video_sections
 
@@ -160,11 +162,13 @@ def _stored(reader: CacheReader) -> dict[str, Any]:
 def _there(reader: CacheReader) -> dict[str, Any]:
     """Whether what the cache was made from is still where it was; None where nobody can know."""
     place = reader.source.get("weights", "").rpartition("=")[2].removeprefix("local-dir:")
-    weights = Path(place).exists() if place and Path(place).is_absolute() else None
+    # Not Path's own, which stumbles over names that no file system takes.
+    weights = os.path.exists(place) if place and Path(place).is_absolute() else None
     folder = reader.videos
     stems: set[str] = set()
-    if folder is not None and folder.is_dir():
-        stems = {file.stem for file in folder.iterdir()}
+    if folder is not None and os.path.isdir(folder):
+        with contextlib.suppress(PermissionError):
+            stems = {file.stem for file in folder.iterdir()}
     return {
         "weights": weights,
         "videos_folder": str(folder) if folder else None,
@@ -194,7 +198,8 @@ def _size(path: Path) -> int:
 def _split(reader: CacheReader, split: str) -> Split:
     known = set(reader.video_ids)
     try:
-        rows = [json.loads(line) for line in reader.annotations(split).splitlines() if line.strip()]
+        # Not splitlines(), which also cuts at U+2028 and its kin inside a text.
+        rows = [read_json(line) for line in reader.annotations(split).split("\n") if line.strip()]
         videos = {str(row["vid"]) for row in rows}
         return Split(len(rows), len({str(row["query"]) for row in rows}), len(videos), len(videos - known))
     except (ValueError, KeyError, TypeError) as error:

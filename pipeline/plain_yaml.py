@@ -23,24 +23,32 @@ _PLAIN = (
     ("merge", "<<", "<"),
 )
 _MOST_CHARACTERS, _MOST_VALUES = 1 << 20, 100_000
+_LARGEST_BITS = 4096  # of a whole number: larger ones Python refuses to print
+# What the library lets through where a tag does not fit its value (`!!bool maybe`).
+_FOREIGN = (
+    *(yaml.YAMLError, ValueError, TypeError, KeyError),
+    *(IndexError, AttributeError, OverflowError, MemoryError),
+)
 _BASES = {"0o": 8, "0x": 16}
 
 
+class BadYaml(yaml.YAMLError, ValueError):
+    """What is wrong with a text that is no YAML, in one line."""
+
+
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises ValueError for what is none, and for more than settings can be.
+    """A YAML text as plain values. Raises BadYaml for what is none, and for more than settings can be.
 
     Aliases make a small text a large value: each counts as often as it would be written out.
     """
     if len(text) > _MOST_CHARACTERS:
-        raise ValueError(f"{len(text)} characters, at most {_MOST_CHARACTERS} are read")
+        raise BadYaml(f"{len(text)} characters, at most {_MOST_CHARACTERS} are read")
     try:
-        found = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        return yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
-    _refuse_many(found)
-    return found
+        raise BadYaml("nested too deeply") from None
+    except _FOREIGN as error:
+        raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from None
 
 
 def write_yaml(value: Any) -> str:
@@ -53,42 +61,55 @@ def is_number(text: str) -> bool:
     return any(re.fullmatch(form, text) for tag, form, _ in _PLAIN if tag in ("int", "float"))
 
 
-def _refuse_many(found: Any) -> None:
-    """Raises ValueError for more values than any settings have, counted as often as they would be written out."""
-    waiting, count = [found], 0
-    while waiting:
-        value = waiting.pop()
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
-        count += 1 + len(inner)
-        if count > _MOST_VALUES:
-            raise ValueError(f"more than {_MOST_VALUES} values when its aliases are written out")
-        waiting.extend(inner)
-
-
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, where the last would silently win."""
+    """Refuses a key given twice, where the last would silently win, and aliases that would fill the memory."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self._sizes: dict[yaml.Node, int] = {}  # of whole nodes, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        assert node is not None
+        if alias and node not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
+        inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for entry in inside for part in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
+        self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
+        if self._sizes[node] > _MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {_MOST_VALUES} values when its aliases are written out", mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", node.start_mark)
-            seen.add(key.value)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         """A whole number; a leading zero means nothing."""
         text = str(self.construct_scalar(node))
         base = _BASES.get(text[:2], 10)
-        return int(text if base == 10 else text[2:], base)
+        value = int(text if base == 10 else text[2:], base)
+        if value.bit_length() > _LARGEST_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "found a number too large", node.start_mark)
+        return value
 
 
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around the texts that `_Loader` would take for something else."""
 
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+
 
 for _kind in (_Loader, _Dumper):
-    _kind.yaml_implicit_resolvers = {}  # its own, or YAML 1.1's would stay
     for _tag, _form, _first in _PLAIN:
         _first_ones = [character.strip("\0") for character in _first]
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_form})$"), _first_ones)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -43,8 +42,7 @@ class ExtractSettings:
         for name in ("model", "weights"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected a name.")
-        number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
-        if not (number and math.isfinite(self.fps) and self.fps > 0):
+        if not _above_zero(self.fps):
             raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
         choices = {"decoder": (*DECODERS, "auto"), "sampling": SAMPLINGS, "resize": RESIZES}
         for name, known in choices.items():
@@ -139,7 +137,7 @@ def check_annotations(
     """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
     bad = []
     for split, number, row in _rows(texts):
-        problem = row if isinstance(row, str) else _problem(row)
+        problem = f"not JSON ({row})" if isinstance(row, ValueError) else _problem(row)
         if problem:
             bad.append(f"{split}.jsonl:{number}: {problem}")
     if bad:
@@ -193,12 +191,15 @@ def _unknown(key: str, known: list[str]) -> str:
 
 def _weights_beside(folder: Path, weights: str) -> str:
     tag, equals, name = weights.rpartition("=")
-    beside = folder / Path(name).expanduser()
-    return f"{tag}{equals}{beside}" if beside.exists() else weights
+    try:
+        beside = folder / Path(name).expanduser()
+        return f"{tag}{equals}{beside}" if beside.exists() else weights
+    except (OSError, RuntimeError):  # too long for a path, or the home of nobody
+        return weights
 
 
 def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
-    """(split, line number, row) of every line that is not blank; a row that is not JSON is a sentence about it."""
+    """(split, line number, row) of every line that is not blank; a row that is not JSON is the error about it."""
     for split, text in texts.items():
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
@@ -206,7 +207,7 @@ def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
             try:
                 yield split, number, read_json(line)
             except ValueError as error:
-                yield split, number, f"not JSON ({error})"
+                yield split, number, error
 
 
 def _problem(row: Any) -> str:
@@ -218,8 +219,11 @@ def _problem(row: Any) -> str:
     for key in ("query", "vid"):
         if not isinstance(row[key], str) or not row[key].strip():
             return f"{key} is {shown(row[key])}, expected text"
-    number = isinstance(row["duration"], (int, float)) and not isinstance(row["duration"], bool)
-    # Not isfinite(), which stumbles over whole numbers too large for a float.
-    if not (number and 0 < row["duration"] <= sys.float_info.max):
+    if not _above_zero(row["duration"]):
         return f"duration is {shown(row['duration'])}, expected seconds above zero"
     return ""
+
+
+def _above_zero(value: Any) -> bool:
+    # Not isfinite(), which stumbles over whole numbers too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -14,6 +14,10 @@ from pipeline.errors import UsageError, VideoError
 
 SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".ts", ".flv", ".wmv", ".3gp"])
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
+# What Windows takes for a device, whatever suffix follows.
+RESERVED = frozenset(
+    ["CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in range(10))]
+)
 _READ_BYTES = 1 << 20
 
 Stamp = tuple[int, ...]
@@ -49,12 +53,13 @@ def find_videos(folder: Path) -> list[Video]:
 def safe_id(stem: str) -> str:
     """`stem` unless it holds anything but letters, digits and `._~- +,=@()[]`; then that part percent-encoded.
 
-    Different stems give different ids, and every id is a plain file name: no '/', no NUL, no leading dot.
+    Different stems give different ids, and every id is a plain file name: no '/', no NUL, no leading dot, no device of
+    Windows. Ids may differ in capitals alone, as those of YouTube do; `CacheWriter` watches over file systems that don't.
     """
     # '%' itself is always encoded, which is what keeps the ids of different stems different.
     encoded = quote(stem, safe=" +,=@()[]", errors="surrogateescape")
-    if encoded.startswith("."):
-        encoded = "%2E" + encoded[1:]
+    if encoded.startswith(".") or encoded.partition(".")[0].strip().upper() in RESERVED:
+        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     if len(encoded) <= LONGEST_ID:
         return encoded
     digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()

@@ -83,8 +83,14 @@ class WordTable(Mapping[str, Words]):
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
             )
 
-    def _opened(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext(self._listed) if self._listed else hdf5.reading(self.path)
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with hdf5.translated(self.path):
+            if self._listed:
+                yield self._listed
+                return
+            with hdf5.reading(self.path) as file:
+                yield file
 
 
 def write_words(folder: Path, words: Mapping[str, Words]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 # Before torch is: for models this small a second thread costs more than it gives. Processes that tests start inherit it.
@@ -27,6 +28,15 @@ SHAPED = (
 )
 SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
+
+# The same examples in every run; `pytest --hypothesis-profile=long` looks at many times more, each time at others.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("long", max_examples=3000, deadline=None)
+# For programs that break the code on purpose: they ask whether a test fails, not with which smallest example.
+settings.register_profile(
+    "mutation", max_examples=25, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate], database=None
+)
+settings.load_profile("suite")
 
 SMALL = """\
 extract:

@@ -101,7 +101,7 @@ def test_a_bad_value_is_refused_by_file_and_line(change, part):
         ("{", "not JSON"),
         ("[]", "a JSON list, expected an object"),
         ('{"qid": NaN}', "NaN is not a number JSON knows"),
-        ('{"qid": 1, "query": "q", "vid": "v", "duration": 1e999}', "expected a finite number"),
+        ('{"qid": 1, "query": "q", "vid": "v", "duration": 1e999}', "larger than any number"),
         ('{"qid": 1, "query": "q", "vid": "v", "duration": 1' + 400 * "0" + "}", "expected a finite number"),
         ("[" * 100_000, "not JSON"),
     ],

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from costl.config import BENCHMARKS, SELECTABLE, Config, load_config
+from costl.config import BENCHMARKS, KINDS, SELECTABLE, Config, load_config
 from pipeline.errors import UsageError
 from pipeline.plain_yaml import read_yaml
 
@@ -247,3 +247,49 @@ def test_the_selectable_numbers_and_benchmarks_are_those_that_metrics_reports():
     found = [compute_metrics([Prediction(1, "a cat", "v")], [query], benchmark=name)["brief"] for name in SCORED]
     assert set().union(*found) == set(SELECTABLE)
     assert tuple(SCORED) == BENCHMARKS
+
+
+POSITIVE = st.floats(1e-9, 1e9)
+SHARE = st.floats(0, 1, exclude_max=True)
+FIELDS = {
+    "data": {"benchmark": st.sampled_from(BENCHMARKS), "domain": st.text(st.characters(exclude_categories=["Cs"]))},
+    "model": {"kind": st.sampled_from(KINDS), "width": st.sampled_from([64, 256]), "heads": st.sampled_from([1, 8])}
+    | dict.fromkeys(("dropout", "input_dropout"), SHARE),
+    "spatial": {"steps": st.integers(0, 2), "clip_prior": st.booleans(), "top_k": st.integers(1, 10**6)},
+    "temporal": {
+        "layers": st.integers(0, 9),
+        "strides": st.integers(1, 6).map(lambda n: tuple(2**i for i in range(n))),
+        "top_down": st.booleans(),
+        "null_tokens": st.integers(0, 9),
+        "kernel": st.integers(0, 9).map(lambda n: 2 * n + 1),
+    },
+    "loss": dict.fromkeys(Config().to_dict()["loss"], POSITIVE | st.just(0.0)) | {"focal": POSITIVE},
+    "train": {
+        "seed": st.integers(0, 2**32 - 1),
+        "ema": SHARE,
+        "select": st.sampled_from(SELECTABLE),
+        "select_on": st.sampled_from(["val", "test"]),
+        "threads": st.none() | st.integers(1, 9),
+    }
+    | dict.fromkeys(("epochs", "batch_size", "patience"), st.integers(1, 10**9))
+    | dict.fromkeys(("learning_rate", "weight_decay", "clip_norm"), POSITIVE)
+    | {"warmup_steps": st.integers(0, 10**9)},
+    "predict": {
+        "moments": st.integers(1, 99),
+        "min_score": st.floats(0, 1),
+        "window_clips": st.none() | st.integers(2, 99).map(lambda n: 4 * n),
+    }
+    | dict.fromkeys(("nms_sigma", "round_s"), POSITIVE),
+}
+
+
+@settings(max_examples=settings.default.max_examples // 2, suppress_health_check=[HealthCheck.too_slow])
+@given(st.fixed_dictionaries({name: st.fixed_dictionaries(fields) for name, fields in FIELDS.items()}))
+def test_every_setting_survives_the_way_through_yaml_and_a_layer_of_all_of_them_leaves_nothing_at_its_default(layer):
+    config = load_config(layer)
+    plain = {name: {key: getattr(getattr(config, name), key) for key in section} for name, section in layer.items()}
+    assert plain == layer
+    assert {name: set(section) for name, section in layer.items()} == {
+        name: set(section) for name, section in Config().to_dict().items()
+    }
+    assert load_config(read_yaml(config.to_yaml())) == load_config(config.to_dict()) == config

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query
+from costl.highlights import TVSUM, added_up, score_rankings
 from costl.metrics import benchmark_of, compute_metrics, contributions
 from pipeline.errors import UsageError
 
@@ -134,7 +135,6 @@ videos = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(videos, st.randoms(use_true_random=False))
 def test_tvsum_scores_as_a_slow_reference_says_in_any_order(rows, random):
     queries = [tvsum(i, ratings, domain) for i, (ratings, _, domain) in enumerate(rows)]
@@ -143,7 +143,6 @@ def test_tvsum_scores_as_a_slow_reference_says_in_any_order(rows, random):
     check(predictions, queries, "tvsum", "HL-top5-mAP", expected, random)
 
 
-@settings(deadline=None)
 @given(videos, st.randoms(use_true_random=False))
 def test_youtube_scores_as_a_slow_reference_says_in_any_order(rows, random):
     first = [[rating[0] for rating in ratings] for ratings, _, _ in rows]
@@ -185,6 +184,27 @@ def test_top_5_by_hand():
     assert found["brief"] == {
         "HL-top5-mAP": pytest.approx(100 / 3 * ((0 + 1 / 3) + (1 / 3 + 1 / 2) + (1 / 2 + 3 / 5)) / 2)
     }
+
+
+def test_official_rankings_are_rounded_as_published_and_strict_ones_are_not():
+    """One positive at the third rank: precision 0, 0, 1/3; one trapezoid of (0 + 1/3) / 2 = 1/6."""
+    rated = youtube(0, [1, 3, 1], "dog")
+    ranked = answer(rated, [0.5, 0.1, 0.9])
+    found = {
+        mode: compute_metrics([ranked], [rated], benchmark="youtube-highlights", official=mode)
+        for mode in (True, False)
+    }
+    assert found[True]["brief"]["HL-mAP"] == 16.667
+    assert found[False]["brief"]["HL-mAP"] == pytest.approx(100 / 6, abs=1e-12)
+
+
+def test_a_query_that_nobody_rated_has_no_number():
+    unrated = Query(1, "a title", "v1", 8.0)
+    assert np.isnan(score_rankings([answer(unrated, [1, 2, 3, 4])], [unrated], TVSUM)).all()
+
+
+def test_what_is_added_up_is_each_column():
+    assert added_up(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist() == [4.0, 6.0]
 
 
 def test_only_rated_clips_are_ranked():

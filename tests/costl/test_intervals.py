@@ -96,3 +96,26 @@ def test_two_thousand_resamples_of_qvhighlights_val_take_less_than_two_seconds()
     started = time.process_time()
     bootstrap_intervals(values)
     assert time.process_time() - started < 2.0
+
+
+def test_unless_told_otherwise_two_thousand_resamples_are_drawn_from_seed_0():
+    values = np.arange(10.0) ** 2
+    drawn = np.random.default_rng(0).integers(0, 10, (2000, 10))
+    expected = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    assert bootstrap_intervals({"a": values})["a"] == pytest.approx(tuple(expected))
+    differences = {"a": np.random.default_rng(1).normal(0.3, 1, 20)}
+    assert sign_flip_p(differences) == sign_flip_p(differences, seed=0)
+
+
+def test_a_resample_that_drew_no_query_that_counts_is_left_out():
+    sparse = np.array([1.0, 5.0, *[np.nan] * 6])
+    drawn = np.random.default_rng(0).integers(0, 8, (2000, 8))
+    means = [np.nanmean(row) for row in sparse[drawn] if not np.isnan(row).all()]
+    assert len(means) < 2000
+    expected = np.percentile(means, [2.5, 97.5])
+    assert bootstrap_intervals({"a": sparse})["a"] == pytest.approx(tuple(expected))
+
+
+def test_thirteen_queries_are_the_most_that_are_tested_exactly():
+    assert sign_flip_p({"a": np.ones(13)}) == {"a": 2 / 2**13}
+    assert sign_flip_p({"a": np.ones(14)})["a"] == pytest.approx(1 / 10_001, abs=5 / 10_001)

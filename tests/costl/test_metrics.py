@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
-from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou
+from costl.checks import listed
+from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou, measure
 from pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -63,6 +64,9 @@ def test_the_fork_gives_zeros_for_a_length_that_no_window_has_and_ends_long_at_1
     assert brief["MR-full-mAP"] == brief["MR-full-mIoU"] == brief["MR-middle-mAP"] == 100
     assert brief["MR-short-mAP"] == brief["MR-long-mAP"] == 0 and found["short"]["MR-mAP"] == found["short"]["MR-R1"]
     assert set(found["long"]["MR-R1"].values()) == {0.0} and len(found["long"]["MR-R1"]) == 20
+    told = [answer(1, [(0, 20, 1)]), answer(2, [(0, 400, 1)])]
+    added = contributions(told, queries, official=True, benchmark="tacos")
+    assert "MR-middle-mAP" in added and not {"MR-short-mAP", "MR-long-mAP"} & added.keys()  # nobody adds to zeros
     assert compute_metrics([], queries, benchmark="tacos")["full"].keys() == {"MR-mAP", "MR-R1", "MR-R5", "MR-mIoU"}
 
 
@@ -137,15 +141,109 @@ def test_qvhighlights_val_is_scored_in_under_a_second():
         ([answer(1)], [query(1), query(2)], "query 2 has no predicted windows"),
         ([answer(1), answer(2, [])], [query(1), query(2)], "query 2 has no predicted windows"),
         ([answer(1), answer(2)], [query(1), query(2, [])], "query 2 has no true windows"),
-        ([answer(1), answer(1)], [query(1)], "query 1 occurs 2 times"),
+        ([answer(1), answer(1)], [query(1)], "^predictions: query 1 occurs 2 times, expected once.$"),
         ([answer(1), answer(3)], [query(1)], "query 3 is not in the truth"),
-        ([], [query(1)], "no windows and no saliency at all"),
+        ([], [query(1)], "^predictions: no windows and no saliency at all, expected a row for every query.$"),
         ([answer(1, [])], [query(1)], "no windows and no saliency at all"),
     ],
 )
 def test_official_mode_refuses_what_the_published_evaluator_cannot_score(predictions, queries, part):
     with pytest.raises(UsageError, match=part):
         compute_metrics(predictions, queries, official=True)
+
+
+def test_official_saliency_is_that_of_whole_clips_cut_or_filled_with_zeros():
+    """5.5 s are two whole clips to the published evaluator, three to us."""
+    rated = query(1, [], duration=5.5, clips=(1,), ratings=[(4, 4, 4)])
+    both = {
+        mode: compute_metrics([answer(1, [], [0.1, 0.5, 0.9])], [rated], official=mode)["HL-min-Good"]
+        for mode in (True, False)
+    }
+    assert both == {True: {"HL-mAP": 100.0, "HL-Hit1": 0.0}, False: {"HL-mAP": 50.0, "HL-Hit1": 0.0}}
+    last = compute_metrics([answer(1, [], [0.1, 0.9])], [rated], official=True)["HL-min-Good"]
+    assert last == {"HL-mAP": 100.0, "HL-Hit1": 100.0}
+    filled = compute_metrics(
+        [answer(1, [], [-1.0])], [dataclasses.replace(rated, clip_ids=(0,))], official=True
+    )  # the zero of the clip that is not told outranks it
+    assert filled["HL-min-Good"] == {"HL-mAP": 50.0, "HL-Hit1": 100.0}
+    with pytest.raises(UsageError, match=r"^query 1: clip 2 is rated, but its video has 2 clips\.$"):
+        compute_metrics([answer(1, [], [0.0])], [dataclasses.replace(rated, clip_ids=(2,))], official=True)
+
+
+def test_official_average_precision_takes_the_first_ten_listed_and_a_reversed_window_for_a_find():
+    wrong = [(100 + i, 101 + i, 0.1) for i in range(10)]
+    eleven = answer(windows=[*wrong, (10, 30, 1.0)])
+    found = {mode: compute_metrics([eleven], [query()], official=mode)["full"] for mode in (True, False)}
+    assert found[True]["MR-mAP"]["average"] == 0 and found[False]["MR-mAP"]["average"] == 100
+    assert "MR-R5" not in found[True] and "MR-mIoU" not in found[True]
+    reversed_one = compute_metrics([answer(windows=[(30, 10, 1.0)])], [query()], official=True)["full"]
+    assert set(reversed_one["MR-mAP"].values()) == {100.0} and reversed_one["MR-R1"]["0.5"] == 0
+
+
+def test_official_mode_leaves_out_what_the_first_row_did_not_attempt():
+    rated = query(duration=4, windows=[(0, 1)], clips=(1,), ratings=[(4, 0)])
+    blind = compute_metrics([answer(windows=[], saliency=[0, 1])], [rated], official=True)
+    mute = compute_metrics([answer(windows=[(0, 1, 1)])], [rated], official=True)
+    assert "full" not in blind and "HL-min-Good" in blind and "full" in mute and "HL-min-Good" not in mute
+
+
+def test_windows_are_noted_where_the_published_evaluator_would_differ_and_nowhere_else():
+    spans = [(100, 120), (0, 150), (0, 150.5)]
+    queries = [query(i, [span], duration=400) for i, span in enumerate(spans)]
+    level = [answer(i, [(*span, 0.5), (0, 1, 0.5)]) for i, span in enumerate(spans)]  # equal scores are sorted
+    (note,) = compute_metrics(level, queries)["notes"]
+    assert note.startswith("1 windows are longer than 150 s")
+    ranked = query(1, [], duration=4, clips=(0, 1), ratings=[(1,), (2,)])
+    odd = answer(1, [(0, 1, 0.1), (0, 1, 0.9)], saliency=[0, 1])  # of windows TVSum knows nothing
+    assert compute_metrics([odd], [ranked], benchmark="tvsum")["notes"] == []
+
+
+def test_a_window_may_reach_a_hundredth_of_a_second_beyond_its_video_and_be_a_point():
+    edges = [(-0.01, 10, 1), (10, 150.01, 1), (20, 20, 1)]
+    assert compute_metrics([answer(windows=edges)], [query()])["brief"]["MR-full-mIoU"] == 0  # the first only touches
+    with pytest.raises(UsageError, match="not inside its video"):
+        compute_metrics([answer(windows=[(-0.011, 10, 1)])], [query()])
+
+
+def test_one_clip_is_enough():
+    found = compute_metrics([answer(windows=[(0, 1, 1)], saliency=[1])], [query(windows=[(0, 1)], duration=2)])
+    assert found["brief"]["MR-full-R1@0.7"] == 100
+
+
+def test_names_are_listed_and_the_others_counted():
+    assert (listed([1, "b", 3]), listed([1, 2, 3, 4, 5])) == ("1, 'b', 3", "1, 2, 3 and 2 more")
+
+
+def test_measure_gives_what_the_other_two_do():
+    both = [answer(saliency=[0.0] * 75)], [query(clips=(5,), ratings=[(4, 4, 4)])]
+    metrics, added = measure(*both)
+    assert metrics == compute_metrics(*both)
+    assert {name: values.tolist() for name, values in added.items()} == {
+        name: values.tolist() for name, values in contributions(*both).items()
+    }
+
+
+def test_what_queries_add_is_told_by_the_rules_that_metrics_are():
+    rated = [query(qid, duration=4 * qid, windows=[(0, 1)], clips=(1,), ratings=[(4, 0)]) for qid in (1, 2)]
+    answers = [answer(qid, [(0, 1, 1)], saliency=[0, 1, 0, 0] * qid) for qid in (1, 2)]
+    added = contributions(answers, rated, clip_s=1.0)
+    brief = compute_metrics(answers, rated, clip_s=1.0)["brief"]
+    assert {name: float(np.nanmean(values)) for name, values in added.items()} == brief
+    assert "MR-full-R5@0.5" in added and added["HL-min-Good-Hit1"].tolist() == [100.0, 100.0]
+
+
+def test_official_mode_leaves_out_a_kind_of_prediction_that_nobody_made_and_looks_at_the_other():
+    rated = [query(qid, [], duration=4, clips=(0,), ratings=[(4, 4, 4)]) for qid in (1, 2)]
+    both = [answer(qid, saliency=[1.0, 0.0]) for qid in (1, 2)]
+    found = compute_metrics(both, rated, official=True)
+    assert found["brief"]["HL-min-Good-mAP"] == 100 and "full" not in found
+    with pytest.raises(UsageError, match="query 2 has no predicted saliency"):
+        compute_metrics([answer(1, [], saliency=[1.0, 0.0]), answer(2, [])], rated, official=True)
+
+
+def test_official_notes_are_about_moments_alone():
+    rated = query(1, [], duration=4, clips=(0,), ratings=[(4, 4, 4)])
+    assert "notes" not in compute_metrics([answer(windows=[], saliency=[1.0, 0.0])], [rated], official=True)
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -212,6 +310,24 @@ def test_windows_longer_than_150_seconds_count_as_long():
     assert found["brief"]["MR-long-mAP"] == 100 and "longer than 150 s" in found["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("length_s", "strict", "official"),
+    [
+        (10, {"short"}, {"short"}),
+        (10.5, {"middle"}, {"middle"}),
+        (30, {"middle"}, {"middle"}),
+        (30.5, {"long"}, {"long"}),
+        (150, {"long"}, {"long"}),
+        (150.5, {"long"}, set()),
+    ],
+)
+def test_a_window_belongs_to_the_lengths_that_end_with_its_own(length_s, strict, official):
+    span = (10.0, 10.0 + length_s)
+    task = [answer(windows=[(*span, 1)])], [query(windows=[span], duration=300)]
+    for mode, expected in ((False, strict), (True, official)):
+        assert compute_metrics(*task, official=mode).keys() & {"short", "middle", "long"} == expected
+
+
 def test_what_has_no_truth_is_left_out():
     found = compute_metrics([answer(saliency=[0.0] * 75)], [query()])
     assert set(found) == {"brief", "full", "middle", "notes"}
@@ -247,11 +363,18 @@ def test_a_benchmark_that_is_none_is_answered_with_those_that_are():
 
 
 def test_truth_that_cannot_be_scored_is_refused():
-    with pytest.raises(UsageError, match="no truth to compare with"):
+    with pytest.raises(
+        UsageError,
+        match=r"^1 queries without windows or saliency: there is no truth to compare with \(benchmark qvhighlights\)",
+    ):
         compute_metrics([answer()], [query(windows=[])])
+    with pytest.raises(UsageError, match=r"^1 queries without rated clips: .* \(benchmark tvsum\)"):
+        compute_metrics([answer()], [query()], benchmark="tvsum")
+    with pytest.raises(UsageError, match=r"^truth: query 1 occurs 2 times, expected once"):
+        compute_metrics([answer()], [query(), query()])
     with pytest.raises(UsageError, match="query 2 has neither windows nor saliency"):
         compute_metrics([answer()], [query(), query(2, [])])
-    with pytest.raises(UsageError, match="clip 75 is rated, but its video has 75 clips"):
+    with pytest.raises(UsageError, match=r"^truth: query 1: clip 75 is rated, but its video has 75 clips"):
         compute_metrics([answer()], [query(clips=(75,), ratings=[(4, 4, 4)])])
 
 
@@ -317,7 +440,7 @@ saliencies = st.lists(st.integers(-2, 2), min_size=12, max_size=12)
 tasks = st.lists(
     st.tuples(st.lists(spans, min_size=1, max_size=4), moments, ratings, saliencies), min_size=1, max_size=4
 )
-slowly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+slowly = settings(max_examples=settings.default.max_examples * 2 // 3, suppress_health_check=[HealthCheck.too_slow])
 
 
 def build(tasks) -> tuple[list[Prediction], list[Query]]:
@@ -397,6 +520,31 @@ def test_numbers_stay_between_0_and_100_and_do_not_depend_on_the_order_of_rows(t
     random.shuffle(queries)
     after = compute_metrics(predictions, queries)["brief"]
     assert after == {name: pytest.approx(value) for name, value in before.items()}
+
+
+@slowly
+@given(tasks, st.data())
+def test_a_perfect_first_moment_never_costs_recall(tasks, data):
+    predictions, queries = build(tasks)
+    row = data.draw(st.integers(0, len(tasks) - 1))
+    perfect = (*data.draw(st.sampled_from(queries[row].windows)), 2.0)
+    better = list(predictions)
+    better[row] = dataclasses.replace(better[row], windows=(perfect, *better[row].windows))
+    before, after = compute_metrics(predictions, queries)["full"], compute_metrics(better, queries)["full"]
+    for kind in ("MR-R1", "MR-R5"):
+        assert all(after[kind][threshold] >= value for threshold, value in before[kind].items())
+    assert after["MR-mIoU"] >= before["MR-mIoU"] - 1e-9
+    only = compute_metrics([better[row]], [queries[row]])["full"]
+    assert set(only["MR-R1"].values()) == {100.0} and only["MR-mIoU"] == 100.0
+
+
+@slowly
+@given(tasks)
+def test_saying_what_is_true_and_nothing_else_is_all_there_is_to_gain(tasks):
+    _, queries = build(tasks)
+    best = [answer(q.qid, [(*window, 1.0) for window in q.windows], [0.0] * 12) for q in queries]
+    found = compute_metrics(best, queries)["full"]
+    assert {*found["MR-R1"].values(), *found["MR-mAP"].values(), *found["MR-R5"].values()} == {100.0}
 
 
 @slowly

@@ -71,6 +71,22 @@ def test_moving_both_spans_changes_nothing(a, b, by):
     assert distance_iou(x + by, y + by).item() == pytest.approx(distance_iou(x, y).item(), abs=1e-6)
 
 
+@given(span, span, st.sampled_from([2.0**power for power in (-9, -3, 1, 10)]))
+def test_measuring_in_other_units_changes_nothing(a, b, unit):
+    x, y = tensors(a, b)
+    assert iou(x * unit, y * unit) == iou(x, y)
+    assert distance_iou(x * unit, y * unit) == distance_iou(x, y)
+    assert intersection(x * unit, y * unit) == intersection(x, y) * unit
+
+
+@given(span, span)
+def test_what_lies_inside_overlaps_by_the_share_of_its_length(a, b):
+    x, y = tensors(a, b)
+    hull = torch.stack([torch.minimum(x[0], y[0]), torch.maximum(x[1], y[1])])
+    assert iou(x, hull).item() == pytest.approx((a[1] - a[0]) / (hull[1] - hull[0]).item())
+    assert distance_iou(x, y) >= -(((x.sum() - y.sum()) / 2 / (hull[1] - hull[0])) ** 2) - 1e-12
+
+
 def test_spans_that_touch_or_are_empty_do_not_overlap():
     touching, empty = torch.tensor([[0.0, 2.0], [2.0, 4.0]]), torch.tensor([3.0, 3.0])
     assert iou(touching[0], touching[1]) == 0
@@ -82,6 +98,8 @@ def test_all_pairs_by_broadcasting():
     a, b = torch.tensor([[0.0, 2.0], [1.0, 3.0], [5.0, 6.0]]), torch.tensor([[0.0, 4.0], [2.0, 6.0]])
     expected = [[plain_iou(x, y) for y in b.tolist()] for x in a.tolist()]
     assert torch.allclose(iou(a[:, None], b), torch.tensor(expected))
+    one_by_one = [[distance_iou(x, y).item() for y in b] for x in a]
+    assert torch.allclose(distance_iou(a[:, None], b), torch.tensor(one_by_one))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +118,7 @@ def test_distance_iou_by_hand(a, b, expected):
 # --- suppression -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 2 // 3)
 @given(several, st.sampled_from([0.1, 0.5, 2.0]), st.integers(1, 12))
 def test_soft_nms_is_the_plain_loop(rows, sigma, keep):
     where, scores = tensors([row[0] for row in rows], [row[1] for row in rows])
@@ -112,7 +130,7 @@ def test_soft_nms_is_the_plain_loop(rows, sigma, keep):
         assert torch.allclose(found[:, 2], expected[:, 2], atol=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 2 // 3)
 @given(several, st.sampled_from([1e-6, 0.01, 0.5, 1e6]), st.integers(1, 12))
 def test_soft_nms_gives_a_sorted_subset_whose_scores_never_rise(rows, sigma, keep):
     where, scores = tensors([row[0] for row in rows], [row[1] for row in rows])

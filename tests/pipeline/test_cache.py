@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import hdf5
 from pipeline.cache import CacheReader, CacheWriter, Contents, Joint, VideoRow, Words, known_words, parts_folder
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, VideoError
 from pipeline.grid import Grid
 
 CHANNELS, PATCHES, EMBEDDING, TEXT = 8, (2, 3), 4, 6
@@ -342,6 +342,18 @@ def test_a_part_of_other_settings_is_neither_kept_nor_read(cache, tmp_path):
         assert writer.keep("v_a", "hash of v_a") is None
 
 
+def test_where_capitals_are_not_told_apart_the_second_of_two_videos_is_refused_and_the_first_kept(cache):
+    with CacheWriter(cache, contents(), words()) as writer:
+        writer.store("Clip", **features("v_a"))
+        os.link(writer.parts / "Clip.h5", writer.parts / "clip.h5")  # as such a file system answers
+        with pytest.raises(VideoError, match=r"clip: differs from Clip in capitals alone.*Rename one of them"):
+            writer.store("clip", **features("v_b"))
+        (writer.parts / "clip.h5").unlink()
+        writer.store("clip", **features("v_b"))
+        writer.write_index()
+    assert [len(CacheReader(cache).tokens(name)) for name in ("Clip", "clip")] == [3, 5]
+
+
 def test_two_writers_at_once_the_second_is_refused(cache):
     with (
         CacheWriter(cache, contents(), words()),
@@ -630,6 +642,12 @@ def test_damaged_json_is_refused(cache, text):
         rewrite(cache, lambda file, name=name: replace_text(file, name, text))
         with pytest.raises(CacheError):
             CacheReader(cache)
+
+
+def test_a_place_that_is_no_path_is_refused():
+    for changes in ({"videos": "a\0b"}, {"source": {"weights": "./\0"}}):
+        with pytest.raises(CacheError, match="a place that is no path"):
+            contents(**changes)
 
 
 def test_a_row_cannot_be_made_with_an_unsafe_id():

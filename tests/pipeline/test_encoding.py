@@ -113,9 +113,7 @@ def run(writer, names, *devices, **options):
     effort = {name: options.pop(name) for name in ("workers", "batch", "compiled", "time_limit_s") if name in options}
     given = {"fps": FPS, "how": How(), "tell": lambda _: None} | options
     effort = Effort(**({"workers": PROCESSES, "batch": BATCH} | effort))
-    return extract_into(
-        writer, videos(writer.path.parent, *names), clips=devices or [Grey()], effort=effort, **given
-    )
+    return extract_into(writer, videos(writer.path.parent, *names), clips=devices or [Grey()], effort=effort, **given)
 
 
 def greys(writer, video_id: str) -> list[int]:

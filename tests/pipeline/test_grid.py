@@ -30,11 +30,13 @@ def test_centres_are_in_the_middle_of_their_clips():
 
 def test_a_video_shorter_than_half_a_clip_is_seen_at_its_own_middle():
     assert Grid(0.5, 0.6).centres_s().tolist() == [0.3]
+    assert Grid(0.5, 1.0).centres_s().tolist() == [0.5]  # just half a clip: its centre would be the video's end
 
 
 def test_noise_in_duration_times_fps_adds_no_clip():
     assert Grid(0.1, 35.0 + 1e-9).clips == 3
     assert Grid(1 / 3, 3 * 2.5).clips == 2
+    assert Grid(0.5, 151.0004).clips == 76  # no noise: video containers count finer than that
 
 
 @settings(deadline=None)
@@ -47,6 +49,24 @@ def test_centres_rise_evenly_inside_the_video(fps, duration_s):
     assert np.allclose(np.diff(centres_s), 1 / fps, rtol=1e-6)
 
 
+@given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000), more_s=st.floats(0, 100))
+def test_the_clips_reach_the_end_to_half_a_clip_and_a_longer_video_never_has_fewer(fps, duration_s, more_s):
+    grid = Grid(fps, duration_s)
+    covered_s = grid.clips * grid.clip_s
+    assert grid.clips == 1 or abs(covered_s - duration_s) <= 0.5 * grid.clip_s + 1e-6 / fps
+    assert covered_s >= duration_s - 0.5 * grid.clip_s - 1e-6 / fps
+    assert Grid(fps, duration_s + more_s).clips >= grid.clips
+
+
+@given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000))
+def test_every_centre_lies_in_the_middle_of_its_own_clip(fps, duration_s):
+    grid = Grid(fps, duration_s)
+    begins_s = np.arange(grid.clips) / fps
+    whole = begins_s + 0.5 / fps < duration_s
+    assert np.allclose((grid.centres_s() - begins_s)[whole], 0.5 / fps, rtol=1e-6)
+    assert whole[:-1].all() and (grid.centres_s()[~whole] == duration_s / 2).all()
+
+
 @settings(deadline=None)
 @given(tenths=st.integers(1, 40_000), fps=st.sampled_from([Fraction(1, 2), Fraction(1), Fraction(2), Fraction(1, 3)]))
 def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):
@@ -56,7 +76,7 @@ def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_numbers_are_refused_by_name(value):
-    with pytest.raises(UsageError, match="fps"):
+    with pytest.raises(UsageError, match=r"^feature grid: fps is"):
         Grid(value, 10.0)
-    with pytest.raises(UsageError, match="duration_s"):
+    with pytest.raises(UsageError, match=r"^feature grid: duration_s is"):
         Grid(0.5, value)

@@ -203,7 +203,10 @@ BAD_FRAMES = {
     "no array": (lambda path: with_header(path, b"?" * 50), "cannot be read"),
     "a foreign version": (lambda path: with_header(path, b"\x93NUMPY\x09\x00" + b" " * 50), "holds object"),
     "a shape larger than its file": (lambda path: with_header(path, claiming(1 << 40)), "cannot hold more"),
-    "zeros deflated a thousand times": (lambda path: np.savez_compressed(path, features=np.zeros((1 << 20, 4))), "cannot hold"),
+    "zeros deflated a thousand times": (
+        lambda path: np.savez_compressed(path, features=np.zeros((1 << 20, 4))),
+        "cannot hold",
+    ),
     "code": (lambda path: with_header(path, b"\x93NUMPY\x01\x00\x10\x00__import__('os')"), "cannot be read"),
 }
 

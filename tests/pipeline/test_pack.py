@@ -327,6 +327,14 @@ def test_what_is_whole_of_a_damaged_packed_file_is_saved_when_asked(cache, packe
         assert [writer.keep(name, f"hash of {name}") is None for name in CLIPS] == [False, True, False]
 
 
+def test_damage_in_the_list_of_queries_of_a_packed_file_is_one_sentence(packed):
+    content = packed.read_bytes()
+    assert content.count(b'["a dog"') == 1
+    packed.write_bytes(content.replace(b'["a dog"', b'{"a dog"'))
+    with pytest.raises(CacheError, match=r"p\.h5: damaged \(Expecting ':' delimiter"):
+        CacheReader(packed).all_words()
+
+
 def test_a_packed_file_may_be_reached_by_a_link(packed, tmp_path):
     (tmp_path / "link.h5").symlink_to(packed)
     assert verify(tmp_path / "link.h5", quick=True).damaged == () == verify(tmp_path / "link.h5").damaged

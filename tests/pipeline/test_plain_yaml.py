@@ -102,3 +102,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 def test_whatever_is_written_is_read_back(value):
     found = read_yaml(write_yaml(value))
     assert found == value and str(found) == str(value)  # str tells 1 from 1.0 and from True
+
+
+def test_a_number_that_python_would_not_print_is_refused():
+    assert read_yaml("0x" + "f" * 1024) == 2**4096 - 1
+    with pytest.raises(ValueError, match="found a number too large"):
+        read_yaml("0x1" + "0" * 1024)

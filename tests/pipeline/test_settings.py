@@ -132,15 +132,17 @@ def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
+        ('""', "not a JSON object"),
+        ('"a text"', "not a JSON object"),
         (line(qid=...), "no qid"),
         (line(query=..., duration=...), "no query, duration"),
         (line(query=" "), "query is ' '"),
         (line(vid=3), "vid is 3"),
         (line(duration="10"), "duration is '10'"),
         (line(duration=0), "duration is 0"),
-        (line(duration=float("nan")), "duration is nan"),
+        (line(duration=float("nan")), "not JSON .NaN is not a number"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_row_that_is_no_annotation_is_named_by_file_and_line(bad, answer):
     with pytest.raises(UsageError, match=rf"val\.jsonl:2: {answer}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError, VideoError
+from pipeline.index import VideoRow
 from pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id, stamp
 
 
@@ -80,17 +82,33 @@ def test_two_videos_of_one_name_are_refused_by_name(tmp_path):
         find_videos(tmp_path)
 
 
+WINDOWS = {"CON", "PRN", "AUX", "NUL", *(f"COM{i}" for i in range(10)), *(f"LPT{i}" for i in range(10))}
 STEMS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
 
 
-@settings(deadline=None)
-@given(st.lists(STEMS, min_size=2, max_size=20, unique=True))
+# What a file name on Linux may hold, halves of characters (bytes that are no UTF-8) included, and what is a trap elsewhere.
+TRAPS = st.sampled_from(
+    ["CON", "con", "nul.tar", "Aux ", "COM1", "lpt9.x", "..", ".", " ", "a.", "a ", "é", "e\u0301", "%41", "A"]
+)
+ANY_STEM = STEMS | TRAPS | st.text(st.sampled_from("aA%. \udc80\u0301\u00e9"), min_size=1, max_size=90)
+
+
+@given(st.lists(ANY_STEM, min_size=2, max_size=20, unique=True))
 def test_ids_are_plain_file_names_and_all_different(stems):
     ids = [safe_id(stem) for stem in stems]
     assert len(set(ids)) == len(ids)
     for name in ids:
-        assert name.isascii() and name.isprintable() and "/" not in name and not name.startswith(".")
-        assert 0 < len(name) <= 200
+        assert name.isascii() and name.isprintable() and not name.startswith(".")
+        assert not set(name) & set('/\\:*?"<>|') and name.partition(".")[0].strip().upper() not in WINDOWS
+        assert 0 < len(name) <= 200 and len(f".{name}.h5.1234567-abcdef12.tmp") <= 255
+        assert unicodedata.normalize("NFD", name) == name == unicodedata.normalize("NFC", name)
+        VideoRow(name, "failed", "any")  # which refuses an id that climbs out of its folder
+
+
+@given(STEMS)
+def test_the_length_of_an_id_says_nothing_about_the_rest_of_a_long_name(stem):
+    one, other = safe_id("x" * 300 + stem), safe_id("x" * 300 + stem + "y")
+    assert one != other and len(one) == len(other) == 200 and one[:100] == other[:100]
 
 
 @settings(deadline=None)
@@ -100,8 +118,8 @@ def test_an_ordinary_name_is_its_own_id(stem):
 
 
 def test_known_encodings():
-    assert [safe_id(stem) for stem in ["a%b", "é", "..", "a:b?", "a\nb", "\udcff"]] == [
-        "a%25b", "%C3%A9", "%2E.", "a%3Ab%3F", "a%0Ab", "%FF",
+    assert [safe_id(stem) for stem in ["a%b", "é", "..", "a:b?", "a\nb", "\udcff", "CON", "nul.x", "%43ON"]] == [
+        "a%25b", "%C3%A9", "%2E.", "a%3Ab%3F", "a%0Ab", "%FF", "%43ON", "%6Eul.x", "%2543ON",
     ]  # fmt: skip
 
 

@@ -167,9 +167,10 @@ def test_a_look_comes_between_events_and_while_there_are_none():
         if len(looks) == 12:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), decode_videos(
-        jobs("hang open"), processes=1, open_video=Pretend, look=look, **SMALL
-    ) as events:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        decode_videos(jobs("hang open"), processes=1, open_video=Pretend, look=look, **SMALL) as events,
+    ):
         list(events)
     assert not decoders() and max(np.diff(looks)) < 5
 

@@ -1,0 +1,238 @@
+"""Opens damaged files, one after the other, in a process that may die of it: `open_damaged.py KIND FIRST COUNT FOLDER`.
+
+FOLDER/whole holds a cache, the same packed, and checkpoints (see `test_fuzz_files.py`). Prints, as JSON, how many inputs were
+refused and how many were read, every error that was none of ours with the seed and the place, and by how many MB the
+process grew. FOLDER/at tells the seed in hand when it dies.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import h5py
+import numpy as np
+from damage import as_json, damaged, odd_json
+
+from pipeline.cache import CacheReader, known_words
+from pipeline.errors import CostlError
+from pipeline.inspecting import inspect_cache
+from pipeline.packed import ENDS, TABLE
+from pipeline.status import status_table
+from pipeline.verify import verify
+
+MORE_MEMORY = 512 << 20
+LONGEST_S = 20
+TEXTS = ("rows", "features", "fingerprint", "settings", "joint/scalars", "words", "annotations/train")
+Read = Callable[[], object]
+
+
+def reads(cache: Path) -> Iterator[Read]:
+    """All that is ever read of a cache, a step at a time; each may refuse."""
+    yield lambda: status_table(CacheReader(cache).rows, everything=True)
+    yield lambda: inspect_cache(cache)
+    yield lambda: verify(cache, threads=1)
+    yield lambda: verify(cache, threads=1, quick=True)
+    yield lambda: known_words(cache)
+    yield lambda: CacheReader(cache)
+    try:
+        reader = CacheReader(cache)
+    except Exception:  # told by the step before
+        return
+    yield lambda: (reader.videos, reader.source, reader.digest, reader.splits)
+    for split in reader.splits:
+        yield lambda split=split: reader.annotations(split)
+    for name in reader.video_ids:
+        yield lambda name=name: reader.grid(name).centres_s()
+        yield lambda name=name: reader.tokens(name).sum()
+        yield lambda name=name: reader.tokens(name, clips=[0], patches=False).sum()
+        yield lambda name=name: reader.times_s(name)
+    yield lambda: [words.tokens.sum() for words in reader.all_words().values()]
+
+
+def index_bytes(random: Random, folder: Path) -> Path:
+    path = folder / "feats.h5"
+    path.write_bytes(damaged(random, (folder / "whole" / "feats.h5").read_bytes(), _part(folder).read_bytes()))
+    return path
+
+
+def part_bytes(random: Random, folder: Path) -> Path:
+    part = random.choice([_part(folder), *sorted((folder / "whole" / "feats.h5.parts" / "words").iterdir())])
+    for whole in (folder / "whole" / "feats.h5.parts").rglob("*.h5"):  # mended, after the one before
+        shutil.copy(whole, folder / whole.relative_to(folder / "whole"))
+    place = folder / part.relative_to(folder / "whole")
+    place.write_bytes(damaged(random, part.read_bytes(), (folder / "whole" / "feats.h5").read_bytes()))
+    return folder / "feats.h5"
+
+
+def packed_bytes(random: Random, folder: Path) -> Path:
+    path = folder / "packed.h5"
+    path.write_bytes(damaged(random, (folder / "whole" / "packed.h5").read_bytes(), _part(folder).read_bytes()))
+    return path
+
+
+def index_texts(random: Random, folder: Path) -> Path:
+    """A sound HDF5 file whose JSON says something else."""
+    path = folder / "feats.h5"
+    shutil.copy(folder / "whole" / "feats.h5", path)
+    with h5py.File(path, "r+") as file:
+        for name in random.sample(TEXTS, random.choice((1, 1, 2))):
+            text = bytes(file[name][()]).decode()
+            value = json.loads(text) if name not in ("words", "annotations/train") else text
+            content = as_json(random, odd_json(random, value))
+            del file[name]
+            file[name] = np.array(content or b" ", dtype=f"S{max(1, len(content))}")
+    return path
+
+
+def packed_table(random: Random, folder: Path) -> Path:
+    """A sound packed file whose table says something else."""
+    path = folder / "packed.h5"
+    shutil.copy(folder / "whole" / "packed.h5", path)
+    with h5py.File(path, "r+") as file:
+        lines = bytes(file[TABLE][()]).splitlines()
+        number = random.randrange(len(lines))
+        lines[number] = as_json(random, odd_json(random, json.loads(lines[number])))
+        lines = [line + b"\n" for line in lines]
+        del file[TABLE], file[ENDS]
+        file[TABLE], file[ENDS] = np.frombuffer(b"".join(lines), np.uint8), np.cumsum([len(line) for line in lines])
+    return path
+
+
+def _part(folder: Path) -> Path:
+    return folder / "whole" / "feats.h5.parts" / "v_b.h5"
+
+
+CACHES = {
+    "index": index_bytes,
+    "part": part_bytes,
+    "packed": packed_bytes,
+    "index texts": index_texts,
+    "packed table": packed_table,
+}
+
+
+def checkpoint_reads(folder: Path) -> Iterator[Read]:
+    """Only here is torch loaded, which the caches do without."""
+    from costl.checkpoint import load_checkpoint
+    from costl.state import load_state
+
+    yield lambda: load_checkpoint(folder, "last")
+    yield lambda: load_state(small_state(), folder)
+
+
+def small_state() -> Any:
+    """A training of something very small, with all that `last` carries."""
+    import torch
+
+    from costl.state import State
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return State(model, copy.deepcopy(model), optimizer, torch.Generator().manual_seed(0))
+
+
+def checkpoint_bytes(random: Random, folder: Path) -> Path:
+    content = (folder / "whole" / "last.safetensors").read_bytes()
+    (folder / "last.safetensors").write_bytes(damaged(random, content, _part(folder).read_bytes()))
+    return folder
+
+
+def checkpoint_header(random: Random, folder: Path) -> Path:
+    """A checkpoint with a header that says something else, half of them with the checksum that belongs to it."""
+    content = (folder / "whole" / "last.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if random.random() < 0.5:
+        header = odd_json(random, header)
+    else:
+        about = odd_json(random, json.loads(header["__metadata__"]["costl"]))
+        if isinstance(about, dict):
+            about |= {"sha256": _checksum(folder, about)}
+        header["__metadata__"]["costl"] = as_json(random, about).decode(errors="replace")
+    said = as_json(random, header)
+    said += b" " * (-len(said) % 8)
+    (folder / "last.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + content[8 + length :])
+    return folder
+
+
+def _checksum(folder: Path, about: dict) -> str:
+    from safetensors.torch import load_file
+
+    from costl import checkpoint
+
+    about = {key: value for key, value in about.items() if key != "sha256"}
+    try:
+        return checkpoint._digest(about, load_file(folder / "whole" / "last.safetensors"))
+    except (ValueError, RecursionError):
+        return hashlib.sha256().hexdigest()
+
+
+CHECKPOINTS = {"checkpoint": checkpoint_bytes, "checkpoint header": checkpoint_header}
+
+
+def main() -> None:
+    kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    make, read = (CACHES[kind], reads) if kind in CACHES else (CHECKPOINTS[kind], checkpoint_reads)
+    restore(folder)
+    for step in read(folder / "feats.h5" if kind in CACHES else folder):  # what is whole is read; libraries are loaded
+        step()
+    before_mb = limit_memory()
+    found, foreign = Counter[str](), dict[str, tuple[int, str]]()
+    for seed in range(first, first + count):
+        (folder / "at").write_text(str(seed))
+        signal.alarm(LONGEST_S)
+        found[outcome(list(read(make(Random(seed), folder))), seed, foreign)] += 1
+    signal.alarm(0)
+    print(json.dumps({"counts": found, "foreign": foreign, "grown_mb": peak_mb() - before_mb}))
+
+
+def outcome(steps: list[Read], seed: int, foreign: dict[str, tuple[int, str]]) -> str:
+    """What became of one file: `whole` when nothing was refused. Errors that are none of ours go to `foreign`."""
+    kinds = set()
+    for step in steps:
+        try:
+            step()
+            kinds.add("whole")
+        except CostlError:
+            kinds.add("refused")
+        except Exception as error:
+            kinds.add("foreign")
+            where = traceback.format_exc().splitlines()[-6:]
+            foreign.setdefault(f"{type(error).__name__}: {error}"[:200], (seed, "\n".join(where)))
+    return next(kind for kind in ("foreign", "refused", "whole") if kind in kinds)
+
+
+def limit_memory() -> float:
+    """A file that asks for more than its size has to fail; -> the most memory so far, MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MORE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return peak_mb()
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def restore(folder: Path) -> None:
+    """Everything as it was."""
+    shutil.copytree(folder / "whole", folder, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()

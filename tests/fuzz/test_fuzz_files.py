@@ -1,0 +1,93 @@
+"""Caches and checkpoints damaged in every way a seed can think of: read, or refused in words, in bounded memory, in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from open_damaged import CACHES, CHECKPOINTS, small_state
+
+from costl.state import save_state
+from pipeline.cache import CacheWriter, Contents, Joint, Words
+from pipeline.pack import pack
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+GROWN_MB = 100
+FEW, MANY = 25, 10_000
+ROW = {"qid": 1, "query": "a dog", "vid": "v_a", "duration": 6, "relevant_windows": [[0, 4]]}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """What `open_damaged` damages: a cache of three videos, the same packed, and a checkpoint."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    rng = np.random.default_rng(0)
+    joint = Joint(np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, np.eye(8, 4, dtype=np.float32), 100.0)
+    contents = Contents(
+        fingerprint={"model": "tiny", "fps": 0.5},
+        fps=0.5,
+        patch_grid=(2, 3),
+        joint=joint,
+        annotations={"train": json.dumps(ROW) + "\n", "val": ""},
+        settings={"train": {"epochs": 3}},
+        videos="videos",
+        source={"model": "tiny", "weights": "./weights.pt"},
+    )
+    words = {"a dog": Words(np.ones((2, 6), np.float16), np.ones(4, np.float32), texts=("a ", "dog "))}
+    with CacheWriter(whole / "feats.h5", contents, words) as writer:
+        writer.write_index()
+        for name, clips in (("v_a", 3), ("v_b", 5), ("v_c", 1)):
+            tokens = rng.normal(size=(clips, 7, 8)).astype(np.float16)
+            times_s, duration_s = np.arange(clips) * 2.0 + 1, clips * 2.0
+            writer.store(name, tokens=tokens, times_s=times_s, duration_s=duration_s, content_hash="0" * 64)
+        writer.note("bad", status="failed", reason="no video stream")
+    pack(whole / "feats.h5", out=whole / "packed.h5")
+    save_state(small_state(), whole)
+    return tmp_path
+
+
+def opened(kind: str, count: int, folder: Path) -> tuple[dict[str, int], list[str]]:
+    """How many of `count` damaged files came to what, and everything that should not have happened."""
+    counts, problems, first = dict[str, int](), list[str](), 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    while first < count:
+        program = [sys.executable, str(HERE / "open_damaged.py"), kind, str(first), str(count - first), str(folder)]
+        ended = subprocess.run(program, env=environment, capture_output=True, text=True)
+        if ended.returncode:
+            seed = int((folder / "at").read_text())
+            why = signal.Signals(-ended.returncode).name if ended.returncode < 0 else ended.stderr[-1000:]
+            problems.append(f"{kind} {seed}: the process ended by {why}")
+            counts["died"] = counts.get("died", 0) + 1
+            first = seed + 1
+            continue
+        found = json.loads(ended.stdout.splitlines()[-1])
+        counts |= {name: counts.get(name, 0) + number for name, number in found["counts"].items()}
+        problems += [f"{kind} {seed}: {error}\n{where}" for error, (seed, where) in found["foreign"].items()]
+        if found["grown_mb"] > GROWN_MB:
+            problems.append(f"{kind}: grew by {found['grown_mb']:.0f} MB")
+        first = count
+    return counts, problems
+
+
+@pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
+def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(folder, kind):
+    counts, problems = opened(kind, FEW, folder)
+    assert not problems, "\n".join(problems)
+    assert counts["refused"] > FEW / 4 and sum(counts.values()) == FEW
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
+def test_ten_thousand_damaged_files_are_read_or_refused_in_words(folder, kind):
+    counts, problems = opened(kind, MANY, folder)
+    print(f"{kind}: {sum(counts.values())} files, {counts}")  # shown by -s
+    assert not problems, "\n".join(problems)
