@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
@@ -26,7 +27,7 @@ from typing import Any
 
 from costl.annotations import parse_jsonl
 from costl.config import Config, load_config
-from costl.files import publish
+from costl.files import alone, publish, sweep
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.fingerprint import explain_difference
@@ -35,6 +36,7 @@ RUNS = Path("runs")
 LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
 _SHORTEST_WINDOW = 32
 LIBRARIES = ("costl", "torch", "numpy", "h5py")
+_WRITTEN = ("config.yaml", "run.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curves.png", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,30 @@ class Run:
         return (self.folder / "summary.json").is_file()
 
 
-def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
+@contextmanager
+def create_run(folder: Path | None, config: Config, features: CacheReader) -> Iterator[Run]:
     """Makes the folder (by default a new `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
 
-    Raises UsageError where something lies there already, CostlError when the disk refuses.
+    Nobody else writes there meanwhile. Raises UsageError where something lies there already, CacheError while another
+    training is at work there, CostlError when the disk refuses.
     """
-    folder = _new_folder(RUNS, features.path.stem) if folder is None else _claimed(folder)
+    folder = _new_folder(RUNS, features.path.stem) if folder is None else _made(folder)
+    with alone(folder):
+        _refuse_occupied(folder, config)
+        _write_about(folder, config, features)
+        yield read_run(folder)
+
+
+@contextmanager
+def continue_run(folder: Path) -> Iterator[Run]:
+    """The run in a folder, with nobody else at work there. Raises as `read_run` does, and CacheError where another is."""
+    read_run(folder)  # a folder that is none is said to be none
+    with alone(folder):
+        sweep(folder, *_WRITTEN)
+        yield read_run(folder)
+
+
+def _write_about(folder: Path, config: Config, features: CacheReader) -> None:
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
@@ -90,7 +110,6 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
     }
     publish(folder / "config.yaml", config.to_yaml().encode())
     publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
-    return read_run(folder)
 
 
 def read_run(folder: Path) -> Run:
@@ -190,15 +209,25 @@ def _new_folder(runs: Path, stem: str) -> Path:
     raise CostlError(f"{runs}: a thousand runs were started this second. Name one with --out.")
 
 
-def _claimed(folder: Path) -> Path:
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
     except OSError as error:
         raise UsageError(f"{folder}: no place for a run ({error.strerror}). Choose another --out.") from error
+    return folder
+
+
+def _refuse_occupied(folder: Path, config: Config) -> None:
+    """A start that was killed before it had its run.json, of the same settings, does not count."""
+    sweep(folder, *_WRITTEN)
+    try:
+        found = {path.name: path for path in folder.iterdir()}
+        begun = found.pop("config.yaml", None)
+        occupied = found or (begun and begun.read_text(encoding="utf-8") != config.to_yaml())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder}: no place for a run ({error}). Choose another --out.") from error
     if occupied:
         raise UsageError(f"{folder}: holds files already. Continue it with --resume {folder}, or choose another --out.")
-    return folder
 
 
 def _version(library: str) -> str:

@@ -28,7 +28,16 @@ from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
 from costl.pictures import draw_curves
-from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
+from costl.runs import (
+    Run,
+    annotation_digests,
+    continue_run,
+    create_run,
+    open_cache,
+    read_rows,
+    write_rows,
+    write_summary,
+)
 from costl.state import State, follow, fresh_state, keep_if_best, load_state, save_state
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
@@ -76,25 +85,28 @@ def train(
     splits = _splits(features, settings)
     place = pick_device(device)
     state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
-    run = create_run(out, settings, features)
-    return _run(run, features, splits, state, progress or (lambda _: None))
+    with create_run(out, settings, features) as run:
+        return _run(run, features, splits, state, progress or (lambda _: None))
 
 
 def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
     """Continues an interrupted run with its own settings, as if it had never stopped (on a CPU to the last bit).
 
-    Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed.
+    Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed, or
+    another training is at work there.
     """
-    stopped = read_run(run)
-    if stopped.finished:
-        raise UsageError(f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one.")
-    features = open_cache(stopped, cache)
-    splits = _splits(features, stopped.config)
-    _refuse_other_annotations(stopped, features, splits)
-    state = fresh_state(stopped.config, features, pick_device(device))
-    if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
-        load_state(state, run)
-    return _run(stopped, features, splits, state, progress or (lambda _: None))
+    with continue_run(run) as stopped:
+        if stopped.finished:
+            raise UsageError(
+                f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one."
+            )
+        features = open_cache(stopped, cache)
+        splits = _splits(features, stopped.config)
+        _refuse_other_annotations(stopped, features, splits)
+        state = fresh_state(stopped.config, features, pick_device(device))
+        if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
+            load_state(state, run)
+        return _run(stopped, features, splits, state, progress or (lambda _: None))
 
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
@@ -133,8 +145,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
-    write_summary(run, report)
     _show(report, rows, features, splits, device=next(state.model.parameters()).device)
+    write_summary(run, report)  # last: until it is there, resuming makes whatever a kill has left unmade
     return report
 
 
