@@ -31,7 +31,7 @@ def publish(path: Path, content: bytes) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise CostlError(
             f"{path}: cannot be written ({error.strerror}). Free space or choose another folder."
@@ -61,6 +61,17 @@ def sweep(folder: Path, *names: str) -> None:
                 stray.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    # The rename itself lives in the folder. Windows cannot open one, and needs no help.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,13 +81,3 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from error
     except OSError:  # some network disks lock no folders
         return
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself lives in the folder. Windows cannot open one, and needs no help.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
