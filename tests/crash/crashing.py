@@ -96,3 +96,22 @@ def is_whole(part: Path) -> bool:
 def written(cache: Path) -> Mapping[str, tuple[int, int]]:
     """Which file each part is and when it was written: another file after a run was made again by it."""
     return {part.stem: (part.stat().st_ino, part.stat().st_mtime_ns) for part in parts_of(cache)}
+
+
+def lasting(folder: Path) -> dict[str, object]:
+    """All that a finished run holds, but for the clock."""
+    from costl.checkpoint import load_checkpoint
+
+    found: dict[str, object] = {}
+    for name in ("best", "last"):
+        tensors, meta = load_checkpoint(folder, name)
+        found |= {f"{name} {key}": tensor.numpy().tobytes() for key, tensor in tensors.items()}
+        meta.get("counts", {}).pop("seconds", None)
+        found[name] = repr(meta)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
+    for path in [folder / "config.yaml", folder / "curves.png", *sorted((folder / "eval-val").iterdir())]:
+        found[str(path.relative_to(folder))] = path.read_bytes()
+    summary = json.loads((folder / "summary.json").read_text())
+    found["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
+    return found

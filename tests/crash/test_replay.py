@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from crashing import contents_of, is_whole, parts_of
+from crashing import contents_of, is_whole, lasting, parts_of
 from recording import Recording, State, without_repeats
 from test_disk_faults import VIDEOS, contents, fill, row, words
 
@@ -245,23 +245,6 @@ def trained(world, tmp_path_factory) -> Trained:
 def train_small(cache: Path, folder: Path, **options: object) -> None:
     settings = [f"train.epochs={EPOCHS}", "model.width=16", "spatial.top_k=2"]
     train(cache, overrides=settings, out=folder, device="cpu", **options)
-
-
-def lasting(folder: Path) -> dict[str, object]:
-    """All that a finished run holds, but for the clock."""
-    found: dict[str, object] = {}
-    for name in ("best", "last"):
-        tensors, meta = load_checkpoint(folder, name)
-        found |= {f"{name} {key}": tensor.numpy().tobytes() for key, tensor in tensors.items()}
-        meta.get("counts", {}).pop("seconds", None)
-        found[name] = repr(meta)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
-    for path in [folder / "config.yaml", folder / "curves.png", *sorted((folder / "eval-val").iterdir())]:
-        found[str(path.relative_to(folder))] = path.read_bytes()
-    summary = json.loads((folder / "summary.json").read_text())
-    found["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
-    return found
 
 
 def look_at_run(folder: Path, said: tuple[str, ...]) -> None:
