@@ -17,8 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
@@ -74,30 +73,13 @@ class Run:
         return (self.folder / "summary.json").is_file()
 
 
-@contextmanager
-def create_run(folder: Path | None, config: Config, features: CacheReader) -> Iterator[Run]:
+def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
     """Makes the folder (by default a new `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
 
-    Nobody else writes there meanwhile. Raises UsageError where something lies there already, CacheError while another
-    training is at work there, CostlError when the disk refuses.
+    Raises UsageError where something lies there already, CacheError while another training is at work there, CostlError
+    when the disk refuses.
     """
     folder = _new_folder(RUNS, features.path.stem) if folder is None else _made(folder)
-    with alone(folder):
-        _refuse_occupied(folder, config)
-        _write_about(folder, config, features)
-        yield read_run(folder)
-
-
-@contextmanager
-def continue_run(folder: Path) -> Iterator[Run]:
-    """The run in a folder, with nobody else at work there. Raises as `read_run` does, and CacheError where another is."""
-    read_run(folder)  # a folder that is none is said to be none
-    with alone(folder):
-        sweep(folder, *_WRITTEN)
-        yield read_run(folder)
-
-
-def _write_about(folder: Path, config: Config, features: CacheReader) -> None:
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
@@ -108,8 +90,16 @@ def _write_about(folder: Path, config: Config, features: CacheReader) -> None:
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
     }
-    publish(folder / "config.yaml", config.to_yaml().encode())
-    publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
+    with alone(folder):
+        _refuse_occupied(folder, config)
+        publish(folder / "config.yaml", config.to_yaml().encode())
+        publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
+    return read_run(folder)
+
+
+def sweep_run(folder: Path) -> None:
+    """Removes what a training that was killed has left half-written."""
+    sweep(folder, *_WRITTEN)
 
 
 def read_run(folder: Path) -> Run:
@@ -218,9 +208,9 @@ def _made(folder: Path) -> Path:
 
 
 def _refuse_occupied(folder: Path, config: Config) -> None:
-    """A start that was killed before it had its run.json, of the same settings, does not count."""
-    sweep(folder, *_WRITTEN)
+    """A start of the same settings that was killed before it had its run.json does not count."""
     try:
+        sweep_run(folder)
         found = {path.name: path for path in folder.iterdir()}
         begun = found.pop("config.yaml", None)
         occupied = found or (begun and begun.read_text(encoding="utf-8") != config.to_yaml())

@@ -24,6 +24,7 @@ from costl.evaluate import (
     predict_split,
     read_queries,
 )
+from costl.files import alone
 from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
@@ -31,10 +32,11 @@ from costl.pictures import draw_curves
 from costl.runs import (
     Run,
     annotation_digests,
-    continue_run,
     create_run,
     open_cache,
     read_rows,
+    read_run,
+    sweep_run,
     write_rows,
     write_summary,
 )
@@ -85,28 +87,33 @@ def train(
     splits = _splits(features, settings)
     place = pick_device(device)
     state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
-    with create_run(out, settings, features) as run:
-        return _run(run, features, splits, state, progress or (lambda _: None))
+    run = create_run(out, settings, features)
+    return _alone(run, features, splits, state, progress or (lambda _: None))
 
 
 def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
     """Continues an interrupted run with its own settings, as if it had never stopped (on a CPU to the last bit).
 
     Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed, or
-    another training is at work there.
+    another training is at work in the folder.
     """
-    with continue_run(run) as stopped:
-        if stopped.finished:
-            raise UsageError(
-                f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one."
-            )
-        features = open_cache(stopped, cache)
-        splits = _splits(features, stopped.config)
-        _refuse_other_annotations(stopped, features, splits)
-        state = fresh_state(stopped.config, features, pick_device(device))
-        if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
-            load_state(state, run)
-        return _run(stopped, features, splits, state, progress or (lambda _: None))
+    stopped = read_run(run)
+    if stopped.finished:
+        raise UsageError(f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one.")
+    features = open_cache(stopped, cache)
+    splits = _splits(features, stopped.config)
+    _refuse_other_annotations(stopped, features, splits)
+    state = fresh_state(stopped.config, features, pick_device(device))
+    if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
+        load_state(state, run)
+    return _alone(stopped, features, splits, state, progress or (lambda _: None))
+
+
+def _alone(run: Run, *rest: Any) -> Report:
+    """As `_run`, with no other training at work in the folder, and without what a killed one left half-written."""
+    with alone(run.folder):
+        sweep_run(run.folder)
+        return _run(run, *rest)
 
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
@@ -146,7 +153,7 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         legacy=legacy,
     )
     _show(report, rows, features, splits, device=next(state.model.parameters()).device)
-    write_summary(run, report)  # last: until it is there, resuming makes whatever a kill has left unmade
+    write_summary(run, report)  # last: until it is there, resuming makes what a kill has left unmade
     return report
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pytest
 import cli
 from pipeline import bench_memory
 from pipeline.bench_clips import repeated
-from pipeline.cache import CacheReader, CacheWriter, Words
+from pipeline.cache import CacheReader, CacheWriter
 from pipeline.measure import can_see_memory, peak_memory
 
 pytestmark = pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")
@@ -51,8 +52,6 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Path:
     """A cache as `like` is, of so many videos about each of which the split test asks one question."""
-    from dataclasses import replace
-
     rng = np.random.default_rng(0)
     query, words = next(iter(like.all_words().items()))
     rows = [
@@ -70,7 +69,7 @@ def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Pa
     texts = {"test": "".join(json.dumps(row) + "\n" for row in rows)}
     contents = replace(like.contents, annotations=texts)
     shape = like.tokens(like.video_ids[0]).shape[1:]
-    with no_wait_for_the_disk(), CacheWriter(path, contents, {query: Words(*_three(words))}) as writer:
+    with no_wait_for_the_disk(), CacheWriter(path, contents, {query: words}) as writer:
         for number in range(videos):
             writer.store(
                 f"v{number}",
@@ -81,10 +80,6 @@ def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Pa
             )
         writer.write_index()
     return path
-
-
-def _three(words: Words) -> tuple:
-    return words.tokens, words.sentence, words.texts
 
 
 def peak(*arguments: object, folder: Path) -> float:
