@@ -35,7 +35,15 @@ RUNS = Path("runs")
 LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
 _SHORTEST_WINDOW = 32
 LIBRARIES = ("costl", "torch", "numpy", "h5py")
-_WRITTEN = ("config.yaml", "run.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curves.png", "summary.json")
+_WRITTEN = (
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "best.safetensors",
+    "last.safetensors",
+    "curves.png",
+    "summary.json",
+)
 
 
 @dataclass(frozen=True)

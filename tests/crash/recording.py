@@ -23,9 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CALLS = frozenset(
-    "open write writelines flush truncate ftruncate pwrite replace rename link symlink unlink remove mkdir rmdir fsync".split()
-)
+CALLS = frozenset({"open", "write", "writelines", "flush", "truncate", "ftruncate", "pwrite", "fsync"})
+CALLS |= {"replace", "rename", "link", "symlink", "unlink", "remove", "mkdir", "rmdir"}
 SYSTEM = ("posix", "nt", "_io")
 Files = Mapping[str, bytes]
 
@@ -152,6 +151,8 @@ class Recording:
             if about.st_ino not in now:
                 now[about.st_ino] = self._files.get(about.st_ino, self._next)
                 self._next = max(self._next, now[about.st_ino] + 1)
+                if about.st_ino not in self._files and about.st_nlink > 1:  # a further name of what was on the disk
+                    self._disk.content[now[about.st_ino]] = content
             yield str(path.relative_to(self._folder)), (now[about.st_ino], content)
         self._files = now
 

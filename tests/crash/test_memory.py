@@ -99,7 +99,9 @@ def test_the_memory_of_verify_does_not_grow_with_the_number_of_videos(world, tmp
         peaks[count] = peak("verify", cache, folder=tmp_path)
     few, many = peaks.values()
     size = sum(part.stat().st_size for part in (tmp_path / str(MORE * FEW)).rglob("*.h5"))
-    tell(f"verify: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)")
+    tell(
+        f"verify: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)"
+    )
     assert size > 0.5 * few, "what is read is large enough to be seen"
     assert many < AT_MOST * few
 
@@ -124,7 +126,9 @@ def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, t
         size = sum(part.stat().st_size for part in cache.parent.rglob("*.h5"))
         peaks[count] = peak("evaluate", "--run", "run", "--cache", cache, "--out", f"out{count}", folder=tmp_path)
     few, many = peaks.values()
-    tell(f"evaluate: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)")
+    tell(
+        f"evaluate: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)"
+    )
     assert size > 0.5 * few, "what is read is large enough to be seen"
     assert many < AT_MOST * few
 

@@ -48,7 +48,9 @@ def count(record_property, capsys):
         record_property(what, recording.boundaries)
         with capsys.disabled():
             if os.environ.get("COSTL_FIGURES"):
-                print(f"\n{what}: {recording.boundaries} boundaries, {len(recording.states)} states, {completed} completed")
+                print(
+                    f"\n{what}: {recording.boundaries} boundaries, {len(recording.states)} states, {completed} completed"
+                )
 
     return tell
 
@@ -166,7 +168,7 @@ def test_a_crash_at_any_write_leaves_the_old_index_or_the_new_one_when_words_are
         shutil.rmtree(folder)
     for number, state in enumerate(without_repeats(recording.states)):
         found = add(state.write(tmp_path / str(number)))
-        assert [name for name in found | new if found.get(name) != new.get(name)] == [], (state.how, state.before)
+        assert {name for name in found | new if found.get(name) != new.get(name)} == set(), (state.how, state.before)
     count("words added", recording, len(without_repeats(recording.states)))
 
 

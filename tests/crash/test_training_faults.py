@@ -108,9 +108,7 @@ def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(world, u
 
 
 @pytest.mark.promise(12)
-def test_an_evaluation_killed_at_seeded_moments_leaves_whole_files_and_ends_with_the_same_bytes(
-    undisturbed, tmp_path
-):
+def test_an_evaluation_killed_at_seeded_moments_leaves_whole_files_and_ends_with_the_same_bytes(undisturbed, tmp_path):
     evaluate(undisturbed, split="test", out=tmp_path / "truth", device="cpu")
     truth = {path.name: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
     out, dice = tmp_path / "out", random.Random(2)

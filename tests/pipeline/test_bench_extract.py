@@ -125,7 +125,9 @@ def test_a_race_that_is_not_fair_is_none(clip, folder, tmp_path):
     videos = find_videos(folder)
     extract_all(videos, clip, tmp_path / "feats.h5", fps=2.0, how=How(), batch=4)
     ours = CacheReader(tmp_path / "feats.h5")
-    runner = bench._Bench(fps=2.0, how=How(), batch=4, rate=None, repeats=1, quick=True, own_clips=True, tell=lambda _: None)
+    runner = bench._Bench(
+        fps=2.0, how=How(), batch=4, rate=None, repeats=1, quick=True, own_clips=True, tell=lambda _: None
+    )
     course = runner._look(Clips("c", tuple(videos)), clip, 4)
     assert course.frames == 16 and {len(images) for images in course.batches} == {4}
     bench.plain_extract(course.plain, clip, tmp_path)

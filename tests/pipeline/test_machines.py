@@ -205,7 +205,9 @@ def order(home) -> Order:
     folder = parts_folder(home / "feats.h5") / ".run-1"
     folder.mkdir(parents=True)
     fingerprint = clip.fingerprint() | {"fps": 4.0}
-    return Order("ViT-B-32", str(home / "world" / "clip"), "cpu", fingerprint, Form(), How(), Effort(), home / "feats.h5", folder)
+    return Order(
+        "ViT-B-32", str(home / "world" / "clip"), "cpu", fingerprint, Form(), How(), Effort(), home / "feats.h5", folder
+    )
 
 
 def on_worker(monkeypatch) -> Any:

@@ -21,7 +21,9 @@ def stretch(owner: str, first: int, count: int, start: int) -> Stretch:
     return Stretch(owner, first, np.arange(first, first + count) * 2.0, images)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 7), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 7), st.integers(0, 9)
+)
 def test_every_frame_comes_back_once_at_its_place_and_batches_are_full(chunks, batch, halved_at):
     sizes: list[int] = []
     packer, given_back, sent, number = Packer(batch=batch), {}, {}, 0
