@@ -105,9 +105,8 @@ def lasting(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in ("best", "last"):
         tensors, meta = load_checkpoint(folder, name)
-        found |= {f"{name} {key}": tensor.numpy().tobytes() for key, tensor in tensors.items()}
         meta.get("counts", {}).pop("seconds", None)
-        found[name] = repr(meta)
+        found |= {f"{name} {key}": plain(value) for key, value in (tensors | meta).items()}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
     for path in [folder / "config.yaml", folder / "curves.png", *sorted((folder / "eval-val").iterdir())]:
@@ -115,3 +114,12 @@ def lasting(folder: Path) -> dict[str, object]:
     summary = json.loads((folder / "summary.json").read_text())
     found["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
     return found
+
+
+def plain(value: Any) -> Any:
+    """Tensors as their bytes, however deep."""
+    if hasattr(value, "numpy"):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

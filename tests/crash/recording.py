@@ -79,6 +79,7 @@ class Recording:
         self._folder, self._said, self._known = folder, [], set()  # type: ignore[var-annotated]
         self._disk, self._seen = _Disk(), {}  # type: ignore[var-annotated]
         self._files: dict[int, int] = {}
+        self._contents: dict[bytes, bytes] = {}
         self._next = 0
         self._lock = threading.RLock()
 
@@ -92,7 +93,7 @@ class Recording:
             self._disk.names.setdefault((self._folder / path).parent.stat().st_ino, {})[Path(path).name] = number
         self._look("the beginning")
         self._fsync, os.fsync = os.fsync, self._force
-        self._former = sys.getprofile(), threading._profile_hook  # type: ignore[attr-defined]
+        self._former = sys.getprofile(), threading.getprofile()
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
         return self
@@ -106,10 +107,18 @@ class Recording:
     def _profile(self, frame: Any, event: str, call: Any) -> None:
         if event == "c_call" and call.__name__ in CALLS:
             owner = getattr(call, "__self__", None)
-            if isinstance(owner, io.IOBase) or (isinstance(owner, ModuleType) and owner.__name__ in SYSTEM):
+            file = isinstance(owner, io.IOBase) and not isinstance(owner, io.BytesIO | io.StringIO)
+            if file or (isinstance(owner, ModuleType) and owner.__name__ in SYSTEM):
                 self._look(call.__name__)
 
     def _force(self, descriptor: int) -> None:
+        sys.setprofile(None)  # not to look at ourselves looking
+        try:
+            self._count_as_forced(descriptor)
+        finally:
+            sys.setprofile(self._profile)
+
+    def _count_as_forced(self, descriptor: int) -> None:
         with self._lock:
             tree, about = self._look("fsync"), os.fstat(descriptor)
             number = self._files.get(about.st_ino)
@@ -148,6 +157,7 @@ class Recording:
                 about, content = path.stat(), path.read_bytes()
             except OSError:  # a folder; or it has just gone
                 continue
+            content = self._contents.setdefault(content, content)  # kept once, however often it is seen
             if about.st_ino not in now:
                 now[about.st_ino] = self._files.get(about.st_ino, self._next)
                 self._next = max(self._next, now[about.st_ino] + 1)

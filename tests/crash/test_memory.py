@@ -113,7 +113,7 @@ def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, t
 
     train(
         world.cache,
-        overrides=["train.epochs=1", "model.width=16", "predict.window_clips=32"],
+        overrides=["train.epochs=1", "predict.window_clips=32"],
         out=tmp_path / "run",
         device="cpu",
     )

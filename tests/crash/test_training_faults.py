@@ -30,7 +30,7 @@ from costl.train import resume, train
 from pipeline.errors import CacheError, CostlError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-SETTINGS = ("model.width=16", "spatial.top_k=2", "train.patience=99")
+SETTINGS = ("spatial.top_k=2", "train.patience=99")
 LONG = 12  # epochs, so that a kill finds it at work
 
 
