@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def rows() -> dict[int, list[str]]:
     return found
 
 
+@functools.cache
 def marked() -> dict[str, set[tuple[int, bool]]]:
     """`file::name` of every test: the promises it is marked with, and whether it is a long one."""
     found: dict[str, set[tuple[int, bool]]] = {}
