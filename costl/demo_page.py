@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costl.answers import Answer
+from costl.drawing import load_matplotlib
 from costl.text import clock, tick_step
 
 WIDE, HIGH, AXIS = 1000, 120, 22  # of the curve, in units of its own
@@ -111,6 +112,7 @@ def _look(rank: int, shown: Shown) -> str:
 
 
 def _png(picture: np.ndarray) -> str:
+    load_matplotlib()
     from matplotlib.image import imsave
 
     file = io.BytesIO()

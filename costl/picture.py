@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from costl.drawing import load_matplotlib
 from costl.text import clock, one_line, tick_step
 from pipeline.errors import VideoError
 
@@ -63,6 +64,7 @@ class Answer(Protocol):
 def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes:
     """A PNG with a panel for each answer; the first forty are drawn. Without the frames where the video is gone."""
     # Imported here, as a picture is wanted now and then; Figure and Agg without pyplot, which keeps global state.
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

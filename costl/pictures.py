@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costl.annotations import Prediction, Query
+from costl.drawing import load_matplotlib
 from costl.files import publish
 from costl.metrics import interval_iou
 from costl.text import clock
@@ -51,6 +52,7 @@ def draw_predictions(
     if not items:
         raise UsageError(f"{path}: no prediction to draw, expected at least one.")
     # Imported here, as a picture is wanted now and then; Figure and Agg without pyplot, which keeps global state.
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -79,6 +81,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], *, select: str, k
     """
     if not rows:
         raise UsageError(f"{path}: no epoch to draw, expected at least one.")
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from costl.annotations import parse_jsonl
 from costl.config import Config, load_config
-from costl.files import publish
+from costl.files import alone, publish, sweep
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.fingerprint import explain_difference
@@ -36,6 +36,15 @@ RUNS = Path("runs")
 LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
 _SHORTEST_WINDOW = 32
 LIBRARIES = ("costl", "torch", "numpy", "h5py")
+_WRITTEN = (
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "best.safetensors",
+    "last.safetensors",
+    "curves.png",
+    "summary.json",
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,10 @@ class Run:
 def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
     """Makes the folder (by default a new `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
 
-    Raises UsageError where something lies there already, CostlError when the disk refuses.
+    Raises UsageError where something lies there already, CacheError while another training is at work there, CostlError
+    when the disk refuses.
     """
-    folder = _new_folder(RUNS, features.path.stem) if folder is None else _claimed(folder)
+    folder = _new_folder(RUNS, features.path.stem) if folder is None else _made(folder)
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
@@ -89,9 +99,16 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
     }
-    publish(folder / "config.yaml", config.to_yaml().encode())
-    publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
+    with alone(folder):
+        _refuse_occupied(folder, config)
+        publish(folder / "config.yaml", config.to_yaml().encode())
+        publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
     return read_run(folder)
+
+
+def sweep_run(folder: Path) -> None:
+    """Removes what a training that was killed has left half-written."""
+    sweep(folder, *_WRITTEN)
 
 
 def read_run(folder: Path) -> Run:
@@ -192,15 +209,25 @@ def _new_folder(runs: Path, stem: str) -> Path:
     raise CostlError(f"{runs}: a thousand runs were started this second. Name one with --out.")
 
 
-def _claimed(folder: Path) -> Path:
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
     except OSError as error:
         raise UsageError(f"{folder}: no place for a run ({error.strerror}). Choose another --out.") from error
+    return folder
+
+
+def _refuse_occupied(folder: Path, config: Config) -> None:
+    """A start of the same settings that was killed before it had its run.json does not count."""
+    try:
+        sweep_run(folder)
+        found = {path.name: path for path in folder.iterdir()}
+        begun = found.pop("config.yaml", None)
+        occupied = found or (begun and begun.read_text(encoding="utf-8") != config.to_yaml())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder}: no place for a run ({error}). Choose another --out.") from error
     if occupied:
         raise UsageError(f"{folder}: holds files already. Continue it with --resume {folder}, or choose another --out.")
-    return folder
 
 
 def _version(library: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 
 from costl.card import model_card
-from costl.files import publish
+from costl.files import publish, sync_folder
 from costl.runs import newest_run, read_run
 from costl.trained import CARD, CLIP, CONFIG, FORMAT, MODEL, Trained, read_trained
 from pipeline.errors import CacheError, CostlError, UsageError
@@ -120,6 +120,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         if folder.is_dir():
             folder.rmdir()
         aside.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise CostlError(f"{folder}: cannot be written ({error}). Free space or choose another folder.") from error
     finally:

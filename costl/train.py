@@ -24,11 +24,22 @@ from costl.evaluate import (
     predict_split,
     read_queries,
 )
+from costl.files import alone
 from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
 from costl.objective import total_loss
 from costl.pictures import draw_curves
-from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
+from costl.runs import (
+    Run,
+    annotation_digests,
+    create_run,
+    open_cache,
+    read_rows,
+    read_run,
+    sweep_run,
+    write_rows,
+    write_summary,
+)
 from costl.state import (
     State,
     follow,
@@ -85,13 +96,14 @@ def train(
     place = pick_device(device)
     state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
     run = create_run(out, settings, features)
-    return _run(run, features, splits, state, progress or (lambda _: None))
+    return _alone(run, features, splits, state, progress or (lambda _: None))
 
 
 def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
     """Continues an interrupted run with its own settings, as if it had never stopped (on a CPU to the last bit).
 
-    Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed.
+    Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed, or
+    another training is at work in the folder.
     """
     stopped = read_run(run)
     if stopped.finished:
@@ -103,7 +115,14 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
     state = fresh_state(stopped.config, features, pick_device(device))
     if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
         load_state(state, run)
-    return _run(stopped, features, splits, state, progress or (lambda _: None))
+    return _alone(stopped, features, splits, state, progress or (lambda _: None))
+
+
+def _alone(run: Run, *rest: Any) -> Report:
+    """As `_run`, with no other training at work in the folder, and without what a killed one left half-written."""
+    with alone(run.folder):
+        sweep_run(run.folder)
+        return _run(run, *rest)
 
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
@@ -142,8 +161,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
-    write_summary(run, report)
     _show(report, rows, features, splits, device=next(state.model.parameters()).device)
+    write_summary(run, report)  # last: until it is there, resuming makes what a kill has left unmade
     return report
 
 

@@ -77,7 +77,7 @@ def add_words(
         added = read_annotations(annotations)
         _check_names(added)
         lost = _videos_without_features(cache, index.rows, added, allow=allow_missing_videos)
-        texts = {**index.contents.annotations, **added}
+        texts = dict(sorted({**index.contents.annotations, **added}.items()))  # so that adding again changes no byte
         kept = {query: words for query, words in known_words(cache).items() if words.texts}
         new = [query for query in queries_in(texts) if query not in kept]
         contents = replace(index.contents, annotations=texts)

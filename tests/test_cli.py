@@ -266,6 +266,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.promise(16)
 def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
     arguments, code, part = WRONG[name]
     arguments = arguments if isinstance(arguments, list) else arguments(here)
@@ -297,6 +298,7 @@ def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_p
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.promise(16)
 def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
     def train_until_stopped(after: int, *arguments: str) -> None:
         with start("train", *arguments) as process:

@@ -158,6 +158,7 @@ MODULES = {
     "costl.demo_page": "numpy matplotlib",
     "costl.desk": "numpy",
     "costl.demo": "gradio fastapi starlette uvicorn",
+    "costl.drawing": "matplotlib",
     "costl.picture": "numpy matplotlib",
     "costl.ask": "numpy",
 }
@@ -253,6 +254,7 @@ NEVER_LOADED = {
     "costl.answers": HEAVY,
     "costl.queries": HEAVY,
     "costl.card": HEAVY,
+    "costl.drawing": HEAVY,
     "costl.picture": HEAVY,
     "costl.dataset": "decord open_clip",
     "costl.model.costl": "h5py decord open_clip",

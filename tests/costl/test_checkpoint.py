@@ -71,6 +71,7 @@ def new_training() -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
+@pytest.mark.promise(11)
 def test_a_resumed_training_goes_on_bit_for_bit(tmp_path):
     model, optimizer = new_training()
     train(model, optimizer, 3)
@@ -100,6 +101,7 @@ def test_a_missing_checkpoint_is_refused_with_those_that_exist(tmp_path):
     assert "This run has: none." in refusal(tmp_path / "nowhere")
 
 
+@pytest.mark.promise(9)
 def test_a_pickle_is_never_opened(tmp_path):
     for zipped in (True, False):
         path = checkpoint_path(tmp_path, "best")
@@ -125,6 +127,7 @@ def test_every_cut_is_refused(tmp_path):
         assert "damaged" in refusal(tmp_path)
 
 
+@pytest.mark.promise(9)
 def test_every_flipped_byte_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, "best", {"a": torch.ones(5)}, {"epoch": 1, "state": {0: torch.ones(2)}})
     whole = path.read_bytes()
@@ -150,6 +153,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path, header, part):
     assert part in refusal(tmp_path)
 
 
+@pytest.mark.promise(12)
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, "best", {"a": torch.ones(1)}, {"epoch": 1})
 

@@ -62,6 +62,7 @@ def test_an_override_has_the_type_of_its_setting(override, section, name, value)
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.promise(17)
 def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("trian:\n  epochs: 3\ntrain:\n  epoch: 3\n  batch_size: many\nmodel: 5\n")

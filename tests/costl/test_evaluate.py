@@ -138,6 +138,7 @@ def test_windows_are_rounded_as_asked(world, copy):
     assert windows and all(start % 2 == 0 and end % 2 == 0 and 0 <= start < end <= 24 for start, end, _ in windows)
 
 
+@pytest.mark.promise(14)
 def test_the_order_of_queries_and_their_company_change_nothing(world, run):
     features, config = CacheReader(world.cache), read_run(run).config
     model = build_for(config, features)
@@ -255,6 +256,7 @@ def test_weights_of_another_model_are_refused(copy):
         evaluate(copy, device="cpu")
 
 
+@pytest.mark.promise(13)
 def test_queries_about_videos_without_features_count_nothing_and_are_named(world, copy, tmp_path):
     lines = CacheReader(world.cache).annotations("test").splitlines()
     lost = json.dumps(json.loads(lines[0]) | {"qid": 1, "vid": "lost"})

@@ -43,6 +43,7 @@ def released(name: str, split: str) -> tuple[list[Prediction], list[Query]]:
 
 @needs_fixtures
 @pytest.mark.parametrize(("name", "split"), RELEASED)
+@pytest.mark.promise(15)
 def test_official_mode_gives_every_published_number_to_the_last_digit(name, split):
     expected = (FIXTURES / name / f"{split}_metrics_recomputed.json").read_text()
     assert compute_metrics(*released(name, split), official=True) == json.loads(expected)
@@ -106,6 +107,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", edge_cases())
+@pytest.mark.promise(15)
 def test_strict_mode_is_right_or_refuses_where_the_published_evaluator_has_its_quirks(case, request):
     rows = [Prediction.from_row(row) for row in case[0]], [Query.from_row(row) for row in case[1]]
     name = request.node.callspec.id
@@ -352,6 +354,7 @@ def test_clips_may_have_another_length_and_any_number_of_raters():
         (answer(2), "query 2 is not in the truth"),
     ],
 )
+@pytest.mark.promise(13)
 def test_strict_mode_refuses_a_bad_row_by_name(row, part):
     with pytest.raises(UsageError, match=part):
         compute_metrics([row], [query()])
@@ -386,6 +389,7 @@ def test_iou_of_intervals_by_hand():
 
 @needs_fixtures
 @pytest.mark.parametrize(("name", "split"), RELEASED)
+@pytest.mark.promise(15)
 def test_both_modes_agree_where_nothing_has_to_be_refused(name, split):
     predictions, queries = released(name, split)
     length_s = {query.qid: query.duration_s for query in queries}
@@ -512,6 +516,7 @@ def test_highlights_score_as_a_slow_reference_says(tasks):
 
 @slowly
 @given(tasks, st.randoms(use_true_random=False))
+@pytest.mark.promise(14)
 def test_numbers_stay_between_0_and_100_and_do_not_depend_on_the_order_of_rows(tasks, random):
     predictions, queries = build(tasks)
     before = compute_metrics(predictions, queries)["brief"]

@@ -253,6 +253,7 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
 
 @every_variant
 @pytest.mark.parametrize("garbage", [0.0, 50.0])
+@pytest.mark.promise(14)
 def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage):
     model, inputs = small_model(*overrides), random_inputs(CLIPS, ASKED, garbage=garbage)
     together = run(model, inputs)

@@ -140,6 +140,7 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(made):
         assert wanted <= set(ids)
 
 
+@pytest.mark.promise(18)
 def test_nothing_is_asked_from_anywhere(made):
     text = made.path.read_text(encoding="utf-8")
     parsed = Parsed(text.encode())

@@ -73,6 +73,7 @@ def test_files_are_scored_as_python_scores_them_with_an_interval_for_every_numbe
     assert table.stderr == "3 queries, scored as qvhighlights, clips of 2 s.\n"
 
 
+@pytest.mark.promise(14)
 def test_the_order_of_rows_changes_nothing(here):
     before = costl(*SCORE).stdout
     Path("mine.jsonl").write_text(lines(*map(answer_row, (3, 1, 2))))
@@ -165,6 +166,7 @@ BAD = {
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 @pytest.mark.parametrize(("content", "told"), BAD.values(), ids=BAD)
+@pytest.mark.promise(13)
 def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
     Path("mine.jsonl").unlink()
     if content is not None:
@@ -219,6 +221,7 @@ def test_one_file_alone_is_refused(here):
 
 
 @pytest.mark.parametrize("mode", [(), ("--official",)])
+@pytest.mark.promise(13)
 def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
     Path("mine.jsonl").write_text(lines(answer_row(2)))
     for command in (SCORE, ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):

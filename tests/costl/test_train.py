@@ -106,6 +106,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world, who
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.promise(11)
 def test_k_epochs_and_then_the_rest_are_as_good_as_all_at_once_to_the_last_bit(world, whole, tmp_path, epochs):
     with pytest.raises(Stop):
         run(world, tmp_path / "run", progress=stop_after(epochs, of=3))

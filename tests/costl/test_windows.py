@@ -183,6 +183,7 @@ def test_windows_are_as_long_as_the_longest_video_of_training_unless_set(tmp_pat
     assert settled(75, window_clips=64) == 64 and settled(0) is None
 
 
+@pytest.mark.promise(8)
 def test_memory_does_not_grow_with_the_length_of_the_video():
     proc = Path("/proc/self")
     if not (proc / "clear_refs").exists():

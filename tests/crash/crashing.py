@@ -96,3 +96,30 @@ def is_whole(part: Path) -> bool:
 def written(cache: Path) -> Mapping[str, tuple[int, int]]:
     """Which file each part is and when it was written: another file after a run was made again by it."""
     return {part.stem: (part.stat().st_ino, part.stat().st_mtime_ns) for part in parts_of(cache)}
+
+
+def lasting(folder: Path) -> dict[str, object]:
+    """All that a finished run holds, but for the clock."""
+    from costl.checkpoint import load_checkpoint
+
+    found: dict[str, object] = {}
+    for name in ("best", "last"):
+        tensors, meta = load_checkpoint(folder, name)
+        meta.get("counts", {}).pop("seconds", None)
+        found |= {f"{name} {key}": plain(value) for key, value in (tensors | meta).items()}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
+    for path in [folder / "config.yaml", folder / "curves.png", *sorted((folder / "eval-val").iterdir())]:
+        found[str(path.relative_to(folder))] = path.read_bytes()
+    summary = json.loads((folder / "summary.json").read_text())
+    found["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Tensors as their bytes, however deep."""
+    if hasattr(value, "numpy"):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

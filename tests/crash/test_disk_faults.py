@@ -113,6 +113,7 @@ def look(cache: Path, stored: list[str]) -> None:
 
 
 @pytest.mark.parametrize("code", REMEDIES, ids=errno.errorcode.get)
+@pytest.mark.promise(3)
 def test_a_disk_that_refuses_stops_an_extraction_wherever_it_is_and_loses_nothing(tmp_path, code):
     fill(tmp_path / "whole.h5", [])
     truth = contents_of(tmp_path / "whole.h5")

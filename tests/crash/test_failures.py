@@ -73,6 +73,7 @@ def write_huge(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+@pytest.mark.promise(2)
 def test_every_way_in_which_a_video_can_fail_is_a_row_with_its_reason_and_the_others_are_finished(home):
     truth = contents_of(home / "feats.h5")
     forget(home)
@@ -92,6 +93,7 @@ def test_every_way_in_which_a_video_can_fail_is_a_row_with_its_reason_and_the_ot
     assert {name: indexed[name] for name in ENDS} == {name: status for name, (status, _) in ENDS.items()}
 
 
+@pytest.mark.promise(4)
 def test_a_video_that_changed_since_it_was_extracted_is_extracted_again_and_said_so(home, monkeypatch):
     before = written(home / "feats.h5")
     shutil.copy(home / "w" / "val_0000.mp4", home / "w" / "train_0000.mp4")
@@ -118,6 +120,7 @@ def test_a_video_that_went_away_leaves_the_index_keeps_its_part_and_comes_back_u
     assert written(home / "feats.h5") == there
 
 
+@pytest.mark.promise(3)
 def test_twenty_failures_in_a_row_stop_the_run_with_what_was_finished_kept(home, monkeypatch):
     before = written(home / "feats.h5")
     for number in range(25):
@@ -149,6 +152,7 @@ def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home, monkey
     assert code == 0 and contents_of(home / "feats.h5") == truth, err
 
 
+@pytest.mark.promise(5)
 def test_a_second_run_on_one_cache_is_refused_while_the_first_is_alive_and_hurts_nothing(home):
     truth = contents_of(home / "feats.h5")
     forget(home)
@@ -183,6 +187,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
 
 
+@pytest.mark.promise(3)
 def test_a_disk_that_is_full_stops_the_run_and_what_is_finished_stays(home, tmp_path, monkeypatch):
     with small_disk(tmp_path / "disk", "size=1700k") as disk:
         arguments = (*EXTRACT, "--out", disk / "feats.h5")

@@ -97,6 +97,7 @@ def complete(home: Path, total: int) -> list[str]:
     return said["done"]
 
 
+@pytest.mark.promise(1)
 def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes(undisturbed, tmp_path):
     shutil.copytree(undisturbed / "w", tmp_path / "w")
     truth, seen, dice = contents_of(undisturbed / "feats.h5"), Seen(), random.Random(3)
@@ -114,6 +115,7 @@ def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
+@pytest.mark.promise(1)
 def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, capsys):
     def say(text: str) -> None:
         with capsys.disabled():

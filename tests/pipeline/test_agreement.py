@@ -49,6 +49,7 @@ def here(name: str) -> str:
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])
 @pytest.mark.parametrize("sampling", ["centre", "cheapest"])
+@pytest.mark.promise(7)
 def test_tokens_are_open_clips_own(home, network, tmp_path, decoder, sampling):
     here(decoder)
     for batch, dtype in itertools.product((1, 5, 16), ("float16", "int8")):

@@ -320,6 +320,7 @@ def test_a_damaged_part_is_made_again(cache):
         assert writer.keep("v_a", "hash of v_a") is None
 
 
+@pytest.mark.promise(4)
 def test_other_settings_are_refused_by_field(cache):
     changed = contents(fingerprint={"model": "tiny", "fps": 1.0}, fps=1.0)
     before = cache.read_bytes()
@@ -354,6 +355,7 @@ def test_where_capitals_are_not_told_apart_the_second_of_two_videos_is_refused_a
     assert [len(CacheReader(cache).tokens(name)) for name in ("Clip", "clip")] == [3, 5]
 
 
+@pytest.mark.promise(5)
 def test_two_writers_at_once_the_second_is_refused(cache):
     with (
         CacheWriter(cache, contents(), words()),
@@ -412,6 +414,7 @@ def run_killed(path: Path, boundary: int) -> subprocess.CompletedProcess:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("boundary", [3, 8, 14, 20, 25, 29, 33, 37, 41, 44])
+@pytest.mark.promise(1)
 def test_a_kill_at_a_write_boundary_loses_nothing_that_was_reported(tmp_path, boundary):
     path = tmp_path / "feats.h5"
     run = run_killed(path, boundary)
@@ -450,6 +453,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_file(cache, monkeypatch, cal
 # Refusals
 
 
+@pytest.mark.promise(10)
 def test_a_flipped_bit_is_found(cache):
     part = parts_folder(cache) / "v_b.h5"
     with h5py.File(part) as file:
@@ -477,6 +481,7 @@ def test_a_missing_cache_is_named(tmp_path):
         CacheReader(tmp_path / "feats.h5")
 
 
+@pytest.mark.promise(9)
 def test_an_index_cut_short_anywhere_is_refused_or_whole(cache):
     whole = cache.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
@@ -492,6 +497,7 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
         CacheReader(tmp_path / "feats.h5")
 
 
+@pytest.mark.promise(4)
 def test_another_format_is_refused_by_number(cache):
     rewrite(cache, lambda file: file.attrs.__setitem__("format", 999))
     with pytest.raises(CacheError, match="cache format 999, this program reads format 1"):
@@ -511,6 +517,7 @@ def test_a_format_that_is_no_whole_number_is_refused(cache, value):
     ids=["external", "soft"],
 )
 @pytest.mark.parametrize("name", ["rows", "joint", "words", "annotations/train"])
+@pytest.mark.promise(9)
 def test_a_link_is_not_followed(cache, link, name):
     shutil.copy(cache, cache.with_name("other.h5"))
 
@@ -576,6 +583,7 @@ def test_tokens_that_are_not_plain_bytes_in_the_file_are_refused(cache, make):
         CacheReader(cache).tokens("v_a")
 
 
+@pytest.mark.promise(9)
 def test_a_shape_larger_than_its_file_is_refused_before_it_is_read(cache):
     def change(file):
         del file["sentences"]

@@ -124,6 +124,7 @@ def test_the_patches_are_those_of_the_last_block_before_the_norm(clip, reference
     torch.testing.assert_close(ours, normed, atol=1e-2, rtol=0)
 
 
+@pytest.mark.promise(7)
 def test_the_batch_does_not_change_a_token(clip):
     pixels = frames(7)
     one_by_one = np.concatenate([clip.tokens(pixels[i : i + 1]) for i in range(7)])
@@ -164,6 +165,7 @@ def test_a_tower_without_such_a_token_is_refused(tmp_path, vision):
         load_clip(weights=str(write_clip(tmp_path, **vision)))
 
 
+@pytest.mark.promise(7)
 def test_values_that_do_not_fit_are_refused(tmp_path):
     state = load_file(write_clip(tmp_path) / "open_clip_model.safetensors")
     state["visual.transformer.resblocks.1.mlp.c_proj.bias"][3] = 1e6
@@ -279,6 +281,7 @@ def test_the_same_weights_have_the_same_hash_wherever_they_lie(known, tmp_path):
     assert load_clip("ViT-tiny", str(tmp_path / "a.pt")).weights_hash != fingerprints[0]["weights"]
 
 
+@pytest.mark.promise(18)
 def test_a_tag_that_is_on_this_disk_needs_no_network(known, tmp_path, monkeypatch):
     save_file(known, tmp_path / "open_clip_model.safetensors")
     found = {("nobody/vit-tiny", "open_clip_model.safetensors"): str(tmp_path / "open_clip_model.safetensors")}
@@ -375,6 +378,7 @@ class Bomb:
 @pytest.mark.parametrize(
     "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["zip", "old"]
 )
+@pytest.mark.promise(9)
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(known, tmp_path, save):
     save({"state_dict": Bomb(str(tmp_path / "ran"))}, tmp_path / "w.pt")
     with pytest.raises(UsageError, match="cannot load it"):

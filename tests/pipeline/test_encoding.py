@@ -163,6 +163,7 @@ def test_decoding_and_encoding_go_on_while_the_disk_stands_still(writer, decodin
 
 
 @pytest.mark.parametrize("slow", ["device", "disk"])
+@pytest.mark.promise(8)
 def test_what_is_in_flight_is_bounded_whatever_is_slow(writer, decoding, monkeypatch, slow):
     arrived, most = [0], [0]
     add, count = Saver._gather, Decoding._count
@@ -202,6 +203,7 @@ def test_several_devices_of_uneven_speed_make_the_bytes_of_one(tmp_path, decodin
     assert made[0] == made[1]
 
 
+@pytest.mark.promise(3)
 def test_a_full_device_halves_the_batch_once_and_for_all(writer, decoding):
     refused, told = [], []
 

@@ -111,6 +111,7 @@ def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
     assert contents_of(done.parent / "feats.h5") == before
 
 
+@pytest.mark.promise(1)
 def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeypatch):
     told: list[Progress] = []
     saved, interrupted = [], threading.Event()
@@ -142,6 +143,7 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeyp
     assert [progress.stage for progress in told][:2] == ["load", "words"]
 
 
+@pytest.mark.promise(7)
 def test_the_batch_and_the_number_of_processes_do_not_change_the_features(folder, done):
     run(folder, batch=5, workers=2)
     ours, theirs = CacheReader(folder.parent / "feats.h5"), CacheReader(done.parent / "feats.h5")
@@ -199,6 +201,7 @@ def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatc
         ({"precision": "bf16"}, "precision: cache has fp32, asked for bf16"),
     ],
 )
+@pytest.mark.promise(4)
 def test_other_settings_are_refused_by_name(done, option, answer):
     before = contents_of(done.parent / "feats.h5")
     with pytest.raises(CacheError, match=answer):
@@ -206,12 +209,14 @@ def test_other_settings_are_refused_by_name(done, option, answer):
     assert contents_of(done.parent / "feats.h5") == before
 
 
+@pytest.mark.promise(4)
 def test_other_weights_are_refused_by_name(done):
     write_clip(done / "clip", seed=1)
     with pytest.raises(CacheError, match=r"weights: cache has .*, asked for"):
         run(done)
 
 
+@pytest.mark.promise(4)
 def test_a_replaced_video_is_done_again_and_only_that(done):
     old = CacheReader(done.parent / "feats.h5").tokens("v_a").copy()
     stamp = (done / "v_a.mp4").stat()
@@ -303,6 +308,7 @@ def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder,
     assert not (folder.parent / "feats.h5").exists() and not (folder.parent / "feats.h5.parts").exists()
 
 
+@pytest.mark.promise(5)
 def test_a_second_run_at_the_same_time_is_refused_at_once(done, monkeypatch):
     reader = CacheReader(done.parent / "feats.h5")
     monkeypatch.setattr(module, "load_clips", lambda *_, **__: pytest.fail("loaded CLIP first"))

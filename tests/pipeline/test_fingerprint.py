@@ -35,6 +35,7 @@ def test_a_difference_is_explained_exactly_when_the_texts_differ(old, new):
         assert len(explain_difference(old, new)) == len(old.keys() | new.keys())
 
 
+@pytest.mark.promise(4)
 def test_each_field_that_differs_is_named_with_both_values():
     old = {"fps": 0.5, "model": "ViT-B-32", "same": 1}
     new = {"fps": 1.0, "model": "ViT-L-14", "same": 1}

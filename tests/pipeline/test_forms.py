@@ -229,6 +229,7 @@ class CacheReaderRow:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.promise(8)
 def test_a_long_videos_tokens_are_never_in_memory_as_a_whole(tmp_path, dtype):
     shape = (2000, 1, 50, 256)  # 51 MB
     tokens = np.memmap(tmp_path / "tokens", np.float16, "w+", shape=shape)

@@ -45,14 +45,17 @@ def test_a_painted_number_survives_its_picture():
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "flv", "3gp"])
+@pytest.mark.promise(6)
 def test_a_steady_clip_gives_the_frame_on_screen_whatever_its_container(tmp_path, suffix):
     assert_right_everywhere(clips.make_clip(tmp_path / f"a.{suffix}", clips.steady(45)))
 
 
+@pytest.mark.promise(6)
 def test_a_varying_frame_rate_is_read_by_time_and_not_by_index(tmp_path):
     assert_right_everywhere(clips.make_clip(tmp_path / "a.mp4", clips.uneven(40)))
 
 
+@pytest.mark.promise(6)
 def test_b_frames_in_any_number_do_not_shift_frames(tmp_path):
     for b_frames in ("0", "1", "4"):
         path = clips.make_clip(tmp_path / f"{b_frames}.mp4", clips.steady(45), options={"bf": b_frames})
@@ -83,6 +86,7 @@ def test_a_clip_cut_without_decoding_hides_the_frames_before_its_cut(tmp_path, s
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.55, 0.9])
+@pytest.mark.promise(6)
 def test_a_clip_whose_edit_list_ends_early_ends_there(tmp_path, share):
     path = clips.make_clip(tmp_path / "a.mp4", clips.steady(150), options={"g": "50"})
     data = bytearray(path.read_bytes())

@@ -105,6 +105,7 @@ CLIPS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("kind", CLIPS)
+@pytest.mark.promise(6)
 def test_every_decoder_gives_the_frames_and_the_times_of_decord(tmp_path, kind, name):
     here(name)
     path = CLIPS[kind](tmp_path)

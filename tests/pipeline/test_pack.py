@@ -299,6 +299,7 @@ def test_damaged_words_cannot_be_left_out(cache, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["tokens", "times_s", "shell", "words"])
+@pytest.mark.promise(10)
 def test_a_flipped_bit_in_a_packed_file_is_found_and_not_unpacked(packed, tmp_path, where):
     table = CacheReader(packed).table
     entry = table.entry("v_b.h5")

@@ -107,6 +107,7 @@ def test_what_is_missing_cut_short_or_foreign_is_found_even_by_a_quick_look(cach
 
 
 @pytest.mark.parametrize("name", ONLY_IN_FULL)
+@pytest.mark.promise(10)
 def test_what_only_reading_finds_is_found_by_a_full_look(cache, name):
     part = part_of(cache, 4)
     spoil, told = ONLY_IN_FULL[name]
@@ -118,6 +119,7 @@ def test_what_only_reading_finds_is_found_by_a_full_look(cache, name):
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+@pytest.mark.promise(10)
 def test_words_are_checked_too(cache, quick):
     words = CacheReader(cache).words_path
     cut(words) if quick else flip(words, "sentences")

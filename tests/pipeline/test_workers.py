@@ -124,6 +124,7 @@ def test_every_video_comes_whole_and_in_order():
 
 
 @pytest.mark.parametrize("how", ["hang open", "hang later", "stop open", "stop later"])
+@pytest.mark.promise(2)
 def test_a_video_that_hangs_is_one_timeout_and_the_others_finish(how):
     began = time.monotonic()
     # Four frames at two a second are two seconds of video, so twenty seconds of grace: ask for denser frames.
@@ -135,6 +136,7 @@ def test_a_video_that_hangs_is_one_timeout_and_the_others_finish(how):
 
 
 @pytest.mark.parametrize("how", ["kill open", "kill later", "fault open", "fault later"])
+@pytest.mark.promise(2)
 def test_a_video_that_kills_its_process_is_one_crash_and_the_others_finish(how):
     _, ends = run(jobs("a", how, "b", how + " ", "c"))
     assert isinstance(ends[how], Failed) and ends[how].status == "crashed"
@@ -243,6 +245,7 @@ def test_a_frame_larger_than_a_slot_is_a_row():
     assert isinstance(ends["a"], Failed) and "1000 x 1000" in ends["a"].reason
 
 
+@pytest.mark.promise(8)
 def test_a_video_that_wants_too_much_memory_does_not_take_the_machine():
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux enforces the limit")

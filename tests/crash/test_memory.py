@@ -1,0 +1,175 @@
+"""Peak memory grows neither with the number of videos nor with the length of one, measured on real processes.
+
+The long ones make and read much:
+
+    COSTL_FIGURES=1 python -m pytest tests/crash/test_memory.py -m long -n 0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import cli
+from pipeline import bench_memory
+from pipeline.bench_clips import repeated
+from pipeline.cache import CacheReader, CacheWriter
+from pipeline.measure import can_see_memory, peak_memory
+
+pytestmark = pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")
+ROOT = Path(cli.__file__).parent
+FEW, MORE = 24, 10  # videos, and how many times as many; the large cache is much larger than a process
+MINUTES, LONGER = 2, 60
+AT_MOST = 1.2
+
+
+@pytest.fixture
+def tell(capsys):
+    def say(text: str) -> None:
+        if os.environ.get("COSTL_FIGURES"):
+            with capsys.disabled():
+                print(f"\n{text}")
+
+    return say
+
+
+@contextmanager
+def no_wait_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Path:
+    """A cache as `like` is, of so many videos about each of which the split test asks one question."""
+    rng = np.random.default_rng(0)
+    query, words = next(iter(like.all_words().items()))
+    rows = [
+        {
+            "qid": number,
+            "query": query,
+            "vid": f"v{number}",
+            "duration": 2.0 * clips,
+            "relevant_windows": [[2, 8]],
+            "relevant_clip_ids": [1, 2, 3],
+            "saliency_scores": [[4, 4, 4]] * 3,
+        }
+        for number in range(videos)
+    ]
+    texts = {"test": "".join(json.dumps(row) + "\n" for row in rows)}
+    contents = replace(like.contents, annotations=texts)
+    shape = like.tokens(like.video_ids[0]).shape[1:]
+    with no_wait_for_the_disk(), CacheWriter(path, contents, {query: words}) as writer:
+        for number in range(videos):
+            writer.store(
+                f"v{number}",
+                tokens=rng.normal(size=(clips, *shape)).astype(np.float16),
+                times_s=np.arange(clips) * 2.0 + 1,
+                duration_s=2.0 * clips,
+                content_hash=str(number),
+            )
+        writer.write_index()
+    return path
+
+
+def peak(*arguments: object, folder: Path) -> float:
+    environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
+    return peak_memory([*environment, sys.executable, "-m", "cli", *map(str, arguments)], cwd=folder)
+
+
+@pytest.mark.promise(8)
+@pytest.mark.promise(10)
+def test_the_memory_of_verify_does_not_grow_with_the_number_of_videos(world, tmp_path, tell):
+    like = CacheReader(world.cache)
+    shape = like.tokens(like.video_ids[0]).shape[1:]
+    clips = 400_000 // (2 * int(np.prod(shape)))  # 400 kB a video
+    peaks = {}
+    for count in (FEW, MORE * FEW):
+        cache = write_cache(tmp_path / str(count) / "feats.h5", like, count, clips=clips)
+        peaks[count] = peak("verify", cache, folder=tmp_path)
+    few, many = peaks.values()
+    size = sum(part.stat().st_size for part in (tmp_path / str(MORE * FEW)).rglob("*.h5"))
+    tell(
+        f"verify: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)"
+    )
+    assert size > 0.5 * few, "what is read is large enough to be seen"
+    assert many < AT_MOST * few
+
+
+@pytest.mark.long
+@pytest.mark.promise(8)
+def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, tmp_path, tell):
+    from costl.train import train
+
+    train(
+        world.cache,
+        overrides=["train.epochs=1", "predict.window_clips=32"],
+        out=tmp_path / "run",
+        device="cpu",
+    )
+    like = CacheReader(world.cache)
+    shape = like.tokens(like.video_ids[0]).shape[1:]
+    clips = min(400, 1_000_000 // (2 * int(np.prod(shape))))
+    peaks, size = {}, 0
+    for count in (FEW, MORE * FEW):
+        cache = write_cache(tmp_path / str(count) / "feats.h5", like, count, clips=clips)
+        size = sum(part.stat().st_size for part in cache.parent.rglob("*.h5"))
+        peaks[count] = peak("evaluate", "--run", "run", "--cache", cache, "--out", f"out{count}", folder=tmp_path)
+    few, many = peaks.values()
+    tell(
+        f"evaluate: {few / 1e6:.0f} MB at {FEW} videos, {many / 1e6:.0f} MB at {MORE * FEW} ({size / 1e6:.0f} MB of parts)"
+    )
+    assert size > 0.5 * few, "what is read is large enough to be seen"
+    assert many < AT_MOST * few
+
+
+# The length of a video
+
+
+def write_video(path: Path, seconds: int, *, rate: int = 5) -> Path:
+    """1080p, a few pictures that move, a key frame every ten seconds."""
+    rng = np.random.default_rng(0)
+    grounds = [np.kron(rng.integers(0, 255, (27, 48, 3), np.uint8), np.ones((40, 40, 1), np.uint8)) for _ in range(4)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "g": str(10 * rate)})
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for number in range(seconds * rate):
+            picture = np.roll(grounds[number // (10 * rate) % 4], 8 * number, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.promise(8)
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_two_hours_of_1080p_take_no_more_memory_than_two_minutes(tmp_path, tell, decoder):
+    for name in ("short", "long"):
+        (tmp_path / name).mkdir()
+    short = write_video(tmp_path / "short" / "video.mp4", MINUTES * 60)
+    repeated(short, tmp_path / "long" / "video.mp4", LONGER)
+    peaks, clips = {}, {}
+    for name in ("short", "long"):
+        out = tmp_path / "out" / name / "feats.h5"
+        given = [str(tmp_path / name), str(out), str(bench_memory.TINY_CLIP), "0.5", decoder]
+        peaks[name] = peak_memory([sys.executable, "-c", bench_memory._ALONE, *given], cwd=ROOT)
+        clips[name] = CacheReader(out).rows[0].clips
+    ratio = peaks["long"] / peaks["short"]
+    tell(
+        f"{decoder}: {peaks['short'] / 1e6:.0f} MB for {clips['short']} clips of two minutes, "
+        f"{peaks['long'] / 1e6:.0f} MB for {clips['long']} of two hours: {ratio:.2f} times"
+    )
+    assert clips == {"short": MINUTES * 30, "long": MINUTES * 30 * LONGER}
+    assert ratio < AT_MOST
