@@ -70,6 +70,11 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[st
     return {key: tensor for key, tensor in stored.items() if not key.startswith(MARK)}, meta
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors."""
+    return _digest({}, {name: _at_rest(tensor) for name, tensor in tensors.items()})
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every random generator that training draws from, ready for `meta`."""
     return {

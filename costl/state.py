@@ -59,10 +59,15 @@ def follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
     get_ema_multi_avg_fn(memory)(list(average.parameters()), list(model.parameters()), 0)
 
 
-def keep_if_best(state: State, score: float | None, folder: Path) -> None:
-    """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far."""
-    if score is None or state.best is None or score > state.best:
+def keep_if_best(state: State, score: float | None, folder: Path, *, write: bool = True) -> None:
+    """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far.
+
+    Without `write` it is only noted, and another process saves it.
+    """
+    better = score is None or state.best is None or score > state.best
+    if better:
         state.best, state.best_epoch = score, state.epoch
+    if better and write:
         save_checkpoint(folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
 
 
