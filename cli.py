@@ -394,6 +394,8 @@ def evaluate(as_json: bool, **options: Any) -> None:
     The second scores anyone's predictions, without a run or a cache. Intervals are 95 % bootstrap intervals over queries.
     """
     given = {name: value for name, value in options.items() if value not in (None, False)}
+    if launched().count > 1 and given.keys() & {"predictions", "truth", "submission"}:
+        raise click.UsageError("several processes share the evaluation of a run; give this command without torchrun.")
     if "predictions" in given or "truth" in given:
         _evaluate_files(given, as_json=as_json)
     elif "submission" in given:

@@ -110,7 +110,7 @@ class Ranks:
     def _of_all(self, errors: list[CostlError | None], failed: int) -> CostlError:
         error = errors[failed]
         assert error is not None
-        if None in errors:  # else it is no matter of one process
+        if failed > 0:  # a matter of the machine that this one is on
             error.args = (f"process {failed} of {self.count}: {error}",)
         error.told = not self.first
         return error

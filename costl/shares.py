@@ -153,11 +153,11 @@ def _read(
 ) -> Share:
     """The share with its tokens, padded as in the whole batch."""
     read = [features.tokens(vids[v], patches=patches) for v in videos]
-    tokens = torch.zeros(len(read), whole.frame_mask.shape[1], *read[0].shape[1:])
+    tokens = np.zeros((len(read), whole.frame_mask.shape[1], *read[0].shape[1:]), np.float16)
     for row, array in zip(tokens, read, strict=True):
-        row[: len(array)] = torch.from_numpy(array)
+        row[: len(array)] = array
     which = torch.tensor(videos)
-    return Share(number, which, torch.isin(whole.video, which).nonzero()[:, 0], tokens)
+    return Share(number, which, torch.isin(whole.video, which).nonzero()[:, 0], torch.from_numpy(tokens).float())
 
 
 class _WithoutTokens:
@@ -252,14 +252,15 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
         match = whole.sentence.new_zeros(len(whole.video), len(videos), whole.frame_mask.shape[1])
         if contrast:
             match = match_with(whole.words, whole.word_mask, whole.sentence)
-    return [part.float() for part in (made.foreground, made.quality, made.spans, made.positions, made.saliency, match)]
+    return [made.foreground, made.quality, made.spans, made.positions, made.saliency, match]
 
 
 def _placed(blank: Sequence[Tensor], made: Sequence[Tensor], share: Share) -> list[Tensor]:
     """What a share made where it belongs in the whole batch: at its rows, and match at its videos."""
     rows, videos = (which.to(blank[0].device) for which in (share.rows, share.videos))
-    placed = [into.index_copy(0, rows, part) for into, part in zip(blank[:-1], made[:-1], strict=True)]
-    return [*placed, blank[-1].index_copy(1, videos, made[-1])]
+    *parts, match = (part.to(into.dtype) for part, into in zip(made, blank, strict=True))
+    placed = [into.index_copy(0, rows, part) for into, part in zip(blank[:-1], parts, strict=True)]
+    return [*placed, blank[-1].index_copy(1, videos, match)]
 
 
 def _of_all(own: Sequence[Tensor], ranks: Ranks, failed: CostlError | None) -> list[Tensor]:
