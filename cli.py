@@ -356,7 +356,7 @@ def train(as_json: bool, **options: Any) -> None:
         costl train --cache feats.h5
         costl train --cache feats.h5 --set train.epochs=20 --set spatial.steps=0
         costl train --resume runs/feats-20260131-120000
-        torchrun --nproc_per_node=2 --no-python costl train --cache feats.h5
+        torchrun --standalone --nproc_per_node=2 -m cli train --cache feats.h5
     The last one shares every batch between two GPUs, or two processes on a CPU, to the same result.
     Settings: configs/default.yaml, then those that came with the videos, then --config, then --set.
     """
