@@ -35,7 +35,7 @@ from costl.model.build import Model
 from costl.model.costl import Outputs
 from costl.model.heads import MomentHead, anchors
 from costl.model.match import matching
-from costl.ranks import ALONE, Ranks
+from costl.ranks import Ranks
 from pipeline.cache import Joint, Words
 from pipeline.errors import CostlError, UsageError
 from pipeline.grid import Grid
@@ -60,7 +60,6 @@ class Split:
 
     whole: Batch
     shares: tuple[Share, ...]
-    ranks: Ranks
     failed: CostlError | None = None
 
     @property
@@ -72,18 +71,23 @@ class Split:
         """The same on `device`, but for the tokens: each share brings its own when its turn has come."""
         return replace(self, whole=self.whole.to(device))
 
+    def pin_memory(self) -> Split:
+        """The same with the tokens, which are nearly all of it, where a GPU fetches them by itself."""
+        return replace(self, shares=tuple(replace(share, tokens=share.tokens.pin_memory()) for share in self.shares))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How batches are shared: over these processes, each with `accumulate` shares."""
+    """How batches are shared: over `count` processes, of which this is number `rank`, each with `accumulate` shares."""
 
-    ranks: Ranks = ALONE
+    rank: int = 0
+    count: int = 1
     accumulate: int = 1
 
     @property
     def shares(self) -> int:
         """All of them."""
-        return self.ranks.count * self.accumulate
+        return self.count * self.accumulate
 
     def collate(
         self, queries: Sequence[Query], features: Features, *, patches: bool, wrong: Sequence[tuple[int, int]] = ()
@@ -94,12 +98,12 @@ class Plan:
         whole = collate(queries, _WithoutTokens(features), patches=patches, wrong=wrong)
         vids = list(dict.fromkeys(query.vid for query in queries))
         dealt = enumerate(deal(whole.video, self.shares))
-        mine = [(number, videos) for number, videos in dealt if videos and self.ranks.owns(number)]
+        mine = [(number, videos) for number, videos in dealt if videos and number % self.count == self.rank]
         try:
             shares = tuple(_read(number, videos, vids, whole, features, patches=patches) for number, videos in mine)
         except CostlError as error:
-            return Split(whole, (), self.ranks, error)
-        return Split(whole, shares, self.ranks)
+            return Split(whole, (), error)
+        return Split(whole, shares)
 
     def refuse_too_many(self, queries: Sequence[Query], batch_size: int) -> None:
         """Raises UsageError when no batch has a video for every share."""
@@ -109,17 +113,14 @@ class Plan:
         held = f"train.batch_size is {batch_size}: a batch holds at most {most} of the training videos, which are not divided"
         if self.accumulate == 1:
             raise UsageError(
-                f"{self.ranks.count} processes are more than a batch can be shared by ({held}). Start at most {most} "
+                f"{self.count} processes are more than a batch can be shared by ({held}). Start at most {most} "
                 f"(torchrun --nproc_per_node={most}), or train with a larger train.batch_size."
             )
+        each = f" in each of {self.count} processes" if self.count > 1 else ""
         raise UsageError(
-            f"train.accumulate is {self.accumulate}{_by(self.ranks)}, more shares than a batch has videos ({held}). Set "
-            f"train.accumulate to at most {max(1, most // self.ranks.count)}, or a larger train.batch_size."
+            f"train.accumulate is {self.accumulate}{each}, more shares than a batch has videos ({held}). Set "
+            f"train.accumulate to at most {max(1, most // self.count)}, or a larger train.batch_size."
         )
-
-
-def _by(ranks: Ranks) -> str:
-    return f" in each of {ranks.count} processes" if ranks.count > 1 else ""
 
 
 def deal(video: Int[Tensor, "b"], shares: int) -> list[list[int]]:
@@ -179,7 +180,7 @@ class _WithoutTokens:
         return self._features.words(query)
 
 
-def outputs_in_shares(model: Model, split: Split, *, draws: tuple[int, int], contrast: bool) -> Outputs:
+def outputs_in_shares(model: Model, split: Split, ranks: Ranks, *, draws: tuple[int, int], contrast: bool) -> Outputs:
     """The model's outputs for the whole batch; what flows back from here reaches the weights by way of this process's
     shares alone. `draws` are seed and step; without `contrast` nobody asks for `match`, and it is zero.
 
@@ -197,7 +198,7 @@ def outputs_in_shares(model: Model, split: Split, *, draws: tuple[int, int], con
         alone = len(split.shares) == 1
         made = _work(*given) if alone else checkpoint(_work, *given, use_reentrant=False, preserve_rng_state=False)
         own = _placed(own, made, share)
-    foreground, quality, spans, positions, saliency, match = _of_all(own, split.ranks, split.failed)
+    foreground, quality, spans, positions, saliency, match = _of_all(own, ranks, split.failed)
     return Outputs(
         foreground=foreground,
         quality=quality,
@@ -241,7 +242,7 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
     device = whole.video.device
     videos, rows = share.videos.to(device), share.rows.to(device)
     with matching(model) as match_with:
-        made = model(
+        made = model.forward(  # not as compiled: compiled code keeps its frames to itself
             tokens=share.tokens.to(device, non_blocking=True),
             frame_mask=whole.frame_mask[videos],
             video=torch.searchsorted(videos, whole.video[rows]),

@@ -14,18 +14,21 @@ from costl.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rn
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
+from costl.ranks import ALONE, Ranks
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError
 
 
 @dataclass
 class State:
-    """The model, its running average, and where training stands; all of it is in last.safetensors."""
+    """The model, its running average, and where training stands; all of it is in last.safetensors, but for the processes
+    that do it (`ranks`)."""
 
     model: Model
     average: Model
     optimizer: torch.optim.Optimizer
     shuffle: torch.Generator
+    ranks: Ranks = ALONE
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0

@@ -128,7 +128,7 @@ def _run(
 ) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.settled, read_rows(run, up_to=state.epoch)
-    plan, tell = Plan(ranks, config.train.accumulate), tell if ranks.first else (lambda _: None)
+    state.ranks, tell = ranks, tell if ranks.first else (lambda _: None)
     watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
@@ -137,10 +137,10 @@ def _run(
     while state.epoch < config.train.epochs and not _out_of_patience(state, config):
         started = time.perf_counter()
         before = _in_words(rows[-1], config) if rows else "epoch 1"
-        rows.append(_train_epoch(state, queries, features, config, tell, before, plan))
+        rows.append(_train_epoch(state, queries, features, config, tell, before))
         score = None
         if watched in splits:
-            rows[-1][watched] = _validate(state, splits[watched], features, config, ranks)
+            rows[-1][watched] = _validate(state, splits[watched], features, config)
             score = rows[-1][watched][config.train.select]
         rows[-1]["seconds"] = time.perf_counter() - started
         state.seconds += rows[-1]["seconds"]
@@ -193,7 +193,6 @@ def _train_epoch(
     config: Config,
     tell: Tell,
     before: str,
-    plan: Plan,
 ) -> dict[str, Any]:
     """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
     batches = training_batches(
@@ -203,7 +202,7 @@ def _train_epoch(
         patches=config.patches,
         wrong=config.loss.wrong_query > 0,
         generator=state.shuffle,
-        make=plan.collate,
+        make=Plan(state.ranks.rank, state.ranks.count, config.train.accumulate).collate,
     )
     sums: dict[str, Tensor] = {}
     started, waited, seen, steps = time.perf_counter(), 0.0, 0, 0
@@ -234,7 +233,7 @@ def _step(state: State, batch: Batch | Split, config: Config) -> dict[str, Tenso
     state.optimizer.zero_grad()
     total.backward()
     if isinstance(batch, Split):
-        sum_gradients(state.model, batch.ranks)
+        sum_gradients(state.model, state.ranks)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
     if not (total + norm).isfinite():
         raise _no_number(state, batch, parts)
@@ -249,7 +248,7 @@ def _outputs(state: State, batch: Batch | Split, config: Config) -> Outputs:
     if isinstance(batch, Batch):
         return state.model(**batch.model_inputs())
     draws = (config.train.seed, state.step)
-    return outputs_in_shares(state.model, batch, draws=draws, contrast=config.loss.contrast > 0)
+    return outputs_in_shares(state.model, batch, state.ranks, draws=draws, contrast=config.loss.contrast > 0)
 
 
 def _set_rate(state: State, config: Config, *, share: float) -> None:
@@ -266,7 +265,7 @@ def _no_number(state: State, batch: Batch | Split, parts: Mapping[str, Tensor]) 
         f"queries {', '.join(str(query.qid) for query in batch.queries)}. The epoch before is kept. Check these "
         "videos, or train with a smaller train.learning_rate."
     )
-    error.told = isinstance(batch, Split) and not batch.ranks.first  # loss and gradient are the same in all processes
+    error.told = not state.ranks.first  # loss and gradient are the same in all processes
     return error
 
 
@@ -280,11 +279,9 @@ def _timed(batches: Iterator[T]) -> Iterator[tuple[T, float]]:
         yield batch, time.perf_counter() - started
 
 
-def _validate(
-    state: State, queries: Sequence[Query], features: CacheReader, config: Config, ranks: Ranks
-) -> dict[str, float]:
+def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
     device = next(state.average.parameters()).device
-    predictions = predict_split(state.average, queries, features, config=config, device=device, ranks=ranks)
+    predictions = predict_split(state.average, queries, features, config=config, device=device, ranks=state.ranks)
     return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 
@@ -298,7 +295,9 @@ def _learnable(queries: Iterable[Query], features: CacheReader) -> list[Query]:
 
 
 def _refuse_too_many(queries: Sequence[Query], features: CacheReader, config: Config, ranks: Ranks) -> None:
-    Plan(ranks, config.train.accumulate).refuse_too_many(_learnable(queries, features), config.train.batch_size)
+    Plan(ranks.rank, ranks.count, config.train.accumulate).refuse_too_many(
+        _learnable(queries, features), config.train.batch_size
+    )
 
 
 def _agreed(ranks: Ranks, config: Config, features: CacheReader, state: State) -> Ranks:

@@ -16,7 +16,7 @@ from costl.dataset import _shuffled_groups, training_batches
 from costl.launch import Launch
 from costl.model.match import matching
 from costl.objective import total_loss
-from costl.ranks import Ranks
+from costl.ranks import ALONE, Ranks
 from costl.shares import Plan, Split, deal, most_videos, outputs_in_shares, seed_of, sum_gradients
 from costl.state import fresh_state
 from costl.train import train
@@ -86,8 +86,11 @@ def queries(features) -> list[Query]:
     return parse_jsonl(features.annotations("train"), "train")
 
 
-def learned(features, queries, plan: Plan, *settings: str, size: int = 32, make=None) -> tuple[dict, dict]:
-    """Losses and gradients (None where there is none) of the first batch."""
+def learned(
+    features, queries, *settings: str, ranks: Ranks = ALONE, accumulate: int = 1, size: int = 32, broken=None
+) -> tuple[dict, dict]:
+    """Losses and gradients (None where there is none) of the first batch; `broken` are features to read it from instead."""
+    plan = Plan(ranks.rank, ranks.count, accumulate)
     config = load_config(features.settings, overrides=[*STILL, *settings])
     state = fresh_state(config, features, CPU)
     state.model.train()
@@ -99,16 +102,16 @@ def learned(features, queries, plan: Plan, *settings: str, size: int = 32, make=
             patches=config.patches,
             wrong=True,
             generator=torch.Generator().manual_seed(3),
-            make=make or plan.collate,
+            make=lambda group, source, **more: plan.collate(group, broken or source, **more),
         )
     )
     if isinstance(batch, Split):
-        outputs = outputs_in_shares(state.model, batch, draws=(0, 0), contrast=config.loss.contrast > 0)
+        outputs = outputs_in_shares(state.model, batch, ranks, draws=(0, 0), contrast=config.loss.contrast > 0)
         total, parts = total_loss(outputs, batch.whole, config.loss)
     else:
         total, parts = total_loss(state.model(**batch.model_inputs()), batch, config.loss)
     total.backward()
-    sum_gradients(state.model, plan.ranks)
+    sum_gradients(state.model, ranks)
     gradients = {name: weight.grad for name, weight in state.model.named_parameters()}
     return {name: value.item() for name, value in parts.items()}, gradients
 
@@ -124,16 +127,18 @@ def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_shares_one_after_another_give_the_losses_and_the_gradient_of_the_batch(features, queries, settings):
-    whole = learned(features, queries, Plan(), *settings)
-    assert_same(learned(features, queries, Plan(accumulate=3), *settings), whole)
+    whole = learned(features, queries, *settings)
+    assert_same(learned(features, queries, *settings, accumulate=3), whole)
 
 
 @pytest.mark.parametrize(("processes", "accumulate", "size"), [(2, 1, 32), (3, 2, 32), (3, 1, 6)])
 def test_processes_give_them_too_however_uneven_their_shares_and_though_some_are_empty(
     features, queries, processes, accumulate, size
 ):
-    whole = learned(features, queries, Plan(), size=size)
-    for found in Together(processes).run(lambda ranks: learned(features, queries, Plan(ranks, accumulate), size=size)):
+    whole = learned(features, queries, size=size)
+    for found in Together(processes).run(
+        lambda ranks: learned(features, queries, ranks=ranks, accumulate=accumulate, size=size)
+    ):
         if isinstance(found, Exception):
             raise found
         assert_same(found, whole)
@@ -141,8 +146,7 @@ def test_processes_give_them_too_however_uneven_their_shares_and_though_some_are
 
 def test_what_one_process_cannot_read_all_of_them_say_and_the_first_aloud(features, queries):
     def work(ranks: Ranks) -> object:
-        plan, source = Plan(ranks), Damaged(features) if ranks.rank == 1 else features
-        return learned(features, queries, plan, make=lambda group, _, **more: plan.collate(group, source, **more))
+        return learned(features, queries, ranks=ranks, broken=Damaged(features) if ranks.rank == 1 else None)
 
     errors = Together(2).run(work)
     assert [str(error) for error in errors] == ["process 1 of 2: part 7 is damaged."] * 2
@@ -210,7 +214,7 @@ def test_more_shares_than_a_batch_has_videos_are_refused_before_there_is_a_run(w
 
 
 def test_more_processes_than_that_are_told_how_many_to_start(queries):
-    plan = Plan(Ranks(Launch(0, 4)))
+    plan = Plan(count=4)
     with pytest.raises(UsageError, match=r"4 processes are more .*Start at most 2 \(torchrun --nproc_per_node=2\)"):
         plan.refuse_too_many(queries, batch_size=6)
     plan.refuse_too_many(queries, batch_size=32)
@@ -230,7 +234,7 @@ def test_with_dropout_the_draws_on_the_way_back_are_those_of_the_way_there(featu
     assert isinstance(split, Split) and len(split.shares) == 2
 
     def loss() -> torch.Tensor:
-        outputs = outputs_in_shares(state.model, split, draws=(0, 5), contrast=True)
+        outputs = outputs_in_shares(state.model, split, ALONE, draws=(0, 5), contrast=True)
         return total_loss(outputs, split.whole, config.loss)[0]
 
     loss().backward()
