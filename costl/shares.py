@@ -96,14 +96,24 @@ class Plan:
         if self.shares == 1:
             return collate(queries, features, patches=patches, wrong=wrong)
         whole = collate(queries, _WithoutTokens(features), patches=patches, wrong=wrong)
-        vids = list(dict.fromkeys(query.vid for query in queries))
-        dealt = enumerate(deal(whole.video, self.shares))
-        mine = [(number, videos) for number, videos in dealt if videos and number % self.count == self.rank]
+        mine, vids = self._mine(queries), _vids(queries)
         try:
-            shares = tuple(_read(number, videos, vids, whole, features, patches=patches) for number, videos in mine)
+            shares = tuple(
+                _read(number, videos, vids, whole, features, patches=patches) for number, videos in mine.items()
+            )
         except CostlError as error:
             return Split(whole, (), error)
         return Split(whole, shares)
+
+    def reads(self, queries: Sequence[Query]) -> set[str]:
+        """The videos of a batch whose tokens this process reads."""
+        vids = _vids(queries)
+        return {vids[v] for videos in self._mine(queries).values() for v in videos}
+
+    def _mine(self, queries: Sequence[Query]) -> dict[int, list[int]]:
+        vids = _vids(queries)
+        dealt = deal([sum(query.vid == vid for query in queries) for vid in vids], self.shares)
+        return {number: videos for number, videos in enumerate(dealt) if videos and number % self.count == self.rank}
 
     def refuse_too_many(self, queries: Sequence[Query], batch_size: int) -> None:
         """Raises UsageError when no batch has a video for every share."""
@@ -123,13 +133,17 @@ class Plan:
         )
 
 
-def deal(video: Int[Tensor, "b"], shares: int) -> list[list[int]]:
+def _vids(queries: Sequence[Query]) -> list[str]:
+    """In the order in which a batch numbers them."""
+    return list(dict.fromkeys(query.vid for query in queries))
+
+
+def deal(sentences: Sequence[int], shares: int) -> list[list[int]]:
     """Videos to shares, those with most sentences first, each to the share that has the fewest so far.
 
-    `video[b]` is the video of sentence b. Shares have about equally many sentences; the last are empty when there are
+    `sentences` says how many ask about each video. Shares have about equally many; the last are empty when there are
     fewer videos than shares.
     """
-    sentences = torch.bincount(video).tolist()
     dealt: list[list[int]] = [[] for _ in range(shares)]
     load = [0] * shares
     for which in sorted(range(len(sentences)), key=lambda v: -sentences[v]):
