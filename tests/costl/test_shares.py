@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costl.annotations import Query, parse_jsonl
 from costl.config import load_config
-from costl.dataset import _shuffled_groups, training_batches
+from costl.dataset import training_batches
 from costl.launch import Launch
 from costl.model.match import matching
 from costl.objective import total_loss
@@ -20,11 +21,13 @@ from costl.ranks import ALONE, Ranks
 from costl.shares import Plan, Split, deal, most_videos, outputs_in_shares, seed_of, sum_gradients
 from costl.state import fresh_state
 from costl.train import train
-from pipeline.cache import CacheReader
+from pipeline.cache import CacheReader, Words
 from pipeline.errors import CacheError, UsageError
+from pipeline.grid import Grid
 
 CPU = torch.device("cpu")
 STILL = ["model.dropout=0.0", "model.input_dropout=0.0"]
+SEEDING = threading.Lock()  # threads draw from one generator
 KINDS = {
     "two steps": [],
     "frame tokens": ["spatial.steps=0"],
@@ -86,25 +89,25 @@ def queries(features) -> list[Query]:
     return parse_jsonl(features.annotations("train"), "train")
 
 
+def some_of_each_video(queries: list[Query], videos: int) -> list[Query]:
+    """Five, four, three ... queries about each of the first so many videos."""
+    vids = list(dict.fromkeys(query.vid for query in queries))[:videos]
+    return [q for n, vid in enumerate(vids) for q in [query for query in queries if query.vid == vid][: 5 - n]]
+
+
 def learned(
-    features, queries, *settings: str, ranks: Ranks = ALONE, accumulate: int = 1, size: int = 32, broken=None
+    features, queries, *changes: str, ranks: Ranks = ALONE, accumulate: int = 1, videos: int = 4, broken=None
 ) -> tuple[dict, dict]:
-    """Losses and gradients (None where there is none) of the first batch; `broken` are features to read it from instead."""
+    """Losses and gradients (None where there is none) of a batch; `broken` are features to read it from instead."""
     plan = Plan(ranks.rank, ranks.count, accumulate)
-    config = load_config(features.settings, overrides=[*STILL, *settings])
-    state = fresh_state(config, features, CPU)
+    config = load_config(features.settings, overrides=[*STILL, *changes])
+    with SEEDING:
+        state = fresh_state(config, features, CPU)
     state.model.train()
-    batch = next(
-        training_batches(
-            queries,
-            features,
-            batch_size=size,
-            patches=config.patches,
-            wrong=True,
-            generator=torch.Generator().manual_seed(3),
-            make=lambda group, source, **more: plan.collate(group, broken or source, **more),
-        )
-    )
+    group = some_of_each_video(queries, videos)
+    # The last sentence is put to the first video and the first one to the last: they lie in other shares than these.
+    wrong = [(len(group) - 1, 0), (0, len(group) - 1)] if videos > 1 else []
+    batch = plan.collate(group, broken or features, patches=config.patches, wrong=wrong)
     if isinstance(batch, Split):
         outputs = outputs_in_shares(state.model, batch, ranks, draws=(0, 0), contrast=config.loss.contrast > 0)
         total, parts = total_loss(outputs, batch.whole, config.loss)
@@ -125,19 +128,19 @@ def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
             torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5 * largest.item(), msg=name)
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-def test_shares_one_after_another_give_the_losses_and_the_gradient_of_the_batch(features, queries, settings):
-    whole = learned(features, queries, *settings)
-    assert_same(learned(features, queries, *settings, accumulate=3), whole)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_shares_one_after_another_give_the_losses_and_the_gradient_of_the_batch(features, queries, kind):
+    whole = learned(features, queries, *kind)
+    assert_same(learned(features, queries, *kind, accumulate=3), whole)
 
 
-@pytest.mark.parametrize(("processes", "accumulate", "size"), [(2, 1, 32), (3, 2, 32), (3, 1, 6)])
+@pytest.mark.parametrize(("processes", "accumulate", "videos"), [(2, 1, 4), (3, 2, 4), (3, 1, 1)])
 def test_processes_give_them_too_however_uneven_their_shares_and_though_some_are_empty(
-    features, queries, processes, accumulate, size
+    features, queries, processes, accumulate, videos
 ):
-    whole = learned(features, queries, size=size)
+    whole = learned(features, queries, videos=videos)
     for found in Together(processes).run(
-        lambda ranks: learned(features, queries, ranks=ranks, accumulate=accumulate, size=size)
+        lambda ranks: learned(features, queries, ranks=ranks, accumulate=accumulate, videos=videos)
     ):
         if isinstance(found, Exception):
             raise found
@@ -167,9 +170,9 @@ class Damaged:
         raise CacheError("part 7 is damaged.")
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-def test_other_sentences_are_matched_as_the_model_matches_its_own(features, queries, settings):
-    config = load_config(features.settings, overrides=settings)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_other_sentences_are_matched_as_the_model_matches_its_own(features, queries, kind):
+    config = load_config(features.settings, overrides=kind)
     model = fresh_state(config, features, CPU).model.eval()
     batch = Plan().collate(queries[:20:4], features, patches=config.patches)
     with matching(model) as match:
@@ -189,21 +192,40 @@ def test_every_video_is_dealt_to_one_share_and_shares_are_about_even(sentences, 
     assert all(dealt[: min(shares, len(sentences))])  # none is empty while another one could be divided
 
 
+class Bare:
+    """Features of any video and sentence, of the least size."""
+
+    fps, patch_grid, joint = 1.0, (0, 0), None
+
+    def grid(self, video_id: str) -> Grid:
+        return Grid(1.0, 1.0)
+
+    def tokens(self, video_id: str, *, clips: object = None, patches: bool = True) -> np.ndarray:
+        return np.zeros((1, 1, 2), np.float16)
+
+    def words(self, query: str) -> Words:
+        return Words(np.zeros((1, 2), np.float16), np.array([1.0, 0.0], np.float32))
+
+
+def videos_together(counts: tuple[int, ...] | list[int], size: int, seed: int) -> int:
+    """The most videos in a batch of an epoch, where so many queries ask about each video."""
+    queries = [Query(f"{v}-{i}", "a", f"v{v}", 10.0) for v, count in enumerate(counts) for i in range(count)]
+    shuffle = torch.Generator().manual_seed(seed)
+    given = {"batch_size": size, "patches": False, "wrong": False, "generator": shuffle}
+    most = max(len(batch.frame_mask) for batch in training_batches(queries, Bare(), **given))
+    assert most <= most_videos(queries, size)
+    return most
+
+
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 24), st.integers(0, 5))
 def test_no_batch_has_more_videos_than_are_said_to_fit(counts, size, seed):
-    queries = [Query(f"{v}-{i}", "a", f"v{v}", 10.0) for v, count in enumerate(counts) for i in range(count)]
-    groups = _shuffled_groups(queries, size, torch.Generator().manual_seed(seed))
-    assert max(len({query.vid for query in group}) for group in groups) <= most_videos(queries, size)
+    assert videos_together(counts, size, seed) >= 1
 
 
 def test_as_many_videos_as_are_said_to_fit_do_meet_in_some_batch():
     queries = [Query(f"{v}-{i}", "a", f"v{v}", 10.0) for v, count in enumerate((1, 2, 9)) for i in range(count)]
-    found = {
-        len({query.vid for query in group})
-        for seed in range(30)
-        for group in _shuffled_groups(queries, 4, torch.Generator().manual_seed(seed))
-    }
-    assert max(found) == most_videos(queries, 4) == 3
+    assert max(videos_together((1, 2, 9), 4, seed) for seed in range(30)) == most_videos(queries, 4) == 3
 
 
 def test_more_shares_than_a_batch_has_videos_are_refused_before_there_is_a_run(world, tmp_path):
