@@ -62,15 +62,15 @@ def follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
     get_ema_multi_avg_fn(memory)(list(average.parameters()), list(model.parameters()), 0)
 
 
-def keep_if_best(state: State, score: float | None, folder: Path, *, write: bool = True) -> None:
+def keep_if_best(state: State, score: float | None, folder: Path) -> None:
     """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far.
 
-    Without `write` it is only noted, and another process saves it.
+    Of several processes the first saves.
     """
     better = score is None or state.best is None or score > state.best
     if better:
         state.best, state.best_epoch = score, state.epoch
-    if better and write:
+    if better and state.ranks.first:
         save_checkpoint(folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
 
 

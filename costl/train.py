@@ -86,10 +86,10 @@ def train(
         # Before there is a run, so that what is refused leaves none behind.
         state = fresh_state(settings, features, place)
         _refuse_too_many(splits["train"], features, settings, ranks)
-    ranks = _agreed(ranks, settings, features, state)
+    state.ranks = _agreed(ranks, settings, features, state)
     with ranks.together():
         run = create_run(out, settings, features) if ranks.first else None
-    return _run(ranks.tell(run), features, splits, state, progress or (lambda _: None), ranks)
+    return _run(ranks.tell(run), features, splits, state, progress or (lambda _: None))
 
 
 def resume(
@@ -119,16 +119,14 @@ def resume(
         if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
             load_state(state, run)
         _refuse_too_many(splits["train"], features, stopped.config, ranks)
-    ranks = _agreed(ranks, stopped.config, features, state)
-    return _run(stopped, features, splits, state, progress or (lambda _: None), ranks)
+    state.ranks = _agreed(ranks, stopped.config, features, state)
+    return _run(stopped, features, splits, state, progress or (lambda _: None))
 
 
-def _run(
-    run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell, ranks: Ranks
-) -> Report:
+def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.settled, read_rows(run, up_to=state.epoch)
-    state.ranks, tell = ranks, tell if ranks.first else (lambda _: None)
+    ranks, tell = state.ranks, tell if state.ranks.first else (lambda _: None)
     watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
@@ -145,7 +143,7 @@ def _run(
         rows[-1]["seconds"] = time.perf_counter() - started
         state.seconds += rows[-1]["seconds"]
         with ranks.together():
-            keep_if_best(state, score, run.folder, write=ranks.first)
+            keep_if_best(state, score, run.folder)
             if ranks.first:
                 write_rows(run, rows)
                 save_state(state, run.folder)
