@@ -182,6 +182,7 @@ def test_other_sentences_are_matched_as_the_model_matches_its_own(features, quer
     assert expected.std() > 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=12), st.integers(1, 6))
 def test_every_video_is_dealt_to_one_share_and_shares_are_about_even(sentences, shares):
     dealt = deal(sentences, shares)
@@ -217,7 +218,7 @@ def videos_together(counts: tuple[int, ...] | list[int], size: int, seed: int) -
     return most
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 24), st.integers(0, 5))
 def test_no_batch_has_more_videos_than_are_said_to_fit(counts, size, seed):
     assert videos_together(counts, size, seed) >= 1
