@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from costl.answers import FORMATS
+from costl.launch import launched
 from pipeline.errors import CostlError
 from pipeline.progress import Progress, Tell
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
+SHARED = ("train", "evaluate")  # what several processes do together, started by torchrun
 FAILURES_SHOWN = 20
 LINE_EVERY_S = 30.0
 FLOWING = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -103,10 +105,18 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CostlError as error:
-            say(f"Error: {error}")
+            if not error.told:
+                say(f"Error: {error}")
+            ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            if launched().first:  # the others were given the same words
+                raise
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            say("Interrupted. What was finished is kept; the same command goes on from there (train: with --resume).")
+            if launched().first:
+                say(
+                    "Interrupted. What was finished is kept; the same command goes on from there (train: with --resume)."
+                )
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -128,6 +138,12 @@ def main() -> None:
         costl evaluate --split test
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    command = click.get_current_context().invoked_subcommand
+    if launched().count > 1 and command not in SHARED:
+        raise click.UsageError(
+            f"costl {command} is one process's work, and torchrun started {launched().count}. Give the command without "
+            f"torchrun; what several processes share is {' and '.join(SHARED)}."
+        )
 
 
 @main.command()
@@ -340,11 +356,14 @@ def train(as_json: bool, **options: Any) -> None:
         costl train --cache feats.h5
         costl train --cache feats.h5 --set train.epochs=20 --set spatial.steps=0
         costl train --resume runs/feats-20260131-120000
+        torchrun --standalone --nproc_per_node=2 -m cli train --cache feats.h5
+    The last one shares every batch between two GPUs, or two processes on a CPU, to the same result.
     Settings: configs/default.yaml, then those that came with the videos, then --config, then --set.
     """
     with Bars() as show:
         report = _start_or_resume(**options, progress=show)
-    _tell_training(report, as_json=as_json)
+    if launched().first:
+        _tell_training(report, as_json=as_json)
 
 
 @main.command()
@@ -375,6 +394,8 @@ def evaluate(as_json: bool, **options: Any) -> None:
     The second scores anyone's predictions, without a run or a cache. Intervals are 95 % bootstrap intervals over queries.
     """
     given = {name: value for name, value in options.items() if value not in (None, False)}
+    if launched().count > 1 and given.keys() & {"predictions", "truth", "submission"}:
+        raise click.UsageError("several processes share the evaluation of a run; give this command without torchrun.")
     if "predictions" in given or "truth" in given:
         _evaluate_files(given, as_json=as_json)
     elif "submission" in given:
@@ -1085,14 +1106,18 @@ def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progr
 
     if run is not None and any(changes.values()):
         raise click.UsageError("--resume goes on with the run's own settings: leave out --config, --set and --out.")
-    load_config(*changes["config"], overrides=changes["overrides"])  # so that a slip is told before torch is loaded
+    if run is None and cache is None:
+        raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
+    if launched().count == 1:  # else all would say it
+        load_config(*changes["config"], overrides=changes["overrides"])  # so that a slip is told before torch is loaded
+    from costl.ranks import joined
     from costl.train import resume, train
 
-    if run is not None:
-        return resume(run, cache=cache, device=device, progress=progress)
-    if cache is None:
-        raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
-    return train(cache, device=device, progress=progress, **changes)
+    with joined() as ranks:
+        if run is not None:
+            return resume(run, cache=cache, device=device, progress=progress, ranks=ranks)
+        assert cache is not None, "one of them is there"
+        return train(cache, device=device, progress=progress, ranks=ranks, **changes)
 
 
 def _tell_training(report: Report, *, as_json: bool) -> None:
@@ -1106,9 +1131,12 @@ def _tell_training(report: Report, *, as_json: bool) -> None:
 def _evaluate_run(given: Mapping[str, Any], *, as_json: bool) -> None:
     from costl.evaluate import evaluate
     from costl.export import metrics_table
+    from costl.ranks import joined
 
-    with Bars() as show:
-        found = evaluate(**given, progress=show)
+    with Bars() as show, joined() as ranks:
+        found = evaluate(**given, progress=show, ranks=ranks)
+    if not ranks.first:
+        return
     if as_json or found.metrics:
         click.echo(json.dumps(found.metrics, indent=2) if as_json else metrics_table(found.metrics))
     say(*([_how_scored(found.metrics)] if found.metrics else []), *found.notes)

@@ -109,6 +109,11 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> 
     model.load_state_dict(dict(weights))
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors."""
+    return _digest({}, {name: _at_rest(tensor) for name, tensor in tensors.items()})
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every random generator that training draws from, ready for `meta`."""
     return {

@@ -75,6 +75,7 @@ class Train:
     seed: int = 0
     epochs: int = 60
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4
     warmup_steps: int = 200
@@ -163,7 +164,9 @@ _LIMITS: dict[str, dict[str, Limit]] = {
     "loss": {weight.name: _NOT_NEGATIVE for weight in dataclasses.fields(Loss)},
     "train": {
         "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
-        **dict.fromkeys(("epochs", "batch_size", "learning_rate", "clip_norm", "patience", "threads"), _ABOVE_ZERO),
+        **dict.fromkeys(
+            ("epochs", "batch_size", "accumulate", "learning_rate", "clip_norm", "patience", "threads"), _ABOVE_ZERO
+        ),
         **dict.fromkeys(("weight_decay", "warmup_steps"), _NOT_NEGATIVE),
         "ema": _BELOW_ONE,
         "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -81,13 +81,18 @@ def training_batches(
     patches: bool,
     wrong: bool,
     generator: torch.Generator,
-) -> Iterator[Batch]:
-    """One epoch in random order; with `wrong`, each video is also asked one sentence about another."""
+    make: Callable[..., Any] | None = None,
+) -> Iterator[Any]:
+    """One epoch in random order; with `wrong`, each video is also asked one sentence about another.
+
+    `make` is called as `collate` is, by default it is that.
+    """
+    make = make or collate
     texts: dict[str, set[str]] = {}
     for query in queries:
         texts.setdefault(query.vid, set()).add(query.query)
     for group in _shuffled_groups(queries, batch_size, generator):
-        yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, texts, generator) if wrong else ())
+        yield make(group, features, patches=patches, wrong=_wrong_pairs(group, texts, generator) if wrong else ())
 
 
 def evaluation_batches(

@@ -23,6 +23,7 @@ from costl.model.build import Model, build_model
 from costl.model.costl import Outputs
 from costl.pictures import draw_predictions
 from costl.predict import CANDIDATES, to_predictions
+from costl.ranks import ALONE, Ranks
 from costl.rounding import rounded
 from costl.runs import LONGEST_WINDOW, Run, newest_run, open_cache, read_run
 from costl.scoring import score
@@ -63,6 +64,7 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     progress: Tell | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Scores a run (by default the newest in `runs/`) on a split of its cache, on the domain that it was trained on.
 
@@ -71,14 +73,35 @@ def evaluate(
     metrics.json (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and
     predictions.png to `out`, by default `eval-<split>/` in the run. A split without labels is predicted all the same;
     then there are no metrics. Raises UsageError for a missing run, split or domain, CacheError where the cache is not
-    the one of the run or a file is damaged.
+    the one of the run or a file is damaged. Of several `ranks` each answers its share of the queries, once; the first scores
+    and writes, and all get what it found.
     """
-    ready = open_run(run, cache=cache, weights=weights, device=device)
+    with ranks.together():
+        ready = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
+        queries = read_queries(ready.features, split, domain=ready.run.config.data.domain)
+        benchmark_rules(benchmark or ready.run.config.data.benchmark)
+    ranks.same({"run": str(ready.run.folder.resolve()), "queries": str([query.qid for query in queries])})
+    predictions = ready.predict(queries, progress if ranks.first else None, ranks)
+    found = None
+    with ranks.together():
+        if ranks.first:
+            found = _written(ready, split, queries, predictions, official=official, benchmark=benchmark, out=out)
+    return ranks.tell(found)
+
+
+def _written(
+    ready: Ready,
+    split: str,
+    queries: Sequence[Query],
+    predictions: Sequence[Prediction],
+    *,
+    official: bool,
+    benchmark: str | None,
+    out: Path | None,
+) -> Evaluation:
+    """Scores the predictions and writes all files of an evaluation."""
     config, folder = ready.run.config, out or ready.run.folder / f"eval-{split}"
     benchmark = benchmark or config.data.benchmark
-    benchmark_rules(benchmark)
-    queries = read_queries(ready.features, split, domain=config.data.domain)
-    predictions = ready.predict(queries, progress)
     rows = _a_row_each(queries, predictions)
     metrics: dict[str, Any] = {}
     notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
@@ -117,10 +140,16 @@ class Ready:
     model: Model
     device: torch.device
 
-    def predict(self, queries: Sequence[Query], progress: Tell | None = None) -> list[Prediction]:
+    def predict(self, queries: Sequence[Query], progress: Tell | None = None, ranks: Ranks = ALONE) -> list[Prediction]:
         """What `predict_split` gives for these queries."""
         return predict_split(
-            self.model, queries, self.features, config=self.run.settled, device=self.device, progress=progress
+            self.model,
+            queries,
+            self.features,
+            config=self.run.settled,
+            device=self.device,
+            progress=progress,
+            ranks=ranks,
         )
 
 
@@ -157,11 +186,13 @@ def predict_split(
     config: Config,
     device: torch.device,
     progress: Tell | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Prediction]:
     """Predictions in the order of `queries`, without those whose video has no features.
 
     Saliency is one score for each two seconds of the annotated duration, whatever the feature grid. A video of more
-    than `predict.window_clips` clips is walked in windows of so many: memory does not depend on its length.
+    than `predict.window_clips` clips is walked in windows of so many: memory does not depend on its length. Of several
+    processes each takes every n-th of the batches that one alone would make, so that all get what it would, to the bit.
     """
     known, size = set(features.video_ids), config.predict.window_clips or LONGEST_WINDOW
     asked = [query for query in queries if query.vid in known]
@@ -179,11 +210,15 @@ def predict_split(
     def walked(done: int, total: int) -> None:
         tell(Progress("predict", len(found), len(asked), f"window {done} of {total}"))
 
-    with at_rest(model):
-        for batch in ahead(evaluation_batches(whole, features, batch_size=BATCH, patches=patches)):
+    mine = [query for number, query in enumerate(sorted(whole, key=lambda q: q.vid)) if ranks.owns(number // BATCH)]
+    with ranks.together(), at_rest(model):
+        for batch in ahead(evaluation_batches(mine, features, batch_size=BATCH, patches=patches)):
             note(batch.queries, ask(batch))
-        for some in by_video(long):
-            note(some, walk(some, features, ask=ask, size=size, patches=patches, tell=walked))
+        for number, some in enumerate(by_video(long)):
+            if ranks.owns(number):
+                note(some, walk(some, features, ask=ask, size=size, patches=patches, tell=walked))
+    for others in ranks.gather(found):
+        found.update(others)
     return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
 
 

@@ -22,18 +22,21 @@ from costl.checkpoint import (
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
+from costl.ranks import ALONE, Ranks
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError
 
 
 @dataclass
 class State:
-    """The model, its running average, and where training stands; all of it is in last.safetensors."""
+    """The model, its running average, and where training stands; all of it is in last.safetensors, but for the processes
+    that do it (`ranks`)."""
 
     model: Model
     average: Model
     optimizer: torch.optim.Optimizer
     shuffle: torch.Generator
+    ranks: Ranks = ALONE
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
@@ -68,9 +71,14 @@ def follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
 
 
 def keep_if_best(state: State, score: float | None, folder: Path) -> None:
-    """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far."""
-    if score is None or state.best is None or score > state.best:
+    """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far.
+
+    Of several processes the first saves.
+    """
+    better = score is None or state.best is None or score > state.best
+    if better:
         state.best, state.best_epoch = score, state.epoch
+    if better and state.ranks.first:
         save_checkpoint(folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
 
 

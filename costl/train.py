@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from costl.annotations import Query
+from costl.checkpoint import digest
 from costl.config import Config, load_config
 from costl.dataset import Batch, ahead, training_batches
 from costl.evaluate import (
@@ -27,8 +29,10 @@ from costl.evaluate import (
 from costl.files import alone
 from costl.layers import Layer, stated_fps
 from costl.metrics import compute_metrics
+from costl.model.costl import Outputs
 from costl.objective import total_loss
 from costl.pictures import draw_curves
+from costl.ranks import ALONE, Ranks
 from costl.runs import (
     Run,
     annotation_digests,
@@ -40,6 +44,7 @@ from costl.runs import (
     write_rows,
     write_summary,
 )
+from costl.shares import Plan, Split, outputs_in_shares, sum_gradients
 from costl.state import (
     State,
     follow,
@@ -53,6 +58,7 @@ from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.progress import Progress, Tell
 
+T = TypeVar("T")
 NO_VALIDATION = "There is no split {!r}: the weights of the last epoch are kept, and nothing stops training early."
 
 
@@ -81,59 +87,83 @@ def train(
     out: Path | None = None,
     device: str = "auto",
     progress: Tell | None = None,
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Trains CoSTL from a cache into the run folder `out` (default: a new one in `runs/`).
 
     Settings are the defaults, changed by those that came with the videos (in the cache), by each layer of `config` in
-    turn, then by `overrides` such as "train.epochs=20". Unless `train.select_on` is test, nothing of a test split is
+    turn, then by `overrides` such as "train.epochs=20". Of several `ranks` (see `costl.ranks.joined`) each calls this with
+    the same arguments; the first writes the run. Unless `train.select_on` is test, nothing of a test split is
     read but for the digest of its text in run.json. Raises UsageError for what is wrong with them or the splits,
     CacheError for a cache that cannot be read, CostlError when the loss is no number any more.
     """
-    features = CacheReader(cache)
-    settings = load_config(features.settings, *config, overrides=overrides)
-    _refuse_another_grid(features, config)
-    splits = _splits(features, settings)
-    place = pick_device(device)
-    state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
-    run = create_run(out, settings, features)
-    return _alone(run, features, splits, state, progress or (lambda _: None))
+    with ranks.together():
+        features = CacheReader(cache)
+        settings = load_config(features.settings, *config, overrides=overrides)
+        _refuse_another_grid(features, config)
+        splits = _splits(features, settings)
+        place = pick_device(ranks.device(device))
+        # Before there is a run, so that what is refused leaves none behind.
+        state = fresh_state(settings, features, place)
+        _refuse_too_many(splits["train"], features, settings, ranks)
+    state.ranks = _agreed(ranks, settings, features, state)
+    with ranks.together():
+        run = create_run(out, settings, features) if ranks.first else None
+    return _alone(ranks.tell(run), features, splits, state, progress or (lambda _: None))
 
 
-def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progress: Tell | None = None) -> Report:
+def resume(
+    run: Path,
+    *,
+    cache: Path | None = None,
+    device: str = "auto",
+    progress: Tell | None = None,
+    ranks: Ranks = ALONE,
+) -> Report:
     """Continues an interrupted run with its own settings, as if it had never stopped (on a CPU to the last bit).
 
+    With another number of `ranks` than before, it goes on with the same batches in the same order, to the same result
+    but for rounding and the draws of dropout.
     Raises UsageError when there is no such run or it is finished, CacheError when its cache or annotations changed, or
     another training is at work in the folder.
     """
-    stopped = read_run(run)
-    if stopped.finished:
-        raise UsageError(f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one.")
-    features = open_cache(stopped, cache)
-    splits = _splits(features, stopped.config)
-    _refuse_other_annotations(stopped, features, splits)
-    refuse_larger_than_state(stopped.config, run)
-    state = fresh_state(stopped.config, features, pick_device(device))
-    if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
-        load_state(state, run)
+    with ranks.together():
+        stopped = read_run(run)
+        if stopped.finished:
+            raise UsageError(
+                f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one."
+            )
+        features = open_cache(stopped, cache)
+        splits = _splits(features, stopped.config)
+        _refuse_other_annotations(stopped, features, splits)
+        refuse_larger_than_state(stopped.config, run)
+        state = fresh_state(stopped.config, features, pick_device(ranks.device(device)))
+        if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
+            load_state(state, run)
+        _refuse_too_many(splits["train"], features, stopped.config, ranks)
+    state.ranks = _agreed(ranks, stopped.config, features, state)
     return _alone(stopped, features, splits, state, progress or (lambda _: None))
 
 
-def _alone(run: Run, *rest: Any) -> Report:
+def _alone(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """As `_run`, with no other training at work in the folder, and without what a killed one left half-written."""
-    with alone(run.folder):
-        sweep_run(run.folder)
-        return _run(run, *rest)
+    with ExitStack() as held:
+        with state.ranks.together():
+            if state.ranks.first:
+                held.enter_context(alone(run.folder))
+                sweep_run(run.folder)
+        return _run(run, features, splits, state, tell)
 
 
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.settled, read_rows(run, up_to=state.epoch)
+    ranks, tell = state.ranks, tell if state.ranks.first else (lambda _: None)
     watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
     notes += [legacy] if legacy else []
-    known = set(features.video_ids)
-    queries = [query for query in splits["train"] if query.vid in known]
+    queries = _learnable(splits["train"], features)
     while state.epoch < config.train.epochs and not _out_of_patience(state, config):
         started = time.perf_counter()
         before = _in_words(rows[-1], config) if rows else "epoch 1"
@@ -144,9 +174,11 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
             score = rows[-1][watched][config.train.select]
         rows[-1]["seconds"] = time.perf_counter() - started
         state.seconds += rows[-1]["seconds"]
-        keep_if_best(state, score, run.folder)
-        write_rows(run, rows)
-        save_state(state, run.folder)
+        with ranks.together():
+            keep_if_best(state, score, run.folder)
+            if ranks.first:
+                write_rows(run, rows)
+                save_state(state, run.folder)
         done, total = state.epoch * len(queries), config.train.epochs * len(queries)
         tell(Progress("train", done, total, _in_words(rows[-1], config)))
     report = Report(
@@ -161,8 +193,9 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
-    _show(report, rows, features, splits, device=next(state.model.parameters()).device)
-    write_summary(run, report)  # last: until it is there, resuming makes what a kill has left unmade
+    if ranks.first:
+        _show(report, rows, features, splits, device=next(state.model.parameters()).device)
+        write_summary(run, report)  # last: until it is there, resuming makes what a kill has left unmade
     return report
 
 
@@ -184,7 +217,12 @@ def _show(
 
 
 def _train_epoch(
-    state: State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell, before: str
+    state: State,
+    queries: Sequence[Query],
+    features: CacheReader,
+    config: Config,
+    tell: Tell,
+    before: str,
 ) -> dict[str, Any]:
     """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
     batches = training_batches(
@@ -194,6 +232,7 @@ def _train_epoch(
         patches=config.patches,
         wrong=config.loss.wrong_query > 0,
         generator=state.shuffle,
+        make=Plan(state.ranks.rank, state.ranks.count, config.train.accumulate).collate,
     )
     sums: dict[str, Tensor] = {}
     started, waited, seen, steps = time.perf_counter(), 0.0, 0, 0
@@ -213,24 +252,34 @@ def _train_epoch(
     }
 
 
-def _step(state: State, batch: Batch, config: Config) -> dict[str, Tensor]:
+def _step(state: State, batch: Batch | Split, config: Config) -> dict[str, Tensor]:
     """One batch: outputs, loss, gradient, step, average; -> each loss. Raises CostlError when the loss is no number."""
     device = next(state.model.parameters()).device
     batch = batch.to(device)
     # bfloat16 has the range of float32, so that no loss scaling is needed; losses are taken in full precision.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported()):
-        outputs = state.model(**batch.model_inputs())
-    total, parts = total_loss(outputs, batch, config.loss)
+        outputs = _outputs(state, batch, config)
+    total, parts = total_loss(outputs, batch.whole if isinstance(batch, Split) else batch, config.loss)
     state.optimizer.zero_grad()
     total.backward()
+    if isinstance(batch, Split):
+        sum_gradients(state.model, state.ranks)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
     if not (total + norm).isfinite():
-        raise CostlError(_no_number(state, batch, parts))
+        raise _no_number(state, batch, parts)
     state.optimizer.step()
     state.step += 1
     # The average follows closely at first: it would remember the random beginning for too long.
     follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
     return {name: value.detach() for name, value in parts.items()}
+
+
+def _outputs(state: State, batch: Batch | Split, config: Config) -> Outputs:
+    contrast = config.loss.contrast > 0
+    if isinstance(batch, Batch):
+        return state.model(**batch.model_inputs(), matching=contrast)
+    draws = (config.train.seed, state.step)
+    return outputs_in_shares(state.model, batch, state.ranks, draws=draws, contrast=contrast)
 
 
 def _set_rate(state: State, config: Config, *, share: float) -> None:
@@ -240,16 +289,18 @@ def _set_rate(state: State, config: Config, *, share: float) -> None:
         group["lr"] = config.train.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
-def _no_number(state: State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
+def _no_number(state: State, batch: Batch | Split, parts: Mapping[str, Tensor]) -> CostlError:
     bad = [name for name, value in parts.items() if not value.isfinite()] or ["the gradient"]
-    return (
+    error = CostlError(
         f"Epoch {state.epoch + 1}, step {state.step + 1}: {', '.join(bad)} is not a finite number, in the batch of "
         f"queries {', '.join(str(query.qid) for query in batch.queries)}. The epoch before is kept. Check these "
         "videos, or train with a smaller train.learning_rate."
     )
+    error.told = not state.ranks.first  # loss and gradient are the same in all processes
+    return error
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def _timed(batches: Iterator[T]) -> Iterator[tuple[T, float]]:
     """Each batch with the seconds that were spent waiting for it."""
     while True:
         started = time.perf_counter()
@@ -261,12 +312,39 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
     device = next(state.average.parameters()).device
-    predictions = predict_split(state.average, queries, features, config=config, device=device)
+    predictions = predict_split(state.average, queries, features, config=config, device=device, ranks=state.ranks)
     return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 
 def _out_of_patience(state: State, config: Config) -> bool:
     return state.best is not None and state.epoch - state.best_epoch >= config.train.patience
+
+
+def _learnable(queries: Iterable[Query], features: CacheReader) -> list[Query]:
+    known = set(features.video_ids)
+    return [query for query in queries if query.vid in known]
+
+
+def _refuse_too_many(queries: Sequence[Query], features: CacheReader, config: Config, ranks: Ranks) -> None:
+    Plan(ranks.rank, ranks.count, config.train.accumulate).refuse_too_many(
+        _learnable(queries, features), config.train.batch_size
+    )
+
+
+def _agreed(ranks: Ranks, config: Config, features: CacheReader, state: State) -> Ranks:
+    """The ranks, ready to share what a step makes. Raises UsageError where they are not about to do the same."""
+    if ranks.count > 1:
+        ranks.same(
+            {
+                "version of torch": torch.__version__,
+                "settings": config.to_yaml(),
+                "features": str(sorted(features.fingerprint.items())),
+                "videos with features": str(sorted(features.video_ids)),
+                "annotations": str(sorted(annotation_digests(features).items())),
+                "weights to begin with": digest(state.model.state_dict()),
+            }
+        )
+    return ranks.on(next(state.model.parameters()).device)
 
 
 def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:

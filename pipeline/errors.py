@@ -6,9 +6,13 @@ _SHOWN = 5
 
 
 class CostlError(Exception):
-    """Base of every error meant for the person at the keyboard; `exit_code` is what the command returns."""
+    """Base of every error meant for the person at the keyboard; `exit_code` is what the command returns.
+
+    `told`: another process of the same training says it already.
+    """
 
     exit_code = 1
+    told = False
 
 
 class UsageError(CostlError):

@@ -6,7 +6,7 @@ YAML 1.1, which the library reads by itself, takes 1e-4 for a text, 012 for ten,
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 

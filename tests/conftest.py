@@ -25,6 +25,7 @@ SHAPED = (
     "costl.spans",
     "costl.explain",
     "costl.windows",
+    "costl.shares",
 )
 SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")

@@ -88,6 +88,8 @@ MODULES = {
     "pipeline.race": "",
     "pipeline.bench_extract": "torch numpy open_clip",
     "costl.files": "",
+    "costl.launch": "",
+    "costl.ranks": "torch",
     "costl.config": "",
     "costl.layers": "",
     "costl.annotations": "",
@@ -128,6 +130,8 @@ MODULES = {
     "costl.model.baselines": "torch jaxtyping",
     "costl.model.adapter": "torch jaxtyping",
     "costl.model.build": "torch",
+    "costl.model.match": "torch jaxtyping",
+    "costl.shares": "torch numpy jaxtyping",
     "costl.runs": "",
     "costl.state": "torch",
     "costl.train": "torch numpy jaxtyping",
@@ -216,6 +220,9 @@ NEVER = {
     "costl.model.baselines": "costl.config costl.dataset costl.metrics",
     "costl.model.adapter": "costl.config costl.dataset costl.metrics",
     "costl.model.build": "costl.dataset costl.metrics",
+    "costl.model.match": "costl.config costl.dataset costl.metrics",
+    "costl.ranks": "costl.model costl.dataset costl.config costl.train",
+    "costl.shares": "costl.config costl.losses costl.train",
 }
 
 # Libraries that must not be loaded when a module is, not even by way of others: what --help, a decode process or a
@@ -232,6 +239,7 @@ NEVER_LOADED = {
     "pipeline.merge": "torch decord open_clip",
     "pipeline.cache": "torch decord open_clip",
     "pipeline.additions": "decord av",
+    "costl.launch": HEAVY,
     "costl.config": HEAVY,
     "costl.layers": HEAVY,
     "costl.annotations": HEAVY,

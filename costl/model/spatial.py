@@ -13,6 +13,21 @@ from torch.nn import functional as F
 RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
 
 
+class NormedTokens(nn.Module):
+    """Each of CLIP's tokens to mean 0 and variance 1; while training, channels of a video are dropped, not single values."""
+
+    def __init__(self, *, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "v t n c"]:
+        """Nothing is learned here: what texts are compared with is CLIP's own."""
+        normed = F.layer_norm(tokens, tokens.shape[-1:])
+        if not self.training:
+            return normed
+        return normed * self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))
+
+
 @dataclass(frozen=True)
 class Asks:
     """Which sentence asks about which video, so that work on a video's patches is one matrix product for all that ask.
@@ -100,6 +115,16 @@ def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], as
     own = score_own(asked[:, None], frames[:, :, None], asks)[:, 0, :, 0]
     rivals = score_all(asked[:, None], frames[:, ::RIVAL_STEP, None])[:, 0, :, :, 0]
     return Match(own[None], rivals[None])
+
+
+def compared(scores: Float[Tensor, "b m *rest p"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
+    """How well frames match texts by their patches' `scores`: each text by its best patches (a soft maximum); the whole
+    sentence, which comes first, then the mean of its words, where there are any (late interaction, after Yao et al. 2022)."""
+    best = scores.logsumexp(-1)
+    if best.shape[1] == 1:
+        return best.transpose(0, 1)
+    share = word_mask / word_mask.sum(1, keepdim=True)
+    return torch.stack([best[:, 0], torch.einsum("bl...,bl->b...", best[:, 1:], share)])
 
 
 class WhereStep(nn.Module):
@@ -199,7 +224,7 @@ class SpatialEncoder(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.tokens = NormedTokens(dropout=dropout)
         self.project = nn.Linear(clip_width, width)
         self.places: Tensor
         places = place_waves(*patch_grid)
@@ -225,45 +250,30 @@ class SpatialEncoder(nn.Module):
         matching: bool = True,
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
-        tokens, asks = self._normed(tokens), Asks.of(video)
-        frames, asked = self.project(tokens[:, :, 0])[video], self.to_clip(self.ask_sentence(sentence))[:, None]
+        tokens, asks, asked = self.tokens(tokens), Asks.of(video), self.texts(sentence, words)
+        frames = self.project(tokens[:, :, 0])[video]
         if self.where is None or self.where_gate is None:
             return Seen(frames, match_frames(asked[:, 0], tokens[:, :, 0], asks) if matching else None)
-        if self.ask_words is not None:
-            asked = torch.cat([asked, self.to_clip(self.ask_words(words))], 1)
-        scores = score_own(asked if prior is None else torch.cat([asked, prior[:, None]], 1), tokens, asks)[..., 1:]
+        given = asked if prior is None else torch.cat([asked, prior[:, None]], 1)
+        scores = score_own(given, tokens, asks)[..., 1:]
         where = self.where(tokens, asks, scores[:, 0], None if prior is None else scores[:, -1])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
-        match = self._match(scores[:, : asked.shape[1]], asked, tokens, word_mask) if matching else None
+        scores, match = scores[:, : asked.shape[1]], None
+        if matching:
+            rivals = score_all(asked, tokens[:, ::RIVAL_STEP, 1:])
+            match = Match(compared(scores, word_mask), compared(rivals, word_mask))
         if self.what is None or self.what_gate is None:
             return Seen(frames, match, where)
-        by_word = scores[:, 1 : asked.shape[1]].transpose(1, 2)
+        by_word = scores[:, 1:].transpose(1, 2)
         by_word = by_word.gather(-1, where.chosen[:, :, None].expand(-1, -1, by_word.shape[2], -1))
         what = self.what(where.short_list, by_word, words, word_mask)
         frames = frames + self.what_gate(what.evidence, self._spots(what, where).flatten(2))
         return Seen(frames, match, where, what)
 
-    @staticmethod
-    def _match(
-        own: Float[Tensor, "b m t p"],
-        asked: Float[Tensor, "b m c"],
-        tokens: Float[Tensor, "v t n c"],
-        word_mask: Bool[Tensor, "b l"],
-    ) -> Match:
-        """By the best patches of each frame (a soft maximum): the sentence's, and the mean of its words' (late interaction,
-        after Yao et al. 2022)."""
-        rivals = score_all(asked, tokens[:, ::RIVAL_STEP, 1:])
-        ways = [best.logsumexp(-1) for best in (own, rivals)]
-        share = word_mask / word_mask.sum(1, keepdim=True)
-        words = [[torch.einsum("bl...,bl->b...", best[:, 1:], share)] if best.shape[1] > 1 else [] for best in ways]
-        return Match(*(torch.stack([best[:, 0], *more]) for best, more in zip(ways, words, strict=True)))
-
-    def _normed(self, tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "v t n c"]:
-        """Each token to mean 0 and variance 1; while training, channels of a video are dropped, not single values."""
-        normed = F.layer_norm(tokens, tokens.shape[-1:])
-        if not self.training:
-            return normed
-        return normed * self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))
+    def texts(self, sentence: Float[Tensor, "b d"], words: Float[Tensor, "b l d"]) -> Float[Tensor, "b m c"]:
+        """What patches are compared with: the sentence, and with step two each of its words."""
+        asked = self.to_clip(self.ask_sentence(sentence))[:, None]
+        return asked if self.ask_words is None else torch.cat([asked, self.to_clip(self.ask_words(words))], 1)
 
     def _spots(self, what: What, where: Where) -> Float[Tensor, "b t h w"]:
         """Where each head found what it found, and how sure it is that it found anything, from -1 to 1."""
