@@ -105,8 +105,8 @@ class Commands(click.Group):
         except CostlError as error:
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            say("Interrupted. What was finished is kept; the same command goes on from there (train: with --resume).")
+        except KeyboardInterrupt as stop:
+            say(f"Interrupted. {stop or 'What was finished is kept; the same command goes on from there.'}")
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

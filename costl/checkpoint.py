@@ -132,10 +132,10 @@ def _digest(content: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
 def _refuse_missing_or_pickled(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError:
         known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
         raise CacheError(f"{path}: no such checkpoint. This run has: {', '.join(known) or 'none'}.") from None
-    # A zip archive (torch.save) or a bare pickle.
-    if start.startswith(b"PK") or start[:1] == b"\x80":
+    # A zip archive (torch.save) or a bare pickle. The length of a header may begin with the same bytes, but JSON follows.
+    if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
         raise CacheError(f"{path}: a pickle, which could run anything when opened; it is not. Give a safetensors file.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,13 +64,54 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU fetches from by itself, while others work."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **changed)
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""
         names = ("tokens", "frame_mask", "video", "words", "word_mask", "sentence")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a batch will hold, before anything of it is read: `queries`, and `wrong` pairs as `collate` takes them."""
+
+    queries: tuple[Query, ...]
+    wrong: tuple[tuple[int, int], ...] = ()
+
+
+def plan_epoch(
+    queries: Sequence[Query],
+    features: Features,
+    *,
+    batch_size: int,
+    wrong: bool,
+    generator: torch.Generator,
+    bucket_batches: int = 1,
+) -> list[Planned]:
+    """One epoch in random order; with `wrong`, each video is also asked one sentence about another.
+
+    All that is random about it is drawn here, so that batches can be read by anyone, from any of them on. With
+    `bucket_batches` above 1, batches are made of videos of similar length, sorted among the queries of so many batches.
+    """
+    texts: dict[str, set[str]] = {}
+    for query in queries:
+        texts.setdefault(query.vid, set()).add(query.query)
+    handfuls = _shuffled_handfuls(queries, batch_size, generator)
+    groups = list(_groups(handfuls, batch_size))
+    if bucket_batches > 1:
+        groups = _similar(handfuls, features, batch_size, bucket_batches)
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return [Planned(tuple(group), tuple(_wrong_pairs(group, texts, generator) if wrong else ())) for group in groups]
 
 
 def training_batches(
@@ -81,12 +123,9 @@ def training_batches(
     wrong: bool,
     generator: torch.Generator,
 ) -> Iterator[Batch]:
-    """One epoch in random order; with `wrong`, each video is also asked one sentence about another."""
-    texts: dict[str, set[str]] = {}
-    for query in queries:
-        texts.setdefault(query.vid, set()).add(query.query)
-    for group in _shuffled_groups(queries, batch_size, generator):
-        yield collate(group, features, patches=patches, wrong=_wrong_pairs(group, texts, generator) if wrong else ())
+    """The batches of one epoch, planned as `plan_epoch` does."""
+    for planned in plan_epoch(queries, features, batch_size=batch_size, wrong=wrong, generator=generator):
+        yield collate(planned.queries, features, patches=patches, wrong=planned.wrong)
 
 
 def evaluation_batches(
@@ -98,14 +137,17 @@ def evaluation_batches(
         yield collate(by_video[start : start + batch_size], features, patches=patches)
 
 
-def ahead(batches: Iterable[Batch], count: int = 2) -> Iterator[Batch]:
+def ahead(batches: Iterable[Batch], count: int = 2) -> Generator[Batch, None, None]:
     """The same batches, `count` of them prepared in a thread while the model works."""
     batches = iter(batches)
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         waiting = [thread.submit(next, batches, None) for _ in range(count)]
         while (batch := waiting.pop(0).result()) is not None:
             waiting.append(thread.submit(next, batches, None))
             yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)  # whoever stops early waits for one batch at most
 
 
 def collate(
@@ -174,16 +216,20 @@ def _padded(arrays: Sequence[np.ndarray], dtype: type = np.float32) -> Tensor:
     return torch.from_numpy(out).float()
 
 
-def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Generator) -> Iterator[list[Query]]:
-    """Batches of about `size` queries: videos in random order, at most QUERIES_OF_ONE_VIDEO of one video together."""
+def _shuffled_handfuls(queries: Sequence[Query], size: int, generator: torch.Generator) -> list[list[Query]]:
+    """Videos in random order, at most QUERIES_OF_ONE_VIDEO queries of one together."""
     by_video: dict[str, list[Query]] = {}
     for i in torch.randperm(len(queries), generator=generator).tolist():
         by_video.setdefault(queries[i].vid, []).append(queries[i])
     step = min(QUERIES_OF_ONE_VIDEO, size)
     handfuls = [mine[i : i + step] for mine in by_video.values() for i in range(0, len(mine), step)]
-    order = iter([handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()])
+    return [handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()]
+
+
+def _groups(handfuls: Iterable[Sequence[Query]], size: int) -> Iterator[list[Query]]:
+    """Batches of about `size` queries, each with a video's handful once."""
     group: list[Query] = []
-    for handful in order:
+    for handful in handfuls:
         again = any(query.vid == handful[0].vid for query in group)
         if group and (again or len(group) + len(handful) > size):
             yield group
@@ -191,6 +237,23 @@ def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Gener
         group += handful
     if group:
         yield group
+
+
+def _similar(handfuls: Sequence[Sequence[Query]], features: Features, size: int, batches: int) -> list[list[Query]]:
+    """Batches of similar lengths: handfuls sorted by the length of their video, among those of so many `batches`."""
+    length = {handful[0].vid: features.grid(handful[0].vid).clips for handful in handfuls}
+    groups, start = [], 0
+    while start < len(handfuls):
+        stop, counted, again = start, 0, Counter[str]()
+        keys = []
+        while stop < len(handfuls) and counted < size * batches:
+            vid = handfuls[stop][0].vid
+            # A video's second handful comes after the first of all others: the two cannot share a batch.
+            keys.append((again[vid], length[vid], stop))
+            again[vid], counted, stop = again[vid] + 1, counted + len(handfuls[stop]), stop + 1
+        groups += list(_groups((handfuls[i] for *_, i in sorted(keys)), size))
+        start = stop
+    return groups
 
 
 def _wrong_pairs(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from costl.annotations import Query
+from costl.board import check_board, open_board
+from costl.checkpoint import rng_state
 from costl.config import Config, load_config
-from costl.dataset import Batch, ahead, training_batches
+from costl.dataset import Batch, Planned, plan_epoch
 from costl.evaluate import (
     LEGACY,
     data_notes,
@@ -25,15 +29,19 @@ from costl.evaluate import (
     read_queries,
 )
 from costl.layers import Layer, stated_fps
+from costl.loader import Loader
 from costl.metrics import compute_metrics
+from costl.numerics import autocast, may_overflow
 from costl.objective import total_loss
 from costl.pictures import draw_curves
 from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
-from costl.state import State, follow, fresh_state, keep_if_best, load_state, save_state
+from costl.signals import unbroken
+from costl.state import Midway, State, follow, fresh_state, keep_if_best, load_state, save_state
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
-from pipeline.progress import Progress, Tell
+from pipeline.progress import Pace, Progress, Tell
 
+TELL_EVERY_S = 0.2
 NO_VALIDATION = "There is no split {!r}: the weights of the last epoch are kept, and nothing stops training early."
 
 
@@ -74,6 +82,8 @@ def train(
     settings = load_config(features.settings, *config, overrides=overrides)
     _refuse_another_grid(features, config)
     splits = _splits(features, settings)
+    if settings.train.tensorboard:
+        check_board()
     place = pick_device(device)
     state = fresh_state(settings, features, place)  # first, so that what it refuses leaves no run behind
     run = create_run(out, settings, features)
@@ -104,23 +114,15 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
     notes += [legacy] if legacy else []
-    known = set(features.video_ids)
-    queries = [query for query in splits["train"] if query.vid in known]
-    while state.epoch < config.train.epochs and not _out_of_patience(state, config):
-        started = time.perf_counter()
-        before = _in_words(rows[-1], config) if rows else "epoch 1"
-        rows.append(_train_epoch(state, queries, features, config, tell, before))
-        score = None
-        if watched in splits:
-            rows[-1][watched] = _validate(state, splits[watched], features, config)
-            score = rows[-1][watched][config.train.select]
-        rows[-1]["seconds"] = time.perf_counter() - started
-        state.seconds += rows[-1]["seconds"]
-        keep_if_best(state, score, run.folder)
-        write_rows(run, rows)
-        save_state(state, run.folder)
-        done, total = state.epoch * len(queries), config.train.epochs * len(queries)
-        tell(Progress("train", done, total, _in_words(rows[-1], config)))
+    try:
+        _all_epochs(run, rows, features, splits, state, tell)
+    except (KeyboardInterrupt, CacheError) as stop:
+        # Up to the last whole step, in the middle of an epoch too; what the step after it began is nowhere yet.
+        with unbroken():
+            save_state(state, run.folder)
+        if isinstance(stop, CacheError):
+            raise
+        raise KeyboardInterrupt(f"Every step is kept; costl train --resume {run.folder} goes on from there.") from None
     report = Report(
         run=run.folder,
         epochs=state.epoch,
@@ -134,7 +136,7 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         legacy=legacy,
     )
     write_summary(run, report)
-    _show(report, rows, features, splits, device=next(state.model.parameters()).device)
+    _show(report, rows, features, splits, device=state.device)
     return report
 
 
@@ -155,54 +157,113 @@ def _show(
         evaluate(report.run, split=report.select_on, cache=features.path, device=str(device))
 
 
-def _train_epoch(
-    state: State, queries: Sequence[Query], features: CacheReader, config: Config, tell: Tell, before: str
-) -> dict[str, Any]:
-    """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
-    batches = training_batches(
+def _all_epochs(
+    run: Run,
+    rows: list[dict[str, Any]],
+    features: CacheReader,
+    splits: Mapping[str, list[Query]],
+    state: State,
+    tell: Tell,
+) -> None:
+    """`rows` grows by one an epoch. Whenever it is left, `state` is where a run that goes on from it must begin."""
+    config, known = run.settled, set(features.video_ids)
+    watched, select = config.train.select_on, config.train.select
+    queries = [query for query in splits["train"] if query.vid in known]
+    pace = _Pacer(tell, state, config, len(queries))
+    with (
+        Loader(
+            features, patches=config.patches, workers=config.train.workers, pin=state.device.type == "cuda"
+        ) as loader,
+        open_board(run.folder, after=state.epoch, wanted=config.train.tensorboard) as board,
+    ):
+        while state.epoch < config.train.epochs and not _out_of_patience(state, config):
+            before = _in_words(rows[-1], config) if rows else ""
+            shuffle, plan = _plan(state, queries, features, config)
+            row = _train_epoch(state, plan, loader, config, partial(pace, before))
+            started = time.perf_counter()
+            if watched in splits:
+                row[watched] = _validate(state, splits[watched], features, config)
+            row["seconds"] += time.perf_counter() - started
+            with unbroken():
+                state.epoch, state.shuffle, state.midway = state.epoch + 1, shuffle, Midway()
+                state.seconds, state.random = state.seconds + row["seconds"], rng_state()
+                rows.append(row)
+                keep_if_best(state, row[watched][select] if watched in row else None, run.folder)
+                write_rows(run, rows)
+                save_state(state, run.folder)
+            board(row)
+            done, total = state.epoch * len(queries), config.train.epochs * len(queries)
+            tell(Progress("train", done, total, _in_words(row, config)))
+
+
+def _plan(
+    state: State, queries: Sequence[Query], features: CacheReader, config: Config
+) -> tuple[torch.Generator, list[Planned]]:
+    """The batches of the epoch in hand, those that are done as well, and where `state.shuffle` will stand after it."""
+    shuffle = torch.Generator()
+    shuffle.set_state(state.shuffle.get_state())
+    plan = plan_epoch(
         queries,
         features,
         batch_size=config.train.batch_size,
-        patches=config.patches,
         wrong=config.loss.wrong_query > 0,
-        generator=state.shuffle,
+        generator=shuffle,
+        bucket_batches=config.train.bucket_batches,
     )
-    sums: dict[str, Tensor] = {}
-    started, waited, seen, steps = time.perf_counter(), 0.0, 0, 0
+    return shuffle, plan
+
+
+def _train_epoch(
+    state: State, plan: Sequence[Planned], loader: Loader, config: Config, tell: Callable[[int], None]
+) -> dict[str, Any]:
+    """What is left of one pass; -> its row: the mean of each loss, the share of the time spent waiting for data."""
+    midway, queries = state.midway, sum(len(planned.queries) for planned in plan)
+    seen = sum(len(planned.queries) for planned in plan[: midway.batches])
+    started = time.perf_counter()
     state.model.train()
-    for batch, waiting in _timed(ahead(batches)):
-        _set_rate(state, config, share=(state.epoch + seen / len(queries)) / config.train.epochs)
-        for name, value in _step(state, batch, config).items():
-            sums[name] = sums.get(name, 0.0) + value
-        waited, seen, steps = waited + waiting, seen + len(batch.queries), steps + 1
-        tell(Progress("train", state.epoch * len(queries) + seen, config.train.epochs * len(queries), before))
-    state.epoch += 1
+    with closing(loader.batches(plan[midway.batches :])) as batches:
+        for batch, waited_s in _timed(batches):
+            _set_rate(state, config, share=(state.epoch + seen / queries) / config.train.epochs)
+            _step(state, batch, config)
+            seen += len(batch.queries)
+            tell(seen)
+            now = time.perf_counter()
+            midway.seconds, midway.waited_s, started = midway.seconds + now - started, midway.waited_s + waited_s, now
     return {
-        "epoch": state.epoch,
-        "losses": {name: float(value) / steps for name, value in sums.items()},
+        "epoch": state.epoch + 1,
+        "losses": {name: float(value) / midway.batches for name, value in midway.sums.items()},
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "waiting": waited / (time.perf_counter() - started),
+        "waiting": midway.waited_s / midway.seconds,
+        "seconds": midway.seconds,
     }
 
 
-def _step(state: State, batch: Batch, config: Config) -> dict[str, Tensor]:
-    """One batch: outputs, loss, gradient, step, average; -> each loss. Raises CostlError when the loss is no number."""
-    device = next(state.model.parameters()).device
-    batch = batch.to(device)
-    # bfloat16 has the range of float32, so that no loss scaling is needed; losses are taken in full precision.
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported()):
+def _step(state: State, batch: Batch, config: Config) -> None:
+    """One batch: outputs, loss, gradient, step, average. Raises CostlError when the loss is no number.
+
+    A step that float16 overflows in is left out, and the next one is scaled less.
+    """
+    batch = batch.to(state.device)
+    with autocast(state.device, state.precision):
         outputs = state.model(**batch.model_inputs())
-    total, parts = total_loss(outputs, batch, config.loss)
+    total, parts = total_loss(outputs, batch, config.loss)  # in float32, whatever the outputs are
     state.optimizer.zero_grad()
-    total.backward()
+    state.scaler.scale(total).backward()
+    state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
-    if not (total + norm).isfinite():
+    finite = bool((total + norm).isfinite())
+    if not finite and not (total.isfinite() and may_overflow(state.scaler)):
         raise CostlError(_no_number(state, batch, parts))
-    state.optimizer.step()
-    state.step += 1
-    # The average follows closely at first: it would remember the random beginning for too long.
-    follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
-    return {name: value.detach() for name, value in parts.items()}
+    with unbroken():
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if finite:
+            state.step += 1
+            # The average follows closely at first: it would remember the random beginning for too long.
+            memory = min(config.train.ema, (1 + state.step) / (10 + state.step))
+            follow(state.average, state.model, memory=memory)
+        state.midway.add(parts)
+        state.random = rng_state()
 
 
 def _set_rate(state: State, config: Config, *, share: float) -> None:
@@ -214,11 +275,35 @@ def _set_rate(state: State, config: Config, *, share: float) -> None:
 
 def _no_number(state: State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
     bad = [name for name, value in parts.items() if not value.isfinite()] or ["the gradient"]
+    range_ = ", or train.precision=float32: the range of float16 is small" if state.scaler.is_enabled() else ""
     return (
         f"Epoch {state.epoch + 1}, step {state.step + 1}: {', '.join(bad)} is not a finite number, in the batch of "
         f"queries {', '.join(str(query.qid) for query in batch.queries)}. The epoch before is kept. Check these "
-        "videos, or train with a smaller train.learning_rate."
+        f"videos, or train with a smaller train.learning_rate{range_}."
     )
+
+
+class _Pacer:
+    """Tells a few times a second how the epoch in hand goes."""
+
+    def __init__(self, tell: Tell, state: State, config: Config, queries: int):
+        self._tell, self._state, self._config, self._queries = tell, state, config, queries
+        self._total = config.train.epochs * queries
+        self._started_s, self._first, self._next_s = time.monotonic(), -1, 0.0
+
+    def __call__(self, before: str, seen: int) -> None:
+        """`seen` queries of this epoch are done; `before` is the epoch before, in words."""
+        now_s, done = time.monotonic(), self._state.epoch * self._queries + seen
+        if now_s < self._next_s:
+            return
+        if self._first < 0:  # what was done before, by an earlier process, says nothing about the speed of this one
+            self._started_s, self._first = now_s, done
+        self._next_s = now_s + TELL_EVERY_S
+        per_s = (done - self._first) / (now_s - self._started_s) if done > self._first else 0.0
+        left_s = (self._total - done) / per_s if per_s else None
+        epoch, loss = self._state.epoch + 1, self._state.midway.mean(vars(self._config.loss))
+        pace = Pace(epoch=epoch, loss=loss, queries_per_s=per_s, left_s=left_s, before=before)
+        self._tell(Progress("train", done, self._total, before or "epoch 1", flow=pace))
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
@@ -232,8 +317,7 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
-    device = next(state.average.parameters()).device
-    predictions = predict_split(state.average, queries, features, config=config, device=device)
+    predictions = predict_split(state.average, queries, features, config=config, device=state.device)
     return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 

@@ -112,6 +112,10 @@ MODULES = {
     "costl.shots": "numpy PIL",
     "costl.checkpoint": "torch safetensors",
     "costl.dataset": "torch numpy jaxtyping",
+    "costl.loader": "torch",
+    "costl.numerics": "torch",
+    "costl.signals": "",
+    "costl.board": "torch tensorboard",
     "costl.spans": "torch jaxtyping",
     "costl.losses": "torch jaxtyping",
     "costl.objective": "torch jaxtyping",
@@ -176,6 +180,9 @@ EXTRA_DOORS = {
 # Parts of the project that a module must not import itself (a package stands for all that is in it).
 NEVER = {
     "costl.dataset": "costl.model",
+    "costl.loader": "costl.model costl.config",
+    "costl.numerics": "costl.model costl.config",
+    "costl.board": "costl.model",
     "costl.spans": "costl pipeline",
     "costl.losses": "costl.model costl.dataset costl.config",
     "costl.predict": "costl.model costl.metrics",
