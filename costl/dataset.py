@@ -107,10 +107,11 @@ def plan_epoch(
     for query in queries:
         texts.setdefault(query.vid, set()).add(query.query)
     handfuls = _shuffled_handfuls(queries, batch_size, generator)
-    groups = list(_groups(handfuls, batch_size))
     if bucket_batches > 1:
-        groups = _similar(handfuls, features, batch_size, bucket_batches)
+        groups = list(_groups(_by_length(handfuls, features, bucket=bucket_batches * batch_size), batch_size))
         groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    else:
+        groups = list(_groups(handfuls, batch_size))
     return [Planned(tuple(group), tuple(_wrong_pairs(group, texts, generator) if wrong else ())) for group in groups]
 
 
@@ -239,21 +240,18 @@ def _groups(handfuls: Iterable[Sequence[Query]], size: int) -> Iterator[list[Que
         yield group
 
 
-def _similar(handfuls: Sequence[Sequence[Query]], features: Features, size: int, batches: int) -> list[list[Query]]:
-    """Batches of similar lengths: handfuls sorted by the length of their video, among those of so many `batches`."""
-    length = {handful[0].vid: features.grid(handful[0].vid).clips for handful in handfuls}
-    groups, start = [], 0
-    while start < len(handfuls):
-        stop, counted, again = start, 0, Counter[str]()
-        keys = []
-        while stop < len(handfuls) and counted < size * batches:
-            vid = handfuls[stop][0].vid
-            # A video's second handful comes after the first of all others: the two cannot share a batch.
-            keys.append((again[vid], length[vid], stop))
-            again[vid], counted, stop = again[vid] + 1, counted + len(handfuls[stop]), stop + 1
-        groups += list(_groups((handfuls[i] for *_, i in sorted(keys)), size))
-        start = stop
-    return groups
+def _by_length(handfuls: Iterable[Sequence[Query]], features: Features, *, bucket: int) -> Iterator[Sequence[Query]]:
+    """Sorted by the length of their video, among as many as hold `bucket` queries; rising and falling by turns, so that a
+    batch across two buckets is of similar lengths too."""
+    stretches: dict[tuple[int, int], list[Sequence[Query]]] = {}
+    counted, again = 0, Counter[tuple[int, str]]()
+    for handful in handfuls:
+        number, vid = counted // bucket, handful[0].vid
+        # A video's second handful comes after the first of all others: the two cannot share a batch.
+        stretches.setdefault((number, again[number, vid]), []).append(handful)
+        counted, again[number, vid] = counted + len(handful), again[number, vid] + 1
+    for number, key in enumerate(sorted(stretches)):
+        yield from sorted(stretches[key], key=lambda some: features.grid(some[0].vid).clips, reverse=number % 2 == 1)
 
 
 def _wrong_pairs(
