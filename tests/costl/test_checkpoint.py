@@ -107,6 +107,17 @@ def test_a_pickle_is_never_opened(tmp_path):
         assert "a pickle, which could run anything" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_checkpoint_whose_header_is_as_long_as_a_pickle_begins_is_read(tmp_path, start):
+    length = int.from_bytes(start, "little") + 2**16 * (len(start) == 1)
+    for note in range(length - 600, length):
+        path = save_checkpoint(tmp_path, "best", {"a": torch.ones(1)}, {"note": "n" * note})
+        if path.read_bytes().startswith(start):
+            break
+    assert path.read_bytes().startswith(start)
+    assert load_checkpoint(tmp_path, "best")[1] == {"note": "n" * note}
+
+
 def test_every_cut_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, "best", {"a": torch.ones(5)}, {"epoch": 1})
     whole = path.read_bytes()

@@ -26,6 +26,7 @@ from costl.evaluate import read_queries
 from costl.loader import Loader
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError
+from pipeline.features import Joint, Words
 from pipeline.grid import Grid
 from pipeline.index import Index, read_index, write_index
 
@@ -132,13 +133,21 @@ def test_memory_does_not_grow_with_the_number_of_videos(world, tmp_path):
 
 
 class Lengths:
-    """All that planning asks of a cache."""
+    """A cache of which nothing but lengths may be asked: planning reads nothing."""
 
     def __init__(self, clips: dict[str, int]):
-        self.clips = clips
+        ones = np.ones(1, np.float32)
+        self.clips, self.fps, self.patch_grid = clips, 0.5, (1, 1)
+        self.joint = Joint(ones, ones, 1e-5, np.ones((1, 1), np.float32), 1.0)
 
-    def grid(self, vid: str) -> Grid:
-        return Grid(0.5, 2.0 * self.clips[vid])
+    def grid(self, video_id: str) -> Grid:
+        return Grid(self.fps, 2.0 * self.clips[video_id])
+
+    def tokens(self, video_id: str, *, clips=slice(None), patches: bool = True) -> np.ndarray:
+        raise AssertionError(video_id)
+
+    def words(self, query: str) -> Words:
+        raise AssertionError(query)
 
 
 def asked(clips: list[int], each: int) -> tuple[list[Query], Lengths]:

