@@ -26,22 +26,22 @@ from costl.evaluate import (
     legacy_label,
     pick_device,
     predict_split,
-    read_queries,
 )
-from costl.layers import Layer, stated_fps
+from costl.layers import Layer
 from costl.loader import Loader
 from costl.metrics import compute_metrics
 from costl.numerics import autocast, may_overflow
 from costl.objective import total_loss
+from costl.pace import Pacer
 from costl.pictures import draw_curves
-from costl.runs import Run, annotation_digests, create_run, open_cache, read_rows, read_run, write_rows, write_summary
+from costl.runs import Run, create_run, open_cache, read_rows, read_run, write_rows, write_summary
 from costl.signals import unbroken
 from costl.state import Midway, State, follow, fresh_state, keep_if_best, load_state, save_state
+from costl.trainable import refuse_another_grid, refuse_other_annotations, training_splits
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
-from pipeline.progress import Pace, Progress, Tell
+from pipeline.progress import Progress, Tell
 
-TELL_EVERY_S = 0.2
 NO_VALIDATION = "There is no split {!r}: the weights of the last epoch are kept, and nothing stops training early."
 
 
@@ -80,8 +80,8 @@ def train(
     """
     features = CacheReader(cache)
     settings = load_config(features.settings, *config, overrides=overrides)
-    _refuse_another_grid(features, config)
-    splits = _splits(features, settings)
+    refuse_another_grid(features, config)
+    splits = training_splits(features, settings)
     if settings.train.tensorboard:
         check_board()
     place = pick_device(device)
@@ -99,8 +99,8 @@ def resume(run: Path, *, cache: Path | None = None, device: str = "auto", progre
     if stopped.finished:
         raise UsageError(f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one.")
     features = open_cache(stopped, cache)
-    splits = _splits(features, stopped.config)
-    _refuse_other_annotations(stopped, features, splits)
+    splits = training_splits(features, stopped.config)
+    refuse_other_annotations(stopped, features, splits)
     state = fresh_state(stopped.config, features, pick_device(device))
     if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
         load_state(state, run)
@@ -169,7 +169,7 @@ def _all_epochs(
     config, known = run.settled, set(features.video_ids)
     watched, select = config.train.select_on, config.train.select
     queries = [query for query in splits["train"] if query.vid in known]
-    pace = _Pacer(tell, state, config, len(queries))
+    pace = Pacer(tell, state, weights=vars(config.loss), epochs=config.train.epochs, queries=len(queries))
     with (
         Loader(
             features, patches=config.patches, workers=config.train.workers, pin=state.device.type == "cuda"
@@ -283,29 +283,6 @@ def _no_number(state: State, batch: Batch, parts: Mapping[str, Tensor]) -> str:
     )
 
 
-class _Pacer:
-    """Tells a few times a second how the epoch in hand goes."""
-
-    def __init__(self, tell: Tell, state: State, config: Config, queries: int):
-        self._tell, self._state, self._config, self._queries = tell, state, config, queries
-        self._total = config.train.epochs * queries
-        self._started_s, self._first, self._next_s = time.monotonic(), -1, 0.0
-
-    def __call__(self, before: str, seen: int) -> None:
-        """`seen` queries of this epoch are done; `before` is the epoch before, in words."""
-        now_s, done = time.monotonic(), self._state.epoch * self._queries + seen
-        if now_s < self._next_s:
-            return
-        if self._first < 0:  # what was done before, by an earlier process, says nothing about the speed of this one
-            self._started_s, self._first = now_s, done
-        self._next_s = now_s + TELL_EVERY_S
-        per_s = (done - self._first) / (now_s - self._started_s) if done > self._first else 0.0
-        left_s = (self._total - done) / per_s if per_s else None
-        epoch, loss = self._state.epoch + 1, self._state.midway.mean(vars(self._config.loss))
-        pace = Pace(epoch=epoch, loss=loss, queries_per_s=per_s, left_s=left_s, before=before)
-        self._tell(Progress("train", done, self._total, before or "epoch 1", flow=pace))
-
-
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds that were spent waiting for it."""
     while True:
@@ -323,42 +300,6 @@ def _validate(state: State, queries: Sequence[Query], features: CacheReader, con
 
 def _out_of_patience(state: State, config: Config) -> bool:
     return state.best is not None and state.epoch - state.best_epoch >= config.train.patience
-
-
-def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
-    """Queries of `train` and, where there is one, of the split to choose on; refuses what that could not tell."""
-    watched = config.train.select_on
-    names = ["train", *([watched] if watched in features.splits else [])]
-    splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
-    if not {query.vid for query in splits["train"]} & set(features.video_ids):
-        raise UsageError(f"{features.path}: no training video has features. costl status {features.path} says why.")
-    if watched in splits:
-        measured = compute_metrics([], splits[watched], benchmark=config.data.benchmark)["brief"]
-        if config.train.select not in measured:
-            raise UsageError(
-                f"train.select is {config.train.select!r}, which the labels of {watched!r} cannot tell. "
-                f"Choose one of {', '.join(measured)}."
-            )
-    return splits
-
-
-def _refuse_another_grid(features: CacheReader, layers: Iterable[Layer]) -> None:
-    for name, fps in stated_fps(layers).items():
-        if not math.isclose(fps, features.fps):
-            raise CacheError(
-                f"{features.path} has {features.fps:g} clips a second, the settings {name} are made for {fps:g}. Extract "
-                f"again with --fps {fps:g} and another --out, or leave out --config {name}."
-            )
-
-
-def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:
-    now = annotation_digests(features)
-    for split in splits:
-        if now[split] != run.annotations.get(split):
-            raise CacheError(
-                f"{features.path}: the annotations of {split!r} have changed since {run.folder} began, which therefore "
-                "cannot be continued. Train a new run."
-            )
 
 
 def _in_words(row: Mapping[str, Any], config: Config) -> str:

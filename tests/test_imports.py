@@ -130,6 +130,8 @@ MODULES = {
     "costl.model.build": "torch",
     "costl.runs": "",
     "costl.state": "torch",
+    "costl.pace": "",
+    "costl.trainable": "",
     "costl.train": "torch numpy jaxtyping",
     "costl.evaluate": "torch numpy jaxtyping",
     "costl.explain": "torch numpy jaxtyping",
@@ -181,6 +183,8 @@ EXTRA_DOORS = {
 NEVER = {
     "costl.dataset": "costl.model",
     "costl.loader": "costl.model costl.config",
+    "costl.pace": "costl.model costl.train",
+    "costl.trainable": "costl.train",
     "costl.numerics": "costl.model costl.config",
     "costl.board": "costl.model",
     "costl.spans": "costl pipeline",
