@@ -191,19 +191,18 @@ def test_buckets_ask_every_query_once_in_batches_that_are_as_allowed(clips, each
 
 def test_buckets_save_padding_and_are_another_order_in_every_epoch():
     draw = random.Random(0)
-    queries, features = asked([round(draw.lognormvariate(3, 0.8)) + 1 for _ in range(400)], 3)
+    queries, features = asked([round(draw.lognormvariate(3, 0.8)) + 1 for _ in range(400)], 1)
     saved = {bucket: padding(planned(queries, features, bucket=bucket), features) for bucket in (1, 2, 8, 32)}
-    assert saved[1] > 0.4 > saved[2] > saved[8] > saved[32] and saved[8] < 0.2
-    batches = {bucket: len(planned(queries, features, bucket=bucket)) for bucket in saved}
-    assert max(batches.values()) <= 1.02 * batches[1]
+    assert saved[1] > saved[2] > saved[8] > saved[32] and saved[8] < saved[1] / 2
+    assert {len(planned(queries, features, bucket=bucket)) for bucket in saved} == {50}
     one, other = (planned(queries, features, bucket=8, seed=seed) for seed in (1, 2))
-    partners = [
-        {frozenset((a.vid, b.vid)) for some in plan for a in some.queries for b in some.queries}
-        for plan in (one, other)
-    ]
-    assert len(partners[0] & partners[1]) < 0.5 * len(partners[0])  # who meets whom changes as well
+    assert len(partners(one) & partners(other)) < len(partners(one)) / 2  # who meets whom changes as well
     lengths = [statistics.mean(features.clips[query.vid] for query in some.queries) for some in one]
-    assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.3  # and short batches do not come first
+    assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.5  # and short batches do not come first
+
+
+def partners(plan: list[Planned]) -> set[tuple[str, str]]:
+    return {(a.vid, b.vid) for some in plan for a in some.queries for b in some.queries if a.vid < b.vid}
 
 
 def test_without_buckets_the_order_is_the_one_it_always_was():
