@@ -7,45 +7,63 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from costl.dataset import Batch, Planned, ahead, collate
-from pipeline.cache import CacheReader
+from pipeline.cache import CacheReader, Joint, Words
 from pipeline.errors import CostlError
+from pipeline.grid import Grid
 
 AHEAD = 2  # batches that a process holds ready
 
+Make = Callable[..., Batch]  # called as `collate` is
 
-class Reader:
-    """Plan -> batch. The part of a video is checked against its checksum when it is read for the first time."""
 
-    def __init__(self, features: CacheReader, *, patches: bool):
-        self._features, self._patches = features, patches
+class Checked:
+    """A cache that checks a video's part against its checksum before it gives of it for the first time."""
+
+    def __init__(self, features: CacheReader):
+        self._features = features
         self._whole: set[str] = set()
+        self.fps: float = features.fps
+        self.patch_grid: tuple[int, int] = features.patch_grid
+        self.joint: Joint = features.joint
 
-    def __call__(self, planned: Planned) -> Batch:
-        """Raises CacheError naming a part that is damaged, gone or not the one that was indexed."""
-        for vid in {query.vid for query in planned.queries} - self._whole:
-            self._features.verify(vid)
-            self._whole.add(vid)
-        return collate(planned.queries, self._features, patches=self._patches, wrong=planned.wrong)
+    def grid(self, video_id: str) -> Grid:
+        """The cache's."""
+        return self._features.grid(video_id)
+
+    def tokens(self, video_id: str, *, clips: slice | Sequence[int] = slice(None), patches: bool = True) -> np.ndarray:
+        """The cache's. Raises CacheError naming a part that is damaged, gone or not the one that was indexed."""
+        if video_id not in self._whole:
+            self._features.verify(video_id)
+            self._whole.add(video_id)
+        return self._features.tokens(video_id, clips=clips, patches=patches)
+
+    def words(self, query: str) -> Words:
+        """The cache's."""
+        return self._features.words(query)
 
 
 class Loader:
     """The same batches in the same order, however many `workers` read them; 0 reads in a thread of this process.
 
-    A context manager: the processes live until it is left. `pin` puts batches where a GPU fetches them by itself.
+    A context manager: the processes live until it is left. `pin` puts batches where a GPU fetches them by itself; `make`
+    makes each, in whatever process.
     """
 
-    def __init__(self, features: CacheReader, *, patches: bool, workers: int = 0, pin: bool = False):
-        self._path, self._patches, self._workers, self._pin = features.path, patches, workers, pin
-        self._read = Reader(features, patches=patches)
+    def __init__(
+        self, features: CacheReader, *, patches: bool, workers: int = 0, pin: bool = False, make: Make = collate
+    ):
+        self._path, self._workers, self._pin = features.path, workers, pin
+        self._features, self._make = Checked(features), partial(make, patches=patches)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Loader:
@@ -60,13 +78,14 @@ class Loader:
             self._pool.shutdown(cancel_futures=True)
 
     def batches(self, plan: Sequence[Planned]) -> Generator[Batch, None, None]:
-        """Raises CacheError as `Reader` does, CostlError when a process ends that should not."""
-        read = map(self._read, plan) if self._pool is None else self._from_processes(self._pool, plan)
+        """Raises CacheError as `Checked` does, CostlError when a process ends that should not."""
+        here = (self._make(planned.queries, self._features, wrong=planned.wrong) for planned in plan)
+        read = here if self._pool is None else self._from_processes(self._pool, plan)
         return ahead(map(Batch.pin_memory, read) if self._pin else read)
 
     def _from_processes(self, pool: ProcessPoolExecutor, plan: Sequence[Planned]) -> Iterator[Batch]:
         _leave_ctrl_c_to_the_main_thread()
-        read, ready = partial(_read, self._path, self._patches), AHEAD * self._workers
+        read, ready = partial(_read, self._path, self._make), AHEAD * self._workers
         try:
             waiting = deque(pool.submit(read, planned) for planned in plan[:ready])
             for planned in plan[ready:]:
@@ -102,10 +121,10 @@ def _die_with_parent() -> None:
 
 
 @lru_cache(1)
-def _reader(path: Path, patches: bool) -> Reader:
+def _opened(path: Path) -> Checked:
     """The cache, opened by the process itself."""
-    return Reader(CacheReader(path), patches=patches)
+    return Checked(CacheReader(path))
 
 
-def _read(path: Path, patches: bool, planned: Planned) -> Batch:
-    return _reader(path, patches)(planned)
+def _read(path: Path, make: Make, planned: Planned) -> Batch:
+    return make(planned.queries, _opened(path), wrong=planned.wrong)

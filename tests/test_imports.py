@@ -112,7 +112,7 @@ MODULES = {
     "costl.shots": "numpy PIL",
     "costl.checkpoint": "torch safetensors",
     "costl.dataset": "torch numpy jaxtyping",
-    "costl.loader": "torch",
+    "costl.loader": "torch numpy",
     "costl.numerics": "torch",
     "costl.signals": "",
     "costl.board": "torch tensorboard",
