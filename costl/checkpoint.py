@@ -136,6 +136,7 @@ def _refuse_missing_or_pickled(path: Path) -> None:
     except OSError:
         known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
         raise CacheError(f"{path}: no such checkpoint. This run has: {', '.join(known) or 'none'}.") from None
-    # A zip archive (torch.save) or a bare pickle. The length of a header may begin with the same bytes, but JSON follows.
-    if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
+    # A zip archive (torch.save) or a bare pickle. A safetensors file may start so too, with the length of its header, which
+    # is JSON and begins at the ninth byte.
+    if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
         raise CacheError(f"{path}: a pickle, which could run anything when opened; it is not. Give a safetensors file.")
