@@ -28,12 +28,12 @@ class Flow:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a training goes just now: the mean `loss` of `epoch` so far, so many queries a second, `left_s` until the last
-    epoch, None while nobody knows; `before`, the epoch before in words."""
+    """How a training goes just now: the mean `loss` of `epoch` so far, so many queries a second (0 before the second
+    step), `left_s` until the last epoch, None while nobody knows; `before`, the epoch before in words."""
 
     epoch: int
     loss: float
-    queries_per_s: float
+    queries_per_s: float = 0.0
     left_s: float | None = None
     before: str = ""
 

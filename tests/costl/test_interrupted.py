@@ -35,6 +35,7 @@ MOMENTS = {
     "while the state is saved": ("save_state", 1),
 }
 SETTINGS = ["train.epochs=2"]
+BY_ONES = ["train.epochs=2", "train.batch_size=1"]
 
 
 def lasting(folder: Path) -> dict[str, object]:
@@ -169,13 +170,20 @@ def test_a_part_that_is_damaged_costs_no_step_that_was_done(world, whole, tmp_pa
     assert [name for name in whole if not same(whole[name], ended[name])] == []
 
 
+@pytest.fixture(scope="module")
+def by_ones(world, tmp_path_factory) -> dict[str, object]:
+    """Two epochs of sixty steps without interruption."""
+    folder = tmp_path_factory.mktemp("runs") / "by_ones"
+    train(world.cache, overrides=BY_ONES, out=folder, device="cpu")
+    return lasting(folder)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize(
     ("number", "wait_s", "workers"), [(signal.SIGTERM, 0.0, 0), (signal.SIGINT, 0.6, 0), (signal.SIGINT, 0.4, 1)]
 )
-def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, tmp_path, number, wait_s, workers):
-    settings = ["train.epochs=2", "train.batch_size=1"]  # sixty steps an epoch
-    options = [option for setting in (*settings, f"train.workers={workers}") for option in ("--set", setting)]
+def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, by_ones, tmp_path, number, wait_s, workers):
+    options = [option for setting in (*BY_ONES, f"train.workers={workers}") for option in ("--set", setting)]
     command = [sys.executable, "-m", "cli", "train", "--cache", str(world.cache), "--out", str(tmp_path / "run")]
     command += ["--device", "cpu", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -194,9 +202,8 @@ def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, tmp_pa
     _, meta = load_checkpoint(tmp_path / "run", "last")
     assert meta["midway"]["batches"] > 0
     resume(tmp_path / "run", device="cpu")
-    train(world.cache, overrides=settings, out=tmp_path / "whole", device="cpu")
-    once, twice = lasting(tmp_path / "whole"), lasting(tmp_path / "run")
-    assert [name for name in once if not same(once[name], twice[name])] == []
+    ended = lasting(tmp_path / "run")
+    assert [name for name in by_ones if not same(by_ones[name], ended[name])] == []
 
 
 def test_what_is_whole_is_done_to_its_end_and_then_interrupted():
