@@ -112,11 +112,9 @@ class Commands(click.Group):
             if launched().first:  # the others were given the same words
                 raise
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if launched().first:
-                say(
-                    "Interrupted. What was finished is kept; the same command goes on from there (train: with --resume)."
-                )
+                say(f"Interrupted. {stop or 'What was finished is kept; the same command goes on from there.'}")
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -356,9 +354,14 @@ def train(as_json: bool, **options: Any) -> None:
         costl train --cache feats.h5
         costl train --cache feats.h5 --set train.epochs=20 --set spatial.steps=0
         costl train --resume runs/feats-20260131-120000
+        costl train --cache feats.h5 --set train.workers=4 --set train.compile=true
         torchrun --standalone --nproc_per_node=2 -m cli train --cache feats.h5
     The last one shares every batch between two GPUs, or two processes on a CPU, to the same result.
     Settings: configs/default.yaml, then those that came with the videos, then --config, then --set.
+    Ctrl-C and SIGTERM keep every step; --resume goes on from there, on a CPU to the last bit as if nobody had stopped it.
+    A GPU that waits (`waiting` in metrics.jsonl is the share of the time) has its batches read by train.workers processes.
+    train.precision is half precision on a GPU by itself, train.bucket_batches=8 saves padding where videos differ in length,
+    and train.tensorboard=true writes for TensorBoard what metrics.jsonl holds.
     """
     with Bars() as show:
         report = _start_or_resume(**options, progress=show)

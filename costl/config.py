@@ -85,6 +85,11 @@ class Train:
     select: str = "MR-full-mAP"
     select_on: str = "val"
     threads: int | None = None
+    workers: int = 0
+    bucket_batches: int = 1
+    precision: str = "auto"
+    compile: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ SELECTABLE = (
 )
 
 KINDS = ("costl", "cls", "adapter")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 _ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
 _NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
@@ -167,7 +173,9 @@ _LIMITS: dict[str, dict[str, Limit]] = {
         **dict.fromkeys(
             ("epochs", "batch_size", "accumulate", "learning_rate", "clip_norm", "patience", "threads"), _ABOVE_ZERO
         ),
-        **dict.fromkeys(("weight_decay", "warmup_steps"), _NOT_NEGATIVE),
+        "bucket_batches": _ABOVE_ZERO,
+        **dict.fromkeys(("weight_decay", "warmup_steps", "workers"), _NOT_NEGATIVE),
+        "precision": (lambda name: name in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "ema": _BELOW_ONE,
         "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
         "select_on": (lambda split: split in ("val", "test"), "val, or test for the peers' habit, labelled as such"),

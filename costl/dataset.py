@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -64,13 +65,55 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU fetches from by itself, while others work."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **changed)
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""
         names = ("tokens", "frame_mask", "video", "words", "word_mask", "sentence")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a batch will hold, before anything of it is read: `queries`, and `wrong` pairs as `collate` takes them."""
+
+    queries: tuple[Query, ...]
+    wrong: tuple[tuple[int, int], ...] = ()
+
+
+def plan_epoch(
+    queries: Sequence[Query],
+    features: Features,
+    *,
+    batch_size: int,
+    wrong: bool,
+    generator: torch.Generator,
+    bucket_batches: int = 1,
+) -> list[Planned]:
+    """One epoch in random order; with `wrong`, each video is also asked one sentence about another.
+
+    All that is random about it is drawn here, so that batches can be read by anyone, from any of them on. With
+    `bucket_batches` above 1, batches are made of videos of similar length, sorted among the queries of so many batches.
+    """
+    texts: dict[str, set[str]] = {}
+    for query in queries:
+        texts.setdefault(query.vid, set()).add(query.query)
+    handfuls = _shuffled_handfuls(queries, batch_size, generator)
+    if bucket_batches > 1:
+        groups = list(_groups(_by_length(handfuls, features, bucket=bucket_batches * batch_size), batch_size))
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    else:
+        groups = list(_groups(handfuls, batch_size))
+    return [Planned(tuple(group), tuple(_wrong_pairs(group, texts, generator) if wrong else ())) for group in groups]
 
 
 def training_batches(
@@ -81,18 +124,10 @@ def training_batches(
     patches: bool,
     wrong: bool,
     generator: torch.Generator,
-    make: Callable[..., Any] | None = None,
-) -> Iterator[Any]:
-    """One epoch in random order; with `wrong`, each video is also asked one sentence about another.
-
-    `make` is called as `collate` is, by default it is that.
-    """
-    make = make or collate
-    texts: dict[str, set[str]] = {}
-    for query in queries:
-        texts.setdefault(query.vid, set()).add(query.query)
-    for group in _shuffled_groups(queries, batch_size, generator):
-        yield make(group, features, patches=patches, wrong=_wrong_pairs(group, texts, generator) if wrong else ())
+) -> Iterator[Batch]:
+    """The batches of one epoch, planned as `plan_epoch` does."""
+    for planned in plan_epoch(queries, features, batch_size=batch_size, wrong=wrong, generator=generator):
+        yield collate(planned.queries, features, patches=patches, wrong=planned.wrong)
 
 
 def evaluation_batches(
@@ -104,14 +139,17 @@ def evaluation_batches(
         yield collate(by_video[start : start + batch_size], features, patches=patches)
 
 
-def ahead(batches: Iterable[Batch], count: int = 2) -> Iterator[Batch]:
+def ahead(batches: Iterable[Batch], count: int = 2) -> Generator[Batch, None, None]:
     """The same batches, `count` of them prepared in a thread while the model works."""
     batches = iter(batches)
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         waiting = [thread.submit(next, batches, None) for _ in range(count)]
         while (batch := waiting.pop(0).result()) is not None:
             waiting.append(thread.submit(next, batches, None))
             yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)  # whoever stops early waits for one batch at most
 
 
 def collate(
@@ -203,16 +241,20 @@ def _padded(arrays: Sequence[np.ndarray], dtype: type = np.float32) -> Tensor:
     return torch.from_numpy(out).float()
 
 
-def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Generator) -> Iterator[list[Query]]:
-    """Batches of about `size` queries: videos in random order, at most QUERIES_OF_ONE_VIDEO of one video together."""
+def _shuffled_handfuls(queries: Sequence[Query], size: int, generator: torch.Generator) -> list[list[Query]]:
+    """Videos in random order, at most QUERIES_OF_ONE_VIDEO queries of one together."""
     by_video: dict[str, list[Query]] = {}
     for i in torch.randperm(len(queries), generator=generator).tolist():
         by_video.setdefault(queries[i].vid, []).append(queries[i])
     step = min(QUERIES_OF_ONE_VIDEO, size)
     handfuls = [mine[i : i + step] for mine in by_video.values() for i in range(0, len(mine), step)]
-    order = iter([handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()])
+    return [handfuls[i] for i in torch.randperm(len(handfuls), generator=generator).tolist()]
+
+
+def _groups(handfuls: Iterable[Sequence[Query]], size: int) -> Iterator[list[Query]]:
+    """Batches of about `size` queries, each with a video's handful once."""
     group: list[Query] = []
-    for handful in order:
+    for handful in handfuls:
         again = any(query.vid == handful[0].vid for query in group)
         if group and (again or len(group) + len(handful) > size):
             yield group
@@ -220,6 +262,20 @@ def _shuffled_groups(queries: Sequence[Query], size: int, generator: torch.Gener
         group += handful
     if group:
         yield group
+
+
+def _by_length(handfuls: Iterable[Sequence[Query]], features: Features, *, bucket: int) -> Iterator[Sequence[Query]]:
+    """Sorted by the length of their video, among as many as hold `bucket` queries; rising and falling by turns, so that a
+    batch across two buckets is of similar lengths too."""
+    stretches: dict[tuple[int, int], list[Sequence[Query]]] = {}
+    counted, again = 0, Counter[tuple[int, str]]()
+    for handful in handfuls:
+        number, vid = counted // bucket, handful[0].vid
+        # A video's second handful comes after the first of all others: the two cannot share a batch.
+        stretches.setdefault((number, again[number, vid]), []).append(handful)
+        counted, again[number, vid] = counted + len(handful), again[number, vid] + 1
+    for number, key in enumerate(sorted(stretches)):
+        yield from sorted(stretches[key], key=lambda some: features.grid(some[0].vid).clips, reverse=number % 2 == 1)
 
 
 def _wrong_pairs(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from costl.checkpoint import (
@@ -22,26 +24,60 @@ from costl.checkpoint import (
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
+from costl.numerics import choose_precision, compile_model, make_scaler
 from costl.ranks import ALONE, Ranks
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError
 
 
 @dataclass
+class Midway:
+    """How far the epoch in hand has come: so many of its batches, the sum of each loss over them, the seconds that they
+    took and of these the seconds of waiting for data."""
+
+    batches: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """One more batch and its losses."""
+        self.batches += 1
+        self.sums = {name: self.sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
+
+    def mean(self, weights: Mapping[str, float]) -> float:
+        """The weighted loss of a batch, so far."""
+        return float(sum(weights[name] * value for name, value in self.sums.items())) / max(1, self.batches)
+
+
+@dataclass
 class State:
     """The model, its running average, and where training stands; all of it is in last.safetensors, but for the processes
-    that do it (`ranks`)."""
+    that do it (`ranks`).
+
+    `shuffle` stands where the epoch in hand began, whose order is drawn from it anew by whoever continues; `random` is
+    where everything else that draws stood after the last step, which an interruption in the middle of one must not change.
+    """
 
     model: Model
     average: Model
     optimizer: torch.optim.Optimizer
     shuffle: torch.Generator
+    precision: torch.dtype
+    scaler: torch.amp.GradScaler
+    random: Mapping[str, Any] = field(default_factory=rng_state)
+    midway: Midway = field(default_factory=Midway)
     ranks: Ranks = ALONE
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
     best: float | None = None
     seconds: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
 
 
 COUNTS = ("epoch", "step", "best_epoch", "best", "seconds")
@@ -61,7 +97,11 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
         lr=config.train.learning_rate,
     )
     average = copy.deepcopy(model).requires_grad_(False)
-    return State(model, average, optimizer, torch.Generator().manual_seed(config.train.seed))
+    shuffle = torch.Generator().manual_seed(config.train.seed)
+    precision = choose_precision(config.train.precision, device)
+    if config.train.compile:
+        compile_model(model, device)
+    return State(model, average, optimizer, shuffle, precision, make_scaler(device, precision))
 
 
 @torch.no_grad()
@@ -88,7 +128,9 @@ def save_state(state: State, folder: Path) -> None:
         "average": state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "shuffle": state.shuffle.get_state(),
-        "random": rng_state(),
+        "random": state.random,
+        "scaler": state.scaler.state_dict(),
+        "midway": asdict(state.midway),
         "counts": {name: getattr(state, name) for name in COUNTS},
     }
     save_checkpoint(folder, "last", state.model.state_dict(), meta)
@@ -109,6 +151,11 @@ def load_state(state: State, folder: Path) -> None:
         state.optimizer.load_state_dict(meta["optimizer"])
         state.shuffle.set_state(meta["shuffle"])
         set_rng_state(meta["random"])
+        state.random = meta["random"]
+        if meta["scaler"]:  # nothing where the precision needs none
+            state.scaler.load_state_dict(meta["scaler"])
+        state.midway = Midway(**meta["midway"])
+        state.midway.sums = {name: value.to(state.device) for name, value in state.midway.sums.items()}
         for name in COUNTS:
             setattr(state, name, _count(meta["counts"][name], optional=name == "best"))
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,38 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from costl.annotations import Query
-from costl.checkpoint import digest
+from costl.board import check_board, open_board
+from costl.checkpoint import rng_state
 from costl.config import Config, load_config
-from costl.dataset import Batch, ahead, training_batches
-from costl.evaluate import (
-    LEGACY,
-    data_notes,
-    evaluate,
-    legacy_label,
-    pick_device,
-    predict_split,
-    read_queries,
-)
+from costl.dataset import Batch, Planned, plan_epoch
+from costl.evaluate import LEGACY, data_notes, evaluate, legacy_label, pick_device, predict_split
 from costl.files import alone
-from costl.layers import Layer, stated_fps
+from costl.layers import Layer
+from costl.loader import Loader
 from costl.metrics import compute_metrics
 from costl.model.costl import Outputs
+from costl.numerics import autocast, may_overflow
 from costl.objective import total_loss
+from costl.pace import Pacer
 from costl.pictures import draw_curves
 from costl.ranks import ALONE, Ranks
-from costl.runs import (
-    Run,
-    annotation_digests,
-    create_run,
-    open_cache,
-    read_rows,
-    read_run,
-    sweep_run,
-    write_rows,
-    write_summary,
-)
+from costl.runs import Run, create_run, open_cache, read_rows, read_run, sweep_run, write_rows, write_summary
 from costl.shares import Plan, Split, outputs_in_shares, sum_gradients
+from costl.signals import unbroken
 from costl.state import (
+    Midway,
     State,
     follow,
     fresh_state,
@@ -54,6 +43,7 @@ from costl.state import (
     refuse_larger_than_state,
     save_state,
 )
+from costl.trainable import agreed, learnable, refuse_another_grid, refuse_other_annotations, training_splits
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError, CostlError, UsageError
 from pipeline.progress import Progress, Tell
@@ -100,13 +90,14 @@ def train(
     with ranks.together():
         features = CacheReader(cache)
         settings = load_config(features.settings, *config, overrides=overrides)
-        _refuse_another_grid(features, config)
-        splits = _splits(features, settings)
-        place = pick_device(ranks.device(device))
+        refuse_another_grid(features, config)
+        splits = training_splits(features, settings)
+        if settings.train.tensorboard:
+            check_board()
         # Before there is a run, so that what is refused leaves none behind.
-        state = fresh_state(settings, features, place)
-        _refuse_too_many(splits["train"], features, settings, ranks)
-    state.ranks = _agreed(ranks, settings, features, state)
+        state = fresh_state(settings, features, pick_device(ranks.device(device)))
+        _refuse_too_many(splits, features, settings, ranks)
+    state.ranks = agreed(ranks, settings, features, state)
     with ranks.together():
         run = create_run(out, settings, features) if ranks.first else None
     return _alone(ranks.tell(run), features, splits, state, progress or (lambda _: None))
@@ -134,15 +125,20 @@ def resume(
                 f"{run}: finished already. Evaluate it with costl evaluate --run {run}, or train a new one."
             )
         features = open_cache(stopped, cache)
-        splits = _splits(features, stopped.config)
-        _refuse_other_annotations(stopped, features, splits)
+        splits = training_splits(features, stopped.config)
+        refuse_other_annotations(stopped, features, splits)
         refuse_larger_than_state(stopped.config, run)
         state = fresh_state(stopped.config, features, pick_device(ranks.device(device)))
         if (run / "last.safetensors").exists():  # a run can stop before it has anything to continue from
             load_state(state, run)
-        _refuse_too_many(splits["train"], features, stopped.config, ranks)
-    state.ranks = _agreed(ranks, stopped.config, features, state)
+        _refuse_too_many(splits, features, stopped.config, ranks)
+    state.ranks = agreed(ranks, stopped.config, features, state)
     return _alone(stopped, features, splits, state, progress or (lambda _: None))
+
+
+def _refuse_too_many(splits: Mapping[str, list[Query]], features: CacheReader, config: Config, ranks: Ranks) -> None:
+    plan = Plan(ranks.rank, ranks.count, config.train.accumulate)
+    plan.refuse_too_many(learnable(splits["train"], features), config.train.batch_size)
 
 
 def _alone(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
@@ -158,29 +154,21 @@ def _alone(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], s
 def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], state: State, tell: Tell) -> Report:
     """Epoch after epoch until the last one or until validation has not improved for `patience` of them."""
     config, rows = run.settled, read_rows(run, up_to=state.epoch)
-    ranks, tell = state.ranks, tell if state.ranks.first else (lambda _: None)
+    tell = tell if state.ranks.first else (lambda _: None)
     watched, legacy = config.train.select_on, legacy_label(config)
     notes = [note for split, queries in splits.items() for note in data_notes(split, queries, features)]
     notes += [] if watched in splits else [NO_VALIDATION.format(watched)]
     notes += [legacy] if legacy else []
-    queries = _learnable(splits["train"], features)
-    while state.epoch < config.train.epochs and not _out_of_patience(state, config):
-        started = time.perf_counter()
-        before = _in_words(rows[-1], config) if rows else "epoch 1"
-        rows.append(_train_epoch(state, queries, features, config, tell, before))
-        score = None
-        if watched in splits:
-            rows[-1][watched] = _validate(state, splits[watched], features, config)
-            score = rows[-1][watched][config.train.select]
-        rows[-1]["seconds"] = time.perf_counter() - started
-        state.seconds += rows[-1]["seconds"]
-        with ranks.together():
-            keep_if_best(state, score, run.folder)
-            if ranks.first:
-                write_rows(run, rows)
+    try:
+        _all_epochs(run, rows, features, splits, state, tell)
+    except (KeyboardInterrupt, CacheError) as stop:
+        # Up to the last whole step, in the middle of an epoch too; what the step after it began is nowhere yet.
+        with unbroken():
+            if state.ranks.first:
                 save_state(state, run.folder)
-        done, total = state.epoch * len(queries), config.train.epochs * len(queries)
-        tell(Progress("train", done, total, _in_words(rows[-1], config)))
+        if isinstance(stop, CacheError):
+            raise
+        raise KeyboardInterrupt(f"Every step is kept; costl train --resume {run.folder} goes on from there.") from None
     report = Report(
         run=run.folder,
         epochs=state.epoch,
@@ -193,8 +181,8 @@ def _run(run: Run, features: CacheReader, splits: Mapping[str, list[Query]], sta
         select_on=watched,
         legacy=legacy,
     )
-    if ranks.first:
-        _show(report, rows, features, splits, device=next(state.model.parameters()).device)
+    if state.ranks.first:
+        _show(report, rows, features, splits, device=state.device)
         write_summary(run, report)  # last: until it is there, resuming makes what a kill has left unmade
     return report
 
@@ -216,62 +204,122 @@ def _show(
         evaluate(report.run, split=report.select_on, cache=features.path, device=str(device))
 
 
-def _train_epoch(
-    state: State,
-    queries: Sequence[Query],
+def _all_epochs(
+    run: Run,
+    rows: list[dict[str, Any]],
     features: CacheReader,
-    config: Config,
+    splits: Mapping[str, list[Query]],
+    state: State,
     tell: Tell,
-    before: str,
-) -> dict[str, Any]:
-    """One pass over the queries; -> its row: the mean of each loss, the share of the time spent waiting for data."""
-    batches = training_batches(
+) -> None:
+    """`rows` grows by one an epoch. Whenever it is left, `state` is where a run that goes on from it must begin."""
+    config, ranks = run.settled, state.ranks
+    watched, select = config.train.select_on, config.train.select
+    queries = learnable(splits["train"], features)
+    make = Plan(ranks.rank, ranks.count, config.train.accumulate).collate
+    pace = Pacer(tell, state, weights=vars(config.loss), epochs=config.train.epochs, queries=len(queries))
+    with (
+        Loader(
+            features,
+            patches=config.patches,
+            workers=config.train.workers,
+            pin=state.device.type == "cuda",
+            make=make,
+        ) as loader,
+        open_board(run.folder, after=state.epoch, wanted=config.train.tensorboard and ranks.first) as board,
+    ):
+        while state.epoch < config.train.epochs and not _out_of_patience(state, config):
+            before = _in_words(rows[-1], config) if rows else ""
+            shuffle, plan = _plan(state, queries, features, config)
+            row = _train_epoch(state, plan, loader, config, partial(pace, before))
+            started = time.perf_counter()
+            if watched in splits:
+                row[watched] = _validate(state, splits[watched], features, config)
+            row["seconds"] += time.perf_counter() - started
+            with unbroken(), ranks.together():
+                state.epoch, state.shuffle, state.midway = state.epoch + 1, shuffle, Midway()
+                state.seconds, state.random = state.seconds + row["seconds"], rng_state()
+                rows.append(row)
+                keep_if_best(state, row[watched][select] if watched in row else None, run.folder)
+                if ranks.first:
+                    write_rows(run, rows)
+                    save_state(state, run.folder)
+            board(row)
+            done, total = state.epoch * len(queries), config.train.epochs * len(queries)
+            tell(Progress("train", done, total, _in_words(row, config)))
+
+
+def _plan(
+    state: State, queries: Sequence[Query], features: CacheReader, config: Config
+) -> tuple[torch.Generator, list[Planned]]:
+    """The batches of the epoch in hand, those that are done as well, and where `state.shuffle` will stand after it."""
+    shuffle = torch.Generator()
+    shuffle.set_state(state.shuffle.get_state())
+    plan = plan_epoch(
         queries,
         features,
         batch_size=config.train.batch_size,
-        patches=config.patches,
         wrong=config.loss.wrong_query > 0,
-        generator=state.shuffle,
-        make=Plan(state.ranks.rank, state.ranks.count, config.train.accumulate).collate,
+        generator=shuffle,
+        bucket_batches=config.train.bucket_batches,
     )
-    sums: dict[str, Tensor] = {}
-    started, waited, seen, steps = time.perf_counter(), 0.0, 0, 0
+    return shuffle, plan
+
+
+def _train_epoch(
+    state: State, plan: Sequence[Planned], loader: Loader, config: Config, tell: Callable[[int], None]
+) -> dict[str, Any]:
+    """What is left of one pass; -> its row: the mean of each loss, the share of the time spent waiting for data."""
+    midway, queries = state.midway, sum(len(planned.queries) for planned in plan)
+    seen = sum(len(planned.queries) for planned in plan[: midway.batches])
+    started = time.perf_counter()
     state.model.train()
-    for batch, waiting in _timed(ahead(batches)):
-        _set_rate(state, config, share=(state.epoch + seen / len(queries)) / config.train.epochs)
-        for name, value in _step(state, batch, config).items():
-            sums[name] = sums.get(name, 0.0) + value
-        waited, seen, steps = waited + waiting, seen + len(batch.queries), steps + 1
-        tell(Progress("train", state.epoch * len(queries) + seen, config.train.epochs * len(queries), before))
-    state.epoch += 1
+    with closing(loader.batches(plan[midway.batches :])) as batches:
+        for batch, waited_s in _timed(batches):
+            _set_rate(state, config, share=(state.epoch + seen / queries) / config.train.epochs)
+            _step(state, batch, config)
+            seen += len(batch.queries)
+            tell(seen)
+            now = time.perf_counter()
+            midway.seconds, midway.waited_s, started = midway.seconds + now - started, midway.waited_s + waited_s, now
     return {
-        "epoch": state.epoch,
-        "losses": {name: float(value) / steps for name, value in sums.items()},
+        "epoch": state.epoch + 1,
+        "losses": {name: float(value) / midway.batches for name, value in midway.sums.items()},
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "waiting": waited / (time.perf_counter() - started),
+        "waiting": midway.waited_s / midway.seconds,
+        "seconds": midway.seconds,
     }
 
 
-def _step(state: State, batch: Batch | Split, config: Config) -> dict[str, Tensor]:
-    """One batch: outputs, loss, gradient, step, average; -> each loss. Raises CostlError when the loss is no number."""
-    device = next(state.model.parameters()).device
-    batch = batch.to(device)
-    # bfloat16 has the range of float32, so that no loss scaling is needed; losses are taken in full precision.
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported()):
+def _step(state: State, batch: Batch | Split, config: Config) -> None:
+    """One batch: outputs, loss, gradient, step, average. Raises CostlError when the loss is no number.
+
+    A step that float16 overflows in is left out, and the next one is scaled less.
+    """
+    batch = batch.to(state.device)
+    with autocast(state.device, state.precision):
         outputs = _outputs(state, batch, config)
-    total, parts = total_loss(outputs, batch.whole if isinstance(batch, Split) else batch, config.loss)
+    whole = batch.whole if isinstance(batch, Split) else batch
+    total, parts = total_loss(outputs, whole, config.loss)  # in float32, whatever the outputs are
     state.optimizer.zero_grad()
-    total.backward()
+    state.scaler.scale(total).backward()
     if isinstance(batch, Split):
         sum_gradients(state.model, state.ranks)
+    state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
-    if not (total + norm).isfinite():
+    finite = bool((total + norm).isfinite())
+    if not finite and not (total.isfinite() and may_overflow(state.scaler)):
         raise _no_number(state, batch, parts)
-    state.optimizer.step()
-    state.step += 1
-    # The average follows closely at first: it would remember the random beginning for too long.
-    follow(state.average, state.model, memory=min(config.train.ema, (1 + state.step) / (10 + state.step)))
-    return {name: value.detach() for name, value in parts.items()}
+    with unbroken():
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if finite:
+            state.step += 1
+            # The average follows closely at first: it would remember the random beginning for too long.
+            memory = min(config.train.ema, (1 + state.step) / (10 + state.step))
+            follow(state.average, state.model, memory=memory)
+        state.midway.add(parts)
+        state.random = rng_state()
 
 
 def _outputs(state: State, batch: Batch | Split, config: Config) -> Outputs:
@@ -291,10 +339,11 @@ def _set_rate(state: State, config: Config, *, share: float) -> None:
 
 def _no_number(state: State, batch: Batch | Split, parts: Mapping[str, Tensor]) -> CostlError:
     bad = [name for name, value in parts.items() if not value.isfinite()] or ["the gradient"]
+    range_ = ", or train.precision=float32: the range of float16 is small" if state.scaler.is_enabled() else ""
     error = CostlError(
         f"Epoch {state.epoch + 1}, step {state.step + 1}: {', '.join(bad)} is not a finite number, in the batch of "
         f"queries {', '.join(str(query.qid) for query in batch.queries)}. The epoch before is kept. Check these "
-        "videos, or train with a smaller train.learning_rate."
+        f"videos, or train with a smaller train.learning_rate{range_}."
     )
     error.told = not state.ranks.first  # loss and gradient are the same in all processes
     return error
@@ -311,78 +360,12 @@ def _timed(batches: Iterator[T]) -> Iterator[tuple[T, float]]:
 
 
 def _validate(state: State, queries: Sequence[Query], features: CacheReader, config: Config) -> dict[str, float]:
-    device = next(state.average.parameters()).device
-    predictions = predict_split(state.average, queries, features, config=config, device=device, ranks=state.ranks)
+    predictions = predict_split(state.average, queries, features, config=config, device=state.device, ranks=state.ranks)
     return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 
 def _out_of_patience(state: State, config: Config) -> bool:
     return state.best is not None and state.epoch - state.best_epoch >= config.train.patience
-
-
-def _learnable(queries: Iterable[Query], features: CacheReader) -> list[Query]:
-    known = set(features.video_ids)
-    return [query for query in queries if query.vid in known]
-
-
-def _refuse_too_many(queries: Sequence[Query], features: CacheReader, config: Config, ranks: Ranks) -> None:
-    Plan(ranks.rank, ranks.count, config.train.accumulate).refuse_too_many(
-        _learnable(queries, features), config.train.batch_size
-    )
-
-
-def _agreed(ranks: Ranks, config: Config, features: CacheReader, state: State) -> Ranks:
-    """The ranks, ready to share what a step makes. Raises UsageError where they are not about to do the same."""
-    if ranks.count > 1:
-        ranks.same(
-            {
-                "version of torch": torch.__version__,
-                "settings": config.to_yaml(),
-                "features": str(sorted(features.fingerprint.items())),
-                "videos with features": str(sorted(features.video_ids)),
-                "annotations": str(sorted(annotation_digests(features).items())),
-                "weights to begin with": digest(state.model.state_dict()),
-            }
-        )
-    return ranks.on(next(state.model.parameters()).device)
-
-
-def _splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
-    """Queries of `train` and, where there is one, of the split to choose on; refuses what that could not tell."""
-    watched = config.train.select_on
-    names = ["train", *([watched] if watched in features.splits else [])]
-    splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
-    if not any(query.windows or query.clip_ids for query in splits["train"]):
-        raise UsageError(f"{features.path}: no query of 'train' has a label, so that there is nothing to learn from.")
-    if not {query.vid for query in splits["train"]} & set(features.video_ids):
-        raise UsageError(f"{features.path}: no training video has features. costl status {features.path} says why.")
-    if watched in splits:
-        measured = compute_metrics([], splits[watched], benchmark=config.data.benchmark)["brief"]
-        if config.train.select not in measured:
-            raise UsageError(
-                f"train.select is {config.train.select!r}, which the labels of {watched!r} cannot tell. "
-                f"Choose one of {', '.join(measured)}."
-            )
-    return splits
-
-
-def _refuse_another_grid(features: CacheReader, layers: Iterable[Layer]) -> None:
-    for name, fps in stated_fps(layers).items():
-        if not math.isclose(fps, features.fps):
-            raise CacheError(
-                f"{features.path} has {features.fps:g} clips a second, the settings {name} are made for {fps:g}. Extract "
-                f"again with --fps {fps:g} and another --out, or leave out --config {name}."
-            )
-
-
-def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:
-    now = annotation_digests(features)
-    for split in splits:
-        if now[split] != run.annotations.get(split):
-            raise CacheError(
-                f"{features.path}: the annotations of {split!r} have changed since {run.folder} began, which therefore "
-                "cannot be continued. Train a new run."
-            )
 
 
 def _in_words(row: Mapping[str, Any], config: Config) -> str:

@@ -27,14 +27,32 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How a training goes just now: the mean `loss` of `epoch` so far, so many queries a second (0 before the second
+    step), `left_s` until the last epoch, None while nobody knows; `before`, the epoch before in words."""
+
+    epoch: int
+    loss: float
+    queries_per_s: float = 0.0
+    left_s: float | None = None
+    before: str = ""
+
+    def __str__(self) -> str:
+        speed = f", {self.queries_per_s:.3g} queries/s" if self.queries_per_s else ""
+        left = "" if self.left_s is None else f", {timedelta(seconds=round(self.left_s))} left"
+        before = f" ({self.before})" if self.before else ""
+        return f"epoch {self.epoch}: loss {self.loss:.3f}{speed}{left}{before}"
+
+
+@dataclass(frozen=True)
 class Progress:
     """`done` of `total` in a `stage`, `total` 0 where nobody knows yet; `detail` is what it is at, in words.
 
     Stages of extraction: load, words, check, videos, and frames where there is but one video; of training: train; of
     evaluation: predict; of asking: ask, cut and those of extraction and evaluation; of the sample world: render; of
     preparing a benchmark: durations. A call made of several puts a word of its own before them.
-    Of extraction alone: `video` has just ended with `status`; `flow`, how fast it goes; `word`, a sentence that the
-    person should read even when the bar has gone.
+    Of extraction alone: `video` has just ended with `status`. Of extraction and training: `flow`, how fast it goes; `word`,
+    a sentence that the person should read even when the bar has gone.
     """
 
     stage: str
@@ -43,7 +61,7 @@ class Progress:
     detail: str = ""
     video: str = ""
     status: str = ""
-    flow: Flow | None = None
+    flow: Flow | Pace | None = None
     word: str = ""
 
 

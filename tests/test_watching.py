@@ -10,7 +10,7 @@ import pytest
 
 import cli
 from pipeline.index import VideoRow
-from pipeline.progress import Flow, Progress
+from pipeline.progress import Flow, Pace, Progress
 from pipeline.status import by_reason
 
 FLOW = Flow(frames=75, frames_per_s=290.4, waiting_for="decode", waiting=0.934, left_s=7802.4)
@@ -50,6 +50,17 @@ def test_the_bar_of_many_videos_says_how_many_how_fast_who_waits_and_how_long(mo
         show(videos(4, video="a", status="ok"))
         show(videos(4))
     assert f"4/10148 [00:00, {IN_WORDS}]" in terminal.getvalue()
+
+
+def test_the_bar_of_a_training_says_the_loss_how_fast_and_how_long(monkeypatch):
+    terminal, before = terminal_in(monkeypatch), "epoch 1: loss 4.213, MR-full-mAP 11.0"
+    with cli.Bars() as show:
+        show(Progress("train", 40, 7200, "epoch 1", flow=Pace(1, 5.25)))
+        pace = Pace(2, 3.0625, queries_per_s=41.27, left_s=602.2, before=before)
+        show(Progress("train", 4000, 7200, before, flow=pace))
+    drawn = terminal.getvalue()
+    assert "40/7200 [00:00, epoch 1: loss 5.250]" in drawn
+    assert f"4000/7200 [00:00, epoch 2: loss 3.062, 41.3 queries/s, 0:10:02 left ({before})]" in drawn
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
