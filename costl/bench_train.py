@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,20 +177,24 @@ def measure_alone(kind: str, shape: Shape, videos: int, device: torch.device) ->
 
     Memory is what the batch, the model and its work add to the process; on a GPU, what torch allocates there.
     """
-    warm = QUICK[0]  # libraries take memory of their own when they are first used
-    for phase in Contestant(kind, warm, made_up_batch(warm, 2, patches=True).to(device), device).phases().values():
-        phase()
+    warm = Contestant(kind, QUICK[0], made_up_batch(QUICK[0], 2, patches=True).to(device), device)
+    for phase in warm.phases().values():  # libraries take memory of their own when they are first used
+        _counted(phase)
     before = _held(device)
     batch = made_up_batch(shape, videos, patches=shape.config(kind).patches).to(device)
     contestant = Contestant(kind, shape, batch, device)
     memory: dict[str, int | None] = {}
     flops: dict[str, int] = {}
     for name, phase in contestant.phases().items():
-        with FlopCounterMode(display=False) as counted:
-            phase()
-        memory[name] = None if before is None else max(0, _peak(device) - before)
-        flops[name] = counted.get_total_flops()
+        flops[name] = _counted(phase)
+        memory[name] = None if before is None else _peak(device) - before
     return Measured(sum(parameter.numel() for parameter in contestant.model.parameters()), memory, flops)
+
+
+def _counted(phase: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        phase()
+    return int(counter.get_total_flops())
 
 
 def _untrained(config: Config, shape: Shape) -> Model:
@@ -271,10 +275,15 @@ def _in_a_process(
 
 
 def _held(device: torch.device) -> int | None:
+    """What is held just now, from which on a new peak counts; None where nobody tells."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    return _status("VmRSS") if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return None
+    with contextlib.suppress(OSError):  # where this is not allowed, what was held before counts at its own peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return _status("VmRSS")
 
 
 def _peak(device: torch.device) -> int:
@@ -287,7 +296,7 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

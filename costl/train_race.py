@@ -132,7 +132,7 @@ class TrainBench:
                 memory = f"{cost.memory / 1e6:.0f}"
             line += (
                 f"  |{row.rate(phase):>10.4g}{cost.spread:>5.0%}{self.times(row, phase):>7.2f}{memory:>8}"
-                f"{'-' if times is None else f'{times:.1f}':>6}{cost.flops / 1e9:>8.4g}"
+                f"{'-' if times is None else f'{times:.1f}':>6}{cost.flops / 1e9:>8.1f}"
             )
         return line
 
