@@ -29,7 +29,7 @@ from pipeline.errors import CostlError, UsageError
 from pipeline.progress import Progress, Tell
 
 KINDS = (BASELINE, "adapter", OURS)
-ROUNDS = 5
+ROUNDS = 3
 # Batches as `training_batches` makes them of 32 queries: QVHighlights asks 1.02 queries about a video (31.4 videos a batch),
 # Charades-STA 2.3 (13.3 a batch).
 VIDEOS = (32, 13)
