@@ -926,6 +926,39 @@ def bench_decode(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
 
 
+@bench.command("train")
+@click.option(
+    "--videos",
+    type=int,
+    multiple=True,
+    default=(32, 13),
+    show_default=True,
+    help="That 32 queries are about. Repeatable.",
+)
+@click.option("--rounds", default=3, show_default=True, help="Of each measurement; the table shows the middle one.")
+@click.option("--threads", type=int, help="Of the CPU.  [default: as many as torch takes]")
+@click.option("--quick", is_flag=True, help="Tiny shapes: shows that it runs, not how fast.")
+@device
+@as_json
+def bench_train(as_json: bool, **options: Any) -> None:
+    """A batch through the model beside both baselines: queries a second, peak memory, operations.
+
+    \b
+    Examples:
+        costl bench train
+        costl bench train --threads 1 --videos 19
+        costl bench train --device cuda --json
+    Random features of ViT-B/32 and ViT-L/14, 75 clips a video, as QVHighlights has them. QVHighlights asks 1.02 queries about
+    a video, so that a batch has 32 videos; Charades-STA has 13 in one. Forward is what evaluation does, forward + backward
+    what training does, without its optimizer. On two cores a quarter of an hour and 16 GB of memory.
+    """
+    from costl.bench_train import bench_train
+
+    with Bars() as show:
+        found = bench_train(**options, progress=show)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+
+
 class Bars:
     """Draws progress on standard error: a bar for each stage on a terminal; in a log a line for each, and for a long
     extraction another one now and then. `silent`: only words that must be read.
