@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,9 +114,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator that training draws from, ready for `meta`."""
+    """The state of every random generator that training draws from, ready for `meta`: torch's. Python's own is drawn from by
+    libraries, whoever knows when, and by nothing here."""
     return {
-        "python": random.getstate(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -125,7 +124,6 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put `rng_state()` back; CUDA generators only where the number of devices is the same."""
-    random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -43,7 +43,7 @@ class Checked:
 
     def tokens(self, video_id: str, *, clips: slice | Sequence[int] = slice(None), patches: bool = True) -> np.ndarray:
         """The cache's. Raises CacheError naming a part that is damaged, gone or not the one that was indexed."""
-        if video_id not in self._whole:
+        if patches and video_id not in self._whole:  # the frame tokens alone are a hundredth of what would be read
             self._features.verify(video_id)
             self._whole.add(video_id)
         return self._features.tokens(video_id, clips=clips, patches=patches)

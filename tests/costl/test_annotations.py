@@ -123,7 +123,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
-    qid=st.integers() | st.text(),
+    qid=st.integers(-(2**63), 2**63 - 1) | st.text(),
     query=st.text(),
     windows=st.lists(st.tuples(numbers, numbers, numbers), max_size=3),
     saliency=st.lists(numbers, max_size=3),

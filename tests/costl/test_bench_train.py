@@ -14,7 +14,7 @@ import cli
 from costl import bench_train as bench
 from costl.annotations import Query
 from costl.bench_train import KINDS, QUICK, SHAPES, VIDEOS, Contestant, Measured, bench_train, made_up_batch
-from costl.dataset import _shuffled_groups
+from costl.dataset import plan_epoch
 from costl.train_race import PHASES, Cost, Row, TrainBench
 from pipeline.errors import CostlError, UsageError
 
@@ -153,6 +153,16 @@ def test_a_batch_is_shaped_as_the_benchmark_has_it():
     assert made_up_batch(QUICK[0], 2, patches=True).tokens.shape == (2, 12, 5, 16)
 
 
+class Bare:
+    """Features that nobody reads."""
+
+    fps, patch_grid, joint = 1.0, (1, 1), None
+
+    def grid(self, *_): ...
+    def tokens(self, *_): ...
+    def words(self, *_): ...
+
+
 @pytest.mark.parametrize(
     ("name", "file", "videos"),
     [
@@ -163,8 +173,8 @@ def test_a_batch_is_shaped_as_the_benchmark_has_it():
 def test_the_number_of_videos_is_what_training_puts_into_a_batch(name, file, videos, official):
     lines = (official(name) / file).read_text(encoding="utf-8").splitlines()
     queries = [Query(number, "a sentence", json.loads(line)["vid"], 1.0) for number, line in enumerate(lines)]
-    groups = list(_shuffled_groups(queries, 32, torch.Generator().manual_seed(0)))
-    counts = [len({query.vid for query in group}) for group in groups]
+    plan = plan_epoch(queries, Bare(), batch_size=32, wrong=False, generator=torch.Generator().manual_seed(0))
+    counts = [len({query.vid for query in planned.queries}) for planned in plan]
     assert sum(counts) / len(counts) == pytest.approx(videos, abs=0.7)
 
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from costl.config import BENCHMARKS, KINDS, SELECTABLE, Config, load_config
+from costl.config import BENCHMARKS, KINDS, PRECISIONS, SELECTABLE, Config, load_config
 from pipeline.errors import UsageError
 from pipeline.plain_yaml import read_yaml
 
@@ -271,10 +271,12 @@ FIELDS = {
         "select": st.sampled_from(SELECTABLE),
         "select_on": st.sampled_from(["val", "test"]),
         "threads": st.none() | st.integers(1, 9),
+        "precision": st.sampled_from(PRECISIONS),
     }
-    | dict.fromkeys(("epochs", "batch_size", "patience"), st.integers(1, 10**9))
+    | dict.fromkeys(("compile", "tensorboard"), st.booleans())
+    | dict.fromkeys(("epochs", "batch_size", "accumulate", "bucket_batches", "patience"), st.integers(1, 10**9))
     | dict.fromkeys(("learning_rate", "weight_decay", "clip_norm"), POSITIVE)
-    | {"warmup_steps": st.integers(0, 10**9)},
+    | dict.fromkeys(("warmup_steps", "workers"), st.integers(0, 10**9)),
     "predict": {
         "moments": st.integers(1, 99),
         "min_score": st.floats(0, 1),

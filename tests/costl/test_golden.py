@@ -64,6 +64,7 @@ ON_PAPER = {
 }
 
 
+@pytest.mark.promise(15)
 def test_every_headline_number_is_the_one_on_paper():
     found = compute_metrics(PREDICTIONS, QUERIES)
     assert found["brief"] == {name: pytest.approx(100 * value, abs=1e-9) for name, value in ON_PAPER.items()}

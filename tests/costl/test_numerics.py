@@ -19,6 +19,7 @@ from costl.config import Loss, load_config
 from costl.dataset import Batch
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
+from costl.model.spatial import RIVAL_STEP, Match
 from costl.numerics import choose_precision, make_scaler, may_overflow
 from costl.objective import total_loss
 from costl.runs import read_rows, read_run
@@ -202,7 +203,7 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
         centres=centres,
         strides=widths,
         saliency=said(3, clips),
-        match=said(3, 2, clips),
+        match=Match(said(2, 3, clips), said(2, 3, 2, -(-clips // RIVAL_STEP))),
     )
     return batch, outputs, leaves
 

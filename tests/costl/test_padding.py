@@ -9,6 +9,7 @@ from test_model import alone, close, random_inputs, run, small_model
 lengths = st.lists(st.integers(1, 24), min_size=1, max_size=4)
 
 
+@pytest.mark.promise(14)
 @settings(max_examples=max(10, settings.default.max_examples // 10))
 @given(lengths, st.data(), st.sampled_from([0.0, 50.0]))
 def test_padding_changes_no_answer_whatever_the_lengths(clips, data, garbage):

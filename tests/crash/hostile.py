@@ -508,7 +508,7 @@ YAML = {
     "a tag that names": ("train: !!python/name:os.system\n", "could not determine a constructor"),
     "a billion laughs": (LAUGHS, "values when its aliases are written out"),
     "laughs in a setting": (f"{LAUGHS.replace('a0: ', 'train: {epochs: 1}' + chr(10) + 'a0: ')}", "aliases"),
-    "an alias of itself": ("train: &a [*a]\n", "aliases"),
+    "an alias of itself": ("train: &a [*a]\n", "an alias (*name) inside what it stands for"),
     "deep nesting": ("train: " + "[" * 20_000, "nested too deeply"),
     "a number of 5000 digits": ("train: {epochs: " + "9" * 5000 + "}\n", "digits"),
     "a key twice": ("train: {epochs: 1, epochs: 2}\n", "given twice"),

@@ -81,6 +81,7 @@ def wrong(told: list[Told], holds) -> list[str]:
     ]
 
 
+@pytest.mark.promise(9)
 @linux
 def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told):
     of = {animal.name: animal for animal in ZOO}
@@ -97,6 +98,7 @@ def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told):
     assert wrong(told, lambda one: one.length < LONGEST) == []
 
 
+@pytest.mark.promise(9)
 @linux
 def test_nothing_is_run_and_no_other_file_is_opened(told, whole):
     assert [f"{one.name} | {one.command} | {one.strange}" for one in told if one.strange] == []
@@ -110,6 +112,7 @@ def test_nothing_is_written(told):
     assert [f"{one.name} | {one.command} | {paths}" for one, paths in zip(told, left, strict=True) if paths] == []
 
 
+@pytest.mark.promise(9)
 @linux
 def test_memory_is_bounded(told):
     assert [f"{one.name} | {one.command} | {one.grown_mb}" for one in told if one.grown_mb > MOST_MB] == []

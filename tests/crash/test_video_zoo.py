@@ -102,6 +102,7 @@ def zoo(home, request, tmp_path_factory) -> Zoo:
     return zoo
 
 
+@pytest.mark.promise(2)
 def test_every_animal_ends_as_the_row_that_the_list_says(zoo):
     rows = {row.id: row for row in CacheReader(zoo.cache).rows}
     assert len(rows) == len(zoo.animals) >= 75
@@ -113,6 +114,7 @@ def test_every_animal_ends_as_the_row_that_the_list_says(zoo):
         assert row.ok or row.reason.startswith(readable(name)), (name, row)
 
 
+@pytest.mark.promise(6)
 def test_every_frame_has_the_time_at_which_pyav_and_ffprobe_show_it(zoo):
     reader, looked_at = CacheReader(zoo.cache), 0
     witnesses = [shown_s, *([probed_s] if shutil.which("ffprobe") else [])]

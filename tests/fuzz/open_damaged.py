@@ -136,6 +136,7 @@ def small_state() -> Any:
     """A training of something very small, with all that `last` carries."""
     import torch
 
+    from costl.numerics import make_scaler
     from costl.state import State
 
     torch.manual_seed(0)
@@ -143,7 +144,9 @@ def small_state() -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return State(model, copy.deepcopy(model), optimizer, torch.Generator().manual_seed(0))
+    cpu, shuffle = torch.device("cpu"), torch.Generator().manual_seed(0)
+    scaler = make_scaler(cpu, torch.float32)
+    return State(model, copy.deepcopy(model), optimizer, shuffle, torch.float32, scaler)
 
 
 def checkpoint_bytes(random: Random, folder: Path) -> Path:

@@ -77,6 +77,7 @@ def opened(kind: str, count: int, folder: Path) -> tuple[dict[str, int], list[st
     return counts, problems
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
 def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(folder, kind):
     counts, problems = opened(kind, FEW, folder)

@@ -222,6 +222,7 @@ def fuzz(read: Read, seeds: range, folder: Path) -> tuple[Counter[str], list[str
 KINDS = pytest.mark.parametrize("read", [annotations, predictions, annotation_bytes, settings_files, runs])
 
 
+@pytest.mark.promise(9)
 @KINDS
 def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -323,7 +323,7 @@ def test_a_killed_parent_leaves_no_process_no_memory_and_no_words(tmp_path):
         pytest.skip("no /dev/shm to look into")
     before = set(os.listdir("/dev/shm"))
     script = tmp_path / "orphan.py"
-    script.write_text(ORPHAN.format(paths=[str(ROOT), str(ROOT / "tests/pipeline")]))
+    script.write_text(ORPHAN.format(paths=[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/pipeline")]))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, script], text=True, **pipes) as parent:
         assert parent.stdout is not None and parent.stderr is not None
