@@ -55,7 +55,8 @@ def test_every_option_spoken_of_exists(page):
     known = {
         option for command in cli.main.commands.values() for parameter in command.params for option in parameter.opts
     }
-    spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", prose(page)))))
+    text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)  # torchrun's options are its own
+    spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", text))))
     assert spoken <= known | {"--help", "--version"}
 
 
