@@ -97,8 +97,10 @@ def test_an_exported_model_answers_the_same_without_the_run(here):
     shutil.rmtree(here / "runs")
     found = json.loads(costl(*asked, "--model", "model").stdout)
     expected = flat(json.loads(before))
-    near = {way: pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
-            for way, value in expected.items()}
+    near = {
+        way: pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+        for way, value in expected.items()
+    }
     assert flat(found) == near  # but for the last bits: weights may lie otherwise in memory
     again = costl("export", "runs/small", "model")
     assert again.exit_code == 2 and "runs/small: not a run" in sentence(again)
