@@ -121,7 +121,7 @@ class Contestant:
     def forward(self) -> None:
         """What evaluation does: no gradient, full precision."""
         with at_rest(self.model):
-            self.model(**self._batch.model_inputs())
+            self.model(**self._batch.model_inputs(), matching=False)
         self._wait()
 
     def backward(self) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from costl.model.adapter import TEMPERATURE, AdapterModel
 from costl.model.build import Model
 from costl.model.costl import CoSTL
-from costl.model.spatial import RIVAL_STEP, compared, score_all
+from costl.model.spatial import RIVAL_STEP, match_rivals
 
 Rivals = Callable[[Float[Tensor, "b l w"], Bool[Tensor, "b l"], Float[Tensor, "b e"]], Float[Tensor, "s b v u"]]
 
@@ -45,8 +45,7 @@ def rivals_of(model: Model) -> Iterator[Rivals]:
         handle.remove()
 
 
-def _rivals(model: Model, seen: Tensor, words: Tensor, word_mask: Tensor, sentence: Tensor) -> Tensor:
-    seen = seen[:, ::RIVAL_STEP]
+def _rivals(model: Model, seen: Any, words: Tensor, word_mask: Tensor, sentence: Tensor) -> Tensor:
     if isinstance(model, AdapterModel):
         text = model.text(model.word_mlp(model.words(words)), word_mask)
         return _products(F.normalize(text, dim=-1) / TEMPERATURE, F.normalize(seen[:, :, 0], dim=-1))
@@ -55,9 +54,9 @@ def _rivals(model: Model, seen: Tensor, words: Tensor, word_mask: Tensor, senten
         return _products(query / math.sqrt(seen.shape[-1]), seen)
     asked = model.spatial.texts(query, model.words(words))
     if model.spatial.where is None:
-        return _products(asked[:, 0], seen[:, :, 0])
-    return compared(score_all(asked, seen[:, :, 1:]), word_mask)
+        return _products(asked[:, 0], seen.frames())
+    return match_rivals(asked, word_mask, seen)
 
 
-def _products(asked: Float[Tensor, "b d"], frames: Float[Tensor, "v u d"]) -> Float[Tensor, "s b v u"]:
-    return torch.einsum("vud,bd->bvu", frames, asked)[None]
+def _products(asked: Float[Tensor, "b d"], frames: Float[Tensor, "v t d"]) -> Float[Tensor, "s b v u"]:
+    return torch.einsum("vud,bd->bvu", frames[:, ::RIVAL_STEP], asked)[None]

@@ -11,21 +11,70 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
+MATCHED_PATCHES = 100  # at most so many of a frame are matched with texts for the contrast
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """CLIP's tokens, each to mean 0 and variance 1 (`mean`, `scale`), of every video the channels that are `kept`.
+
+    They are never written so, being most of what there is to move: what is made of the `raw` ones is put right afterwards.
+    """
+
+    raw: Float[Tensor, "v t n c"]
+    mean: Float[Tensor, "v t n"]
+    scale: Float[Tensor, "v t n"]
+    kept: Float[Tensor, "v c"]
+
+    @classmethod
+    def of(cls, raw: Float[Tensor, "v t n c"], kept: Float[Tensor, "v c"]) -> Tokens:
+        """`kept`: 0 for a channel that is dropped."""
+        mean = raw.mean(-1)
+        variance = torch.linalg.vector_norm(raw, dim=-1).square() / raw.shape[-1] - mean.square()
+        return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), kept)
+
+    def some(self, frames: int, patches: int) -> Tokens:
+        """Every `frames`-th frame, of its patches every `patches`-th."""
+        chosen = (slice(None), slice(None, None, frames), slice(1, None, patches))
+        return Tokens(self.raw[chosen], self.mean[chosen], self.scale[chosen], self.kept)
+
+    def frames(self) -> Float[Tensor, "v t c"]:
+        """The first token of each frame, which is no patch."""
+        return (self.raw[:, :, 0] - self.mean[:, :, :1]) * self.scale[:, :, :1] * self.kept[:, None]
+
+    def patches(self, video: Int[Tensor, "b"], chosen: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k c"]:
+        """Those that are `chosen` of each frame of these videos."""
+        _, clips, tokens, channels = self.raw.shape
+        frame = video[:, None] * clips + torch.arange(clips, device=video.device)
+        at = frame[..., None] * tokens + 1 + chosen
+        found = F.embedding(at, self.raw.reshape(-1, channels))
+        mean, scale = (of.flatten()[at][..., None] for of in (self.mean, self.scale))
+        return found.sub_(mean).mul_(scale).mul_(self.kept[video][:, None, None])
+
+    def scores(self, texts: Float[Tensor, "v m c"]) -> Float[Tensor, "v m t n"]:
+        """Inner product of each text of a video with each of its tokens: one matrix product a video."""
+        texts = texts * self.kept[:, None]
+        plain = (texts @ self.raw.flatten(1, 2).transpose(1, 2)).unflatten(2, self.mean.shape[1:])
+        return (plain - texts.sum(-1)[..., None, None] * self.mean[:, None]) * self.scale[:, None]
+
+    def blended(self, share: Float[Tensor, "v m t n"]) -> Float[Tensor, "v m t c"]:
+        """Sums of a frame's tokens in these shares."""
+        share = share * self.scale[:, None]
+        plain = torch.einsum("vmtn,vtnc->vmtc", share, self.raw)
+        return (plain - (share * self.mean[:, None]).sum(-1, keepdim=True)) * self.kept[:, None, None]
 
 
 class NormedTokens(nn.Module):
-    """Each of CLIP's tokens to mean 0 and variance 1; while training, channels of a video are dropped, not single values."""
+    """The tokens of a batch; while training, channels of a video are dropped, not single values."""
 
     def __init__(self, *, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "v t n c"]:
+    def forward(self, tokens: Float[Tensor, "v t n c"]) -> Tokens:
         """Nothing is learned here: what texts are compared with is CLIP's own."""
-        normed = F.layer_norm(tokens, tokens.shape[-1:])
-        if not self.training:
-            return normed
-        return normed * self.dropout(tokens.new_ones(len(tokens), 1, 1, tokens.shape[-1]))
+        return Tokens.of(tokens, self.dropout(tokens.new_ones(len(tokens), tokens.shape[-1])))
 
 
 @dataclass(frozen=True)
@@ -97,34 +146,48 @@ class Seen:
     what: What | None = None
 
 
-def score_own(texts: Float[Tensor, "b m c"], tokens: Float[Tensor, "v t n c"], asks: Asks) -> Float[Tensor, "b m t n"]:
-    """Inner product of every text with every token of its own video: one matrix product a video."""
+def score_own(texts: Float[Tensor, "b m c"], tokens: Tokens, asks: Asks) -> Float[Tensor, "b m t n"]:
+    """Inner product of every text with every token of its own video."""
     asked = asks.by_video(texts)
-    scores = tokens.flatten(1, 2) @ asked.flatten(1, 2).transpose(1, 2)
-    return asks.by_query(scores.unflatten(2, asked.shape[1:3]).unflatten(1, tokens.shape[1:3]).permute(0, 3, 4, 1, 2))
-
-
-def score_all(texts: Float[Tensor, "b m c"], tokens: Float[Tensor, "v t n c"]) -> Float[Tensor, "b m v t n"]:
-    """Inner product of every text with every token of every video."""
-    scores = tokens.flatten(0, 2) @ texts.flatten(0, 1).T
-    return scores.T.unflatten(0, texts.shape[:2]).unflatten(2, tokens.shape[:3])
+    return asks.by_query(tokens.scores(asked.flatten(1, 2)).unflatten(1, asked.shape[1:3]))
 
 
 def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], asks: Asks) -> Match:
     """How well frames match sentences where each is one vector: their inner product."""
-    own = score_own(asked[:, None], frames[:, :, None], asks)[:, 0, :, 0]
-    rivals = score_all(asked[:, None], frames[:, ::RIVAL_STEP, None])[:, 0, :, :, 0]
-    return Match(own[None], rivals[None])
+    return Match(
+        own=torch.einsum("bc,btc->bt", asked, frames[asks.video])[None],
+        rivals=torch.einsum("bc,vtc->bvt", asked, frames[:, ::RIVAL_STEP])[None],
+    )
 
 
-def compared(scores: Float[Tensor, "b m *rest p"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
-    """How well frames match texts by their patches' `scores`: each text by its best patches (a soft maximum); the whole
-    sentence, which comes first, then the mean of its words, where there are any (late interaction, after Yao et al. 2022)."""
-    best = scores.logsumexp(-1)
+def compared(best: Float[Tensor, "b m *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
+    """How well frames match the whole sentence, which comes first of the `m` texts, and how well the mean of its words, where
+    there are any (late interaction, after Yao et al. 2022). `best`: each text with a frame's best patches (a soft maximum)."""
     if best.shape[1] == 1:
         return best.transpose(0, 1)
     share = word_mask / word_mask.sum(1, keepdim=True)
     return torch.stack([best[:, 0], torch.einsum("bl...,bl->b...", best[:, 1:], share)])
+
+
+def match_texts(texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens, asks: Asks) -> Match:
+    """How well frames match the texts by their patches; of a fine grid, whose neighbours look alike, some stand for all."""
+    own = score_own(texts, tokens.some(1, _thinned(tokens)), asks).logsumexp(-1)
+    return Match(compared(own, word_mask), match_rivals(texts, word_mask, tokens))
+
+
+def match_rivals(
+    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens
+) -> Float[Tensor, "s b v u"]:
+    """How well the frames of every video match these texts. Being most of a training step, it leaves out words that are
+    padding."""
+    real, some = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]], tokens.some(RIVAL_STEP, _thinned(tokens))
+    best = some.scores(texts[real].expand(len(some.raw), -1, -1)).logsumexp(-1)
+    blank = best.new_zeros(*real.shape, len(best), best.shape[-1])
+    return compared(blank.index_put(real.nonzero(as_tuple=True), best.transpose(0, 1)), word_mask)
+
+
+def _thinned(tokens: Tokens) -> int:
+    return math.ceil((tokens.raw.shape[2] - 1) / MATCHED_PATCHES)
 
 
 class WhereStep(nn.Module):
@@ -141,23 +204,21 @@ class WhereStep(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Tokens,
         asks: Asks,
         score: Float[Tensor, "b t p"],
         prior: Float[Tensor, "b t p"] | None,
     ) -> Where:
-        """Shares, their mean and the best; see `Where`. The first of a frame's `tokens` is no patch."""
+        """Shares, their mean and the best; see `Where`."""
         if prior is not None:
             # To variance one over each frame: left at CLIP's scale it would silence the learned score.
             score = score + self.prior_weight * F.layer_norm(prior, prior.shape[-1:])
         share = score.softmax(-1)
         best = share.topk(min(self.top_k, share.shape[-1]), dim=-1).indices
-        frame = torch.arange(best.shape[1], device=best.device)[:, None]
-        by_video = asks.by_video(F.pad(share, (1, 0)))
         return Where(
-            summary=asks.by_query(torch.einsum("vqtn,vtnc->vqtc", by_video, tokens)),
+            summary=asks.by_query(tokens.blended(asks.by_video(F.pad(share, (1, 0))))),
             share=share,
-            short_list=tokens[asks.video[:, None, None], frame, 1 + best],
+            short_list=tokens.patches(asks.video, best),
             chosen=best,
         )
 
@@ -250,22 +311,19 @@ class SpatialEncoder(nn.Module):
         matching: bool = True,
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
-        tokens, asks, asked = self.tokens(tokens), Asks.of(video), self.texts(sentence, words)
-        frames = self.project(tokens[:, :, 0])[video]
+        normed, asks, asked = self.tokens(tokens), Asks.of(video), self.texts(sentence, words)
+        plain = normed.frames()
+        frames = self.project(plain)[video]
         if self.where is None or self.where_gate is None:
-            return Seen(frames, match_frames(asked[:, 0], tokens[:, :, 0], asks) if matching else None)
-        given = asked if prior is None else torch.cat([asked, prior[:, None]], 1)
-        scores = score_own(given, tokens, asks)[..., 1:]
-        where = self.where(tokens, asks, scores[:, 0], None if prior is None else scores[:, -1])
+            return Seen(frames, match_frames(asked[:, 0], plain, asks) if matching else None)
+        match = match_texts(asked, word_mask, normed, asks) if matching else None
+        given = asked[:, :1] if prior is None else torch.stack([asked[:, 0], prior], 1)
+        scores = score_own(given, normed, asks)[..., 1:]
+        where = self.where(normed, asks, scores[:, 0], None if prior is None else scores[:, 1])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
-        scores, match = scores[:, : asked.shape[1]], None
-        if matching:
-            rivals = score_all(asked, tokens[:, ::RIVAL_STEP, 1:])
-            match = Match(compared(scores, word_mask), compared(rivals, word_mask))
         if self.what is None or self.what_gate is None:
             return Seen(frames, match, where)
-        by_word = scores[:, 1:].transpose(1, 2)
-        by_word = by_word.gather(-1, where.chosen[:, :, None].expand(-1, -1, by_word.shape[2], -1))
+        by_word = torch.einsum("btkc,blc->btlk", where.short_list, asked[:, 1:])
         what = self.what(where.short_list, by_word, words, word_mask)
         frames = frames + self.what_gate(what.evidence, self._spots(what, where).flatten(2))
         return Seen(frames, match, where, what)

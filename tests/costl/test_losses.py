@@ -347,7 +347,9 @@ def test_positions_answer_as_the_plain_loop_says_and_every_moment_gets_one(video
     longest = clips + padding
     real = torch.cat([torch.arange(math.ceil(longest / s)) < math.ceil(clips / s) for s in strides])
     assert not found.positive[0, ~real].any()
-    answers = [tuple(span) if yes else None for yes, span in zip(found.positive[0], found.spans[0].tolist(), strict=True)]
+    answers = [
+        tuple(span) if yes else None for yes, span in zip(found.positive[0], found.spans[0].tolist(), strict=True)
+    ]
     answers = [answer for answer, yes in zip(answers, real.tolist(), strict=True) if yes]
     expected = plain_assignment(moments, clips, strides)
     # Where two positions are equally near, either may be given a moment that none fits.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,10 +25,10 @@ from costl.model.spatial import (
     Asks,
     Match,
     SpatialEncoder,
+    Tokens,
     WhatStep,
     WhereStep,
     place_waves,
-    score_all,
     score_own,
 )
 from costl.model.temporal import Attention, TextPool
@@ -67,7 +70,9 @@ def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), shaken: bool = 
     return model
 
 
-def random_inputs(clips: list[int], asked: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0) -> dict[str, Tensor]:
+def random_inputs(
+    clips: list[int], asked: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0
+) -> dict[str, Tensor]:
     """Inputs of the model for videos of so many clips and sentences (video, words); `garbage` fills the padding."""
     draw = torch.Generator().manual_seed(2)
     frame_mask = torch.arange(max(clips)) < torch.tensor(clips)[:, None]
@@ -107,6 +112,13 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def unchanged(tokens: Tensor) -> Tokens:
+    """These tokens as if they were normed already."""
+    return Tokens(
+        tokens, torch.zeros(tokens.shape[:3]), torch.ones(tokens.shape[:3]), torch.ones(len(tokens), tokens.shape[3])
+    )
+
+
 # --- layers against loops ----------------------------------------------------------------------------------------
 
 
@@ -115,7 +127,7 @@ def test_step_one_is_a_loop_over_sentences_and_frames(with_prior):
     torch.manual_seed(0)
     step, video = WhereStep(top_k=3), torch.tensor([1, 0, 1])
     tokens, learned, prior = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7), torch.randn(3, 4, 7)
-    found = step(tokens, Asks.of(video), learned, prior if with_prior else None)
+    found = step(unchanged(tokens), Asks.of(video), learned, prior if with_prior else None)
     for b in range(3):
         for t in range(4):
             here, score = tokens[video[b], t, 1:], learned[b, t]
@@ -185,12 +197,33 @@ def test_frames_match_a_text_by_the_best_patches_of_each_word():
                     assert close(found.rivals[:, b, v, t // RIVAL_STEP], torch.stack([sentence_best, by_words]))
 
 
-def test_asked_of_its_own_video_or_of_all_a_text_scores_the_same():
+def test_a_text_scores_the_tokens_of_its_own_video():
     torch.manual_seed(0)
     texts, tokens, video = torch.randn(4, 2, C), torch.randn(3, 5, 7, C), torch.tensor([2, 0, 2, 1])
-    own, every = score_own(texts, tokens, Asks.of(video)), score_all(texts, tokens)
-    assert close(every, torch.einsum("bmc,vtnc->bmvtn", texts, tokens))
-    assert close(own, every[torch.arange(4), :, video])
+    assert close(
+        score_own(texts, unchanged(tokens), Asks.of(video)), torch.einsum("bmc,btnc->bmtn", texts, tokens[video])
+    )
+
+
+@given(st.floats(-10, 10), st.floats(0.01, 100), st.integers(0, 2**31))
+def test_tokens_that_are_never_written_normed_give_what_normed_ones_do(mean, spread, seed):
+    """Wherever they lie and however wide, channels dropped or not."""
+    draw = torch.Generator().manual_seed(seed)
+    raw = spread * (mean + torch.randn(2, 3, 5, 64, generator=draw))
+    raw[0, 1] = 0.0  # padding
+    kept = (torch.rand(2, 64, generator=draw) > 0.3) / 0.7
+    tokens, normed = Tokens.of(raw, kept), nn.functional.layer_norm(raw, (64,)) * kept[:, None, None]
+    texts, share = torch.randn(2, 4, 64, generator=draw) / 8, torch.rand(2, 4, 3, 5, generator=draw).softmax(-1)
+    near = partial(torch.allclose, rtol=1e-3, atol=1e-2)
+    assert near(tokens.frames(), normed[:, :, 0])
+    assert near(tokens.scores(texts), torch.einsum("vmc,vtnc->vmtn", texts, normed))
+    assert near(tokens.blended(share), torch.einsum("vmtn,vtnc->vmtc", share, normed))
+    assert near(tokens.some(2, 3).scores(texts), torch.einsum("vmc,vtnc->vmtn", texts, normed[:, ::2, 1::3]))
+    chosen, video = torch.randint(4, (3, 3, 2), generator=draw), torch.tensor([1, 0, 1])
+    by_hand = [[[normed[v, t, 1 + int(p)] for p in chosen[b, t]] for t in range(3)] for b, v in enumerate(video)]
+    assert near(
+        tokens.patches(video, chosen), torch.stack([torch.stack([torch.stack(x) for x in row]) for row in by_hand])
+    )
 
 
 def test_attention_is_softmax_of_scaled_products_over_what_is_real():
@@ -338,21 +371,23 @@ def test_the_cost_of_step_two_does_not_depend_on_the_number_of_patches():
     assert costs[0] == costs[1] > 0
 
 
-def test_the_cost_of_the_model_grows_by_the_same_for_every_patch_and_only_where_step_one_is():
+def test_the_cost_of_an_answer_grows_with_the_patches_in_step_one_alone_whatever_the_words():
     """Multiply-adds at the same top_k: after the short list is made, nothing knows how many patches there were."""
-    counts = {}
-    for side in (7, 12, 16):
-        model = small_model(grid=(side, side))
-        with FlopCounterMode(display=False) as counter:
-            run(model, random_inputs([9, 4], [(0, 3), (1, 5), (0, 2)], patches=side * side))
-        found = counter.get_flop_counts()
-        counts[side * side] = {name: sum(found[name].values()) for name in found}
-    few, some, many = (counts[n]["CoSTL"] for n in (49, 144, 256))
-    assert (many - few) * (144 - 49) == (some - few) * (256 - 49) > 0
-    grown = {name for name, cost in counts[256].items() if cost != counts[49][name]}
-    within = {name for name in counts[256] if name.startswith("CoSTL.spatial")}
-    assert grown - within <= {"Global", "CoSTL"}  # where the frozen similarity of patches is taken
-    assert not {name for name in grown if name.startswith("CoSTL.spatial.what")}
+    grown = [[cost_of(side, words) - cost_of(7, words) for side in (12, 16)] for words in (3, 9)]
+    assert grown[0] == grown[1]
+    assert grown[0][1] * (144 - 49) == grown[0][0] * (256 - 49) > 0
+
+
+def test_the_cost_of_the_contrast_stops_growing_at_a_hundred_patches():
+    contrast = [cost_of(side, 3, matching=True) - cost_of(side, 3) for side in (7, 10, 16, 20)]
+    assert 0 < contrast[0] < contrast[1] and max(contrast[2:]) <= contrast[1]
+
+
+def cost_of(side: int, words: int, *, matching: bool = False) -> int:
+    inputs = random_inputs([9, 4], [(0, words), (1, words), (0, words)], patches=side * side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small_model(grid=(side, side))(**inputs, matching=matching)
+    return counter.get_total_flops()
 
 
 # --- one batch by heart ------------------------------------------------------------------------------------------
