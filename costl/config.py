@@ -41,7 +41,7 @@ class Spatial:
 
     steps: int = 2
     clip_prior: bool = True
-    top_k: int = 16
+    top_k: int = 32
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Loss:
     focal: float = 1.0
     l1: float = 0.2
     iou: float = 1.0
-    quality: float = 0.5
+    quality: float = 1.0
     saliency: float = 0.5
     wrong_query: float = 0.5
     contrast: float = 1.0

@@ -82,12 +82,24 @@ def overlap_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> F
 
 
 def quality_loss(
-    logits: Float[Tensor, "b n"], predicted: Float[Tensor, "b n 2"], targets: MomentTargets
+    logits: Float[Tensor, "b n"],
+    predicted: Float[Tensor, "b n 2"],
+    moments: Float[Tensor, "b m 2"],
+    moment_mask: Bool[Tensor, "b m"],
+    positions: Bool[Tensor, "b n"],
+    targets: MomentTargets,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has, mean over positives."""
-    truth = spans.iou(_counting(predicted.detach(), targets), targets.spans)
-    logits = logits.float().masked_fill(~targets.positive, 0.0)
-    return _mean_over(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), targets.positive)
+    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has with the moment nearest to it, at
+    every real position, weighed by the square of the miss (Li et al. 2020); over the number of positives.
+
+    Asked at positives alone, it does not know what to say elsewhere, and what it says there ranks false moments.
+    """
+    here = predicted.detach().float().masked_fill(~positions[..., None], 0.0)
+    truth = (spans.iou(here[:, :, None], moments[:, None]) * moment_mask[:, None]).amax(-1)
+    logits = logits.float().masked_fill(~positions, 0.0)
+    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    miss = (truth - logits.sigmoid()).square()
+    return (plain * miss * positions).sum() / targets.positive.sum().clamp(min=1)
 
 
 def saliency_loss(

@@ -28,7 +28,9 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
         if weights.iou:
             parts["iou"] = losses.overlap_loss(spans, targets)
         if weights.quality:
-            parts["quality"] = losses.quality_loss(outputs.quality[right], spans, targets)
+            parts["quality"] = losses.quality_loss(
+                outputs.quality[right], spans, batch.moments[right], batch.moment_mask[right], positions, targets
+            )
     if weights.saliency:
         parts["saliency"] = losses.saliency_loss(saliency, batch.ratings[right], mask[right])
     if weights.wrong_query:

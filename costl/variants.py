@@ -38,6 +38,7 @@ def standard_variants(patches: int) -> dict[str, Overrides]:
         "no-clip-prior": ("spatial.clip_prior=false",),
         "top-k-4": ("spatial.top_k=4",),
         "top-k-16": ("spatial.top_k=16",),
+        "top-k-32": ("spatial.top_k=32",),
         "top-k-all": (f"spatial.top_k={max(1, patches)}",),
     }
     temporal = {

@@ -62,12 +62,17 @@ def test_overlap_loss_is_one_minus_the_distance_iou():
     assert found.item() == pytest.approx((1 - (2 / 6 - (2 / 6) ** 2) + 0) / 2)
 
 
-def test_quality_loss_asks_for_the_overlap_that_is_there():
-    logits, predicted = torch.tensor([[1.0, 9.0]]), torch.tensor([[[2.0, 6.0], [0.0, 4.0]]], requires_grad=True)
-    found = losses.quality_loss(logits.requires_grad_(), predicted, one_target([[True, False]]))
-    assert found.item() == pytest.approx(soft(1) - 1 * (2 / 6), rel=1e-6)
+def test_quality_loss_asks_every_real_position_for_the_best_overlap_that_is_there():
+    """The second position overlaps no moment, the third the second moment as a whole; the last is padding."""
+    logits = torch.tensor([[1.0, 2.0, -1.0, 9.0]], requires_grad=True)
+    predicted = torch.tensor([[[2.0, 6.0], [10.0, 14.0], [20.0, 22.0], [0.0, 4.0]]], requires_grad=True)
+    moments, real = torch.tensor([[[0.0, 4.0], [20.0, 22.0], [10.0, 14.0]]]), torch.tensor([[True, True, False]])
+    positions, positive = torch.tensor([[True, True, True, False]]), one_target([[True, False, True, False]])
+    found = losses.quality_loss(logits, predicted, moments, real, positions, positive)
+    by_hand = [(soft(x) - x * overlap) * (overlap - sigmoid(x)) ** 2 for x, overlap in ((1, 2 / 6), (2, 0), (-1, 1))]
+    assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
     to_logits, to_spans = torch.autograd.grad(found, (logits, predicted), allow_unused=True)
-    assert to_logits[0, 0] == pytest.approx(sigmoid(1) - 2 / 6)
+    assert to_logits[0, 0] > 0 and to_logits[0, 1] > 0 and to_logits[0, 2] < 0 and to_logits[0, 3] == 0
     assert to_spans is None  # the estimate follows the span, never the other way round
 
 
@@ -143,6 +148,11 @@ class Case:
     def targets(self) -> MomentTargets:
         return MomentTargets(self.positive, self.truth)
 
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The one that there is, and a second that is padding."""
+        return torch.tensor([[[1.0, 3.0], [0.0, 9.0]]]).expand(3, 2, 2), torch.tensor([[True, False]]).expand(3, 2)
+
 
 def case(*, size: float = 3.0, dtype=torch.float32, seed: int = 0) -> Case:
     """Three sentences about videos 0, 1 and 1, of 7, 4 and 4 clips, at strides 1 and 2."""
@@ -172,7 +182,7 @@ LOSSES: dict[str, Callable[[Case], Tensor]] = {
     "focal": lambda c: losses.focal_loss(c.logits, c.targets, c.positions),
     "length": lambda c: losses.length_loss(c.spans, c.targets, c.strides),
     "overlap": lambda c: losses.overlap_loss(c.spans, c.targets),
-    "quality": lambda c: losses.quality_loss(c.logits, c.spans, c.targets),
+    "quality": lambda c: losses.quality_loss(c.logits, c.spans, *c.moments, c.positions, c.targets),
     "saliency": lambda c: losses.saliency_loss(c.scores, c.ratings, c.mask),
     "wrong_query": lambda c: losses.wrong_query_loss(c.scores, c.logits, c.mask, c.positions),
     "contrast": lambda c: contrast(c.match, c.video, c.ratings > 0, c.mask[:2]),
@@ -227,7 +237,7 @@ def test_no_loss_looks_at_padding(loss, garbage):
     assert sum(g.abs().sum() for g in gradients.values()) > 0
 
 
-@pytest.mark.parametrize("name", ["length", "overlap", "quality"])
+@pytest.mark.parametrize("name", ["length", "overlap"])
 def test_a_position_that_answers_for_nothing_is_looked_at_by_no_loss_over_moments(name):
     clean, dirty = case(), case()
     for tensor in (dirty.logits, dirty.spans):
