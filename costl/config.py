@@ -41,7 +41,7 @@ class Spatial:
 
     steps: int = 2
     clip_prior: bool = True
-    top_k: int = 32
+    top_k: int = 16
 
 
 @dataclass(frozen=True)

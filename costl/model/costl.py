@@ -75,13 +75,12 @@ class CoSTL(nn.Module):
             nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width)
         )
         self.spatial = spatial
-        self.similarity = nn.Linear(1, width)
+        self.similarity = nn.Linear(1, width) if clip_prior else None
         self.text = TextPool(width=width)
         self.layers = nn.ModuleList(layers)
         self.pyramid = pyramid
         self.moments = moments
         self.saliency = saliency
-        self.clip_prior = clip_prior
         keep_joint(self, joint)
 
     def forward(
@@ -97,12 +96,10 @@ class CoSTL(nn.Module):
     ) -> Outputs:
         """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
-        seen = self.spatial(tokens, video, query, asked, word_mask, self._prior(sentence), matching=matching)
-        frames = (
-            seen.frames
-            + self.similarity(self._clip_similarity(tokens, frame_mask, video, sentence)[..., None])
-            + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
-        )
+        seen = self.spatial(tokens, video, query, asked, word_mask, matching=matching)
+        frames = seen.frames + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
+        if self.similarity is not None:
+            frames = frames + self.similarity(self._clip_similarity(tokens, frame_mask, video, sentence)[..., None])
         text = self.text(asked, word_mask)
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask, text)
@@ -120,8 +117,7 @@ class CoSTL(nn.Module):
         sentence: Float[Tensor, "b e"],
     ) -> Seen:
         """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
-        query, asked, prior = self.sentence(sentence), self.words(words), self._prior(sentence)
-        return self.spatial(tokens, video, query, asked, word_mask, prior, matching=False)
+        return self.spatial(tokens, video, self.sentence(sentence), self.words(words), word_mask, matching=False)
 
     @torch.no_grad()
     def _clip_similarity(
@@ -140,15 +136,6 @@ class CoSTL(nn.Module):
         space, mask = F.normalize(used @ self.joint_projection, dim=-1), frame_mask[video]
         like = torch.einsum("bte,be->bt", space[video], sentence)
         return (like - (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * self.joint_logit_scale
-
-    @torch.no_grad()
-    def _prior(self, sentence: Float[Tensor, "b e"]) -> Float[Tensor, "b c"] | None:
-        """What CLIP compares normed patches with: the sentence, carried back through its map into the joint space.
-
-        Its product with a patch is CLIP's similarity but for the length of the mapped patch, which is left out: it takes
-        mapping every one.
-        """
-        return sentence @ self.joint_projection.T * self.joint_norm_weight if self.clip_prior else None
 
 
 def read_out(

@@ -193,26 +193,15 @@ def _thinned(tokens: Tokens) -> int:
 class WhereStep(nn.Module):
     """Step one, coarse: the sentence scores every patch and keeps the `top_k` best.
 
-    The score is a learned match plus, with a learned weight, the frozen CLIP similarity of patch and sentence. Cost is
-    linear in the number of patches: one inner product each.
+    Cost is linear in the number of patches: one inner product each.
     """
 
     def __init__(self, *, top_k: int):
         super().__init__()
-        self.prior_weight = nn.Parameter(torch.tensor(0.5))
         self.top_k = top_k
 
-    def forward(
-        self,
-        tokens: Tokens,
-        asks: Asks,
-        score: Float[Tensor, "b t p"],
-        prior: Float[Tensor, "b t p"] | None,
-    ) -> Where:
+    def forward(self, tokens: Tokens, asks: Asks, score: Float[Tensor, "b t p"]) -> Where:
         """Shares, their mean and the best; see `Where`."""
-        if prior is not None:
-            # To variance one over each frame: left at CLIP's scale it would silence the learned score.
-            score = score + self.prior_weight * F.layer_norm(prior, prior.shape[-1:])
         share = score.softmax(-1)
         best = share.topk(min(self.top_k, share.shape[-1]), dim=-1).indices
         return Where(
@@ -306,7 +295,6 @@ class SpatialEncoder(nn.Module):
         sentence: Float[Tensor, "b d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-        prior: Float[Tensor, "b c"] | None,
         *,
         matching: bool = True,
     ) -> Seen:
@@ -317,9 +305,7 @@ class SpatialEncoder(nn.Module):
         if self.where is None or self.where_gate is None:
             return Seen(frames, match_frames(asked[:, 0], plain, asks) if matching else None)
         match = match_texts(asked, word_mask, normed, asks) if matching else None
-        given = asked[:, :1] if prior is None else torch.stack([asked[:, 0], prior], 1)
-        scores = score_own(given, normed, asks)[..., 1:]
-        where = self.where(normed, asks, scores[:, 0], None if prior is None else scores[:, 1])
+        where = self.where(normed, asks, score_own(asked[:, :1], normed, asks)[:, 0, :, 1:])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
         if self.what is None or self.what_gate is None:
             return Seen(frames, match, where)

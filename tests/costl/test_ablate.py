@@ -195,7 +195,7 @@ def test_the_standard_list_changes_one_thing_each_and_takes_every_part_away():
     variants = standard_variants(49)
     resolved, notes = resolve(variants, [], [])
     assert resolved[0].name == "full" and resolved[0].config == load_config()
-    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-32", "strides-1-2-4-8"]
+    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-16", "strides-1-2-4-8"]
     assert len({repr(variant.config) for variant in resolved}) == len(resolved)
     assert all(len(changes) == 1 for name, changes in variants.items() if name != "full")
     turned_off = {name for v in resolved for name, weight in vars(v.config.loss).items() if weight == 0}
