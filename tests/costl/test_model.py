@@ -122,19 +122,14 @@ def unchanged(tokens: Tensor) -> Tokens:
 # --- layers against loops ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_prior", [True, False])
-def test_step_one_is_a_loop_over_sentences_and_frames(with_prior):
+def test_step_one_is_a_loop_over_sentences_and_frames():
     torch.manual_seed(0)
     step, video = WhereStep(top_k=3), torch.tensor([1, 0, 1])
-    tokens, learned, prior = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7), torch.randn(3, 4, 7)
-    found = step(unchanged(tokens), Asks.of(video), learned, prior if with_prior else None)
+    tokens, learned = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7)
+    found = step(unchanged(tokens), Asks.of(video), learned)
     for b in range(3):
         for t in range(4):
-            here, score = tokens[video[b], t, 1:], learned[b, t]
-            if with_prior:
-                like = prior[b, t] - prior[b, t].mean()
-                score = score + step.prior_weight * like / (like.square().mean() + 1e-5).sqrt()
-            share = score.softmax(0)
+            here, share = tokens[video[b], t, 1:], learned[b, t].softmax(0)
             best = sorted(range(7), key=lambda p: -share[p])[:3]
             assert close(found.share[b, t], share)
             assert close(found.summary[b, t], (share[:, None] * here).sum(0))
@@ -182,7 +177,7 @@ def test_frames_match_a_text_by_the_best_patches_of_each_word():
     tokens, video = torch.randn(2, 5, 7, C), torch.tensor([1, 0, 1])
     sentence, words = torch.randn(3, D), torch.randn(3, 3, D)
     word_mask = torch.tensor([[True] * 3, [True, False, False], [True, True, False]])
-    found = encoder(tokens, video, sentence, words, word_mask, None).match
+    found = encoder(tokens, video, sentence, words, word_mask).match
     normed = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
     for b in range(3):
         asked = [encoder.ask_sentence(sentence[b]), *encoder.ask_words(words[b, word_mask[b]])]
@@ -281,7 +276,7 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
     said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, *vars(outputs.match).values())
     sum(x.square().mean() for x in said).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None]
-    assert silent == (["spatial.where.prior_weight"] if "spatial.clip_prior=false" in overrides else [])
+    assert silent == []
 
 
 @every_variant
@@ -365,7 +360,7 @@ def test_the_cost_of_step_two_does_not_depend_on_the_number_of_patches():
         inputs = random_inputs([9, 4], [(0, 3), (1, 5)], patches=side * side)
         words, sentence = torch.randn(2, 5, D), torch.randn(2, D)
         with FlopCounterMode(display=False) as counter:
-            model(inputs["tokens"], inputs["video"], sentence, words, inputs["word_mask"], None)
+            model(inputs["tokens"], inputs["video"], sentence, words, inputs["word_mask"])
         costs.append(sum(counter.get_flop_counts()["SpatialEncoder.what"].values()))
     assert shapes[0] == shapes[1]
     assert costs[0] == costs[1] > 0
