@@ -33,16 +33,6 @@ MINUTES, LONGER = 2, 60
 AT_MOST = 1.2
 
 
-@pytest.fixture
-def tell(capsys):
-    def say(text: str) -> None:
-        if os.environ.get("COSTL_FIGURES"):
-            with capsys.disabled():
-                print(f"\n{text}")
-
-    return say
-
-
 @contextmanager
 def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

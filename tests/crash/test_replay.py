@@ -41,18 +41,13 @@ EPOCHS = 2
 
 
 @pytest.fixture
-def count(record_property, capsys):
+def count(tell):
     """Tells how many crash points were replayed."""
 
-    def tell(what: str, recording: Recording, completed: int) -> None:
-        record_property(what, recording.boundaries)
-        with capsys.disabled():
-            if os.environ.get("COSTL_FIGURES"):
-                print(
-                    f"\n{what}: {recording.boundaries} boundaries, {len(recording.states)} states, {completed} completed"
-                )
+    def count(what: str, recording: Recording, completed: int) -> None:
+        tell(f"{what}: {recording.boundaries} boundaries, {len(recording.states)} states, {completed} completed")
 
-    return tell
+    return count
 
 
 def test_the_recording_sees_what_is_not_forced_to_the_disk(tmp_path):
