@@ -97,6 +97,7 @@ def test_the_memory_of_verify_does_not_grow_with_the_number_of_videos(world, tmp
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.promise(8)
 def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, tmp_path, tell):
     from costl.train import train
