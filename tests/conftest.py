@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,18 @@ train:
   spatial: {top_k: 4}
   train: {epochs: 3, warmup_steps: 2, batch_size: 6}
 """
+
+
+@pytest.fixture
+def tell(capsys) -> Callable[[str], None]:
+    """Prints a figure of docs/reliability.md, when COSTL_FIGURES is set."""
+
+    def say(text: str) -> None:
+        if os.environ.get("COSTL_FIGURES"):
+            with capsys.disabled():
+                print(f"\n{text}", flush=True)
+
+    return say
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from crashing import contents_of, finish, is_whole, parts_of, run, start, told, wait_for, write_videos, written
+from crashing import contents_of, finish, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
 
-import cli
 from pipeline.cache import CacheReader
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals and permissions")
@@ -40,7 +38,7 @@ def plain(tmp_path_factory) -> Path:
     """A folder of four videos, `w`, and its cache."""
     home = tmp_path_factory.mktemp("plain")
     write_videos(home / "w", 4)
-    code, _, err = run(*EXTRACT, cwd=home)
+    code, _, err = here(*EXTRACT, cwd=home)
     assert code == 0, err
     return home
 
@@ -49,14 +47,6 @@ def plain(tmp_path_factory) -> Path:
 def home(plain, tmp_path) -> Path:
     """The same to be changed."""
     return Path(shutil.copytree(plain, tmp_path / "home"))
-
-
-def here(*arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """The command without a process of its own, which is quicker; for what nobody kills."""
-    monkeypatch.chdir(cwd)
-    done = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
 
 
 def forget(home: Path) -> None:
@@ -94,47 +84,47 @@ def test_every_way_in_which_a_video_can_fail_is_a_row_with_its_reason_and_the_ot
 
 
 @pytest.mark.promise(4)
-def test_a_video_that_changed_since_it_was_extracted_is_extracted_again_and_said_so(home, monkeypatch):
+def test_a_video_that_changed_since_it_was_extracted_is_extracted_again_and_said_so(home):
     before = written(home / "feats.h5")
     shutil.copy(home / "w" / "val_0000.mp4", home / "w" / "train_0000.mp4")
-    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0 and "1 videos changed since they were extracted: train_0000." in err, err
     assert told(out)["changed"] == told(out)["done"] == ["train_0000"]
     after = written(home / "feats.h5")
     assert {name for name in after if after[name] != before[name]} == {"train_0000"}
-    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0 and "changed" not in err and told(out)["done"] == []
 
 
-def test_a_video_that_went_away_leaves_the_index_keeps_its_part_and_comes_back_undecoded(home, monkeypatch):
+def test_a_video_that_went_away_leaves_the_index_keeps_its_part_and_comes_back_undecoded(home):
     there = written(home / "feats.h5")
     for name in ("val_0000.mp4", "val.jsonl"):
         (home / "w" / name).rename(home / name)
-    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0 and told(out)["dropped"] == ["val"] and "split val is not among these annotations" in err
     assert "val_0000" not in CacheReader(home / "feats.h5").video_ids and written(home / "feats.h5") == there
     for name in ("val_0000.mp4", "val.jsonl"):
         (home / name).rename(home / "w" / name)
-    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0 and told(out)["done"] == [] and "val_0000" in told(out)["skipped"], err
     assert written(home / "feats.h5") == there
 
 
 @pytest.mark.promise(3)
-def test_twenty_failures_in_a_row_stop_the_run_with_what_was_finished_kept(home, monkeypatch):
+def test_twenty_failures_in_a_row_stop_the_run_with_what_was_finished_kept(home):
     before = written(home / "feats.h5")
     for number in range(25):
         (home / "w" / f"junk_{number:02}.mp4").write_text("not a video")
-    code, _, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, _, err = here(*EXTRACT, cwd=home)
     assert code == 1 and "20 videos in a row failed" in err and "Traceback" not in err
     assert "the machine or the folder, not the videos; what was finished is kept" in err
     assert written(home / "feats.h5") == before and len(CacheReader(home / "feats.h5").video_ids) == 4
     # Those that failed before say nothing of the machine any more: the same command gets past them.
-    code, out, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 1 and "in a row" not in err and len(told(out)["failed"]) == 25, err
 
 
-def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home, monkeypatch):
+def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home):
     truth = contents_of(home / "feats.h5")
     forget(home)
     process = start(*EXTRACT, "--workers", 1, cwd=home)
@@ -144,11 +134,11 @@ def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home, monkey
     assert code in (0, 1) and "Traceback" not in err, err  # 0: it was faster than we
     assert parts_of(home / "feats.h5") and all(map(is_whole, parts_of(home / "feats.h5")))
     kept = written(home / "feats.h5")
-    code, _, err = here(*EXTRACT, cwd=home, monkeypatch=monkeypatch)
+    code, _, err = here(*EXTRACT, cwd=home)
     assert code == 2 and "w: no such folder. Pass the folder that holds the videos." in err
     assert written(home / "feats.h5") == kept and CacheReader(home / "feats.h5").video_ids
     (home / "away").rename(home / "w")
-    code, _, err = run(*EXTRACT, cwd=home)
+    code, _, err = here(*EXTRACT, cwd=home)
     assert code == 0 and contents_of(home / "feats.h5") == truth, err
 
 
@@ -188,7 +178,7 @@ def remount(disk: Path, options: str) -> None:
 
 
 @pytest.mark.promise(3)
-def test_a_disk_that_is_full_stops_the_run_and_what_is_finished_stays(home, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_stops_the_run_and_what_is_finished_stays(home, tmp_path):
     with small_disk(tmp_path / "disk", "size=1700k") as disk:
         arguments = (*EXTRACT, "--out", disk / "feats.h5")
         code, out, err = run(*arguments, cwd=home)
@@ -198,17 +188,17 @@ def test_a_disk_that_is_full_stops_the_run_and_what_is_finished_stays(home, tmp_
         kept = written(disk / "feats.h5")
         assert 1 <= len(kept) < 4
         remount(disk, "size=100m")
-        code, out, err = here(*arguments, cwd=home, monkeypatch=monkeypatch)
+        code, out, err = here(*arguments, cwd=home)
         assert code == 0 and set(told(out)["skipped"]) == set(kept), err
 
 
-def test_a_folder_that_may_not_be_written_is_named_before_any_work(home, tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_written_is_named_before_any_work(home, tmp_path):
     with small_disk(tmp_path / "disk", "size=100m") as disk:
         shutil.copy(home / "feats.h5", disk)
         shutil.copytree(home / "feats.h5.parts", disk / "feats.h5.parts")
         remount(disk, "ro")
         for out in (disk / "feats.h5", disk / "new.h5"):
-            code, _, err = here(*EXTRACT, "--out", out, cwd=home, monkeypatch=monkeypatch)
+            code, _, err = here(*EXTRACT, "--out", out, cwd=home)
             assert code == 3 and f"{out}.parts: cannot be written (Read-only file system)" in err
             assert "Change its permissions, or choose another place for the cache." in err
         assert CacheReader(disk / "feats.h5").video_ids, "it can be read all the same"

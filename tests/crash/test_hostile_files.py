@@ -83,7 +83,7 @@ def wrong(told: list[Told], holds) -> list[str]:
 
 @pytest.mark.promise(9)
 @linux
-def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told):
+def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told, tell):
     of = {animal.name: animal for animal in ZOO}
     assert len(of) == len(ZOO) and len(told) == sum(len(animal.commands) for animal in ZOO)
 
@@ -96,6 +96,8 @@ def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told):
 
     assert wrong(told, holds) == []
     assert wrong(told, lambda one: one.length < LONGEST) == []
+    most = max(one.grown_mb for one in told)
+    tell(f"hostile files: {len(ZOO)} before {len(told)} commands, all refused, by at most {most:.0f} MB more")
 
 
 @pytest.mark.promise(9)

@@ -98,7 +98,7 @@ def complete(home: Path, total: int) -> list[str]:
 
 
 @pytest.mark.promise(1)
-def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes(undisturbed, tmp_path):
+def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes(undisturbed, tmp_path, tell):
     shutil.copytree(undisturbed / "w", tmp_path / "w")
     truth, seen, dice = contents_of(undisturbed / "feats.h5"), Seen(), random.Random(3)
     kill_when_told(tmp_path, "check")
@@ -111,25 +111,22 @@ def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes
     assert len(complete(tmp_path, 12)) == 12 - seen.kept[-1]
     assert contents_of(tmp_path / "feats.h5") == truth
     assert not list(tmp_path.rglob("*.tmp")), "what was half-written is swept away"
+    tell(f"extraction: {len(seen.kept)} kills survived, with {seen.kept} of 12 videos kept")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.promise(1)
-def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, capsys):
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(text, flush=True)
-
+def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, tell):
     began = time.monotonic()
     write_videos(tmp_path / "alone" / "w", LONG, processes=-1)
     shutil.copytree(tmp_path / "alone" / "w", tmp_path / "w")
-    say(f"\n{LONG} videos rendered in {time.monotonic() - began:.0f} s")
+    tell(f"{LONG} videos rendered in {time.monotonic() - began:.0f} s")
     began = time.monotonic()
     code, _, err = run(*EXTRACT, cwd=tmp_path / "alone", within_s=3600)
     assert code == 0, err
     alone_s, truth = time.monotonic() - began, contents_of(tmp_path / "alone" / "feats.h5")
-    say(f"undisturbed: {alone_s:.0f} s")
+    tell(f"undisturbed: {alone_s:.0f} s")
     began, seen, dice, former = time.monotonic(), Seen(), random.Random(7), {}
     for number in range(10):
         target = int(LONG * (number + dice.random()) / 10.5) + 1
@@ -138,13 +135,13 @@ def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, ca
         now = written(tmp_path / "feats.h5")
         assert {name: now.get(name) for name in former} == former, "a finished video was made again"
         former = now
-        say(
+        tell(
             f"kill {number + 1}: {seen.kept[-1]} videos whole on disk, {seen.indexed[-1]} of them in the index, "
             f"{time.monotonic() - began:.0f} s"
         )
     rest = complete(tmp_path, LONG)
     assert contents_of(tmp_path / "feats.h5") == truth and seen.kept == sorted(seen.kept)
-    say(
+    tell(
         f"10 kills survived; the last run decoded {len(rest)}; {seen.kept[-1] + len(rest)} videos finished in all, each "
         f"once; {time.monotonic() - began:.0f} s beside {alone_s:.0f} s undisturbed; the same bytes."
     )

@@ -33,16 +33,6 @@ MINUTES, LONGER = 2, 60
 AT_MOST = 1.2
 
 
-@pytest.fixture
-def tell(capsys):
-    def say(text: str) -> None:
-        if os.environ.get("COSTL_FIGURES"):
-            with capsys.disabled():
-                print(f"\n{text}")
-
-    return say
-
-
 @contextmanager
 def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -107,6 +97,7 @@ def test_the_memory_of_verify_does_not_grow_with_the_number_of_videos(world, tmp
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.promise(8)
 def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, tmp_path, tell):
     from costl.train import train

@@ -89,9 +89,10 @@ def differs(found: Path, truth: Path) -> list[str]:
 @pytest.mark.promise(11)
 @pytest.mark.promise(12)
 def test_a_training_killed_at_seeded_moments_and_resumed_ends_with_the_bits_of_one_that_nobody_disturbed(
-    world, undisturbed, tmp_path
+    world, undisturbed, tmp_path, tell
 ):
     kept = kill_and_resume(world, tmp_path, kills=2, seed=5)
+    tell(f"training: {len(kept)} kills survived, with {kept} of {LONG} epochs kept")
     assert kept == sorted(kept), "an epoch that was saved was lost"
     assert differs(tmp_path / "run", undisturbed) == []
     assert not list((tmp_path / "run").glob(".*")), "what was half-written is swept away"
@@ -102,8 +103,9 @@ def test_a_training_killed_at_seeded_moments_and_resumed_ends_with_the_bits_of_o
 @pytest.mark.promise(11)
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("seed", range(5))
-def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(world, undisturbed, tmp_path, seed):
-    kill_and_resume(world, tmp_path, kills=4, seed=seed)
+def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(world, undisturbed, tmp_path, seed, tell):
+    kept = kill_and_resume(world, tmp_path, kills=4, seed=seed)
+    tell(f"training: {len(kept)} kills survived, with {kept} of {LONG} epochs kept")
     assert differs(tmp_path / "run", undisturbed) == []
 
 
@@ -233,13 +235,12 @@ def test_a_disk_that_refuses_stops_a_training_in_a_sentence_and_the_rest_is_made
 @pytest.mark.timeout(3600)
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
-def test_a_disk_that_refuses_at_any_call_stops_a_training_in_a_sentence(world, short, tmp_path, code, capsys):
+def test_a_disk_that_refuses_at_any_call_stops_a_training_in_a_sentence(world, short, tmp_path, code, tell):
     number = 1
     while refuse_at(number, code, world, tmp_path / str(number), short):
         number += 1
     assert number > 40
-    with capsys.disabled():
-        print(f"\n{errno.errorcode[code]}: a disk that refuses at each of {number - 1} calls of a training")
+    tell(f"{errno.errorcode[code]}: a disk that refuses at each of {number - 1} calls of a training")
 
 
 @pytest.mark.promise(12)

@@ -2,7 +2,7 @@
 
 The long variant cuts films at hundreds of points and flips bytes at hundreds of places:
 
-    python -m pytest tests/crash/test_video_zoo.py -n 0 -m long -s
+    COSTL_FIGURES=1 python -m pytest tests/crash/test_video_zoo.py -n 0 -m long
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def zoo(home, request, tmp_path_factory) -> Zoo:
 
 
 @pytest.mark.promise(2)
-def test_every_animal_ends_as_the_row_that_the_list_says(zoo):
+def test_every_animal_ends_as_the_row_that_the_list_says(zoo, tell):
     rows = {row.id: row for row in CacheReader(zoo.cache).rows}
     assert len(rows) == len(zoo.animals) >= 75
     for name, animal in zoo.animals.items():
@@ -112,10 +112,11 @@ def test_every_animal_ends_as_the_row_that_the_list_says(zoo):
         assert row.status == status or status == EITHER, (name, row)
         assert reason in row.reason and "\n" not in row.reason.replace(row.name, ""), (name, row)
         assert row.ok or row.reason.startswith(readable(name)), (name, row)
+    tell(f"{zoo.decoder}: a zoo of {len(rows)} videos: {dict(Counter(row.status for row in rows.values()))}")
 
 
 @pytest.mark.promise(6)
-def test_every_frame_has_the_time_at_which_pyav_and_ffprobe_show_it(zoo):
+def test_every_frame_has_the_time_at_which_pyav_and_ffprobe_show_it(zoo, tell):
     reader, looked_at = CacheReader(zoo.cache), 0
     witnesses = [shown_s, *([probed_s] if shutil.which("ffprobe") else [])]
     for name, animal in zoo.animals.items():
@@ -128,6 +129,7 @@ def test_every_frame_has_the_time_at_which_pyav_and_ffprobe_show_it(zoo):
             right_s, half_s = right_times_s(frames_s, Grid(FPS, row.duration_s).centres_s())
             assert (np.abs(found_s - right_s) <= half_s).all(), (name, witness, found_s, right_s)
         looked_at += 1
+    tell(f"{zoo.decoder}: {looked_at} videos with the times that {' and '.join(w.__name__ for w in witnesses)} give")
     assert looked_at >= 35
 
 
@@ -200,7 +202,7 @@ def between_whole_ones(home: Path, broken: list[tuple[str, bytes]]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_films_cut_anywhere_have_no_features_and_say_why(tmp_path, decoder, capsys):
+def test_films_cut_anywhere_have_no_features_and_say_why(tmp_path, decoder, tell):
     skip_without(decoder)
     dice = np.random.default_rng(5)
     broken = [
@@ -216,15 +218,14 @@ def test_films_cut_anywhere_have_no_features_and_say_why(tmp_path, decoder, caps
     ]
     assert len(rows) == len(broken) and {row.status for row in rows} == {"failed"}
     told = Counter(row.reason.partition(": ")[2] for row in rows)
-    with capsys.disabled():
-        print(f"\n{decoder}: {len(broken)} cuts of {len(FILMS)} films, {len(rows)} refused")
-        print("\n".join(f"{count:6} {reason}" for reason, count in told.most_common()))
+    tell(f"{decoder}: {len(broken)} cuts of {len(FILMS)} films, {len(rows)} refused")
+    tell("\n".join(f"{count:6} {reason}" for reason, count in told.most_common()))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_films_with_flipped_bytes_have_features_or_a_sentence(tmp_path, decoder, capsys):
+def test_films_with_flipped_bytes_have_features_or_a_sentence(tmp_path, decoder, tell):
     skip_without(decoder)
     broken = [
         (suffix, flipped(seed, 600 if seed % 2 else None)(data))
@@ -242,5 +243,4 @@ def test_films_with_flipped_bytes_have_features_or_a_sentence(tmp_path, decoder,
         if row.ok:
             reader.verify(row.name)
             assert np.isfinite(reader.tokens(row.name)).all()
-    with capsys.disabled():
-        print(f"\n{decoder}: {len(broken)} films with eight flipped bytes: {dict(Counter(row.status for row in rows))}")
+    tell(f"{decoder}: {len(broken)} films with eight flipped bytes: {dict(Counter(row.status for row in rows))}")

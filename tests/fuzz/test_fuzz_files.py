@@ -79,8 +79,9 @@ def opened(kind: str, count: int, folder: Path) -> tuple[dict[str, int], list[st
 
 @pytest.mark.promise(9)
 @pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
-def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(folder, kind):
+def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(folder, kind, tell):
     counts, problems = opened(kind, FEW, folder)
+    tell(f"{kind}: {sum(counts.values())} files, {counts}")
     assert not problems, "\n".join(problems)
     assert counts["refused"] > FEW / 4 and sum(counts.values()) == FEW
 
@@ -88,7 +89,7 @@ def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(f
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
-def test_ten_thousand_damaged_files_are_read_or_refused_in_words(folder, kind):
+def test_ten_thousand_damaged_files_are_read_or_refused_in_words(folder, kind, tell):
     counts, problems = opened(kind, MANY, folder)
-    print(f"{kind}: {sum(counts.values())} files, {counts}")  # shown by -s
+    tell(f"{kind}: {sum(counts.values())} files, {counts}")
     assert not problems, "\n".join(problems)

@@ -224,9 +224,10 @@ KINDS = pytest.mark.parametrize("read", [annotations, predictions, annotation_by
 
 @pytest.mark.promise(9)
 @KINDS
-def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch):
+def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch, tell):
     monkeypatch.chdir(tmp_path)
     counts, problems = fuzz(read, range(FEW // 5 if read in (settings_files, predictions) else FEW), tmp_path)
+    tell(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
     assert not problems, "\n\n".join(problems[:3])
     assert counts["refused"] and counts["read"] and not (tmp_path / "pwned").exists()
 
@@ -234,10 +235,10 @@ def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch):
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
 @KINDS
-def test_fifty_thousand_odd_texts_are_read_or_refused_in_words(read, tmp_path, monkeypatch):
+def test_fifty_thousand_odd_texts_are_read_or_refused_in_words(read, tmp_path, monkeypatch, tell):
     monkeypatch.chdir(tmp_path)
     counts, problems = fuzz(read, range(MANY // 5 if read in (settings_files, predictions) else MANY), tmp_path)
-    print(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")  # shown by -s
+    tell(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
     assert not problems, f"{len(problems)} problems\n" + "\n\n".join(problems[:10])
     assert not (tmp_path / "pwned").exists()
 
