@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_the_first_sixteen_bytes_tell_text_unless_they_begin_a_container_or_a_pl
         assert said_of(tmp_path, NO_TEXT + playlist) is None
 
 
+def test_the_look_at_a_large_file_takes_no_memory(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(NO_TEXT)
+    os.truncate(path, 100_000_000)  # the rest is a hole
+    tracemalloc.start()
+    try:
+        assert said(path) is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_file_is_truncated_where_a_byte_of_what_it_promises_is_missing(tmp_path):
     whole = b"RIFF" + (100).to_bytes(4, "little") + b"AVI " + bytes(96)
     cut = "a.mp4: truncated, the file ends before its data does. Download it again or remove it."
@@ -134,5 +147,5 @@ WRONG = {
 def test_frames_that_are_none_are_our_own_mistake(wrong):
     Frames(PIXELS, TIMES_S)
     Frames(PIXELS[:0], TIMES_S[:0])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="^times must be finite and in order$" if "fall" in wrong else None):
         Frames(*WRONG[wrong])
