@@ -90,7 +90,7 @@ def _label_precisions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Clips of equal score stand at one rank together, and each rank that finds something counts once. No positive: 0.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     found = np.cumsum(labels[order], axis=0)[last]
     best = np.maximum.accumulate((found / (last + 1)[:, None])[::-1], axis=0)[::-1]

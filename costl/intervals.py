@@ -36,8 +36,8 @@ def bootstrap_intervals(
     real = ~np.isnan(table)
     means = []
     for counts in _resampled(_strata(groups, len(table)), resamples, np.random.default_rng(seed)):
-        drawn = counts @ real
-        means.append(np.divide(counts @ np.where(real, table, 0.0), drawn, where=drawn > 0, out=drawn * np.nan))
+        with np.errstate(invalid="ignore"):  # NaN where nothing that counts was drawn
+            means.append(counts @ np.where(real, table, 0.0) / (counts @ real))
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail], axis=0)
     return {name: (float(a), float(b)) for name, a, b in zip(kept, low, high, strict=True)}

@@ -6,7 +6,7 @@ The door to `moments` and `highlights`, which say where their formulas come from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -143,10 +143,10 @@ def benchmark_of(queries: Sequence[Query]) -> str:
 class _Scored:
     answers: list[Prediction]
     queries: Sequence[Query]
-    rules: MomentRules
-    moments: Mapping[str, MomentScores]
-    ratings: Mapping[str, np.ndarray]  # [q 2], fractions
     unanswered: Sequence[int | str]  # without a row
+    rules: MomentRules = STRICT
+    moments: Mapping[str, MomentScores] = field(default_factory=dict)
+    ratings: Mapping[str, np.ndarray] = field(default_factory=dict)  # [q 2], fractions
     ranking: np.ndarray | None = None  # [q], fractions
     name: str = ""  # of the number that the ranking gives
 
@@ -164,13 +164,13 @@ def _score(
     unanswered = [query.qid for query in queries if query.qid not in by_qid]
     if how.ranking:
         values = score_rankings(answers, queries, how.ranking)
-        return _Scored(answers, queries, STRICT, {}, {}, unanswered, values, how.ranking.name)
+        return _Scored(answers, queries, unanswered, ranking=values, name=how.ranking.name)
     rules = how.published if official and how.published else STRICT
     # What the first row of a submission lacks, the published evaluator takes for a task that was not attempted.
     windows, saliency = (not official or bool(part) for part in (answers[0].windows, answers[0].saliency))
     moments = score_moments(answers, queries, rules) if windows else {}
     ratings = score_ratings(answers, queries, official=official, clip_s=clip_s) if saliency else {}
-    return _Scored(answers, queries, rules, moments, ratings, unanswered)
+    return _Scored(answers, queries, unanswered, rules, moments, ratings)
 
 
 def _task_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -65,7 +65,7 @@ class MomentScores:
 def interval_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Overlap of intervals [... 2] over the length of their union [...]; NaN where that length is zero."""
     shared = np.maximum(0.0, np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]))
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         return shared / ((a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - shared)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.annotations import Prediction, Query
-from costl.highlights import TVSUM, added_up, score_rankings
+from costl.highlights import TVSUM, added_up, score_rankings, score_ratings
 from costl.metrics import benchmark_of, compute_metrics, contributions
 from pipeline.errors import UsageError
 
@@ -196,6 +196,34 @@ def test_official_rankings_are_rounded_as_published_and_strict_ones_are_not():
     }
     assert found[True]["brief"]["HL-mAP"] == 16.667
     assert found[False]["brief"]["HL-mAP"] == pytest.approx(100 / 6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("found", "area", "percent"),
+    [  # the area on paper; rounded to six decimals before it is to five, each would end otherwise
+        ("0111001", 349 / 672, 51.935),  # 0.519345238...
+        ("1011001", 475 / 672, 70.685),  # 0.706845238...
+        ("0010111", 1241 / 3360, 36.935),  # 0.369345238...
+        ("00010101", 1213 / 5040, 24.067),  # 0.240674603...
+    ],
+)
+def test_official_rankings_are_rounded_once(found, area, percent):
+    rated = youtube(0, [4 if digit == "1" else 0 for digit in found])
+    ranked = answer(rated, range(len(found), 0, -1))
+    brief, exact = (
+        compute_metrics([ranked], [rated], benchmark="youtube-highlights", official=mode)["brief"]
+        for mode in (True, False)
+    )
+    assert brief == {"HL-mAP": percent} and exact == {"HL-mAP": pytest.approx(100 * area)}
+
+
+def test_answers_without_their_query_are_our_own_mistake():
+    rated = [tvsum(i, [[4], [0]]) for i in (1, 2)]
+    told = [answer(rated[0], [1.0, 0.0])]
+    with pytest.raises(ValueError, match="zip"):
+        score_rankings(told, rated, TVSUM)
+    with pytest.raises(ValueError, match="zip"):
+        score_ratings(told, rated, official=False, clip_s=2.0)
 
 
 def test_a_query_that_nobody_rated_has_no_number():

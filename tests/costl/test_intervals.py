@@ -107,9 +107,10 @@ def test_unless_told_otherwise_two_thousand_resamples_are_drawn_from_seed_0():
     assert sign_flip_p(differences) == sign_flip_p(differences, seed=0)
 
 
-def test_a_resample_that_drew_no_query_that_counts_is_left_out():
-    sparse = np.array([1.0, 5.0, *[np.nan] * 6])
-    drawn = np.random.default_rng(0).integers(0, 8, (2000, 8))
+@pytest.mark.parametrize("values", [[1.0, 5.0], [1.0, 2.0, 7.0, 30.0]])
+def test_a_resample_that_drew_no_query_that_counts_is_left_out(values):
+    sparse = np.array([*values, *[np.nan] * 6])
+    drawn = np.random.default_rng(0).integers(0, len(sparse), (2000, len(sparse)))
     means = [np.nanmean(row) for row in sparse[drawn] if not np.isnan(row).all()]
     assert len(means) < 2000
     expected = np.percentile(means, [2.5, 97.5])
@@ -119,3 +120,22 @@ def test_a_resample_that_drew_no_query_that_counts_is_left_out():
 def test_thirteen_queries_are_the_most_that_are_tested_exactly():
     assert sign_flip_p({"a": np.ones(13)}) == {"a": 2 / 2**13}
     assert sign_flip_p({"a": np.ones(14)})["a"] == pytest.approx(1 / 10_001, abs=5 / 10_001)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6 / 3, 1e9 / 7])
+def test_neither_the_unit_nor_the_company_changes_a_p_value(unit):
+    # Tenths are not exact: two patterns of signs whose sums are equal on paper differ in their last bits.
+    tenths = [1, 2, 3, -3, 4, 6, -7, 1]
+    flips = [abs(sum(s * v for s, v in zip(signs, tenths, strict=True))) for signs in product((1, -1), repeat=8)]
+    expected = np.mean([flipped >= abs(sum(tenths)) for flipped in flips])
+    far = np.array([1e12, -1e12, 0, 0, 0, 0, 0, 1.0])
+    found = sign_flip_p({"a": np.array(tenths) / 10 * unit, "far": far})
+    assert found["a"] == expected
+
+
+@pytest.mark.parametrize("resamples", [1, 2, 7])
+def test_as_many_resamples_are_drawn_as_are_asked_for(resamples):
+    values = np.random.default_rng(4).normal(size=10)  # no two resamples have one mean
+    drawn = np.random.default_rng(0).integers(0, 10, (resamples, 10))
+    expected = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    assert bootstrap_intervals({"a": values}, resamples=resamples)["a"] == pytest.approx(tuple(expected), rel=1e-12)

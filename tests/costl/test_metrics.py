@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
 from costl.checks import listed
 from costl.metrics import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou, measure
+from costl.moments import STRICT, score_moments
 from pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -214,6 +215,11 @@ def test_one_clip_is_enough():
 
 def test_names_are_listed_and_the_others_counted():
     assert (listed([1, "b", 3]), listed([1, 2, 3, 4, 5])) == ("1, 'b', 3", "1, 2, 3 and 2 more")
+
+
+def test_answers_without_their_query_are_our_own_mistake():
+    with pytest.raises(ValueError, match="zip"):
+        score_moments([answer(1)], [query(1), query(2)], STRICT)
 
 
 def test_measure_gives_what_the_other_two_do():

@@ -24,6 +24,7 @@ LEFT_OUT = (
     ".venv",
     "venv",
     "build",
+    "mutants",
     "runs",
     "shared",
     "__pycache__",
