@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from crashing import FPS, contents_of, is_whole, parts_of, run, start, told, wait_for, write_videos, written
+from crashing import FPS, contents_of, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
 
 from pipeline.cache import CacheReader
 
@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory) -> Path:
     """A folder of twelve videos, `w`, with the cache of a run that nobody disturbed."""
     home = tmp_path_factory.mktemp("undisturbed")
     write_videos(home / "w", 12)
-    code, out, err = run(*EXTRACT, cwd=home)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0 and len(told(out)["done"]) == 12, err
     return home
 
@@ -88,7 +88,7 @@ def look(home: Path, truth: dict[str, bytes], seen: Seen) -> None:
 def complete(home: Path, total: int) -> list[str]:
     """Runs to the end; -> names of the videos decoded now. Those that were finished are neither decoded nor written."""
     before = written(home / "feats.h5")
-    code, out, err = run(*EXTRACT, cwd=home, within_s=3600)
+    code, out, err = here(*EXTRACT, cwd=home)
     assert code == 0, err
     said, after = told(out), written(home / "feats.h5")
     made = {name for name in after if after[name] != before.get(name)}
