@@ -184,4 +184,5 @@ def _listening(port: int) -> socket.socket:
         raise UsageError(
             f"port {port} of {HOST} is taken ({error.strerror}). Choose another with --port, or 0 for any."
         ) from error
+    listener.listen()  # whoever is told the address may come before the server does, and waits
     return listener
