@@ -62,10 +62,7 @@ def focal_loss(
     logits: Float[Tensor, "b n"], targets: MomentTargets, positions: Bool[Tensor, "b n"], *, gamma: float = 2.0
 ) -> Float[Tensor, ""]:
     """Focal classification (Lin et al. 2017) over real positions, over the number of positives."""
-    truth, logits = targets.positive.float(), logits.float().masked_fill(~positions, 0.0)
-    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    miss = (truth - logits.sigmoid()).abs()
-    return (plain * miss**gamma * positions).sum() / truth.sum().clamp(min=1)
+    return _focal(logits, targets.positive.float(), targets, positions, gamma=gamma)
 
 
 def length_loss(
@@ -89,17 +86,14 @@ def quality_loss(
     positions: Bool[Tensor, "b n"],
     targets: MomentTargets,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has with the moment nearest to it, at
+    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has with the moment it meets most, at
     every real position, weighed by the square of the miss (Li et al. 2020); over the number of positives.
 
     Asked at positives alone, it does not know what to say elsewhere, and what it says there ranks false moments.
     """
     here = predicted.detach().float().masked_fill(~positions[..., None], 0.0)
     truth = (spans.iou(here[:, :, None], moments[:, None]) * moment_mask[:, None]).amax(-1)
-    logits = logits.float().masked_fill(~positions, 0.0)
-    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    miss = (truth - logits.sigmoid()).square()
-    return (plain * miss * positions).sum() / targets.positive.sum().clamp(min=1)
+    return _focal(logits, truth, targets, positions, gamma=2.0)
 
 
 def saliency_loss(
@@ -155,6 +149,21 @@ def contrast_loss(
     mine = own.float().masked_fill(~relevant, 0.0)
     loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
     return _mean_over(loss, relevant.any(1) & counted.any(1))
+
+
+def _focal(
+    logits: Float[Tensor, "b n"],
+    truth: Float[Tensor, "b n"],
+    targets: MomentTargets,
+    positions: Bool[Tensor, "b n"],
+    *,
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy against `truth` in [0, 1], weighed by the miss to the power of `gamma`, over the number of positives."""
+    logits = logits.float().masked_fill(~positions, 0.0)
+    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    miss = (truth - logits.sigmoid()).abs()
+    return (plain * miss**gamma * positions).sum() / targets.positive.sum().clamp(min=1)
 
 
 def _counting(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, "b n 2"]:
