@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from costl.model.adapter import TEMPERATURE, AdapterModel
 from costl.model.build import Model
 from costl.model.costl import CoSTL
-from costl.model.spatial import RIVAL_STEP, match_rivals
+from costl.model.spatial import frame_rivals, match_rivals
 
 Rivals = Callable[[Float[Tensor, "b l w"], Bool[Tensor, "b l"], Float[Tensor, "b e"]], Float[Tensor, "s b v u"]]
 
@@ -48,15 +47,11 @@ def rivals_of(model: Model) -> Iterator[Rivals]:
 def _rivals(model: Model, seen: Any, words: Tensor, word_mask: Tensor, sentence: Tensor) -> Tensor:
     if isinstance(model, AdapterModel):
         text = model.text(model.word_mlp(model.words(words)), word_mask)
-        return _products(F.normalize(text, dim=-1) / TEMPERATURE, F.normalize(seen[:, :, 0], dim=-1))
+        return frame_rivals(F.normalize(text, dim=-1) / TEMPERATURE, F.normalize(seen[:, :, 0], dim=-1))
     query = model.sentence(sentence)
     if not isinstance(model, CoSTL):
-        return _products(query / math.sqrt(seen.shape[-1]), seen)
+        return frame_rivals(query / math.sqrt(seen.shape[-1]), seen)
     asked = model.spatial.texts(query, model.words(words))
     if model.spatial.where is None:
-        return _products(asked[:, 0], seen.frames())
+        return frame_rivals(asked[:, 0], seen.frames())
     return match_rivals(asked, word_mask, seen)
-
-
-def _products(asked: Float[Tensor, "b d"], frames: Float[Tensor, "v t d"]) -> Float[Tensor, "s b v u"]:
-    return torch.einsum("vud,bd->bvu", frames[:, ::RIVAL_STEP], asked)[None]

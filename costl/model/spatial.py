@@ -156,8 +156,13 @@ def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], as
     """How well frames match sentences where each is one vector: their inner product."""
     return Match(
         own=torch.einsum("bc,btc->bt", asked, frames[asks.video])[None],
-        rivals=torch.einsum("bc,vtc->bvt", asked, frames[:, ::RIVAL_STEP])[None],
+        rivals=frame_rivals(asked, frames),
     )
+
+
+def frame_rivals(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"]) -> Float[Tensor, "1 b v u"]:
+    """How well the frames of every video match sentences where each is one vector."""
+    return torch.einsum("bc,vtc->bvt", asked, frames[:, ::RIVAL_STEP])[None]
 
 
 def compared(best: Float[Tensor, "b m *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
