@@ -40,13 +40,11 @@ def answer(query: Query, objects: Sequence[Mapping[str, Any]]) -> Prediction:
 
 def true_clips(text: str, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """int [t]: 1 where the sentence holds."""
-    parts = QUERY.fullmatch(text)
-    assert parts, f"not a sentence of the sample world: {text!r}"
-    subject, rest = _centres(parts["subject"], objects), parts["rest"]
+    name, rest, partner = parts_of(text)
+    subject = _centres(named(name, objects))
     here = ~np.isnan(subject[:, 0])
-    if " the " in rest and not rest.startswith(("on the", "at the")):
-        relation, partner = rest.split(" the ")
-        holds = _related(relation, subject - _centres(partner, objects))
+    if partner is not None:
+        holds = _related(rest, subject - _centres(named(partner, objects)))
         return (holds & _moving(subject).any(1) if re.search(r" (moves|passes) ", text) else holds).astype(int)
     if rest.startswith(("on the", "at the")):
         return (here & (np.nan_to_num(subject - 0.5) @ AXES[rest] > 0.14)).astype(int)
@@ -55,9 +53,31 @@ def true_clips(text: str, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return here.astype(int)
 
 
-def _centres(name: str, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Where the one thing is that all words of the name fit, [t 2]; NaN where it is gone."""
+def parts_of(text: str) -> tuple[str, str, str | None]:
+    """The name of what a sentence is about, what it says of it, and the name of its partner where there is one."""
+    parts = QUERY.fullmatch(text)
+    assert parts, f"not a sentence of the sample world: {text!r}"
+    subject, rest = parts["subject"], parts["rest"]
+    if " the " in rest and not rest.startswith(("on the", "at the")):
+        relation, partner = rest.split(" the ")
+        return subject, relation, partner
+    return subject, rest, None
+
+
+def named(name: str, objects: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The one thing that all words of the name fit."""
     (thing,) = [o for o in objects if set(name.split()) <= set(o["thing"].split())]
+    return thing
+
+
+def read_objects(folder: Path) -> dict[str, Any]:
+    """The things of every video of a sample world, by its name."""
+    rows = (json.loads(line) for line in (folder / "objects.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["vid"]: row["objects"] for row in rows}
+
+
+def _centres(thing: Mapping[str, Any]) -> np.ndarray:
+    """Where it is, [t 2]; NaN where it is gone."""
     return np.array([c or (np.nan, np.nan) for c in thing["centres"]], dtype=float)
 
 
@@ -89,8 +109,7 @@ def _differences(centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def main(folder: Path) -> None:
     """Prints the oracle's numbers for every split of a sample world."""
-    rows = (json.loads(line) for line in (folder / "objects.jsonl").read_text(encoding="utf-8").splitlines())
-    objects = {row["vid"]: row["objects"] for row in rows}
+    objects = read_objects(folder)
     for split in ("val", "test", "test_unseen"):
         queries = parse_jsonl((folder / f"{split}.jsonl").read_text(encoding="utf-8"), f"{split}.jsonl")
         brief = compute_metrics([answer(q, objects[q.vid]) for q in queries], queries)["brief"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from check_world import QUERY
+from check_world import named, parts_of, read_objects
 
 from costl.annotations import Query
 from costl.evaluate import Ready, open_run, read_queries
@@ -26,17 +26,6 @@ from costl.metrics import compute_metrics
 
 Thing = Mapping[str, Any]
 Hit = tuple[str, float]
-
-
-def named(text: str, things: Sequence[Thing]) -> tuple[list[Thing], list[str]]:
-    """What the sentence is about, and its partner if there is one; and the noun of each."""
-    parts = QUERY.fullmatch(text)
-    assert parts, f"not a sentence of the sample world: {text!r}"
-    names = [parts["subject"]]
-    if " the " in parts["rest"] and not parts["rest"].startswith(("on the", "at the")):
-        names.append(parts["rest"].split(" the ")[1])
-    found = [next(t for t in things if set(name.split()) <= set(t["thing"].split())) for name in names]
-    return found, [name.split()[-1] for name in names]
 
 
 def covered(thing: Thing, clip: int, side: int) -> np.ndarray | None:
@@ -51,7 +40,8 @@ def covered(thing: Thing, clip: int, side: int) -> np.ndarray | None:
 
 def hits(query: Query, clips: Sequence[int], seen: Looks, things: Sequence[Thing], side: int) -> Iterator[Hit]:
     """Every answer of every frame, 1 or 0, by what was asked."""
-    (subject, *partner), nouns = named(query.query, things)
+    name, _, other = parts_of(query.query)
+    subject, partner = named(name, things), named(other, things) if other else None
     others = [thing for thing in things if thing is not subject]
     for row, clip in enumerate(clips):
         here = covered(subject, clip, side)
@@ -65,11 +55,11 @@ def hits(query: Query, clips: Sequence[int], seen: Looks, things: Sequence[Thing
         yield "short list touches the thing", (here & short_list).any()
         yield "step two's best patch, words mixed", here[mixed.argmax()]
         yield "by chance", here.mean()
-        there = covered(partner[0], clip, side) if partner else None
-        if there is not None:
+        there = covered(partner, clip, side) if partner else None
+        if other and there is not None:
             yield "short list touches the partner", (there & short_list).any()
-            first = seen.words.index(nouns[0])
-            last = len(seen.words) - 1 - seen.words[::-1].index(nouns[1])
+            first = seen.words.index(name.split()[-1])
+            last = len(seen.words) - 1 - seen.words[::-1].index(other.split()[-1])
             yield "subject's noun on the subject", here[seen.attention[row, first].argmax()]
             yield "partner's noun on the partner", there[seen.attention[row, last].argmax()]
 
@@ -96,18 +86,14 @@ def by_kind(ready: Ready, queries: Sequence[Query], kinds: Mapping[Any, str]) ->
         print(f"  R1@0.5 of {kind:<28}{brief['MR-full-R1@0.5']:6.1f} % of {len(some)}")
 
 
-def lines(path: Path) -> list[Any]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main(videos: Path, run: Path, *splits: str) -> None:
     """Prints both for every split; `videos` is the folder of the sample world."""
-    objects, ready = {row["vid"]: row["objects"] for row in lines(videos / "objects.jsonl")}, open_run(run)
+    objects, ready = read_objects(videos), open_run(run)
     for split in splits:
         queries = read_queries(ready.features, split)
         print(split)
-        by_kind(ready, queries, {row["qid"]: row["kind"] for row in lines(videos / f"{split}.jsonl")})
+        rows = map(json.loads, (videos / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
+        by_kind(ready, queries, {row["qid"]: row["kind"] for row in rows})
         if ready.run.config.spatial.steps == 2:
             look(ready, queries, objects)
 
