@@ -77,7 +77,9 @@ def told(whole, request) -> list[Told]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [Told(**json.loads(line)) for line in done.stdout.splitlines()]
+    answers = [Told(**json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(answers) == sum(len(commands) for *_, commands in plan)
+    return answers
 
 
 def some(animal: Hostile, number: int, most: int) -> list[str]:
