@@ -14,6 +14,10 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+
+# Its functions take the group that is there when it is imported as a default, which keeps gloo's threads alive until the
+# interpreter ends, where they may abort the process. Whoever builds an optimiser imports it; here it finds no group yet.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch import distributed as dist
 

@@ -2,7 +2,8 @@
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python in_ranks.py CACHE FOLDER [STOPPED]
 
-STOPPED is a run that one process began. What went wrong, as it should, is written to FOLDER/errors-RANK.json.
+STOPPED is a run that one process began. What went wrong, as it should, is written to FOLDER/errors-RANK.json, and to
+FOLDER/threads-RANK.json which threads are alive when the processes have parted.
 """
 
 from __future__ import annotations
@@ -83,8 +84,13 @@ def break_reading(*, on: bool) -> None:
         CacheReader.tokens = tokens
 
 
+def threads() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
 if __name__ == "__main__":
     cache, folder, stopped = map(Path, sys.argv[1:])
     with joined() as ranks:
         found = work(ranks, cache, folder, stopped)
     (folder / f"errors-{ranks.rank}.json").write_text(json.dumps(found))
+    (folder / f"threads-{ranks.rank}.json").write_text(json.dumps(threads()))

@@ -160,6 +160,13 @@ def test_what_one_refuses_all_do_and_one_says_it(shared, name):
     assert (first[2], second[2]) == (False, True)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are told by Linux's /proc")
+def test_no_thread_of_the_meeting_is_left_to_be_caught_by_the_interpreters_end(shared):
+    for rank in (0, 1):
+        names = json.loads((shared / f"threads-{rank}.json").read_text())
+        assert names and not [name for name in names if "gloo" in name or "tcpstore" in name]
+
+
 def test_what_is_refused_before_training_leaves_no_run(shared):
     assert not (shared / "too-many").exists() and not (shared / "of-two-minds").exists()
 
