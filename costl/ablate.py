@@ -16,6 +16,7 @@ import torch
 from joblib import Parallel, delayed
 
 from costl.ablation import Ablation, Numbers, Row, markdown, to_json
+from costl.config import load_config
 from costl.evaluate import build_for, evaluate, legacy_label, read_queries
 from costl.files import publish
 from costl.layers import Layer
@@ -78,8 +79,9 @@ def ablate(
     if seeds < 1 or jobs < 1:
         raise UsageError(f"seeds is {seeds} and jobs is {jobs}, expected at least 1 of each.")
     features, base, scored = CacheReader(cache), tuple(overrides), tuple(dict.fromkeys(splits))
-    patches = features.patch_grid[0] * features.patch_grid[1]
-    chosen, notes = resolve(choose_variants(variants, patches=patches), [features.settings, *config], base)
+    layers, patches = [features.settings, *config], features.patch_grid[0] * features.patch_grid[1]
+    rate = load_config(*layers, overrides=base).train.learning_rate
+    chosen, notes = resolve(choose_variants(variants, patches=patches, learning_rate=rate), layers, base)
     todo = [
         _Job(variant, seed, out / variant.name / f"seed-{seed}", cache, tuple(config), base, scored, device)
         for seed in range(seeds)  # seed by seed, so that a table can be made of whole seeds early

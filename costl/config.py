@@ -41,7 +41,7 @@ class Spatial:
 
     steps: int = 2
     clip_prior: bool = True
-    top_k: int = 16
+    top_k: int = 32
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ class Temporal:
 
 @dataclass(frozen=True)
 class Loss:
-    """The weight of each loss; 0 turns it off."""
+    """The weight of each loss; 0 turns it off. `quality` is none: how far `focal` asks for overlaps, from 0 to 1."""
 
     focal: float = 1.0
-    l1: float = 0.2
-    iou: float = 1.0
     quality: float = 1.0
+    iou: float = 1.0
     saliency: float = 0.5
     wrong_query: float = 0.5
     contrast: float = 1.0
@@ -167,7 +166,8 @@ _LIMITS: dict[str, dict[str, Limit]] = {
         "null_tokens": _NOT_NEGATIVE,
         "kernel": (lambda kernel: kernel > 0 and kernel % 2 == 1, "odd and above zero, so that it has a middle"),
     },
-    "loss": {weight.name: _NOT_NEGATIVE for weight in dataclasses.fields(Loss)},
+    "loss": {weight.name: _NOT_NEGATIVE for weight in dataclasses.fields(Loss)}
+    | {"quality": (lambda share: 0 <= share <= 1, "from 0 to 1")},
     "train": {
         "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
         **dict.fromkeys(
@@ -306,6 +306,6 @@ def _impossible(config: Config) -> list[str]:
     width, heads = config.model.width, config.model.heads
     if heads > 0 and width % heads:
         problems.append(f"model.width is {width}, expected a multiple of model.heads ({heads}).")
-    if not any(dataclasses.astuple(config.loss)):
+    if not any(dataclasses.astuple(dataclasses.replace(config.loss, quality=0.0))):
         problems.append("loss: every weight is 0, expected one above zero, or there is nothing to learn.")
     return problems

@@ -20,7 +20,6 @@ from costl.dataset import RATED_CLIP_S, Batch, ahead, evaluation_batches
 from costl.export import write_metrics, write_parquet, write_predictions
 from costl.metrics import benchmark_rules, interval_iou
 from costl.model.build import Model, build_model
-from costl.model.costl import Outputs
 from costl.pictures import draw_predictions
 from costl.predict import CANDIDATES, to_predictions
 from costl.ranks import ALONE, Ranks
@@ -199,7 +198,7 @@ def predict_split(
     whole = [query for query in asked if features.grid(query.vid).clips <= size]
     long = [query for query in asked if features.grid(query.vid).clips > size]
     tell, patches = progress or (lambda _: None), config.patches
-    ask = partial(_ask, model, device=device, sharpened=config.loss.quality > 0)
+    ask = partial(_ask, model, device=device)
     found: dict[int | str, Prediction] = {}
 
     def note(some: Sequence[Query], said: Said) -> None:
@@ -222,10 +221,10 @@ def predict_split(
     return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
 
 
-def _ask(model: Model, batch: Batch, *, device: torch.device, sharpened: bool) -> Said:
+def _ask(model: Model, batch: Batch, *, device: torch.device) -> Said:
     outputs = model(**batch.to(device).model_inputs(), matching=False)
     return Said(
-        scores=ranking(outputs, sharpened=sharpened).cpu(),
+        scores=outputs.foreground.float().sigmoid().cpu(),
         spans=outputs.spans.float().cpu(),
         positions=outputs.positions.cpu(),
         centres=outputs.centres.cpu(),
@@ -249,12 +248,6 @@ def _predictions(queries: Sequence[Query], said: Said, features: CacheReader, se
         # As many from each window: else one strong moment, found at many positions, would crowd out the rest of an hour.
         candidates=CANDIDATES * len(windows(max(clips), settings.window_clips or LONGEST_WINDOW)),
     )
-
-
-def ranking(outputs: Outputs, *, sharpened: bool) -> Tensor:
-    """Score of every position [b n] in [0, 1]: foreground, or its geometric mean with the expected overlap."""
-    foreground = outputs.foreground.float().sigmoid()
-    return (foreground * outputs.quality.float().sigmoid()).sqrt() if sharpened else foreground
 
 
 def rated_saliency(saliency: Sequence[float], query: Query, *, fps: float) -> tuple[float, ...]:

@@ -59,41 +59,29 @@ def assign_moments(
 
 
 def focal_loss(
-    logits: Float[Tensor, "b n"], targets: MomentTargets, positions: Bool[Tensor, "b n"], *, gamma: float = 2.0
+    logits: Float[Tensor, "b n"],
+    predicted: Float[Tensor, "b n 2"],
+    targets: MomentTargets,
+    positions: Bool[Tensor, "b n"],
+    *,
+    quality: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Focal classification (Lin et al. 2017) over real positions, over the number of positives."""
-    return _focal(logits, targets.positive.float(), targets, positions, gamma=gamma)
+    """Focal classification of real positions, over the number of positives: what is asked for at a positive is the overlap of
+    its (detached) span with its moment, so that a score tells how good a moment is (quality focal loss, Li et al. 2020).
 
-
-def length_loss(
-    predicted: Float[Tensor, "b n 2"], targets: MomentTargets, strides: Float[Tensor, "n"]
-) -> Float[Tensor, ""]:
-    """L1 of start and end in strides, mean over positives."""
-    error = (_counting(predicted, targets) - targets.spans).abs().sum(-1) / strides
-    return _mean_over(error, targets.positive)
+    With `quality` 0 it is a plain yes (focal loss, Lin et al. 2017), in between their blend.
+    """
+    overlap = spans.iou(_counting(predicted.detach(), targets), targets.spans)
+    truth = targets.positive * (1 - quality + quality * overlap)
+    logits = logits.float().masked_fill(~positions, 0.0)
+    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    miss = (truth - logits.sigmoid()).abs()
+    return (plain * miss.square() * positions).sum() / targets.positive.sum().clamp(min=1)
 
 
 def overlap_loss(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, ""]:
     """1 - distance-IoU, mean over positives."""
     return _mean_over(1 - spans.distance_iou(_counting(predicted, targets), targets.spans), targets.positive)
-
-
-def quality_loss(
-    logits: Float[Tensor, "b n"],
-    predicted: Float[Tensor, "b n 2"],
-    moments: Float[Tensor, "b m 2"],
-    moment_mask: Bool[Tensor, "b m"],
-    positions: Bool[Tensor, "b n"],
-    targets: MomentTargets,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of the overlap estimate against the overlap that the (detached) span has with the moment it meets most, at
-    every real position, weighed by the square of the miss (Li et al. 2020); over the number of positives.
-
-    Asked at positives alone, it does not know what to say elsewhere, and what it says there ranks false moments.
-    """
-    here = predicted.detach().float().masked_fill(~positions[..., None], 0.0)
-    truth = (spans.iou(here[:, :, None], moments[:, None]) * moment_mask[:, None]).amax(-1)
-    return _focal(logits, truth, targets, positions, gamma=2.0)
 
 
 def saliency_loss(
@@ -149,21 +137,6 @@ def contrast_loss(
     mine = own.float().masked_fill(~relevant, 0.0)
     loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
     return _mean_over(loss, relevant.any(1) & counted.any(1))
-
-
-def _focal(
-    logits: Float[Tensor, "b n"],
-    truth: Float[Tensor, "b n"],
-    targets: MomentTargets,
-    positions: Bool[Tensor, "b n"],
-    *,
-    gamma: float,
-) -> Float[Tensor, ""]:
-    """Cross-entropy against `truth` in [0, 1], weighed by the miss to the power of `gamma`, over the number of positives."""
-    logits = logits.float().masked_fill(~positions, 0.0)
-    plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    miss = (truth - logits.sigmoid()).abs()
-    return (plain * miss**gamma * positions).sum() / targets.positive.sum().clamp(min=1)
 
 
 def _counting(predicted: Float[Tensor, "b n 2"], targets: MomentTargets) -> Float[Tensor, "b n 2"]:

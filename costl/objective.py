@@ -19,18 +19,14 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
     saliency = outputs.saliency[right]
     parts: dict[str, Tensor] = {}
     if batch.moment_mask.any():
-        spans, centres, strides = outputs.spans[right], outputs.centres, outputs.strides
-        targets = losses.assign_moments(batch.moments[right], batch.moment_mask[right], centres, strides, positions)
+        spans, moments = outputs.spans[right], (batch.moments[right], batch.moment_mask[right])
+        targets = losses.assign_moments(*moments, outputs.centres, outputs.strides, positions)
         if weights.focal:
-            parts["focal"] = losses.focal_loss(outputs.foreground[right], targets, positions)
-        if weights.l1:
-            parts["l1"] = losses.length_loss(spans, targets, strides)
+            parts["focal"] = losses.focal_loss(
+                outputs.foreground[right], spans, targets, positions, quality=weights.quality
+            )
         if weights.iou:
             parts["iou"] = losses.overlap_loss(spans, targets)
-        if weights.quality:
-            parts["quality"] = losses.quality_loss(
-                outputs.quality[right], spans, batch.moments[right], batch.moment_mask[right], positions, targets
-            )
     if weights.saliency:
         parts["saliency"] = losses.saliency_loss(saliency, batch.ratings[right], mask[right])
     if weights.wrong_query:

@@ -213,10 +213,9 @@ def outputs_in_shares(model: Model, split: Split, ranks: Ranks, *, draws: tuple[
         alone = len(split.shares) == 1
         made = _work(*given) if alone else checkpoint(_work, *given, use_reentrant=False, preserve_rng_state=False)
         own = _placed(own, made, share)
-    foreground, quality, spans, positions, saliency, match, rivals = _of_all(own, ranks, split.failed)
+    foreground, spans, positions, saliency, match, rivals = _of_all(own, ranks, split.failed)
     return Outputs(
         foreground=foreground,
-        quality=quality,
         spans=spans,
         positions=positions > 0,
         centres=centres,
@@ -247,12 +246,12 @@ def _blank(whole: Batch, positions: int, ways: int) -> list[Tensor]:
     """Zeros for what `_work` makes, in the shapes of the whole batch."""
     (videos, clips), sentences = whole.frame_mask.shape, len(whole.video)
     match = [(ways, clips), (videos, ways, -(-clips // RIVAL_STEP))]
-    rows = [(positions,), (positions,), (positions, 2), (positions,), (clips,), *match]
+    rows = [(positions,), (positions, 2), (positions,), (clips,), *match]
     return [whole.sentence.new_zeros(sentences, *row) for row in rows]
 
 
 def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], contrast: bool) -> list[Tensor]:
-    """One share through the model: foreground, quality, spans, positions, saliency and match of its rows [a ...]; then the
+    """One share through the model: foreground, spans, positions, saliency and match of its rows [a ...]; then the
     rivals among its videos, for all sentences of the batch [b u s ...]."""
     torch.manual_seed(seed_of(*draws, share.number))
     device = whole.video.device
@@ -267,7 +266,7 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
             sentence=whole.sentence[rows],
             matching=contrast,
         )
-        said = [made.foreground, made.quality, made.spans, made.positions, made.saliency]
+        said = [made.foreground, made.spans, made.positions, made.saliency]
         if made.match is None:
             return said
         others = rivals(whole.words, whole.word_mask, whole.sentence)
@@ -277,9 +276,9 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
 def _placed(blank: Sequence[Tensor], made: Sequence[Tensor], share: Share) -> list[Tensor]:
     """What a share made where it belongs in the whole batch: at its rows, and rivals at its videos."""
     rows, videos = (which.to(blank[0].device) for which in (share.rows, share.videos))
-    placed = [into.index_copy(0, rows, part.to(into.dtype)) for into, part in zip(blank[:-1], made[:6], strict=False)]
+    placed = [into.index_copy(0, rows, part.to(into.dtype)) for into, part in zip(blank[:-1], made[:5], strict=False)]
     placed += [
-        into.index_copy(1, videos, part.to(into.dtype)) for into, part in zip(blank[-1:], made[6:], strict=False)
+        into.index_copy(1, videos, part.to(into.dtype)) for into, part in zip(blank[-1:], made[5:], strict=False)
     ]
     return [*placed, *blank[len(placed) :]]
 

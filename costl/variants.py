@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from costl.config import Config, Loss, load_config
+from costl.config import KINDS, Config, Loss, load_config
 from costl.layers import Layer, nearest
 from pipeline.errors import UsageError
 from pipeline.plain_yaml import read_yaml
@@ -29,8 +29,11 @@ class Variant:
     config: Config
 
 
-def standard_variants(patches: int) -> dict[str, Overrides]:
-    """Every part of the method taken away or changed by itself, then the baselines, for frames of so many patches."""
+def standard_variants(*, patches: int, learning_rate: float) -> dict[str, Overrides]:
+    """Every part of the method taken away or changed by itself, then the baselines, for frames of so many patches.
+
+    A baseline is trained at the full model's `learning_rate`, which was not chosen for it, and `-slower`, at a quarter of that.
+    """
     spatial = {
         "steps-0": ("spatial.steps=0",),
         "steps-1": ("spatial.steps=1",),
@@ -48,17 +51,20 @@ def standard_variants(patches: int) -> dict[str, Overrides]:
         "no-top-down": ("temporal.top_down=false",),
     }
     losses = {f"no-{weight.name.replace('_', '-')}": (f"loss.{weight.name}=0",) for weight in fields(Loss)}
-    baselines = {"cls": ("model.kind=cls",), "adapter": ("model.kind=adapter",)}
-    return {FULL: (), **spatial, **temporal, **losses, **baselines}
+    kinds = {kind: (f"model.kind={kind}",) for kind in KINDS[1:]}
+    slower = {
+        f"{kind}-slower": (*changes, f"train.learning_rate={learning_rate / 4}") for kind, changes in kinds.items()
+    }
+    return {FULL: (), **spatial, **temporal, **losses, **kinds, **slower}
 
 
-def choose_variants(asked: Iterable[str], *, patches: int) -> dict[str, Overrides]:
+def choose_variants(asked: Iterable[str], *, patches: int, learning_rate: float) -> dict[str, Overrides]:
     """The variants that `asked` names: standard ones, or files, each of which brings all of its own. None: the standard.
 
     Names may be joined by commas. The full model always comes first: the others are compared with it. Raises UsageError
     for a name that is not known and for a file that is none, each with what was meant.
     """
-    standard = standard_variants(patches)
+    standard = standard_variants(patches=patches, learning_rate=learning_rate)
     names = [name.strip() for group in asked for name in group.split(",") if name.strip()]
     chosen: dict[str, Overrides] = {FULL: ()}
     for name in names or standard:

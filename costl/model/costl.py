@@ -21,7 +21,6 @@ class Outputs:
     `match`: how well frames match texts, where that was asked for (`matching`)."""
 
     foreground: Float[Tensor, "b n"]
-    quality: Float[Tensor, "b n"]
     spans: Float[Tensor, "b n 2"]
     positions: Bool[Tensor, "b n"]
     centres: Float[Tensor, "n"]
@@ -147,11 +146,10 @@ def read_out(
     match: Match | None,
 ) -> Outputs:
     """What both heads say: `levels` and their masks, the finest first; `query` is what saliency is asked about."""
-    foreground, quality, distances = moments(levels, masks)
+    foreground, distances = moments(levels, masks)
     centres, strides = anchors(masks[0].shape[1], moments.strides, query.device)
     return Outputs(
         foreground=foreground,
-        quality=quality,
         spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
         positions=torch.cat(masks, 1),
         centres=centres,

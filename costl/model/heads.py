@@ -1,4 +1,4 @@
-"""Frames at several scales -> foreground, distances to start and end, overlap quality; frames -> saliency."""
+"""Frames at several scales -> foreground, distances to start and end; frames -> saliency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class MomentHead(nn.Module):
         self.strides = strides
         self.trunk = nn.ModuleList(ConvBlock(width) for _ in range(2))
         self.foreground = nn.Linear(width, 1)
-        self.quality = nn.Linear(width, 1)
         self.distances = nn.Linear(width, 2)
         self.log_factor = nn.Parameter(torch.zeros(len(strides)))
         nn.init.constant_(
@@ -27,15 +26,14 @@ class MomentHead(nn.Module):
 
     def forward(
         self, levels: list[Float[Tensor, "b _ d"]], masks: list[Bool[Tensor, "b _"]]
-    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"], Float[Tensor, "b n 2"]]:
-        """-> foreground logits, overlap logits, and distances (>= 0) to start and end in clips, scales one after another."""
-        foreground, quality, distances = [], [], []
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n 2"]]:
+        """-> foreground logits and distances (>= 0) to start and end in clips, scales one after another."""
+        foreground, distances = [], []
         for i, (x, mask) in enumerate(zip(levels, masks, strict=True)):
             what, where = (block(x, mask) for block in self.trunk)
             foreground.append(self.foreground(what)[..., 0])
-            quality.append(self.quality(where)[..., 0])
             distances.append(F.softplus(self.distances(where)) * self.strides[i] * self.log_factor[i].exp())
-        return torch.cat(foreground, 1), torch.cat(quality, 1), torch.cat(distances, 1)
+        return torch.cat(foreground, 1), torch.cat(distances, 1)
 
 
 class ConvBlock(nn.Module):

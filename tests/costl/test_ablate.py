@@ -192,12 +192,14 @@ def test_runs_of_other_settings_are_refused_before_any_other_is_trained(world, t
 
 
 def test_the_standard_list_changes_one_thing_each_and_takes_every_part_away():
-    variants = standard_variants(49)
+    variants = standard_variants(patches=49, learning_rate=1e-3)
     resolved, notes = resolve(variants, [], [])
     assert resolved[0].name == "full" and resolved[0].config == load_config()
-    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-16", "strides-1-2-4-8"]
+    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-32", "strides-1-2-4-8"]
     assert len({repr(variant.config) for variant in resolved}) == len(resolved)
-    assert all(len(changes) == 1 for name, changes in variants.items() if name != "full")
+    slower = {name for name, changes in variants.items() if "train.learning_rate=0.00025" in changes}
+    assert slower == {"cls-slower", "adapter-slower"}
+    assert all(len(changes) == 1 for name, changes in variants.items() if name not in {"full", *slower})
     turned_off = {name for v in resolved for name, weight in vars(v.config.loss).items() if weight == 0}
     assert turned_off == set(vars(Loss()))
     assert variants["top-k-all"] == ("spatial.top_k=49",)
@@ -207,7 +209,7 @@ def test_names_and_files_are_mixed_and_settings_of_all_variants_come_first(tmp_p
     mine = tmp_path / "mine.yaml"
     mine.write_text("wide: {model.width: 64, temporal.strides: [1, 2]}\nfine: {train.learning_rate: 5e-4}\n")
     assert read_variants(mine)["wide"] == ("model.width=64", "temporal.strides=[1, 2]")
-    chosen = choose_variants(["cls,adapter", str(mine)], patches=9)
+    chosen = choose_variants(["cls,adapter", str(mine)], patches=9, learning_rate=1e-3)
     assert list(chosen) == ["full", "cls", "adapter", "wide", "fine"]
     resolved, notes = resolve(chosen, [], ["train.epochs=7"])
     assert {variant.config.train.epochs for variant in resolved} == {7}

@@ -264,7 +264,7 @@ FIELDS = {
         "null_tokens": st.integers(0, 9),
         "kernel": st.integers(0, 9).map(lambda n: 2 * n + 1),
     },
-    "loss": dict.fromkeys(Config().to_dict()["loss"], POSITIVE | st.just(0.0)) | {"focal": POSITIVE},
+    "loss": dict.fromkeys(Config().to_dict()["loss"], POSITIVE | st.just(0.0)) | {"focal": POSITIVE, "quality": SHARE},
     "train": {
         "seed": st.integers(0, 2**32 - 1),
         "ema": SHARE,

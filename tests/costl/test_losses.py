@@ -37,43 +37,39 @@ def one_target(positive, span=(0.0, 4.0)) -> MomentTargets:
 # --- numbers by hand ---------------------------------------------------------------------------------------------
 
 
-def test_focal_loss_by_hand():
+SPANS = torch.tensor([[[2.0, 6.0], [0.0, 8.0], [0.0, 4.0]]])  # they overlap the target by a third, a half, and wholly
+
+
+def focal(logit: float, truth: float) -> float:
+    return (soft(logit) - truth * logit) * (truth - sigmoid(logit)) ** 2
+
+
+@pytest.mark.parametrize(("quality", "asked"), [(1.0, 1 / 3), (0.0, 1.0), (0.5, 2 / 3)])
+def test_focal_loss_asks_a_positive_for_its_overlap_and_all_else_for_nothing(quality, asked):
+    """The second position overlaps too, but answers for no moment; the third is padding."""
     logits, targets = torch.tensor([[2.0, -1.0, 7.0]]), one_target([[True, False, False]])
-    found = losses.focal_loss(logits, targets, torch.tensor([[True, True, False]]))
-    expected = soft(-2) * (1 - sigmoid(2)) ** 2 + soft(-1) * sigmoid(-1) ** 2
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    found = losses.focal_loss(logits, SPANS, targets, torch.tensor([[True, True, False]]), quality=quality)
+    assert found.item() == pytest.approx(focal(2, asked) + focal(-1, 0), rel=1e-6)
 
 
 def test_focal_loss_is_shared_among_the_positives():
-    logits, real = torch.tensor([[1.0, 1.0]]), torch.tensor([[True, True]])
-    found = losses.focal_loss(logits, one_target([[True, True]]), real)
-    assert found.item() == pytest.approx(soft(-1) * (1 - sigmoid(1)) ** 2, rel=1e-6)
+    logits, real = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[True, True, True]])
+    found = losses.focal_loss(logits, SPANS, one_target([[True, False, True]]), real)
+    assert found.item() == pytest.approx((focal(1, 1 / 3) + focal(1, 0) + focal(1, 1)) / 2, rel=1e-6)
 
 
-def test_length_loss_counts_in_strides():
-    predicted = torch.tensor([[[1.0, 5.0], [0.0, 8.0], [9.0, 9.0]]])
-    found = losses.length_loss(predicted, one_target([[True, True, False]]), torch.tensor([1.0, 2.0, 4.0]))
-    assert found.item() == pytest.approx(((1 + 1) / 1 + (0 + 4) / 2) / 2)
+def test_focal_loss_teaches_scores_not_spans():
+    logits, predicted = torch.tensor([[2.0, -1.0, -1.0]], requires_grad=True), SPANS.clone().requires_grad_()
+    found = losses.focal_loss(logits, predicted, one_target([[True, False, True]]), torch.ones(1, 3).bool())
+    to_logits, to_spans = torch.autograd.grad(found, (logits, predicted), allow_unused=True)
+    assert to_spans is None
+    assert to_logits[0, 0] > 0 and to_logits[0, 1] > 0 and to_logits[0, 2] < 0
 
 
 def test_overlap_loss_is_one_minus_the_distance_iou():
     predicted = torch.tensor([[[2.0, 6.0], [0.0, 4.0], [50.0, 60.0]]])
     found = losses.overlap_loss(predicted, one_target([[True, True, False]]))
     assert found.item() == pytest.approx((1 - (2 / 6 - (2 / 6) ** 2) + 0) / 2)
-
-
-def test_quality_loss_asks_every_real_position_for_the_best_overlap_that_is_there():
-    """The second position overlaps no moment, the third the second moment as a whole; the last is padding."""
-    logits = torch.tensor([[1.0, 2.0, -1.0, 9.0]], requires_grad=True)
-    predicted = torch.tensor([[[2.0, 6.0], [10.0, 14.0], [20.0, 22.0], [0.0, 4.0]]], requires_grad=True)
-    moments, real = torch.tensor([[[0.0, 4.0], [20.0, 22.0], [10.0, 14.0]]]), torch.tensor([[True, True, False]])
-    positions, positive = torch.tensor([[True, True, True, False]]), one_target([[True, False, True, False]])
-    found = losses.quality_loss(logits, predicted, moments, real, positions, positive)
-    by_hand = [(soft(x) - x * overlap) * (overlap - sigmoid(x)) ** 2 for x, overlap in ((1, 2 / 6), (2, 0), (-1, 1))]
-    assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
-    to_logits, to_spans = torch.autograd.grad(found, (logits, predicted), allow_unused=True)
-    assert to_logits[0, 0] > 0 and to_logits[0, 1] > 0 and to_logits[0, 2] < 0 and to_logits[0, 3] == 0
-    assert to_spans is None  # the estimate follows the span, never the other way round
 
 
 def test_saliency_loss_by_hand():
@@ -141,21 +137,15 @@ class Case:
     ratings: Tensor
     positions: Tensor
     mask: Tensor
-    strides: Tensor
     video: Tensor
 
     @property
     def targets(self) -> MomentTargets:
         return MomentTargets(self.positive, self.truth)
 
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """The one that there is, and a second that is padding."""
-        return torch.tensor([[[1.0, 3.0], [0.0, 9.0]]]).expand(3, 2, 2), torch.tensor([[True, False]]).expand(3, 2)
-
 
 def case(*, size: float = 3.0, dtype=torch.float32, seed: int = 0) -> Case:
-    """Three sentences about videos 0, 1 and 1, of 7, 4 and 4 clips, at strides 1 and 2."""
+    """Three sentences about videos 0, 1 and 1, of 7, 4 and 4 clips, at two scales."""
     draw = torch.Generator().manual_seed(seed)
     mask = torch.arange(7) < torch.tensor([[7], [4], [4]])
     positions = torch.cat([mask, torch.arange(4) < torch.tensor([[4], [2], [2]])], 1)
@@ -173,16 +163,14 @@ def case(*, size: float = 3.0, dtype=torch.float32, seed: int = 0) -> Case:
         ratings=torch.randint(0, 5, (3, 7), generator=draw) / 4 * mask,
         positions=positions,
         mask=mask,
-        strides=torch.cat([torch.ones(7), torch.full((4,), 2.0)]),
         video=torch.tensor([0, 1, 1]),
     )
 
 
 LOSSES: dict[str, Callable[[Case], Tensor]] = {
-    "focal": lambda c: losses.focal_loss(c.logits, c.targets, c.positions),
-    "length": lambda c: losses.length_loss(c.spans, c.targets, c.strides),
+    "focal": lambda c: losses.focal_loss(c.logits, c.spans, c.targets, c.positions),
+    "plain focal": lambda c: losses.focal_loss(c.logits, c.spans, c.targets, c.positions, quality=0.0),
     "overlap": lambda c: losses.overlap_loss(c.spans, c.targets),
-    "quality": lambda c: losses.quality_loss(c.logits, c.spans, *c.moments, c.positions, c.targets),
     "saliency": lambda c: losses.saliency_loss(c.scores, c.ratings, c.mask),
     "wrong_query": lambda c: losses.wrong_query_loss(c.scores, c.logits, c.mask, c.positions),
     "contrast": lambda c: contrast(c.match, c.video, c.ratings > 0, c.mask[:2]),
@@ -237,13 +225,12 @@ def test_no_loss_looks_at_padding(loss, garbage):
     assert sum(g.abs().sum() for g in gradients.values()) > 0
 
 
-@pytest.mark.parametrize("name", ["length", "overlap"])
-def test_a_position_that_answers_for_nothing_is_looked_at_by_no_loss_over_moments(name):
+def test_the_overlap_loss_looks_at_no_position_that_answers_for_nothing():
     clean, dirty = case(), case()
     for tensor in (dirty.logits, dirty.spans):
         tensor[~dirty.positive] = math.nan
-    value, gradients = value_and_gradients(LOSSES[name], clean)
-    found, others = value_and_gradients(LOSSES[name], dirty)
+    value, gradients = value_and_gradients(LOSSES["overlap"], clean)
+    found, others = value_and_gradients(LOSSES["overlap"], dirty)
     assert found == value and all(torch.equal(others[part], gradients[part]) for part in SAID)
 
 
@@ -262,7 +249,6 @@ def test_longer_padding_changes_no_loss_and_no_gradient(loss):
         ratings=F.pad(given.ratings, (0, 5)),
         positions=F.pad(given.positions, (0, 4)),
         mask=F.pad(given.mask, (0, 5)),
-        strides=F.pad(given.strides, (0, 4), value=4.0),
     )
     value, gradients = value_and_gradients(loss, given)
     found, others = value_and_gradients(loss, longer)

@@ -273,7 +273,7 @@ def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
     assert outputs.spans.shape == (*outputs.foreground.shape, 2)
     assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
-    said = (outputs.foreground, outputs.quality, outputs.spans, outputs.saliency, *vars(outputs.match).values())
+    said = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.match).values())
     sum(x.square().mean() for x in said).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None]
     assert silent == []
@@ -290,7 +290,7 @@ def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage
         real, clips = together.positions[row], CLIPS[video]
         assert single.positions.all()
         assert close(together.centres[real], single.centres) and close(together.strides[real], single.strides)
-        for name in ("foreground", "quality", "spans"):
+        for name in ("foreground", "spans"):
             assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
         assert close(together.saliency[row, :clips], single.saliency[0])
         assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
@@ -316,7 +316,7 @@ def same_with_more_padding(model: nn.Module) -> None:
         after = run(model, padded_further(inputs, clips=clips, words=words, garbage=50.0))
         for row, (video, _) in enumerate(ASKED):
             old, new, real = before.positions[row], after.positions[row], CLIPS[video]
-            for name in ("foreground", "quality", "spans"):
+            for name in ("foreground", "spans"):
                 assert close(getattr(after, name)[row, new], getattr(before, name)[row, old]), name
             assert close(after.centres[new], before.centres[old])
             assert close(after.saliency[row, :real], before.saliency[row, :real])
@@ -335,7 +335,7 @@ def test_the_order_of_sentences_and_of_videos_does_not_matter():
     turned |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
     turned["video"] = videos.argsort()[inputs["video"]][rows]
     before, after = run(model, inputs), run(model, turned)
-    for name in ("foreground", "quality", "spans", "saliency", "positions"):
+    for name in ("foreground", "spans", "saliency", "positions"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
     assert close(before.match.own[:, rows], after.match.own)
     assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
@@ -425,7 +425,7 @@ def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
     right = batch.right
     predictions = to_predictions(
         batch.queries,
-        scores=(outputs.foreground.sigmoid() * outputs.quality.sigmoid()).sqrt()[right],
+        scores=outputs.foreground.sigmoid()[right],
         spans=outputs.spans[right],
         positions=outputs.positions[right],
         saliency=outputs.saliency[right],
@@ -442,7 +442,7 @@ def learn_by_heart(model: nn.Module, batch: Batch, config: Config) -> tuple[Tens
     """The loss before and after 150 steps on one batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert set(parts) == {field.name for field in fields(config.loss)}
+    assert {*parts, "quality"} == {field.name for field in fields(config.loss)}
     loss = first
     for _ in range(150):
         optimizer.zero_grad()
@@ -460,7 +460,7 @@ def whole_loss(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, 
     """The loss of a batch, and the gradient of every weight."""
     model.zero_grad()
     total, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert set(parts) == {field.name for field in fields(config.loss)}
+    assert {*parts, "quality"} == {field.name for field in fields(config.loss)}
     total.backward()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -508,7 +508,7 @@ def test_the_whole_loss_and_its_gradient_are_finite_at_the_ends_of_half_precisio
     batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
     outputs = run(small_model(grid=(3, 3)), batch.model_inputs())
     ends = torch.tensor([65504.0, -65504.0, 1e4, -1e4, 6e-8, 0.0])
-    names = ("foreground", "quality", "saliency")
+    names = ("foreground", "saliency")
     given = {name: getattr(outputs, name) for name in names} | vars(outputs.match)
     said = {
         name: ends[torch.randint(6, value.shape, generator=draw)].to(dtype).requires_grad_()

@@ -197,7 +197,6 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
     before, after = (said(3, count).abs() for _ in range(2))
     outputs = Outputs(
         foreground=said(3, count),
-        quality=said(3, count),
         spans=torch.stack([centres.half() - before, centres.half() + after], -1),
         positions=torch.ones(3, count, dtype=torch.bool),
         centres=centres,

@@ -77,7 +77,7 @@ def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world,
     assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     row = rows(whole)[-1]
     assert row["epoch"] == 3 and 0 <= row["waiting"] <= 1 and row["seconds"] > 0
-    assert {"focal", "l1", "iou", "quality", "saliency"} <= row["losses"].keys()
+    assert {"focal", "iou", "saliency"} <= row["losses"].keys()
     assert "MR-full-mAP" in row["val"]
 
 
