@@ -9,7 +9,7 @@ from costl import losses
 from costl.config import Loss
 from costl.dataset import Batch
 from costl.model.costl import Outputs
-from costl.model.spatial import RIVAL_STEP
+from costl.model.match import RIVAL_STEP
 
 
 def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:

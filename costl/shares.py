@@ -34,8 +34,8 @@ from costl.dataset import QUERIES_OF_ONE_VIDEO, Batch, Features, collate
 from costl.model.build import Model
 from costl.model.costl import Outputs
 from costl.model.heads import MomentHead, anchors
-from costl.model.match import rivals_of, ways
-from costl.model.spatial import RIVAL_STEP, Match
+from costl.model.match import RIVAL_STEP, Match
+from costl.model.rivals import rivals_of, ways
 from costl.ranks import Ranks
 from pipeline.cache import Joint, Words
 from pipeline.errors import CostlError, UsageError

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from costl.model.baselines import Heads, Mlp, TextLayer
 from costl.model.costl import Outputs, WordTokens, keep_joint
-from costl.model.spatial import Asks, Match, match_frames
+from costl.model.match import Match, match_frames
 from costl.model.temporal import TextPool
+from costl.model.tokens import Asks
 
 TEMPERATURE = 0.07  # of the match between frames and sentences, as published
 _NEVER = -1e30

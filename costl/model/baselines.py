@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
 from costl.model.heads import MomentHead, SaliencyHead
-from costl.model.spatial import Asks, Match, match_frames
+from costl.model.match import Match, match_frames
 from costl.model.temporal import time_waves
+from costl.model.tokens import Asks
 
 
 class Mlp(nn.Module):

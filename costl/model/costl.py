@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from costl.config import Config
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.spatial import Match, Seen, SpatialEncoder
+from costl.model.match import Match
+from costl.model.spatial import Seen, SpatialEncoder
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
 
 

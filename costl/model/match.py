@@ -1,57 +1,68 @@
-"""How well frames match sentences that nobody asked about their video: what contrast needs of a batch in several shares.
-
-A forward compares its own sentences with its own videos. Here the frames that it has just made are kept, so that the
-sentences of the other shares meet them too, for one product with each and without a second look at the cache.
-"""
+"""How well frames match texts, for the contrast: in frames of its own video and in those of all others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from costl.model.adapter import TEMPERATURE, AdapterModel
-from costl.model.build import Model
-from costl.model.costl import CoSTL
-from costl.model.spatial import frame_rivals, match_rivals
+from costl.model.tokens import Asks, Tokens, score_own
 
-Rivals = Callable[[Float[Tensor, "b l w"], Bool[Tensor, "b l"], Float[Tensor, "b e"]], Float[Tensor, "s b v u"]]
+RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
+MATCHED_PATCHES = 100  # at most so many of a frame are matched with texts for the contrast
 
 
-def ways(model: Model) -> int:
-    """In how many ways the model compares frames with texts, `s` of `costl.model.spatial.Match`."""
-    return 2 if isinstance(model, CoSTL) and model.spatial.what is not None else 1
+@dataclass(frozen=True)
+class Match:
+    """How well frames match texts, compared in `s` ways (by the whole sentence, by its words): the frames of a sentence's
+    `own` video, and its `rivals`, every RIVAL_STEP-th frame of every video of the batch."""
+
+    own: Float[Tensor, "s b t"]
+    rivals: Float[Tensor, "s b v u"]
 
 
-@contextmanager
-def rivals_of(model: Model) -> Iterator[Rivals]:
-    """While inside, `rivals(words, word_mask, sentence)` [s b v u] is what `Outputs.match.rivals` would have been for these
-    sentences and the videos of the last forward."""
-    seen: list[Any] = []
-
-    def keep(_module: nn.Module, _given: Any, made: Any) -> None:
-        seen[:] = [made]
-
-    handle = (model.spatial.tokens if isinstance(model, CoSTL) else model.tokens).register_forward_hook(keep)
-    try:
-        yield lambda words, word_mask, sentence: _rivals(model, seen[0], words, word_mask, sentence)
-    finally:
-        handle.remove()
+def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], asks: Asks) -> Match:
+    """How well frames match sentences where each is one vector: their inner product."""
+    return Match(
+        own=torch.einsum("bc,btc->bt", asked, frames[asks.video])[None],
+        rivals=frame_rivals(asked, frames),
+    )
 
 
-def _rivals(model: Model, seen: Any, words: Tensor, word_mask: Tensor, sentence: Tensor) -> Tensor:
-    if isinstance(model, AdapterModel):
-        text = model.text(model.word_mlp(model.words(words)), word_mask)
-        return frame_rivals(F.normalize(text, dim=-1) / TEMPERATURE, F.normalize(seen[:, :, 0], dim=-1))
-    query = model.sentence(sentence)
-    if not isinstance(model, CoSTL):
-        return frame_rivals(query / math.sqrt(seen.shape[-1]), seen)
-    asked = model.spatial.texts(query, model.words(words))
-    if model.spatial.where is None:
-        return frame_rivals(asked[:, 0], seen.frames())
-    return match_rivals(asked, word_mask, seen)
+def frame_rivals(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"]) -> Float[Tensor, "1 b v u"]:
+    """How well the frames of every video match sentences where each is one vector."""
+    return torch.einsum("bc,vtc->bvt", asked, frames[:, ::RIVAL_STEP])[None]
+
+
+def compared(best: Float[Tensor, "b m *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
+    """How well frames match the whole sentence, which comes first of the `m` texts, and how well the mean of its words, where
+    there are any (late interaction, after Yao et al. 2022). `best`: each text with a frame's best patches (a soft maximum)."""
+    if best.shape[1] == 1:
+        return best.transpose(0, 1)
+    share = word_mask / word_mask.sum(1, keepdim=True)
+    return torch.stack([best[:, 0], torch.einsum("bl...,bl->b...", best[:, 1:], share)])
+
+
+def match_texts(texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens, asks: Asks) -> Match:
+    """How well frames match the texts by their patches; of a fine grid, whose neighbours look alike, some stand for all."""
+    own = score_own(texts, tokens.some(1, _thinned(tokens)), asks).logsumexp(-1)
+    return Match(compared(own, word_mask), match_rivals(texts, word_mask, tokens))
+
+
+def match_rivals(
+    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens
+) -> Float[Tensor, "s b v u"]:
+    """How well the frames of every video match these texts. Being most of a training step, it leaves out words that are
+    padding."""
+    real, some = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]], tokens.some(RIVAL_STEP, _thinned(tokens))
+    best = some.scores(texts[real].expand(len(some.raw), -1, -1)).logsumexp(-1)
+    blank = best.new_zeros(*real.shape, len(best), best.shape[-1])
+    return compared(blank.index_put(real.nonzero(as_tuple=True), best.transpose(0, 1)), word_mask)
+
+
+def _thinned(tokens: Tokens) -> int:
+    return math.ceil((tokens.raw.shape[2] - 1) / MATCHED_PATCHES)

@@ -31,7 +31,7 @@ from costl.explain import has_maps, looks_at
 from costl.model.adapter import AdapterModel, QueryPool
 from costl.model.baselines import ClsModel
 from costl.model.build import Model, build_model
-from costl.model.spatial import Asks
+from costl.model.tokens import Asks
 from costl.report import report
 from costl.runs import read_run
 from costl.train import train

@@ -20,18 +20,10 @@ from costl.metrics import compute_metrics
 from costl.model.build import build_model as build_any
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.model.heads import anchors
-from costl.model.spatial import (
-    RIVAL_STEP,
-    Asks,
-    Match,
-    SpatialEncoder,
-    Tokens,
-    WhatStep,
-    WhereStep,
-    place_waves,
-    score_own,
-)
+from costl.model.match import RIVAL_STEP, Match
+from costl.model.spatial import SpatialEncoder, WhatStep, WhereStep, place_waves
 from costl.model.temporal import Attention, TextPool
+from costl.model.tokens import Asks, Tokens, score_own
 from costl.objective import total_loss
 from costl.predict import to_predictions
 from pipeline.features import Joint, Words

@@ -19,7 +19,7 @@ from costl.config import Loss, load_config
 from costl.dataset import Batch
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
-from costl.model.spatial import RIVAL_STEP, Match
+from costl.model.match import RIVAL_STEP, Match
 from costl.numerics import choose_precision, make_scaler, may_overflow
 from costl.objective import total_loss
 from costl.runs import read_rows, read_run

@@ -16,7 +16,7 @@ from costl.annotations import Query, parse_jsonl
 from costl.config import load_config
 from costl.dataset import training_batches
 from costl.launch import Launch
-from costl.model.match import rivals_of, ways
+from costl.model.rivals import rivals_of, ways
 from costl.objective import total_loss
 from costl.ranks import ALONE, Ranks
 from costl.shares import Plan, Split, deal, most_videos, outputs_in_shares, seed_of, sum_gradients
