@@ -50,7 +50,7 @@ class Temporal:
 
     layers: int = 2
     strides: tuple[int, ...] = (1, 2, 4, 8)
-    top_down: bool = True
+    top_down: bool = False
     null_tokens: int = 4
     kernel: int = 5
 

@@ -48,6 +48,7 @@ def standard_variants(*, patches: int, learning_rate: float) -> dict[str, Overri
         "strides-1": ("temporal.strides=[1]",),
         "strides-1-2": ("temporal.strides=[1, 2]",),
         "strides-1-2-4-8": ("temporal.strides=[1, 2, 4, 8]",),
+        "top-down": ("temporal.top_down=true",),
         "no-top-down": ("temporal.top_down=false",),
     }
     losses = {f"no-{weight.name.replace('_', '-')}": (f"loss.{weight.name}=0",) for weight in fields(Loss)}

@@ -100,9 +100,9 @@ class TextPool(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Scales of stride 1, 2, 4, ...: strided convolutions up, a local view at each, and a top-down path back.
+    """Scales of stride 1, 2, 4, ...: strided convolutions up, a local view at each, and with `top_down` a path back.
 
-    stride 1  o o o o o o o o   <-- top-down: fine scales learn their context
+    stride 1  o o o o o o o o   <-- top-down: fine scales are told their context, which the layers before have shown them
     stride 2   o   o   o   o    <--
     stride 4     o       o
     """

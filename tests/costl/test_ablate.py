@@ -195,7 +195,7 @@ def test_the_standard_list_changes_one_thing_each_and_takes_every_part_away():
     variants = standard_variants(patches=49, learning_rate=1e-3)
     resolved, notes = resolve(variants, [], [])
     assert resolved[0].name == "full" and resolved[0].config == load_config()
-    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-32", "strides-1-2-4-8"]
+    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-32", "strides-1-2-4-8", "no-top-down"]
     assert len({repr(variant.config) for variant in resolved}) == len(resolved)
     slower = {name for name, changes in variants.items() if "train.learning_rate=0.00025" in changes}
     assert slower == {"cls-slower", "adapter-slower"}
