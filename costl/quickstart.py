@@ -25,10 +25,10 @@ COLUMNS = {
     "mAP": "MR-full-mAP",
     "HIT@1": "HL-min-VeryGood-Hit1",
 }
-# The model and the same one without its spatial encoder.
+# The same model without its spatial encoder, and the model: last, so that the newest run is what is asked afterwards.
 MODELS: Mapping[str, tuple[str, ...]] = {
-    "CoSTL": (),
     "CoSTL without spatial encoder": ("spatial.steps=0",),
+    "CoSTL": (),
 }
 
 
@@ -116,7 +116,7 @@ def _compare(features: CacheReader, evaluations: Mapping[str, Mapping[str, Evalu
         reference.name: {split: references[split][i].brief for split in SPLITS}
         for i, reference in enumerate(references[SPLITS[0]])
     }
-    for name, found in reversed(list(evaluations.items())):
+    for name, found in evaluations.items():
         rows[name] = {split: evaluation.metrics["brief"] for split, evaluation in found.items()}
     return Results(
         rows=rows,
