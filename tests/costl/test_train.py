@@ -81,9 +81,10 @@ def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world,
     assert "MR-full-mAP" in row["val"]
 
 
-def test_the_loss_falls(whole):
-    losses = [sum(row["losses"].values()) for row in rows(whole)]
-    assert losses[-1] < losses[0]
+def test_moments_fit_better_from_epoch_to_epoch(whole):
+    """Not the sum of all losses: what focal asks for grows with the moments' overlap."""
+    first, *_, last = (row["losses"] for row in rows(whole))
+    assert last["iou"] < 0.9 * first["iou"]
 
 
 def test_settings_come_from_the_defaults_then_the_cache_then_the_file_then_the_command_line(world, tmp_path):
