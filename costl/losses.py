@@ -75,7 +75,7 @@ def focal_loss(
     truth = targets.positive * (1 - quality + quality * overlap)
     logits = logits.float().masked_fill(~positions, 0.0)
     plain = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    miss = (truth - logits.sigmoid()).abs()
+    miss = truth - logits.sigmoid()
     return (plain * miss.square() * positions).sum() / targets.positive.sum().clamp(min=1)
 
 

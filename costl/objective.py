@@ -19,8 +19,10 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
     saliency = outputs.saliency[right]
     parts: dict[str, Tensor] = {}
     if batch.moment_mask.any():
-        spans, moments = outputs.spans[right], (batch.moments[right], batch.moment_mask[right])
-        targets = losses.assign_moments(*moments, outputs.centres, outputs.strides, positions)
+        spans = outputs.spans[right]
+        targets = losses.assign_moments(
+            batch.moments[right], batch.moment_mask[right], outputs.centres, outputs.strides, positions
+        )
         if weights.focal:
             parts["focal"] = losses.focal_loss(
                 outputs.foreground[right], spans, targets, positions, quality=weights.quality

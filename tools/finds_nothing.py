@@ -24,8 +24,8 @@ def elsewhere(queries: Sequence[Query]) -> list[Query]:
     asked = {(query.vid, query.query) for query in queries}
     videos, draw, found = sorted({query.vid for query in queries}), np.random.default_rng(0), []
     for query in queries:
-        others = [vid for vid in draw.permutation(videos) if (vid, query.query) not in asked]
-        found.append(replace(query, vid=str(others[0])))
+        other = next(vid for vid in draw.permutation(videos) if (vid, query.query) not in asked)
+        found.append(replace(query, vid=str(other)))
     return found
 
 
