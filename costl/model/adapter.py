@@ -79,7 +79,7 @@ class AdapterModel(nn.Module):
         matching: bool = True,
     ) -> Outputs:
         """From the tokens of CLIP's last `layers`, the last one first; the rounds beyond them stay with the earliest."""
-        asked, asks, mask = self.word_mlp(self.words(words)), Asks.of(video), frame_mask[video]
+        asked, asks, mask = self.word_mlp(self.words(words)), Asks.of(video, len(frame_mask)), frame_mask[video]
         text = self.text(asked, word_mask)
         read = [self.tokens(layer) for layer in layers]
         frames = mask.new_zeros(*mask.shape, asked.shape[-1], dtype=asked.dtype)

@@ -101,7 +101,7 @@ class ClsModel(nn.Module):
         frames = plain[video]
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
-        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, Asks.of(video)) if matching else None
+        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, Asks.of(video, len(tokens))) if matching else None
         return self.heads([self.norm(frames)], [mask], query, match)
 
 

@@ -157,7 +157,7 @@ class SpatialEncoder(nn.Module):
         matching: bool = True,
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
-        normed, asks, asked = self.tokens(tokens), Asks.of(video), self.texts(sentence, words)
+        normed, asks, asked = self.tokens(tokens), Asks.of(video, len(tokens)), self.texts(sentence, words)
         plain = normed.frames()
         frames = self.project(plain)[video]
         if self.where is None or self.where_gate is None:

@@ -78,21 +78,24 @@ class NormedTokens(nn.Module):
 class Asks:
     """Which sentence asks about which video, so that work on a video's patches is one matrix product for all that ask.
 
-    `video[b]` is the video of sentence b, `slot[b]` its number among the sentences of that video.
+    `video[b]` is the video of sentence b, one of `videos`; `slot[b]` its number among the sentences of that video, which are
+    `most` at most.
     """
 
     video: Int[Tensor, "b"]
     slot: Int[Tensor, "b"]
+    videos: int
+    most: int
 
     @classmethod
-    def of(cls, video: Int[Tensor, "b"]) -> Asks:
-        """Numbers the sentences of each video."""
-        same = video[:, None] == video
-        return cls(video, same.tril(-1).sum(1))
+    def of(cls, video: Int[Tensor, "b"], videos: int) -> Asks:
+        """Numbers the sentences of each video. How many a video has at most is the one thing that a GPU is waited for."""
+        slot = (video[:, None] == video).tril(-1).sum(1)
+        return cls(video, slot, videos, int(slot.max()) + 1)
 
     def by_video(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
         """One row a sentence -> one row a video, zeros where a video is asked less often than another."""
-        out = x.new_zeros(int(self.video.max()) + 1, int(self.slot.max()) + 1, *x.shape[1:])
+        out = torch.zeros((self.videos, self.most, *x.shape[1:]), dtype=x.dtype, device=x.device)
         return out.index_put((self.video, self.slot), x)
 
     def by_query(self, x: Float[Tensor, "v q *rest"]) -> Float[Tensor, "b *rest"]:

@@ -116,7 +116,7 @@ def test_pooling_is_a_loop_over_sentences_frames_and_words():
     torch.manual_seed(0)
     pool, video = QueryPool(width=8), torch.tensor([1, 0, 1])
     tokens, words, real = torch.randn(2, 4, 5, 8), torch.randn(3, 6, 8), [6, 2, 3]
-    found = pool(tokens, words, torch.arange(6) < torch.tensor(real)[:, None], Asks.of(video))
+    found = pool(tokens, words, torch.arange(6) < torch.tensor(real)[:, None], Asks.of(video, 2))
     for b in range(3):
         for t in range(4):
             here = tokens[video[b], t]

@@ -118,7 +118,7 @@ def test_step_one_is_a_loop_over_sentences_and_frames():
     torch.manual_seed(0)
     step, video = WhereStep(top_k=3), torch.tensor([1, 0, 1])
     tokens, learned = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7)
-    found = step(unchanged(tokens), Asks.of(video), learned)
+    found = step(unchanged(tokens), Asks.of(video, 2), learned)
     for b in range(3):
         for t in range(4):
             here, share = tokens[video[b], t, 1:], learned[b, t].softmax(0)
@@ -188,7 +188,7 @@ def test_a_text_scores_the_tokens_of_its_own_video():
     torch.manual_seed(0)
     texts, tokens, video = torch.randn(4, 2, C), torch.randn(3, 5, 7, C), torch.tensor([2, 0, 2, 1])
     assert close(
-        score_own(texts, unchanged(tokens), Asks.of(video)), torch.einsum("bmc,btnc->bmtn", texts, tokens[video])
+        score_own(texts, unchanged(tokens), Asks.of(video, 3)), torch.einsum("bmc,btnc->bmtn", texts, tokens[video])
     )
 
 
@@ -232,9 +232,9 @@ def test_text_is_pooled_over_its_real_words():
 
 def test_asks_come_back_as_they_went():
     video, x = torch.tensor([2, 0, 2, 1, 2]), torch.randn(5, 3)
-    asks = Asks.of(video)
+    asks = Asks.of(video, 4)  # nobody asks about the last
     assert asks.slot.tolist() == [0, 0, 1, 0, 2]
-    assert asks.by_video(x).shape == (3, 3, 3)
+    assert asks.by_video(x).shape == (4, 3, 3)
     assert torch.equal(asks.by_query(asks.by_video(x)), x)
 
 
