@@ -110,7 +110,7 @@ def test_the_memory_of_evaluate_does_not_grow_with_the_number_of_videos(world, t
     )
     like = CacheReader(world.cache)
     shape = like.tokens(like.video_ids[0]).shape[1:]
-    clips = min(400, 1_000_000 // (2 * int(np.prod(shape))))
+    clips = min(400, 2_000_000 // (2 * int(np.prod(shape))))  # 2 MB a video
     peaks, size = {}, 0
     for count in (FEW, MORE * FEW):
         cache = write_cache(tmp_path / str(count) / "feats.h5", like, count, clips=clips)

@@ -190,6 +190,8 @@ def failing(number: int, code: int) -> Iterator[list[str]]:
 
 
 def complete(folder: Path, cache: Path, epochs: int) -> None:
+    if (folder / "summary.json").exists():
+        return  # only that its name is on the disk was refused: nothing is left to do
     if (folder / "run.json").exists():
         resume(folder, device="cpu")
     else:
