@@ -555,8 +555,9 @@ def ablate(as_json: bool, **options: Any) -> None:
     A line of mine.yaml:  small-k: {spatial.top_k: 2}
     Mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Standard variants:
     steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-32, top-k-all, strides-1, strides-1-2, strides-1-2-4-8,
-    top-down, no-top-down, no-LOSS for each loss as no-saliency, and the baselines cls and adapter, also as cls-slower and
-    adapter-slower, at a quarter of the learning rate. Killed and given again, the command goes on: finished runs are kept.
+    top-down, no-top-down, no-null-tokens, kernel-1, no-LOSS for each loss as no-saliency, and the baselines cls and adapter,
+    also as cls-slower and adapter-slower, at a quarter of the learning rate. Killed and given again, the command goes on:
+    finished runs are kept.
     """
     from costl.config import load_config
     from costl.variants import choose_variants

@@ -50,6 +50,8 @@ def standard_variants(*, patches: int, learning_rate: float) -> dict[str, Overri
         "strides-1-2-4-8": ("temporal.strides=[1, 2, 4, 8]",),
         "top-down": ("temporal.top_down=true",),
         "no-top-down": ("temporal.top_down=false",),
+        "no-null-tokens": ("temporal.null_tokens=0",),
+        "kernel-1": ("temporal.kernel=1",),
     }
     losses = {f"no-{weight.name.replace('_', '-')}": (f"loss.{weight.name}=0",) for weight in fields(Loss)}
     kinds = {kind: (f"model.kind={kind}",) for kind in KINDS[1:]}

@@ -89,7 +89,7 @@ class AdapterModel(nn.Module):
             seen = tokens[video, :, 0] + self.open[step].tanh() * pooled
             share = self.renew[step].sigmoid() if step else 1.0
             frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
-        match = _match([tokens[:, :, 0] for tokens in read], text, asks) if matching else None
+        match = _match([tokens[:, :, 0] for tokens in read], text, video) if matching else None
         levels, masks = self.levels(frames, mask)
         return self.heads(levels, masks, text, match)
 
@@ -166,7 +166,7 @@ class Halve(nn.Module):
         return F.relu(self.norm(self.conv(even).transpose(1, 2))), F.pad(mask, (0, odd)).unflatten(1, (-1, 2)).any(-1)
 
 
-def _match(layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], asks: Asks) -> Match:
+def _match(layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], video: Int[Tensor, "b"]) -> Match:
     """Cosine similarity over a temperature, the mean over the layers."""
     mean = torch.stack([F.normalize(frames, dim=-1) for frames in layers]).mean(0)
-    return match_frames(F.normalize(text, dim=-1) / TEMPERATURE, mean, asks)
+    return match_frames(F.normalize(text, dim=-1) / TEMPERATURE, mean, video)

@@ -11,7 +11,6 @@ from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
 from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.match import Match, match_frames
 from costl.model.temporal import time_waves
-from costl.model.tokens import Asks
 
 
 class Mlp(nn.Module):
@@ -101,7 +100,7 @@ class ClsModel(nn.Module):
         frames = plain[video]
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
-        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, Asks.of(video, len(tokens))) if matching else None
+        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, video) if matching else None
         return self.heads([self.norm(frames)], [mask], query, match)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,10 +25,10 @@ class Match:
     rivals: Float[Tensor, "s b v u"]
 
 
-def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], asks: Asks) -> Match:
+def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"]) -> Match:
     """How well frames match sentences where each is one vector: their inner product."""
     return Match(
-        own=torch.einsum("bc,btc->bt", asked, frames[asks.video])[None],
+        own=torch.einsum("bc,btc->bt", asked, frames[video])[None],
         rivals=frame_rivals(asked, frames),
     )
 

@@ -161,7 +161,7 @@ class SpatialEncoder(nn.Module):
         plain = normed.frames()
         frames = self.project(plain)[video]
         if self.where is None or self.where_gate is None:
-            return Seen(frames, match_frames(asked[:, 0], plain, asks) if matching else None)
+            return Seen(frames, match_frames(asked[:, 0], plain, video) if matching else None)
         match = match_texts(asked, word_mask, normed, asks) if matching else None
         where = self.where(normed, asks, score_own(asked[:, :1], normed, asks)[:, 0, :, 1:])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)

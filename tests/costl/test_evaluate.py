@@ -150,7 +150,7 @@ def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:
 
 
 @pytest.mark.promise(14)
-def test_the_order_of_queries_and_their_company_change_nothing(world, run, tmp_path):
+def test_the_order_of_queries_and_their_company_change_nothing(world, run, tmp_path, tell):
     whole, config = CacheReader(world.cache), read_run(run).config
     features = of_all_lengths(whole, tmp_path / "feats.h5")
     model = build_for(config, features)
@@ -165,6 +165,8 @@ def test_the_order_of_queries_and_their_company_change_nothing(world, run, tmp_p
 
     together, backwards = ask(queries), ask(queries[::-1])
     alone = {qid: row for query in queries[::3] for qid, row in ask([query]).items()}
+    most = max(np.abs(together[qid] - other[qid]).max() for other in (backwards, alone) for qid in other)
+    tell(f"{len(backwards)} queries backwards, {len(alone)} alone: seconds and scores differ by {most:.0e} at most")
     assert all(np.allclose(together[qid], backwards[qid], atol=1e-4) for qid in together)
     assert all(np.allclose(together[qid], alone[qid], atol=1e-4) for qid in alone)
 

@@ -250,9 +250,10 @@ print(apart)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # compiling takes minutes
 def test_a_compiled_model_is_stopped_resumed_and_evaluated_under_the_same_names(world, tmp_path):
     command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     # Dropout draws other numbers when compiled: the weights are others, and of the same size.
     assert float(done.stdout.splitlines()[-1]) < 0.1

@@ -143,7 +143,7 @@ def test_the_folder_of_the_videos_may_go_away_halfway_and_come_back(home):
 
 
 @pytest.mark.promise(5)
-def test_a_second_run_on_one_cache_is_refused_while_the_first_is_alive_and_hurts_nothing(home):
+def test_a_second_run_on_one_cache_is_refused_while_the_first_is_alive_and_hurts_nothing(home, tell):
     truth = contents_of(home / "feats.h5")
     forget(home)
     first = start(*EXTRACT, cwd=home)
@@ -154,6 +154,7 @@ def test_a_second_run_on_one_cache_is_refused_while_the_first_is_alive_and_hurts
     seconds = time.monotonic() - began
     assert code == 3 and "another costl extract is writing here. Wait for it, or choose another --out" in err
     assert seconds < 30 and "load" not in err, "before CLIP is loaded"
+    tell(f"a second extraction was refused after {seconds:.1f} s")
     os.kill(first.pid, signal.SIGCONT)
     code, _, err = finish(first)
     assert code == 0 and contents_of(home / "feats.h5") == truth, err

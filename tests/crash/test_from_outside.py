@@ -226,7 +226,7 @@ TRAIN = ["--set", "train.epochs=2", "--set", "model.width=32", "--set", "model.h
 
 @pytest.mark.promise(18)
 @pytest.mark.promise(16)
-def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdout_is_json(outside, small):
+def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdout_is_json(outside, small, tell):
     shutil.copytree(small, outside.here / "dir")
     given = {path: path.read_bytes() for path in (outside.here / "dir").rglob("*") if path.is_file()}
     found = {}
@@ -246,6 +246,7 @@ def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdo
     assert found["extract"][-1]["event"] == "done" and len(found["status"][0]) == 6
     assert found["train"][0]["epochs"] == 2 and "brief" in found["evaluate"][0]
     assert outside.elsewhere() == [], "something was written where nobody asked for it"
+    tell(f"{len(found)} commands from videos to numbers asked nobody and wrote nothing elsewhere")
     names = {path.name for path in outside.here.iterdir()}
     assert names == {"dir", "feats.h5", "feats.h5.parts", "feats.h5.runs.jsonl", "run"}
     assert {path: path.read_bytes() for path in (outside.here / "dir").rglob("*") if path.is_file()} == given

@@ -50,12 +50,18 @@ def here(name: str) -> str:
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])
 @pytest.mark.parametrize("sampling", ["centre", "cheapest"])
 @pytest.mark.promise(7)
-def test_tokens_are_open_clips_own(home, network, tmp_path, decoder, sampling):
+def test_tokens_are_open_clips_own(home, network, tmp_path, decoder, sampling, tell):
     here(decoder)
+    apart = dict[str, float]()
     for batch, dtype in itertools.product((1, 5, 16), ("float16", "int8")):
         out, asked = tmp_path / f"{batch}-{dtype}.h5", {"batch": batch, "dtype": dtype}
         found = tokens_of(home, out, network, decoder=decoder, sampling=sampling, **asked)
         assert max(found.values()) < (FLOAT16 if dtype == "float16" else INT8), (asked, found)
+        apart[dtype] = max(apart.get(dtype, 0), *found.values())
+    told = ", ".join(f"{value:.2%} in {dtype}" for dtype, value in apart.items())
+    tell(
+        f"{decoder}, {sampling}: from open_clip's own tokens of the same frames by {told} at most, in batches of 1, 5, 16"
+    )
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import clips
@@ -192,6 +193,22 @@ def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatc
         run(folder)
     reader = CacheReader(folder.parent / "feats.h5")
     assert sorted(row.status for row in reader.rows if row.name.startswith("z")) == ["failed"] * 3 + ["pending"] * 2
+
+
+@pytest.mark.promise(4)
+def test_every_field_of_the_fingerprint_is_noticed_when_it_changes_or_is_missing(finished, tell):
+    cache = finished / "feats.h5"
+    before, contents = contents_of(cache), CacheReader(cache).contents
+    fields = dict(contents.fingerprint)
+    for name, value in fields.items():
+        for other in (fields | {name: f"not {value}"}, {field: fields[field] for field in fields if field != name}):
+            with (
+                pytest.raises(CacheError, match=rf"other settings \({name}: cache has .*, asked for (not |nothing)"),
+                CacheWriter(cache, replace(contents, fingerprint=other), {}),
+            ):
+                pass
+    assert contents_of(cache) == before
+    tell(f"each of {len(fields)} fields of a fingerprint changed and taken away, each refused by its name")
 
 
 @pytest.mark.parametrize(
