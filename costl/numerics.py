@@ -1,13 +1,10 @@
-"""The arithmetic of training: which numbers the model computes in, and whether it is compiled."""
+"""The arithmetic of training: which numbers the model computes in."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
-
-from pipeline.errors import UsageError
 
 _FIRST_WITH_BFLOAT16 = 8  # NVIDIA's compute capability; older ones imitate it, slowly
 
@@ -42,19 +39,3 @@ def may_overflow(scaler: torch.amp.GradScaler) -> bool:
     One that is endless even at a scale below one is the model's own.
     """
     return scaler.is_enabled() and scaler.get_scale() >= 1
-
-
-def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compiles the model where it is, so that its weights keep their names; the first steps take a while longer.
-
-    Raises UsageError where nothing can be compiled.
-    """
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"train.compile is true, but nothing can be compiled for {device.type} here ({reason}). "
-            "Install a C++ compiler such as g++, or leave train.compile out."
-        ) from error
-    model.compile(dynamic=True)

@@ -257,7 +257,7 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
     device = whole.video.device
     videos, rows = share.videos.to(device), share.rows.to(device)
     with rivals_of(model) as rivals:
-        made = model.forward(  # not as compiled: compiled code keeps its frames to itself
+        made = model(
             tokens=share.tokens.to(device, non_blocking=True),
             frame_mask=whole.frame_mask[videos],
             video=torch.searchsorted(videos, whole.video[rows]),

@@ -21,10 +21,11 @@ from costl.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from costl.compiling import compile_model
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
-from costl.numerics import choose_precision, compile_model, make_scaler
+from costl.numerics import choose_precision, make_scaler
 from costl.ranks import ALONE, Ranks
 from pipeline.cache import CacheReader
 from pipeline.errors import CacheError

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from costl.annotations import Query
+from costl.compiling import compile_model
 from costl.config import Config, load_config
 from costl.dataset import Batch, collate, plan_epoch
 from costl.evaluate import pick_device
 from costl.loader import Loader
 from costl.model.build import build_model
-from costl.numerics import autocast, compile_model, make_scaler
+from costl.numerics import autocast, make_scaler
 from costl.objective import total_loss
 from pipeline.cache import CacheReader, CacheWriter, Contents
 from pipeline.features import Joint, Words

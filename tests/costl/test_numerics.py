@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costl import numerics
 from costl import train as module
 from costl.annotations import Query
 from costl.checkpoint import load_checkpoint
-from costl.config import Loss, load_config
+from costl.config import KINDS, Loss, load_config
 from costl.dataset import Batch
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
@@ -214,7 +213,7 @@ def test_a_missing_compiler_is_told_before_a_folder_is_made(world, tmp_path, mon
     def without(_):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
-    monkeypatch.setattr(numerics.torch, "compile", without)
+    monkeypatch.setattr(torch, "compile", without)
     with pytest.raises(UsageError, match=r"nothing can be compiled for cpu here \(.*No working C\+\+.*Install a C\+\+"):
         run(world, tmp_path / "run", "train.compile=true")
     assert not (tmp_path / "run").exists()
@@ -235,7 +234,7 @@ def stopping(*args):
         raise KeyboardInterrupt
     return real(*args)
 module.total_loss = stopping
-changes = ["train.epochs=1", "train.compile=true", "train.batch_size=12", "spatial.steps=1"]
+changes = ["train.epochs=1", "train.compile=true", "train.batch_size=12", f"model.kind={sys.argv[3]}"]
 try:
     module.train(cache, overrides=changes, out=folder / "run", device="cpu")
 except KeyboardInterrupt:
@@ -250,9 +249,10 @@ print(apart)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)  # compiling takes minutes
-def test_a_compiled_model_is_stopped_resumed_and_evaluated_under_the_same_names(world, tmp_path):
-    command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path)]
+@pytest.mark.timeout(3600)  # compiling takes a while
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_model_is_stopped_resumed_and_evaluated_under_the_same_names(world, tmp_path, kind):
+    command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     # Dropout draws other numbers when compiled: the weights are others, and of the same size.
