@@ -18,7 +18,7 @@ from costl.model.baselines import Heads, Mlp, TextLayer
 from costl.model.costl import Outputs, WordTokens, keep_joint
 from costl.model.match import Match, match_frames
 from costl.model.temporal import TextPool
-from costl.model.tokens import Asks
+from costl.model.tokens import Asks, of_each
 
 TEMPERATURE = 0.07  # of the match between frames and sentences, as published
 _NEVER = -1e30
@@ -86,7 +86,7 @@ class AdapterModel(nn.Module):
         for step in range(len(self.open)):
             tokens = read[min(step, len(read) - 1)]
             pooled = self.pool(tokens, asked, word_mask, asks)
-            seen = tokens[video, :, 0] + self.open[step].tanh() * pooled
+            seen = of_each(tokens[:, :, 0], video) + self.open[step].tanh() * pooled
             share = self.renew[step].sigmoid() if step else 1.0
             frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
         match = _match([tokens[:, :, 0] for tokens in read], text, video) if matching else None

@@ -11,6 +11,7 @@ from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
 from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.match import Match, match_frames
 from costl.model.temporal import time_waves
+from costl.model.tokens import of_each
 
 
 class Mlp(nn.Module):
@@ -97,7 +98,7 @@ class ClsModel(nn.Module):
         """What the model's own forward takes and gives; of the tokens of a frame only the first is read."""
         plain, asked, mask = self.tokens(tokens[:, :, 0]), self.words(words), frame_mask[video]
         query = self.sentence(sentence)
-        frames = plain[video]
+        frames = of_each(plain, video)
         for layer in self.layers:
             frames = layer(frames, mask, asked, word_mask)
         match = match_frames(query / math.sqrt(plain.shape[-1]), plain, video) if matching else None

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from costl.model.tokens import Asks, Tokens, score_own
+from costl.model.tokens import Asks, Tokens, of_each, score_own
 
 RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
 MATCHED_PATCHES = 100  # at most so many of a frame are matched with texts for the contrast
@@ -28,7 +28,7 @@ class Match:
 def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"]) -> Match:
     """How well frames match sentences where each is one vector: their inner product."""
     return Match(
-        own=torch.einsum("bc,btc->bt", asked, frames[video])[None],
+        own=torch.einsum("bc,btc->bt", asked, of_each(frames, video))[None],
         rivals=frame_rivals(asked, frames),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from costl.model.match import Match, match_frames, match_texts
-from costl.model.tokens import Asks, NormedTokens, Tokens, score_own
+from costl.model.tokens import Asks, NormedTokens, Tokens, of_each, score_own
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class SpatialEncoder(nn.Module):
         """-> frames as their sentence sees them, with all that the steps found on the way."""
         normed, asks, asked = self.tokens(tokens), Asks.of(video, len(tokens)), self.texts(sentence, words)
         plain = normed.frames()
-        frames = self.project(plain)[video]
+        frames = of_each(self.project(plain), video)
         if self.where is None or self.where_gate is None:
             return Seen(frames, match_frames(asked[:, 0], plain, video) if matching else None)
         match = match_texts(asked, word_mask, normed, asks) if matching else None

@@ -103,6 +103,11 @@ class Asks:
         return x[self.video, self.slot]
 
 
+def of_each(x: Float[Tensor, "v *rest"], video: Int[Tensor, "b"]) -> Float[Tensor, "b *rest"]:
+    """The row of each sentence's video. Not `x[video]`: threads would add its gradients in another order every time."""
+    return x.index_select(0, video)
+
+
 def score_own(texts: Float[Tensor, "b m c"], tokens: Tokens, asks: Asks) -> Float[Tensor, "b m t n"]:
     """Inner product of every text with every token of its own video."""
     asked = asks.by_video(texts)
