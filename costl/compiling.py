@@ -10,7 +10,7 @@ from costl.model.temporal import Attention, TemporalLayer
 from pipeline.errors import UsageError
 
 
-def compile_model(model: nn.Module, device: torch.device) -> None:
+def compile_layers(model: nn.Module, device: torch.device) -> None:
     """Compiles the layers over time where they are, so that weights keep their names; the first steps take a while longer.
 
     They are small operations in a row, and of one code; compiling all of the model took minutes and brought less. Raises

@@ -21,7 +21,7 @@ from costl.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from costl.compiling import compile_model
+from costl.compiling import compile_layers
 from costl.config import Config
 from costl.evaluate import build_for
 from costl.model.build import Model
@@ -101,7 +101,7 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
     shuffle = torch.Generator().manual_seed(config.train.seed)
     precision = choose_precision(config.train.precision, device)
     if config.train.compile:
-        compile_model(model, device)
+        compile_layers(model, device)
     return State(model, average, optimizer, shuffle, precision, make_scaler(device, precision))
 
 

@@ -89,14 +89,13 @@ class Asks:
 
     @classmethod
     def of(cls, video: Int[Tensor, "b"], videos: int) -> Asks:
-        """Numbers the sentences of each video. How many a video has at most is the one thing that a GPU is waited for."""
+        """Numbers the sentences of each video. How many a video has at most is asked of the device here, and only once."""
         slot = (video[:, None] == video).tril(-1).sum(1)
         return cls(video, slot, videos, int(slot.max()) + 1)
 
     def by_video(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
         """One row a sentence -> one row a video, zeros where a video is asked less often than another."""
-        out = torch.zeros((self.videos, self.most, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        return out.index_put((self.video, self.slot), x)
+        return x.new_zeros(self.videos, self.most, *x.shape[1:]).index_put((self.video, self.slot), x)
 
     def by_query(self, x: Float[Tensor, "v q *rest"]) -> Float[Tensor, "b *rest"]:
         """The way back."""
