@@ -13,6 +13,7 @@ from typing import Any
 
 from costl.layers import BENCHMARKS, Layer, nearest, read_layer
 from pipeline.errors import UsageError
+from pipeline.foreign import shown
 from pipeline.plain_yaml import is_number, read_yaml, write_yaml
 
 
@@ -146,46 +147,77 @@ SELECTABLE = (
 KINDS = ("costl", "cls", "adapter")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
+# More than any training counts. A number of hundreds of digits would fail later, where it becomes a float or a size.
+_MOST = 10**9
+_WIDEST = 16384  # one matrix of the model then takes a gigabyte
+_COARSEST = 512  # clips; prediction looks at no more than these at once (LONGEST_WINDOW)
+
+
+def _above_zero(most: int) -> Limit:
+    return lambda value: 0 < value <= most, f"above zero and at most {most}"
+
+
+def _from_zero(most: int) -> Limit:
+    return lambda value: 0 <= value <= most, f"from 0 to {most}"
+
+
+def _are_strides(strides: tuple[int, ...]) -> bool:
+    """Each scale is made from the one below by a convolution of stride 2."""
+    doubled = tuple(2**i for i in range(_COARSEST.bit_length()))
+    return len(strides) > 0 and strides == doubled[: len(strides)]
+
+
 _ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
 _NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
 _BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
+# What is not dropped is scaled up by 1 / (1 - dropout), which overflows in float16 when little is left.
+_DROPOUT: Limit = (lambda share: 0 <= share <= 0.99, "from 0 to 0.99")
+# Only their ratios matter. The gradient of a larger weight overflows in float16, and a smaller one is lost in float32.
+_WEIGHT: Limit = (lambda weight: weight == 0 or 1e-6 <= weight <= 1000, "0, or from 0.000001 to 1000")
 _LIMITS: dict[str, dict[str, Limit]] = {
     "data": {"benchmark": (lambda name: name in BENCHMARKS, f"one of {', '.join(BENCHMARKS)}")},
     "model": {
         "kind": (lambda kind: kind in KINDS, f"one of {', '.join(KINDS)}"),
-        "width": _ABOVE_ZERO,
-        "heads": _ABOVE_ZERO,
-        "dropout": _BELOW_ONE,
-        "input_dropout": _BELOW_ONE,
+        "width": _above_zero(_WIDEST),
+        "heads": _above_zero(1024),
+        "dropout": _DROPOUT,
+        "input_dropout": _DROPOUT,
     },
-    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _ABOVE_ZERO},
+    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _above_zero(_MOST)},
     "temporal": {
-        "layers": _NOT_NEGATIVE,
-        # Each scale is made from the one below by a convolution of stride 2.
-        "strides": (lambda s: s and s == tuple(2**i for i in range(len(s))), "1, 2, 4, ... each twice the one before"),
-        "null_tokens": _NOT_NEGATIVE,
-        "kernel": (lambda kernel: kernel > 0 and kernel % 2 == 1, "odd and above zero, so that it has a middle"),
+        "layers": _from_zero(64),
+        "strides": (_are_strides, f"1, 2, 4, ... each twice the one before, up to {_COARSEST}"),
+        "null_tokens": _from_zero(1024),
+        "kernel": (
+            lambda kernel: 0 < kernel < 1024 and kernel % 2 == 1,
+            "odd, so that it has a middle, above zero and below 1024",
+        ),
     },
-    "loss": {weight.name: _NOT_NEGATIVE for weight in dataclasses.fields(Loss)}
+    "loss": {weight.name: _WEIGHT for weight in dataclasses.fields(Loss)}
     | {"quality": (lambda share: 0 <= share <= 1, "from 0 to 1")},
     "train": {
         "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
-        **dict.fromkeys(
-            ("epochs", "batch_size", "accumulate", "learning_rate", "clip_norm", "patience", "threads"), _ABOVE_ZERO
-        ),
-        "bucket_batches": _ABOVE_ZERO,
-        **dict.fromkeys(("weight_decay", "warmup_steps", "workers"), _NOT_NEGATIVE),
+        **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "bucket_batches"), _above_zero(_MOST)),
+        "learning_rate": _above_zero(1),  # AdamW moves every weight by about so much in a step
+        "weight_decay": _NOT_NEGATIVE,
+        "warmup_steps": _from_zero(_MOST),
+        "clip_norm": _ABOVE_ZERO,
+        "threads": _above_zero(1024),
+        "workers": _from_zero(256),
         "precision": (lambda name: name in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "ema": _BELOW_ONE,
         "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
         "select_on": (lambda split: split in ("val", "test"), "val, or test for the peers' habit, labelled as such"),
     },
     "predict": {
-        "moments": _ABOVE_ZERO,
+        "moments": _above_zero(_MOST),
         "nms_sigma": _ABOVE_ZERO,
         "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
-        "round_s": _NOT_NEGATIVE,
-        "window_clips": (lambda clips: clips >= 8 and clips % 4 == 0, "a multiple of 4, at least 8"),
+        "round_s": (lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more"),
+        "window_clips": (
+            lambda clips: 8 <= clips <= _MOST and clips % 4 == 0,
+            f"a multiple of 4, at least 8 and at most {_MOST}",
+        ),
     },
 }
 
@@ -236,13 +268,13 @@ def _parsed(override: str, problems: list[str]) -> Any:
 def _settings(where: str, layer: Any, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
     """The settings of one layer that stand the test of their name and type."""
     if not isinstance(layer, Mapping):
-        problems.append(f"{where}: found {layer!r}, expected sections such as 'train:'.")
+        problems.append(f"{where}: found {shown(layer)}, expected sections such as 'train:'.")
         return
     for section, values in layer.items():
         if section not in _types(Config):
-            problems.append(f"{where}: unknown section {section!r}. {nearest(section, _types(Config))}")
+            problems.append(f"{where}: unknown section {shown(section)}. {_nearest(section, _types(Config))}")
         elif not isinstance(values, Mapping):
-            problems.append(f"{where}: {section} is {values!r}, expected names and values below it.")
+            problems.append(f"{where}: {section} is {shown(values)}, expected names and values below it.")
         else:
             yield from _section_settings(where, section, values, problems)
 
@@ -253,12 +285,22 @@ def _section_settings(
     kinds = _types(_section_type(section))
     for key, value in values.items():
         if key not in kinds:
-            problems.append(f"{where}: unknown setting {section}.{key}. {nearest(key, kinds)}")
+            problems.append(f"{where}: unknown setting {section}.{_name(key)}. {_nearest(key, kinds)}")
             continue
         try:
             yield section, key, _typed(value, kinds[key])
         except TypeError as error:
-            problems.append(f"{where}: {section}.{key} is {value!r}, expected {error}.{_about_quotes(where, value)}")
+            hint = _about_quotes(where, value)
+            problems.append(f"{where}: {section}.{key} is {shown(value)}, expected {error}.{hint}")
+
+
+def _name(key: Any) -> str:
+    """A name as an error shows it; YAML has names that are no texts."""
+    return key if isinstance(key, str) else shown(key)
+
+
+def _nearest(key: Any, known: Iterable[str]) -> str:
+    return nearest(_name(key), known)
 
 
 def _about_quotes(where: str, value: Any) -> str:
@@ -295,17 +337,64 @@ def _typed(value: Any, kind: Any) -> Any:
 
 
 def _impossible(config: Config) -> list[str]:
-    """What the types allow but no run could use, alone or beside another value."""
-    problems = []
+    """What the types allow but no run could use: values by themselves, then values that do not go together."""
+    refused = {}
     for section, limits in _LIMITS.items():
         for key, (holds, expected) in limits.items():
             value = getattr(getattr(config, section), key)
             finite = not isinstance(value, float) or math.isfinite(value)
             if value is not None and not (finite and holds(value)):
-                problems.append(f"{section}.{key} is {value!r}, expected {expected}.")
+                refused[f"{section}.{key}"] = f"{section}.{key} is {shown(value)}, expected {expected}."
+    # What a refused value has to do with another says nothing.
+    pairs = (pair(config) for names, pair in _PAIRS.items() if not refused.keys() & set(names))
+    return [*refused.values(), *(problem for problem in pairs if problem)]
+
+
+def _uneven_width(config: Config) -> str:
     width, heads = config.model.width, config.model.heads
-    if heads > 0 and width % heads:
-        problems.append(f"model.width is {width}, expected a multiple of model.heads ({heads}).")
-    if not any(dataclasses.astuple(dataclasses.replace(config.loss, quality=0.0))):
-        problems.append("loss: every weight is 0, expected one above zero, or there is nothing to learn.")
-    return problems
+    step = math.lcm(2, heads)  # the position of a clip is given by pairs of a sine and a cosine
+    if not width % step:
+        return ""
+    below = width - width % step
+    near = " or ".join(str(number) for number in (below, below + step) if 0 < number <= _WIDEST)
+    return f"model.width is {width}, expected an even number and a multiple of model.heads ({heads}), such as {near}."
+
+
+def _overshooting_decay(config: Config) -> str:
+    rate, decay = config.train.learning_rate, config.train.weight_decay
+    if not rate * decay > 1:
+        return ""
+    return (
+        f"train.weight_decay is {decay!r}, expected at most {1 / rate:g} with train.learning_rate at {rate!r}: "
+        "a step takes their product from every weight."
+    )
+
+
+def _no_loss(config: Config) -> str:
+    if _weighted(config.loss):
+        return ""
+    return "loss: every weight is 0, expected one above zero, or there is nothing to learn."
+
+
+def _no_comparison(config: Config) -> str:
+    weighted = _weighted(config.loss)
+    if config.train.batch_size > 1 or not weighted or weighted & {"focal", "iou", "saliency"}:
+        return ""
+    names = " and ".join(f"loss.{name}" for name in sorted(weighted))
+    return (
+        f"train.batch_size is 1, expected 2 or more, or there is nothing to learn: {names} compares the videos of a batch, "
+        "and every other weight is 0."
+    )
+
+
+def _weighted(loss: Loss) -> set[str]:
+    """The losses that count; `quality` is no weight."""
+    return {name for name, weight in vars(loss).items() if weight and name != "quality"}
+
+
+_PAIRS: dict[tuple[str, ...], Callable[[Config], str]] = {
+    ("model.width", "model.heads"): _uneven_width,
+    ("train.learning_rate", "train.weight_decay"): _overshooting_decay,
+    ("loss",): _no_loss,
+    ("train.batch_size",): _no_comparison,
+}

@@ -44,8 +44,11 @@ class Batch:
     """Padded tensors; `video[b]` is the video that sentence b asks about, every mask is True where something is real.
 
     Rows with `right` False pair a sentence with another video, to learn what is not there; they come last and carry no
-    target. `texts[b]` names the words of sentence b, empty where the cache does not. `moments` [start, end) in clips;
-    `ratings` in [0, 1]; `relevant` the clips inside a moment.
+    target. `texts[b]` names the words of sentence b, empty where the cache does not. `moments` [start, end) in clips, as
+    many columns as the query with the most of them has; `ratings` in [0, 1]; `relevant` the clips inside a moment.
+
+    At most `most_queries` sentences are put to one video, and `real_words` words are not padding. Both are counted when the
+    batch is made, while its tensors are on the host: to read a number from a device, the host must wait for it.
     """
 
     queries: tuple[Query, ...]
@@ -62,6 +65,18 @@ class Batch:
     moment_mask: Bool[Tensor, "b m"]
     ratings: Float[Tensor, "b t"]
     relevant: Bool[Tensor, "b t"]
+    most_queries: int = 0
+    real_words: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.most_queries:
+            object.__setattr__(self, "most_queries", most_of_one_video(self.video))
+            object.__setattr__(self, "real_words", int(self.word_mask.sum()))
+
+    @property
+    def pairs(self) -> int:
+        """The number of rows with `right` True: one for each query."""
+        return len(self.queries)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -76,9 +91,9 @@ class Batch:
         changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if isinstance(part, Tensor)}
         return replace(self, **changed)
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward."""
-        names = ("tokens", "frame_mask", "video", "words", "word_mask", "sentence")
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward: tensors, and the plain numbers that it needs of them."""
+        names = ("tokens", "frame_mask", "video", "words", "word_mask", "sentence", "most_queries", "real_words")
         return {name: getattr(self, name) for name in names}
 
 
@@ -187,6 +202,11 @@ def collate(
         ratings=_padded(ratings),
         relevant=torch.from_numpy(np.stack(relevant)),
     )
+
+
+def most_of_one_video(video: Int[Tensor, "b"]) -> int:
+    """The number of sentences about the video that most sentences ask about."""
+    return int(video.bincount().max())
 
 
 def behind(grid: Grid) -> float:

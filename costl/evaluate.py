@@ -30,7 +30,7 @@ from costl.shots import best_moments
 from costl.usable import check_usable
 from costl.windows import Said, by_video, walk, windows
 from pipeline.cache import CacheReader
-from pipeline.errors import CacheError, UsageError
+from pipeline.errors import CacheError, UsageError, some
 from pipeline.grid import Grid
 from pipeline.progress import Progress, Tell
 
@@ -71,9 +71,10 @@ def evaluate(
     rules to score by, by default the run's `data.benchmark`; `official` reproduces its published evaluator. Writes
     metrics.json (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and
     predictions.png to `out`, by default `eval-<split>/` in the run. A split without labels is predicted all the same;
-    then there are no metrics. Raises UsageError for a missing run, split or domain, CacheError where the cache is not
-    the one of the run or a file is damaged. Of several `ranks` each answers its share of the queries, once; the first scores
-    and writes, and all get what it found.
+    then there are no metrics. Raises UsageError for a missing run, split or domain and for a split whose videos all lack
+    features, CacheError where the cache is not the one of the run or a file is damaged: in each case before any file is
+    written, and an earlier evaluation in the folder stays as it is. Of several `ranks` each answers its share of the
+    queries, once; the first scores and writes, and all get what it found.
     """
     with ranks.together():
         ready = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
@@ -298,8 +299,8 @@ def build_for(config: Config, features: CacheReader) -> Model:
 def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
     """The queries of a split, or those of one `domain` of it.
 
-    Raises UsageError for a split or domain that the cache does not have, for a split without any query, and with
-    CacheError as `check_usable` does.
+    Raises UsageError for a split or domain that the cache does not have, for a split without any query or without any
+    video that has features, and with CacheError as `check_usable` does.
     """
     if split not in features.splits:
         raise UsageError(
@@ -313,8 +314,23 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     if not asked:
         known = ", ".join(sorted({query.domain for query in queries} - {""})) or "none"
         raise UsageError(f"{features.path}: split {split!r} has no domain {domain!r}, only {known}. Set data.domain.")
+    # The labels of train serve without features, too: chance draws from their lengths. Training checks it by itself.
+    if split != "train":
+        _refuse_without_features(asked, features, split=split, domain=domain)
     check_usable(asked, features, split=split)
     return asked
+
+
+def _refuse_without_features(queries: Sequence[Query], features: CacheReader, *, split: str, domain: str) -> None:
+    """Raises UsageError where no query can be answered: every number would be 0 and say nothing about the model."""
+    videos = {query.vid for query in queries}
+    if videos & set(features.video_ids):
+        return
+    which = f"split {split!r}" + (f" in domain {domain!r}" if domain else "")
+    raise UsageError(
+        f"{features.path}: no video of {which} has features ({len(queries)} queries about {some(sorted(videos))}). "
+        f"costl status {features.path} says why. Extract these videos, or go on without this split."
+    )
 
 
 def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> list[str]:
@@ -349,8 +365,6 @@ def choose_examples(queries: Sequence[Query], predictions: Sequence[Prediction])
     """Up to eight queries across all outcomes: ranked by the overlap of the first moment, evenly picked."""
     by_qid = {prediction.qid: prediction for prediction in predictions}
     answered = [(query, by_qid[query.qid]) for query in queries if query.qid in by_qid]
-    if not answered:
-        raise UsageError("No query of this split has a video with features. costl status says why.")
     ranked = sorted(answered, key=lambda pair: -_overlap(*pair))
     picked = np.unique(np.linspace(0, len(ranked) - 1, min(DRAWN, len(ranked))).round().astype(int))
     return [ranked[i] for i in picked]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from costl import spans
 
 CENTRE_RADIUS = 1.5  # positives lie within this many strides of a moment's centre
-NEVER = -1e30  # a score that weighs nothing beside any other; finite, so that no gradient becomes inf - inf
+MASKED_LOGIT = -1e30  # weighs nothing next to any other, in float32; finite, so that no gradient becomes inf - inf
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def assign_moments(
     fits = fits & (farther >= low) & (farther < high) & moment_mask[:, None]
     nearest = ((at - (start + end) / 2).abs() + (stride != strides.min()) * 1e6).argmin(1)
     alone = ~fits.any(1) & moment_mask
-    fits = fits | (F.one_hot(nearest, len(centres)).bool().transpose(1, 2) & alone[:, None])
+    is_nearest = torch.arange(len(centres), device=centres.device)[None, :, None] == nearest[:, None]
+    fits = fits | (is_nearest & alone[:, None])
     fits = fits & positions[..., None]
     length = torch.where(fits, end - start, torch.inf)
     chosen = moments.gather(1, length.argmin(-1, keepdim=True).expand(-1, -1, 2))
@@ -92,12 +93,12 @@ def saliency_loss(
     `ratings` in [0, 1]; a query without a clip on either side of a grade takes no part at that grade. After the
     rank-contrastive loss of Hoffmann et al. 2022, as used for highlights by Moon et al. 2023.
     """
-    scores = scores.float().masked_fill(~mask, NEVER)
+    scores = scores.float().masked_fill(~mask, MASKED_LOGIT)
     losses, counted = scores.new_zeros(()), scores.new_zeros(())
     for grade in (0.01, 0.3, 0.55, 0.8):
         above, below = (ratings >= grade) & mask, (ratings < grade) & mask
         usable = (above.any(1) & below.any(1)).float()
-        rest = torch.logsumexp(scores.masked_fill(~below, NEVER), 1, keepdim=True)
+        rest = torch.logsumexp(scores.masked_fill(~below, MASKED_LOGIT), 1, keepdim=True)
         each = F.softplus(rest - scores) * above  # -log of this clip's share against everything below the grade
         losses = losses + (each.sum(1) / above.sum(1).clamp(min=1) * usable).sum()
         counted = counted + usable.sum()
@@ -133,7 +134,7 @@ def contrast_loss(
     """
     another = torch.arange(rivals.shape[1], device=video.device) != video[:, None]
     counted = (another[..., None] & rival_mask).flatten(1)
-    others = rivals.float().flatten(1).masked_fill(~counted, NEVER).logsumexp(1, keepdim=True)
+    others = rivals.float().flatten(1).masked_fill(~counted, MASKED_LOGIT).logsumexp(1, keepdim=True)
     mine = own.float().masked_fill(~relevant, 0.0)
     loss = (F.softplus(others - mine) * relevant).sum(1) / relevant.sum(1).clamp(min=1)
     return _mean_over(loss, relevant.any(1) & counted.any(1))

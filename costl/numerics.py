@@ -28,6 +28,12 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Where a part of the forward runs in float32, whatever the rest of it runs in."""
+    capable = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if capable else nullcontext()
+
+
 def make_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler:
     """Keeps small gradients of float16 from vanishing; for other precisions it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

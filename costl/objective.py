@@ -14,11 +14,12 @@ from costl.model.match import RIVAL_STEP
 
 def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:
     """-> the weighted sum and each loss by its own name (unweighted); a loss of weight 0 is not computed."""
-    right, wrong = batch.right, ~batch.right
+    # The wrong pairs come last: slices, where the mask `batch.right` would make the host wait for the device.
+    right, wrong = slice(None, batch.pairs), slice(batch.pairs, None)
     positions, mask = outputs.positions[right], batch.frame_mask[batch.video]
     saliency = outputs.saliency[right]
     parts: dict[str, Tensor] = {}
-    if batch.moment_mask.any():
+    if batch.moments.shape[1]:
         spans = outputs.spans[right]
         targets = losses.assign_moments(
             batch.moments[right], batch.moment_mask[right], outputs.centres, outputs.strides, positions

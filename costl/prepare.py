@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import LOST, Benchmark, Reading, Row, Seconds, to_row
+from costl.benchmarks.common import LOST, Benchmark, Files, Layout, Reading, Row, Seconds, to_row
 from costl.benchmarks.layouts import find_benchmark, find_layout
 from costl.files import publish
 from costl.layers import benchmark_settings
@@ -25,6 +25,7 @@ SPLITS = ("train", "val", "test")
 REPEATED = "rows that repeat another one, kept"
 MADE_BY = "costl prepare"
 _REPORT, _SETTINGS, _MISSING = "report.json", "costl.yaml", "missing.txt"
+_NOT_HERE = "its video is not here"  # in an error of a reader: it needs this video's duration
 _OURS = {_REPORT, _SETTINGS, _MISSING, *(f"{split}.jsonl" for split in SPLITS)}
 
 
@@ -92,11 +93,12 @@ def prepare(
     """Writes {train,val,test}.jsonl, costl.yaml and report.json of a benchmark into the folder `out`.
 
     `annotations` is the folder that holds the official files, or one of them where there are several kinds. `videos`
-    is the folder of the videos; it may be left out with `allow_missing_videos`, which also writes the rows of videos
-    that are not there and lists these in missing.txt. Where the benchmark has no validation split, `val_share` of the
-    training videos are held out: a hash of `seed` and the video's name decides, so that another video changes none.
-    The same input gives the same bytes. Raises UsageError for a name, folder, file or row that is not what it should
-    be, naming file and line, for missing videos, and where `out` holds something else.
+    is the folder of the videos; with `allow_missing_videos` it may be left out or hold none, and the rows of videos that
+    are not there are written, too, and these listed in missing.txt. A folder that does not exist is always refused: its
+    name is probably mistyped. Where the benchmark has no validation split, `val_share` of the training videos are held
+    out: a hash of `seed` and the video's name decides, so that another video changes none. The same input gives the same
+    bytes. Raises UsageError for a name, folder, file or row that is not what it should be, naming file and line, for
+    missing videos, and where `out` holds something else.
     """
     benchmark = find_benchmark(name)
     share = _share(benchmark, val_share)
@@ -104,9 +106,8 @@ def prepare(
     if videos is None and not allow_missing_videos:
         raise UsageError("--videos is missing: the folder of the videos. Without them, pass --allow-missing-videos.")
     layout, files = find_layout(benchmark, annotations)
-    found = {} if videos is None else {video.path.stem: video.path for video in find_videos(videos)}
-    file_of = _File(benchmark, found)
-    reading = layout.read(files, _lengths(file_of, progress or (lambda _: None)))
+    file_of = _File(benchmark, _files_by_stem(videos, allow_none=allow_missing_videos))
+    reading = _read(layout, files, _lengths(file_of, progress or (lambda _: None)), videos=videos)
     splits, notes = _split(benchmark, reading, share=share, seed=seed)
     report = PrepareReport(
         benchmark=benchmark.name,
@@ -128,6 +129,26 @@ def next_command(report: PrepareReport, *, videos: Path | None, out: Path) -> st
     more = " --allow-missing-videos" if report.missing else ""
     cache = f"{report.benchmark}.h5"
     return f"costl extract --videos {place} --annotations {shlex.quote(str(out))} --out {cache}{more}"
+
+
+def _files_by_stem(videos: Path | None, *, allow_none: bool) -> dict[str, Path]:
+    if videos is None:
+        return {}
+    return {video.path.stem: video.path for video in find_videos(videos, allow_none=allow_none)}
+
+
+def _read(layout: Layout, files: Files, seconds: Seconds, *, videos: Path | None) -> Reading:
+    """What the files say. An error about the duration of a video that is not there says what to do as well."""
+    try:
+        return layout.read(files, seconds)
+    except UsageError as error:
+        if _NOT_HERE not in str(error):
+            raise
+        remedy = "Pass --videos with the folder of the videos" if videos is None else f"Add these videos to {videos}"
+        raise UsageError(
+            f"{error}\nWhere the annotations have no durations, these come from the videos. {remedy}, or add the files "
+            "that have the durations."
+        ) from error
 
 
 class _File:
@@ -156,7 +177,7 @@ def _lengths(file_of: _File, tell: Tell) -> Seconds:
         nonlocal count
         path = file_of(vid)
         if path is None:
-            raise VideoError(f"{vid}: its video is not here.")
+            raise VideoError(f"{vid}: {_NOT_HERE}.")
         count += 1
         tell(Progress("durations", count, count, path.name))
         with open_video(path) as video:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from costl.annotations import Query
-from costl.dataset import QUERIES_OF_ONE_VIDEO, Batch, Features, collate
+from costl.dataset import QUERIES_OF_ONE_VIDEO, Batch, Features, collate, most_of_one_video
 from costl.model.build import Model
 from costl.model.costl import Outputs
 from costl.model.heads import MomentHead, anchors
@@ -46,13 +46,27 @@ from pipeline.grid import Grid
 class Share:
     """Some `videos` of a batch (their numbers in it) and the sentences put to them (`rows`), to be worked through at once.
 
-    `number` counts all shares of the batch, those of other processes too; it seeds what is drawn.
+    `number` counts all shares of the batch, those of other processes too; it seeds what is drawn. `most_queries` and
+    `real_words` are those of its rows; see `Batch`.
     """
 
     number: int
     videos: Int[Tensor, "u"]
     rows: Int[Tensor, "a"]
     tokens: Float[Tensor, "u t n c"]
+    most_queries: int
+    real_words: int
+
+    def to(self, device: torch.device) -> Share:
+        """The same on `device`, except for the tokens."""
+        videos = self.videos.to(device, non_blocking=True)
+        rows = self.rows.to(device, non_blocking=True)
+        return replace(self, videos=videos, rows=rows)
+
+    def pin_memory(self) -> Share:
+        """The same in memory that a GPU fetches from by itself."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("videos", "rows", "tokens")}
+        return replace(self, **pinned)
 
 
 @dataclass(frozen=True)
@@ -70,11 +84,11 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The same on `device`, but for the tokens: each share brings its own when its turn has come."""
-        return replace(self, whole=self.whole.to(device))
+        return replace(self, whole=self.whole.to(device), shares=tuple(share.to(device) for share in self.shares))
 
     def pin_memory(self) -> Split:
-        """The same with the tokens, which are nearly all of it, where a GPU fetches them by itself."""
-        return replace(self, shares=tuple(replace(share, tokens=share.tokens.pin_memory()) for share in self.shares))
+        """The same in memory that a GPU fetches from by itself."""
+        return replace(self, whole=self.whole.pin_memory(), shares=tuple(share.pin_memory() for share in self.shares))
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,15 @@ def _read(
     for row, array in zip(tokens, read, strict=True):
         row[: len(array)] = array
     which = torch.tensor(videos)
-    return Share(number, which, torch.isin(whole.video, which).nonzero()[:, 0], torch.from_numpy(tokens).float())
+    rows = torch.isin(whole.video, which).nonzero()[:, 0]
+    return Share(
+        number=number,
+        videos=which,
+        rows=rows,
+        tokens=torch.from_numpy(tokens).float(),
+        most_queries=most_of_one_video(whole.video[rows]),
+        real_words=int(whole.word_mask[rows].sum()),
+    )
 
 
 class _WithoutTokens:
@@ -231,7 +253,8 @@ def sum_gradients(model: nn.Module, ranks: Ranks) -> None:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    touched = weights[0].new_tensor([weight.grad is not None for weight in weights])
+    has_gradient = torch.tensor([weight.grad is not None for weight in weights], dtype=weights[0].dtype)
+    touched = has_gradient.to(weights[0].device, non_blocking=True)
     *sums, touched = _unpacked(ranks.total(_packed([*parts, touched])), [*parts, touched])
     for weight, total, count in zip(weights, sums, touched.tolist(), strict=True):
         weight.grad = total if count else None
@@ -254,31 +277,33 @@ def _work(model: Model, share: Share, whole: Batch, draws: tuple[int, int], cont
     """One share through the model: foreground, spans, positions, saliency and match of its rows [a ...]; then the
     rivals among its videos, for all sentences of the batch [b u s ...]."""
     torch.manual_seed(seed_of(*draws, share.number))
-    device = whole.video.device
-    videos, rows = share.videos.to(device), share.rows.to(device)
+    videos, rows = share.videos, share.rows
     with rivals_of(model) as rivals:
         made = model(
-            tokens=share.tokens.to(device, non_blocking=True),
+            tokens=share.tokens.to(whole.video.device, non_blocking=True),
             frame_mask=whole.frame_mask[videos],
             video=torch.searchsorted(videos, whole.video[rows]),
             words=whole.words[rows],
             word_mask=whole.word_mask[rows],
             sentence=whole.sentence[rows],
+            most_queries=share.most_queries,
+            real_words=share.real_words,
             matching=contrast,
         )
         said = [made.foreground, made.spans, made.positions, made.saliency]
         if made.match is None:
             return said
-        others = rivals(whole.words, whole.word_mask, whole.sentence)
+        others = rivals(whole.words, whole.word_mask, whole.sentence, whole.real_words)
     return [*said, made.match.own.movedim(0, 1), others.movedim(0, 2)]
 
 
 def _placed(blank: Sequence[Tensor], made: Sequence[Tensor], share: Share) -> list[Tensor]:
     """What a share made where it belongs in the whole batch: at its rows, and rivals at its videos."""
-    rows, videos = (which.to(blank[0].device) for which in (share.rows, share.videos))
-    placed = [into.index_copy(0, rows, part.to(into.dtype)) for into, part in zip(blank[:-1], made[:5], strict=False)]
+    placed = [
+        into.index_copy(0, share.rows, part.to(into.dtype)) for into, part in zip(blank[:-1], made[:5], strict=False)
+    ]
     placed += [
-        into.index_copy(1, videos, part.to(into.dtype)) for into, part in zip(blank[-1:], made[5:], strict=False)
+        into.index_copy(1, share.videos, part.to(into.dtype)) for into, part in zip(blank[-1:], made[5:], strict=False)
     ]
     return [*placed, *blank[len(placed) :]]
 
@@ -289,7 +314,7 @@ def _of_all(own: Sequence[Tensor], ranks: Ranks, failed: CostlError | None) -> l
         raise failed
     if ranks.count == 1:
         return list(own)
-    flag = own[0].new_tensor([failed is not None])
+    flag = own[0].new_full((1,), float(failed is not None))
     *sums, flag = _unpacked(ranks.total(_packed([*(part.detach() for part in own), flag])), [*own, flag])
     if flag.item():
         _tell_failure(failed, ranks)

@@ -33,22 +33,32 @@ from pipeline.errors import CacheError
 
 @dataclass
 class Midway:
-    """How far the epoch in hand has come: so many of its batches, the sum of each loss over them, the seconds that they
-    took and of these the seconds of waiting for data."""
+    """How far the current epoch has come: its batches so far, the sum of each loss and the number of batches that have this
+    loss, the seconds that the batches took, and how many of these were spent waiting for data.
+
+    A batch without any moment has no loss about moments, so each loss has a count of its own.
+    """
 
     batches: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     waited_s: float = 0.0
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """One more batch and its losses."""
+        """Adds one batch with its losses."""
         self.batches += 1
-        self.sums = {name: self.sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of each loss over the batches that have it."""
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
     def mean(self, weights: Mapping[str, float]) -> float:
-        """The weighted loss of a batch, so far."""
-        return float(sum(weights[name] * value for name, value in self.sums.items())) / max(1, self.batches)
+        """The weighted sum of these means. The device is read only once."""
+        return float(sum(weights[name] * value / self.counts[name] for name, value in self.sums.items()))
 
 
 @dataclass
@@ -155,12 +165,20 @@ def load_state(state: State, folder: Path) -> None:
         state.random = meta["random"]
         if meta["scaler"]:  # nothing where the precision needs none
             state.scaler.load_state_dict(meta["scaler"])
-        state.midway = Midway(**meta["midway"])
-        state.midway.sums = {name: value.to(state.device) for name, value in state.midway.sums.items()}
+        state.midway = _load_midway(meta["midway"], state.device)
         for name in COUNTS:
             setattr(state, name, _count(meta["counts"][name], optional=name == "best"))
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
+
+
+def _load_midway(saved: Mapping[str, Any], device: torch.device) -> Midway:
+    """Earlier versions saved no counts and divided by the number of batches; their checkpoints are read in the same way."""
+    midway = Midway(**({"counts": dict.fromkeys(saved["sums"], saved["batches"])} | dict(saved)))
+    if midway.counts.keys() != midway.sums.keys() or not all(count > 0 for count in midway.counts.values()):
+        raise ValueError(f"{midway.counts!r} are no counts of these losses")
+    midway.sums = {name: value.to(device) for name, value in midway.sums.items()}
+    return midway
 
 
 def _count(value: object, *, optional: bool) -> object:

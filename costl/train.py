@@ -284,7 +284,7 @@ def _train_epoch(
             midway.seconds, midway.waited_s, started = midway.seconds + now - started, midway.waited_s + waited_s, now
     return {
         "epoch": state.epoch + 1,
-        "losses": {name: float(value) / midway.batches for name, value in midway.sums.items()},
+        "losses": midway.means(),
         "learning_rate": state.optimizer.param_groups[0]["lr"],
         "waiting": midway.waited_s / midway.seconds,
         "seconds": midway.seconds,
@@ -301,6 +301,8 @@ def _step(state: State, batch: Batch | Split, config: Config) -> None:
         outputs = _outputs(state, batch, config)
     whole = batch.whole if isinstance(batch, Split) else batch
     total, parts = total_loss(outputs, whole, config.loss)  # in float32, whatever the outputs are
+    if not parts:  # no moment in this batch, and only the losses about moments have a weight: the gradient is zero
+        total = outputs.saliency.float().sum() * 0
     state.optimizer.zero_grad()
     state.scaler.scale(total).backward()
     if isinstance(batch, Split):

@@ -31,18 +31,18 @@ class Video:
     path: Path
 
 
-def find_videos(folder: Path) -> list[Video]:
+def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:
     """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
 
     What is called like a video and is none (a folder, a pipe, a link to nothing) counts as well, so that it is told of
-    and not lost; but it makes no folder one that holds videos. Raises UsageError when the folder is missing or holds no
-    video, and when two files would share an id.
+    and not lost; but it makes no folder one that holds videos. Raises UsageError when the folder is missing, when it holds
+    no video (unless `allow_none`), and when two files would share an id.
     """
     if not folder.is_dir():
         found = "not a folder" if folder.exists() else "no such folder"
         raise UsageError(f"{folder}: {found}. Pass the folder that holds the videos.")
     paths = _video_files(folder) or _video_files(folder / "videos")
-    if not paths:
+    if not paths and not allow_none:
         expected = " ".join(sorted(SUFFIXES))
         found = _census(folder)
         raise UsageError(f"{folder}: no videos ({found}), expected {expected} here or in {folder / 'videos'}.")

@@ -200,6 +200,15 @@ def no_videos(here: Path) -> list:
     return ["extract", "--videos", "dir/"]
 
 
+def no_videos_and_missing_ones_allowed(here: Path) -> list:
+    return [*no_videos(here), "--allow-missing-videos"]
+
+
+def no_features_and_missing_ones_allowed(here: Path) -> list:
+    (here / "empty").mkdir()
+    return ["import", "--annotations", "dir", "--features", "clip=empty", "--text", "dir", "--allow-missing"]
+
+
 def no_annotations(here: Path) -> list:
     for file in (here / "dir").glob("*.jsonl"):
         file.unlink()
@@ -224,6 +233,8 @@ def a_cache_that_is_none(here: Path) -> list:
 
 WRONG = {
     "no videos": (no_videos, 2, "dir"),
+    # A disk that is not mounted looks like an empty folder: the features in the cache must survive it.
+    "no videos, and missing ones are allowed": (no_videos_and_missing_ones_allowed, 2, "dir: no videos ("),
     "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
     "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
     "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
@@ -254,6 +265,11 @@ WRONG = {
         ["import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
         2,
         "10 of 10 annotated videos have no features",
+    ),
+    "features of nothing, and missing ones are allowed": (
+        no_features_and_missing_ones_allowed,
+        2,
+        "Check the folders (clip: empty, which is empty)",
     ),
     "features in no folder": (
         ["import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],

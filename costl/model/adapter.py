@@ -16,12 +16,11 @@ from torch.nn import functional as F
 
 from costl.model.baselines import Heads, Mlp, TextLayer
 from costl.model.costl import Outputs, WordTokens, keep_joint
-from costl.model.match import Match, match_frames
+from costl.model.match import Match, match_frames, unit_length
 from costl.model.temporal import TextPool
 from costl.model.tokens import Asks, of_each
 
 TEMPERATURE = 0.07  # of the match between frames and sentences, as published
-_NEVER = -1e30
 
 
 class AdapterModel(nn.Module):
@@ -63,10 +62,12 @@ class AdapterModel(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        most_queries: int | None = None,
+        real_words: int | None = None,
         matching: bool = True,
     ) -> Outputs:
         """What the model's own forward takes and gives. A cache holds one layer of CLIP: every round reads that one."""
-        return self.refine([tokens], frame_mask, video, words, word_mask, matching=matching)
+        return self.refine([tokens], frame_mask, video, words, word_mask, most_queries=most_queries, matching=matching)
 
     def refine(
         self,
@@ -76,10 +77,13 @@ class AdapterModel(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         *,
+        most_queries: int | None = None,
         matching: bool = True,
     ) -> Outputs:
         """From the tokens of CLIP's last `layers`, the last one first; the rounds beyond them stay with the earliest."""
-        asked, asks, mask = self.word_mlp(self.words(words)), Asks.of(video, len(frame_mask)), frame_mask[video]
+        asked = self.word_mlp(self.words(words))
+        asks = Asks.of(video, len(frame_mask), most_queries)
+        mask = frame_mask[video]
         text = self.text(asked, word_mask)
         read = [self.tokens(layer) for layer in layers]
         frames = mask.new_zeros(*mask.shape, asked.shape[-1], dtype=asked.dtype)
@@ -115,7 +119,8 @@ class QueryPool(nn.Module):
         score = torch.einsum("vqld,vtnd->vqtln", asked, self.key(tokens)) / tokens.shape[-1] ** 0.5
         found = torch.einsum("vqtln,vtnd->vqtld", score.softmax(-1), self.value(tokens))
         gathered = asks.by_query(found) + words[:, None]
-        return gathered.masked_fill(~word_mask[:, None, :, None], _NEVER).amax(2)
+        # Minus infinity, which every precision has; the sentence has at least one real word.
+        return gathered.masked_fill(~word_mask[:, None, :, None], -torch.inf).amax(2)
 
 
 class ConvPyramid(nn.Module):
@@ -168,5 +173,5 @@ class Halve(nn.Module):
 
 def _match(layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], video: Int[Tensor, "b"]) -> Match:
     """Cosine similarity over a temperature, the mean over the layers."""
-    mean = torch.stack([F.normalize(frames, dim=-1) for frames in layers]).mean(0)
-    return match_frames(F.normalize(text, dim=-1) / TEMPERATURE, mean, video)
+    mean = torch.stack([unit_length(frames) for frames in layers]).mean(0)
+    return match_frames(unit_length(text) / TEMPERATURE, mean, video)

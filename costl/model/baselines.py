@@ -93,6 +93,8 @@ class ClsModel(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        most_queries: int | None = None,
+        real_words: int | None = None,
         matching: bool = True,
     ) -> Outputs:
         """What the model's own forward takes and gives; of the tokens of a frame only the first is read."""

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from costl.config import Config
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.match import Match
+from costl.model.match import Match, unit_length
 from costl.model.spatial import Seen, SpatialEncoder
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
+from costl.numerics import full_precision
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class CoSTL(nn.Module):
 
     joint_norm_weight: Tensor
     joint_norm_bias: Tensor
-    joint_norm_eps: Tensor
     joint_projection: Tensor
-    joint_logit_scale: Tensor
-    joint_normed: Tensor
+    joint_norm_eps: float
+    joint_logit_scale: float
+    joint_normed: bool
 
     def __init__(
         self,
@@ -92,11 +93,26 @@ class CoSTL(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        most_queries: int | None = None,
+        real_words: int | None = None,
         matching: bool = True,
     ) -> Outputs:
-        """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real."""
+        """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real.
+
+        At most `most_queries` sentences ask about one video, and `real_words` words are not padding. A batch knows both;
+        without them the device is asked, and the host waits for its answer.
+        """
         query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
-        seen = self.spatial(tokens, video, query, asked, word_mask, matching=matching)
+        seen = self.spatial(
+            tokens,
+            video,
+            query,
+            asked,
+            word_mask,
+            most_queries=most_queries,
+            real_words=real_words,
+            matching=matching,
+        )
         frames = seen.frames + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
         if self.similarity is not None:
             frames = frames + self.similarity(self._clip_similarity(tokens, frame_mask, video, sentence)[..., None])
@@ -115,9 +131,12 @@ class CoSTL(nn.Module):
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         sentence: Float[Tensor, "b e"],
+        most_queries: int | None = None,
+        real_words: int | None = None,
     ) -> Seen:
         """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
-        return self.spatial(tokens, video, self.sentence(sentence), self.words(words), word_mask, matching=False)
+        query, asked = self.sentence(sentence), self.words(words)
+        return self.spatial(tokens, video, query, asked, word_mask, most_queries=most_queries, matching=False)
 
     @torch.no_grad()
     def _clip_similarity(
@@ -127,15 +146,19 @@ class CoSTL(nn.Module):
         video: Int[Tensor, "b"],
         sentence: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b t"]:
-        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale."""
-        used = tokens[:, :, 0]
-        if self.joint_normed:
-            used = F.layer_norm(
-                used, used.shape[-1:], self.joint_norm_weight, self.joint_norm_bias, float(self.joint_norm_eps)
-            )
-        space, mask = F.normalize(used @ self.joint_projection, dim=-1), frame_mask[video]
-        like = torch.einsum("bte,be->bt", space[video], sentence)
-        return (like - (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * self.joint_logit_scale
+        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale.
+
+        In float32: the similarities of a video differ by little, and the scale makes a rounding error a hundred times as large.
+        """
+        used, mask = tokens[:, :, 0], frame_mask[video]
+        with full_precision(used.device):
+            if self.joint_normed:
+                weight, bias = self.joint_norm_weight, self.joint_norm_bias
+                used = F.layer_norm(used, used.shape[-1:], weight, bias, self.joint_norm_eps)
+            space = unit_length(used @ self.joint_projection)
+            like = torch.einsum("bte,be->bt", space[video], sentence)
+            mean = (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+            return (like - mean) * self.joint_logit_scale
 
 
 def read_out(
@@ -160,11 +183,47 @@ def read_out(
     )
 
 
+_JOINT_TENSORS = ("norm_weight", "norm_bias", "projection")
+_JOINT_NUMBERS = ("norm_eps", "logit_scale")
+
+
 def keep_joint(model: nn.Module, joint: dict[str, Tensor]) -> None:
-    """Puts CLIP's joint space beside the weights: a checkpoint tells the sizes of its CLIP by it."""
-    for name, tensor in joint.items():
-        # Not a weight but a switch, which the cache decides: checkpoints do without it.
-        model.register_buffer(f"joint_{name}", tensor, persistent=name != "normed")
+    """Stores CLIP's joint space in the model: its tensors as buffers, its numbers as plain values.
+
+    A number on a device would make the host wait for it in every forward. Checkpoints hold the numbers as tensors next to the
+    weights all the same, as they always have: an exported model knows its CLIP by them.
+    """
+    for name in _JOINT_TENSORS:
+        model.register_buffer(f"joint_{name}", joint[name])
+    for name in _JOINT_NUMBERS:
+        _set_number(model, name, joint[name])
+    # Not a weight but a switch, which the cache decides: checkpoints do without it.
+    model.joint_normed = bool(joint["normed"])  # type: ignore[assignment]
+    # Both hooks have public names only since PyTorch 2.5.
+    model._register_state_dict_hook(_write_joint_numbers)
+    model._register_load_state_dict_pre_hook(_read_joint_numbers, with_module=True)
+
+
+def _write_joint_numbers(model: nn.Module, weights: dict[str, Tensor], prefix: str, _: object) -> None:
+    for name in _JOINT_NUMBERS:
+        number = getattr(model, f"joint_{name}")
+        weights[f"{prefix}joint_{name}"] = torch.tensor(number, dtype=torch.float32)
+
+
+def _read_joint_numbers(
+    model: nn.Module, weights: dict[str, Tensor], prefix: str, _: object, __: bool, missing: list[str], *___: object
+) -> None:
+    for name in _JOINT_NUMBERS:
+        key = f"{prefix}joint_{name}"
+        if key in weights:
+            _set_number(model, name, weights.pop(key))
+        else:
+            missing.append(key)
+
+
+def _set_number(model: nn.Module, name: str, number: Tensor) -> None:
+    """With the precision that it has in a checkpoint, so that a trained model and a loaded one agree to the last bit."""
+    setattr(model, f"joint_{name}", number.to(torch.float32).item())
 
 
 def build_model(

@@ -32,7 +32,9 @@ class MomentHead(nn.Module):
         for i, (x, mask) in enumerate(zip(levels, masks, strict=True)):
             what, where = (block(x, mask) for block in self.trunk)
             foreground.append(self.foreground(what)[..., 0])
-            distances.append(F.softplus(self.distances(where)) * self.strides[i] * self.log_factor[i].exp())
+            # In float32 as on a GPU, where autocast sees to it: half precision cannot tell distant clips apart.
+            reach = F.softplus(self.distances(where).float())
+            distances.append(reach * self.strides[i] * self.log_factor[i].exp())
         return torch.cat(foreground, 1), torch.cat(distances, 1)
 
 

@@ -47,21 +47,46 @@ def compared(best: Float[Tensor, "b m *rest"], word_mask: Bool[Tensor, "b l"]) -
     return torch.stack([best[:, 0], torch.einsum("bl...,bl->b...", best[:, 1:], share)])
 
 
-def match_texts(texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens, asks: Asks) -> Match:
+def unit_length(x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+    """Vectors of length one, in float32: the 1e-12 that keeps a zero vector from a division by zero is itself 0 in float16."""
+    return F.normalize(x.float(), dim=-1)
+
+
+def match_texts(
+    texts: Float[Tensor, "b m c"],
+    word_mask: Bool[Tensor, "b l"],
+    tokens: Tokens,
+    asks: Asks,
+    real_words: int | None = None,
+) -> Match:
     """How well frames match the texts by their patches; of a fine grid, whose neighbours look alike, some stand for all."""
     own = score_own(texts, tokens.some(1, _thinned(tokens)), asks).logsumexp(-1)
-    return Match(compared(own, word_mask), match_rivals(texts, word_mask, tokens))
+    return Match(compared(own, word_mask), match_rivals(texts, word_mask, tokens, real_words))
 
 
 def match_rivals(
-    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens
+    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens, real_words: int | None = None
 ) -> Float[Tensor, "s b v u"]:
     """How well the frames of every video match these texts. Being most of a training step, it leaves out words that are
-    padding."""
-    real, some = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]], tokens.some(RIVAL_STEP, _thinned(tokens))
-    best = some.scores(texts[real].expand(len(some.raw), -1, -1)).logsumexp(-1)
-    blank = best.new_zeros(*real.shape, len(best), best.shape[-1])
-    return compared(blank.index_put(real.nonzero(as_tuple=True), best.transpose(0, 1)), word_mask)
+    padding; `real_words` of the batch are not (None: the device is asked)."""
+    some = tokens.some(RIVAL_STEP, _thinned(tokens))
+    rows = _real_texts(texts, word_mask, real_words)
+    real = texts.flatten(0, 1).index_select(0, rows)
+    best = some.scores(real.expand(len(some.raw), -1, -1)).logsumexp(-1)
+    blank = best.new_zeros(texts.shape[0] * texts.shape[1], len(best), best.shape[-1])
+    filled = blank.index_copy(0, rows, best.transpose(0, 1))
+    return compared(filled.unflatten(0, texts.shape[:2]), word_mask)
+
+
+def _real_texts(
+    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], real_words: int | None
+) -> Int[Tensor, "r"]:
+    """The numbers of the texts that are not padding, in order. A sort, because `nonzero` makes the host wait for the device."""
+    real = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]].flatten()
+    count = len(texts)
+    if texts.shape[1] > 1:
+        count += int(word_mask.sum()) if real_words is None else real_words
+    return real.int().argsort(stable=True, descending=True)[:count]
 
 
 def _thinned(tokens: Tokens) -> int:

@@ -13,14 +13,13 @@ from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from costl.model.adapter import TEMPERATURE, AdapterModel
 from costl.model.build import Model
 from costl.model.costl import CoSTL
-from costl.model.match import frame_rivals, match_rivals
+from costl.model.match import frame_rivals, match_rivals, unit_length
 
-Rivals = Callable[[Float[Tensor, "b l w"], Bool[Tensor, "b l"], Float[Tensor, "b e"]], Float[Tensor, "s b v u"]]
+Rivals = Callable[..., Float[Tensor, "s b v u"]]
 
 
 def ways(model: Model) -> int:
@@ -30,8 +29,8 @@ def ways(model: Model) -> int:
 
 @contextmanager
 def rivals_of(model: Model) -> Iterator[Rivals]:
-    """While inside, `rivals(words, word_mask, sentence)` [s b v u] is what `Outputs.match.rivals` would have been for these
-    sentences and the videos of the last forward."""
+    """While inside, `rivals(words, word_mask, sentence, real_words)` [s b v u] is what `Outputs.match.rivals` would have been
+    for these sentences and the videos of the last forward. Without `real_words` the device is asked for their number."""
     seen: list[Any] = []
 
     def keep(_module: nn.Module, _given: Any, made: Any) -> None:
@@ -39,19 +38,26 @@ def rivals_of(model: Model) -> Iterator[Rivals]:
 
     handle = (model.spatial.tokens if isinstance(model, CoSTL) else model.tokens).register_forward_hook(keep)
     try:
-        yield lambda words, word_mask, sentence: _rivals(model, seen[0], words, word_mask, sentence)
+        yield lambda *texts: _rivals(model, seen[0], *texts)
     finally:
         handle.remove()
 
 
-def _rivals(model: Model, seen: Any, words: Tensor, word_mask: Tensor, sentence: Tensor) -> Tensor:
+def _rivals(
+    model: Model,
+    seen: Any,
+    words: Float[Tensor, "b l w"],
+    word_mask: Bool[Tensor, "b l"],
+    sentence: Float[Tensor, "b e"],
+    real_words: int | None = None,
+) -> Float[Tensor, "s b v u"]:
     if isinstance(model, AdapterModel):
         text = model.text(model.word_mlp(model.words(words)), word_mask)
-        return frame_rivals(F.normalize(text, dim=-1) / TEMPERATURE, F.normalize(seen[:, :, 0], dim=-1))
+        return frame_rivals(unit_length(text) / TEMPERATURE, unit_length(seen[:, :, 0]))
     query = model.sentence(sentence)
     if not isinstance(model, CoSTL):
         return frame_rivals(query / math.sqrt(seen.shape[-1]), seen)
     asked = model.spatial.texts(query, model.words(words))
     if model.spatial.where is None:
         return frame_rivals(asked[:, 0], seen.frames())
-    return match_rivals(asked, word_mask, seen)
+    return match_rivals(asked, word_mask, seen, real_words)

@@ -154,15 +154,19 @@ class SpatialEncoder(nn.Module):
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
         *,
+        most_queries: int | None = None,
+        real_words: int | None = None,
         matching: bool = True,
     ) -> Seen:
         """-> frames as their sentence sees them, with all that the steps found on the way."""
-        normed, asks, asked = self.tokens(tokens), Asks.of(video, len(tokens)), self.texts(sentence, words)
+        normed = self.tokens(tokens)
+        asks = Asks.of(video, len(tokens), most_queries)
+        asked = self.texts(sentence, words)
         plain = normed.frames()
         frames = of_each(self.project(plain), video)
         if self.where is None or self.where_gate is None:
             return Seen(frames, match_frames(asked[:, 0], plain, video) if matching else None)
-        match = match_texts(asked, word_mask, normed, asks) if matching else None
+        match = match_texts(asked, word_mask, normed, asks, real_words) if matching else None
         where = self.where(normed, asks, score_own(asked[:, :1], normed, asks)[:, 0, :, 1:])
         frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
         if self.what is None or self.what_gate is None:

@@ -88,10 +88,12 @@ class Asks:
     most: int
 
     @classmethod
-    def of(cls, video: Int[Tensor, "b"], videos: int) -> Asks:
-        """Numbers the sentences of each video. How many a video has at most is asked of the device here, and only once."""
+    def of(cls, video: Int[Tensor, "b"], videos: int, most: int | None = None) -> Asks:
+        """Numbers the sentences of each video. Without `most` the number is read from the device, and the host waits for it."""
         slot = (video[:, None] == video).tril(-1).sum(1)
-        return cls(video, slot, videos, int(slot.max()) + 1)
+        if most is None:
+            most = int(slot.max()) + 1
+        return cls(video, slot, videos, most)
 
     def by_video(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
         """One row a sentence -> one row a video, zeros where a video is asked less often than another."""

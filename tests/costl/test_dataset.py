@@ -133,9 +133,28 @@ def test_the_tokens_of_a_video_are_read_once_a_batch():
 def test_a_batch_moves_as_a_whole():
     batch = collate([query(1)], Memory({"a": 10.0}), patches=True)
     moved = batch.to(torch.device("meta"))
-    assert {value.device.type for value in moved.model_inputs().values()} == {"meta"}
+    tensors = [value for value in moved.model_inputs().values() if isinstance(value, torch.Tensor)]
+    assert {value.device.type for value in tensors} == {"meta"}
     assert moved.ratings.device.type == "meta"
     assert moved.queries == batch.queries
+
+
+def test_a_batch_counts_what_the_model_would_have_to_read_from_a_device():
+    features = Memory({"a": 10.0, "b": 6.0})
+    rows = [query(1, "a", text="one two three"), query(2, "b", text="one", duration=6.0), query(3, "b", duration=6.0)]
+    batch = collate(rows, features, patches=True, wrong=[(0, 1)])
+    assert batch.pairs == int(batch.right.sum()) == 3
+    assert batch.most_queries == 3  # two sentences about video b, and a wrong one
+    assert batch.real_words == int(batch.word_mask.sum()) == 3 + 1 + 2 + 3
+    on_meta = batch.to(torch.device("meta"))  # a device that no number can be read from
+    assert (on_meta.pairs, on_meta.most_queries, on_meta.real_words) == (3, 3, 9)
+
+
+def test_moments_have_no_column_where_no_query_of_the_batch_has_one():
+    unlabelled, labelled = query(1, windows=()), query(2, windows=((0, 2), (4, 6)))
+    features = Memory({"a": 10.0})
+    assert collate([unlabelled], features, patches=True).moments.shape == (1, 0, 2)
+    assert collate([unlabelled, labelled], features, patches=True).moments.shape == (2, 2, 2)
 
 
 # --- an epoch ----------------------------------------------------------------------------------------------------

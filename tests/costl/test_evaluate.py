@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from costl.ablate import ablate
 from costl.annotations import Prediction, Query, parse_predictions
 from costl.checkpoint import load_checkpoint
 from costl.evaluate import (
@@ -26,7 +28,11 @@ from costl.evaluate import (
     read_queries,
 )
 from costl.metrics import compute_metrics
+from costl.references import ZeroShot, choose_zero_shot, zero_shot
+from costl.repeat import repeat
+from costl.report import report
 from costl.runs import newest_run, read_run
+from costl.submission import submit
 from costl.train import train
 from pipeline.cache import CacheReader, CacheWriter
 from pipeline.errors import CacheError, UsageError
@@ -282,6 +288,105 @@ def test_queries_about_videos_without_features_count_nothing_and_are_named(world
     share = len(lines) / (len(lines) + 1)
     assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(share * full["MR-full-mAP"])
     assert any("1 of 7 queries ask about videos without features (lost)" in note for note in found.notes)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A folder with an evaluated run, a submission, and caches in which the videos of one split have no features."""
+
+    folder: Path
+    run: Path
+    caches: dict[str, Path]
+
+    def files(self) -> dict[Path, tuple[bytes, int]]:
+        """The content of every file and when it was written."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def about_videos_without_features(text: str) -> str:
+    """The same queries, each about a video that the cache does not have."""
+    rows = [json.loads(line) for line in text.splitlines()]
+    return "".join(json.dumps(row | {"vid": f"absent_{row['vid']}"}) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def home(world, run, tmp_path_factory) -> Home:
+    folder = tmp_path_factory.mktemp("home")
+    own = Path(shutil.copytree(run, folder / "run"))
+    evaluate(own, device="cpu")
+    submit(folder / "hl.zip", own, device="cpu")
+    caches = {}
+    for split in ("val", "test"):
+        text = about_videos_without_features(CacheReader(world.cache).annotations(split))
+        caches[split] = world.copy(folder / split, **{split: text}).cache
+    return Home(folder, own, caches)
+
+
+SHORT = ("train.epochs=1",)
+# For each path: the split whose videos have no features, and the call.
+WITHOUT_FEATURES = {
+    "an evaluation over an earlier one": (
+        "test",
+        lambda home, cache: evaluate(home.run, cache=cache, device="cpu"),
+    ),
+    "an evaluation in a new folder": (
+        "test",
+        lambda home, cache: evaluate(home.run, cache=cache, out=home.folder / "new", device="cpu"),
+    ),
+    "an evaluation in the folder of another split": (
+        "val",
+        lambda home, cache: evaluate(home.run, split="val", cache=cache, out=home.run / "eval-test", device="cpu"),
+    ),
+    "a submission over an earlier one": (
+        "test",
+        lambda home, cache: submit(home.folder / "hl.zip", home.run, cache=cache, device="cpu"),
+    ),
+    "a report of an earlier evaluation": ("test", lambda home, cache: report(home.run, cache=cache, device="cpu")),
+    "a repetition": (
+        "test",
+        lambda home, cache: repeat(cache, seeds=1, overrides=SHORT, out=home.folder / "repeat", device="cpu"),
+    ),
+    "an ablation": (
+        "test",
+        lambda home, cache: ablate(
+            cache, seeds=1, variants=["full"], overrides=SHORT, out=home.folder / "ablation", device="cpu"
+        ),
+    ),
+    "a training that is validated on them": (
+        "val",
+        lambda home, cache: train(cache, overrides=SHORT, out=home.folder / "trained", device="cpu"),
+    ),
+    "a training that is chosen on test": (
+        "test",
+        lambda home, cache: train(
+            cache, overrides=[*SHORT, "train.select_on=test"], out=home.folder / "trained", device="cpu"
+        ),
+    ),
+    "the settings of zero-shot CLIP": ("val", lambda home, cache: choose_zero_shot(CacheReader(cache))),
+    "zero-shot CLIP": ("test", lambda home, cache: zero_shot(CacheReader(cache), "test", ZeroShot())),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_FEATURES)
+def test_a_split_without_features_is_refused_and_no_file_changes(home, name):
+    split, call = WITHOUT_FEATURES[name]
+    before = home.files()
+    expected = rf"no video of split '{split}' has features \(6 queries about absent_{split}_0000, .*costl status .* why"
+    with pytest.raises(UsageError, match=expected):
+        call(home, home.caches[split])
+    assert home.files() == before
+
+
+def test_a_domain_without_features_is_refused_and_others_are_not(world, tmp_path):
+    texts = {split: with_domains(CacheReader(world.cache).annotations(split)) for split in ("train", "val", "test")}
+    rows = [json.loads(line) for line in texts["test"].splitlines()]
+    gone = [row | ({"vid": "absent"} if row["domain"] == "BT" else {}) for row in rows]
+    texts["test"] = "".join(json.dumps(row) + "\n" for row in gone)
+    features = CacheReader(world.copy(tmp_path, **texts).cache)
+    with pytest.raises(UsageError, match="no video of split 'test' in domain 'BT' has features"):
+        read_queries(features, "test", domain="BT")
+    assert len(read_queries(features, "test", domain="BK")) == 3 and len(read_queries(features, "test")) == 6
 
 
 def test_a_duration_that_means_another_cut_is_pointed_out(world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, replace
 from functools import partial
 
@@ -14,18 +15,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from costl.annotations import Query
+from costl.checkpoint import fit_weights, load_checkpoint, save_checkpoint
 from costl.config import Config, load_config
 from costl.dataset import Batch, collate
 from costl.metrics import compute_metrics
 from costl.model.build import build_model as build_any
 from costl.model.costl import CoSTL, Outputs, build_model
 from costl.model.heads import anchors
-from costl.model.match import RIVAL_STEP, Match
+from costl.model.match import RIVAL_STEP, Match, unit_length
 from costl.model.spatial import SpatialEncoder, WhatStep, WhereStep, place_waves
 from costl.model.temporal import Attention, TextPool
 from costl.model.tokens import Asks, Tokens, score_own
 from costl.objective import total_loss
 from costl.predict import to_predictions
+from pipeline.errors import CacheError
 from pipeline.features import Joint, Words
 from pipeline.grid import Grid
 
@@ -375,6 +378,78 @@ def cost_of(side: int, words: int, *, matching: bool = False) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         small_model(grid=(side, side))(**inputs, matching=matching)
     return counter.get_total_flops()
+
+
+# --- CLIP's joint space --------------------------------------------------------------------------------------------
+
+
+EARLIER = {
+    "joint_norm_eps": 0.3,
+    "joint_logit_scale": 7.0,
+}  # what a checkpoint holds, unlike what the model is built with
+
+
+def checkpoint_of_an_earlier_version(model: nn.Module, folder) -> dict[str, Tensor]:
+    """Weights in which the two numbers are buffers: as tensors under their own names."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in EARLIER}
+    weights |= {name: torch.tensor(value) for name, value in EARLIER.items()}
+    save_checkpoint(folder, "best", weights, {})
+    return load_checkpoint(folder, "best")[0]
+
+
+def similarity_of_an_earlier_version(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+    """What the frozen similarity was computed by when its numbers were buffers."""
+    used, mask = inputs["tokens"][:, :, 0], inputs["frame_mask"][inputs["video"]]
+    norm = [weights[f"joint_norm_{name}"] for name in ("weight", "bias")]
+    used = nn.functional.layer_norm(used, used.shape[-1:], *norm, float(weights["joint_norm_eps"]))
+    space = nn.functional.normalize(used @ weights["joint_projection"], dim=-1)
+    like = torch.einsum("bte,be->bt", space[inputs["video"]], inputs["sentence"])
+    mean = (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    return (like - mean) * weights["joint_logit_scale"]
+
+
+@pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
+def test_the_numbers_of_the_joint_space_are_plain_values_not_buffers(kind):
+    config, joint = load_config(SMALL, overrides=[f"model.kind={kind}"]), joint_space(torch.Generator())
+    model = build_any(config, clip_width=C, word_width=W, patch_grid=(2, 3), joint=joint)
+    assert type(model.joint_norm_eps) is type(model.joint_logit_scale) is float and model.joint_normed is True
+    buffers = {name for name, _ in model.named_buffers() if name.startswith("joint_")}
+    assert buffers == {"joint_norm_weight", "joint_norm_bias", "joint_projection"}
+    assert {name for name in model.state_dict() if name.startswith("joint_")} == buffers | EARLIER.keys()
+
+
+def test_a_checkpoint_of_an_earlier_version_gives_the_same_to_the_last_bit(tmp_path):
+    model, inputs = small_model(), random_inputs(CLIPS, ASKED)
+    other = copy.deepcopy(model)
+    weights = checkpoint_of_an_earlier_version(model, tmp_path)
+    fit_weights(model, weights, of="a run")
+    names = ("tokens", "frame_mask", "video", "sentence")
+    found = model._clip_similarity(**{name: inputs[name] for name in names})
+    assert torch.equal(found, similarity_of_an_earlier_version(weights, inputs))
+    assert found.std() > 0.1
+    saved = model.state_dict()
+    assert saved.keys() == weights.keys()
+    assert all(
+        torch.equal(saved[name], tensor) and saved[name].dtype == tensor.dtype for name, tensor in weights.items()
+    )
+    assert other.joint_logit_scale == 10.0  # a copy keeps numbers of its own
+    fit_weights(other, weights, of="a run")
+    assert torch.equal(run(other, inputs).saliency, run(model, inputs).saliency)
+
+
+def test_a_checkpoint_without_the_numbers_of_the_joint_space_is_refused():
+    model = small_model()
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "joint_norm_eps"}
+    with pytest.raises(CacheError, match="no joint_norm_eps"):
+        fit_weights(model, weights, of="a run")
+    with pytest.raises(RuntimeError, match=r"Missing key.*joint_norm_eps"):
+        model.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_zero_vector_has_no_direction_in_any_precision(dtype):
+    found = unit_length(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
 
 
 # --- one batch by heart ------------------------------------------------------------------------------------------

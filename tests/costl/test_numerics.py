@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model import ALL_WRONG, SMALL, C, Sprites, W, longer
 
 from costl import train as module
 from costl.annotations import Query
 from costl.checkpoint import load_checkpoint
 from costl.config import KINDS, Loss, load_config
-from costl.dataset import Batch
+from costl.dataset import Batch, collate
+from costl.model.build import build_model
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
 from costl.model.match import RIVAL_STEP, Match
-from costl.numerics import choose_precision, make_scaler, may_overflow
+from costl.numerics import autocast, choose_precision, make_scaler, may_overflow
 from costl.objective import total_loss
 from costl.runs import read_rows, read_run
 from costl.train import resume, train
@@ -145,6 +148,64 @@ def test_a_gradient_that_is_no_number_names_the_queries(world, tmp_path, monkeyp
     with pytest.raises(CostlError, match=r"step 1: the gradient is not a finite number, .* queries 10\d+") as caught:
         run(world, tmp_path / "run", f"train.precision={precision}")
     assert ("train.precision=float32" in str(caught.value)) == (precision == "float16")
+
+
+# --- the model and both baselines ---------------------------------------------------------------------------------
+
+
+ERRORS = {"bfloat16": (0.08, 0.15), "float16": (0.01, 0.02)}  # of outputs and of gradients, as parts of the largest
+LEAST_SCALE = 2**12  # a scale of float16 that is still far above the small gradients that it protects
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch gives: the loss, what the model outputs for all that is no padding, the gradient of all weights."""
+
+    loss: float
+    outputs: dict[str, torch.Tensor]
+    gradient: torch.Tensor
+
+
+def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
+    """Forward, losses and backward as training computes them, on a batch with wrong pairs and much padding."""
+    world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
+    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
+    if not joint_space:  # as the cache says that none is there
+        joint["projection"] = torch.zeros_like(joint["projection"])
+    torch.manual_seed(0)
+    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = longer(collate(world.queries, world, patches=config.patches, wrong=ALL_WRONG))
+    with autocast(CPU, precision):
+        outputs = model(**batch.model_inputs())
+    total, _ = total_loss(outputs, batch, config.loss)
+    scale = LEAST_SCALE if make_scaler(CPU, precision).is_enabled() else 1
+    (total * scale).backward()
+    gradients = [weight.grad.flatten() / scale for weight in model.parameters() if weight.grad is not None]
+    frames = batch.frame_mask[batch.video]
+    real = {
+        "foreground": outputs.foreground[outputs.positions],
+        "spans": outputs.spans[outputs.positions],
+        "saliency": outputs.saliency[frames],
+        "own": outputs.match.own[:, frames],
+        "rivals": outputs.match.rivals[:, :, batch.frame_mask[:, ::RIVAL_STEP]],
+    }
+    return Step(total.item(), {name: x.detach().float() for name, x in real.items()}, torch.cat(gradients))
+
+
+@pytest.mark.parametrize("joint_space", [True, False], ids=["joint space", "no joint space"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", HALVES)
+def test_every_model_in_half_precision_stays_near_float32(precision, kind, joint_space):
+    exact = step_in(torch.float32, kind, joint_space=joint_space)
+    found = step_in(getattr(torch, precision), kind, joint_space=joint_space)
+    output_error, gradient_error = ERRORS[precision]
+    assert found.loss == pytest.approx(exact.loss, rel=output_error)
+    for name, value in exact.outputs.items():
+        assert found.outputs[name].isfinite().all(), name
+        assert (found.outputs[name] - value).abs().max() <= output_error * value.abs().max(), name
+    assert found.gradient.isfinite().all()
+    assert (found.gradient - exact.gradient).norm() <= gradient_error * exact.gradient.norm()
+    assert not torch.equal(found.gradient, exact.gradient)
 
 
 # --- losses ------------------------------------------------------------------------------------------------------

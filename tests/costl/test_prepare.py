@@ -224,6 +224,75 @@ def test_videos_may_be_left_out_only_where_missing_ones_are_allowed(charades, tm
     assert result.exit_code == 2 and "--videos is missing" in result.stderr and not (tmp_path / "out").exists()
 
 
+def an_empty_videos_folder(place: Path) -> None:
+    place.mkdir()
+
+
+def other_files(place: Path) -> None:
+    place.mkdir()
+    (place / "notes.txt").touch()
+    (place / "A.mp4").mkdir()  # a folder by the name of a video
+
+
+def a_videos_folder_within(place: Path) -> None:
+    (place / "videos").mkdir(parents=True)
+
+
+def a_file(place: Path) -> None:
+    place.touch()
+
+
+def nothing_there(place: Path) -> None:
+    """The folder does not exist."""
+
+
+# What --videos names, and what the refusal without --allow-missing-videos says.
+NO_VIDEOS = {
+    "an empty folder": (an_empty_videos_folder, "no videos (it is empty), expected"),
+    "other files": (other_files, "no videos ("),
+    "an empty folder called videos": (a_videos_folder_within, "no videos (1 folder), expected"),
+}
+NO_FOLDER = {
+    "no such folder": (nothing_there, "no such folder. Pass the folder that holds the videos."),
+    "a file": (a_file, "is a file."),
+}
+
+
+@pytest.mark.parametrize("name", NO_VIDEOS)
+def test_a_folder_may_hold_no_videos_where_missing_ones_are_allowed(prepare, charades, tmp_path, name):
+    make, refusal = NO_VIDEOS[name]
+    make(tmp_path / "videos")
+    refused = prepare("charades", charades, "--videos", tmp_path / "videos", out="refused")
+    assert refused.code == 2 and f"{tmp_path / 'videos'}: {refusal}" in refused.words and not refused.out.exists()
+    allowed = prepare("charades", charades, "--videos", tmp_path / "videos", "--allow-missing-videos")
+    assert allowed.code == 0 and (allowed.out / "missing.txt").read_text().split() == ["A", "B", "C", "D", "Y", "Z"]
+    assert content(allowed.out) == content(prepare("charades", charades, out="without the option").out)
+    assert f"Next: costl extract --videos {tmp_path / 'videos'} --annotations {allowed.out}" in allowed.words
+
+
+@pytest.mark.parametrize("allowed", [[], ["--allow-missing-videos"]])
+@pytest.mark.parametrize("name", NO_FOLDER)
+def test_a_folder_of_videos_that_does_not_exist_is_refused(prepare, charades, tmp_path, name, allowed):
+    make, part = NO_FOLDER[name]
+    make(tmp_path / "videos")
+    found = prepare("charades", charades, "--videos", tmp_path / "videos", *allowed)
+    assert found.code == 2 and part in found.words and not found.out.exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_durations_that_only_videos_tell_are_asked_for_with_what_to_do(prepare, tmp_path, named):
+    (tmp_path / "sta").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "sta" / f"charades_sta_{split}.txt").write_text("AO8RW 0.0 6.9##a person reads.\n")
+    (tmp_path / "videos").mkdir()
+    videos = ["--videos", tmp_path / "videos"] if named else []
+    found = prepare("charades", tmp_path / "sta", *videos, "--allow-missing-videos")
+    assert found.code == 2 and not found.out.exists()
+    assert "how long is AO8RW? AO8RW: its video is not here" in found.words
+    remedy = f"Add these videos to {tmp_path / 'videos'}" if named else "Pass --videos with the folder of the videos"
+    assert f"these come from the videos. {remedy}, or add the files that have the durations." in found.words
+
+
 def test_a_folder_of_something_else_is_never_overwritten(prepare, charades, tmp_path, jsonl):
     cases = {
         "mine": ("train.jsonl", "{}", "holds files that costl prepare did not write (train.jsonl)"),

@@ -1,0 +1,223 @@
+"""Whatever settings are accepted can be worked with: the model is built, learns from a batch, and predicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from costl import train as module
+from costl.annotations import Query
+from costl.config import KINDS, PRECISIONS, SELECTABLE, Config, load_config
+from costl.dataset import plan_epoch
+from costl.evaluate import predict_split, read_queries
+from costl.layers import BENCHMARKS
+from costl.metrics import compute_metrics
+from costl.shares import Plan
+from costl.state import State, fresh_state
+from pipeline.cache import CacheReader
+from pipeline.errors import UsageError
+from pipeline.plain_yaml import read_yaml
+
+CPU = torch.device("cpu")
+
+# Ordinary values and the ends of what is accepted, as far as they are cheap.
+# `compile` takes minutes, `workers` and `tensorboard` have no part in a step; their own tests are elsewhere.
+ORDINARY: dict[str, dict[str, list[Any]]] = {
+    "data": {"benchmark": [*BENCHMARKS]},
+    "model": {
+        "kind": [*KINDS],
+        "width": [12, 24, 60],
+        "heads": [1, 2, 3, 4, 12],
+        "dropout": [0.0, 0.1, 0.99],
+        "input_dropout": [0.0, 0.3, 0.99],
+    },
+    "spatial": {"steps": [0, 1, 2], "clip_prior": [True, False], "top_k": [1, 4, 10**9]},
+    "temporal": {
+        "layers": [0, 1, 2],
+        "strides": [[1], [1, 2], [1, 2, 4, 8]],
+        "top_down": [True, False],
+        "null_tokens": [0, 1, 4],
+        "kernel": [1, 5],
+    },
+    "loss": {name: [0.0, 1e-6, 1.0, 1000.0] for name in ("focal", "iou", "saliency", "wrong_query", "contrast")}
+    | {"quality": [0.0, 0.5, 1.0]},
+    "train": {
+        "seed": [0, 2**32 - 1],
+        "epochs": [1, 60, 10**9],
+        "batch_size": [1, 2, 3, 10**9],
+        "accumulate": [1, 2, 3],
+        "learning_rate": [1e-300, 5e-4, 1.0],
+        "weight_decay": [0.0, 1e-4, 1.0],
+        "warmup_steps": [0, 1, 200, 10**9],
+        "clip_norm": [5e-324, 1.0, 1e300],
+        "ema": [0.0, 0.999, 1 - 2**-53],
+        "patience": [1, 10**9],
+        "select": [*SELECTABLE],
+        "select_on": ["val", "test"],
+        "threads": [None, 1, 1024],
+        "workers": [0, 256],
+        "bucket_batches": [1, 3, 10**9],
+        "precision": [*PRECISIONS],
+    },
+    "predict": {
+        "moments": [1, 10, 10**9],
+        "nms_sigma": [5e-324, 0.5, 1e300],
+        "min_score": [0.0, 0.5, 1.0],
+        "round_s": [0.0, 0.001, 2.0, 1e300],
+        "window_clips": [None, 8, 12, 10**9],
+    },
+}
+# Values of every type that have broken programs; load_config must refuse those that break this one.
+ODD_NUMBERS = [-1, 0, 1, 2, 3, 4, 5, 9, 16, 64, 1023, 1024, 10**9, 10**9 + 1, 2**31, 2**63, 10**400, 10**5000]
+ODD_FLOATS = [
+    -1.0,
+    -0.0,
+    5e-324,
+    1e-300,
+    1e-40,
+    1e-9,
+    1.0 - 2**-53,
+    1.5,
+    10.0,
+    1e6,
+    1e30,
+    1e39,
+    1e300,
+    math.inf,
+    math.nan,
+]
+DOUBLED = [2**i for i in range(70)]
+ODD_LISTS = [[], [1], [2], [1, 1], [1, 3], [2, 1], [-1], DOUBLED[:10], DOUBLED[:11], DOUBLED]
+ODD_OTHERS = [None, True, "", "auto", "COSTL", "\ud800", {}, [0]]
+ODD = [*ODD_NUMBERS, *ODD_FLOATS, *ODD_LISTS, *ODD_OTHERS]
+NAMES = [(section, name) for section, fields in Config().to_dict().items() for name in fields]
+NOT_TRIED = {("train", "compile"), ("train", "tensorboard")}
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    """Ordinary settings with up to two odd ones among them."""
+    layer = {
+        section: {name: draw(st.sampled_from(values)) for name, values in fields.items()}
+        for section, fields in ORDINARY.items()
+    }
+    for section, name in draw(st.lists(st.sampled_from(NAMES), max_size=2)):
+        if (section, name) not in NOT_TRIED:
+            layer[section][name] = draw(st.sampled_from(ODD))
+    return layer
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cache, a few sentences to learn from, the same without any label, and a few to answer."""
+
+    features: CacheReader
+    labelled: list[Query]
+    bare: list[Query]
+    asked: list[Query]
+
+
+@pytest.fixture(scope="module")
+def task(world) -> Task:
+    features = CacheReader(world.cache)
+    of_three_videos = [query for query in read_queries(features, "train") if query.vid[-1] in "012"]
+    labelled = of_three_videos[::7]
+    assert len({query.vid for query in labelled}) == 3
+    bare = [replace(query, windows=(), clip_ids=(), saliency=()) for query in labelled]
+    return Task(features, labelled, bare, read_queries(features, "val")[::9])
+
+
+def one_step(config: Config, task: Task, queries: list[Query]) -> State | None:
+    """The state after the first batch; None where the data have too few videos for `train.accumulate`."""
+    threads = torch.get_num_threads()
+    state = fresh_state(config, task.features, CPU)
+    torch.set_num_threads(threads)  # a thousand of them would take turns on a few cores
+    plan = Plan(0, 1, config.train.accumulate)
+    try:
+        plan.refuse_too_many(queries, config.train.batch_size)
+    except UsageError:
+        return None
+    first, *_ = plan_epoch(
+        queries,
+        task.features,
+        batch_size=config.train.batch_size,
+        wrong=config.loss.wrong_query > 0,
+        generator=state.shuffle,
+        bucket_batches=config.train.bucket_batches,
+    )
+    batch = plan.collate(first.queries, task.features, patches=config.patches, wrong=first.wrong)
+    state.model.train()
+    module._set_rate(state, config, share=0.5 / config.train.epochs)
+    module._step(state, batch, config)
+    return state
+
+
+def check_accepted(config: Config, task: Task, queries: list[Query]) -> None:
+    """One step with finite losses, and an answer to every sentence."""
+    state = one_step(config, task, queries)
+    if state is None:
+        return
+    assert all(map(math.isfinite, state.midway.means().values()))
+    for model in (state.model, state.average):
+        predictions = predict_split(model, task.asked, task.features, config=config, device=CPU)
+        assert all(prediction.windows and prediction.saliency for prediction in predictions)
+    brief = compute_metrics(predictions, task.asked, benchmark=config.data.benchmark)["brief"]
+    assert all(map(math.isfinite, brief.values()))
+
+
+def check(layer: dict[str, dict[str, Any]], task: Task, *, bare: bool) -> bool:
+    """Settings are refused in words, or can be worked with; gives whether they were accepted."""
+    try:
+        config = load_config(layer)
+    except UsageError as error:
+        assert str(error)
+        return False
+    check_accepted(config, task, task.bare if bare else task.labelled)
+    return True
+
+
+def small(*overrides: str) -> dict[str, dict[str, Any]]:
+    """Cheap settings with these changes; not checked yet."""
+    layer = {section: dict(fields) for section, fields in CHEAP.items()}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        section, _, key = name.partition(".")
+        layer.setdefault(section, {})[key] = read_yaml(value)
+    return layer
+
+
+CHEAP: dict[str, dict[str, Any]] = {"model": {"width": 12, "heads": 2}, "temporal": {"layers": 1, "strides": [1, 2]}}
+ONLY_IOU = [f"loss.{name}=0" for name in ("focal", "saliency", "wrong_query", "contrast")]
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+# What was accepted once, and then failed.
+@example(small("model.width=9", "model.heads=3"), False)
+@example(small("model.kind=cls", "model.width=9", "model.heads=3"), False)
+@example(small("model.kind=adapter", "train.precision=float16"), False)
+@example(small("model.dropout=0.99999", "train.precision=float16"), False)
+@example(small("temporal.null_tokens=9223372036854775808"), False)
+@example(small("loss.focal=1e39"), False)
+@example(small("train.learning_rate=1e9", "train.warmup_steps=0"), False)
+@example(small("train.weight_decay=1e30", "train.warmup_steps=0"), False)
+@example(small(f"train.epochs={10**400}"), False)
+@example(small("predict.round_s=5e-324"), False)
+@example(small(*ONLY_IOU), True)
+@example(small(*ONLY_IOU, "train.accumulate=2", "train.precision=float16"), True)
+@settings(max_examples=40, suppress_health_check=SLOW, phases=[Phase.explicit, Phase.generate])
+@given(layers(), st.booleans())
+def test_whatever_is_accepted_trains_and_predicts(task, layer, bare):
+    check(layer, task, bare=bare)
+
+
+@pytest.mark.long
+@settings(max_examples=1000, suppress_health_check=SLOW)
+@given(layers(), st.booleans())
+def test_whatever_is_accepted_trains_and_predicts_at_length(task, layer, bare):
+    check(layer, task, bare=bare)
