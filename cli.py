@@ -15,17 +15,17 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from costl.answers import FORMATS
-from costl.launch import launched
-from pipeline.errors import CostlError
-from pipeline.progress import Progress, Tell
+from costl.ask.answer import FORMATS
+from costl.pipeline.errors import CostlError
+from costl.pipeline.progress import Progress, Tell
+from costl.training.launch import launched
 
 if TYPE_CHECKING:
+    from costl.pipeline.cache.index import VideoRow
+    from costl.pipeline.cache.merge import MergeReport
+    from costl.pipeline.extract import ExtractReport
+    from costl.pipeline.published.import_features import ImportReport
     from costl.train import Report
-    from pipeline.cache import VideoRow
-    from pipeline.extract import ExtractReport
-    from pipeline.importing import ImportReport
-    from pipeline.merge import MergeReport
 
 INTERRUPTED = 130
 SCORING = ("benchmark", "official")
@@ -168,7 +168,7 @@ def prepare(name: str, out: Path, videos: Path | None, as_json: bool, **options:
         costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
     Says how many rows, videos and windows each split has, what had to be put right, and what to type next.
     """
-    from costl.prepare import next_command, prepare
+    from costl.benchmarks.prepare import next_command, prepare
 
     with Bars() as show:
         report = prepare(name, out=out, videos=videos, progress=show, **options)
@@ -268,7 +268,7 @@ def extract(as_json: bool, quiet: bool, **options: Any) -> None:
         raise SystemExit(_add_words(as_json=as_json))
     if options["videos"] is None:
         raise click.UsageError("Missing option '--videos', for example: costl extract --videos dir/")
-    from pipeline.extract import extract
+    from costl.pipeline.extract import extract
 
     with Bars(silent=quiet) as show:
         report = extract(**options, progress=Events(show) if as_json else show)
@@ -306,7 +306,7 @@ def import_(streams: tuple[str, ...], no_normalize: bool, as_json: bool, **optio
     patches, so that CoSTL trains without its spatial encoder (spatial.steps=0).
     Exit code 1: finished, but some videos are missing or failed (costl status feats.h5 says which).
     """
-    from pipeline.importing import import_features
+    from costl.pipeline.published.import_features import import_features
 
     with Bars() as show:
         report = import_features(**options, features=_named_folders(streams), normalize=not no_normalize, progress=show)
@@ -330,7 +330,7 @@ def merge(out: Path, caches: tuple[Path, ...], as_json: bool) -> None:
     can, otherwise verified copies. Interrupted, or with a share that comes later, the same command goes on.
     Exit code 1: joined, but some videos have no features. 3: caches that differ, named.
     """
-    from pipeline.merge import merge
+    from costl.pipeline.cache.merge import merge
 
     with Bars() as show:
         report = merge(out, caches, progress=show)
@@ -425,7 +425,7 @@ def report(as_json: bool, **options: Any) -> None:
         costl report --split val --out val.html
     RUN is the newest in runs/ unless it is named. The file needs no network and opens by a double click.
     """
-    from costl.report import report
+    from costl.report.build import report
 
     with Bars() as show:
         found = report(**options, progress=show)
@@ -476,7 +476,7 @@ def demo(run: Path | None, model: str | None, **options: Any) -> None:
         costl demo --videos dir/
     Serves 127.0.0.1 and nobody else, until Ctrl-C; nothing is sent anywhere. Needs the extra: pip install 'costl[demo]'
     """
-    from costl.demo import demo
+    from costl.demo.app import demo
 
     demo(_one_model(run, model), **options, ready=click.echo)
 
@@ -496,7 +496,7 @@ def compare(as_json: bool, **options: Any) -> None:
         costl compare mine.jsonl theirs.jsonl --truth val.jsonl
     For each number the difference, its 95 % interval (paired bootstrap) and p (sign flips), both over queries.
     """
-    from costl.compare import compare
+    from costl.metrics.compare import compare
 
     found = compare(**options)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
@@ -520,7 +520,7 @@ def repeat(as_json: bool, **options: Any) -> None:
     For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
     counts; with --set train.select_on=test the best epoch on test, as papers report it, stands beside it.
     """
-    from costl.repeat import repeat, to_json
+    from costl.experiments.repeat import repeat, to_json
 
     with Bars() as show:
         result = repeat(**options, progress=show)
@@ -560,12 +560,12 @@ def ablate(as_json: bool, **options: Any) -> None:
     finished runs are kept.
     """
     from costl.config import load_config
-    from costl.variants import choose_variants
+    from costl.experiments.variants import choose_variants
 
     load_config(*options["config"], overrides=options["overrides"])  # so that slips are told before torch is loaded
     choose_variants(options["variants"], patches=1, learning_rate=1.0)
-    from costl.ablate import ablate
-    from costl.ablation import to_json
+    from costl.experiments.ablate import ablate
+    from costl.experiments.tables import to_json
 
     with Bars() as show:
         result = ablate(**options, progress=show)
@@ -588,7 +588,7 @@ def diagnose(as_json: bool, **options: Any) -> None:
     Only a sample world (costl sample, costl quickstart) knows the truth that this needs: which thing is where at every
     clip, how large, moving how. Linear readers learn it on the training videos and are scored on others.
     """
-    from costl.diagnose import QUESTIONS, SOURCES, diagnose
+    from costl.experiments.probe import QUESTIONS, SOURCES, diagnose
 
     with Bars() as show:
         found = diagnose(**options, progress=show)
@@ -608,7 +608,7 @@ def export(run: Path, folder: Path, without_clip: bool) -> None:
         costl export runs/feats-20260131-120000 my-model/
         costl predict holiday.mp4 "a dog catches a ball" --model my-model/
     """
-    from costl.share import export
+    from costl.ask.export import export
 
     notes = export(run, folder, with_clip=not without_clip)
     say(*notes)
@@ -627,9 +627,9 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
         costl status feats.h5
     With --json every video is listed. Whether videos have changed since: costl verify feats.h5 --videos dir/
     """
-    from pipeline.cache import CacheReader
-    from pipeline.history import in_words, last_run
-    from pipeline.status import status_table
+    from costl.pipeline.cache.inspect import status_table
+    from costl.pipeline.cache.reader import CacheReader
+    from costl.pipeline.run.history import in_words, last_run
 
     rows = CacheReader(cache).rows
     click.echo(
@@ -654,7 +654,7 @@ def verify(cache: Path, quick: bool, videos: Path | None, as_json: bool) -> None
     Exit code 3: something is damaged. Delete those files and run costl extract (or import) again: it makes only them.
     Exit code 1: nothing is damaged, but a video has changed since it was extracted, or is missing.
     """
-    from pipeline.verify import verify
+    from costl.pipeline.cache.verify import verify
 
     with Bars() as show:
         found = verify(cache, quick=quick, videos=videos, progress=show)
@@ -680,7 +680,7 @@ def inspect(cache: Path, video: str | None, as_json: bool) -> None:
         costl inspect feats.h5 holiday
     With a VIDEO, called as in the annotations: its times, its tokens, and where its bytes lie.
     """
-    from pipeline.inspecting import inspect_cache, inspect_video
+    from costl.pipeline.cache.inspect import inspect_cache, inspect_video
 
     found = inspect_video(cache, video) if video else inspect_cache(cache)
     click.echo(json.dumps(found.facts, indent=2) if as_json else found.table())
@@ -703,7 +703,7 @@ def pack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None:
     Every part is compared with its checksum before anything is written. A run that was trained from the one can be
     evaluated from the other.
     """
-    from pipeline.pack import pack
+    from costl.pipeline.cache.pack import pack
 
     with Bars() as show:
         found = pack(cache, out=out, without_damaged=without_damaged, progress=show)
@@ -727,7 +727,7 @@ def unpack(cache: Path, out: Path, without_damaged: bool, as_json: bool) -> None
         costl unpack feats.packed.h5 --out feats.h5
     Stopped, it goes on when it is called again. The packed file stays.
     """
-    from pipeline.pack import unpack
+    from costl.pipeline.cache.pack import unpack
 
     with Bars() as show:
         found = unpack(cache, out=out, without_damaged=without_damaged, progress=show)
@@ -751,7 +751,7 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
     These are parts of videos that left the folder, words of annotations that changed, and what killed runs left half-
     written. What is not known to be CoSTL's own stays, and nothing is touched while costl extract is writing.
     """
-    from pipeline.leftovers import collect
+    from costl.pipeline.cache.gc import collect
 
     found = collect(cache, delete=delete)
     told = {"cache": cache, "deleted": found.deleted, "size_bytes": found.size_bytes, "foreign": found.foreign}
@@ -772,7 +772,7 @@ def sample(folder: Path, **options: Any) -> None:
     Example:
         costl sample dir/ --videos train=40 --videos val=10
     """
-    from pipeline.sample import write_sample
+    from costl.pipeline.world.sample import write_sample
 
     with Bars() as show:
         write_sample(
@@ -795,7 +795,7 @@ def quickstart(folder: Path, overrides: tuple[str, ...], device: str, as_json: b
         costl quickstart
     Called again it goes on where it was stopped.
     """
-    from costl.quickstart import quickstart
+    from costl.experiments.quickstart import quickstart
 
     with Bars() as show:
         results = quickstart(folder, world=_world(**options), overrides=overrides, device=device, progress=show)
@@ -823,7 +823,7 @@ def bench_metrics(as_json: bool, **options: Any) -> None:
     Example:
         costl bench metrics
     """
-    from costl.bench import bench_metrics
+    from costl.bench.metrics import bench_metrics
 
     found = bench_metrics(**options)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
@@ -840,7 +840,7 @@ def bench_index(videos: int, as_json: bool) -> None:
         costl bench index
     Writes both caches to a temporary folder first: half a minute or two.
     """
-    from costl.bench_index import bench_index
+    from costl.bench.index import bench_index
 
     with Bars() as show:
         found = bench_index(videos=videos, progress=show)
@@ -863,7 +863,7 @@ def bench_cache(as_json: bool, **options: Any) -> None:
     """
     from dataclasses import asdict
 
-    from pipeline.bench_cache import bench_cache
+    from costl.pipeline.bench.cache import bench_cache
 
     with Bars() as show:
         found = bench_cache(**options, progress=show)
@@ -897,7 +897,7 @@ def bench_extract(as_json: bool, **options: Any) -> None:
     Some minutes; clips are rendered on the first call and kept in the temporary folder. On a CPU, where both halves need
     the same cores, an accelerator is imitated as well. Peak memory: one video beside a longer one, few beside many.
     """
-    from pipeline.bench_extract import bench_extract
+    from costl.pipeline.bench.extract import bench_extract
 
     with Bars() as show:
         found = bench_extract(**options, progress=show)
@@ -920,7 +920,7 @@ def bench_decode(as_json: bool, **options: Any) -> None:
         costl bench decode --videos dir/ --repeats 1
     Some minutes. Each runs alone on one thread; what its threads and processes use counts, too.
     """
-    from pipeline.bench_decode import bench_decode
+    from costl.pipeline.bench.decode import bench_decode
 
     with Bars() as show:
         found = bench_decode(**options, progress=show)
@@ -953,7 +953,7 @@ def bench_train(as_json: bool, **options: Any) -> None:
     a video, so that a batch has 32 videos; Charades-STA has 13 in one. Forward is what evaluation does, forward + backward
     what training does, without its optimizer. On two cores a quarter of an hour and 16 GB of memory.
     """
-    from costl.bench_train import bench_train
+    from costl.bench.train import bench_train
 
     with Bars() as show:
         found = bench_train(**options, progress=show)
@@ -1050,7 +1050,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _tell_extraction(report: ExtractReport, *, as_json: bool) -> None:
-    from pipeline.status import by_reason
+    from costl.pipeline.cache.inspect import by_reason
 
     say(*by_reason(report.failed))
     for query in report.truncated:
@@ -1081,7 +1081,7 @@ def _add_words(*, as_json: bool) -> int:
         raise click.UsageError(f"--cache adds annotations to features that are made: leave out {', '.join(wrong)}.")
     if context.params["annotations"] is None:
         raise click.UsageError("--cache needs --annotations, for example: --cache feats.h5 --annotations more.jsonl")
-    from pipeline.additions import add_words
+    from costl.pipeline.add_queries import add_words
 
     with Bars(silent=context.params["quiet"]) as show:
         added = add_words(**{name: context.params[name] for name in fits}, progress=show)
@@ -1147,8 +1147,8 @@ def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progr
         raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
     if launched().count == 1:  # else all would say it
         load_config(*changes["config"], overrides=changes["overrides"])  # so that a slip is told before torch is loaded
-    from costl.ranks import joined
     from costl.train import resume, train
+    from costl.training.distributed import joined
 
     with joined() as ranks:
         if run is not None:
@@ -1167,8 +1167,8 @@ def _tell_training(report: Report, *, as_json: bool) -> None:
 
 def _evaluate_run(given: Mapping[str, Any], *, as_json: bool) -> None:
     from costl.evaluate import evaluate
-    from costl.export import metrics_table
-    from costl.ranks import joined
+    from costl.metrics.output import metrics_table
+    from costl.training.distributed import joined
 
     with Bars() as show, joined() as ranks:
         found = evaluate(**given, progress=show, ranks=ranks)
@@ -1184,8 +1184,8 @@ def _evaluate_files(given: dict[str, Any], *, as_json: bool) -> None:
     _refuse_beside("--predictions and --truth", given, "they need no run", but={"predictions", "truth", *SCORING})
     if not {"predictions", "truth"} <= given.keys():
         raise click.UsageError("--predictions and --truth belong together: give both.")
-    from costl.export import metrics_table
-    from costl.scoring import score_files
+    from costl.metrics.output import metrics_table
+    from costl.metrics.score_files import score_files
 
     metrics = score_files(**given)
     click.echo(json.dumps(metrics, indent=2) if as_json else metrics_table(metrics))
@@ -1216,7 +1216,7 @@ def _refuse_beside(what: str, given: Mapping[str, Any], why: str, *, but: set[st
 
 def _videos_and_queries(words: Iterable[str]) -> tuple[list[Path], list[str]]:
     """What each argument is; one that looks like a video but is no file would be a strange query."""
-    from pipeline.videos import SUFFIXES
+    from costl.pipeline.videos import SUFFIXES
 
     videos: list[Path] = []
     queries: list[str] = []
@@ -1250,12 +1250,12 @@ def _predict(
     if not videos:
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
     form = "json" if as_json else form
-    from costl.queries import check_form, check_queries  # before torch is loaded
+    from costl.ask.answer import check_form, check_queries  # before torch is loaded
 
     check_queries(queries)
     check_form(form, videos)
-    from costl.ask import load
-    from costl.telling import ask_all, write_told
+    from costl.ask.asker import load
+    from costl.ask.output import ask_all, write_told
 
     asker = load(_one_model(run, model), weights=weights, cache_dir=cache_dir, device=device)
     with Bars() as show:
@@ -1275,7 +1275,7 @@ def _one_model(run: Path | None, model: str | None) -> Path | str | None:
 
 
 def _world(*, counts: Iterable[str], **options: Any) -> Any:
-    from pipeline.sample import WorldSettings
+    from costl.pipeline.world.sample import WorldSettings
 
     given = {name: value for name, value in options.items() if value is not None}
     return WorldSettings(**given, videos=WorldSettings().videos | dict(map(_count, counts)))

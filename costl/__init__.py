@@ -10,8 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# `pipeline/` and `configs/` are installed inside this package. In a checkout they are beside it.
+if not Path(__file__).with_name("pipeline").exists():
+    __path__.append(str(Path(__file__).parents[1]))
+
 if TYPE_CHECKING:
-    from costl.ask import Asker
+    from costl.ask.asker import Asker
 
 
 def load(
@@ -22,7 +26,7 @@ def load(
     device: str = "auto",
     workers: int | None = None,
 ) -> Asker:
-    """A trained model to ask, see `costl.ask.load`: of a run, of an export, or hf://user/name."""
-    from costl.ask import load as load_asker  # torch and all the rest: only when somebody asks
+    """A trained model to ask, see `costl.ask.asker.load`: of a run, of an export, or hf://user/name."""
+    from costl.ask.asker import load as load_asker  # torch and all the rest: only when somebody asks
 
     return load_asker(where, weights=weights, cache_dir=cache_dir, device=device, workers=workers)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from costl.layers import BENCHMARKS, Layer, nearest, read_layer
-from pipeline.errors import UsageError
-from pipeline.foreign import shown
-from pipeline.plain_yaml import is_number, read_yaml, write_yaml
+from costl.config_files import BENCHMARKS, Layer, nearest, read_layer
+from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.strict_json import shown
+from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
 
 @dataclass(frozen=True)

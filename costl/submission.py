@@ -8,12 +8,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from costl.annotations import Prediction, Query
-from costl.checks import listed
-from costl.evaluate import open_run, read_queries
-from costl.files import publish
-from pipeline.errors import UsageError
-from pipeline.progress import Tell
+from costl.data.annotations import Prediction, Query
+from costl.data.splits import read_queries
+from costl.metrics.checks import listed
+from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.files import publish
+from costl.pipeline.progress import Tell
+from costl.predict.loaded_run import open_run
 
 SPLITS = ("val", "test")
 

@@ -14,26 +14,42 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from costl.annotations import Query
-from costl.board import check_board, open_board
-from costl.checkpoint import rng_state
 from costl.config import Config, load_config
-from costl.dataset import Batch, Planned, plan_epoch
-from costl.evaluate import LEGACY, data_notes, evaluate, legacy_label, pick_device, predict_split
-from costl.files import alone
-from costl.layers import Layer
-from costl.loader import Loader
-from costl.metrics import compute_metrics
+from costl.config_files import Layer
+from costl.data.annotations import Query
+from costl.data.batch import Batch, Planned, plan_epoch
+from costl.data.loader import Loader
+from costl.data.splits import data_notes
+from costl.evaluate import evaluate
+from costl.metrics.compute import compute_metrics
 from costl.model.costl import Outputs
-from costl.numerics import autocast, may_overflow
-from costl.objective import total_loss
-from costl.pace import Pacer
-from costl.pictures import draw_curves
-from costl.ranks import ALONE, Ranks
-from costl.runs import Run, create_run, open_cache, read_rows, read_run, sweep_run, write_rows, write_summary
-from costl.shares import Plan, Split, outputs_in_shares, sum_gradients
-from costl.signals import unbroken
-from costl.state import (
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.formats.files import alone
+from costl.pipeline.progress import Progress, Tell
+from costl.plots.run import draw_curves
+from costl.predict.predict import predict_split
+from costl.training.checkpoint import rng_state
+from costl.training.distributed import ALONE, Ranks
+from costl.training.logging import Pacer, check_board, open_board
+from costl.training.micro_batches import Plan, Split, outputs_in_shares, sum_gradients
+from costl.training.objective import total_loss
+from costl.training.precision import autocast, may_overflow, pick_device
+from costl.training.preflight import agreed, learnable, refuse_another_grid, refuse_other_annotations, training_splits
+from costl.training.run_folder import (
+    LEGACY,
+    Run,
+    create_run,
+    legacy_label,
+    open_cache,
+    read_rows,
+    read_run,
+    sweep_run,
+    write_rows,
+    write_summary,
+)
+from costl.training.signals import unbroken
+from costl.training.state import (
     Midway,
     State,
     follow,
@@ -43,10 +59,6 @@ from costl.state import (
     refuse_larger_than_state,
     save_state,
 )
-from costl.trainable import agreed, learnable, refuse_another_grid, refuse_other_annotations, training_splits
-from pipeline.cache import CacheReader
-from pipeline.errors import CacheError, CostlError, UsageError
-from pipeline.progress import Progress, Tell
 
 T = TypeVar("T")
 NO_VALIDATION = "There is no split {!r}: the weights of the last epoch are kept, and nothing stops training early."
@@ -82,7 +94,7 @@ def train(
     """Trains CoSTL from a cache into the run folder `out` (default: a new one in `runs/`).
 
     Settings are the defaults, changed by those that came with the videos (in the cache), by each layer of `config` in
-    turn, then by `overrides` such as "train.epochs=20". Of several `ranks` (see `costl.ranks.joined`) each calls this with
+    turn, then by `overrides` such as "train.epochs=20". Of several `ranks` (see `costl.training.distributed.joined`) each calls this with
     the same arguments; the first writes the run. Unless `train.select_on` is test, nothing of a test split is
     read but for the digest of its text in run.json. Raises UsageError for what is wrong with them or the splits,
     CacheError for a cache that cannot be read, CostlError when the loss is no number any more.

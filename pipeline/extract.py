@@ -8,27 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import (
-    CacheWriter,
-    Contents,
-    VideoRow,
-    Words,
-    check_fingerprint,
-    known_words,
-    parts_folder,
-    refuse_if_busy,
-)
-from pipeline.clip import TEXT_BATCH, Clip, load_clips
-from pipeline.cluster import agree_on_precision, extract_on_cluster
-from pipeline.decoders import resolve
-from pipeline.effort import Effort
-from pipeline.encoding import cores, extract_into
-from pipeline.errors import UsageError
-from pipeline.history import recorded
-from pipeline.how import How
-from pipeline.index import path_from, read_index, seen_from, told_from
-from pipeline.progress import Progress
-from pipeline.settings import (
+from costl.pipeline.cache.index import Contents, VideoRow, path_from, read_index, seen_from, told_from
+from costl.pipeline.cache.lock import refuse_if_busy
+from costl.pipeline.cache.part import parts_folder
+from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
+from costl.pipeline.data_folder import (
     ExtractSettings,
     check_annotations,
     data_folder,
@@ -39,9 +24,18 @@ from pipeline.settings import (
     settings_folder,
     without_patches,
 )
-from pipeline.shards import parse_share, refuse_others
-from pipeline.station import Order
-from pipeline.videos import Video, content_hash, find_videos, safe_id
+from costl.pipeline.decode.backends import resolve
+from costl.pipeline.encode.clip import TEXT_BATCH, Clip, load_clips
+from costl.pipeline.encode.types import Words
+from costl.pipeline.errors import UsageError
+from costl.pipeline.options import Effort, How
+from costl.pipeline.progress import Progress
+from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
+from costl.pipeline.run.cluster_worker import Order
+from costl.pipeline.run.engine import cores, extract_into
+from costl.pipeline.run.history import recorded
+from costl.pipeline.run.shards import parse_share, refuse_others
+from costl.pipeline.videos import Video, content_hash, find_videos, safe_id
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)

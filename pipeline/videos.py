@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.errors import UsageError, VideoError
+from costl.pipeline.errors import UsageError, VideoError
 
 SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".ts", ".flv", ".wmv", ".3gp"])
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255

@@ -19,16 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything of ours is imported: the shapes in these modules' signatures are then checked while the tests run.
 SHAPED = (
     "costl.model",
-    "costl.dataset",
-    "costl.losses",
-    "costl.objective",
-    "costl.predict",
-    "costl.spans",
-    "costl.explain",
-    "costl.windows",
-    "costl.shares",
+    "costl.data.batch",
+    "costl.training.objective",
+    "costl.predict.postprocess",
+    "costl.predict.attention_maps",
+    "costl.predict.sliding_window",
+    "costl.training.micro_batches",
 )
-SHAPED_STAGE_ONE = ("pipeline.clip", "pipeline.packing", "pipeline.resize")
+SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batches", "costl.pipeline.encode.preprocess")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
 
 # The same examples in every run; `pytest --hypothesis-profile=long` looks at many times more, each time at others.
@@ -91,8 +89,8 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     """Four training, two validation, two test and two unseen videos of 12 clips and 64 pixels, with costl-tiny."""
-    from pipeline.extract import extract
-    from pipeline.sample import WorldSettings, write_sample
+    from costl.pipeline.extract import extract
+    from costl.pipeline.world.sample import WorldSettings, write_sample
 
     folder = tmp_path_factory.mktemp("world")
     counts = {"train": 4, "val": 2, "test": 2, "test_unseen": 2}

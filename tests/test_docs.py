@@ -12,10 +12,10 @@ import pytest
 from click import Context
 
 import cli
-from costl.annotations import parse_jsonl
 from costl.config import Config, load_config
+from costl.data.annotations import parse_jsonl
+from costl.pipeline.cache.reader import CacheReader
 from costl.train import train
-from pipeline.cache import CacheReader
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,7 +64,7 @@ def test_every_option_spoken_of_exists(page):
 def test_every_setting_spoken_of_exists(page):
     sections = {field.name: getattr(Config(), field.name) for field in fields(Config)}
     sections = {name: section for name, section in sections.items() if is_dataclass(section)}
-    for section, name in re.findall(rf"\b({'|'.join(sections)})\.([a-z_]+[a-z_0-9]*)\b(?!\()", prose(page)):
+    for section, name in re.findall(rf"(?<!costl\.)\b({'|'.join(sections)})\.([a-z_]+[a-z_0-9]*)\b(?!\()", prose(page)):
         assert name in {field.name for field in fields(sections[section])} | {"py", "json", "jsonl"}, (
             f"{section}.{name}"
         )

@@ -13,8 +13,8 @@ from click import Context
 from click.testing import CliRunner
 
 import cli
-from costl.annotations import parse_jsonl
 from costl.config import load_config
+from costl.data.annotations import parse_jsonl
 from costl.train import train
 
 ROOT = Path(__file__).parents[1]

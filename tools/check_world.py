@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from costl.annotations import Prediction, Query, parse_jsonl
-from costl.metrics import compute_metrics
+from costl.data.annotations import Prediction, Query, parse_jsonl
+from costl.metrics.compute import compute_metrics
 
 CLIP_S = 2.0
 MOVING = 0.03  # sides per clip

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from costl.annotations import Prediction, Query
-from costl.evaluate import open_run, read_queries
+from costl.data.annotations import Prediction, Query
+from costl.data.splits import read_queries
+from costl.predict.loaded_run import open_run
 
 
 def elsewhere(queries: Sequence[Query]) -> list[Query]:

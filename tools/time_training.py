@@ -21,18 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from costl.annotations import Query
-from costl.compiling import compile_layers
 from costl.config import Config, load_config
-from costl.dataset import Batch, collate, plan_epoch
-from costl.evaluate import pick_device
-from costl.loader import Loader
+from costl.data.annotations import Query
+from costl.data.batch import Batch, collate, plan_epoch
+from costl.data.loader import Loader
 from costl.model.build import build_model
-from costl.numerics import autocast, make_scaler
-from costl.objective import total_loss
-from pipeline.cache import CacheReader, CacheWriter, Contents
-from pipeline.features import Joint, Words
-from pipeline.grid import Grid
+from costl.pipeline.cache.index import Contents
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.types import Joint, Words
+from costl.pipeline.grid import Grid
+from costl.training.compiling import compile_layers
+from costl.training.objective import total_loss
+from costl.training.precision import autocast, make_scaler, pick_device
 
 BATCH, WORDS, SENTENCE = 32, 12, 512
 SIZES = {"tiny": (8, 28, 64, 256), "qvhighlights": (32, 75, 768, 1024)}  # videos, clips, channels, word channels

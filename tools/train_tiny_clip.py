@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.world import Placed, Thing, draw, random_diameter, random_thing, texture
+from costl.pipeline.world.render import Placed, Thing, draw, random_diameter, random_thing, texture
 
 SIDE, CONTEXT, CAPTIONS = 160, 32, 8
 CONFIG = {

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from check_world import named, parts_of, read_objects
 
-from costl.annotations import Query
-from costl.evaluate import Ready, open_run, read_queries
-from costl.explain import Looks, looks_at
-from costl.metrics import compute_metrics
+from costl.data.annotations import Query
+from costl.data.splits import read_queries
+from costl.metrics.compute import compute_metrics
+from costl.predict.attention_maps import Looks, looks_at
+from costl.predict.loaded_run import Ready, open_run
 
 Thing = Mapping[str, Any]
 Hit = tuple[str, float]

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from costl.annotations import Query
 from costl.benchmarks.common import (
     Benchmark,
     Files,
@@ -23,7 +22,8 @@ from costl.benchmarks.common import (
     read_windows,
     window_row,
 )
-from pipeline.errors import UsageError, VideoError
+from costl.data.annotations import Query
+from costl.pipeline.errors import UsageError, VideoError
 
 NO_LENGTHS = "no Charades_v1_train.csv and Charades_v1_test.csv beside the annotations tell how long videos are"
 

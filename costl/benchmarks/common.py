@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from costl.annotations import Query, Window, first_problems, number_in, parse_rows, table_in
-from pipeline.errors import UsageError
+from costl.data.annotations import Query, Window, first_problems, number_in, parse_rows, table_in
+from costl.pipeline.errors import UsageError
 
 LONG_S = 150.0  # no window of QVHighlights is longer; a model made for it may miss those that are
 RATED_CLIP_S = 2.0

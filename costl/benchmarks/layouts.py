@@ -12,7 +12,7 @@ from costl.benchmarks.qvhighlights import QVHIGHLIGHTS
 from costl.benchmarks.tacos import TACOS
 from costl.benchmarks.tvsum import TVSUM
 from costl.benchmarks.youtube_highlights import YOUTUBE_HIGHLIGHTS
-from pipeline.errors import UsageError, VideoError, some
+from costl.pipeline.errors import UsageError, VideoError, some
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (QVHIGHLIGHTS, CHARADES, TACOS, TVSUM, YOUTUBE_HIGHLIGHTS)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from costl.benchmarks.common import Benchmark, Files, Layout, Reading, Seconds, read_windows
-from pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError
 
 
 def read(files: Files, seconds: Seconds) -> Reading:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costl.annotations import Query, table_in
 from costl.benchmarks.common import (
     Benchmark,
     Files,
@@ -21,7 +20,8 @@ from costl.benchmarks.common import (
     read_windows,
     window_row,
 )
-from pipeline.errors import UsageError
+from costl.data.annotations import Query, table_in
+from costl.pipeline.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 VIDEO = re.compile(r"s\d+-d\d+")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costl.annotations import Query, number_in, parse_rows, table_in, text_in
 from costl.benchmarks.common import (
     IN_CLIPS,
     OTHER_CUT,
@@ -27,7 +26,8 @@ from costl.benchmarks.common import (
     positive_in,
     read_text,
 )
-from pipeline.errors import UsageError, VideoError
+from costl.data.annotations import Query, number_in, parse_rows, table_in, text_in
+from costl.pipeline.errors import UsageError, VideoError
 
 PEOPLE = 20
 # The video of each domain that UMT (Liu et al. 2022) and everyone after keeps for the numbers that are published.

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from costl.annotations import Query, Window, parse_rows, table_in, text_in
 from costl.benchmarks.common import (
     CLIPPED,
     EMPTY,
@@ -30,7 +29,8 @@ from costl.benchmarks.common import (
     read_text,
     window_row,
 )
-from pipeline.errors import UsageError
+from costl.data.annotations import Query, Window, parse_rows, table_in, text_in
+from costl.pipeline.errors import UsageError
 
 HIGHEST = 4.0  # of this project's ratings
 TITLE_INDEX = 5  # of the list `info`

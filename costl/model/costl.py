@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from costl.config import Config
+from costl.model.contrast import Match, unit_length
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.match import Match, unit_length
 from costl.model.spatial import Seen, SpatialEncoder
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
-from costl.numerics import full_precision
+from costl.training.precision import full_precision
 
 
 @dataclass(frozen=True)

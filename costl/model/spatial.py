@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.model.match import Match, match_frames, match_texts
+from costl.model.contrast import Match, match_frames, match_texts
 from costl.model.tokens import Asks, NormedTokens, Tokens, of_each, score_own
 
 

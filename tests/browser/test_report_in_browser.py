@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from costl.report import report
+from costl.pipeline.cache.reader import CacheReader
+from costl.report.build import report
 from costl.train import train
-from pipeline.cache import CacheReader
 
 pytestmark = pytest.mark.browser
 SIZES = [(390, 844), (1440, 900)]

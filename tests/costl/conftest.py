@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from costl.annotations import Query, parse_jsonl
+from costl.data.annotations import Query, parse_jsonl
 
 ANNOTATIONS = Path(__file__).parents[3] / "shared" / "data" / "annotations"
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from costl.config import BENCHMARKS, KINDS, PRECISIONS, SELECTABLE, Config, load_config
-from pipeline.errors import UsageError
-from pipeline.plain_yaml import read_yaml
+from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.strict_yaml import read_yaml
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "default.yaml"
 
@@ -316,9 +316,9 @@ def test_any_layer_is_loaded_or_refused_in_words(layer):
 
 
 def test_the_selectable_numbers_and_benchmarks_are_those_that_metrics_reports():
-    from costl.annotations import Prediction, Query
-    from costl.metrics import BENCHMARKS as SCORED
-    from costl.metrics import compute_metrics
+    from costl.data.annotations import Prediction, Query
+    from costl.metrics.compute import BENCHMARKS as SCORED
+    from costl.metrics.compute import compute_metrics
 
     query = Query(1, "a cat", "v", 100.0, ((0, 5), (10, 30), (40, 90)), (0,), ((4, 4, 4),))
     found = [compute_metrics([Prediction(1, "a cat", "v")], [query], benchmark=name)["brief"] for name in SCORED]

@@ -12,17 +12,18 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from costl import train as module
-from costl.annotations import Query
 from costl.config import KINDS, PRECISIONS, SELECTABLE, Config, load_config
-from costl.dataset import plan_epoch
-from costl.evaluate import predict_split, read_queries
-from costl.layers import BENCHMARKS
-from costl.metrics import compute_metrics
-from costl.shares import Plan
-from costl.state import State, fresh_state
-from pipeline.cache import CacheReader
-from pipeline.errors import UsageError
-from pipeline.plain_yaml import read_yaml
+from costl.config_files import BENCHMARKS
+from costl.data.annotations import Query
+from costl.data.batch import plan_epoch
+from costl.data.splits import read_queries
+from costl.metrics.compute import compute_metrics
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.strict_yaml import read_yaml
+from costl.predict.predict import predict_split
+from costl.training.micro_batches import Plan
+from costl.training.state import State, fresh_state
 
 CPU = torch.device("cpu")
 

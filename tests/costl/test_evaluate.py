@@ -13,30 +13,27 @@ import pytest
 import torch
 from PIL import Image
 
-from costl.ablate import ablate
-from costl.annotations import Prediction, Query, parse_predictions
-from costl.checkpoint import load_checkpoint
-from costl.evaluate import (
-    build_for,
-    choose_examples,
-    data_notes,
-    evaluate,
-    open_run,
-    pick_device,
-    predict_split,
-    rated_saliency,
-    read_queries,
-)
-from costl.metrics import compute_metrics
-from costl.references import ZeroShot, choose_zero_shot, zero_shot
-from costl.repeat import repeat
-from costl.report import report
-from costl.runs import newest_run, read_run
+from costl.data.annotations import Prediction, Query, parse_predictions
+from costl.data.splits import data_notes, read_queries
+from costl.evaluate import choose_examples, evaluate
+from costl.experiments.ablate import ablate
+from costl.experiments.references import ZeroShot, choose_zero_shot, zero_shot
+from costl.experiments.repeat import repeat
+from costl.metrics.compute import compute_metrics
+from costl.model.build import build_for
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.extract import extract
+from costl.predict.loaded_run import open_run
+from costl.predict.postprocess import rated_saliency
+from costl.predict.predict import predict_split
+from costl.report.build import report
 from costl.submission import submit
 from costl.train import train
-from pipeline.cache import CacheReader, CacheWriter
-from pipeline.errors import CacheError, UsageError
-from pipeline.extract import extract
+from costl.training.checkpoint import load_checkpoint
+from costl.training.precision import pick_device
+from costl.training.run_folder import newest_run, read_run
 
 
 @pytest.fixture(scope="module")

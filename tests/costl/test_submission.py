@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from costl.annotations import Prediction, Query, parse_jsonl, parse_predictions
-from costl.checks import check_official
-from costl.metrics import compute_metrics
+from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
+from costl.metrics.checks import check_official
+from costl.metrics.compute import compute_metrics
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import UsageError
 from costl.submission import check_queries, write_submission
 from costl.train import train
-from pipeline.cache import CacheReader
-from pipeline.errors import UsageError
 
 NAMES = ["hl_val_submission.jsonl", "hl_test_submission.jsonl"]
 

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 
 import cli
 from costl import train as module
-from costl.checkpoint import load_checkpoint
 from costl.config import load_config
-from costl.runs import read_run
-from costl.state import follow, fresh_state
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.progress import Progress
 from costl.train import Report, resume, train
-from pipeline.cache import CacheReader
-from pipeline.errors import CacheError, CostlError, UsageError
-from pipeline.progress import Progress
+from costl.training.checkpoint import load_checkpoint
+from costl.training.run_folder import read_run
+from costl.training.state import follow, fresh_state
 
 
 class Stop(Exception):

@@ -13,11 +13,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from crashing import contents_of, is_whole, parts_of
+from processes import contents_of, is_whole, parts_of
 
-from pipeline import additions, hdf5
-from pipeline.cache import CacheReader, CacheWriter, Contents, Joint, Words, known_words
-from pipeline.errors import CacheError
+from costl.pipeline import add_queries as additions
+from costl.pipeline.cache import hdf5
+from costl.pipeline.cache.index import Contents
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.types import Joint, Words
+from costl.pipeline.errors import CacheError
 
 VIDEOS = ("a", "b")
 REMEDIES = {

@@ -14,9 +14,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from crashing import contents_of, finish, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
+from processes import contents_of, finish, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
 
-from pipeline.cache import CacheReader
+from costl.pipeline.cache.reader import CacheReader
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals and permissions")
 TRICKY = Path(__file__).with_name("tricky.py")

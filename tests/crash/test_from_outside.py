@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import click
 import pytest
-from crashing import parts_of, wait_for
+from processes import parts_of, wait_for
 
 import cli
-from costl.runs import read_run
+from costl.training.run_folder import read_run
 
 ROOT = Path(cli.__file__).parent
 FAST_S = 20.0  # two seconds are promised; a machine with other work to do needs longer
@@ -216,7 +216,7 @@ def test_every_slip_in_the_settings_is_told_at_once_in_less_than_a_second_and_be
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """Six small videos with annotations and a CLIP."""
-    from crashing import write_videos
+    from processes import write_videos
 
     return write_videos(tmp_path_factory.mktemp("small") / "dir", 6)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hostile import BUT, CANARY, COMMANDS, MARK, VIDEO, ZOO, Hostile, link_tree, write_canary, write_home
+from hostile_files import BUT, CANARY, COMMANDS, MARK, VIDEO, ZOO, Hostile, link_tree, write_canary, write_home
 
 import cli
 

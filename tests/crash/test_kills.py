@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from crashing import FPS, contents_of, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
+from processes import FPS, contents_of, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
 
-from pipeline.cache import CacheReader
+from costl.pipeline.cache.reader import CacheReader
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 LONG = int(os.environ.get("COSTL_LONG_VIDEOS", "500"))

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 import cli
-from pipeline import bench_memory
-from pipeline.bench_clips import repeated
-from pipeline.cache import CacheReader, CacheWriter
-from pipeline.measure import can_see_memory, peak_memory
+from costl.pipeline.bench import memory as bench_memory
+from costl.pipeline.bench.clips import repeated
+from costl.pipeline.bench.measure import can_see_memory, peak_memory
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.writer import CacheWriter
 
 pytestmark = pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")
 ROOT = Path(cli.__file__).parent

@@ -18,23 +18,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from crashing import contents_of, is_whole, lasting, parts_of
-from recording import Recording, State, without_repeats
+from disk_recording import Recording, State, without_repeats
+from processes import contents_of, is_whole, lasting, parts_of
 from test_disk_faults import VIDEOS, contents, fill, row, words
 
-from costl.answers import Answer, Moment, Saliency
-from costl.checkpoint import load_checkpoint
+from costl.ask.answer import Answer, Moment, Saliency
+from costl.ask.export import export
+from costl.ask.output import write_told
 from costl.evaluate import evaluate
-from costl.runs import newest_run, read_rows, read_run
-from costl.share import export
-from costl.telling import write_told
+from costl.pipeline import add_queries as additions
+from costl.pipeline.cache.merge import merge
+from costl.pipeline.cache.pack import pack, unpack
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
+from costl.pipeline.cache.words import known_words
+from costl.pipeline.progress import Progress
 from costl.train import resume, train
-from pipeline import additions
-from pipeline.cache import CacheReader, known_words
-from pipeline.merge import merge
-from pipeline.pack import pack, unpack
-from pipeline.progress import Progress
-from pipeline.verify import verify
+from costl.training.checkpoint import load_checkpoint
+from costl.training.run_folder import newest_run, read_rows, read_run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs folders that can be forced to the disk")
 EPOCHS = 2

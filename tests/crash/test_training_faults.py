@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 import torch
-from crashing import finish, lasting, start, wait_for
+from processes import finish, lasting, start, wait_for
 
-from costl.checkpoint import load_checkpoint
 from costl.evaluate import evaluate
-from costl.runs import read_run
+from costl.pipeline.errors import CacheError, CostlError
 from costl.train import resume, train
-from pipeline.errors import CacheError, CostlError
+from costl.training.checkpoint import load_checkpoint
+from costl.training.run_folder import read_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 SETTINGS = ("spatial.top_k=2", "train.patience=99")

@@ -25,12 +25,12 @@ import h5py
 import numpy as np
 from damage import as_json, damaged, odd_json
 
-from pipeline.cache import CacheReader, known_words
-from pipeline.errors import CostlError
-from pipeline.inspecting import inspect_cache
-from pipeline.packed import ENDS, TABLE
-from pipeline.status import status_table
-from pipeline.verify import verify
+from costl.pipeline.cache.inspect import inspect_cache, status_table
+from costl.pipeline.cache.pack_table import ENDS, TABLE
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
+from costl.pipeline.cache.words import known_words
+from costl.pipeline.errors import CostlError
 
 MORE_MEMORY = 512 << 20
 LONGEST_S = 20
@@ -125,8 +125,8 @@ CACHES = {
 
 def checkpoint_reads(folder: Path) -> Iterator[Read]:
     """Only here is torch loaded, which the caches do without."""
-    from costl.checkpoint import load_checkpoint
-    from costl.state import load_state
+    from costl.training.checkpoint import load_checkpoint
+    from costl.training.state import load_state
 
     yield lambda: load_checkpoint(folder, "last")
     yield lambda: load_state(small_state(), folder)
@@ -136,8 +136,8 @@ def small_state() -> Any:
     """A training of something very small, with all that `last` carries."""
     import torch
 
-    from costl.numerics import make_scaler
-    from costl.state import State
+    from costl.training.precision import make_scaler
+    from costl.training.state import State
 
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
@@ -176,7 +176,7 @@ def checkpoint_header(random: Random, folder: Path) -> Path:
 def _checksum(folder: Path, about: dict) -> str:
     from safetensors.torch import load_file
 
-    from costl import checkpoint
+    from costl.training import checkpoint
 
     about = {key: value for key, value in about.items() if key != "sha256"}
     try:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from open_damaged import CACHES, CHECKPOINTS, small_state
 
-from costl.state import save_state
-from pipeline.cache import CacheWriter, Contents, Joint, Words
-from pipeline.pack import pack
+from costl.pipeline.cache.index import Contents
+from costl.pipeline.cache.pack import pack
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.types import Joint, Words
+from costl.training.state import save_state
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from damage import as_json, damaged, odd_json
 
-from costl.annotations import parse_jsonl, parse_predictions
 from costl.config import Config, load_config
-from costl.layers import stated_fps
-from costl.runs import newest_run, read_run
-from costl.scoring import score_files
-from costl.variants import read_variants
-from pipeline.errors import CostlError
-from pipeline.settings import check_annotations, queries_in, read_annotations, read_settings
+from costl.config_files import stated_fps
+from costl.data.annotations import parse_jsonl, parse_predictions
+from costl.experiments.variants import read_variants
+from costl.metrics.score_files import score_files
+from costl.pipeline.data_folder import check_annotations, queries_in, read_annotations, read_settings
+from costl.pipeline.errors import CostlError
+from costl.training.run_folder import newest_run, read_run
 
 FEW, MANY = 300, 50_000
 QUERY = {

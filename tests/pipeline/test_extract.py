@@ -10,18 +10,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import clips
 import numpy as np
 import pytest
-from tinyclip import write_clip
+import videos as clips
+from tiny_clip import write_clip
 
-from pipeline import encoding
-from pipeline import extract as module
-from pipeline.cache import CacheReader, CacheWriter, parts_folder
-from pipeline.clip import load_clip
-from pipeline.errors import CacheError, CostlError, UsageError
-from pipeline.extract import ExtractReport, Progress, extract
-from pipeline.history import last_run, runs_file
+from costl.pipeline import extract as module
+from costl.pipeline.cache.part import parts_folder
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.clip import load_clip
+from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.extract import ExtractReport, Progress, extract
+from costl.pipeline.run import engine as encoding
+from costl.pipeline.run.history import last_run, runs_file
 
 SECONDS = {"v_a": 3.0, "v_b_0.0_2.0": 2.0, "Ünder way": 5.2}
 FRAME = 1 / 25

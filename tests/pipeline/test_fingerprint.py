@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fingerprint import canonical, digest, explain_difference
+from costl.pipeline.fingerprint import canonical, digest, explain_difference
 
 SCALARS = (
     st.none()
@@ -59,7 +59,7 @@ def test_hashes_are_shown_by_their_beginning():
 
 def test_the_digest_is_the_same_in_another_process():
     settings = {"model": "ViT-B-32", "fps": 0.5, "wörter": ["a", 1, None]}
-    script = f"from pipeline.fingerprint import digest; print(digest({settings!r}))"
+    script = f"from costl.pipeline.fingerprint import digest; print(digest({settings!r}))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == digest(settings)
 

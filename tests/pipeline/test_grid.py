@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.grid import Grid
+from costl.pipeline.errors import UsageError
+from costl.pipeline.grid import Grid
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError, VideoError
-from pipeline.index import VideoRow
-from pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id, stamp
+from costl.pipeline.cache.index import VideoRow
+from costl.pipeline.errors import UsageError, VideoError
+from costl.pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id, stamp
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from costl.annotations import parse_jsonl
 from costl.benchmarks.common import CLIPPED, EMPTY, LOST, OUTSIDE, REVERSED
+from costl.data.annotations import parse_jsonl
 
 TRAIN = ["AO8RW 0.0 6.9##a person is putting a book on a shelf.", "Y6R7T 20.8 30.0##person begins to play on a phone."]
 TEST = ["3MSZA 24.3 30.4##person turn a light on."]

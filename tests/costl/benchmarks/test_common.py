@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costl.annotations import Query, parse_jsonl
 from costl.benchmarks.common import CLIPPED, EMPTY, LONG, LOST, OUTSIDE, REVERSED, to_row, window_row
+from costl.data.annotations import Query, parse_jsonl
 
 times = st.floats(-50, 400, allow_nan=False) | st.integers(-5, 400).map(float)
 windows = st.lists(st.tuples(times, times), max_size=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from costl.annotations import parse_jsonl
+from costl.data.annotations import parse_jsonl
 
 ROW = {"query": "a cat", "duration": 150, "relevant_windows": [[0, 4]]}
 RATED = ROW | {"relevant_clip_ids": [0, 1], "saliency_scores": [[4, 3, 2], [0, 1, 2]]}

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from costl.annotations import parse_jsonl
 from costl.benchmarks.common import EMPTY, LONG, LOST
-from costl.prepare import REPEATED
+from costl.benchmarks.prepare import REPEATED
+from costl.data.annotations import parse_jsonl
 
 SPLITS = ("train", "val", "test")
 VIDEO = {

@@ -1,0 +1,1 @@
+"""The settings that come with CoSTL: the defaults, and one file a benchmark."""

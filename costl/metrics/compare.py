@@ -1,0 +1,112 @@
+"""Two prediction files on the same queries: is the difference more than the luck of which queries were asked?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costl.metrics.bootstrap import bootstrap_intervals, sign_flip_p
+from costl.metrics.compute import benchmark_of, measure
+from costl.metrics.score_files import read_predictions, read_truth, resampled_within
+from costl.pipeline.errors import UsageError
+
+SIGNIFICANT = 0.05
+MEANING = (
+    "Interval and p tell what other queries of this kind would change, and nothing of another training run:\n"
+    "two seeds of one model often differ by more than published methods do. Compare means over several seeds."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One headline number of both files, percent. `interval` is of the difference, None for fewer than two queries."""
+
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float] | None
+    p: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """File `b` against file `a` by the rules of `benchmark`: a `Row` for every headline number that both have, and what
+    there is to know of either."""
+
+    a: Path
+    b: Path
+    benchmark: str
+    rows: dict[str, Row]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """The rows for the terminal, then what they mean."""
+        width = max(map(len, self.rows))
+        lines = [f"A  {self.a}", f"B  {self.b}", ""]
+        lines += [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>19}{'p':>9}{'queries':>9}"]
+        lines += [f"{name:{width}}{_cells(row)}" for name, row in self.rows.items()]
+        return "\n".join([*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), MEANING])
+
+    def verdict(self) -> str:
+        """How many of the differences chance alone would seldom make."""
+        clear = [row.difference for row in self.rows.values() if row.p < SIGNIFICANT]
+        better, worse = sum(d > 0 for d in clear), sum(d < 0 for d in clear)
+        count = len(self.rows)
+        return (
+            f"Of {count} numbers B is better in {better} and worse in {worse} at p < {SIGNIFICANT}; "
+            f"of {count} with no difference at all about {SIGNIFICANT * count:.1f} would be."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return asdict(self) | {
+            "a": str(self.a),
+            "b": str(self.b),
+            "verdict": self.verdict(),
+            "meaning": MEANING.replace("\n", " "),
+        }
+
+
+def compare(
+    a: Path, b: Path, *, truth: Path, benchmark: str | None = None, official: bool = False, seed: int = 0
+) -> Comparison:
+    """Paired comparison of two submission files, query by query.
+
+    The interval is a 95 % percentile bootstrap of the mean difference, p a two-sided sign-flip test of it (exact up to
+    13 queries). Raises UsageError as `score_files` does, and when the files share no number.
+    """
+    queries = read_truth(truth)
+    chosen = benchmark or benchmark_of(queries)
+    read = [read_predictions(path, queries, truth=truth) for path in (a, b)]
+    measured = [measure(rows, queries, benchmark=chosen, official=official) for rows in read]
+    first, second = (values for _, values in measured)
+    notes = [
+        f"{name}: {note}" for name, (found, _) in zip("AB", measured, strict=True) for note in found.get("notes", ())
+    ]
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise UsageError(f"{a} and {b}: one predicts only moments, the other only saliency; nothing to compare.")
+    differences = {name: second[name] - first[name] for name in shared}
+    intervals = bootstrap_intervals(differences, groups=resampled_within(queries, chosen), seed=seed)
+    p = sign_flip_p(differences, seed=seed)
+    rows = {
+        name: Row(
+            a=float(np.nanmean(first[name])),
+            b=float(np.nanmean(second[name])),
+            difference=float(np.nanmean(differences[name])),
+            interval=intervals.get(name),
+            p=p[name],
+            queries=int(np.count_nonzero(~np.isnan(differences[name]))),
+        )
+        for name in shared
+    }
+    return Comparison(a, b, chosen, rows, tuple(notes))
+
+
+def _cells(row: Row) -> str:
+    interval = f"{row.interval[0]:+.2f} .. {row.interval[1]:+.2f}" if row.interval else "-"
+    return f"{row.a:>9.2f}{row.b:>9.2f}{row.difference:>+9.2f}{interval:>19}{row.p:>9.4f}{row.queries:>9}"

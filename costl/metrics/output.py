@@ -1,0 +1,136 @@
+"""Metrics as tables for the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from costl.data.annotations import Prediction
+from costl.pipeline.formats.files import publish
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """What `compute_metrics` or `score` gave, as tables for the terminal: percentages with two decimals, and the 95 %
+    interval of each headline number where there are `intervals`. The label `legacy` stands above them."""
+    tables = [_moment_table(metrics), _highlight_table(metrics), _ranking_table(metrics)]
+    label = [metrics["legacy"]] if "legacy" in metrics else []
+    notes = [f"note: {note}" for note in metrics.get("notes", ())]
+    return "\n\n".join([*label, *filter(None, tables), *notes])
+
+
+def _moment_table(metrics: Mapping[str, Any]) -> str:
+    """A row for each number, a column for each length of window; the interval is that of all windows."""
+    lengths = [name for name in ("full", "long", "middle", "short") if name in metrics]
+    cells = {name: _moment_cells(metrics[name]) for name in lengths}
+    rows = {
+        row: [
+            _number(cells["full"][row]),
+            _interval(metrics, f"MR-full-{row}"),
+            *(_number(cells[name].get(row)) for name in lengths[1:]),
+        ]
+        for row in (cells["full"] if cells else ())
+    }
+    return _table("moments", ["full", "95 %", *lengths[1:]], rows)
+
+
+def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
+    cells = {f"R1@{t}": metrics["MR-R1"][t] for t in ("0.3", "0.5", "0.7") if t in metrics["MR-R1"]}
+    cells |= {f"R5@{t}": value for t, value in metrics.get("MR-R5", {}).items()}
+    cells |= {f"mAP@{t}": metrics["MR-mAP"][t] for t in ("0.5", "0.75") if t in metrics["MR-mAP"]}
+    cells |= {"mAP": metrics["MR-mAP"]["average"]}
+    return cells | ({"mIoU": metrics["MR-mIoU"]} if "MR-mIoU" in metrics else {})
+
+
+def _highlight_table(metrics: Mapping[str, Any]) -> str:
+    rows = {
+        f">= {name[7:]}": [
+            _number(metrics[name]["HL-mAP"]),
+            _interval(metrics, f"{name}-mAP"),
+            _number(metrics[name]["HL-Hit1"]),
+            _interval(metrics, f"{name}-Hit1"),
+        ]
+        for name in metrics
+        if name.startswith("HL-min-")
+    }
+    return _table("highlights", ["mAP", "95 %", "HIT@1", "95 %"], rows)
+
+
+def _ranking_table(metrics: Mapping[str, Any]) -> str:
+    """TVSum and YouTube Highlights: a row for each domain, then their mean."""
+    if "domains" not in metrics:
+        return ""
+    name = next(iter(metrics["brief"]))
+    rows = {
+        domain: [_number(row[name]), _interval(metrics, f"{name}-{domain}"), f"{row['videos']}"]
+        for domain, row in metrics["domains"].items()
+    }
+    mean = {"mean" if rows else "all": [_number(metrics["brief"][name]), _interval(metrics, name), ""]}
+    return _table("highlights", [name.removeprefix("HL-"), "95 %", "videos"], rows | mean)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    pair = metrics.get("intervals", {}).get(name)
+    return f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else ""
+
+
+def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Columns as wide as their cells; one without any cell is left out, a table without rows empty."""
+    kept = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
+    widths = {i: max(8, *(len(cells[i]) for cells in rows.values())) + 2 for i in kept}
+    first = max([14, *(len(name) + 4 for name in rows)])
+    lines = [f"{title:<{first}}" + "".join(f"{columns[i]:>{widths[i]}}" for i in kept)]
+    lines += [
+        f"  {name:<{first - 2}}" + "".join(f"{cells[i]:>{widths[i]}}" for i in kept) for name, cells in rows.items()
+    ]
+    return "\n".join(lines) if rows else ""
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """The submission format of QVHighlights: one JSON object a line. Raises CostlError when it cannot be written."""
+    lines = [json.dumps(prediction.to_row(), allow_nan=False) + "\n" for prediction in predictions]
+    publish(path, "".join(lines).encode())
+
+
+def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
+    """One row a query: qid (int64, or text when one qid is), query, vid, moments (list of start_s, end_s, score),
+    saliency (list). Raises CostlError when it cannot be written."""
+    # Imported here: a table of numbers needs none of it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = all(isinstance(prediction.qid, int) for prediction in predictions)
+    moment = pa.struct([(name, pa.float64()) for name in ("start_s", "end_s", "score")])
+    schema = pa.schema(
+        [
+            ("qid", pa.int64() if whole else pa.string()),
+            ("query", pa.string()),
+            ("vid", pa.string()),
+            ("moments", pa.list_(moment)),
+            ("saliency", pa.list_(pa.float64())),
+        ]
+    )
+    rows = [
+        {
+            "qid": p.qid if whole else str(p.qid),
+            "query": p.query,
+            "vid": p.vid,
+            "moments": [dict(zip(("start_s", "end_s", "score"), window, strict=True)) for window in p.windows],
+            "saliency": p.saliency,
+        }
+        for p in predictions
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    publish(path, sink.getvalue())
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """What `compute_metrics` gave, as JSON. Raises CostlError when it cannot be written."""
+    publish(path, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,243 @@
+"""Turns a model name and a tag, file or folder into an open_clip network with the settings it was trained under."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import torch
+from huggingface_hub import constants as hub
+from open_clip import pretrained as tags
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from torch import nn
+
+from costl.pipeline.errors import UsageError
+from costl.pipeline.fingerprint import digest
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_PROBE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from: `architecture` is what open_clip calls it, `file` the weights on this disk.
+
+    `name` is for people and fingerprints and holds no path; `trained_with` is what a tag records about its weights
+    (quick_gelu, mean, std, interpolation, resize_mode), empty for a folder, which brings its own.
+    """
+
+    name: str
+    architecture: str
+    file: Path
+    trained_with: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_source(model: str, weights: str) -> Source:
+    """Resolves `weights`: a tag of `model`, a FILE, TAG=FILE, or a DIR in open_clip's own layout (any model name).
+
+    A tag that is not on this disk yet is downloaded. A FILE is read as its tag would be: the tag whose name its file
+    name holds, else `openai` where the model has it, else the model's first tag; TAG=FILE says so outright.
+    Raises UsageError for unknown names, missing files, and at once when a download is needed and there is no network.
+    """
+    model = model.replace("/", "-")
+    tag_settings = tags.get_pretrained_cfg(model, weights)
+    if tag_settings:
+        return Source(_trained_name(model, tag_settings), model, _fetch(model, weights, tag_settings), tag_settings)
+    folder = Path(weights.removeprefix("local-dir:")).expanduser()
+    if folder.is_dir():
+        return _folder_source(folder)
+    if model not in open_clip.list_models():
+        raise UsageError(f"no open_clip model is called {model!r}. {_nearest(model, open_clip.list_models())}")
+    return _file_source(model, weights)
+
+
+def build(source: Source) -> nn.Module:
+    """The network in float32 on the CPU, in evaluation mode, its preprocessing in `visual.preprocess_cfg`.
+
+    Never unpickles: safetensors, `torch.load(weights_only=True)`, or OpenAI's published archive, known by its hash.
+    Raises UsageError when open_clip cannot put these weights into this architecture.
+    """
+    archive = _is_torchscript(source.file)
+    try:
+        network = open_clip.create_model(
+            source.architecture,
+            pretrained=None if archive or source.architecture.startswith("local-dir:") else str(source.file),
+            load_weights=not archive,
+            require_pretrained=not archive,
+            force_quick_gelu=bool(source.trained_with.get("quick_gelu", False)),
+            force_preprocess_cfg={key: source.trained_with[key] for key in _PREPROCESS if key in source.trained_with},
+            weights_only=True,
+        )
+        if archive:
+            network.load_state_dict(_openai_state(source))
+    except UsageError:
+        raise
+    except Exception as error:  # open_clip passes on whatever torch, safetensors, timm or json raise
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UsageError(
+            f"{source.file}: open_clip cannot load it as {source.name} ({reason[0][:200]}). "
+            "Check that model and weights belong together."
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+def hash_of(network: nn.Module) -> str:
+    """sha256 over every tensor's name, type, shape and bytes: the same weights from a tag, file or folder agree."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def _trained_name(model: str, trained_with: Mapping[str, Any]) -> str:
+    # The activation is not part of the weights, so the name carries it, as open_clip's own names do.
+    quick = trained_with.get("quick_gelu", False) and not model.endswith("-quickgelu")
+    return f"{model}-quickgelu" if quick else model
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=3, cutoff=0.5)
+    return (
+        f"Did you mean {' or '.join(by_lower[name] for name in close)}?"
+        if close
+        else f"Known: {', '.join(known[:12])}."
+    )
+
+
+def _folder_source(folder: Path) -> Source:
+    config = folder / "open_clip_config.json"
+    try:
+        architecture = json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{config}: not a readable open_clip config ({error!r}). Expected a JSON file with a model_cfg."
+        ) from error
+    file = folder / HF_SAFE_WEIGHTS_NAME
+    if not file.is_file():
+        raise UsageError(f"{folder}: no {file.name} beside {config.name}. Put the weights there under this name.")
+    return Source(f"config {digest(architecture)[:12]}", f"local-dir:{folder}", file)
+
+
+def _file_source(model: str, weights: str) -> Source:
+    tag, _, name = weights.rpartition("=") if not Path(weights).expanduser().is_file() else ("", "", weights)
+    file = Path(name).expanduser()
+    known = tags.list_pretrained_tags_by_model(model)
+    if not file.is_file():
+        if file.suffix in _SUFFIXES or os.sep in name:
+            raise UsageError(f"{file}: no such weights file. Give a tag of {model}, a file or a folder.")
+        raise UsageError(f"{model} has no weights called {weights!r}. {_nearest(weights, known)}")
+    if file.suffix not in _SUFFIXES:
+        raise UsageError(f"{file}: weights end in {', '.join(_SUFFIXES)}, not in {file.suffix or 'nothing'}.")
+    if tag and not tags.is_pretrained_cfg(model, tag):
+        raise UsageError(f"{model} has no weights called {tag!r}. {_nearest(tag, known)}")
+    trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, known))
+    return Source(_trained_name(model, trained_with), model, file, trained_with)
+
+
+def _tag_of(file: Path, known: list[str]) -> str:
+    stem = file.stem.lower().replace("-", "_")
+    named = sorted((tag for tag in known if tag in stem), key=len, reverse=True)
+    first = "openai" if "openai" in known else "".join(known[:1])
+    return named[0] if named else first
+
+
+def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
+    """The file of a tag: from this disk if it is there, and only otherwise from the network."""
+    found = _already_here(settings)
+    if found:
+        return found
+    address = f"{hub.ENDPOINT}/{settings['hf_hub']}" if settings.get("hf_hub") else settings["url"]
+    if hub.HF_HUB_OFFLINE or not _reachable(address):
+        host = urllib.parse.urlsplit(address).hostname
+        raise UsageError(
+            f"{model} weights {tag!r} are not on this disk and {host} cannot be reached. "
+            "Connect once, or give a file or folder as the weights."
+        )
+    try:
+        return Path(tags.download_pretrained(dict(settings)))
+    except Exception as error:  # the hub's, urllib's and the file system's errors alike
+        raise UsageError(
+            f"{model} weights {tag!r} could not be downloaded ({str(error)[:200]}). Try again, or give a file."
+        ) from error
+
+
+def _already_here(settings: Mapping[str, Any]) -> Path | None:
+    repository, _, filename = settings.get("hf_hub", "").rpartition("/")
+    names = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if filename.endswith((".bin", ".pth")):
+        names.insert(0, f"{filename.rpartition('.')[0]}.safetensors")
+    for name in names if repository else []:
+        found = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    old = Path("~/.cache/clip").expanduser() / Path(urllib.parse.urlsplit(settings.get("url", "")).path).name
+    return old if settings.get("url") and old.is_file() else None
+
+
+def _reachable(address: str) -> bool:
+    """Whether a connection to the address (or to the proxy that serves it) opens within a few seconds."""
+    target = urllib.parse.urlsplit(urllib.request.getproxies().get("https") or address)
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            port = target.port or (80 if target.scheme == "http" else 443)
+            socket.create_connection((target.hostname or "", port), timeout=_PROBE_S).close()
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    # In a thread, since looking up a name takes no time limit of ours.
+    probe = threading.Thread(target=connect, daemon=True)
+    probe.start()
+    probe.join(_PROBE_S)
+    return bool(answers and answers[0])
+
+
+def _is_torchscript(file: Path) -> bool:
+    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _openai_state(source: Source) -> dict[str, torch.Tensor]:
+    # OpenAI published programs, not tensors. Loading a program is safe only when it is theirs, and the address
+    # of each names its hash.
+    published = source.trained_with.get("url", "").split("/")
+    with source.file.open("rb") as stream:
+        hasher = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            hasher.update(block)
+    if hasher.hexdigest() not in published:
+        raise UsageError(
+            f"{source.file}: a TorchScript program that is not the one OpenAI published for {source.architecture}. "
+            "Save its state_dict as safetensors and give that."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; these archives are not going to change
+        state = torch.jit.load(str(source.file), map_location="cpu").state_dict()
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in ("input_resolution", "context_length", "vocab_size")
+    }

@@ -1,0 +1,369 @@
+"""The command line: the three commands as typed, quickstart, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from published_world import publish_world
+
+import cli
+from costl.pipeline.cache.reader import CacheReader
+from costl.training.checkpoint import load_checkpoint
+from costl.training.run_folder import read_run
+
+TINY = ["--videos", "train=2", "--videos", "val=1", "--videos", "test=1", "--videos", "test_unseen=1"]
+TINY += ["--clips", "12", "12", "--side", "64", "--queries", "3"]
+QUICK = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+
+
+def costl(*arguments: str | Path) -> Result:
+    """The command in this process; whatever is no error of ours comes out as it is."""
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=True)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    """The command in a process of its own, as a shell would start it."""
+    command = [sys.executable, "-c", "import cli; cli.main(prog_name='costl')", *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def sentence(result: Result) -> str:
+    """What went wrong, checked to be one line without a traceback and nothing on standard output."""
+    (line,) = (line for line in result.stderr.splitlines() if not line.endswith(" ..."))
+    assert line.startswith("Error: ") and line.endswith((".", "?")) and result.stdout == ""
+    return line
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> Path:
+    """A working folder with the videos in `dir/` and, extracted, `feats.h5`."""
+    shutil.copytree(world.copy(tmp_path / "aside").videos, tmp_path / "dir")
+    shutil.copy(tmp_path / "aside" / "feats.h5", tmp_path / "feats.h5")
+    shutil.copytree(tmp_path / "aside" / "feats.h5.parts", tmp_path / "feats.h5.parts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_names_every_command_and_the_three_that_are_enough():
+    result = costl("--help")
+    for command in (
+        "extract",
+        "import",
+        "train",
+        "evaluate",
+        "status",
+        "verify",
+        "sample",
+        "quickstart",
+        "inspect",
+        "pack",
+        "unpack",
+        "gc",
+    ):
+        assert command in result.stdout
+        told = costl(command, "--help")
+        assert told.exit_code == 0 and f"costl {command}" in told.stdout
+    for line in ("costl extract --videos dir/", "costl train --cache feats.h5", "costl evaluate --split test"):
+        assert line in result.stdout
+
+
+def test_help_is_printed_without_loading_anything_heavy():
+    code = (
+        "import sys, cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'open_clip', 'decord', 'h5py', 'pyarrow', 'matplotlib', 'av', 'joblib', 'numpy'}\n"
+        "sys.exit(f'loaded: {sorted(heavy & set(sys.modules))}' if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_three_commands_as_typed_run_from_videos_to_metrics(here):
+    for path in (here / "feats.h5", here / "feats.h5.parts"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    first = costl("extract", "--videos", "dir/")
+    assert (first.exit_code, first.stdout) == (0, "feats.h5\n")
+    assert "10 videos extracted, 0 were there already, 0 failed." in first.stderr
+    trained = costl("train", "--cache", "feats.h5")
+    assert trained.exit_code == 0 and Path(trained.stdout.strip()).parent == Path("runs")
+    assert "3 epochs; epoch" in trained.stderr
+    evaluated = costl("evaluate", "--split", "test")
+    assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout and "HIT@1" in evaluated.stdout
+    folder = Path(trained.stdout.strip()) / "eval-test"
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json",
+        "predictions.jsonl",
+        "predictions.parquet",
+        "predictions.png",
+    }
+
+
+def test_a_second_extraction_decodes_nothing(here):
+    again = costl("extract", "--videos", "dir/", "--json")
+    *events, found = map(json.loads, again.stdout.splitlines())
+    assert found.pop("event") == "done" and {event["event"] for event in events} == {"progress"}
+    assert again.exit_code == 0 and found["done"] == [] and len(found["skipped"]) == 10 and found["failed"] == []
+
+
+def test_json_is_what_machines_read(here):
+    trained = json.loads(costl("train", "--cache", "feats.h5", "--json", "--set", "train.epochs=1").stdout)
+    assert trained["epochs"] == 1 and trained["select"] == "MR-full-mAP"
+    metrics = json.loads(costl("evaluate", "--run", trained["run"], "--official", "--json").stdout)
+    assert metrics == json.loads((Path(trained["run"]) / "eval-test" / "metrics.json").read_text())
+    rows = json.loads(costl("status", "feats.h5", "--json").stdout)
+    assert len(rows) == 10 and {row["status"] for row in rows} == {"ok"}
+
+
+def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
+    (here / "dir" / "test_0000.mp4").write_bytes(b"this is no video, but long enough to look at" * 100)
+    result = costl("extract", "--videos", "dir/")
+    assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
+    assert "    1 failed: " in result.stderr and "(test_0000)\n" in result.stderr
+    assert "9 were there already, 1 failed." in result.stderr
+    told = costl("status", "feats.h5").stdout
+    assert told.startswith("test_0000  ") and "test_0001" not in told and "9 of 10 videos have features." in told
+    assert len(costl("status", "feats.h5", "--all").stdout.splitlines()) == 12
+    (row,) = (row for row in json.loads(costl("status", "feats.h5", "--json").stdout) if row["name"] == "test_0000")
+    assert row["status"] != "ok" and row["reason"]
+    assert costl("train", "--cache", "feats.h5", "--set", "train.epochs=1").exit_code == 0
+    evaluated = costl("evaluate")
+    assert evaluated.exit_code == 0 and "3 of 6 queries ask about videos without features" in evaluated.stderr
+    (written,) = (here / "runs").glob("*/eval-test/predictions.jsonl")
+    (here / "truth.jsonl").write_text(CacheReader("feats.h5").annotations("test"))
+    again = costl("evaluate", "--predictions", written, "--truth", "truth.jsonl", "--json")
+    numbers = json.loads((written.parent / "metrics.json").read_text())["brief"]
+    assert json.loads(again.stdout)["brief"] == numbers and numbers["MR-full-R1@0.3"] <= 50
+    assert "unanswered" in Path(costl("report").stdout.strip()).read_text()
+
+
+def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
+    rows = (here / "dir" / "test.jsonl").read_text().splitlines()
+    long = "the red star " * 60
+    (here / "dir" / "test.jsonl").write_text("\n".join([json.dumps(json.loads(rows[0]) | {"query": long}), *rows[1:]]))
+    result = costl("extract", "--videos", "dir/")
+    assert result.exit_code == 0 and "cut: longer than CLIP reads" in result.stderr and long in result.stderr
+
+
+def test_a_damaged_part_is_named_with_exit_code_3_and_made_again(here):
+    whole = costl("verify", "feats.h5")
+    assert (whole.exit_code, whole.stdout) == (0, "11 of 11 files are whole.\n")
+    part = here / "feats.h5.parts" / "val_0001.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+    for look in ([], ["--quick"]):
+        result = costl("verify", "feats.h5", *look)
+        assert result.exit_code == 3 and result.stdout.startswith("val_0001  feats.h5.parts/val_0001.h5: ")
+        assert result.stdout.endswith("\n10 of 11 files are whole.\n") and "Delete the damaged files" in result.stderr
+    (damage,) = json.loads(costl("verify", "feats.h5", "--json").stdout)["damaged"]
+    assert damage["name"] == "val_0001" and damage["path"] == "feats.h5.parts/val_0001.h5"
+    Path(damage["path"]).unlink()
+    assert costl("extract", "--videos", "dir/").exit_code == 0
+    assert costl("verify", "feats.h5").exit_code == 0
+
+
+def test_published_features_are_imported_trained_on_and_evaluated(tmp_path, monkeypatch):
+    published = publish_world(tmp_path, counts={"train": 8, "val": 2, "test": 4})
+    monkeypatch.chdir(tmp_path)
+    (published.frames("slow", "test_0")).unlink()
+    asked = ["import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
+    asked += ["--text", "text", "--joint", "clip"]
+    assert "test_0 (slow)" in sentence(costl(*asked)) and not Path("feats.h5").exists()
+    done = costl(*asked, "--allow-missing")
+    assert (done.exit_code, done.stdout) == (1, "feats.h5\n")
+    assert "missing: test_0: no file of slow." in done.stderr and "13 videos imported, 0 were there" in done.stderr
+    again = json.loads(costl(*asked, "--allow-missing", "--json").stdout)
+    assert len(again["skipped"]) == 13 and again["done"] == [] and again["failed"][0]["status"] == "missing"
+    assert costl("verify", "feats.h5").stdout == "14 of 14 files are whole.\n"
+    assert costl("train", "--cache", "feats.h5", *QUICK).exit_code == 0
+    evaluated = costl("evaluate")
+    assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout
+    refused = costl("train", "--cache", "feats.h5", "--set", "spatial.steps=1")
+    assert refused.exit_code == 2 and "have no patches" in sentence(refused)
+
+
+def no_videos(here: Path) -> list:
+    for video in (here / "dir").glob("*.mp4"):
+        video.unlink()
+    return ["extract", "--videos", "dir/"]
+
+
+def no_videos_and_missing_ones_allowed(here: Path) -> list:
+    return [*no_videos(here), "--allow-missing-videos"]
+
+
+def no_features_and_missing_ones_allowed(here: Path) -> list:
+    (here / "empty").mkdir()
+    return ["import", "--annotations", "dir", "--features", "clip=empty", "--text", "dir", "--allow-missing"]
+
+
+def no_annotations(here: Path) -> list:
+    for file in (here / "dir").glob("*.jsonl"):
+        file.unlink()
+    return ["extract", "--videos", "dir/"]
+
+
+def an_unknown_video(here: Path) -> list:
+    row = json.loads((here / "dir" / "val.jsonl").read_text().splitlines()[0]) | {"vid": "elsewhere"}
+    (here / "dir" / "val.jsonl").write_text(json.dumps(row))
+    return ["extract", "--videos", "dir/"]
+
+
+def a_slip_in_costl_yaml(here: Path) -> list:
+    (here / "dir" / "costl.yaml").write_text("extract:\n  wieghts: clip\n")
+    return ["extract", "--videos", "dir/"]
+
+
+def a_cache_that_is_none(here: Path) -> list:
+    (here / "feats.h5").write_text("no HDF5")
+    return ["train", "--cache", "feats.h5"]
+
+
+WRONG = {
+    "no videos": (no_videos, 2, "dir"),
+    # A disk that is not mounted looks like an empty folder: the features in the cache must survive it.
+    "no videos, and missing ones are allowed": (no_videos_and_missing_ones_allowed, 2, "dir: no videos ("),
+    "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
+    "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
+    "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
+    "a slip in costl.yaml": (a_slip_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
+    "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),
+    "a model beside weights that bring their own": (
+        ["extract", "--videos", "dir/", "--model", "ViT-B-16"],
+        2,
+        "bring their own architecture",
+    ),
+    "a cache of other settings": (
+        ["extract", "--videos", "dir/", "--fps", "1"],
+        3,
+        "fps: cache has 0.5, asked for 1.0",
+    ),
+    "a slip in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean 'epochs'?"),
+    "an impossible setting": (["train", "--cache", "feats.h5", "--set", "train.epochs=0"], 2, "above zero"),
+    "no such file of settings": (["train", "--cache", "feats.h5", "--config", "my.yaml"], 2, "my.yaml: cannot be read"),
+    "no cache": (["train", "--cache", "nothing.h5"], 3, "nothing.h5"),
+    "a cache that is none": (a_cache_that_is_none, 3, "feats.h5"),
+    "no run": (["evaluate", "--split", "test"], 2, "no trained run. Train one with costl train --cache feats.h5"),
+    "a run that is none": (["evaluate", "--run", "dir"], 2, "dir: not a run"),
+    "nothing to resume": (["train", "--resume", "dir"], 2, "dir: not a run"),
+    "no device of that name": (["train", "--cache", "feats.h5", "--device", "abacus"], 2, "device 'abacus'"),
+    "no cache to ask about": (["status", "nothing.h5"], 3, "nothing.h5"),
+    "no cache to verify": (["verify", "nothing.h5"], 3, "nothing.h5"),
+    "features of nothing": (
+        ["import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
+        2,
+        "10 of 10 annotated videos have no features",
+    ),
+    "features of nothing, and missing ones are allowed": (
+        no_features_and_missing_ones_allowed,
+        2,
+        "Check the folders (clip: empty, which is empty)",
+    ),
+    "features in no folder": (
+        ["import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],
+        2,
+        "nowhere is no folder",
+    ),
+    "a folder of somebody else": (["sample", "dir/../aside"], 2, "holds files that are no sample world"),
+    "a world that cannot be": (["sample", "new", "--side", "3"], 2, "side of 64 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.promise(16)
+def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
+    arguments, code, part = WRONG[name]
+    arguments = arguments if isinstance(arguments, list) else arguments(here)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    result = costl(*arguments)
+    assert result.exit_code == code and part in sentence(result)
+    after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == {path: content for path, content in before.items() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract"],
+        ["train"],
+        ["trian"],
+        ["evaluate", "--spilt", "test"],
+        ["sample", "new", "--videos", "train"],
+        ["train", "--resume", "x", "--set", "train.epochs=3"],
+        ["import", "--annotations", "x", "--features", "clip", "--text", "x"],
+        ["import", "--annotations", "x", "--features", "a=x", "--features", "a=y", "--text", "x"],
+        ["bench", "indx"],
+    ],
+)
+def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = costl(*arguments)
+    assert result.exit_code == 2 and "Error: " in result.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.promise(16)
+def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
+    def train_until_stopped(after: int, *arguments: str) -> None:
+        with start("train", *arguments) as process:
+            try:
+                rows = here / "run" / "metrics.jsonl"
+                deadline = time.monotonic() + 150
+                while not (rows.exists() and rows.read_text().count("\n") > after + 1):  # the last may not be saved yet
+                    assert process.poll() is None and time.monotonic() < deadline
+                    time.sleep(0.05)
+                process.send_signal(stop)
+                stdout, stderr = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert (process.returncode, stdout) == (130, "") and "Interrupted." in stderr and "Traceback" not in stderr
+
+    train_until_stopped(
+        0, "--cache", "feats.h5", "--out", "run", "--set", "train.epochs=5000", "--set", "train.patience=5000"
+    )
+    first = load_checkpoint(here / "run", "last")[1]["counts"]["epoch"]
+    train_until_stopped(first, "--resume", "run")
+    assert load_checkpoint(here / "run", "last")[1]["counts"]["epoch"] > first
+    assert not read_run(here / "run").finished
+
+
+def test_a_sample_is_written_where_asked(tmp_path):
+    result = costl("sample", tmp_path / "new", *TINY)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
+    assert len(list((tmp_path / "new").glob("*.mp4"))) == 5
+    assert {"train.jsonl", "val.jsonl", "test.jsonl", "test_unseen.jsonl", "costl.yaml"} <= {
+        path.name for path in (tmp_path / "new").iterdir()
+    }
+
+
+def test_quickstart_ends_with_the_table_and_a_second_call_does_nothing_again(tmp_path):
+    first = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
+    assert first.exit_code == 0
+    rows = [line[:32].strip() for line in first.stdout.splitlines()[2:]]
+    assert rows == ["chance", "zero-shot CLIP", "CoSTL without spatial encoder", "CoSTL"]
+    assert first.stdout.splitlines()[1].split() == ["R1@0.5", "R1@0.7", "mAP", "HIT@1"] * 2
+    pictures = [
+        tmp_path / "q" / "runs" / "costl" / f"eval-{split}" / "predictions.png" for split in ("test", "test_unseen")
+    ]
+    assert all(picture.is_file() and str(picture) in first.stderr for picture in pictures)
+    assert read_run(tmp_path / "q" / "runs" / "costl-without-spatial-encoder").config.spatial.steps == 0
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("*") if p.suffix in (".mp4", ".safetensors")}
+    again = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
+    assert again.stdout == first.stdout and "render" not in again.stderr and "train ..." not in again.stderr
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--set", "train.seed=1")
+    assert other.exit_code == 2 and "was trained with other settings" in sentence(other)
+    other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--seed", "1")
+    assert other.exit_code == 2 and "holds another sample world" in sentence(other)

@@ -1,0 +1,102 @@
+"""The rows a trained model has to beat: honest chance, and CLIP at its untrained best."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costl.data.annotations import Query
+from costl.data.splits import read_queries
+from costl.experiments.references import ZeroShot, chance, choose_zero_shot, zero_shot, zero_shot_prediction
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import UsageError
+
+QUERY = Query(1, "a star", "v", 20.0)
+
+
+@pytest.fixture
+def features(world) -> CacheReader:
+    return CacheReader(world.cache)
+
+
+def test_chance_is_the_same_for_the_same_seed_and_low(features):
+    first, again, other = chance(features, "test"), chance(features, "test"), chance(features, "test", seed=1)
+    assert first == again != other
+    assert 0 < first.brief["MR-full-mIoU"] < 50
+    assert first.brief["MR-full-R1@0.7"] < first.brief["MR-full-R1@0.5"] < first.brief["MR-full-R1@0.3"] < 80
+
+
+def test_chance_agrees_with_a_plain_simulation(features):
+    lengths = [e - s for q in read_queries(features, "train") for s, e in q.windows]
+    rng, ious = np.random.default_rng(5), []
+    for _ in range(2000):
+        for query in read_queries(features, "test"):
+            length = min(rng.choice(lengths), query.duration_s)
+            start = rng.uniform(0, query.duration_s - length)
+            ious.append(max(_iou((start, start + length), window) for window in query.windows))
+    expected = 100 * np.mean(np.array(ious) >= 0.3)
+    assert chance(features, "test").brief["MR-full-R1@0.3"] == pytest.approx(expected, abs=12)
+
+
+def test_a_clear_stretch_is_found_whatever_the_settings():
+    curve = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0], dtype=float)
+    for levels in ((0.5,), (0.7,), (0.3, 0.6, 0.9)):
+        best = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, levels)).windows[0]
+        assert best[:2] == (6.0, 12.0)
+
+
+def test_several_levels_give_nested_moments_each_once():
+    curve = np.array([0, 1, 2, 1, 0, 0, 0, 0, 0, 0], dtype=float)
+    windows = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, (0.2, 0.3, 0.8, 0.9))).windows
+    assert {window[:2] for window in windows} == {(2.0, 8.0), (4.0, 6.0)}
+    assert list(windows) == sorted(windows, key=lambda w: -w[2])
+
+
+def test_smoothing_joins_what_a_flicker_parts():
+    curve = np.array([0, 0, 0, 1, 0.2, 1, 1, 0, 0, 0], dtype=float)
+    rough = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, (0.5,))).windows
+    smooth = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(1.0, (0.5,))).windows
+    assert len(rough) == 2 and [window[:2] for window in smooth] == [(6.0, 14.0)]
+
+
+def test_smoothing_invents_nothing_at_the_ends():
+    flat = zero_shot_prediction(QUERY, np.full(10, 0.3), 0.5, ZeroShot(2.0, (0.5,)))
+    assert flat.saliency == pytest.approx([0.3] * 10)
+
+
+def test_a_video_of_one_clip_has_an_answer():
+    prediction = zero_shot_prediction(Query(1, "a", "v", 1.5), np.array([0.2]), 0.5, ZeroShot())
+    assert [window[:2] for window in prediction.windows] == [(0.0, 1.5)]
+
+
+def test_the_curve_is_the_cosine_of_frame_and_sentence(features):
+    query = read_queries(features, "test")[0]
+    sentence = features.words(query.query).sentence
+    frames = features.joint.project(features.tokens(query.vid)[:, 0])
+    cosines = [float(np.dot(f, sentence) / np.linalg.norm(f) / np.linalg.norm(sentence)) for f in frames]
+    prediction = zero_shot_prediction(query, frames @ sentence, features.fps, ZeroShot(0.0, (0.5,)))
+    assert prediction.saliency == pytest.approx(cosines, abs=1e-5)
+
+
+def test_settings_are_chosen_on_validation_and_no_others_do_better_there(features):
+    settings, how = choose_zero_shot(features)
+    chosen = zero_shot(features, "val", settings).brief["MR-full-mAP"]
+    for other in (ZeroShot(), ZeroShot(1.0, (0.5,)), ZeroShot(2.0, (0.7,))):
+        assert zero_shot(features, "val", other).brief["MR-full-mAP"] <= chosen
+    assert "the best of 20 by MR-full-mAP on validation" in how
+
+
+def test_without_validation_the_settings_are_fixed_and_it_is_said(world, tmp_path):
+    copy = world.copy(tmp_path, val=None)
+    settings, how = choose_zero_shot(CacheReader(copy.cache))
+    assert settings == ZeroShot() and "no validation split" in how
+
+
+def test_a_choice_that_validation_cannot_make_is_refused(features):
+    with pytest.raises(UsageError, match="'nonsense' cannot be told"):
+        choose_zero_shot(features, select="nonsense")
+
+
+def _iou(a, b) -> float:
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return shared / (a[1] - a[0] + b[1] - b[0] - shared)

@@ -1,0 +1,296 @@
+"""Anyone's files, scored and compared from outside: right numbers, or one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import cli
+from costl.data.annotations import parse_jsonl, parse_predictions
+from costl.metrics.compare import compare
+from costl.metrics.compute import compute_metrics, contributions
+from costl.metrics.score_files import score_files
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+FIXTURES = SHARED / "eval_fixtures"
+VAL = SHARED / "annotations" / "qvhighlights" / "highlight_val_release.jsonl"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the published predictions are not here")
+
+
+def truth_row(qid, **changes) -> dict:
+    row = {"qid": qid, "query": "a cat", "vid": f"v{qid}", "duration": 6, "relevant_windows": [[0, 4]]}
+    return row | {"relevant_clip_ids": [0, 1], "saliency_scores": [[4, 2, 0], [1, 4, 4]]} | changes
+
+
+def answer_row(qid, **changes) -> dict:
+    row = {"qid": qid, "query": "a cat", "vid": f"v{qid}", "pred_relevant_windows": [[0, 4, 0.9], [1, 6, 0.5]]}
+    return row | {"pred_saliency_scores": [0.5, 1.0, -1.0]} | changes
+
+
+def lines(*rows) -> str:
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def costl(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("truth.jsonl").write_text(lines(*map(truth_row, (1, 2, 3))))
+    Path("mine.jsonl").write_text(lines(*map(answer_row, (1, 2, 3))))
+    worse = [answer_row(qid, pred_relevant_windows=[[2, 6, 0.9]]) for qid in (1, 2)]
+    Path("worse.jsonl").write_text(lines(*worse, answer_row(3)))
+    return tmp_path
+
+
+SCORE = ("evaluate", "--predictions", "mine.jsonl", "--truth", "truth.jsonl")
+
+
+def test_files_are_scored_as_python_scores_them_with_an_interval_for_every_number(here):
+    found = json.loads(costl(*SCORE, "--json").stdout)
+    queries = parse_jsonl(Path("truth.jsonl").read_text(), "truth.jsonl")
+    rows = parse_predictions(Path("mine.jsonl").read_text(), "mine.jsonl")
+    intervals, how = found.pop("intervals"), found.pop("scored")
+    assert how == {"benchmark": "qvhighlights", "official": False, "queries": 3, "clip_s": 2.0}
+    assert found == compute_metrics(rows, queries)
+    assert intervals.keys() == found["brief"].keys()
+    for name, (low, high) in intervals.items():
+        assert low - 1e-9 <= found["brief"][name] <= high + 1e-9
+    table = costl(*SCORE)
+    assert table.exit_code == 0 and "95 %" in table.stdout and "HIT@1" in table.stdout
+    assert table.stderr == "3 queries, scored as qvhighlights, clips of 2 s.\n"
+
+
+@pytest.mark.promise(14)
+def test_the_order_of_rows_changes_nothing(here):
+    before = costl(*SCORE).stdout
+    Path("mine.jsonl").write_text(lines(*map(answer_row, (3, 1, 2))))
+    assert costl(*SCORE).stdout == before
+
+
+@needs_fixtures
+def test_a_released_submission_scores_what_was_published(here):
+    arguments = ("--predictions", FIXTURES / "cgdetr" / "val_preds.jsonl", "--truth", VAL, "--official", "--json")
+    found = json.loads(costl("evaluate", *arguments).stdout)
+    assert len(found.pop("intervals")) == len(found["brief"]) and found.pop("scored")["official"]
+    assert found == json.loads((FIXTURES / "cgdetr" / "val_metrics_recomputed.json").read_text())
+    fork = json.loads(costl("evaluate", *arguments, "--benchmark", "charades").stdout)["brief"]
+    assert fork == json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())["brief"]
+
+
+def test_the_truth_decides_the_benchmark_and_the_option_overrides_it(here):
+    rated = truth_row(1, relevant_windows=None, domain="BK")
+    Path("truth.jsonl").write_text(lines(rated))
+    Path("mine.jsonl").write_text(lines(answer_row(1)))
+    assert "scored as tvsum" in costl(*SCORE).stderr and "top5-mAP" in costl(*SCORE).stdout
+    assert "scored as qvhighlights" in costl(*SCORE, "--benchmark", "qvhighlights").stderr
+    Path("truth.jsonl").write_text(lines(rated | {"rated_windows": [[0, 3], [2, 5], [4, 6]]}))
+    assert score_files(Path("mine.jsonl"), Path("truth.jsonl"))["scored"]["benchmark"] == "youtube-highlights"
+
+
+def test_scoring_loads_neither_torch_nor_h5py(here):
+    code = (
+        "import sys, cli\n"
+        f"try: cli.main({[*SCORE, '--official']!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'h5py', 'pyarrow', 'matplotlib', 'decord', 'sklearn', 'joblib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "R1@0.7" in done.stdout
+
+
+BAD = {
+    "no such file": (None, "mine.jsonl: cannot be read (No such file or directory)"),
+    "not text": (b"\xff\xfe", "mine.jsonl: cannot be read (it is not UTF-8 text)"),
+    "empty": ("\n\n", "mine.jsonl: no prediction in it, expected one JSON object a line for each query of truth.jsonl"),
+    "not JSON": (lines(answer_row(1), "{'qid': 2}"), "mine.jsonl:2: not JSON"),
+    "a list": (lines("[1]"), "mine.jsonl:1: a JSON list, expected an object"),
+    "NaN": (lines(answer_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "mine.jsonl:1: not JSON (NaN"),
+    "infinite": (
+        lines(answer_row(1, pred_saliency_scores=[1, 2, 10**400])),
+        "mine.jsonl:1: 'pred_saliency_scores' holds",
+    ),
+    "extra": (lines(*map(answer_row, (1, 2, 3, 4))), "mine.jsonl: no query 4 in truth.jsonl (3 queries)"),
+    "twice": (lines(*map(answer_row, (1, 2, 3, 2))), "mine.jsonl:4: qid 2 is already on line 2"),
+    "text for number": (lines(*map(answer_row, ("1", 2, 3))), "mine.jsonl: no query '1' in truth.jsonl"),
+    "reversed": (
+        lines(answer_row(1, pred_relevant_windows=[[4, 0, 1]]), *map(answer_row, (2, 3))),
+        "query 1: window [4.0, 0.0] is not inside its video of 6.0 s",
+    ),
+    "outside": (
+        lines(answer_row(1), answer_row(2, pred_relevant_windows=[[0, 7, 1]]), answer_row(3)),
+        "query 2: window [0.0, 7.0] is not inside its video",
+    ),
+    "short saliency": (
+        lines(answer_row(1, pred_saliency_scores=[1]), *map(answer_row, (2, 3))),
+        "query 1 has 1 saliency scores, its video 3 clips",
+    ),
+    "long saliency": (
+        lines(answer_row(1, pred_saliency_scores=[1] * 4), *map(answer_row, (2, 3))),
+        "query 1 has 4 saliency scores, its video 3 clips",
+    ),
+    "no score": (
+        lines(answer_row(1, pred_relevant_windows=[[0, 4]])),
+        "mine.jsonl:1: 'pred_relevant_windows' holds a list",
+    ),
+    "annotations": (
+        lines(*map(truth_row, (1, 2, 3))),
+        "mine.jsonl: a file of annotations (it has relevant_windows, relevant_clip_ids, saliency_scores, duration), "
+        "expected predictions with pred_relevant_windows and pred_saliency_scores",
+    ),
+    "nothing predicted": (
+        lines(answer_row(1), {"qid": 2, "windows": [[0, 4, 1]]}, answer_row(3)),
+        "mine.jsonl:2: query 2 has neither pred_relevant_windows nor pred_saliency_scores",
+    ),
+    "another video": (
+        lines(answer_row(1, vid="v2"), *map(answer_row, (2, 3))),
+        "query 1 names the video 'v2', expected 'v1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize(("content", "told"), BAD.values(), ids=BAD)
+@pytest.mark.promise(13)
+def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
+    Path("mine.jsonl").unlink()
+    if content is not None:
+        Path("mine.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    files = SCORE if command == "evaluate" else ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")
+    result = costl(*files)
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and result.stdout == "" and line.startswith("Error: ") and line.endswith((".", "?"))
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "truth.jsonl: no row in it"),
+        (lines(truth_row(1), "{"), "truth.jsonl:2: not JSON"),
+        (lines(truth_row(1, relevant_windows=[[4, 0]])), r"truth.jsonl:1: window [4.0, 0.0] is not 0 <= start < end"),
+        (lines(*map(answer_row, (1, 2, 3))), "truth.jsonl: a file of predictions (it has pred_relevant_windows"),
+        (
+            lines(*({"qid": qid, "query": "a cat", "vid": f"v{qid}", "duration": 6} for qid in (1, 2, 3))),
+            "3 queries without windows or saliency: there is no truth to compare with",
+        ),
+    ],
+)
+def test_bad_truth_is_told_in_one_sentence(here, content, told):
+    Path("truth.jsonl").write_text(content)
+    result = costl(*SCORE)
+    assert result.exit_code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--run", "runs/x"), "--predictions and --truth cannot be combined with --run: they need no run."),
+        (("--split", "val", "--cache", "f.h5"), "cannot be combined with --split, --cache"),
+        (("--weights", "last"), "cannot be combined with --weights"),
+        (("--submission", "hl.zip"), "cannot be combined with --submission"),
+        (("--benchmark", "qvh"), "benchmark is 'qvh', expected one of qvhighlights, charades"),
+        (("--benchmark", "youtube-highlights", "--out", "x"), "cannot be combined with --out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(here, arguments, told):
+    result = costl(*SCORE, *arguments)
+    assert result.exit_code == 2 and result.stdout == "" and told in result.stderr
+
+
+def test_one_file_alone_is_refused(here):
+    for option in ("--predictions", "--truth"):
+        result = costl("evaluate", option, "mine.jsonl")
+        assert result.exit_code == 2 and "belong together: give both" in result.stderr
+
+
+@pytest.mark.parametrize("mode", [(), ("--official",)])
+@pytest.mark.promise(13)
+def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
+    Path("mine.jsonl").write_text(lines(answer_row(2)))
+    for command in (SCORE, ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
+        refused = costl(*command, *mode)
+        assert refused.exit_code == 2 and refused.stdout == ""
+        assert "mine.jsonl: no row for 1, 3, 2 of the 3 queries of truth.jsonl." in refused.stderr
+        assert "empty lists" in refused.stderr
+
+
+def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
+    Path("mine.jsonl").write_text(
+        lines(answer_row(1), answer_row(2), answer_row(3, pred_relevant_windows=[], pred_saliency_scores=[]))
+    )
+    found = json.loads(costl(*SCORE, "--json").stdout)
+    assert found["brief"]["MR-full-R1@0.7"] == pytest.approx(200 / 3)
+    assert found["notes"] == ["1 queries have no predicted window and count 0; the published evaluator stops."]
+    official = costl(*SCORE, "--official")
+    assert official.exit_code == 2 and "query 3 has no predicted windows" in official.stderr
+
+
+# --- compare ------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_holds_both_numbers_their_difference_and_how_sure_it_is(here):
+    found = json.loads(costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout)
+    row = found["rows"]["MR-full-R1@0.5"]
+    assert (row["a"], row["b"], row["queries"]) == (pytest.approx(100 / 3), 100, 3)
+    assert row["difference"] == pytest.approx(200 / 3) and row["interval"][1] == 100
+    assert row["p"] == 0.5  # of the four patterns of two signs, two reach it
+    assert found["rows"]["HL-min-VeryGood-mAP"]["p"] == 1.0 and found["rows"]["HL-min-VeryGood-mAP"]["difference"] == 0
+
+
+def test_the_table_of_a_comparison_can_be_read_and_says_what_it_means(here):
+    text = costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
+    header, row = (next(line for line in text.splitlines() if part in line) for part in ("B - A", "MR-full-R1@0.5"))
+    assert header.split() == ["A", "B", "B", "-", "A", "95", "%", "interval", "p", "queries"]
+    assert row.split() == ["MR-full-R1@0.5", "33.33", "100.00", "+66.67", "+0.00", "..", "+100.00", "0.5000", "3"]
+    assert "B is better in 0 and worse in 0 at p < 0.05" in text and "nothing of another training run" in text
+    assert "costl compare mine.jsonl theirs.jsonl --truth val.jsonl" in costl("compare", "--help").stdout
+
+
+def test_swapping_the_files_turns_the_difference_round(here):
+    forth = compare(Path("worse.jsonl"), Path("mine.jsonl"), truth=Path("truth.jsonl")).rows
+    back = compare(Path("mine.jsonl"), Path("worse.jsonl"), truth=Path("truth.jsonl")).rows
+    for name, row in forth.items():
+        assert (row.difference, row.p) == pytest.approx((-back[name].difference, back[name].p))
+        assert row.interval == pytest.approx((-back[name].interval[1], -back[name].interval[0]))
+
+
+@needs_fixtures
+def test_two_released_methods_differ_as_published_and_beyond_doubt():
+    a, b = FIXTURES / "moment_detr_sample" / "val_preds.jsonl", FIXTURES / "cgdetr" / "val_preds.jsonl"
+    found = compare(a, b, truth=VAL, official=True)
+    for path, name in ((a, "a"), (b, "b")):
+        published = json.loads((path.parent / "val_metrics_recomputed.json").read_text())["brief"]
+        assert {key: round(getattr(row, name), 2) for key, row in found.rows.items()} == published
+    row = found.rows["MR-full-mAP"]
+    assert row.p < 0.001 and row.interval[0] > 5
+    queries = parse_jsonl(VAL.read_text(), "val")
+    values = [
+        contributions(parse_predictions(path.read_text(), ""), queries, official=True)["MR-full-mAP"] for path in (a, b)
+    ]
+    # A paired interval by the textbook: the spread of the differences, not of the two numbers.
+    half = 1.96 * np.std(values[1] - values[0]) / np.sqrt(len(queries))
+    assert row.interval == pytest.approx((row.difference - half, row.difference + half), abs=0.15)
+
+
+def test_files_that_share_no_number_are_refused(here):
+    Path("moments.jsonl").write_text(lines(*(answer_row(qid, pred_saliency_scores=[]) for qid in (1, 2, 3))))
+    Path("saliency.jsonl").write_text(lines(*(answer_row(qid, pred_relevant_windows=[]) for qid in (1, 2, 3))))
+    result = costl("compare", "moments.jsonl", "saliency.jsonl", "--truth", "truth.jsonl", "--official")
+    assert result.exit_code == 2 and "nothing to compare" in result.stderr

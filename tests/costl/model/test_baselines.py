@@ -1,0 +1,221 @@
+"""The baselines: what they share with the model is held to the same tests, what is their own is set against plain loops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from test_model import (
+    ASKED,
+    CLIPS,
+    SMALL,
+    C,
+    Sprites,
+    W,
+    alone,
+    close,
+    joint_space,
+    learn_by_heart,
+    random_inputs,
+    run,
+    same_with_more_padding,
+)
+from torch import Tensor
+
+from costl.ask.trained_model import read_trained
+from costl.config import load_config
+from costl.data.batch import collate
+from costl.evaluate import evaluate
+from costl.model.baselines.adapter import AdapterModel, QueryPool
+from costl.model.baselines.cls import ClsModel
+from costl.model.build import Model, build_model
+from costl.model.tokens import Asks
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, UsageError
+from costl.predict.attention_maps import has_maps, looks_at
+from costl.predict.loaded_run import load_model
+from costl.report.build import report
+from costl.train import train
+from costl.training.run_folder import read_run
+
+BASELINES = ("cls", "adapter")
+each = pytest.mark.parametrize("kind", BASELINES)
+
+
+def baseline(kind: str, *overrides: str, shaken: bool = True) -> Model:
+    """A small one in evaluation mode; `shaken`, no gate of it is at zero, so that every part has a say."""
+    torch.manual_seed(0)
+    config = load_config(SMALL, overrides=[f"model.kind={kind}", *overrides])
+    joint = joint_space(torch.Generator().manual_seed(1))
+    model = build_model(config, clip_width=C, word_width=W, patch_grid=(2, 3), joint=joint).eval()
+    with torch.no_grad():
+        for parameter in model.parameters() if shaken else ():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@each
+def test_a_baseline_gives_what_the_model_gives_and_learns_in_all_its_parts(kind):
+    model = baseline(kind, shaken=False).train()
+    outputs = model(**random_inputs(CLIPS, ASKED))
+    positions = {"cls": 13, "adapter": 13 + 7 + 4 + 2}[kind]
+    assert outputs.foreground.shape == outputs.positions.shape == (6, positions)
+    assert outputs.spans.shape == (6, positions, 2) and outputs.centres.shape == (positions,)
+    assert outputs.saliency.shape == (6, 13) and outputs.match.own.shape == (1, 6, 13)
+    assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
+    assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
+    said = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.match).values())
+    sum(x.square().mean() for x in said).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@each
+@pytest.mark.parametrize("garbage", [0.0, 50.0])
+def test_a_sentence_in_a_padded_batch_gets_from_a_baseline_what_it_gets_alone(kind, garbage):
+    model, inputs = baseline(kind), random_inputs(CLIPS, ASKED, garbage=garbage)
+    together = run(model, inputs)
+    for row, (video, _) in enumerate(ASKED):
+        single = run(model, alone(inputs, row))
+        real, clips = together.positions[row], CLIPS[video]
+        assert single.positions.all() and close(together.centres[real], single.centres)
+        for name in ("foreground", "spans"):
+            assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
+        assert close(together.saliency[row, :clips], single.saliency[0])
+        assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
+
+
+@each
+def test_more_padding_in_time_and_words_changes_nothing_of_a_baseline(kind):
+    same_with_more_padding(baseline(kind))
+
+
+@each
+def test_the_order_of_sentences_and_of_videos_does_not_matter_to_a_baseline(kind):
+    model, inputs = baseline(kind), random_inputs(CLIPS, ASKED)
+    rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
+    turned = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
+    turned |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
+    turned["video"] = videos.argsort()[inputs["video"]][rows]
+    before, after = run(model, inputs), run(model, turned)
+    for name in ("foreground", "spans", "saliency", "positions"):
+        assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
+    assert close(before.match.own[:, rows], after.match.own)
+    assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
+
+
+@each
+def test_only_the_adapter_sees_patches(kind):
+    model, inputs = baseline(kind), random_inputs([8], [(0, 3)])
+    noise = torch.randn(1, 8, 6, C, generator=torch.Generator().manual_seed(3))
+    moved = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], noise], 2)}
+    assert close(run(model, moved).saliency, run(model, inputs).saliency) == (kind == "cls")
+
+
+def test_pooling_is_a_loop_over_sentences_frames_and_words():
+    torch.manual_seed(0)
+    pool, video = QueryPool(width=8), torch.tensor([1, 0, 1])
+    tokens, words, real = torch.randn(2, 4, 5, 8), torch.randn(3, 6, 8), [6, 2, 3]
+    found = pool(tokens, words, torch.arange(6) < torch.tensor(real)[:, None], Asks.of(video, 2))
+    for b in range(3):
+        for t in range(4):
+            here = tokens[video[b], t]
+            gathered = []
+            for word in words[b, : real[b]]:
+                share = (pool.key(here) @ pool.query(word) / 8**0.5).softmax(0)
+                gathered.append(share @ pool.value(here) + word)
+            assert close(found[b, t], torch.stack(gathered).max(0).values)
+
+
+def test_the_adapter_walks_the_layers_it_is_given_and_stays_with_the_earliest():
+    model, inputs = baseline("adapter"), random_inputs([7, 4], [(0, 3), (1, 5)])
+    assert isinstance(model, AdapterModel)
+    others = {name: inputs[name] for name in ("frame_mask", "video", "words", "word_mask")}
+    last, before = inputs["tokens"], inputs["tokens"].flip(2)
+    with torch.no_grad():
+        one = model.refine([last], **others)
+        assert close(one.saliency, model.refine([last] * 4, **others).saliency)
+        two = model.refine([last, before], **others)
+        assert close(two.saliency, model.refine([last, before, before, before], **others).saliency)
+    assert close(one.saliency, run(model, inputs).saliency) and not close(one.saliency, two.saliency)
+
+
+def test_the_frame_token_baseline_has_about_as_many_parameters_as_the_model():
+    sizes = {"clip_width": 768, "word_width": 1024, "patch_grid": (7, 7)}
+    joint = joint_space(torch.Generator().manual_seed(1)) | {"projection": torch.zeros(768, 512)}
+    count = {
+        kind: sum(
+            p.numel() for p in build_model(load_config({"model": {"kind": kind}}), **sizes, joint=joint).parameters()
+        )
+        for kind in ("costl", "cls")
+    }
+    assert 0.75 < count["cls"] / count["costl"] < 1.33
+
+
+@each
+def test_a_baseline_learns_one_batch_by_heart(kind):
+    """Also what it cannot see in the patches: frames differ by their noise, and that can be learned by heart."""
+    torch.manual_seed(0)
+    world, config = Sprites(), load_config(SMALL, overrides=["model.width=32", f"model.kind={kind}"])
+    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
+    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = collate(world.queries, world, patches=config.patches, wrong=[(0, 2), (3, 5), (4, 0)])
+    first, loss = learn_by_heart(model, batch, config)
+    assert loss < 0.3 * first
+
+
+@each
+def test_a_baseline_trains_evaluates_loads_and_reports_like_the_model(world, tmp_path, kind):
+    out = tmp_path / "run"
+    train(world.cache, overrides=[f"model.kind={kind}", "train.epochs=4"], out=out, device="cpu")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["losses"]["iou"] < rows[0]["losses"]["iou"]
+    run_, features = read_run(out), CacheReader(world.cache)
+    model = load_model(run_, features, device=torch.device("cpu"))
+    assert isinstance(model, ClsModel if kind == "cls" else AdapterModel)
+    found = evaluate(out, device="cpu")
+    assert found.metrics["brief"]["MR-full-mAP"] >= 0
+    short = evaluate(out, device="cpu", out=tmp_path / "again")
+    assert short.metrics == found.metrics
+    taken = read_trained(out)
+    assert type(taken.model()) is type(model) and taken.clip_width == features.joint.projection.shape[0]
+    assert taken.word_width == features.words(next(iter(_queries(features))).query).tokens.shape[1]
+    assert not has_maps(model)
+    with pytest.raises(UsageError, match="a baseline: it has no maps"):
+        looks_at(model, next(iter(_queries(features))), [0], features)
+    assert report(out, device="cpu").path.is_file()
+
+
+@each
+def test_a_long_video_is_walked_in_windows_by_a_baseline_too(world, tmp_path, kind):
+    settings = [f"model.kind={kind}", "train.epochs=1", "predict.window_clips=8"]
+    train(world.cache, overrides=settings, out=tmp_path / "run", device="cpu")
+    rows = [
+        json.loads(line)
+        for line in evaluate(tmp_path / "run", device="cpu")
+        .folder.joinpath("predictions.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert rows and all(len(row["pred_saliency_scores"]) == 12 and row["pred_relevant_windows"] for row in rows)
+
+
+def test_weights_of_one_kind_are_refused_by_another(world, tmp_path):
+    out = tmp_path / "run"
+    train(world.cache, overrides=["model.kind=cls", "train.epochs=1"], out=out, device="cpu")
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(text.replace("kind: cls", "kind: adapter"))
+    with pytest.raises(CacheError, match="do not fit"):
+        evaluate(out, device="cpu")
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UsageError, match=r"model\.kind is 'detr', expected one of costl, cls, adapter"):
+        load_config(overrides=["model.kind=detr"])
+
+
+def _queries(features: CacheReader):
+    from costl.data.splits import read_queries
+
+    return read_queries(features, "test")

@@ -1,0 +1,111 @@
+"""Predictions: whatever the heads say, windows are inside the video, ordered, finite, and there is at least one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costl.data.annotations import Prediction, Query
+from costl.predict.postprocess import CANDIDATES, SHORTEST, to_predictions
+
+
+def predict(spans, scores, *, duration=20.0, clip_s=2.0, positions=None, moments=10, min_score=0.0) -> Prediction:
+    """The prediction for one sentence; `spans` in clips."""
+    rows = torch.tensor(spans, dtype=torch.float32).reshape(1, -1, 2)
+    real = torch.ones(rows.shape[:2], dtype=torch.bool) if positions is None else torch.tensor([positions])
+    (prediction,) = to_predictions(
+        [Query(7, "a cat", "v", duration)],
+        scores=torch.tensor([scores], dtype=torch.float32),
+        spans=rows,
+        positions=real,
+        saliency=torch.arange(12.0)[None],
+        clips=[3],
+        clip_s=clip_s,
+        moments=moments,
+        nms_sigma=0.5,
+        min_score=min_score,
+    )
+    return prediction
+
+
+edge = st.one_of(st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -0.0, 1.0, 1e-7, 10.0, 1e6]))
+said = st.tuples(edge, edge).map(sorted)
+rows = st.lists(st.tuples(said, st.floats(0, 1, width=32)), min_size=1, max_size=20)
+
+
+@settings(max_examples=150)
+@given(rows, st.one_of(st.floats(0.01, 5), st.floats(5, 1e4)), st.sampled_from([0.1, 0.5, 1.0, 2.0]))
+def test_windows_are_inside_the_video_sorted_and_finite_whatever_the_heads_say(rows, duration, clip_s):
+    found = predict([row[0] for row in rows], [row[1] for row in rows], duration=duration, clip_s=clip_s, min_score=0.5)
+    assert 1 <= len(found.windows) <= 10
+    for start, end, score in found.windows:
+        assert all(map(math.isfinite, (start, end, score)))
+        assert 0 <= start < end <= duration
+        assert 0 <= score <= 1
+        assert end - start >= min(SHORTEST * clip_s, duration) * (1 - 1e-6)
+    scores = [score for *_, score in found.windows]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_spans_in_clips_become_seconds():
+    found = predict([(1.0, 3.5), (6.0, 9.0)], [0.5, 0.75], clip_s=2.0)
+    assert found.windows == ((12.0, 18.0, 0.75), (2.0, 7.0, 0.5))
+    assert (found.qid, found.query, found.vid) == (7, "a cat", "v")
+
+
+def test_windows_beyond_the_ends_are_cut_and_points_grow_around_their_middle():
+    assert predict([(-3.0, 4.0)], [1.0]).windows == ((0.0, 8.0, 1.0),)
+    assert predict([(8.0, 99.0)], [1.0]).windows == ((16.0, 20.0, 1.0),)
+    assert predict([(5.0, 5.0)], [1.0]).windows == ((9.75, 10.25, 1.0),)
+    assert predict([(50.0, 60.0)], [1.0]).windows == ((19.5, 20.0, 1.0),)  # all of it beyond the end
+
+
+@pytest.mark.parametrize("duration", [0.01, 0.1, 0.4999, 0.5])
+def test_a_video_shorter_than_any_window_is_the_window(duration):
+    (window,) = predict([(0.2, 0.21)], [0.5], duration=duration, clip_s=2.0).windows
+    assert window[:2] == pytest.approx((0.0, duration))
+
+
+def test_saliency_is_that_of_the_real_clips():
+    assert predict([(0.0, 1.0)], [1.0]).saliency == (0.0, 1.0, 2.0)
+
+
+def test_padded_positions_are_never_windows():
+    found = predict([(0.0, 1.0), (4.0, 5.0)], [0.25, 1.0], positions=[True, False])
+    assert found.windows == ((0.0, 2.0, 0.25),)
+
+
+def test_the_best_stays_even_below_the_least_score_and_no_more_than_asked_for():
+    spans, scores = [(i, i + 1.0) for i in range(0, 10, 2)], [0.0625, 0.5, 0.25, 0.125, 0.75]
+    assert [w[2] for w in predict(spans, scores, min_score=0.25).windows] == [0.75, 0.5, 0.25]
+    assert [w[2] for w in predict(spans, scores, min_score=1.0).windows] == [0.75]
+    assert [w[2] for w in predict(spans, scores, moments=2).windows] == [0.75, 0.5]
+
+
+def test_a_duplicate_comes_behind_what_is_new():
+    found = predict([(0.0, 2.0), (0.0, 2.0), (6.0, 8.0)], [0.75, 0.5, 0.25])
+    assert [w[:2] for w in found.windows] == [(0.0, 4.0), (12.0, 16.0), (0.0, 4.0)]
+
+
+def test_sentences_of_one_batch_do_not_meet():
+    queries = [Query(1, "a", "v", 4.0), Query(2, "b", "w", 40.0)]
+    spans = torch.tensor([[[0.0, 1.0]] * 80, [[3.0, 19.0]] * 80])
+    first, second = to_predictions(
+        queries,
+        scores=torch.full((2, 80), 0.5),
+        spans=spans,
+        positions=torch.arange(80) < torch.tensor([[2], [CANDIDATES + 20]]),
+        saliency=torch.zeros(2, 20),
+        clips=[2, 20],
+        clip_s=2.0,
+        moments=100,
+        nms_sigma=0.5,
+        min_score=0.0,
+    )
+    assert (len(first.windows), len(second.windows)) == (2, CANDIDATES)
+    assert (first.windows[0][:2], second.windows[0][:2]) == ((0.0, 2.0), (6.0, 38.0))
+    assert (len(first.saliency), len(second.saliency)) == (2, 20)

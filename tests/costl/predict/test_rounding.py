@@ -1,0 +1,44 @@
+"""Predicted times on a grid: near, inside the video, never empty."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costl.data.annotations import Prediction
+from costl.predict.postprocess import rounded
+
+
+def once(start: float, end: float, duration_s: float, unit_s: float) -> tuple[float, float]:
+    (window,) = rounded(Prediction(1, "a", "v", ((start, end, 0.5),), (1.0,)), duration_s, unit_s).windows
+    assert window[2] == 0.5
+    return window[:2]
+
+
+@pytest.mark.parametrize(
+    ("window", "duration_s", "unit_s", "expected"),
+    [
+        ((3.2, 8.9), 150.0, 2.0, (4, 8)),
+        ((0.26, 0.34), 9.0, 0.1, (0.3, 0.4)),  # both nearest to 0.3
+        ((5.1, 5.3), 150.0, 2.0, (4, 6)),  # would be empty at 6: the stretch of the grid that holds its middle
+        ((148.6, 149.3), 149.3, 2.0, (148, 149.3)),  # the video's own end, as published code keeps it
+        ((0.1, 0.6), 0.6, 2.0, (0, 0.6)),  # shorter than the grid
+        ((10.0, 20.0), 30.0, 0.0, (10, 20)),
+        ((0.31, 0.62), 9.0, 0.1, (0.3, 0.6)),  # written so, not as 0.30000000000000004
+    ],
+)
+def test_times_go_to_the_nearest_multiple(window, duration_s, unit_s, expected):
+    assert once(*window, duration_s, unit_s) == expected
+
+
+@given(st.floats(0.1, 900), st.sampled_from([0.1, 0.5, 1.0, 2.0, 7.3]), st.floats(0, 1), st.floats(0, 1))
+def test_a_window_stays_in_the_video_keeps_a_length_and_moves_by_less_than_the_unit(duration_s, unit_s, a, b):
+    start, end = sorted((a * duration_s, b * duration_s))
+    if not start < end:
+        return
+    new_start, new_end = once(start, end, duration_s, unit_s)
+    assert 0 <= new_start < new_end <= duration_s
+    assert abs(new_start - start) <= unit_s + 1e-6 and abs(new_end - end) <= unit_s + 1e-6
+    again = once(new_start, new_end, duration_s, unit_s)
+    assert again == pytest.approx((new_start, new_end), abs=1e-6)

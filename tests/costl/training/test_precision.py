@@ -1,0 +1,320 @@
+"""Half precision: it learns, overflows are survived and never those of a loss, and resuming stays exact. Compiling."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import ALL_WRONG, SMALL, C, Sprites, W, longer
+
+from costl import train as module
+from costl.config import KINDS, Loss, load_config
+from costl.data.annotations import Query
+from costl.data.batch import Batch, collate
+from costl.model.build import build_model
+from costl.model.contrast import RIVAL_STEP, Match
+from costl.model.costl import Outputs
+from costl.model.heads import anchors
+from costl.pipeline.errors import CostlError, UsageError
+from costl.train import resume, train
+from costl.training.checkpoint import load_checkpoint
+from costl.training.objective import total_loss
+from costl.training.precision import autocast, choose_precision, make_scaler, may_overflow
+from costl.training.run_folder import read_rows, read_run
+
+ROOT = Path(__file__).parents[3]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HALVES = ("bfloat16", "float16")
+
+
+def run(world, folder: Path, *changes: str, **options):
+    return train(world.cache, overrides=changes, out=folder, device="cpu", **options)
+
+
+def rows(folder: Path) -> list[dict]:
+    return read_rows(read_run(folder), up_to=load_checkpoint(folder, "last")[1]["counts"]["epoch"])
+
+
+# --- which precision ---------------------------------------------------------------------------------------------
+
+
+def test_auto_is_half_precision_on_a_gpu_as_it_can_and_float32_elsewhere(monkeypatch):
+    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert choose_precision("auto", CUDA) == expected
+    assert choose_precision("auto", CPU) == choose_precision("float32", CUDA) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_another_precision_is_refused_with_those_there_are():
+    with pytest.raises(
+        UsageError, match=r"train\.precision is 'fp8', expected one of auto, float32, bfloat16, float16"
+    ):
+        load_config(overrides=["train.precision=fp8"])
+
+
+def test_only_float16_is_scaled():
+    assert [make_scaler(CPU, dtype).is_enabled() for dtype in (torch.float32, torch.bfloat16, torch.float16)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+# --- training in it ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full(world, tmp_path_factory) -> list[dict]:
+    """The rows of two epochs in float32."""
+    folder = tmp_path_factory.mktemp("full") / "run"
+    run(world, folder, "train.epochs=2", "train.precision=float32")
+    return rows(folder)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_half_precision_learns_what_float32_does_and_weights_stay_float32(world, full, tmp_path, precision):
+    run(world, tmp_path / "run", "train.epochs=2", f"train.precision={precision}")
+    exact, close = ([sum(row["losses"].values()) for row in some] for some in (full, rows(tmp_path / "run")))
+    assert close == pytest.approx(exact, rel=0.1) and close != exact
+    weights, meta = load_checkpoint(tmp_path / "run", "last")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+    assert bool(meta["scaler"]) == (precision == "float16")
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_half_precision_is_resumed_in_the_middle_of_an_epoch_to_the_last_bit(world, tmp_path, monkeypatch, precision):
+    changes = ["train.epochs=1", f"train.precision={precision}"]
+    run(world, tmp_path / "whole", *changes)
+    real, calls = module.total_loss, []
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "total_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path / "run", *changes)
+    resume(tmp_path / "run", device="cpu")
+    (once, about), (twice, again) = (load_checkpoint(tmp_path / name, "last") for name in ("whole", "run"))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert about["scaler"] == again["scaler"] and about["counts"]["step"] == again["counts"]["step"] > 0
+
+
+def test_a_step_that_float16_overflows_in_is_left_out_and_the_scale_falls(world, tmp_path, monkeypatch):
+    real, calls = module.total_loss, []
+
+    def steep(outputs, batch, weights):
+        calls.append(1)
+        total, parts = real(outputs, batch, weights)
+        # A finite loss whose gradient, times the scale, is beyond float16.
+        return total + outputs.saliency.float().sum() * 1e30 * (len(calls) == 3), parts
+
+    monkeypatch.setattr(module, "total_loss", steep)
+    run(world, tmp_path / "run", "train.epochs=1", "train.precision=float16")
+    weights, meta = load_checkpoint(tmp_path / "run", "last")
+    left_out = len(calls) - meta["counts"]["step"]
+    assert left_out >= 1 and meta["scaler"]["scale"] == 2.0 ** (16 - left_out)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_an_endless_gradient_is_the_models_own_where_no_scale_can_be_its_reason():
+    scaler = make_scaler(CPU, torch.float16)
+    scaler.scale(torch.ones(1))  # it begins with the first loss
+    assert may_overflow(scaler)
+    scaler.update(0.5)
+    assert not may_overflow(scaler) and not may_overflow(make_scaler(CPU, torch.bfloat16))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_gradient_that_is_no_number_names_the_queries(world, tmp_path, monkeypatch, precision):
+    real = module.total_loss
+
+    def broken(outputs, batch, weights):
+        total, parts = real(outputs, batch, weights)
+        # Zero, and finite, with an endless slope.
+        return total + (outputs.saliency.float()[0, 0].detach() - outputs.saliency.float()[0, 0]).abs().sqrt(), parts
+
+    monkeypatch.setattr(module, "total_loss", broken)
+    with pytest.raises(CostlError, match=r"step 1: the gradient is not a finite number, .* queries 10\d+") as caught:
+        run(world, tmp_path / "run", f"train.precision={precision}")
+    assert ("train.precision=float32" in str(caught.value)) == (precision == "float16")
+
+
+# --- the model and both baselines ---------------------------------------------------------------------------------
+
+
+ERRORS = {"bfloat16": (0.08, 0.15), "float16": (0.01, 0.02)}  # of outputs and of gradients, as parts of the largest
+LEAST_SCALE = 2**12  # a scale of float16 that is still far above the small gradients that it protects
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch gives: the loss, what the model outputs for all that is no padding, the gradient of all weights."""
+
+    loss: float
+    outputs: dict[str, torch.Tensor]
+    gradient: torch.Tensor
+
+
+def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
+    """Forward, losses and backward as training computes them, on a batch with wrong pairs and much padding."""
+    world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
+    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
+    if not joint_space:  # as the cache says that none is there
+        joint["projection"] = torch.zeros_like(joint["projection"])
+    torch.manual_seed(0)
+    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = longer(collate(world.queries, world, patches=config.patches, wrong=ALL_WRONG))
+    with autocast(CPU, precision):
+        outputs = model(**batch.model_inputs())
+    total, _ = total_loss(outputs, batch, config.loss)
+    scale = LEAST_SCALE if make_scaler(CPU, precision).is_enabled() else 1
+    (total * scale).backward()
+    gradients = [weight.grad.flatten() / scale for weight in model.parameters() if weight.grad is not None]
+    frames = batch.frame_mask[batch.video]
+    real = {
+        "foreground": outputs.foreground[outputs.positions],
+        "spans": outputs.spans[outputs.positions],
+        "saliency": outputs.saliency[frames],
+        "own": outputs.match.own[:, frames],
+        "rivals": outputs.match.rivals[:, :, batch.frame_mask[:, ::RIVAL_STEP]],
+    }
+    return Step(total.item(), {name: x.detach().float() for name, x in real.items()}, torch.cat(gradients))
+
+
+@pytest.mark.parametrize("joint_space", [True, False], ids=["joint space", "no joint space"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", HALVES)
+def test_every_model_in_half_precision_stays_near_float32(precision, kind, joint_space):
+    exact = step_in(torch.float32, kind, joint_space=joint_space)
+    found = step_in(getattr(torch, precision), kind, joint_space=joint_space)
+    output_error, gradient_error = ERRORS[precision]
+    assert found.loss == pytest.approx(exact.loss, rel=output_error)
+    for name, value in exact.outputs.items():
+        assert found.outputs[name].isfinite().all(), name
+        assert (found.outputs[name] - value).abs().max() <= output_error * value.abs().max(), name
+    assert found.gradient.isfinite().all()
+    assert (found.gradient - exact.gradient).norm() <= gradient_error * exact.gradient.norm()
+    assert not torch.equal(found.gradient, exact.gradient)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), clips=st.integers(1, 9), moments=st.integers(0, 2))
+def test_no_loss_overflows_at_the_ends_of_float16(seed, clips, moments):
+    batch, outputs, leaves = extreme(seed, clips, moments)
+    total, parts = total_loss(outputs, batch, Loss())
+    assert total.dtype == torch.float32 and {value.dtype for value in parts.values()} == {torch.float32}
+    assert all(value.isfinite() for value in parts.values()), parts
+    total.backward()
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[torch.Tensor]]:
+    """Two sentences about two videos and a wrong one; what the model says is float16, most of it as far as that goes."""
+    draw = torch.Generator().manual_seed(seed)
+    strides = (1, 2, 4, 8)
+    centres, widths = anchors(clips, strides, CPU)
+
+    leaves: list[torch.Tensor] = []
+
+    def said(*shape: int) -> torch.Tensor:
+        ends = torch.tensor([-65504.0, 65504.0, 0.0, 6e-8, 1.0])
+        leaves.append(ends[torch.randint(len(ends), shape, generator=draw)].half().requires_grad_())
+        return leaves[-1]
+
+    start = torch.rand(3, moments, generator=draw) * clips / 2
+    mask = torch.tensor([[True], [True], [False]]).expand(3, moments)
+    batch = Batch(
+        queries=tuple(Query(i, "what", f"v{i}", 2.0 * clips) for i in range(2)),
+        clips=(clips, clips),
+        tokens=torch.zeros(2, clips, 1, 1),
+        frame_mask=torch.ones(2, clips, dtype=torch.bool),
+        video=torch.tensor([0, 1, 1]),
+        words=torch.zeros(3, 1, 1),
+        word_mask=torch.ones(3, 1, dtype=torch.bool),
+        sentence=torch.zeros(3, 1),
+        texts=((), (), ()),
+        right=torch.tensor([True, True, False]),
+        moments=torch.stack([start, start + clips / 2], -1),
+        moment_mask=mask,
+        ratings=torch.rand(3, clips, generator=draw),
+        relevant=torch.rand(3, clips, generator=draw) > 0.5,
+    )
+    count = len(centres)
+    before, after = (said(3, count).abs() for _ in range(2))
+    outputs = Outputs(
+        foreground=said(3, count),
+        spans=torch.stack([centres.half() - before, centres.half() + after], -1),
+        positions=torch.ones(3, count, dtype=torch.bool),
+        centres=centres,
+        strides=widths,
+        saliency=said(3, clips),
+        match=Match(said(2, 3, clips), said(2, 3, 2, -(-clips // RIVAL_STEP))),
+    )
+    return batch, outputs, leaves
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_compiler_is_told_before_a_folder_is_made(world, tmp_path, monkeypatch):
+    def without(_):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", without)
+    with pytest.raises(UsageError, match=r"nothing can be compiled for cpu here \(.*No working C\+\+.*Install a C\+\+"):
+        run(world, tmp_path / "run", "train.compile=true")
+    assert not (tmp_path / "run").exists()
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+import torch
+from costl import train as module
+from costl.training.checkpoint import load_checkpoint
+from costl.evaluate import evaluate
+cache, folder = Path(sys.argv[1]), Path(sys.argv[2])
+real, calls = module.total_loss, []
+def stopping(*args):
+    calls.append(1)
+    if len(calls) == 4:
+        raise KeyboardInterrupt
+    return real(*args)
+module.total_loss = stopping
+changes = ["train.epochs=1", "train.compile=true", "train.batch_size=12", f"model.kind={sys.argv[3]}"]
+try:
+    module.train(cache, overrides=changes, out=folder / "run", device="cpu")
+except KeyboardInterrupt:
+    module.resume(folder / "run", device="cpu")
+module.train(cache, overrides=[*changes, "train.compile=false"], out=folder / "plain", device="cpu")
+once, twice = (load_checkpoint(folder / name, "last")[0] for name in ("plain", "run"))
+assert once.keys() == twice.keys()
+apart = max(float((once[name] - twice[name]).abs().max()) for name in once)
+assert evaluate(folder / "run", split="test", device="cpu").metrics["brief"]
+print(apart)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)  # compiling takes a while
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_model_is_stopped_resumed_and_evaluated_under_the_same_names(world, tmp_path, kind):
+    command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path), kind]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    # Dropout draws other numbers when compiled: the weights are others, and of the same size.
+    assert float(done.stdout.splitlines()[-1]) < 0.1

@@ -1,0 +1,191 @@
+"""Every way in which a cache can be damaged is found, by name and with the next step; status counts what is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from costl.bench.index import write_synthetic
+from costl.pipeline.cache import hdf5
+from costl.pipeline.cache.index import VideoRow
+from costl.pipeline.cache.inspect import SHOWN, status_table
+from costl.pipeline.cache.part import part_bytes, parts_folder
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.errors import CacheError
+from costl.pipeline.progress import Progress
+
+VIDEOS = 12
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "feats.h5"
+    write_synthetic(path, videos=VIDEOS, word_width=8)
+    return path
+
+
+@pytest.fixture
+def cache(whole, tmp_path) -> Path:
+    shutil.copy(whole, tmp_path / "feats.h5")
+    shutil.copytree(parts_folder(whole), parts_folder(tmp_path / "feats.h5"))
+    return tmp_path / "feats.h5"
+
+
+def part_of(cache: Path, number: int) -> Path:
+    reader = CacheReader(cache)
+    return reader.part_path(reader.video_ids[number])
+
+
+def flip(path: Path, name: str) -> None:
+    with h5py.File(path) as file:
+        offset = file[name].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset + 3] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_suffix(".aside"))
+    path.symlink_to(path.with_suffix(".aside"))
+
+
+def of_another_cache(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["fingerprint"] = np.array(b"?" * 64)
+
+
+def of_another_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        tokens = file["tokens"][()]
+        del file["tokens"]
+        file["tokens"] = tokens[:, :1]
+
+
+DAMAGE = {
+    "missing": (Path.unlink, "read"),
+    "empty": (lambda path: path.write_bytes(b""), "not an HDF5 file"),
+    "text": (lambda path: path.write_bytes(b"no HDF5 at all" * 1000), "not an HDF5 file"),
+    "cut by a byte": (cut, ""),
+    "a link": (replace_by_link, "a link, expected a file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), ""),
+}
+ONLY_IN_FULL = {
+    "a flipped bit": (lambda path: flip(path, "tokens"), "its content has changed since it was written"),
+    "a flipped bit in the times": (lambda path: flip(path, "times_s"), ""),
+    "another cache's": (of_another_cache, "made with other settings than its index"),
+    "another shape": (of_another_shape, r"tokens (2, 1, 8), expected (2, 2, 8)"),
+}
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_a_whole_cache_is_whole_and_every_step_is_told(cache, quick):
+    told: list[Progress] = []
+    found = verify(cache, quick=quick, threads=3, progress=told.append)
+    assert (found.checked, found.damaged, found.exit_code) == (VIDEOS + 1, (), 0)
+    assert [progress.done for progress in told] == list(range(1, VIDEOS + 2)) and told[-1].total == VIDEOS + 1
+    assert found.table() == "13 of 13 files are whole."
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_missing_cut_short_or_foreign_is_found_even_by_a_quick_look(cache, name, quick):
+    part = part_of(cache, 4)
+    DAMAGE[name][0](part)
+    (damage,) = verify(cache, quick=quick).damaged
+    assert damage.path == part and damage.problem.startswith(f"{part}: ") and damage.problem.endswith(".")
+    if quick:
+        assert DAMAGE[name][1] in damage.problem
+
+
+@pytest.mark.parametrize("name", ONLY_IN_FULL)
+@pytest.mark.promise(10)
+def test_what_only_reading_finds_is_found_by_a_full_look(cache, name):
+    part = part_of(cache, 4)
+    spoil, told = ONLY_IN_FULL[name]
+    spoil(part)
+    found = verify(cache)
+    (damage,) = found.damaged
+    assert damage.path == part and told in damage.problem and found.exit_code == 3
+    assert found.table().splitlines()[-1] == "12 of 13 files are whole."
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+@pytest.mark.promise(10)
+def test_words_are_checked_too(cache, quick):
+    words = CacheReader(cache).words_path
+    cut(words) if quick else flip(words, "sentences")
+    (damage,) = verify(cache, quick=quick).damaged
+    assert (damage.name, damage.path) == ("(words)", words)
+
+
+def test_several_damaged_parts_are_told_in_the_order_of_the_videos(cache):
+    for number in (7, 2, 9):
+        part_of(cache, number).unlink()
+    names = CacheReader(cache).video_ids
+    assert [damage.name for damage in verify(cache, threads=4).damaged] == [names[2], names[7], names[9]]
+
+
+def test_a_part_smaller_than_its_row_asks_is_found_by_a_quick_look(cache):
+    part, size = part_of(cache, 3), part_of(cache, 3).stat().st_size
+    hdf5.check_header(part, least=size)
+    with pytest.raises(CacheError, match=f"{size} bytes, expected {size + 1}"):
+        hdf5.check_header(part, least=size + 1)
+    reader = CacheReader(cache)
+    assert part_bytes(reader.row(reader.video_ids[3]), reader.contents) == 2 * 2 * 8 * 2 + 2 * 8
+
+
+def test_videos_without_features_are_nothing_to_verify(cache):
+    with CacheWriter(cache, CacheReader(cache).contents, {}) as writer:
+        writer.note("bad", status="failed", reason="no video stream.")
+        writer.write_index()
+    assert verify(cache).checked == 1
+
+
+def test_a_damaged_index_is_refused(cache):
+    cache.write_bytes(cache.read_bytes()[:-1])
+    with pytest.raises(CacheError, match=r"feats\.h5: damaged"):
+        verify(cache)
+
+
+# Status
+
+
+def rows(ok: int, lost: int) -> list[VideoRow]:
+    there = [VideoRow(f"v{i}", "ok", f"v{i}", part=f"v{i}.h5", clips=75, duration_s=150.0) for i in range(ok)]
+    kinds = ("failed", "failed", "missing")
+    return there + [VideoRow(f"x{i}", kinds[i % 3], f"x{i}", reason=f"reason {i}.") for i in range(lost)]
+
+
+def test_status_lists_what_is_lost_and_counts_the_rest():
+    assert status_table(rows(48, 3)).splitlines() == [
+        "x0  failed    reason 0.",
+        "x1  failed    reason 1.",
+        "x2  missing   reason 2.",
+        "    2 failed: reason 0. (x0, x1)",
+        "    1 missing: reason 2. (x2)",
+        "48 of 51 videos have features. 3600 clips, 2.0 hours.",
+        "Without: 2 failed, 1 missing.",
+    ]
+
+
+def test_status_of_very_many_stays_a_page_unless_everything_is_asked_for():
+    many = rows(10_000, 400)
+    told = status_table(many).splitlines()
+    assert told[SHOWN + 1] == "  267 failed: reason 0. (x0, x1, x3 and 264 more)"
+    assert len(told) == SHOWN + 5 and told[SHOWN] == "... and 380 more; --all lists every video."
+    everything = status_table(many, everything=True).splitlines()
+    assert len(everything) == 10_404 and everything[0].split() == ["v0", "ok", "75", "clips,", "150.0", "s"]
+
+
+def test_status_of_nothing_says_so():
+    assert status_table([]) == "0 of 0 videos have features. 0 clips, 0.0 hours."

@@ -1,0 +1,78 @@
+"""Real videos through a real architecture: the tokens are open_clip's own, of the frames that PyAV shows at those times."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.extract import extract
+
+REAL_VIDEOS = Path(__file__).parents[3] / "../shared/data/videos"
+NAMES = ("vid1.mp4", "vid2.mp4", "flipping_a_pancake.mkv", "v_GGSY1Qvo990.mp4", "corrupted.mp4")
+TOLERANCE = 2e-3  # relative L2 of tokens: float16 storage, and one pixel in a thousand that rounds the other way
+
+pytestmark = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason="the shared folder of real videos is not here")
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    """ViT-B-32 as its OpenAI weights want it (QuickGELU), with random weights: nothing is downloaded."""
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-B-32-quickgelu").eval()
+
+
+@pytest.fixture(scope="module")
+def cache(network, tmp_path_factory) -> CacheReader:
+    folder = tmp_path_factory.mktemp("real")
+    save_file(network.state_dict(), folder / "ViT-B-32-openai.safetensors")
+    videos = folder / "videos"
+    videos.mkdir()
+    for name in NAMES:
+        shutil.copy(REAL_VIDEOS / name, videos)
+    row = {"qid": 1, "query": "a pancake is flipped", "vid": "flipping_a_pancake", "duration": 10}
+    (videos / "test.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    weights = str(folder / "ViT-B-32-openai.safetensors")
+    report = extract(videos, out=folder / "feats.h5", model="ViT-B-32", weights=weights, device="cpu")
+    assert [row.name for row in report.failed] == ["corrupted"]
+    assert report.exit_code == 1
+    return CacheReader(report.cache)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "corrupted.mp4"])
+def test_tokens_of_real_videos_equal_open_clips_own(network, cache, name):
+    vid = Path(name).stem
+    pictures = on_screen(REAL_VIDEOS / name, cache.grid(vid).centres_s())
+    prepare = image_transform_v2(PreprocessCfg(size=224), is_train=False)
+    images = torch.stack([prepare(Image.fromarray(picture)) for picture in pictures])
+    with torch.inference_mode():
+        found = network.visual.forward_intermediates(
+            images, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+        )
+        pooled = network.encode_image(images, normalize=True).numpy()
+    prefix, patches = found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]
+    expected = torch.cat([prefix, patches], dim=1).numpy()
+    tokens = cache.tokens(vid).astype(np.float32)
+    assert tokens.shape == expected.shape
+    assert np.linalg.norm(tokens - expected) / np.linalg.norm(expected) < TOLERANCE
+    np.testing.assert_allclose(cache.joint.project(tokens[:, 0]), pooled, atol=TOLERANCE)
+
+
+def on_screen(path: Path, times_s: np.ndarray) -> list[np.ndarray]:
+    """The picture that a player shows at each time, the first picture being shown at zero; by decoding everything."""
+    with av.open(str(path)) as container:
+        frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    starts = np.array([time for time, _ in frames])
+    shown = starts >= min(0.0, starts[-1])
+    starts, pictures = starts[shown], [picture for (_, picture), here in zip(frames, shown, strict=True) if here]
+    return [pictures[max(0, np.searchsorted(starts, t + starts[0] + 1e-6, side="right") - 1)] for t in times_s]

@@ -1,0 +1,232 @@
+"""Words of new annotations go into a cache that is there, and into nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import cli
+from costl.evaluate import evaluate
+from costl.pipeline.add_queries import SplitChange, add_words
+from costl.pipeline.cache.part import parts_folder
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.clip import Clip
+from costl.pipeline.errors import CacheError, UsageError
+from costl.train import train
+
+
+@pytest.fixture
+def home(world, tmp_path) -> Path:
+    """A folder with a finished cache and its CLIP, without a single video."""
+    copy = world.copy(tmp_path)
+    for video in copy.videos.glob("*.mp4"):
+        video.unlink()
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_decoder(monkeypatch):
+    for library in ("decord", "av"):
+        monkeypatch.setitem(sys.modules, library, None)
+
+
+def write(path: Path, *rows: tuple[str, str]) -> Path:
+    lines = [
+        {"qid": n, "query": query, "vid": vid, "duration": 24, "relevant_windows": [[2, 6]]}
+        for n, (query, vid) in enumerate(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def add(home: Path, *rows: tuple[str, str], **options):
+    return add_words(home / "feats.h5", write(home / "more.jsonl", *rows), device="cpu", **options)
+
+
+def parts(home: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in parts_folder(home / "feats.h5").glob("*.h5")}
+
+
+def asked_before(home: Path) -> str:
+    return json.loads(CacheReader(home / "feats.h5").annotations("test").splitlines()[0])["query"]
+
+
+def test_a_split_is_added_with_its_words_and_nothing_else_changes(home, monkeypatch):
+    encoded: list[str] = []
+    encode = Clip.encode_text
+    monkeypatch.setattr(Clip, "encode_text", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    before, bytes_before, old = CacheReader(home / "feats.h5"), parts(home), asked_before(home)
+    told = add(home, ("a thing never asked for", "test_0000"), (old, "val_0001"))
+    assert (told.splits, told.new, told.known) == ((SplitChange("more", None, 2),), 1, 1)
+    assert told.exit_code == 0 and set(encoded) == {"a thing never asked for"}
+    after = CacheReader(home / "feats.h5")
+    assert after.rows == before.rows and parts(home) == bytes_before
+    assert after.splits == ["more", *before.splits]
+    assert all(after.annotations(split) == before.annotations(split) for split in before.splits)
+    assert set(known_words(home / "feats.h5")) == {*known_words_of(before), "a thing never asked for"}
+    assert len(list(after.words_path.parent.glob("*.h5"))) == 1
+    after.verify_words()
+
+
+def known_words_of(reader: CacheReader) -> set[str]:
+    texts = [reader.annotations(split) for split in reader.splits]
+    return {json.loads(line)["query"] for text in texts for line in text.splitlines()}
+
+
+def test_added_words_are_those_that_an_extraction_would_have_made(home):
+    old = asked_before(home)
+    was = CacheReader(home / "feats.h5").words(old)
+    reader = CacheReader(home / "feats.h5")
+    reader.words_path.unlink()  # so that every query is new
+    told = add(home, (old, "test_0000"))
+    assert told.new == len(known_words_of(reader)) and told.known == 0
+    now = CacheReader(home / "feats.h5").words(old)
+    assert now.tokens.tobytes() == was.tokens.tobytes() and now.sentence.tobytes() == was.sentence.tobytes()
+
+
+def test_a_run_is_evaluated_on_a_split_that_was_added_later(home):
+    run = train(home / "feats.h5", overrides=["train.epochs=1"], out=home / "run", device="cpu").run
+    with pytest.raises(UsageError, match=r"no split 'more'.* costl extract --cache \S+ --annotations more\.jsonl"):
+        evaluate(run, split="more", device="cpu")
+    add(home, ("a thing never asked for", "test_0000"), ("another", "test_0001"))
+    assert evaluate(run, split="more", device="cpu").metrics["scored"]["queries"] == 2
+
+
+def test_a_split_of_the_same_name_is_replaced_and_said_to_be(home):
+    add(home, ("first", "val_0000"), ("second", "val_0000"))
+    told = add(home, ("third", "val_0000"))
+    assert told.splits == (SplitChange("more", 2, 1),)
+    words = known_words(home / "feats.h5")
+    assert "third" in words and "first" not in words
+
+
+def test_a_folder_brings_all_its_splits(home):
+    (home / "new").mkdir()
+    for name in ("val", "test_hard", "notes"):
+        write(home / "new" / f"{name}.jsonl", ("something new", "val_0000"))
+    told = add_words(home / "feats.h5", home / "new", device="cpu")
+    assert [(split.name, split.before is None) for split in told.splits] == [("val", False), ("test_hard", True)]
+
+
+def test_videos_without_features_are_refused_by_name_or_become_rows(home):
+    rows, before = [("a", "test_0000"), ("b", "nowhere/1")], CacheReader(home / "feats.h5")
+    with pytest.raises(UsageError, match=r"1 videos without features in .*: nowhere/1\. .*--allow-missing-videos"):
+        add(home, *rows)
+    assert CacheReader(home / "feats.h5").splits == before.splits
+    told = add(home, *rows, allow_missing_videos=True)
+    assert told.missing == ("nowhere/1",) and told.exit_code == 1
+    after = CacheReader(home / "feats.h5")
+    assert [row for row in after.rows if row.name != "nowhere/1"] == before.rows
+    (row,) = (row for row in after.rows if row not in before.rows)
+    assert (row.status, row.reason) == ("missing", "annotated, but its video is not there.")
+    again = add(home, *rows, allow_missing_videos=True)
+    assert CacheReader(again.cache).rows == after.rows, "a row that is there stays as it is"
+
+
+def test_words_of_another_clip_are_refused_naming_both(home):
+    from safetensors.torch import load_file, save_file
+
+    other = Path(shutil.copytree(home / "videos" / "clip", home / "other"))
+    tensors = load_file(other / "open_clip_model.safetensors")
+    tensors["logit_scale"] += 1
+    save_file(tensors, other / "open_clip_model.safetensors")
+    made_by = CacheReader(home / "feats.h5").fingerprint["weights"][:12]
+    with pytest.raises(
+        CacheError, match=rf"another CLIP than .*other \(weights: cache has {made_by}…, here is \w{{12}}…"
+    ):
+        add(home, ("a", "test_0000"), weights=str(other))
+
+
+def test_weights_that_have_moved_are_asked_for_and_then_remembered(home):
+    (home / "videos" / "clip").rename(home / "elsewhere")
+    with pytest.raises(UsageError, match=r"if it has moved, say where it is with --weights"):
+        add(home, ("a", "test_0000"))
+    add(home, ("a", "test_0000"), weights=str(home / "elsewhere"))
+    add(home, ("a", "test_0000"), ("b", "test_0000"))
+    assert CacheReader(home / "feats.h5").source["weights"] == str(home / "elsewhere")
+
+
+def test_a_cache_that_is_being_written_is_refused_at_once(home):
+    reader = CacheReader(home / "feats.h5")
+    with CacheWriter(reader.path, reader.contents, {}), pytest.raises(CacheError, match="another costl extract"):
+        add(home, ("a", "test_0000"))
+
+
+def test_what_cannot_be_a_split_is_refused_and_changes_nothing(home):
+    before = (home / "feats.h5").read_bytes()
+    for name, answer in (("..jsonl", "cannot be the name of a split"), ("a:b.jsonl", "cannot be the name")):
+        with pytest.raises(UsageError, match=answer):
+            add_words(home / "feats.h5", write(home / name, ("a", "test_0000")), device="cpu")
+    with pytest.raises(UsageError, match=r"more\.jsonl:1: no query"):
+        (home / "more.jsonl").write_text('{"qid": 1, "vid": "test_0000", "duration": 24}\n')
+        add_words(home / "feats.h5", home / "more.jsonl", device="cpu")
+    with pytest.raises(UsageError, match="nowhere: no annotations"):
+        add_words(home / "feats.h5", home / "nowhere", device="cpu")
+    assert (home / "feats.h5").read_bytes() == before
+
+
+def test_a_cache_without_its_parts_or_of_imported_features_is_refused(home):
+    import h5py
+
+    with h5py.File(home / "feats.h5", "r+") as file:
+        del file["fingerprint"]
+        file["fingerprint"] = np.bytes_('{"streams":"clip"}')
+    with pytest.raises(CacheError, match="its features were imported"):
+        add(home, ("a", "test_0000"))
+    shutil.rmtree(home / "feats.h5.parts")
+    with pytest.raises(CacheError, match="a cache with its parts beside it"):
+        add(home, ("a", "test_0000"))
+    with pytest.raises(CacheError, match="no such file"):
+        add_words(home / "none.h5", home / "more.jsonl")
+
+
+def test_the_command_says_what_it_did(home, monkeypatch):
+    monkeypatch.chdir(home)
+    write(home / "more.jsonl", ("a new one", "test_0000"), ("dog " * 100, "val_0000"), ("b", "gone"))
+    plain = ["extract", "--cache", "feats.h5", "--annotations", "more.jsonl", "--device", "cpu"]
+    first = CliRunner().invoke(cli.main, [*plain, "--allow-missing-videos"])
+    assert (first.exit_code, first.stdout) == (1, "feats.h5\n"), first.output
+    for said in (
+        "split more: 3 rows, is new.",
+        "missing: gone",
+        "cut: longer",
+        "3 queries encoded, 0 were there already.",
+    ):
+        assert said in first.stderr
+    again = CliRunner().invoke(cli.main, [*plain, "--allow-missing-videos", "--json"])
+    assert "split more: 3 rows, takes the place of one of 3 rows." in again.stderr
+    told = json.loads(again.stdout)
+    assert told["splits"] == [{"name": "more", "before": 3, "after": 3}] and told["missing"] == ["gone"]
+    assert (told["new"], told["known"]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--cache", "feats.h5"], "--cache needs --annotations"),
+        (["--cache", "feats.h5", "--annotations", "m.jsonl", "--out", "x.h5", "--fps", "1"], "leave out --fps, --out"),
+        (["--cache", "feats.h5", "--annotations", "m.jsonl", "--videos", "dir"], "leave out --videos"),
+        ([], "Missing option '--videos', for example: costl extract --videos dir/"),
+    ],
+)
+def test_options_that_mean_nothing_here_are_refused(arguments, answer):
+    done = CliRunner().invoke(cli.main, ["extract", *arguments])
+    assert done.exit_code == 2 and answer in done.stderr
+
+
+def test_extracting_again_without_the_added_annotations_says_what_leaves(world, tmp_path):
+    from costl.pipeline.extract import extract
+
+    copy = world.copy(tmp_path)
+    add(tmp_path, ("a new one", "test_0000"))
+    report = extract(copy.videos, out=copy.cache, device="cpu", workers=1)
+    assert report.dropped == ("more",) and report.done == ()
+    assert CacheReader(copy.cache).splits == ["test", "test_unseen", "train", "val"]

@@ -1,0 +1,149 @@
+"""A data folder's settings and annotations are read strictly, and what is wrong with them is said at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from costl.pipeline.data_folder import (
+    ExtractSettings,
+    FolderSettings,
+    check_annotations,
+    data_folder,
+    missing_videos,
+    queries_in,
+    read_annotations,
+    read_settings,
+    settings_folder,
+)
+from costl.pipeline.errors import UsageError
+
+
+def line(**changes) -> str:
+    row = {"qid": 1, "query": "a dog", "vid": "v_a", "duration": 10.0} | changes
+    return json.dumps({key: value for key, value in row.items() if value is not ...})
+
+
+def test_a_folder_without_settings_says_nothing(tmp_path):
+    assert read_settings(tmp_path) == FolderSettings()
+
+
+def test_both_sections_are_read_and_weights_are_taken_from_the_folder(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "costl.yaml").write_text("extract: {weights: clip, fps: 1}\ntrain: {any: {thing: 3}}\n")
+    found = read_settings(tmp_path)
+    assert found.extract == {"weights": str(tmp_path / "clip"), "fps": 1}
+    assert found.train == {"any": {"thing": 3}}
+
+
+def test_a_tag_stays_a_tag_and_a_tagged_file_is_found(tmp_path):
+    (tmp_path / "w.pt").touch()
+    for text, expected in (("openai", "openai"), ("openai=w.pt", f"openai={tmp_path / 'w.pt'}")):
+        (tmp_path / "costl.yaml").write_text(f"extract: {{weights: {text}}}\n")
+        assert read_settings(tmp_path).extract["weights"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("extrakt: {}\n", "unknown key 'extrakt', did you mean 'extract'"),
+        ("extract: {weigths: clip, fsp: 1}\n", "did you mean 'weights'.; unknown key 'fsp', did you mean 'fps'"),
+        ("extract: 3\n", "extract is int, expected `key: value` lines"),
+        ("- a\n", "the file is list"),
+        ("extract: {weights: [\n", "cannot be read"),
+        ("extract: !!python/object/apply:os.getcwd []\n", "cannot be read"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, text, answer):
+    (tmp_path / "costl.yaml").write_text(text)
+    with pytest.raises(UsageError, match=answer):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"fps": 0}, {"fps": -1.0}, {"fps": float("nan")}, {"fps": "1"}, {"fps": True}, {"model": 3}, {"weights": ""}],
+)
+def test_impossible_values_are_refused_by_name(values):
+    with pytest.raises(UsageError, match=f"{next(iter(values))} is"):
+        ExtractSettings(**values)
+
+
+def test_annotations_are_found_beside_the_videos_or_above_them(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (tmp_path / "train.jsonl").write_text(line())
+    assert data_folder(tmp_path) == tmp_path
+    assert data_folder(videos) == tmp_path
+    (videos / "val.jsonl").write_text(line())
+    assert data_folder(videos) == videos
+
+
+def test_settings_beside_the_annotations_take_the_place_of_those_beside_the_videos(tmp_path):
+    videos, annotations = tmp_path / "videos", tmp_path / "annotations"
+    videos.mkdir()
+    annotations.mkdir()
+    (videos / "costl.yaml").write_text("extract: {fps: 2}\n")
+    assert settings_folder(videos, annotations) == settings_folder(videos) == videos
+    assert settings_folder(videos, {"train": line()}) == settings_folder(videos, tmp_path / "mine.jsonl") == videos
+    (annotations / "costl.yaml").write_text("extract: {fps: 1}\n")
+    assert settings_folder(videos, annotations) == annotations
+
+
+def test_every_split_is_read_and_nothing_else(tmp_path):
+    for name in ("train", "val", "test", "test_unseen", "objects", "training"):
+        (tmp_path / f"{name}.jsonl").write_text(line(query=name))
+    found = read_annotations(tmp_path, ["v_a"])
+    assert list(found) == ["train", "val", "test", "test_unseen"]
+    assert queries_in(found) == ["train", "val", "test", "test_unseen"]
+
+
+def test_one_file_may_have_any_name(tmp_path):
+    (tmp_path / "mine.jsonl").write_text(line() + "\n\n" + line(query="a cat") + "\n" + line())
+    found = read_annotations(tmp_path / "mine.jsonl", ["v_a"])
+    assert queries_in(found) == ["a dog", "a cat"]
+
+
+def test_a_folder_without_annotations_is_refused(tmp_path):
+    (tmp_path / "objects.jsonl").write_text(line())
+    with pytest.raises(UsageError, match=r"no annotations\. Expected train\.jsonl"):
+        read_annotations(tmp_path, ["v_a"])
+
+
+def test_missing_videos_are_counted_and_some_are_named():
+    text = "\n".join(line(vid=f"v_{n}") for n in (1, 2, 1, 3, 4, 5, 6, 7))
+    with pytest.raises(UsageError, match="7 videos that are not here: v_1, v_2, v_3, v_4, v_5, and 2 more"):
+        check_annotations({"train": text}, ["v_a"])
+
+
+def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
+    text = "\n".join(line(vid=vid) for vid in ("v_b", "v_a", "v_c", "v_b"))
+    (tmp_path / "train.jsonl").write_text(text)
+    found = read_annotations(tmp_path, ["v_a"], allow_missing=True)
+    assert found == {"train": text} and missing_videos(found, ["v_a"]) == ["v_b", "v_c"]
+    with pytest.raises(UsageError, match="not JSON"):
+        check_annotations({"train": "{"}, ["v_a"], allow_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "answer"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not a JSON object"),
+        ('""', "not a JSON object"),
+        ('"a text"', "not a JSON object"),
+        (line(qid=...), "no qid"),
+        (line(query=..., duration=...), "no query, duration"),
+        (line(query=" "), "query is ' '"),
+        (line(vid=3), "vid is 3"),
+        (line(duration="10"), "duration is '10'"),
+        (line(duration=0), "duration is 0"),
+        (line(duration=float("nan")), "not JSON .NaN is not a number"),
+    ],
+    ids=range(12),
+)
+def test_a_row_that_is_no_annotation_is_named_by_file_and_line(bad, answer):
+    with pytest.raises(UsageError, match=rf"val\.jsonl:2: {answer}"):
+        check_annotations({"train": line(), "val": f"{line()}\n{bad}\n"}, ["v_a"])

@@ -1,0 +1,42 @@
+"""The sample world: the same from the same seed, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from costl.pipeline.errors import UsageError
+from costl.pipeline.world.sample import WorldSettings, write_sample
+
+SMALL = WorldSettings(videos={"train": 2, "val": 1, "test": 1, "test_unseen": 2}, queries=3, clips=(12, 14), side=64)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_settings_give_the_same_bytes_whatever_the_number_of_processes(tmp_path):
+    for name, processes in (("a", 1), ("b", 1), ("c", 2)):
+        write_sample(tmp_path / name, settings=SMALL, processes=processes)
+    first = files(tmp_path / "a")
+    assert len([name for name in first if name.endswith(".mp4")]) == 6
+    assert first == files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_a_sample_that_was_interrupted_is_made_whole_by_the_same_call(tmp_path):
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_sample(tmp_path / "a", settings=SMALL, processes=1, progress=interrupt)
+    write_sample(tmp_path / "a", settings=SMALL, processes=1)
+    write_sample(tmp_path / "b", settings=SMALL, processes=1)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files that are no sample world"):
+        write_sample(tmp_path, settings=SMALL)
+    assert files(tmp_path) == {"thesis.txt": b"mine"}
