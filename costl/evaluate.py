@@ -13,7 +13,7 @@ from costl.data.annotations import Prediction, Query
 from costl.data.batch import RATED_CLIP_S
 from costl.data.splits import data_notes, read_queries
 from costl.metrics.compute import benchmark_rules, interval_iou
-from costl.metrics.output import write_metrics, write_parquet, write_predictions
+from costl.metrics.output import how_scored, metrics_table, write_metrics, write_parquet, write_predictions
 from costl.metrics.score_files import score
 from costl.pipeline.progress import Tell
 from costl.plots.run import draw_predictions
@@ -35,6 +35,21 @@ class Evaluation:
     folder: Path
     metrics: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The tables of the metrics."""
+        return metrics_table(self.metrics).split("\n") if self.metrics else []
+
+    def data(self) -> dict[str, Any]:
+        """The metrics."""
+        return dict(self.metrics)
+
+    def messages(self) -> list[str]:
+        """How it was scored, the notes, and where the files are."""
+        scored = [how_scored(self.metrics)] if self.metrics else []
+        files = f"Predictions{', metrics' if self.metrics else ''} and a picture: {self.folder}/"
+        return [*scored, *self.notes, files]
 
 
 def evaluate(

@@ -55,7 +55,7 @@ def check_queries(queries: Mapping[str, Sequence[Query]], known: set[str]) -> No
         if lost:
             raise UsageError(
                 f"{split}: no features of {listed(lost)}, and the evaluator wants a row for each of "
-                f"{len(queries[split])} queries. Extract them, costl status says why they failed."
+                f"{len(queries[split])} queries. Extract them, costl cache status says why they failed."
             )
 
 

@@ -79,6 +79,22 @@ class Report:
     notes: tuple[str, ...] = ()
     select_on: str = "val"
     legacy: str = ""
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The folder of the run."""
+        return [str(self.run)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field."""
+        return vars(self) | {"run": str(self.run)}
+
+    def messages(self) -> list[str]:
+        """The notes, then how many epochs there were and which of them was chosen."""
+        split = "test (legacy: chosen on test)" if self.legacy else "validation"
+        score = "" if self.score is None else f" with {self.select} {self.score:.1f} on {split}"
+        early = ", stopped early" if self.stopped_early else ""
+        return [*self.notes, f"{self.epochs} epochs{early}; epoch {self.best_epoch} is kept{score}."]
 
 
 def train(

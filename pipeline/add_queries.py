@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from costl.pipeline.cache.index import Contents, Index, VideoRow, read_index, se
 from costl.pipeline.cache.lock import locked
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import known_words, remove_others, words_folder, write_words
+from costl.pipeline.cache.inspect import SHOWN
 from costl.pipeline.data_folder import missing_videos, queries_in, read_annotations, rows_in
 from costl.pipeline.encode.clip import Clip, load_clip
 from costl.pipeline.encode.types import Words
@@ -53,6 +54,26 @@ class Addition:
     def exit_code(self) -> int:
         """What the command returns."""
         return 1 if self.missing else 0
+
+    def lines(self) -> list[str]:
+        """The cache."""
+        return [str(self.cache)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self) | {"cache": str(self.cache)}
+
+    def messages(self) -> list[str]:
+        """What became of the splits, which videos and words are missing, and the counts."""
+        missing = [f"missing: {name}: annotated, but without features" for name in self.missing[:SHOWN]]
+        cut = [f"cut: longer than CLIP reads, its end is lost: {query!r}" for query in self.truncated]
+        counts = f"{self.new} queries encoded, {self.known} were there already."
+        return [*map(_in_words, self.splits), *missing, *cut, counts]
+
+
+def _in_words(split: SplitChange) -> str:
+    change = "is new" if split.before is None else f"replaces one of {split.before} rows"
+    return f"split {split.name}: {split.after} rows, {change}."
 
 
 def add_words(

@@ -13,6 +13,7 @@ from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import known_words
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
+from costl.pipeline.cache.inspect import by_reason
 from costl.pipeline.data_folder import (
     ExtractSettings,
     check_annotations,
@@ -63,6 +64,29 @@ class ExtractReport:
     def exit_code(self) -> int:
         """What the command returns."""
         return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """The cache."""
+        return [str(self.cache)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field, with a row for each video that failed."""
+        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
+
+    def messages(self) -> list[str]:
+        """Why videos failed, what was cut, what has changed, and the counts."""
+        messages = by_reason(self.failed)
+        messages += [f"cut: longer than CLIP reads, its end is lost: {query!r}" for query in self.truncated]
+        if self.changed:
+            names = ", ".join(self.changed[:5]) + (", ..." if len(self.changed) > 5 else "")
+            messages.append(f"{len(self.changed)} videos changed since they were extracted: {names}.")
+        messages += [
+            f"split {split} is not among these annotations and was removed from the cache. To add it again: "
+            f"costl cache add-queries {self.cache} --annotations {split}.jsonl"
+            for split in self.dropped
+        ]
+        counts = f"{len(self.done)} videos extracted, {len(self.skipped)} were there already, {len(self.failed)} failed."
+        return [*messages, counts]
 
 
 def extract(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click import Context
 
-import cli
+from costl.commands import main
 from costl.config import Config, load_config
 from costl.data.annotations import parse_jsonl
 from costl.pipeline.cache.reader import CacheReader
@@ -44,16 +44,16 @@ def code(page: Path, kind: str) -> list[str]:
 def test_every_command_shown_exists_with_its_options_and_values(page, command):
     _, name, *arguments = shlex.split(command, comments=True)
     if not arguments:
-        assert name in cli.main.commands
+        assert name in main.commands
         return
-    context = cli.main.commands[name].make_context(name, arguments, parent=Context(cli.main))
+    context = main.commands[name].make_context(name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 
 @each_page
 def test_every_option_spoken_of_exists(page):
     known = {
-        option for command in cli.main.commands.values() for parameter in command.params for option in parameter.opts
+        option for command in main.commands.values() for parameter in command.params for option in parameter.opts
     }
     text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)  # torchrun's options are its own
     spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", text))))

@@ -12,7 +12,7 @@ import yaml
 from click import Context
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.config import load_config
 from costl.data.annotations import parse_jsonl
 from costl.train import train
@@ -28,20 +28,20 @@ def test_the_two_commands_that_set_everything_up_come_first():
     assert fences[:2] == [FIRST, SECOND]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "costl quickstart", "costl sample dir/"])
+@pytest.mark.parametrize("command", [*COMMANDS, "costl quickstart", "costl data sample dir/"])
 def test_every_command_shown_has_options_that_exist_and_values_that_parse(command):
     _, name, *arguments = shlex.split(command)
-    context = cli.main.commands[name].make_context(name, arguments, parent=Context(cli.main))
+    context = main.commands[name].make_context(name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 
 def test_the_three_commands_run_as_typed_and_a_second_extraction_decodes_nothing(world, tmp_path, monkeypatch):
-    three = [c for c in COMMANDS if c in cli.main.help][:3]
+    three = [c for c in COMMANDS if c in main.help][:3]
     assert [c.split()[1] for c in three] == ["extract", "train", "evaluate"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dir").symlink_to(world.videos, target_is_directory=True)
     for command in [*three, three[0]]:
-        result = CliRunner().invoke(cli.main, shlex.split(command)[1:])
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
     assert "0 videos extracted" in result.stderr
 

@@ -1,6 +1,6 @@
 """Does a sample world measure what it should? Scores an oracle that is told where every thing is at every clip.
 
-    costl sample dir/
+    costl data sample dir/
     python tools/check_world.py dir/
 
 The oracle reads each query as English, looks the things up in objects.jsonl and calls a clip true when their places say so.

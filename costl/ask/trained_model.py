@@ -88,7 +88,7 @@ def read_trained(where: Path | None = None) -> Trained:
     if (where / CONFIG).is_file():
         return _of_export(where)
     found = "no such folder" if not where.is_dir() else f"neither run.json nor {CONFIG} in it"
-    raise UsageError(f"{where}: {found}. Give the folder of a run (costl train) or of an export (costl export).")
+    raise UsageError(f"{where}: {found}. Give the folder of a run (costl train) or of an export (costl data export).")
 
 
 def _of_run(run: Run) -> Trained:
@@ -123,7 +123,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if about.get("model_type") != "costl" or about.get("format") != FORMAT:
             raise CacheError(
                 f"{path}: model type {about.get('model_type')!r} in format {about.get('format')!r}, expected 'costl' in "
-                f"format {FORMAT}. Give a folder of costl export, made by this version."
+                f"format {FORMAT}. Give a folder of costl data export, made by this version."
             )
         about["patch_grid"] = [int(side) for side in about["patch_grid"]]
         about["fingerprint"], about["clip"] = dict(about["fingerprint"]), dict(about["clip"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,8 +67,9 @@ class IndexCost:
     """`rows`: what was measured, for each number of videos."""
 
     rows: Mapping[str, Mapping[str, float]]
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal: a line for each measurement, a column for each cache, and how much one grew to the other."""
         columns = list(self.rows)
         names = list(self.rows[columns[0]])
@@ -76,7 +78,11 @@ class IndexCost:
             values = [self.rows[column][name] for column in columns]
             ratio = values[-1] / values[0] if values[0] else float("nan")
             lines.append(f"{name:24}" + "".join(f"{value:>16.3f}" for value in values) + f"{ratio:>10.2f}")
-        return "\n".join(lines)
+        return lines
+
+    def data(self) -> dict[str, Any]:
+        """The rows."""
+        return dict(self.rows)
 
 
 def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: Tell | None = None) -> IndexCost:

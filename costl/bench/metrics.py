@@ -27,19 +27,18 @@ class MetricsBench:
     queries: int
     ours_s: float
     loop_s: float
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """Both and their ratio, for the terminal."""
-        return "\n".join(
-            [
-                f"QVHighlights, official mode, {self.queries} queries, CPU seconds on one core (best of {REPEATS}):",
-                f"  costl            {self.ours_s:8.3f}",
-                f"  a loop per query {self.loop_s:8.3f}   ({self.loop_s / self.ours_s:.1f} times as long)",
-                "Both give the same numbers, to the last digit.",
-            ]
-        )
+        return [
+            f"QVHighlights, official mode, {self.queries} queries, CPU seconds on one core (best of {REPEATS}):",
+            f"  costl            {self.ours_s:8.3f}",
+            f"  a loop per query {self.loop_s:8.3f}   ({self.loop_s / self.ours_s:.1f} times as long)",
+            "Both give the same numbers, to the last digit.",
+        ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """The same with the ratio, as JSON holds it."""
         return asdict(self) | {"ratio": self.loop_s / self.ours_s}
 

@@ -62,6 +62,7 @@ class TrainBench:
     clips: int
     rounds: int
     rows: tuple[Row, ...]
+    exit_code = 0
 
     def times(self, row: Row, phase: str) -> float:
         """How many times as long as the baseline it takes in the same case."""
@@ -77,7 +78,7 @@ class TrainBench:
         same = [row for row in self.rows if (row.kind, row.videos) == (kind, videos)]
         return same[0].rate(phase) / same[-1].rate(phase)
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal: a block for each case, a line for each model, then how a larger CLIP tells."""
         lines = [
             f"{self.machine}.",
@@ -87,9 +88,9 @@ class TrainBench:
         ]
         for case in dict.fromkeys(row.case for row in self.rows):
             lines += ["", *self._block([row for row in self.rows if row.case == case])]
-        return "\n".join([*lines, *self._growths()])
+        return [*lines, *self._growths()]
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """Every number, for machines; `growth` by model, videos and phase."""
         kinds, videos = dict.fromkeys(row.kind for row in self.rows), dict.fromkeys(row.videos for row in self.rows)
         return {

@@ -43,7 +43,8 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did: `sources` and their sha256, each split, and what a person should know (`notes`)."""
+    """What `prepare` did: `sources` and their sha256, each split, what a person should know (`notes`), the folder
+    `out` that it wrote, and the folder of `videos`."""
 
     benchmark: str
     title: str
@@ -51,18 +52,33 @@ class PrepareReport:
     options: Mapping[str, Any]
     splits: Mapping[str, SplitReport]
     notes: tuple[str, ...]
+    out: Path
+    videos: Path | None
+    exit_code = 0
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Videos that the annotations speak of and that are not there, sorted."""
         return tuple(sorted({vid for split in self.splits.values() for vid in split.missing}))
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """What report.json says; of missing videos how many, as missing.txt names them."""
         splits = {name: asdict(split) | {"missing": len(split.missing)} for name, split in self.splits.items()}
-        return {"made_by": MADE_BY, **asdict(self), "splits": splits}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("out", "videos")}
+        return {"made_by": MADE_BY, **fields, "splits": splits}
 
-    def table(self) -> str:
+    def messages(self) -> list[str]:
+        """What was read, the notes, where the missing videos are listed, and the next command."""
+        missing = [f"Videos that are not here: {self.out / _MISSING}"] if self.missing else []
+        return [f"Read {', '.join(self.sources)}.", *self.notes, *missing, f"Next: {self.next_command()}"]
+
+    def next_command(self) -> str:
+        """The command that extracts these videos."""
+        videos = shlex.quote(str(self.videos)) if self.videos else "DIR"
+        more = " --allow-missing-videos" if self.missing else ""
+        return f"costl extract --videos {videos} --annotations {shlex.quote(str(self.out))} --out {self.benchmark}.h5{more}"
+
+    def lines(self) -> list[str]:
         """The report for a terminal: a row for each thing counted, a column for each split."""
         rows: dict[str, list[int]] = {
             "rows": [split.rows for split in self.splits.values()],
@@ -76,7 +92,7 @@ class PrepareReport:
         shown = {name: counts for name, counts in rows.items() if any(counts)}
         width = max(len(self.title), *map(len, shown))
         lines = [f"{self.title:{width}}" + "".join(f"{split:>10}" for split in self.splits)]
-        return "\n".join(lines + [f"{name:{width}}" + "".join(f"{n:>10}" for n in row) for name, row in shown.items()])
+        return lines + [f"{name:{width}}" + "".join(f"{n:>10}" for n in row) for name, row in shown.items()]
 
 
 def prepare(
@@ -116,19 +132,13 @@ def prepare(
         options={"val_share": share, "seed": seed, "allow_missing_videos": allow_missing_videos},
         splits={split: _counted(rows, file_of) for split, rows in splits.items()},
         notes=(*reading.notes, *notes),
+        out=out,
+        videos=videos,
     )
     if report.missing and not allow_missing_videos:
         raise UsageError(_absent(videos, report, len({row.query.vid for rows in splits.values() for row in rows})))
     _write(out, report, {split: [file_of.named(row) for row in rows] for split, rows in splits.items()})
     return report
-
-
-def next_command(report: PrepareReport, *, videos: Path | None, out: Path) -> str:
-    """What to type next."""
-    place = shlex.quote(str(videos)) if videos else "DIR"
-    more = " --allow-missing-videos" if report.missing else ""
-    cache = f"{report.benchmark}.h5"
-    return f"costl extract --videos {place} --annotations {shlex.quote(str(out))} --out {cache}{more}"
 
 
 def _files_by_stem(videos: Path | None, *, allow_none: bool) -> dict[str, Path]:
@@ -290,7 +300,7 @@ def _write(out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Row]]
     # The report comes first, so that what a killed run leaves is known as ours; train.jsonl last, without which nothing
     # can be trained on a half.
     contents = {
-        _REPORT: json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        _REPORT: json.dumps(report.data(), indent=2, ensure_ascii=False) + "\n",
         _SETTINGS: benchmark_settings(report.benchmark).read_text(encoding="utf-8"),
         _MISSING: "".join(f"{vid}\n" for vid in report.missing),
     }

@@ -218,7 +218,7 @@ def behind(grid: Grid) -> float:
 def not_finite(vid: str, clip: int) -> str:
     """What to say of a clip with features that no model can use."""
     return (
-        f"video {vid!r}, clip {clip}: its features are no finite numbers. costl verify names the file of every such "
+        f"video {vid!r}, clip {clip}: its features are no finite numbers. costl cache verify names the file of every such "
         "video; delete these and run the same costl extract again."
     )
 

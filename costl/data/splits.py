@@ -38,7 +38,7 @@ def _check_words(queries: Sequence[Query], features: CacheReader, split: str) ->
     if lost:
         raise CacheError(
             f"{features.path}: no words of {len(lost)} queries of {split!r}: {_named(lost)}. Run the same costl extract "
-            f"again, or costl extract --cache {features.path} --annotations {split}.jsonl"
+            f"again, or costl cache add-queries {features.path} --annotations {split}.jsonl"
         )
     # Each is checked as it is made: values that are no numbers are refused there.
     empty = [query for query in queries if not len(features.words(query.query).tokens)]
@@ -72,7 +72,7 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     if split not in features.splits:
         raise UsageError(
             f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}. Add it with "
-            f"costl extract --cache {features.path} --annotations {split}.jsonl"
+            f"costl cache add-queries {features.path} --annotations {split}.jsonl"
         )
     queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
     if not queries:
@@ -96,7 +96,7 @@ def _refuse_without_features(queries: Sequence[Query], features: CacheReader, *,
     which = f"split {split!r}" + (f" in domain {domain!r}" if domain else "")
     raise UsageError(
         f"{features.path}: no video of {which} has features ({len(queries)} queries about {some(sorted(videos))}). "
-        f"costl status {features.path} says why. Extract these videos, or go on without this split."
+        f"costl cache status {features.path} says why. Extract these videos, or go on without this split."
     )
 
 
@@ -117,7 +117,7 @@ def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> l
         count = sum(query.vid not in known for query in queries)
         notes.append(
             f"{split}: {count} of {len(queries)} queries ask about videos without features ({', '.join(lost[:3])}); "
-            "nothing is learned from them, and they count 0. costl status says why."
+            "nothing is learned from them, and they count 0. costl cache status says why."
         )
     if wrong:
         worst = max(wrong, key=lambda vid: apart[vid])

@@ -21,7 +21,7 @@ from costl.data.splits import read_queries
 from costl.evaluate import evaluate
 from costl.experiments.references import chance, choose_zero_shot, zero_shot
 from costl.experiments.repeat import trained
-from costl.experiments.tables import Ablation, Numbers, Row, markdown, to_json
+from costl.experiments.tables import Ablation, Numbers, Row, markdown
 from costl.experiments.variants import Variant, choose_variants, resolve
 from costl.model.build import build_for
 from costl.pipeline.cache.reader import CacheReader
@@ -97,7 +97,7 @@ def ablate(
         notes += [note for note in said if note not in notes]
     rows = [Row(v.name, v.overrides, tuple(found[v.name][seed] for seed in range(seeds))) for v in chosen]
     result = Ablation(out, scored, tuple(range(seeds)), tuple(references), tuple(rows), tuple(notes))
-    publish(out / "ablation.json", (json.dumps(to_json(result), indent=2) + "\n").encode())
+    publish(out / "ablation.json", (json.dumps(result.data(), indent=2) + "\n").encode())
     publish(out / "ablation.md", markdown(result).encode())
     return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,18 +50,27 @@ class Diagnosis:
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
     asked: Mapping[str, Mapping[str, int]]
     notes: tuple[str, ...] = ()
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """A block for each split: a row for each question, a column for each source."""
-        blocks = []
+        blocks: list[str] = []
         for split, rows in self.scores.items():
             columns = list(next(iter(rows.values())))
             lines = [f"{split:<12}{'asked':>6}" + "".join(f"{column:>{len(column) + 3}}" for column in columns)]
             for question, row in rows.items():
                 cells = (_cell(question, row[column]).rjust(len(column) + 3) for column in columns)
                 lines.append(f"{question:<12}{self.asked[split][question]:>6}{''.join(cells)}")
-            blocks.append("\n".join(lines))
-        return "\n\n".join(blocks)
+            blocks += [*([""] if blocks else []), *lines]
+        return blocks
+
+    def data(self) -> dict[str, Any]:
+        """Every field."""
+        return vars(self)
+
+    def messages(self) -> list[str]:
+        """What the questions and the sources are, and the notes."""
+        return [*(f"{name}: {meaning}." for name, meaning in (QUESTIONS | SOURCES).items()), *self.notes]
 
 
 def diagnose(

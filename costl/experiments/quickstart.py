@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from costl.evaluate import Evaluation, evaluate
 from costl.experiments.references import chance, choose_zero_shot, zero_shot
@@ -40,8 +41,9 @@ class Results:
     how: Mapping[str, str]
     pictures: tuple[Path, ...]
     notes: tuple[str, ...] = field(default=())
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """The rows for the terminal: the numbers of each split side by side."""
         width = max(map(len, self.rows)) + 2
         splits = "".join(f"{split:>{len(COLUMNS) * 9}}" for split in SPLITS)
@@ -50,7 +52,16 @@ class Results:
             lines.append(
                 f"{name:{width}}" + "".join(_cell(row[split], key) for split in SPLITS for key in COLUMNS.values())
             )
-        return "\n".join(lines)
+        return lines
+
+    def data(self) -> dict[str, Any]:
+        """The rows."""
+        return dict(self.rows)
+
+    def messages(self) -> list[str]:
+        """How the references were made, the notes, and the pictures."""
+        how = (f"{name}: {how}." for name, how in self.how.items())
+        return [*how, *self.notes, *(f"Picture: {path}" for path in self.pictures)]
 
 
 def quickstart(

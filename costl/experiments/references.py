@@ -104,7 +104,7 @@ def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Q
     if not features.joint.known:
         raise UsageError(
             f"{features.path}: nothing says how its frames compare with a sentence, so that there is no zero-shot CLIP. "
-            "Import CLIP's own features with costl import --joint."
+            "Import CLIP's own features with costl data import --joint."
         )
     frames: dict[str, np.ndarray] = {}
     known = set(features.video_ids)

@@ -44,6 +44,7 @@ class Repeats:
     seeds: tuple[int, ...]
     by_seed: Mapping[str, Sequence[Numbers]]
     notes: tuple[str, ...] = field(default=())
+    exit_code = 0
 
     def mean(self, way: str) -> Numbers:
         """Of each number over the seeds."""
@@ -55,7 +56,7 @@ class Repeats:
             return dict.fromkeys(self.by_seed[way][0], float("nan"))
         return {name: float(np.std([row[name] for row in self.by_seed[way]], ddof=1)) for name in self.by_seed[way][0]}
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """A row for each number, a column for each way: mean and standard deviation."""
         ways = list(self.by_seed)
         names = list(self.by_seed[ways[0]][0])
@@ -67,7 +68,23 @@ class Repeats:
         for name in names:
             cells = (_cell(found[way][0][name], found[way][1][name]).rjust(len(way) + 4) for way in ways)
             lines.append(name.ljust(width) + "".join(cells))
-        return "\n".join(lines)
+        return lines
+
+    def data(self) -> dict[str, Any]:
+        """Every number of every seed, mean and standard deviation, as plain values."""
+        ways = {
+            way: {
+                "mean": self.mean(way),
+                "deviation": {name: value for name, value in self.deviation(way).items() if not np.isnan(value)},
+                "by_seed": list(self.by_seed[way]),
+            }
+            for way in self.by_seed
+        }
+        return {"split": self.split, "seeds": list(self.seeds), "ways": ways}
+
+    def messages(self) -> list[str]:
+        """The notes, and where the runs are."""
+        return [*self.notes, f"Runs and every number: {self.folder}/"]
 
 
 def repeat(
@@ -112,21 +129,8 @@ def repeat(
         for way in ways:
             by_seed[way].append(_over_domains(scores[way]))
     result = Repeats(folder, split, tuple(range(seeds)), by_seed, tuple(notes))
-    publish(folder / "repeat.json", (json.dumps(to_json(result), indent=2) + "\n").encode())
+    publish(folder / "repeat.json", (json.dumps(result.data(), indent=2) + "\n").encode())
     return result
-
-
-def to_json(result: Repeats) -> dict[str, Any]:
-    """Every number of every seed, mean and standard deviation, as plain values."""
-    ways = {
-        way: {
-            "mean": result.mean(way),
-            "deviation": {name: value for name, value in result.deviation(way).items() if not np.isnan(value)},
-            "by_seed": list(result.by_seed[way]),
-        }
-        for way in result.by_seed
-    }
-    return {"split": result.split, "seeds": list(result.seeds), "ways": ways}
 
 
 def trained(

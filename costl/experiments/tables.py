@@ -55,6 +55,7 @@ class Ablation:
     references: tuple[Row, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    exit_code = 0
 
     @property
     def columns(self) -> dict[str, str]:
@@ -69,9 +70,28 @@ class Ablation:
         half = _student(len(apart) - 1) * deviation / math.sqrt(len(apart))
         return Difference(float(apart.mean()), deviation, half)
 
-    def table(self) -> str:
-        """Both tables for the terminal, the splits beside each other."""
-        return "\n\n".join("\n".join(_text(title, rows)) for title, rows in self._tables())
+    def lines(self) -> list[str]:
+        """Both tables for the terminal, the splits side by side."""
+        first, *others = (_text(title, rows) for title, rows in self._tables())
+        return [*first, *(line for table in others for line in ["", *table])]
+
+    def data(self) -> dict[str, Any]:
+        """Every number of every seed, means, deviations and differences, as plain values (null where there is none)."""
+        rows = {}
+        for row in (*self.references, *self.rows):
+            rows[row.name] = {
+                "changes": list(row.overrides),
+                "by_seed": [{split: dict(numbers) for split, numbers in seed.items()} for seed in row.by_seed],
+                "mean": _each(self, partial(_mean, row)),
+                "deviation": _each(self, partial(_deviation_of, row)),
+            }
+        for row in self.rows[1:]:
+            rows[row.name]["difference"] = _each(self, partial(_difference, self, row))
+        return {"splits": list(self.splits), "seeds": list(self.seeds), "rows": rows, "notes": list(self.notes)}
+
+    def messages(self) -> list[str]:
+        """The notes, and where the runs are."""
+        return [*self.notes, f"Runs, every number and the tables: {self.folder}/"]
 
     def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
         """Title and rows of text; the first two rows of each table are its head."""
@@ -92,21 +112,6 @@ class Ablation:
         if apart:
             title = f"variant minus full model, paired by seed: mean ± standard deviation [95 % interval], {count}"
             yield title, head + apart
-
-
-def to_json(result: Ablation) -> dict[str, Any]:
-    """Every number of every seed, means, deviations and differences, as plain values (null where there is none)."""
-    rows = {}
-    for row in (*result.references, *result.rows):
-        rows[row.name] = {
-            "changes": list(row.overrides),
-            "by_seed": [{split: dict(numbers) for split, numbers in seed.items()} for seed in row.by_seed],
-            "mean": _each(result, partial(_mean, row)),
-            "deviation": _each(result, partial(_deviation_of, row)),
-        }
-    for row in result.rows[1:]:
-        rows[row.name]["difference"] = _each(result, partial(_difference, result, row))
-    return {"splits": list(result.splits), "seeds": list(result.seeds), "rows": rows, "notes": list(result.notes)}
 
 
 def markdown(result: Ablation) -> str:

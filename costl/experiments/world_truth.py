@@ -60,7 +60,7 @@ def read_scenes(path: Path, features: CacheReader) -> dict[str, Scene]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path}: cannot be read ({error}). It is the truth of a sample world, which costl sample writes beside its "
+            f"{path}: cannot be read ({error}). It is the truth of a sample world, which costl data sample writes beside its "
             "videos; name it with --objects if they have moved."
         ) from error
     known = set(features.video_ids)

@@ -42,14 +42,15 @@ class Comparison:
     benchmark: str
     rows: dict[str, Row]
     notes: tuple[str, ...] = ()
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """The rows for the terminal, then what they mean."""
         width = max(map(len, self.rows))
         lines = [f"A  {self.a}", f"B  {self.b}", ""]
         lines += [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>19}{'p':>9}{'queries':>9}"]
         lines += [f"{name:{width}}{_cells(row)}" for name, row in self.rows.items()]
-        return "\n".join([*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), MEANING])
+        return [*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), *MEANING.split("\n")]
 
     def verdict(self) -> str:
         """How many of the differences chance alone would seldom make."""
@@ -61,7 +62,7 @@ class Comparison:
             f"of {count} with no difference at all about {SIGNIFICANT * count:.1f} would be."
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
         return asdict(self) | {
             "a": str(self.a),

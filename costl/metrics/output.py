@@ -5,11 +5,39 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from costl.data.annotations import Prediction
 from costl.pipeline.formats.files import publish
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The metrics of prediction files, as `score_files` gives them."""
+
+    metrics: Mapping[str, Any]
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The tables."""
+        return metrics_table(self.metrics).split("\n")
+
+    def data(self) -> dict[str, Any]:
+        """The metrics."""
+        return dict(self.metrics)
+
+    def messages(self) -> list[str]:
+        """How they were scored."""
+        return [how_scored(self.metrics)]
+
+
+def how_scored(metrics: Mapping[str, Any]) -> str:
+    """One sentence: how many queries, by whose rules."""
+    how = metrics["scored"]
+    published = " by its published evaluator" if how["official"] else ""
+    return f"{how['queries']} queries, scored as {how['benchmark']}{published}, clips of {how['clip_s']:g} s."
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

@@ -36,6 +36,21 @@ class Report:
     detailed: int
     pictures: int
     notes: tuple[str, ...] = ()
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The file."""
+        return [str(self.path)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field."""
+        return vars(self) | {"path": str(self.path)}
+
+    def messages(self) -> list[str]:
+        """The notes, then how much the file holds."""
+        size = f"{self.size_bytes / 1e6:.1f} MB" if self.size_bytes >= 1e5 else f"{self.size_bytes / 1e3:.0f} kB"
+        counts = f"{self.detailed} of {self.queries} queries in full detail, {self.pictures} pictures, {size}."
+        return [*self.notes, counts]
 
 
 def report(

@@ -7,10 +7,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,9 @@ class CacheSpeed:
     paces: tuple[Pace, ...]
     look_up_ms: float
     int8: Loss
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal."""
         lines = [f"{'MB/s of float16 tokens':42}{'cache':>9}{'plain':>9}{'ratio':>7}"]
         lines += [f"{pace.what:42}{pace.ours:>9.0f}{pace.plain:>9.0f}{pace.ratio:>7.2f}" for pace in self.paces]
@@ -70,7 +72,11 @@ class CacheSpeed:
             f"int8: {self.int8.size:.3f} of the size; error {self.int8.all:.2%} of a token, {self.int8.frame:.2%} of a "
             f"frame token, {self.int8.own:.2%} of its difference from its video's mean.",
         ]
-        return "\n".join(lines)
+        return lines
+
+    def data(self) -> dict[str, Any]:
+        """Every number, for machines."""
+        return asdict(self)
 
 
 def bench_cache(

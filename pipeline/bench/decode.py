@@ -49,6 +49,7 @@ class DecodeBench:
     rows: tuple[Row, ...]
     repeats: int
     notes: tuple[str, ...] = ()
+    exit_code = 0
 
     def share(self, row: Row) -> float:
         """A row's rate as a share of the fastest plain library on the same clips at the same frames a second."""
@@ -59,7 +60,7 @@ class DecodeBench:
         ours = [row for row in self.rows if is_ours(row.decoder)]
         return min(max(self.share(other) for other in self._beside(row) if is_ours(other.decoder)) for row in ours)
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal: a block for each set of clips, a line for each decoder."""
         lines = [
             f"Sampled frames per CPU second, processes and threads included (best of {self.repeats}), and the share of "
@@ -68,9 +69,9 @@ class DecodeBench:
         for clips in dict.fromkeys(row.clips for row in self.rows):
             lines += ["", *self._block(clips)]
         lines += ["", f"Ours, the fastest of them where it does worst: {self.least_share():.2f} (bar {BAR})."]
-        return "\n".join([*lines, *self.notes])
+        return [*lines, *self.notes]
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """Every number, for machines."""
         rows = [asdict(row) | {"rate": row.rate, "share": self.share(row)} for row in self.rows]
         return {"rows": rows, "least_share": self.least_share(), "repeats": self.repeats, "notes": list(self.notes)}

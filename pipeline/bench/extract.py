@@ -61,17 +61,18 @@ class ExtractBench:
     memory: Memory | None
     repeats: int
     notes: tuple[str, ...] = ()
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal."""
-        memory = ["", self.memory.table()] if self.memory else []
-        return "\n".join([table(self.races, self.repeats), *memory, *(["", *self.notes] if self.notes else [])])
+        memory = ["", *self.memory.lines()] if self.memory else []
+        return [*table(self.races, self.repeats), *memory, *(["", *self.notes] if self.notes else [])]
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """Every number, for machines."""
         return {
-            "races": [race.to_dict() for race in self.races],
-            "memory": self.memory.to_dict() if self.memory else None,
+            "races": [race.data() for race in self.races],
+            "memory": self.memory.data() if self.memory else None,
             "repeats": self.repeats,
             "notes": list(self.notes),
         }

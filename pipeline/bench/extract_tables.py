@@ -73,18 +73,18 @@ class Race:
         """Frames a second of something that took `cost` for all frames."""
         return self.frames / cost.wall_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """Every number, for machines: costs in seconds for all frames."""
         derived = ("limit_s", "ratio", "of_forward", "imitated_ratio", "times_faster")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def table(races: Sequence[Race], repeats: int) -> str:
+def table(races: Sequence[Race], repeats: int) -> list[str]:
     """For the terminal: the halves and the whole, then the imitated accelerator, then the straightforward way."""
     blocks = [_halves([race for race in races if race.model == model], repeats) for model in _models(races)]
     blocks += [_imitated([race for race in races if race.imitated])] if any(race.imitated for race in races) else []
     blocks += [_plain([race for race in races if race.plain])] if any(race.plain for race in races) else []
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks).split("\n")
 
 
 def _models(races: Sequence[Race]) -> list[str]:

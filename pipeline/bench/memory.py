@@ -39,22 +39,20 @@ class Memory:
     many: float
     few_videos: int
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal."""
         rows = (
             ("one video", f"{LONGER} times as long", self.short, self.long),
             (f"{self.few_videos} videos", f"{MORE} times as many", self.few, self.many),
         )
         lines = ["Peak memory of an extraction, its processes included, MB:"]
-        return "\n".join(
-            lines
-            + [
-                f"  {less:12}{a / 1e6:>8.0f}   {more:18}{b / 1e6:>8.0f}   {b / a:>6.2f} times as much"
-                for less, more, a, b in rows
-            ]
-        )
+        lines += [
+            f"  {less:12}{a / 1e6:>8.0f}   {more:18}{b / 1e6:>8.0f}   {b / a:>6.2f} times as much"
+            for less, more, a, b in rows
+        ]
+        return lines
 
-    def to_dict(self) -> dict[str, float]:
+    def data(self) -> dict[str, float]:
         """Bytes and ratios, for machines."""
         return vars(self) | {"longer": self.long / self.short, "more": self.many / self.few}
 

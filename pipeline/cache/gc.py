@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Index, read_index
@@ -38,18 +39,36 @@ class Leftovers:
     found: tuple[Leftover, ...] = ()
     deleted: bool = False
     foreign: tuple[Path, ...] = field(default=())
+    exit_code = 0
 
     @property
     def size_bytes(self) -> int:
         """Of all that was found."""
         return sum(leftover.size_bytes for leftover in self.found)
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """A line for each file, then the sum."""
         lines = [f"{size_text(one.size_bytes):>9}  {one.path}  {one.why}" for one in self.found]
         what = "deleted" if self.deleted else "to delete"
         files = "file" if len(self.found) == 1 else "files"
-        return "\n".join([*lines, f"{len(self.found)} {files} {what}, {size_text(self.size_bytes)}."])
+        return [*lines, f"{len(self.found)} {files} {what}, {size_text(self.size_bytes)}."]
+
+    def data(self) -> dict[str, Any]:
+        """Every file with its reason and size."""
+        return {
+            "cache": str(self.cache),
+            "deleted": self.deleted,
+            "size_bytes": self.size_bytes,
+            "foreign": [str(path) for path in self.foreign],
+            "found": [vars(leftover) | {"path": str(leftover.path)} for leftover in self.found],
+        }
+
+    def messages(self) -> list[str]:
+        """Which files stay, and how to delete the others."""
+        messages = [f"not deleted, because it may not be a leftover: {path}" for path in self.foreign]
+        if self.found and not self.deleted:
+            messages.append(f"Nothing was deleted. To delete: costl cache gc {self.cache} --delete")
+        return messages
 
 
 def collect(path: Path, *, delete: bool = False) -> Leftovers:

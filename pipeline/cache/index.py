@@ -57,6 +57,11 @@ class VideoRow:
         if self.clips > MOST_CLIPS:  # much is computed for every clip before its features are looked at
             raise CacheError(f"cache row {self.id!r}: {self.clips} clips, longer than any video. The index is damaged.")
 
+    def data(self) -> dict[str, Any]:
+        """What a person or a program asks of a row: everything but where the features are stored."""
+        names = ("name", "status", "reason", "clips", "duration_s", "repaired", "decoder")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def ok(self) -> bool:
         """Whether this video has features."""

@@ -156,7 +156,7 @@ def _stored(reader: CacheReader) -> dict[str, Any]:
     """Type and shape of each array of the first video with features; nothing where there is none, or it is damaged."""
     try:
         first = reader.arrays(reader.video_ids[0]) if reader.video_ids else {}
-    except CacheError:  # costl verify says so
+    except CacheError:  # costl cache verify says so
         return {}
     return {name: {"dtype": str(found.dtype), "shape": list(found.shape)} for name, found in first.items()}
 
@@ -193,7 +193,7 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise CacheError(
-            f"{path}: cannot be read ({error.strerror}). costl verify names all that are missing."
+            f"{path}: cannot be read ({error.strerror}). costl cache verify names all that are missing."
         ) from error
 
 
@@ -218,19 +218,24 @@ Section = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True)
 class Inspection:
-    """`facts` as JSON takes them, by section; `table` says them in words."""
+    """`facts` as JSON holds them, and the same as text in `sections`."""
 
     facts: Mapping[str, Any]
     sections: tuple[Section, ...]
+    exit_code = 0
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """For the terminal: a heading for each section, a line for each fact."""
         width = max(len(name) for _, lines in self.sections for name, _ in lines) + 2
-        told: list[str] = []
+        text: list[str] = []
         for heading, lines in self.sections:
-            told += ["", heading] if told else [heading]
-            told += [f"  {name:{width}}{value}".rstrip() for name, value in lines]
-        return "\n".join(told)
+            text += ["", heading] if text else [heading]
+            text += [f"  {name:{width}}{value}".rstrip() for name, value in lines]
+        return text
+
+    def data(self) -> dict[str, Any]:
+        """The facts."""
+        return dict(self.facts)
 
 
 def cache_sections(facts: Mapping[str, Any]) -> Iterator[Section]:
@@ -360,6 +365,28 @@ SHOWN = 20
 _NAMED = 3
 
 
+@dataclass(frozen=True)
+class Status:
+    """The rows of a cache; `everything` prints all of them; `last_run` is a sentence about the last run, or empty."""
+
+    rows: Sequence[VideoRow]
+    everything: bool = False
+    last_run: str = ""
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The videos without features and why, then the summary."""
+        return status_table(self.rows, everything=self.everything).split("\n")
+
+    def data(self) -> list[dict[str, Any]]:
+        """Every row."""
+        return [row.data() for row in self.rows]
+
+    def messages(self) -> list[str]:
+        """The last run."""
+        return [self.last_run] if self.last_run else []
+
+
 def status_table(rows: Sequence[VideoRow], *, everything: bool = False) -> str:
     """A line for each of the first videos without features (with `everything`, for every video), then the summary."""
     lost = [row for row in rows if not row.ok]
@@ -380,6 +407,14 @@ def by_reason(lost: Sequence[VideoRow]) -> list[str]:
     for row in lost:
         groups.setdefault((row.status, re.sub(r"\d+(\.\d+)?", "#", _reason(row))), []).append(row)
     return [_group(rows) for rows in sorted(groups.values(), key=len, reverse=True)]
+
+
+def failures(cache: Path, failed: Sequence[VideoRow]) -> list[str]:
+    """A message for each of the first videos without features, and how many more there are."""
+    messages = [f"{row.status}: {row.name}: {row.reason}" for row in failed[:SHOWN]]
+    if len(failed) > SHOWN:
+        messages.append(f"... and {len(failed) - SHOWN} more (costl cache status {cache}).")
+    return messages
 
 
 def _group(rows: Sequence[VideoRow]) -> str:

@@ -45,7 +45,7 @@ def refuse_packed(path: Path) -> None:
     if path.is_file() and is_packed(path):
         raise CacheError(
             f"{path}: one packed file, which is complete and cannot be added to. Unpack it first: "
-            f"costl unpack {path} --out feats.h5"
+            f"costl cache unpack {path} --out feats.h5"
         )
 
 
@@ -59,6 +59,6 @@ def take_lock(path: Path) -> int:
         os.close(descriptor)
         raise CacheError(
             f"{path.parent}: another costl extract is writing here. Wait for it, or choose another --out; processes that "
-            "share a folder by --shard each need one of their own (costl merge joins them)."
+            "share a folder by --shard each need one of their own (costl cache merge joins them)."
         ) from error
     return descriptor

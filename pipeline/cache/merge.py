@@ -18,6 +18,7 @@ from costl.pipeline.cache.index import Contents, VideoRow, path_from, told_from
 from costl.pipeline.cache.part import check_part, checksum_of, layers_in, parts_folder, read_row, times_in
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.cache.inspect import failures
 from costl.pipeline.data_folder import SPLITS, queries_in
 from costl.pipeline.encode.types import Words
 from costl.pipeline.errors import CacheError, UsageError, some
@@ -47,6 +48,22 @@ class MergeReport:
         """What the command returns."""
         return 1 if self.failed else 0
 
+    def lines(self) -> list[str]:
+        """The cache."""
+        return [str(self.cache)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field, with a row for each video without features."""
+        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
+
+    def messages(self) -> list[str]:
+        """The videos without features, the notes, and the counts."""
+        counts = (
+            f"{self.videos} videos with features, {len(self.failed)} without; "
+            f"{self.linked} parts linked, {self.copied} copied."
+        )
+        return [*failures(self.cache, self.failed), *self.notes, counts]
+
 
 def merge(out: Path, caches: Sequence[Path], *, progress: Tell | None = None) -> MergeReport:
     """Joins `caches` of one fingerprint into `out`, which may exist already and is then completed.
@@ -59,7 +76,7 @@ def merge(out: Path, caches: Sequence[Path], *, progress: Tell | None = None) ->
     tell = progress or (lambda _: None)
     places = {path.resolve(): path for path in caches if path.resolve() != out.resolve()}
     if not places:
-        raise UsageError("costl merge: name the cache to write and the caches to join, such as feats.h5 a.h5 b.h5.")
+        raise UsageError("costl cache merge: name the cache to write and the caches to join, such as feats.h5 a.h5 b.h5.")
     sources = [CacheReader(path) for path in places.values()]
     readers = sources + ([CacheReader(out)] if out.exists() else [])
     _refuse_differences(readers)

@@ -51,6 +51,45 @@ class Packed:
     videos: int
     size_bytes: int
     damaged: tuple[Damage, ...] = ()
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The file."""
+        return [str(self.path)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field; the file is called `out`."""
+        damaged = [vars(damage) | {"path": str(damage.path)} for damage in self.damaged]
+        return {"out": str(self.path), "videos": self.videos, "size_bytes": self.size_bytes, "damaged": damaged}
+
+    def messages(self) -> list[str]:
+        """What was left out, and the counts."""
+        counts = f"{self.videos} videos and the words, {self.size_bytes / 1e6:.1f} MB."
+        return [*(f"left out: {damage.name}: {damage.problem}" for damage in self.damaged), counts]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What was written: the index, `videos` with features, and the videos left out as `damaged`."""
+
+    path: Path
+    videos: int
+    damaged: tuple[Damage, ...] = ()
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The index."""
+        return [str(self.path)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field; the index is called `out`."""
+        damaged = [vars(damage) | {"path": str(damage.path)} for damage in self.damaged]
+        return {"out": str(self.path), "videos": self.videos, "damaged": damaged}
+
+    def messages(self) -> list[str]:
+        """What was left out, and the counts."""
+        left_out = (f"left out: {damage.name}: {damage.problem}" for damage in self.damaged)
+        return [*left_out, f"{self.videos} videos and the words."]
 
 
 def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell | None = None) -> Packed:
@@ -62,7 +101,7 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     """
     tell, index = progress or (lambda _: None), read_index(path)
     if index.table:
-        raise UsageError(f"{path}: is one packed file already. Copy it, or take it apart with costl unpack.")
+        raise UsageError(f"{path}: is one packed file already. Copy it, or take it apart with costl cache unpack.")
     _refuse_existing(out)
     damaged = verify(path, progress=tell).damaged
     _refuse_damaged(path, damaged, without=without_damaged)
@@ -80,7 +119,7 @@ def pack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell
     return Packed(out, len(sources) - 1, out.stat().st_size, damaged)
 
 
-def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell | None = None) -> Packed:
+def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Tell | None = None) -> Unpacked:
     """Takes a packed file apart: the index `out` and the folder of parts beside it, every file as it was before packing.
 
     An unpacking that was stopped goes on: parts that are there already are compared, not written. `without_damaged` leaves
@@ -106,7 +145,7 @@ def unpack(path: Path, *, out: Path, without_damaged: bool = False, progress: Te
             tell(Progress("unpack", number, len(todo), video or "words"))
         index = replace(_moved(_without(index, damaged, "unpacked"), path.parent, out.parent), table=None)
         write_index(out, index)
-    return Packed(out, len(todo) - 1, path.stat().st_size, damaged)
+    return Unpacked(out, len(todo) - 1, damaged)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -124,7 +163,7 @@ def _make_folder(folder: Path) -> None:
 def _refuse_damaged(path: Path, damaged: tuple[Damage, ...], *, without: bool) -> None:
     words = any(damage.name == "(words)" for damage in damaged)
     if damaged and (words or not without):
-        more = f" and {len(damaged) - _NAMED} more (costl verify {path})" if len(damaged) > _NAMED else ""
+        more = f" and {len(damaged) - _NAMED} more (costl cache verify {path})" if len(damaged) > _NAMED else ""
         named = ", ".join(damage.name for damage in damaged[:_NAMED])
         instead = "" if words else ", or leave their videos out with --without-damaged"
         again = "Delete those files and run costl extract again, which makes only them"
@@ -227,7 +266,7 @@ def _unpacked_size(index: Index, lost: set[str]) -> int:
     most = index.table.path.stat().st_size
     if total > most:
         raise CacheError(
-            f"{index.table.path}: {most} bytes that claim to hold {total}. Delete it: costl pack made no such."
+            f"{index.table.path}: {most} bytes that claim to hold {total}. Delete it: costl cache pack made no such."
         )
     return total
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.reader import CacheReader
@@ -31,7 +32,8 @@ class Damage:
 class Verification:
     """How many files were checked, and those that are damaged; `videos` were compared, those `changed` are not the same.
 
-    `packed`: all of them lie in one. `exit_code` is 3 when something is damaged, 1 when a video has changed or is missing.
+    `packed`: all of them lie in one. `quick`: only sizes and first bytes were checked. `compared`: with a folder of videos.
+    `exit_code` is 3 when something is damaged, 1 when a video has changed or is missing.
     """
 
     cache: Path
@@ -40,27 +42,41 @@ class Verification:
     packed: bool = False
     videos: int = 0
     changed: tuple[Damage, ...] = ()
+    quick: bool = False
+    compared: bool = False
 
     @property
     def exit_code(self) -> int:
         """What the command returns."""
         return CacheError.exit_code if self.damaged else int(bool(self.changed))
 
-    @property
-    def next_step(self) -> str:
+    def messages(self) -> list[str]:
         """What to do about damage."""
+        if not self.damaged:
+            return []
         if self.packed:
-            return "Copy the packed file anew from where it was made, or pack its cache again."
-        return "Delete the damaged files and give the same costl extract or costl import again: it makes only them."
+            return ["Copy the packed file again from where it was made, or pack its cache again."]
+        return [
+            "Delete the damaged files and run the same costl extract or costl data import again: it makes only these files."
+        ]
 
-    def table(self) -> str:
-        """What is damaged or another, and last lines that count."""
-        told = [*self.damaged, *self.changed]
-        width = max((len(damage.name) for damage in told), default=0)
-        lines = [f"{damage.name:{width}}  {damage.problem}" for damage in told]
+    def data(self) -> dict[str, Any]:
+        """What was checked and what is damaged; with `videos` also which of them have changed."""
+        data = {"cache": str(self.cache), "checked": self.checked, "quick": self.quick, "damaged": _rows(self.damaged)}
+        return data | ({"videos": self.videos, "changed": _rows(self.changed)} if self.compared else {})
+
+    def lines(self) -> list[str]:
+        """What is damaged or has changed, then the counts."""
+        problems = [*self.damaged, *self.changed]
+        width = max((len(damage.name) for damage in problems), default=0)
+        lines = [f"{damage.name:{width}}  {damage.problem}" for damage in problems]
         whole, same = self.checked - len(self.damaged), self.videos - len(self.changed)
         videos = [f"{same} of {self.videos} videos are those that were extracted."] if self.videos else []
-        return "\n".join([*lines, f"{whole} of {self.checked} files are whole.", *videos])
+        return [*lines, f"{whole} of {self.checked} files are whole.", *videos]
+
+
+def _rows(damaged: tuple[Damage, ...]) -> list[dict[str, str]]:
+    return [{"name": damage.name, "path": str(damage.path), "problem": damage.problem} for damage in damaged]
 
 
 def verify(
@@ -86,7 +102,16 @@ def verify(
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         damaged = _found(pool, checks, "verify", tell)
         changed = _found(pool, originals, "videos", tell)
-    return Verification(path, len(checks), damaged, reader.table is not None, len(originals), changed)
+    return Verification(
+        path,
+        len(checks),
+        damaged,
+        packed=reader.table is not None,
+        videos=len(originals),
+        changed=changed,
+        quick=quick,
+        compared=videos is not None,
+    )
 
 
 _Check = tuple[str, Path, Callable[[], None]]

@@ -13,6 +13,7 @@ from costl.pipeline.cache.index import Contents, VideoRow
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
+from costl.pipeline.cache.inspect import failures
 from costl.pipeline.data_folder import ExtractSettings, read_annotations, read_settings, rows_in, without_patches
 from costl.pipeline.encode.types import Joint
 from costl.pipeline.errors import CostlError, UsageError, VideoError
@@ -47,6 +48,28 @@ class ImportReport:
     def exit_code(self) -> int:
         """What the command returns."""
         return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """The cache."""
+        return [str(self.cache)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field, with a row for each video without features."""
+        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
+
+    def messages(self) -> list[str]:
+        """The videos without features, what is odd about the features, and the counts."""
+        messages = failures(self.cache, self.failed)
+        if self.cut or self.padded:
+            messages.append(
+                f"Lengths differ from the annotations: {self.cut} videos were cut, {self.padded} had their last row repeated."
+            )
+        if not self.joint:
+            messages.append("No --joint: frames and sentences have no common space, so their similarity is not used.")
+        return [
+            *messages,
+            f"{len(self.done)} videos imported, {len(self.skipped)} were there already, {len(self.failed)} failed.",
+        ]
 
 
 def import_features(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.data.annotations import Query, parse_jsonl
 
 ANNOTATIONS = Path(__file__).parents[3] / "shared" / "data" / "annotations"
@@ -50,7 +50,7 @@ def prepare(tmp_path) -> Prepare:
         given = [str(argument) for argument in more]
         given += [] if "--videos" in given else ["--allow-missing-videos"]
         arguments = ["prepare", name, "--annotations", str(annotations), "--out", str(tmp_path / out), *given]
-        result = CliRunner().invoke(cli.main, arguments)
+        result = CliRunner().invoke(main, arguments)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Prepared(result.exit_code, result.stdout, result.stderr, tmp_path / out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
 from costl.metrics.checks import check_official
 from costl.metrics.compute import compute_metrics
@@ -39,7 +39,7 @@ def run(world, tmp_path_factory) -> Path:
 def test_a_submission_of_a_run_is_what_the_evaluator_asserts(world, run, tmp_path):
     arguments = ["evaluate", "--run", str(run), "--device", "cpu", "--submission"]
     for name in ("a.zip", "b.zip"):
-        told = CliRunner().invoke(cli.main, [*arguments, str(tmp_path / name)])
+        told = CliRunner().invoke(main, [*arguments, str(tmp_path / name)])
         assert told.exit_code == 0 and told.stdout == f"{tmp_path / name}\n"
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as file:
@@ -80,8 +80,8 @@ def test_what_the_evaluator_would_not_take_is_refused_by_name(val, test, told):
 def test_a_missing_split_is_named_and_nothing_is_written(world, run, tmp_path):
     copy = world.copy(tmp_path, val=None)
     arguments = ["evaluate", "--run", str(run), "--cache", str(copy.cache), "--device", "cpu"]
-    told = CliRunner().invoke(cli.main, [*arguments, "--submission", str(tmp_path / "hl.zip")])
+    told = CliRunner().invoke(main, [*arguments, "--submission", str(tmp_path / "hl.zip")])
     assert told.exit_code == 2 and "no split 'val', only test, test_unseen, train" in told.stderr
     assert not (tmp_path / "hl.zip").exists()
-    told = CliRunner().invoke(cli.main, [*arguments, "--submission", "hl.zip", "--split", "val"])
+    told = CliRunner().invoke(main, [*arguments, "--submission", "hl.zip", "--split", "val"])
     assert told.exit_code == 2 and "--submission cannot be combined with --split: it holds val and test" in told.stderr

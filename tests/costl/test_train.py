@@ -10,8 +10,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-import cli
 from costl import train as module
+from costl.commands import main
 from costl.config import load_config
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError, UsageError
@@ -195,7 +195,7 @@ def test_what_the_test_split_holds_changes_nothing_in_training(world, whole, tmp
 def test_choosing_on_test_is_labelled_wherever_a_number_is_printed(world, tmp_path):
     copy, told = world.copy(tmp_path, val="nobody reads this"), []
     settings = ["--set", "train.select_on=test", "--set", "train.epochs=2", "--out", str(tmp_path / "run")]
-    command = CliRunner().invoke(cli.main, ["train", "--cache", str(copy.cache), *settings, "--device", "cpu"])
+    command = CliRunner().invoke(main, ["train", "--cache", str(copy.cache), *settings, "--device", "cpu"])
     assert command.exit_code == 0 and " on test (legacy: chosen on test)." in command.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["select_on"] == "test" and summary["legacy"].startswith("legacy: chosen on test")
@@ -204,7 +204,7 @@ def test_choosing_on_test_is_labelled_wherever_a_number_is_printed(world, tmp_pa
     assert summary["score"] == max(row["test"]["MR-full-mAP"] for row in rows(tmp_path / "run"))
     run(copy, tmp_path / "again", "train.select_on=test", "train.epochs=1", progress=lambda p: told.append(p.detail))
     assert "MR-full-mAP" in told[-1] and told[-1].endswith("(legacy: chosen on test)")
-    evaluated = CliRunner().invoke(cli.main, ["evaluate", "--run", str(tmp_path / "run"), "--device", "cpu"])
+    evaluated = CliRunner().invoke(main, ["evaluate", "--run", str(tmp_path / "run"), "--device", "cpu"])
     assert evaluated.stdout.startswith("legacy: chosen on test")
     metrics = json.loads((tmp_path / "run" / "eval-test" / "metrics.json").read_text())
     assert metrics["legacy"].startswith("legacy: chosen on test")

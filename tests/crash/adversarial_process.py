@@ -66,10 +66,10 @@ class _Tricky:
 
 
 if __name__ == "__main__":  # alone: the decode processes import this file, too, and need no more than they know
-    import cli
+    from costl.commands import main
     from costl.pipeline import extract
     from costl.pipeline.decode import pool as workers
 
     workers.decode_videos.__wrapped__.__kwdefaults__["open_video"] = open_tricky
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
-    cli.main()
+    main()

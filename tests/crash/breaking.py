@@ -230,7 +230,7 @@ BREAKS = (
     Break(
         16,
         "an interruption ends with another code",
-        "cli.py",
+        "costl/commands/root.py",
         "            ctx.exit(INTERRUPTED)\n",
         "            ctx.exit(1)\n",
         "tests/crash/test_from_outside.py::test_ctrl_c_ends_an_extraction_with_130_and_the_same_command_goes_on",
@@ -238,7 +238,7 @@ BREAKS = (
     Break(
         16,
         "errors go to standard output",
-        "cli.py",
+        "costl/commands/root.py",
         '            say(f"Error: {error}")\n',
         '            click.echo(f"Error: {error}")\n',
         "tests/crash/test_from_outside.py::test_a_damaged_cache_is_refused_with_3_by_every_command",
@@ -246,7 +246,7 @@ BREAKS = (
     Break(
         17,
         "settings are read when torch is there",
-        "cli.py",
+        "costl/commands/train.py",
         '    load_config(*changes["config"], overrides=changes["overrides"])',
         '    import torch\n\n    load_config(*changes["config"], overrides=changes["overrides"])',
         "tests/crash/test_from_outside.py::"

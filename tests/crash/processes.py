@@ -16,7 +16,7 @@ import h5py
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.pipeline.world.sample import WorldSettings, write_sample
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def write_videos(folder: Path, count: int, *, processes: int = 1) -> Path:
 
 def start(*arguments: object, cwd: Path, script: Path | None = None, **options: Any) -> subprocess.Popen[str]:
     """`costl ARGUMENTS` in a session of its own; `script` is a program that calls the command after its own fashion."""
-    program = ["-m", "cli"] if script is None else [str(script)]
+    program = ["-m", "costl"] if script is None else [str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
@@ -65,7 +65,7 @@ def here(*arguments: object, cwd: Path) -> tuple[int, str, str]:
     """The command without a process of its own, which is quicker; for what nobody kills."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        done = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.stdout, done.stderr
 

@@ -58,9 +58,9 @@ class Watch:
 def main(canary: str) -> None:
     from click.testing import CliRunner
 
-    import cli
+    from costl.commands import main
 
-    places = (sys.prefix, sys.base_prefix, Path(cli.__file__).parent, "/proc", "/sys", "/dev", "/usr")
+    places = (sys.prefix, sys.base_prefix, Path(__file__).parents[2], "/proc", "/sys", "/dev", "/usr")
     own = tuple(map(os.path.realpath, places))
     import_all()
     watch = Watch(canary)
@@ -72,7 +72,7 @@ def main(canary: str) -> None:
         for command in commands:
             before, peak = dict(files(home)), reset_peak()
             watch.on = True
-            done = CliRunner().invoke(cli.main, command.split())
+            done = CliRunner().invoke(main, command.split())
             watch.on = False
             inside = (*own, os.path.realpath(home))
             left = done.exception is not None and not isinstance(done.exception, SystemExit)

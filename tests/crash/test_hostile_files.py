@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from hostile_files import BUT, CANARY, COMMANDS, MARK, VIDEO, ZOO, Hostile, link_tree, write_canary, write_home
 
-import cli
+from costl.commands import main
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify and /proc")
@@ -104,7 +104,7 @@ def test_every_hostile_file_is_refused_in_a_sentence_with_its_exit_code(told, te
         animal = of[one.name]
         where = one.out + one.said if "verify" in one.command else one.said
         # What pack refuses it names, and says by which command to see why.
-        said = animal.says in where or (one.command.startswith("pack") and f"damaged: {VIDEO}." in where)
+        said = animal.says in where or (one.command.startswith("cache pack") and f"damaged: {VIDEO}." in where)
         return one.code == animal.code and said and not one.raised and "Traceback" not in one.said
 
     assert wrong(told, holds) == []
@@ -139,7 +139,7 @@ def test_the_same_command_takes_what_is_whole(whole, command, tmp_path, monkeypa
     """Otherwise all of them might be refused for another reason."""
     link_tree(whole, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
-    done = CliRunner().invoke(cli.main, COMMANDS[command].split())
+    done = CliRunner().invoke(main, COMMANDS[command].split())
     if command in BUT:
         assert done.exit_code in (2, 3) and BUT[command] in done.stderr
     else:

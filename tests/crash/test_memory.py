@@ -20,7 +20,6 @@ import av
 import numpy as np
 import pytest
 
-import cli
 from costl.pipeline.bench import memory as bench_memory
 from costl.pipeline.bench.clips import repeated
 from costl.pipeline.bench.measure import can_see_memory, peak_memory
@@ -28,7 +27,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 
 pytestmark = pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")
-ROOT = Path(cli.__file__).parent
+ROOT = Path(__file__).parents[2]
 FEW, MORE = 24, 10  # videos, and how many times as many; the large cache is much larger than a process
 MINUTES, LONGER = 2, 60
 AT_MOST = 1.2
@@ -75,7 +74,7 @@ def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Pa
 
 def peak(*arguments: object, folder: Path) -> float:
     environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
-    return peak_memory([*environment, sys.executable, "-m", "cli", *map(str, arguments)], cwd=folder)
+    return peak_memory([*environment, sys.executable, "-m", "costl", *map(str, arguments)], cwd=folder)
 
 
 @pytest.mark.promise(8)
@@ -87,7 +86,7 @@ def test_the_memory_of_verify_does_not_grow_with_the_number_of_videos(world, tmp
     peaks = {}
     for count in (FEW, MORE * FEW):
         cache = write_cache(tmp_path / str(count) / "feats.h5", like, count, clips=clips)
-        peaks[count] = peak("verify", cache, folder=tmp_path)
+        peaks[count] = peak("cache", "verify", cache, folder=tmp_path)
     few, many = peaks.values()
     size = sum(part.stat().st_size for part in (tmp_path / str(MORE * FEW)).rglob("*.h5"))
     tell(

@@ -33,7 +33,7 @@ from video_collection import (
     skip_without,
 )
 
-import cli
+from costl.commands import main
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import open_video
 from costl.pipeline.grid import Grid
@@ -72,7 +72,7 @@ def extract(home: Path, decoder: str) -> tuple[int, dict, str]:
 
 
 def here(*arguments: object) -> tuple[int, dict, str]:
-    done = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, told(done.stdout) if "--json" in arguments else done.stdout, done.stderr
 
@@ -153,12 +153,12 @@ def test_a_second_run_decodes_nothing_again_and_status_and_verify_are_right(zoo)
     assert code == 1 and said["done"] == said["changed"] == [] and set(said["skipped"]) == whole
     assert {row["name"]: row["status"] for row in said["failed"]} == {r.name: r.status for r in rows if not r.ok}
     assert written(zoo.cache) == before and CacheReader(zoo.cache).rows == rows
-    code, out, _ = here("verify", zoo.cache, "--videos", zoo.home / "w")
+    code, out, _ = here("cache", "verify", zoo.cache, "--videos", zoo.home / "w")
     assert code == 0 and f"{len(whole) + 1} of {len(whole) + 1} files are whole." in out
     assert f"{len(whole)} of {len(whole)} videos are those that were extracted." in out
-    code, out, _ = here("status", zoo.cache)
+    code, out, _ = here("cache", "status", zoo.cache)
     assert code == 0 and f"{len(whole)} of {len(rows)} videos have features." in out
-    code, out, _ = here("status", zoo.cache, "--all")
+    code, out, _ = here("cache", "status", zoo.cache, "--all")
     counts = Counter(row.status for row in rows if not row.ok)
     assert f"Without: {counts['failed']} failed." in out and len(counts) == 1
     lines = out.splitlines()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.evaluate import evaluate
 from costl.pipeline.add_queries import SplitChange, add_words
 from costl.pipeline.cache.part import parts_folder
@@ -94,7 +94,7 @@ def test_added_words_are_those_that_an_extraction_would_have_made(home):
 
 def test_a_run_is_evaluated_on_a_split_that_was_added_later(home):
     run = train(home / "feats.h5", overrides=["train.epochs=1"], out=home / "run", device="cpu").run
-    with pytest.raises(UsageError, match=r"no split 'more'.* costl extract --cache \S+ --annotations more\.jsonl"):
+    with pytest.raises(UsageError, match=r"no split 'more'.* costl cache add-queries \S+ --annotations more\.jsonl"):
         evaluate(run, split="more", device="cpu")
     add(home, ("a thing never asked for", "test_0000"), ("another", "test_0001"))
     assert evaluate(run, split="more", device="cpu").metrics["scored"]["queries"] == 2
@@ -192,7 +192,7 @@ def test_the_command_says_what_it_did(home, monkeypatch):
     monkeypatch.chdir(home)
     write(home / "more.jsonl", ("a new one", "test_0000"), ("dog " * 100, "val_0000"), ("b", "gone"))
     plain = ["extract", "--cache", "feats.h5", "--annotations", "more.jsonl", "--device", "cpu"]
-    first = CliRunner().invoke(cli.main, [*plain, "--allow-missing-videos"])
+    first = CliRunner().invoke(main, [*plain, "--allow-missing-videos"])
     assert (first.exit_code, first.stdout) == (1, "feats.h5\n"), first.output
     for said in (
         "split more: 3 rows, is new.",
@@ -201,7 +201,7 @@ def test_the_command_says_what_it_did(home, monkeypatch):
         "3 queries encoded, 0 were there already.",
     ):
         assert said in first.stderr
-    again = CliRunner().invoke(cli.main, [*plain, "--allow-missing-videos", "--json"])
+    again = CliRunner().invoke(main, [*plain, "--allow-missing-videos", "--json"])
     assert "split more: 3 rows, takes the place of one of 3 rows." in again.stderr
     told = json.loads(again.stdout)
     assert told["splits"] == [{"name": "more", "before": 3, "after": 3}] and told["missing"] == ["gone"]
@@ -218,7 +218,7 @@ def test_the_command_says_what_it_did(home, monkeypatch):
     ],
 )
 def test_options_that_mean_nothing_here_are_refused(arguments, answer):
-    done = CliRunner().invoke(cli.main, ["extract", *arguments])
+    done = CliRunner().invoke(main, ["extract", *arguments])
     assert done.exit_code == 2 and answer in done.stderr
 
 

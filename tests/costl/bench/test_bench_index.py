@@ -12,7 +12,7 @@ from costl.pipeline.cache.reader import CacheReader
 
 
 def test_a_table_has_a_line_for_each_measurement_and_the_ratio():
-    table = IndexCost({"1000": {"open, s": 0.02}, "10148": {"open, s": 0.21}}).table().splitlines()
+    table = IndexCost({"1000": {"open, s": 0.02}, "10148": {"open, s": 0.21}}).lines()
     assert table[0].split() == ["1000", "videos", "10148", "videos", "ratio"]
     assert table[1].split() == ["open,", "s", "0.020", "0.210", "10.50"]
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import cli
 from costl.bench import train as bench
 from costl.bench.train import KINDS, QUICK, SHAPES, VIDEOS, Contestant, Measured, bench_train, made_up_batch
 from costl.bench.train_tables import PHASES, Cost, Row, TrainBench
+from costl.commands import main
 from costl.data.annotations import Query
 from costl.data.batch import plan_epoch
 from costl.pipeline.errors import CostlError, UsageError
@@ -57,7 +57,7 @@ def test_rates_and_ratios_are_of_the_median_round():
 
 
 def test_the_table_has_a_line_for_each_model_and_says_what_a_larger_clip_costs():
-    lines = race().table().splitlines()
+    lines = race().lines()
     assert lines[0] == "a machine."
     assert "small: 5 tokens of 8, 32 queries about 32 videos" in lines
     cells = [line.replace("|", " ").split() for line in lines if line.startswith("  costl")]
@@ -74,7 +74,7 @@ def test_the_table_has_a_line_for_each_model_and_says_what_a_larger_clip_costs()
 
 
 def test_machines_get_the_rounds_and_all_that_follows_from_them():
-    found = json.loads(json.dumps(race().to_dict()))
+    found = json.loads(json.dumps(race().data()))
     assert found["rows"][1]["costs"]["forward"]["seconds"] == [0.4, 0.4, 0.3]
     assert found["rows"][1]["phases"]["forward + backward"]["times"] == 4.0
     assert found["growth"]["costl"]["32"] == pytest.approx(dict.fromkeys(PHASES, 1.5))
@@ -183,15 +183,15 @@ def test_the_number_of_videos_is_what_training_puts_into_a_batch(name, file, vid
 
 def test_the_command_prints_the_table_or_json(together):
     arguments = ["bench", "train", "--quick", "--rounds", "1", "--videos", "2", "--device", "cpu"]
-    table = CliRunner().invoke(cli.main, arguments)
+    table = CliRunner().invoke(main, arguments)
     assert table.exit_code == 0, table.output
     assert [line.split()[0] for line in table.stdout.splitlines() if line.startswith("  ") and "M  |" in line] == [
         *KINDS,
         *KINDS,
     ]
-    found = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert {one["kind"] for one in found["rows"]} == set(KINDS) and found["rounds"] == 1
-    assert "costl bench train --device cuda" in CliRunner().invoke(cli.main, ["bench", "train", "--help"]).stdout
+    assert "costl bench train --device cuda" in CliRunner().invoke(main, ["bench", "train", "--help"]).stdout
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_the_command_prints_the_table_or_json(together):
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_runs(options, said, together):
-    done = CliRunner().invoke(cli.main, ["bench", "train", *options])
+    done = CliRunner().invoke(main, ["bench", "train", *options])
     assert done.exit_code == 2 and said in done.stderr and not together
 
 

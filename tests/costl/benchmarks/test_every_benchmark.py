@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.data.annotations import parse_jsonl, parse_predictions
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
@@ -76,7 +76,7 @@ def test_a_benchmark_goes_from_its_own_files_to_its_own_numbers(benchmark, tmp_p
 
 
 def _costl(*arguments: str | Path):
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import cli
 from costl.benchmarks.layouts import BENCHMARKS
 from costl.benchmarks.prepare import prepare as costl_prepare
+from costl.commands import main
 from costl.config_files import BENCHMARKS as NAMES
 from costl.config_files import benchmark_settings
 from costl.pipeline.cache.reader import CacheReader
@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def costl(*arguments: object):
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from published_world import publish_world
 
-import cli
+from costl.commands import main
 from costl.pipeline.cache.reader import CacheReader
 from costl.training.checkpoint import load_checkpoint
 from costl.training.run_folder import read_run
@@ -23,12 +23,12 @@ from costl.training.run_folder import read_run
 TINY = ["--videos", "train=2", "--videos", "val=1", "--videos", "test=1", "--videos", "test_unseen=1"]
 TINY += ["--clips", "12", "12", "--side", "64", "--queries", "3"]
 QUICK = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def costl(*arguments: str | Path) -> Result:
     """The command in this process; whatever is no error of ours comes out as it is."""
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=True)
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=True)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -36,7 +36,7 @@ def costl(*arguments: str | Path) -> Result:
 
 def start(*arguments: str | Path) -> subprocess.Popen:
     """The command in a process of its own, as a shell would start it."""
-    command = [sys.executable, "-c", "import cli; cli.main(prog_name='costl')", *map(str, arguments)]
+    command = [sys.executable, "-c", "from costl.commands import main; main(prog_name='costl')", *map(str, arguments)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -82,8 +82,8 @@ def test_help_names_every_command_and_the_three_that_are_enough():
 
 def test_help_is_printed_without_loading_anything_heavy():
     code = (
-        "import sys, cli\n"
-        "try: cli.main(['--help'])\n"
+        "import sys\nfrom costl.commands import main\n"
+        "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'open_clip', 'decord', 'h5py', 'pyarrow', 'matplotlib', 'av', 'joblib', 'numpy'}\n"
         "sys.exit(f'loaded: {sorted(heavy & set(sys.modules))}' if heavy & set(sys.modules) else 0)"
@@ -124,7 +124,7 @@ def test_json_is_what_machines_read(here):
     assert trained["epochs"] == 1 and trained["select"] == "MR-full-mAP"
     metrics = json.loads(costl("evaluate", "--run", trained["run"], "--official", "--json").stdout)
     assert metrics == json.loads((Path(trained["run"]) / "eval-test" / "metrics.json").read_text())
-    rows = json.loads(costl("status", "feats.h5", "--json").stdout)
+    rows = json.loads(costl("cache", "status", "feats.h5", "--json").stdout)
     assert len(rows) == 10 and {row["status"] for row in rows} == {"ok"}
 
 
@@ -134,10 +134,10 @@ def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
     assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
     assert "    1 failed: " in result.stderr and "(test_0000)\n" in result.stderr
     assert "9 were there already, 1 failed." in result.stderr
-    told = costl("status", "feats.h5").stdout
+    told = costl("cache", "status", "feats.h5").stdout
     assert told.startswith("test_0000  ") and "test_0001" not in told and "9 of 10 videos have features." in told
-    assert len(costl("status", "feats.h5", "--all").stdout.splitlines()) == 12
-    (row,) = (row for row in json.loads(costl("status", "feats.h5", "--json").stdout) if row["name"] == "test_0000")
+    assert len(costl("cache", "status", "feats.h5", "--all").stdout.splitlines()) == 12
+    (row,) = (row for row in json.loads(costl("cache", "status", "feats.h5", "--json").stdout) if row["name"] == "test_0000")
     assert row["status"] != "ok" and row["reason"]
     assert costl("train", "--cache", "feats.h5", "--set", "train.epochs=1").exit_code == 0
     evaluated = costl("evaluate")
@@ -159,26 +159,26 @@ def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
 
 
 def test_a_damaged_part_is_named_with_exit_code_3_and_made_again(here):
-    whole = costl("verify", "feats.h5")
+    whole = costl("cache", "verify", "feats.h5")
     assert (whole.exit_code, whole.stdout) == (0, "11 of 11 files are whole.\n")
     part = here / "feats.h5.parts" / "val_0001.h5"
     part.write_bytes(part.read_bytes()[:-1])
     for look in ([], ["--quick"]):
-        result = costl("verify", "feats.h5", *look)
+        result = costl("cache", "verify", "feats.h5", *look)
         assert result.exit_code == 3 and result.stdout.startswith("val_0001  feats.h5.parts/val_0001.h5: ")
         assert result.stdout.endswith("\n10 of 11 files are whole.\n") and "Delete the damaged files" in result.stderr
-    (damage,) = json.loads(costl("verify", "feats.h5", "--json").stdout)["damaged"]
+    (damage,) = json.loads(costl("cache", "verify", "feats.h5", "--json").stdout)["damaged"]
     assert damage["name"] == "val_0001" and damage["path"] == "feats.h5.parts/val_0001.h5"
     Path(damage["path"]).unlink()
     assert costl("extract", "--videos", "dir/").exit_code == 0
-    assert costl("verify", "feats.h5").exit_code == 0
+    assert costl("cache", "verify", "feats.h5").exit_code == 0
 
 
 def test_published_features_are_imported_trained_on_and_evaluated(tmp_path, monkeypatch):
     published = publish_world(tmp_path, counts={"train": 8, "val": 2, "test": 4})
     monkeypatch.chdir(tmp_path)
     (published.frames("slow", "test_0")).unlink()
-    asked = ["import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
+    asked = ["data", "import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
     asked += ["--text", "text", "--joint", "clip"]
     assert "test_0 (slow)" in sentence(costl(*asked)) and not Path("feats.h5").exists()
     done = costl(*asked, "--allow-missing")
@@ -186,7 +186,7 @@ def test_published_features_are_imported_trained_on_and_evaluated(tmp_path, monk
     assert "missing: test_0: no file of slow." in done.stderr and "13 videos imported, 0 were there" in done.stderr
     again = json.loads(costl(*asked, "--allow-missing", "--json").stdout)
     assert len(again["skipped"]) == 13 and again["done"] == [] and again["failed"][0]["status"] == "missing"
-    assert costl("verify", "feats.h5").stdout == "14 of 14 files are whole.\n"
+    assert costl("cache", "verify", "feats.h5").stdout == "14 of 14 files are whole.\n"
     assert costl("train", "--cache", "feats.h5", *QUICK).exit_code == 0
     evaluated = costl("evaluate")
     assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout
@@ -206,7 +206,7 @@ def no_videos_and_missing_ones_allowed(here: Path) -> list:
 
 def no_features_and_missing_ones_allowed(here: Path) -> list:
     (here / "empty").mkdir()
-    return ["import", "--annotations", "dir", "--features", "clip=empty", "--text", "dir", "--allow-missing"]
+    return ["data", "import", "--annotations", "dir", "--features", "clip=empty", "--text", "dir", "--allow-missing"]
 
 
 def no_annotations(here: Path) -> list:
@@ -259,10 +259,10 @@ WRONG = {
     "a run that is none": (["evaluate", "--run", "dir"], 2, "dir: not a run"),
     "nothing to resume": (["train", "--resume", "dir"], 2, "dir: not a run"),
     "no device of that name": (["train", "--cache", "feats.h5", "--device", "abacus"], 2, "device 'abacus'"),
-    "no cache to ask about": (["status", "nothing.h5"], 3, "nothing.h5"),
-    "no cache to verify": (["verify", "nothing.h5"], 3, "nothing.h5"),
+    "no cache to ask about": (["cache", "status", "nothing.h5"], 3, "nothing.h5"),
+    "no cache to verify": (["cache", "verify", "nothing.h5"], 3, "nothing.h5"),
     "features of nothing": (
-        ["import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
+        ["data", "import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
         2,
         "10 of 10 annotated videos have no features",
     ),
@@ -272,12 +272,12 @@ WRONG = {
         "Check the folders (clip: empty, which is empty)",
     ),
     "features in no folder": (
-        ["import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],
+        ["data", "import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],
         2,
         "nowhere is no folder",
     ),
-    "a folder of somebody else": (["sample", "dir/../aside"], 2, "holds files that are no sample world"),
-    "a world that cannot be": (["sample", "new", "--side", "3"], 2, "side of 64 pixels"),
+    "a folder of somebody else": (["data", "sample", "dir/../aside"], 2, "holds files that are no sample world"),
+    "a world that cannot be": (["data", "sample", "new", "--side", "3"], 2, "side of 64 pixels"),
 }
 
 
@@ -300,10 +300,10 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
         ["train"],
         ["trian"],
         ["evaluate", "--spilt", "test"],
-        ["sample", "new", "--videos", "train"],
+        ["data", "sample", "new", "--videos", "train"],
         ["train", "--resume", "x", "--set", "train.epochs=3"],
-        ["import", "--annotations", "x", "--features", "clip", "--text", "x"],
-        ["import", "--annotations", "x", "--features", "a=x", "--features", "a=y", "--text", "x"],
+        ["data", "import", "--annotations", "x", "--features", "clip", "--text", "x"],
+        ["data", "import", "--annotations", "x", "--features", "a=x", "--features", "a=y", "--text", "x"],
         ["bench", "indx"],
     ],
 )
@@ -340,7 +340,7 @@ def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
 
 
 def test_a_sample_is_written_where_asked(tmp_path):
-    result = costl("sample", tmp_path / "new", *TINY)
+    result = costl("data", "sample", tmp_path / "new", *TINY)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
     assert len(list((tmp_path / "new").glob("*.mp4"))) == 5
     assert {"train.jsonl", "val.jsonl", "test.jsonl", "test_unseen.jsonl", "costl.yaml"} <= {

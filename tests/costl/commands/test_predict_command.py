@@ -92,7 +92,7 @@ def flat(found: object) -> dict[str, object]:
 def test_an_exported_model_answers_the_same_without_the_run(here):
     asked = ["predict", "one.mp4", "the red ring", "--json"]
     before = costl(*asked).stdout
-    exported = costl("export", "runs/small", "model")
+    exported = costl("data", "export", "runs/small", "model")
     assert (exported.exit_code, exported.stdout) == (0, "model\n") and "mind its licence" in exported.stderr
     shutil.rmtree(here / "runs")
     found = json.loads(costl(*asked, "--model", "model").stdout)
@@ -102,7 +102,7 @@ def test_an_exported_model_answers_the_same_without_the_run(here):
         for way, value in expected.items()
     }
     assert flat(found) == near  # but for the last bits: weights may lie otherwise in memory
-    again = costl("export", "runs/small", "model")
+    again = costl("data", "export", "runs/small", "model")
     assert again.exit_code == 2 and "runs/small: not a run" in sentence(again)
 
 
@@ -136,8 +136,8 @@ WRONG = {
     "no such run": (["predict", "one.mp4", "a cat", "--run", "elsewhere"], 2, "elsewhere: no such folder"),
     "its CLIP is gone": (clip_is_gone, 3, "gone: the CLIP weights that runs/small was trained with"),
     "no such weights": (["predict", "one.mp4", "a cat 2", "--weights", "nowhere/"], 2, "nowhere: no such weights file"),
-    "an export of nothing": (["export", "elsewhere", "model"], 2, "elsewhere: not a run"),
-    "a place that is taken": (["export", "runs/small", "runs"], 2, "runs: holds something already"),
+    "an export of nothing": (["data", "export", "elsewhere", "model"], 2, "elsewhere: not a run"),
+    "a place that is taken": (["data", "export", "runs/small", "runs"], 2, "runs: holds something already"),
 }
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-import cli
+from costl.commands import progress
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.inspect import by_reason
 from costl.pipeline.progress import Flow, Pace, Progress
@@ -36,7 +36,7 @@ def videos(done: int, *, flow: Flow = FLOW, **more: str) -> Progress:
 
 def test_the_bar_of_one_long_video_lives(monkeypatch):
     terminal = terminal_in(monkeypatch)
-    with cli.Bars() as show:
+    with progress.Bars() as show:
         for second, left_s in enumerate((60.0, 59.0, 58.0)):
             show(Progress("frames", 32, 9000, "long.mp4", flow=Flow(32, 30 + second, "CLIP", 0.5, left_s)))
     drawn = terminal.getvalue()
@@ -45,7 +45,7 @@ def test_the_bar_of_one_long_video_lives(monkeypatch):
 
 def test_the_bar_of_many_videos_says_how_many_how_fast_who_waits_and_how_long(monkeypatch):
     terminal = terminal_in(monkeypatch)
-    with cli.Bars() as show:
+    with progress.Bars() as show:
         show(videos(3))
         show(videos(4, video="a", status="ok"))
         show(videos(4))
@@ -54,7 +54,7 @@ def test_the_bar_of_many_videos_says_how_many_how_fast_who_waits_and_how_long(mo
 
 def test_the_bar_of_a_training_says_the_loss_how_fast_and_how_long(monkeypatch):
     terminal, before = terminal_in(monkeypatch), "epoch 1: loss 4.213, MR-full-mAP 11.0"
-    with cli.Bars() as show:
+    with progress.Bars() as show:
         show(Progress("train", 40, 7200, "epoch 1", flow=Pace(1, 5.25)))
         pace = Pace(2, 3.0625, queries_per_s=41.27, left_s=602.2, before=before)
         show(Progress("train", 4000, 7200, before, flow=pace))
@@ -64,19 +64,19 @@ def test_the_bar_of_a_training_says_the_loss_how_fast_and_how_long(monkeypatch):
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
-    with cli.Bars() as show:
+    with progress.Bars() as show:
         for done in range(1000):
             show(videos(done))
             show(videos(done, video=f"v{done}", status="ok"))
     assert capsys.readouterr().err == "videos ...\n"
-    monkeypatch.setattr(cli, "LINE_EVERY_S", 0.0)
-    with cli.Bars() as show:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with progress.Bars() as show:
         show(videos(5))
     assert capsys.readouterr().err == f"videos ...\nvideos: 5 of 10148, {IN_WORDS}\n"
 
 
 def test_silence_keeps_the_words_that_must_be_read(capsys):
-    with cli.Bars(silent=True) as show:
+    with progress.Bars(silent=True) as show:
         show(videos(1))
         show(videos(1, word="cuda:0 is full: 256 frames at once become 128 from here on."))
     assert capsys.readouterr().err == "cuda:0 is full: 256 frames at once become 128 from here on.\n"
@@ -84,11 +84,11 @@ def test_silence_keeps_the_words_that_must_be_read(capsys):
 
 def test_machines_get_events_and_not_too_many(capsys):
     handed_on: list[Progress] = []
-    events = cli.Events(handed_on.append)
+    events = progress.Events(handed_on.append)
     told = [Progress("load", 0, 1), *(videos(0) for _ in range(50)), videos(1, video="a", status="ok", detail="a")]
     told += [videos(2, video="b", status="timeout", detail="b.mp4: hangs."), videos(2, word="a word")]
-    for progress in told:
-        events(progress)
+    for one in told:
+        events(one)
     assert list(map(json.loads, capsys.readouterr().out.splitlines())) == [
         {"event": "progress", "stage": "load", "done": 0, "total": 1, "flow": None},
         {"event": "progress", "stage": "videos", "done": 0, "total": 10_148, "flow": vars(FLOW)},

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import cli
+from costl.commands import main
 from costl.data import loader as module
 from costl.data.annotations import Query
 from costl.data.batch import Batch, Planned, collate, plan_epoch
@@ -86,7 +86,7 @@ def test_a_process_that_dies_is_told_of(world, monkeypatch):
 def test_a_damaged_part_stops_training_with_its_name_and_exit_code_3(world, tmp_path, how):
     cache, part = damage(world, tmp_path, how)
     arguments = ["train", "--cache", str(cache), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 3 and part in result.stderr, result.stderr
 
 

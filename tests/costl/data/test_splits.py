@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import cli
+from costl.commands import main
 from costl.data.annotations import Query
 from costl.data.batch import collate
 from costl.data.splits import data_notes
@@ -27,13 +27,13 @@ DEVICE = ("--device", "cpu")
 TRAIN = ("train", "--cache", "feats.h5", "--set", "train.epochs=1", *DEVICE)
 RESUME = ("train", "--resume", "runs/a", *DEVICE)
 EVALUATE = ("evaluate", "--run", "runs/a", *DEVICE)
-ABLATE = ("ablate", "--cache", "feats.h5", "--seeds", "1", *DEVICE)
+ABLATE = ("study", "ablate", "--cache", "feats.h5", "--seeds", "1", *DEVICE)
 PREDICT = ("predict", "videos/test_0000.mp4", "a red ring", "--cache-dir", "kept", *DEVICE)
-EXPORT = ("export", "runs/a", "model")
+EXPORT = ("data", "export", "runs/a", "model")
 
 
 def costl(*arguments: str) -> Result:
-    result = CliRunner().invoke(cli.main, list(arguments))
+    result = CliRunner().invoke(main, list(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -242,7 +242,7 @@ def test_features_that_are_no_numbers_stop_the_work_by_name(home, vid, command, 
     result = costl(*command)
     assert result.exit_code == 3
     assert told(result).startswith(
-        f"Error: video {vid!r}, clip 3: its features are no finite numbers. costl verify names"
+        f"Error: video {vid!r}, clip 3: its features are no finite numbers. costl cache verify names"
     )
     after = tree(home)
     assert {name: after[name] for name in before} == before  # a new run may have begun beside what was there
@@ -258,7 +258,7 @@ def test_verify_finds_features_that_are_no_numbers_though_their_checksum_is_righ
         damage.name == "train_0002"
         and "clip 3 of 'train_0002' holds values that are no finite numbers" in damage.problem
     )
-    result = costl("verify", "feats.h5")
+    result = costl("cache", "verify", "feats.h5")
     assert result.exit_code == 3 and "train_0002" in result.stdout
 
 

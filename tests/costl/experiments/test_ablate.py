@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.config import Loss, load_config
 from costl.experiments.ablate import ablate
 from costl.experiments.tables import Ablation, Row, markdown
@@ -26,7 +26,7 @@ from costl.training.run_folder import read_run
 
 QUICK = ("train.epochs=1",)
 KEY = "MR-full-mAP"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def told(out: Path, variant: str, seed: int, split: str) -> float:
@@ -52,7 +52,7 @@ def test_every_difference_is_that_of_the_runs_own_numbers_seed_by_seed(world, tm
         assert row["difference"][split][KEY]["deviation"] == pytest.approx(statistics.stdev(apart))
         half = 12.706 * statistics.stdev(apart) / math.sqrt(2)
         assert row["difference"][split][KEY]["half"] == pytest.approx(half)
-        assert f"{statistics.mean(apart):+.1f} ± {statistics.stdev(apart):.1f}" in found.table()
+        assert f"{statistics.mean(apart):+.1f} ± {statistics.stdev(apart):.1f}" in "\n".join(found.lines())
     assert [read_run(tmp_path / "steps-0" / f"seed-{s}").config.train.seed for s in (0, 1)] == [0, 1]
     assert read_run(tmp_path / "steps-0" / "seed-1").config.spatial.steps == 0
     assert "| steps-0 |" in (tmp_path / "ablation.md").read_text()
@@ -99,15 +99,15 @@ def test_numbers_of_other_rules_or_older_than_the_weights_are_not_taken_for_thes
 def test_side_by_side_gives_the_same_rows(world, tmp_path):
     settings = ("train.epochs=1", "train.threads=1")
     one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
-    command = [sys.executable, "-m", "cli", "ablate", "--cache", world.cache, "--seeds", "1", "--variants", "cls"]
+    command = [sys.executable, "-m", "costl", "study", "ablate", "--cache", world.cache, "--seeds", "1", "--variants", "cls"]
     command += [*(f"--set={setting}" for setting in settings), "--device=cpu", "--jobs=2", "--out", tmp_path / "2"]
     done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == one.table() + "\n"
+    assert done.stdout == "\n".join(one.lines()) + "\n"
 
 
 def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
-    command = [sys.executable, "-m", "cli", "ablate", "--cache", str(world.cache), "--variants", "cls", "--seeds", "1"]
+    command = [sys.executable, "-m", "costl", "study", "ablate", "--cache", str(world.cache), "--variants", "cls", "--seeds", "1"]
     command += ["--set", "train.epochs=4000", "--set", "train.patience=4000", "--jobs", "2", "--out", str(tmp_path)]
     rows = [tmp_path / name / "seed-0" / "metrics.jsonl" for name in ("full", "cls")]
     with subprocess.Popen(
@@ -161,8 +161,8 @@ def _keep_grid(self, name, value):
 def test_a_slip_in_a_file_of_variants_is_told_with_its_place(world, tmp_path, text, part):
     (tmp_path / "mine.yaml").write_text(text)
     out = tmp_path / "out"
-    arguments = ["ablate", "--cache", str(world.cache), "--variants", str(tmp_path / "mine.yaml"), "--out", str(out)]
-    result = CliRunner().invoke(cli.main, arguments)
+    arguments = ["study", "ablate", "--cache", str(world.cache), "--variants", str(tmp_path / "mine.yaml"), "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and part in result.stderr and not out.exists()
 
 
@@ -179,7 +179,7 @@ def test_a_slip_in_a_file_of_variants_is_told_with_its_place(world, tmp_path, te
 )
 def test_what_is_wrong_with_an_ablation_is_told_before_any_training(world, tmp_path, arguments, part):
     out = tmp_path / "out"
-    result = CliRunner().invoke(cli.main, ["ablate", "--cache", str(world.cache), "--out", str(out), *arguments])
+    result = CliRunner().invoke(main, ["study", "ablate", "--cache", str(world.cache), "--out", str(out), *arguments])
     assert result.exit_code == 2 and part in result.stderr and not out.exists()
 
 
@@ -221,6 +221,6 @@ def test_one_seed_has_no_deviation_and_a_number_that_labels_do_not_tell_is_a_das
     rows = [Row(name, (), ({"test": {KEY: value}, "hl": {}},)) for name, value in (("full", 50.0), ("b", 47.5))]
     found = Ablation(tmp_path, ("test", "hl"), (0,), (), tuple(rows))
     assert list(found.columns) == ["mAP"]
-    lines = found.table().splitlines()
+    lines = found.lines()
     assert lines[3].split() == ["full", "50.0", "-"] and lines[-1].split() == ["b", "-2.5", "-"]
     assert "| b | -2.5 | - |" in markdown(found)

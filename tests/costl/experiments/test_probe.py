@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.experiments.linear_probe import MIDDLING, learn
 from costl.experiments.probe import QUESTIONS, SOURCES, diagnose, read_linearly
 from costl.experiments.world_truth import Scene, questions, read_scenes
@@ -143,10 +143,10 @@ def test_patches_that_carry_what_the_frame_token_lacks_are_told_from_it(monkeypa
 
 def test_the_command_prints_a_row_for_each_question_and_a_block_for_each_split(world, monkeypatch):
     monkeypatch.setattr("costl.experiments.probe.COUNT", 60)
-    arguments = ["diagnose", "--cache", str(world.cache), "--split", "test", "--split", "test_unseen"]
-    result = CliRunner().invoke(cli.main, arguments)
+    arguments = ["study", "diagnose", "--cache", str(world.cache), "--split", "test", "--split", "test_unseen"]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
-    told = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).stdout)
+    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     left_out = [note.split(":")[0] for note in told["notes"]]
     assert set(left_out) <= {"bound"} and all(f"{name}: cannot be asked" in result.stderr for name in left_out)
     asked = [question for question in QUESTIONS if question not in left_out]

@@ -63,9 +63,9 @@ def test_tvsum_has_a_model_for_each_domain_and_the_best_epoch_on_test_only_under
 def test_one_seed_has_no_deviation_and_the_table_says_none(tmp_path):
     rows = [{"HL-top5-mAP": 50.0, "HL-top5-mAP-BK": 40.0}]
     one = Repeats(tmp_path, "test", (0,), {LAST: rows})
-    assert "±" not in one.table() and "50.00" in one.table()
+    assert "±" not in "\n".join(one.lines()) and "50.00" in "\n".join(one.lines())
     two = Repeats(tmp_path, "test", (0, 1), {LAST: [*rows, {"HL-top5-mAP": 54.0, "HL-top5-mAP-BK": 40.0}]})
-    assert "52.00 ± 2.83" in two.table() and "40.00 ± 0.00" in two.table()
+    assert "52.00 ± 2.83" in "\n".join(two.lines()) and "40.00 ± 0.00" in "\n".join(two.lines())
 
 
 def _as_tvsum(world, tmp_path):

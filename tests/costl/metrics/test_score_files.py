@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
+from costl.commands import main
 from costl.data.annotations import parse_jsonl, parse_predictions
 from costl.metrics.compare import compare
 from costl.metrics.compute import compute_metrics, contributions
@@ -39,7 +39,7 @@ def lines(*rows) -> str:
 
 
 def costl(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -102,13 +102,13 @@ def test_the_truth_decides_the_benchmark_and_the_option_overrides_it(here):
 
 def test_scoring_loads_neither_torch_nor_h5py(here):
     code = (
-        "import sys, cli\n"
-        f"try: cli.main({[*SCORE, '--official']!r})\n"
+        "import sys\nfrom costl.commands import main\n"
+        f"try: main({[*SCORE, '--official']!r})\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'h5py', 'pyarrow', 'matplotlib', 'decord', 'sklearn', 'joblib'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else code)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "R1@0.7" in done.stdout
@@ -171,7 +171,7 @@ def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
     Path("mine.jsonl").unlink()
     if content is not None:
         Path("mine.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
-    files = SCORE if command == "evaluate" else ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")
+    files = SCORE if command == "evaluate" else ("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")
     result = costl(*files)
     (line,) = result.stderr.splitlines()
     assert result.exit_code == 2 and result.stdout == "" and line.startswith("Error: ") and line.endswith((".", "?"))
@@ -224,7 +224,7 @@ def test_one_file_alone_is_refused(here):
 @pytest.mark.promise(13)
 def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
     Path("mine.jsonl").write_text(lines(answer_row(2)))
-    for command in (SCORE, ("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
+    for command in (SCORE, ("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
         refused = costl(*command, *mode)
         assert refused.exit_code == 2 and refused.stdout == ""
         assert "mine.jsonl: no row for 1, 3, 2 of the 3 queries of truth.jsonl." in refused.stderr
@@ -246,7 +246,7 @@ def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
 
 
 def test_a_comparison_holds_both_numbers_their_difference_and_how_sure_it_is(here):
-    found = json.loads(costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout)
+    found = json.loads(costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout)
     row = found["rows"]["MR-full-R1@0.5"]
     assert (row["a"], row["b"], row["queries"]) == (pytest.approx(100 / 3), 100, 3)
     assert row["difference"] == pytest.approx(200 / 3) and row["interval"][1] == 100
@@ -255,12 +255,12 @@ def test_a_comparison_holds_both_numbers_their_difference_and_how_sure_it_is(her
 
 
 def test_the_table_of_a_comparison_can_be_read_and_says_what_it_means(here):
-    text = costl("compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
+    text = costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
     header, row = (next(line for line in text.splitlines() if part in line) for part in ("B - A", "MR-full-R1@0.5"))
     assert header.split() == ["A", "B", "B", "-", "A", "95", "%", "interval", "p", "queries"]
     assert row.split() == ["MR-full-R1@0.5", "33.33", "100.00", "+66.67", "+0.00", "..", "+100.00", "0.5000", "3"]
     assert "B is better in 0 and worse in 0 at p < 0.05" in text and "nothing of another training run" in text
-    assert "costl compare mine.jsonl theirs.jsonl --truth val.jsonl" in costl("compare", "--help").stdout
+    assert "costl study compare mine.jsonl theirs.jsonl --truth val.jsonl" in costl("study", "compare", "--help").stdout
 
 
 def test_swapping_the_files_turns_the_difference_round(here):
@@ -292,5 +292,5 @@ def test_two_released_methods_differ_as_published_and_beyond_doubt():
 def test_files_that_share_no_number_are_refused(here):
     Path("moments.jsonl").write_text(lines(*(answer_row(qid, pred_saliency_scores=[]) for qid in (1, 2, 3))))
     Path("saliency.jsonl").write_text(lines(*(answer_row(qid, pred_relevant_windows=[]) for qid in (1, 2, 3))))
-    result = costl("compare", "moments.jsonl", "saliency.jsonl", "--truth", "truth.jsonl", "--official")
+    result = costl("study", "compare", "moments.jsonl", "saliency.jsonl", "--truth", "truth.jsonl", "--official")
     assert result.exit_code == 2 and "nothing to compare" in result.stderr

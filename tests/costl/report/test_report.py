@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import cli
+from costl.commands import main
 from costl.data.annotations import Prediction, Query
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
@@ -291,7 +291,7 @@ def test_slips_are_told_in_a_sentence(run, trained, tmp_path):
 
 
 def test_the_command_prints_the_file_and_says_what_is_in_it(run, trained):
-    result = CliRunner().invoke(cli.main, ["report", str(run), "--videos", str(trained[0].videos), "--detailed", "3"])
+    result = CliRunner().invoke(main, ["report", str(run), "--videos", str(trained[0].videos), "--detailed", "3"])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(run / "report-test.html")
     assert "3 of 6 queries in full detail" in result.stderr

@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import cli
+from costl.commands import main
 from costl.evaluate import evaluate
 from costl.pipeline.errors import UsageError
 from costl.train import resume, train
@@ -181,7 +181,7 @@ def wait_for(path: Path, processes: list[subprocess.Popen], seconds: float = 150
 def long_training(world, folder: Path) -> list[subprocess.Popen]:
     settings = ["--set", "train.epochs=5000", "--set", "train.patience=5000", "--set", in_ranks.SIZE]
     command = ["train", "--cache", str(world.cache), "--out", str(folder), "--device", "cpu", *settings]
-    processes = start("-m", "cli", *command)
+    processes = start("-m", "costl", *command)
     wait_for(folder / "last.safetensors", processes)
     return processes
 
@@ -209,7 +209,7 @@ def test_an_interrupt_ends_all_with_its_code_and_one_message(world, tmp_path):
 
 
 def test_torchrun_starts_them_and_one_of_them_prints_the_run(world, tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cli", "train", "--cache"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "costl", "train", "--cache"]
     settings = ["--set", "train.epochs=1", "--set", in_ranks.SIZE]
     run = subprocess.run(
         [sys.executable, *command, str(world.cache), "--out", str(tmp_path / "run"), "--device", "cpu", *settings],
@@ -228,10 +228,10 @@ def test_torchrun_starts_them_and_one_of_them_prints_the_run(world, tmp_path):
 def test_a_command_of_one_process_is_refused_and_said_once(monkeypatch):
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
-    first = CliRunner().invoke(cli.main, ["status", "feats.h5"])
-    assert first.exit_code == 2 and "costl status is one process's work, and torchrun started 2" in first.stderr
+    first = CliRunner().invoke(main, ["cache", "status", "feats.h5"])
+    assert first.exit_code == 2 and "costl cache runs in one process, and torchrun started 2" in first.stderr
     monkeypatch.setenv("RANK", "1")
-    second = CliRunner().invoke(cli.main, ["status", "feats.h5"])
+    second = CliRunner().invoke(main, ["cache", "status", "feats.h5"])
     assert second.exit_code == 2 and second.stderr == ""
 
 

@@ -184,7 +184,7 @@ def by_ones(world, tmp_path_factory) -> dict[str, object]:
 )
 def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, by_ones, tmp_path, number, wait_s, workers):
     options = [option for setting in (*BY_ONES, f"train.workers={workers}") for option in ("--set", setting)]
-    command = [sys.executable, "-m", "cli", "train", "--cache", str(world.cache), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "costl", "train", "--cache", str(world.cache), "--out", str(tmp_path / "run")]
     command += ["--device", "cpu", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:

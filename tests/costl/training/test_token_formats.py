@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import cli
 import costl
+from costl.commands import main
 from costl.data.batch import evaluation_batches
 from costl.data.splits import read_queries
 from costl.evaluate import evaluate
@@ -103,7 +103,7 @@ def test_the_folders_settings_choose_the_form_and_options_win(world, tmp_path):
         text.replace("fps: 0.5", "fps: 0.5\n  dtype: int8\n  layers: 2"), encoding="utf-8"
     )
     arguments = ["extract", "--videos", str(videos), "--out", str(tmp_path / "feats.h5"), "--allow-missing-videos"]
-    result = CliRunner().invoke(cli.main, [*arguments, "--layers", "1", "--device", "cpu"])
+    result = CliRunner().invoke(main, [*arguments, "--layers", "1", "--device", "cpu"])
     assert result.exit_code == 1, result.stderr  # nine videos are missing
     assert CacheReader(tmp_path / "feats.h5").contents.form == Form("int8")
 
@@ -114,7 +114,7 @@ def test_the_folders_settings_choose_the_form_and_options_win(world, tmp_path):
 )
 def test_a_wrong_form_is_refused_before_any_work(world, tmp_path, options, sentence):
     arguments = ["extract", "--videos", str(world.videos), "--out", str(tmp_path / "feats.h5"), *options]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = CliRunner().invoke(main, arguments)
     said = result.stderr or str(result.exception)
     assert sentence in said and not (tmp_path / "feats.h5").exists()
 

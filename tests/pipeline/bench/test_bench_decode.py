@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from videos import cut_without_decoding, make_clip, read_numbers, steady, uneven
 
-import cli
+from costl.commands import main
 from costl.pipeline.bench import decode as bench
 from costl.pipeline.bench.decode import DecodeBench, Row
 from costl.pipeline.bench.decode_entrants import FFMPEG, OURS, PLAIN, wanted_of, why_not_here
@@ -60,13 +60,13 @@ def test_shares_are_of_the_fastest_plain_library_and_the_worst_case_of_our_best_
     found = DecodeBench(tuple(rows), repeats=1)
     assert [found.share(one) for one in rows] == [1.25, 0.625, 1.0, 0.25, 0.25, 0.5, 0.125, 1.0]
     assert found.least_share() == 0.5
-    assert "worst: 0.50 (bar 0.95)" in found.table()
+    assert "worst: 0.50 (bar 0.95)" in "\n".join(found.lines())
 
 
 def test_the_command_shows_every_decoder_and_adds_up():
     runner = CliRunner()
     arguments = ["bench", "decode", "--quick", "--repeats", "1", "--fps", "1", "--json"]
-    done = runner.invoke(cli.main, arguments)
+    done = runner.invoke(main, arguments)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert {row["decoder"] for row in found["rows"]} == set(HERE)
@@ -97,7 +97,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         bench.bench_decode(fps=[0.0])
     with pytest.raises(UsageError, match="no videos"):
         bench.bench_decode(videos=tmp_path)
-    done = CliRunner().invoke(cli.main, ["bench", "decode", "--videos", str(tmp_path)])
+    done = CliRunner().invoke(main, ["bench", "decode", "--videos", str(tmp_path)])
     assert done.exit_code == 2 and "no videos" in done.stderr
 
 

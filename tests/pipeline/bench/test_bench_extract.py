@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tiny_clip import write_clip
 from videos import make_clip, steady
 
-import cli
+from costl.commands import main
 from costl.pipeline.bench import extract as bench
 from costl.pipeline.bench import memory as bench_memory
 from costl.pipeline.bench.clips import RATE, Clips, Rendering, render, repeated
@@ -93,7 +93,7 @@ def test_the_table_names_the_stand_in_and_groups_by_model():
 
 
 def test_the_command_measures_all_of_it_and_adds_up():
-    done = CliRunner().invoke(cli.main, ["bench", "extract", "--quick", "--repeats", "1", "--device", "cpu", "--json"])
+    done = CliRunner().invoke(main, ["bench", "extract", "--quick", "--repeats", "1", "--device", "cpu", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert [r["clips"] for r in found["races"]] == ["144p, key frame every 150", "the sample world"]
@@ -171,7 +171,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_rendered(wanted):
 def test_an_unknown_model_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no open_clip model is called 'ViT-B-33'"):
         bench.bench_extract(models=["ViT-B-33"], device="cpu")
-    done = CliRunner().invoke(cli.main, ["bench", "extract", "--videos", str(tmp_path)])
+    done = CliRunner().invoke(main, ["bench", "extract", "--videos", str(tmp_path)])
     assert done.exit_code == 2 and "no videos" in done.stderr
 
 
@@ -206,9 +206,9 @@ def test_memory_that_grows_with_the_videos_is_seen_to_grow(folder, monkeypatch):
     grows += "kept = numpy.ones(size * 100); time.sleep(0.3)"
     monkeypatch.setattr(bench_memory, "_ALONE", grows)
     found = bench_memory.bench_memory(Video("a", folder / "a.mp4"), fps=1.0, decoder="decord", tell=lambda _: None)
-    assert found.to_dict()["longer"] > 2 and found.to_dict()["more"] > 1.5
+    assert found.data()["longer"] > 2 and found.data()["more"] > 1.5
     even = Memory(short=1e8, long=1.1e8, few=2e8, many=2e8, few_videos=4)
-    assert "20 times as long" in even.table() and "1.10 times as much" in even.table()
+    assert "20 times as long" in "\n".join(even.lines()) and "1.10 times as much" in "\n".join(even.lines())
 
 
 @pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from test_cache import contents, features, words
 
-import cli
+from costl.commands import main
 from costl.pipeline.cache.gc import collect
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.part import parts_folder
@@ -50,7 +50,7 @@ def test_parts_of_videos_that_left_are_listed_and_stay_until_asked(cache):
     found = collect(cache)
     assert names(cache) == ["feats.h5.parts/v_a.h5", "feats.h5.parts/v_c.h5"]
     assert (found.size_bytes, found.deleted, tree(cache.parent)) == (sizes, False, before)
-    assert found.table().splitlines()[-1] == f"2 files to delete, {sizes / 1e3:.1f} kB."
+    assert found.lines()[-1] == f"2 files to delete, {sizes / 1e3:.1f} kB."
     assert collect(cache, delete=True).deleted
     assert before - tree(cache.parent) == {"feats.h5.parts/v_a.h5", "feats.h5.parts/v_c.h5"}
     assert verify(cache).damaged == () and collect(cache).found == ()
@@ -146,7 +146,7 @@ def test_beside_a_packed_file_lies_nothing_of_its_own(cache):
 
 def test_the_command_lists_and_deletes(cache):
     def costl(*more: str):
-        return CliRunner().invoke(cli.main, ["gc", str(cache), *more])
+        return CliRunner().invoke(main, ["cache", "gc", str(cache), *more])
 
     listed = costl()
     assert listed.exit_code == 0 and "2 files to delete" in listed.stdout and "--delete" in listed.stderr

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cache import contents, features, words
 
-import cli
+from costl.commands import main
 from costl.pipeline.cache.inspect import bars, inspect_cache, inspect_video, size_text, statistics
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.reader import CacheReader
@@ -39,7 +39,7 @@ def test_a_whole_cache_is_told(world, tmp_path):
     assert facts["words"]["tokens"] == sum(len(reader.words(query).tokens) for query in queries)
     assert facts["sizes"]["parts"] == sum(reader.part_path(name).stat().st_size for name in reader.video_ids)
     assert facts["fingerprint"] == reader.fingerprint and facts["digest"] == reader.digest
-    table = inspect_cache(world.cache).table()
+    table = "\n".join(inspect_cache(world.cache).lines())
     for field in reader.fingerprint:
         assert f"\n  {field} " in table
     assert "(there)" in table and "10 of 10 are there" in table and reader.digest in table
@@ -60,7 +60,7 @@ def test_what_has_moved_away_is_said(world, tmp_path):
     shutil.rmtree(copy.videos)
     facts = inspect_cache(copy.cache).facts
     assert (facts["there"]["weights"], facts["there"]["videos"]) == (False, 0)
-    assert "(no longer there)" in inspect_cache(copy.cache).table()
+    assert "(no longer there)" in "\n".join(inspect_cache(copy.cache).lines())
 
 
 @pytest.mark.parametrize("form", ["parts", "packed"])
@@ -102,7 +102,7 @@ def test_values_that_are_not_finite_are_said_aloud(tmp_path):
     with CacheWriter(path, contents(), words()) as writer:
         writer.store("v_b", **about)
         writer.write_index()
-    assert "NOT ALL" in inspect_video(path, "v_b").table()
+    assert "NOT ALL" in "\n".join(inspect_video(path, "v_b").lines())
 
 
 @pytest.mark.parametrize("shape", [(200, 5, 8), (3, 1, 8), (70, 2, 3, 8)], ids=["long", "no patches", "layers"])
@@ -137,7 +137,7 @@ def test_damaged_annotations_are_named(world, tmp_path):
 
 def test_the_command_says_what_there_is_and_names_what_is_not(world):
     def costl(*more: str):
-        return CliRunner().invoke(cli.main, ["inspect", str(world.cache), *more])
+        return CliRunner().invoke(main, ["cache", "inspect", str(world.cache), *more])
 
     assert "Fingerprint" in costl().stdout and "mean norm" in costl("val_0000").stdout
     assert json.loads(costl("val_0000", "--json").stdout)["row"]["id"] == "val_0000"
@@ -161,8 +161,8 @@ def test_videos_that_changed_or_went_are_named(world, tmp_path):
         ("val_0001", "val_0001"),
     ]
     assert (found.exit_code, found.damaged, found.videos) == (1, (), 10)
-    assert found.table().splitlines()[-1] == "8 of 10 videos are those that were extracted."
-    told = CliRunner().invoke(cli.main, ["verify", str(copy.cache), "--videos", str(copy.videos), "--json"])
+    assert found.lines()[-1] == "8 of 10 videos are those that were extracted."
+    told = CliRunner().invoke(main, ["cache", "verify", str(copy.cache), "--videos", str(copy.videos), "--json"])
     assert told.exit_code == 1 and [one["name"] for one in json.loads(told.stdout)["changed"]] == [
         "val_0000",
         "val_0001",

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cache import CLIPS, contents, features, words
 
-import cli
+from costl.commands import main
 from costl.pipeline.cache import pack as packing_module
 from costl.pipeline.cache.pack import pack, unpack
 from costl.pipeline.cache.pack_table import ENDS, TABLE, Piece, pieces_of
@@ -359,7 +359,7 @@ def test_a_packed_file_cut_short_anywhere_is_refused_or_whole(packed):
 
 def test_extraction_onto_a_packed_file_says_to_unpack_it(packed):
     before = packed.read_bytes()
-    with pytest.raises(CacheError, match="Unpack it first: costl unpack"), CacheWriter(packed, contents(), {}):
+    with pytest.raises(CacheError, match="Unpack it first: costl cache unpack"), CacheWriter(packed, contents(), {}):
         pass
     assert packed.read_bytes() == before and not parts_folder(packed).exists()
 
@@ -529,16 +529,16 @@ def test_the_commands_as_typed(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def costl(line: str):
-        return CliRunner().invoke(cli.main, line.split())
+        return CliRunner().invoke(main, line.split())
 
-    result = costl("pack feats.h5 --out p.h5")
+    result = costl("cache pack feats.h5 --out p.h5")
     assert (result.exit_code, result.stdout) == (0, "p.h5\n") and "3 videos and the words" in result.stderr
-    assert json.loads(costl("unpack p.h5 --out out/feats.h5 --json").stdout) == {
+    assert json.loads(costl("cache unpack p.h5 --out out/feats.h5 --json").stdout) == {
         "out": "out/feats.h5",
         "videos": 3,
         "damaged": [],
     }
-    assert costl("verify p.h5").exit_code == 0
-    assert "3 of 4 videos have features" in costl("status p.h5").stdout
-    refused = costl("pack feats.h5 --out p.h5")
+    assert costl("cache verify p.h5").exit_code == 0
+    assert "3 of 4 videos have features" in costl("cache status p.h5").stdout
+    refused = costl("cache pack feats.h5 --out p.h5")
     assert refused.exit_code == 2 and "is there already" in refused.stderr

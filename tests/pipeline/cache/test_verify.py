@@ -93,7 +93,7 @@ def test_a_whole_cache_is_whole_and_every_step_is_told(cache, quick):
     found = verify(cache, quick=quick, threads=3, progress=told.append)
     assert (found.checked, found.damaged, found.exit_code) == (VIDEOS + 1, (), 0)
     assert [progress.done for progress in told] == list(range(1, VIDEOS + 2)) and told[-1].total == VIDEOS + 1
-    assert found.table() == "13 of 13 files are whole."
+    assert "\n".join(found.lines()) == "13 of 13 files are whole."
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
@@ -116,7 +116,7 @@ def test_what_only_reading_finds_is_found_by_a_full_look(cache, name):
     found = verify(cache)
     (damage,) = found.damaged
     assert damage.path == part and told in damage.problem and found.exit_code == 3
-    assert found.table().splitlines()[-1] == "12 of 13 files are whole."
+    assert found.lines()[-1] == "12 of 13 files are whole."
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])

@@ -299,7 +299,7 @@ def test_shares_become_the_bytes_of_one_machine_in_any_order_and_again(whole, ho
     assert (again.linked, again.copied) == (0, 0) and contents_of(home / "feats.h5") == expected
     everything = run(home)
     assert everything.done == () and contents_of(home / "feats.h5") == expected
-    with pytest.raises(CacheError, match=r"share-1\.h5 holds \d+ videos that are not of share 2/3.*costl merge"):
+    with pytest.raises(CacheError, match=r"share-1\.h5 holds \d+ videos that are not of share 2/3.*costl cache merge"):
         run(home, shard="2/3", out=shares[0])
 
 

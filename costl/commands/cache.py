@@ -1,0 +1,204 @@
+"""`costl cache`: what is inside a cache, whether it is whole, and how to move, join, clean and complete it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet
+from costl.commands.output import show
+from costl.commands.progress import Bars
+
+
+@click.group(cls=Group)
+def cache() -> None:
+    """Inspect, verify, pack, merge and complete a cache."""
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--all", "everything", is_flag=True, help="Print a line for every video.")
+@as_json
+def status(cache: Path, everything: bool, as_json: bool) -> None:
+    """List the videos without features, and why.
+
+    \b
+    Example:
+        costl cache status feats.h5
+
+    --json lists every video. To see whether videos have changed: costl cache verify feats.h5 --videos dir/
+    """
+    from costl.pipeline.cache.inspect import Status
+    from costl.pipeline.cache.reader import CacheReader
+    from costl.pipeline.run.history import in_words, last_run
+
+    rows = CacheReader(cache).rows
+    show(Status(rows, everything=everything, last_run=in_words(last_run(cache) or {})), as_json=as_json)
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--quick", is_flag=True, help="Check only sizes and first bytes. This does not find a flipped bit.")
+@click.option("--videos", type=FOLDER, help="Also compare the videos in this folder with those that were extracted.")
+@quiet
+@as_json
+def verify(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Compare every file of a cache with its checksum.
+
+    \b
+    Examples:
+        costl cache verify feats.h5
+        costl cache verify feats.h5 --quick --videos dir/
+
+    Exit code 3: a file is damaged. Delete it and run costl extract (or costl data import) again, which makes only that.
+    Exit code 1: nothing is damaged, but a video is missing or has changed since it was extracted.
+    """
+    from costl.pipeline.cache.verify import verify
+
+    with Bars(silent=quiet) as progress:
+        verification = verify(cache, **options, progress=progress)
+    show(verification, as_json=as_json)
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@click.argument("video", required=False)
+@as_json
+def inspect(cache: Path, video: str | None, as_json: bool) -> None:
+    """Describe a cache, or one of its videos.
+
+    \b
+    Examples:
+        costl cache inspect feats.h5
+        costl cache inspect feats.h5 holiday
+
+    Prints how the features were made, how many there are, and what they belong to. For a VIDEO, named as in the
+    annotations, prints its times, its tokens, and where its bytes are.
+    """
+    from costl.pipeline.cache.inspect import inspect_cache, inspect_video
+
+    show(inspect_video(cache, video) if video else inspect_cache(cache), as_json=as_json)
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@out("The file to write.", required=True)
+@click.option("--without-damaged", is_flag=True, help="Leave out videos with damaged files, and record why.")
+@quiet
+@as_json
+def pack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Pack a cache into one file, for moving it.
+
+    \b
+    Examples:
+        costl cache pack feats.h5 --out feats.packed.h5
+        costl train --cache feats.packed.h5
+
+    Compares every file with its checksum before it writes anything. Every command but costl extract reads the packed file
+    as it is. A run that was trained on the cache can be evaluated on the packed file.
+    """
+    from costl.pipeline.cache.pack import pack
+
+    with Bars(silent=quiet) as progress:
+        packed = pack(cache, **options, progress=progress)
+    show(packed, as_json=as_json)
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@out("The index to write. Its parts go into a folder next to it.", required=True)
+@click.option("--without-damaged", is_flag=True, help="Leave out damaged videos. costl extract then makes only those.")
+@quiet
+@as_json
+def unpack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Unpack a packed cache, so that costl extract can add to it.
+
+    \b
+    Example:
+        costl cache unpack feats.packed.h5 --out feats.h5
+
+    Every file becomes what it was before packing, byte for byte. If it is stopped, the same command continues. The packed
+    file stays.
+    """
+    from costl.pipeline.cache.pack import unpack
+
+    with Bars(silent=quiet) as progress:
+        unpacked = unpack(cache, **options, progress=progress)
+    show(unpacked, as_json=as_json)
+
+
+@cache.command()
+@click.argument("out", type=ANY_PATH)
+@click.argument("caches", type=ANY_PATH, nargs=-1, required=True)
+@quiet
+@as_json
+def merge(out: Path, caches: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
+    """Merge caches with the same settings into the cache OUT.
+
+    \b
+    Example:
+        costl extract --videos dir/ --shard 1/2 --out a.h5     # one machine
+        costl extract --videos dir/ --shard 2/2 --out b.h5     # another
+        costl cache merge feats.h5 a.h5 b.h5
+
+    All shares together become the cache that one machine would have made, byte for byte. Files are hard links where the
+    file system allows it, otherwise verified copies. After an interruption, or when another share is ready, the same
+    command continues.
+    Exit code 1: merged, but some videos have no features. 3: the caches differ, and the message names how.
+    """
+    from costl.pipeline.cache.merge import merge
+
+    with Bars(silent=quiet) as progress:
+        report = merge(out, caches, progress=progress)
+    show(report, as_json=as_json)
+
+
+@cache.command()
+@click.argument("cache", type=ANY_PATH)
+@click.option("--delete", is_flag=True, help="Delete the files. Without it they are only listed.")
+@as_json
+def gc(cache: Path, delete: bool, as_json: bool) -> None:
+    """List files that a cache no longer needs, or delete them.
+
+    \b
+    Examples:
+        costl cache gc feats.h5
+        costl cache gc feats.h5 --delete
+
+    These are features of videos that left the folder, words of annotations that changed, and half-written files of killed
+    runs. Files that are not known to be CoSTL's own stay. Nothing is deleted while costl extract is writing.
+    """
+    from costl.pipeline.cache.gc import collect
+
+    show(collect(cache, delete=delete), as_json=as_json)
+
+
+@cache.command("add-queries")
+@click.argument("cache", type=ANY_PATH)
+@click.option("--annotations", required=True, type=ANY_PATH, help="A JSONL file, which becomes a split, or a folder.")
+@click.option("--weights", help="Where the cache's CLIP is, if it has moved.")
+@click.option(
+    "--allow-missing-videos",
+    is_flag=True,
+    help="Continue without annotated videos that have no features. Their queries score 0.",
+)
+@device
+@quiet
+@as_json
+def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Add annotations and the words of their queries to a cache.
+
+    \b
+    Example:
+        costl cache add-queries feats.h5 --annotations more.jsonl
+
+    Adds the split "more", or replaces the split of this name. Decodes nothing, so that the videos may be gone.
+    Exit code 1: added, but some annotated videos have no features.
+    """
+    from costl.pipeline.add_queries import add_words
+
+    with Bars(silent=quiet) as progress:
+        addition = add_words(cache, **options, progress=progress)
+    show(addition, as_json=as_json)

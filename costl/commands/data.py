@@ -1,0 +1,111 @@
+"""`costl data`: a sample world to write, published features to import, a trained model to export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, out, quiet, world, world_settings
+from costl.commands.output import Written, show
+from costl.commands.progress import Bars
+from costl.pipeline.progress import Progress
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Write sample data, import features, export models."""
+
+
+@data.command()
+@click.argument("folder", type=FOLDER)
+@world
+@quiet
+def sample(folder: Path, quiet: bool, **options: Any) -> None:
+    """Write a sample world: short videos, annotations, a small CLIP.
+
+    \b
+    Example:
+        costl data sample dir/ --videos train=40 --videos val=10
+    """
+    from costl.pipeline.world.sample import write_sample
+
+    settings = world_settings(**options)
+    with Bars(silent=quiet) as progress:
+        write_sample(
+            folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total))
+        )
+    show(Written(folder))
+
+
+@data.command("import")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder or file of annotations.")
+@click.option(
+    "--features",
+    "streams",
+    required=True,
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Folder with VID.npz (`features`) or VID.npy, [clips channels], for every video. Repeatable.",
+)
+@click.option("--text", required=True, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query.")
+@out("The cache to write or complete.", default="feats.h5", show_default=True)
+@click.option("--fps", type=float, help="Features per second.  [default: 0.5]")
+@click.option("--joint", metavar="NAME", help="The stream in the same space as the sentences (`pooler_output`).")
+@click.option("--no-normalize", is_flag=True, help="Do not scale each feature to length one.")
+@click.option("--allow-missing", is_flag=True, help="Record videos without a file as failed, and continue.")
+@quiet
+@as_json
+def import_(streams: tuple[str, ...], no_normalize: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Import published features instead of extracting videos.
+
+    \b
+    Example, with the features that Moment-DETR published:
+        costl prepare qvhighlights --annotations official/ --allow-missing-videos --out qvh/
+        costl data import --annotations qvh/ --features slowfast=slowfast_features \\
+            --features clip=clip_features --joint clip --text clip_text_features
+        costl train --cache feats.h5
+
+    Concatenates the streams in this order. Checks every file before it writes anything. The features have no patches, so
+    that CoSTL trains without its spatial encoder (spatial.steps=0).
+    Exit code 1: finished, but some videos are missing or failed (costl cache status feats.h5 lists them).
+    """
+    from costl.pipeline.published.import_features import import_features
+
+    folders = _named_folders(streams)
+    with Bars(silent=quiet) as progress:
+        report = import_features(**options, features=folders, normalize=not no_normalize, progress=progress)
+    show(report, as_json=as_json)
+
+
+def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for stream in streams:
+        name, _, folder = stream.partition("=")
+        if not (name and folder) or name in folders:
+            hint = "named twice" if name in folders else "expected NAME=DIR, such as clip=clip_features"
+            raise click.BadParameter(f"{stream!r}: {hint}.", param_hint="--features")
+        folders[name] = Path(folder)
+    return folders
+
+
+@data.command()
+@click.argument("run", type=FOLDER)
+@click.argument("folder", type=FOLDER)
+@click.option("--without-clip", is_flag=True, help="Do not copy your own CLIP weights.")
+def export(run: Path, folder: Path, without_clip: bool) -> None:
+    """Export a trained model for others.
+
+    \b
+    Example:
+        costl data export runs/feats-20260131-120000 my-model/
+        costl predict holiday.mp4 "a dog catches a ball" --model my-model/
+
+    Writes weights, settings and a model card in the layout of the Hugging Face Hub.
+    """
+    from costl.ask.export import export
+
+    notes = export(run, folder, with_clip=not without_clip)
+    show(Written(folder, tuple(notes)))

@@ -1,0 +1,91 @@
+"""`costl evaluate`: the score of a run, of anyone's prediction file, or a submission for the benchmark's server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from costl.commands.options import ANY_PATH, FOLDER, as_json, out, quiet, scoring
+from costl.commands.output import Written, show
+from costl.commands.progress import Bars
+from costl.training.launch import launched
+
+OF_FILES = {"predictions", "truth", "benchmark", "official"}
+OF_SUBMISSION = {"submission", "run", "cache", "weights", "device"}
+
+
+@click.command()
+@click.option("--split", help="Split of the annotations: train, val, test or test_*.  [default: test]")
+@click.option("--run", type=FOLDER, help="Folder of the run.  [default: the newest in runs/]")
+@click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
+@click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    help="The weights chosen in training, or the average of the last epoch.  [default: best]",
+)
+@click.option("--predictions", type=ANY_PATH, help="Score this submission file (JSONL) instead of a run.")
+@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
+@scoring
+@out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
+@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write val and test as QVHighlights accepts them.")
+@click.option("--device", help="cpu, cuda, cuda:1 and so on. auto takes a GPU if there is one.  [default: auto]")
+@quiet
+@as_json
+def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
+    """Score a trained run on a split of its cache.
+
+    \b
+    Examples:
+        costl evaluate --split test
+        costl evaluate --predictions mine.jsonl --truth val.jsonl --official
+        costl evaluate --submission hl.zip
+
+    Prints the table and writes predictions, metrics and a picture. The second example scores any prediction file, without
+    a run or a cache. Intervals are 95 % bootstrap intervals over queries.
+    """
+    chosen = {name: value for name, value in options.items() if value not in (None, False)}
+    if launched().count > 1 and chosen.keys() & {"predictions", "truth", "submission"}:
+        raise click.UsageError("Only the evaluation of a run shares its work. Run this command without torchrun.")
+    if "predictions" in chosen or "truth" in chosen:
+        _evaluate_files(chosen, as_json=as_json)
+    elif "submission" in chosen:
+        _write_submission(chosen, quiet=quiet)
+    else:
+        _evaluate_run(chosen, quiet=quiet, as_json=as_json)
+
+
+def _evaluate_run(chosen: Mapping[str, Any], *, quiet: bool, as_json: bool) -> None:
+    from costl.evaluate import evaluate
+    from costl.training.distributed import joined
+
+    with Bars(silent=quiet) as progress, joined() as ranks:
+        evaluation = evaluate(**chosen, progress=progress, ranks=ranks)
+    if ranks.first:
+        show(evaluation, as_json=as_json)
+
+
+def _evaluate_files(chosen: dict[str, Any], *, as_json: bool) -> None:
+    _refuse_others("--predictions and --truth", chosen, "they need no run", allowed=OF_FILES)
+    if not {"predictions", "truth"} <= chosen.keys():
+        raise click.UsageError("--predictions and --truth belong together: give both.")
+    from costl.metrics.output import Scores
+    from costl.metrics.score_files import score_files
+
+    show(Scores(score_files(**chosen)), as_json=as_json)
+
+
+def _write_submission(chosen: dict[str, Any], *, quiet: bool) -> None:
+    _refuse_others("--submission", chosen, "it holds val and test", allowed=OF_SUBMISSION)
+    from costl.submission import submit
+
+    with Bars(silent=quiet) as progress:
+        path = submit(chosen.pop("submission"), **chosen, progress=progress)
+    show(Written(path))
+
+
+def _refuse_others(what: str, chosen: Mapping[str, Any], why: str, *, allowed: set[str]) -> None:
+    others = [f"--{name}" for name in chosen if name not in allowed]
+    if others:
+        raise click.UsageError(f"{what} cannot be combined with {', '.join(others)}: {why}.")

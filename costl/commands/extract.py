@@ -1,0 +1,117 @@
+"""`costl extract`: videos in, cache of features out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from costl.commands.options import ANY_PATH, out, quiet, together
+from costl.commands.output import finish, print_event, show
+from costl.commands.progress import Bars, Events
+
+features = together(
+    click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
+    click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]"),
+    click.option("--fps", type=float, help="Clips per second.  [default: 0.5]"),
+    click.option(
+        "--decoder",
+        type=click.Choice(["decord", "pyav", "torchcodec", "torchcodec:cuda", "auto"]),
+        metavar="NAME",
+        help="decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest that works here. All but cuda give the "
+        "same frames.  [default: decord]",
+    ),
+    click.option(
+        "--sampling",
+        type=click.Choice(["centre", "cheapest"]),
+        metavar="NAME",
+        help="Frame of each clip: centre, or cheapest to decode.  [default: centre]",
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(["device", "decoder"]),
+        metavar="NAME",
+        help="Scale frames on the device, exactly as CLIP does, or in the decoder, with less memory.  [default: device]",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float16", "int8"]),
+        metavar="NAME",
+        help="float16, or int8 for half the size with errors of about 0.5 %.  [default: float16]",
+    ),
+    click.option("--layers", type=int, metavar="K", help="Store the tokens of CLIP's last K blocks.  [default: 1]"),
+    click.option(
+        "--tokens",
+        type=click.Choice(["all", "cls"]),
+        metavar="NAME",
+        help="all, or cls for the frame's token without its patches: a fiftieth of the size, for training with "
+        "spatial.steps=0.  [default: all]",
+    ),
+)
+running = together(
+    click.option("--workers", type=int, help="Decode processes.  [default: one for each core]"),
+    click.option("--batch", type=int, help="Frames per batch.  [default: 8 on a CPU, up to 256 on a GPU]"),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        metavar="NAME",
+        help="fp32, fp16 or bf16 for the image tower.  [default: fp16 on a GPU, fp32 on a CPU]",
+    ),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the image tower first, for long runs."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, cuda:1 and so on, or several as cuda:0,cuda:1. auto takes a GPU if there is one.",
+    ),
+    click.option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Use the workers of a Dask scheduler, such as tcp://host:8786. Needs: pip install 'costl[cluster]'",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Extract only the I-th of N shares of the videos, such as 2/4. Join them with costl cache merge.",
+    ),
+)
+
+
+@click.command()
+@click.option("--videos", type=ANY_PATH, help="A folder of videos, or one video.")
+@out("The cache to write or complete.", default="feats.h5", show_default=True)
+@click.option("--annotations", type=ANY_PATH, help="Annotations that do not lie next to the videos: a folder or file.")
+@click.option(
+    "--allow-missing-videos",
+    is_flag=True,
+    help="Continue without annotated videos that are missing. Their queries score 0.",
+)
+@features
+@running
+@quiet
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines while it runs, the last one is done.")
+def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Extract CLIP features from videos.
+
+    \b
+    Examples:
+        costl extract --videos dir/
+        costl extract --videos dir/ --dtype int8
+
+    Writes feats.h5 and feats.h5.parts/. Run again, it extracts only what is missing or has changed. A costl.yaml next to
+    the videos or annotations may set the options from --model to --tokens; options given here win. The bar shows which
+    part of the work the others wait for: decode, CLIP or disk. feats.h5.runs.jsonl has the figures of every run.
+    Exit code 1: finished, but some videos failed or are missing (costl cache status feats.h5 lists them).
+    """
+    if videos is None:
+        raise click.UsageError("Missing option '--videos', for example: costl extract --videos dir/")
+    from costl.pipeline.extract import extract
+
+    with Bars(silent=quiet) as progress:
+        report = extract(videos, **options, progress=Events(progress) if as_json else progress)
+    if as_json:
+        print_event("done", **report.data())
+        finish(report)
+    else:
+        show(report)

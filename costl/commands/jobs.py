@@ -1,0 +1,73 @@
+"""Whole jobs: `costl quickstart`, from nothing to a table, and `costl prepare`, from a benchmark's files to annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overrides, quiet, world, world_settings
+from costl.commands.output import show
+from costl.commands.progress import Bars
+
+
+@click.command()
+@out("Folder to work in.", type=FOLDER, default="costl-quickstart", show_default=True)
+@world
+@overrides
+@device
+@quiet
+@as_json
+def quickstart(
+    out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Make a sample world, extract, train and evaluate.
+
+    \b
+    Example:
+        costl quickstart
+
+    Prints the model's numbers next to those of two references. Run again, it continues where it stopped.
+    """
+    from costl.experiments.quickstart import quickstart
+
+    with Bars(silent=quiet) as progress:
+        results = quickstart(
+            out, world=world_settings(**options), overrides=overrides, device=device, progress=progress
+        )
+    show(results, as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--annotations", required=True, type=ANY_PATH, help="Folder of the official files, or one of them.")
+@click.option("--videos", type=FOLDER, help="Folder of the videos.")
+@out("Folder to write.", type=FOLDER, required=True)
+@click.option("--allow-missing-videos", is_flag=True, help="Also write the rows of videos that are missing.")
+@click.option(
+    "--val-share",
+    type=float,
+    help="Share of the training videos to hold out if there is no validation split.  [default: 0.1, tvsum 0]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed holds out other videos.")
+@quiet
+@as_json
+def prepare(name: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Convert a benchmark's official annotations.
+
+    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
+
+    \b
+    Example:
+        costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
+        costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
+
+    Writes train.jsonl, val.jsonl, test.jsonl and the benchmark's settings. Prints how many rows, videos and windows each
+    split has, what had to be corrected, and the next command.
+    """
+    from costl.benchmarks.prepare import prepare
+
+    with Bars(silent=quiet) as progress:
+        report = prepare(name, **options, progress=progress)
+    show(report, as_json=as_json)

@@ -1,0 +1,120 @@
+"""Options that several commands share, and the group class that lists its commands under headings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+Decorator = Callable[[Any], Any]
+
+
+class Group(click.Group):
+    """A group that lists its commands in the order of their use, with whole summaries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order in which the commands were added."""
+        return list(self.commands)
+
+    def sections(self) -> dict[str, list[str]]:
+        """The names of the commands under each heading of the help."""
+        return {"Commands": list(self.commands)}
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the summaries of the commands, a section for each heading."""
+        width = max(map(len, self.commands))
+        for title, names in self.sections().items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:{width}}", _summary(self.commands[name])) for name in names])
+
+
+def _summary(command: click.Command) -> str:
+    return command.get_short_help_str(limit=1000)
+
+
+def together(*options: Decorator) -> Decorator:
+    """One decorator for several options, shown in this order in the help."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def out(help: str, **attributes: Any) -> Decorator:
+    """The option -o, --out."""
+    return click.option("-o", "--out", help=help, **{"type": ANY_PATH} | attributes)
+
+
+device = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 and so on. auto takes a GPU if there is one."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+config_files = click.option(
+    "--config",
+    type=ANY_PATH,
+    multiple=True,
+    help="A YAML file with the settings to change, or the name of a benchmark, such as charades. Repeatable.",
+)
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change one setting of training, such as train.epochs=20. Repeatable.",
+)
+scoring = together(
+    click.option(
+        "--benchmark",
+        metavar="NAME",
+        help="Score by the rules of qvhighlights, charades, tacos, tvsum or youtube-highlights.  [default: the run's, or "
+        "for files what fits the truth]",
+    ),
+    click.option("--official", is_flag=True, help="Reproduce the benchmark's published evaluator to the last digit."),
+)
+trained_model = together(
+    click.option("--run", type=FOLDER, help="Folder of a run.  [default: the newest in runs/]"),
+    click.option("--model", help="A folder from costl data export, or hf://user/name, instead of a run."),
+    click.option("--weights", help="Where the model's CLIP is, if it has moved."),
+    click.option(
+        "--cache-dir", type=FOLDER, help="Folder to store the features of the videos in.  [default: the user's cache]"
+    ),
+    device,
+)
+world = together(
+    click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split. Repeatable."),
+    click.option("--queries", type=int, help="Queries of each video."),
+    click.option("--clips", type=(int, int), help="Fewest and most clips of a video. A clip is two seconds."),
+    click.option("--side", type=int, help="Side of the picture in pixels."),
+    click.option("--seed", type=int, help="Another seed makes another world."),
+    click.option("--hard", is_flag=True, default=None, help="Show more things, and make them more alike."),
+)
+
+
+def one_model(run: Path | None, model: str | None) -> Path | str | None:
+    """Which trained model `--run` and `--model` name; None for the newest run."""
+    if run is not None and model is not None:
+        raise click.UsageError("--run and --model both name a trained model. Pass one of them.")
+    return model if run is None else run
+
+
+def world_settings(*, counts: Iterable[str], **options: Any) -> Any:
+    """The settings of the sample world that the options of `world` choose."""
+    from costl.pipeline.world.sample import WorldSettings
+
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return WorldSettings(**chosen, videos=WorldSettings().videos | dict(map(_count, counts)))
+
+
+def _count(text: str) -> tuple[str, int]:
+    split, _, count = text.partition("=")
+    if split not in ("train", "val", "test", "test_unseen") or not count.isdecimal():
+        raise click.BadParameter(f"{text!r}: expected train=N, val=N, test=N or test_unseen=N.", param_hint="--videos")
+    return split, int(count)

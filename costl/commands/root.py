@@ -1,0 +1,93 @@
+"""`costl` itself: its help in sections, what an error or a signal becomes, and which command stands where."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from costl.commands.ask import demo, predict, report
+from costl.commands.bench import bench
+from costl.commands.cache import cache
+from costl.commands.data import data
+from costl.commands.evaluate import evaluate
+from costl.commands.extract import extract
+from costl.commands.jobs import prepare, quickstart
+from costl.commands.moved import refuse_old_name
+from costl.commands.options import Group
+from costl.commands.output import say
+from costl.commands.study import study
+from costl.commands.train import train
+from costl.pipeline.errors import CostlError
+from costl.training.launch import launched
+
+INTERRUPTED = 130
+SHARED = ("train", "evaluate")  # the commands that several processes of torchrun share
+SECTIONS = {
+    "The three commands": (extract, train, evaluate),
+    "Ask a trained model": (predict, demo, report),
+    "Whole jobs": (quickstart, prepare),
+    "More commands": (data, cache, study, bench),
+}
+
+
+class Root(Group):
+    """Turns what a command raises into one sentence on standard error and the exit code that belongs to it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except CostlError as error:
+            if not error.told:
+                say(f"Error: {error}")
+            ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            if launched().first:  # the other processes have the same arguments
+                raise
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stop:
+            if launched().first:
+                say(f"Interrupted. {stop or 'Finished work is saved. Run the same command again to continue.'}")
+            ctx.exit(INTERRUPTED)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that the arguments name."""
+        refuse_old_name(args)
+        return super().resolve_command(ctx, args)
+
+    def sections(self) -> dict[str, list[str]]:
+        """The names of the commands under each heading of the help."""
+        return {title: [str(command.name) for command in commands] for title, commands in SECTIONS.items()}
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(None, "-V", "--version", package_name="costl", help="Print the version and exit.")
+def main() -> None:
+    """Find the moments of a video that a sentence describes, and rate every two seconds of it.
+
+    \b
+    Try everything on a small made-up world:
+        costl quickstart
+    Use your own videos, with train.jsonl, val.jsonl and test.jsonl in the same folder:
+        costl extract --videos dir/
+        costl train --cache feats.h5
+        costl evaluate --split test
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = click.get_current_context().invoked_subcommand
+    if launched().count > 1 and command not in SHARED:
+        raise click.UsageError(
+            f"costl {command} runs in one process, and torchrun started {launched().count}. Run it without torchrun. "
+            f"Only {' and '.join(SHARED)} share their work between processes."
+        )
+
+
+for commands in SECTIONS.values():
+    for command in commands:
+        main.add_command(command)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

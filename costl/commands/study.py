@@ -1,0 +1,146 @@
+"""`costl study`: what each part of the model is worth, how much seeds vary, and whether a difference is more than luck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from costl.commands.options import (
+    ANY_PATH,
+    FOLDER,
+    Group,
+    as_json,
+    config_files,
+    device,
+    out,
+    overrides,
+    quiet,
+    scoring,
+)
+from costl.commands.output import show
+from costl.commands.progress import Bars
+
+
+@click.group(cls=Group)
+def study() -> None:
+    """Run ablations, repeat with seeds, compare, diagnose."""
+
+
+@study.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each variant, with the seeds 0, 1, 2, ...")
+@click.option(
+    "--variants",
+    multiple=True,
+    metavar="NAME,...",
+    help="Names of standard variants, or a YAML file of your own. Repeatable.  [default: the standard list]",
+)
+@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable.")
+@config_files
+@overrides
+@out("Folder of the runs and the tables.", type=FOLDER, default="ablation", show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Trainings at the same time. They share the cores.")
+@device
+@quiet
+@as_json
+def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Train variants of the model, and show what each part is worth.
+
+    \b
+    Examples:
+        costl study ablate --cache feats.h5 --split test --split test_unseen
+        costl study ablate --cache feats.h5 --variants steps-0,steps-1,cls,adapter --jobs 2
+        costl study ablate --cache feats.h5 --variants mine.yaml
+
+    A line of mine.yaml: `small-k: {spatial.top_k: 2}`
+
+    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Standard
+    variants: steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-32, top-k-all, strides-1, strides-1-2,
+    strides-1-2-4-8, top-down, no-top-down, no-null-tokens, kernel-1, no-LOSS for each loss (such as no-saliency), and the
+    baselines cls and adapter, also as cls-slower and adapter-slower with a quarter of the learning rate. Run again after
+    an interruption, it trains only what is not finished.
+    """
+    from costl.config import load_config
+    from costl.experiments.variants import choose_variants
+
+    load_config(*options["config"], overrides=options["overrides"])  # reports errors before torch is loaded
+    choose_variants(options["variants"], patches=1, learning_rate=1.0)
+    from costl.experiments.ablate import ablate
+
+    with Bars(silent=quiet) as progress:
+        ablation = ablate(**options, progress=progress)
+    show(ablation, as_json=as_json)
+
+
+@study.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+@click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
+@click.option("--split", default="test", show_default=True, help="Split to score every run on.")
+@config_files
+@overrides
+@out("Folder of the runs. Finished runs in it are not trained again.", type=FOLDER)
+@device
+@quiet
+@as_json
+def repeat(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Train with several seeds, and print mean and deviation.
+
+    \b
+    Example:
+        costl study repeat --cache feats.h5 --seeds 3
+
+    For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
+    counts. With --set train.select_on=test the table also shows the best epoch on test, as papers report it.
+    """
+    from costl.experiments.repeat import repeat
+
+    with Bars(silent=quiet) as progress:
+        repeats = repeat(**options, progress=progress)
+    show(repeats, as_json=as_json)
+
+
+@study.command()
+@click.argument("a", type=ANY_PATH)
+@click.argument("b", type=ANY_PATH)
+@click.option("--truth", type=ANY_PATH, required=True, help="The annotations that both files answer.")
+@scoring
+@as_json
+def compare(as_json: bool, **options: Any) -> None:
+    """Compare two prediction files on the same queries.
+
+    \b
+    Example:
+        costl study compare mine.jsonl theirs.jsonl --truth val.jsonl
+
+    Prints for each number how much B is better than A, the 95 % interval of the difference (paired bootstrap) and its p
+    value (sign flips), both over queries.
+    """
+    from costl.metrics.compare import compare
+
+    show(compare(**options), as_json=as_json)
+
+
+@study.command()
+@click.option("--cache", required=True, type=ANY_PATH, help="The cache of a sample world.")
+@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable.")
+@click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: next to its videos]")
+@click.option("--seed", default=0, show_default=True, help="Another seed asks other questions.")
+@quiet
+@as_json
+def diagnose(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Measure what linear probes can read from CLIP's tokens.
+
+    \b
+    Example:
+        costl study diagnose --cache feats.h5 --split test --split test_unseen
+
+    Compares the frame token with the patches. Needs a sample world (costl data sample, costl quickstart), because only
+    there it is known where each object is at every clip, how large it is and how it moves. The probes learn on the
+    training videos and are scored on others.
+    """
+    from costl.experiments.probe import diagnose
+
+    with Bars(silent=quiet) as progress:
+        diagnosis = diagnose(**options, progress=progress)
+    show(diagnosis, as_json=as_json)
