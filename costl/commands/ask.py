@@ -44,8 +44,10 @@ def predict(words: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut clips/ --picture found.png
 
     Needs no annotations, and takes videos of any length. An argument that is an existing file is a video, and anything
-    else is a query. The features of a video are stored by its content (--cache-dir), so that the next query about it is
-    answered at once. Exit code 1: some videos could not be used.
+    else is a query. The features of a video are stored in --cache-dir by its content, so that the next query about it is
+    answered at once.
+
+    Exit code 1: some videos could not be used.
     """
     more_videos, more_queries = _videos_and_queries(words)
     raise SystemExit(_predict([*videos, *more_videos], [*queries, *more_queries], **options))

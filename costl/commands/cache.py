@@ -14,7 +14,7 @@ from costl.commands.progress import Bars
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Inspect, verify, pack, merge and complete a cache."""
+    """Verify, pack, merge and complete a cache."""
 
 
 @cache.command()
@@ -53,6 +53,7 @@ def verify(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
         costl cache verify feats.h5 --quick --videos dir/
 
     Exit code 3: a file is damaged. Delete it and run costl extract (or costl data import) again, which makes only that.
+
     Exit code 1: nothing is damaged, but a video is missing or has changed since it was extracted.
     """
     from costl.pipeline.cache.verify import verify
@@ -146,6 +147,7 @@ def merge(out: Path, caches: tuple[Path, ...], quiet: bool, as_json: bool) -> No
     All shares together become the cache that one machine would have made, byte for byte. Files are hard links where the
     file system allows it, otherwise verified copies. After an interruption, or when another share is ready, the same
     command continues.
+
     Exit code 1: merged, but some videos have no features. 3: the caches differ, and the message names how.
     """
     from costl.pipeline.cache.merge import merge
@@ -167,7 +169,7 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
         costl cache gc feats.h5
         costl cache gc feats.h5 --delete
 
-    These are features of videos that left the folder, words of annotations that changed, and half-written files of killed
+    These are features of videos that left the folder, words of annotations that changed, and unfinished files of killed
     runs. Files that are not known to be CoSTL's own stay. Nothing is deleted while costl extract is writing.
     """
     from costl.pipeline.cache.gc import collect
@@ -195,6 +197,7 @@ def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None
         costl cache add-queries feats.h5 --annotations more.jsonl
 
     Adds the split "more", or replaces the split of this name. Decodes nothing, so that the videos may be gone.
+
     Exit code 1: added, but some annotated videos have no features.
     """
     from costl.pipeline.add_queries import add_words

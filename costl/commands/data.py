@@ -34,9 +34,7 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
 
     settings = world_settings(**options)
     with Bars(silent=quiet) as progress:
-        write_sample(
-            folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total))
-        )
+        write_sample(folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total)))
     show(Written(folder))
 
 
@@ -70,6 +68,7 @@ def import_(streams: tuple[str, ...], no_normalize: bool, quiet: bool, as_json: 
 
     Concatenates the streams in this order. Checks every file before it writes anything. The features have no patches, so
     that CoSTL trains without its spatial encoder (spatial.steps=0).
+
     Exit code 1: finished, but some videos are missing or failed (costl cache status feats.h5 lists them).
     """
     from costl.pipeline.published.import_features import import_features

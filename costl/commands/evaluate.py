@@ -30,7 +30,7 @@ OF_SUBMISSION = {"submission", "run", "cache", "weights", "device"}
 @scoring
 @out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
 @click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write val and test as QVHighlights accepts them.")
-@click.option("--device", help="cpu, cuda, cuda:1 and so on. auto takes a GPU if there is one.  [default: auto]")
+@click.option("--device", help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one.  [default: auto]")
 @quiet
 @as_json
 def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:

@@ -13,14 +13,14 @@ from costl.commands.progress import Bars, Events
 
 features = together(
     click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
-    click.option("--weights", help="An open_clip tag, a file, or a folder in open_clip's layout.  [default: openai]"),
+    click.option("--weights", help="An open_clip tag, a file, or an open_clip folder.  [default: openai]"),
     click.option("--fps", type=float, help="Clips per second.  [default: 0.5]"),
     click.option(
         "--decoder",
         type=click.Choice(["decord", "pyav", "torchcodec", "torchcodec:cuda", "auto"]),
         metavar="NAME",
-        help="decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest that works here. All but cuda give the "
-        "same frames.  [default: decord]",
+        help="decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest of them. All but cuda give the same "
+        "frames.  [default: decord]",
     ),
     click.option(
         "--sampling",
@@ -32,21 +32,20 @@ features = together(
         "--resize",
         type=click.Choice(["device", "decoder"]),
         metavar="NAME",
-        help="Scale frames on the device, exactly as CLIP does, or in the decoder, with less memory.  [default: device]",
+        help="device: exactly as CLIP. decoder: less memory.  [default: device]",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["float16", "int8"]),
         metavar="NAME",
-        help="float16, or int8 for half the size with errors of about 0.5 %.  [default: float16]",
+        help="float16, or int8: half the size, 0.5 % error.  [default: float16]",
     ),
     click.option("--layers", type=int, metavar="K", help="Store the tokens of CLIP's last K blocks.  [default: 1]"),
     click.option(
         "--tokens",
         type=click.Choice(["all", "cls"]),
         metavar="NAME",
-        help="all, or cls for the frame's token without its patches: a fiftieth of the size, for training with "
-        "spatial.steps=0.  [default: all]",
+        help="all, or cls: no patches, a fiftieth of the size, for training with spatial.steps=0.  [default: all]",
     ),
 )
 running = together(
@@ -56,24 +55,24 @@ running = together(
         "--precision",
         type=click.Choice(["fp32", "fp16", "bf16"]),
         metavar="NAME",
-        help="fp32, fp16 or bf16 for the image tower.  [default: fp16 on a GPU, fp32 on a CPU]",
+        help="fp32, fp16 or bf16.  [default: fp16 on a GPU, fp32 on a CPU]",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Compile the image tower first, for long runs."),
     click.option(
         "--device",
         default="auto",
         show_default=True,
-        help="cpu, cuda, cuda:1 and so on, or several as cuda:0,cuda:1. auto takes a GPU if there is one.",
+        help="cpu, cuda, or several: cuda:0,cuda:1. auto: a GPU if any.",
     ),
     click.option(
         "--cluster",
         metavar="ADDRESS",
-        help="Use the workers of a Dask scheduler, such as tcp://host:8786. Needs: pip install 'costl[cluster]'",
+        help="Use the workers of a Dask scheduler, such as tcp://host:8786. Needs the extra: pip install 'costl[cluster]'",
     ),
     click.option(
         "--shard",
         metavar="I/N",
-        help="Extract only the I-th of N shares of the videos, such as 2/4. Join them with costl cache merge.",
+        help="Extract one of N shares, such as 2/4, for costl cache merge.",
     ),
 )
 
@@ -85,12 +84,12 @@ running = together(
 @click.option(
     "--allow-missing-videos",
     is_flag=True,
-    help="Continue without annotated videos that are missing. Their queries score 0.",
+    help="Continue without videos that are missing. Their queries score 0.",
 )
 @features
 @running
 @quiet
-@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines while it runs, the last one is done.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, the last one `done`.")
 def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Extract CLIP features from videos.
 
@@ -102,6 +101,7 @@ def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> 
     Writes feats.h5 and feats.h5.parts/. Run again, it extracts only what is missing or has changed. A costl.yaml next to
     the videos or annotations may set the options from --model to --tokens; options given here win. The bar shows which
     part of the work the others wait for: decode, CLIP or disk. feats.h5.runs.jsonl has the figures of every run.
+
     Exit code 1: finished, but some videos failed or are missing (costl cache status feats.h5 lists them).
     """
     if videos is None:

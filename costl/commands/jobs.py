@@ -19,9 +19,7 @@ from costl.commands.progress import Bars
 @device
 @quiet
 @as_json
-def quickstart(
-    out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **options: Any
-) -> None:
+def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Make a sample world, extract, train and evaluate.
 
     \b

@@ -53,7 +53,7 @@ def out(help: str, **attributes: Any) -> Decorator:
 
 
 device = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 and so on. auto takes a GPU if there is one."
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -74,8 +74,8 @@ scoring = together(
     click.option(
         "--benchmark",
         metavar="NAME",
-        help="Score by the rules of qvhighlights, charades, tacos, tvsum or youtube-highlights.  [default: the run's, or "
-        "for files what fits the truth]",
+        help="Whose rules to score by: youtube-highlights, qvhighlights, charades, tacos or tvsum.  [default: the run's, "
+        "or what fits the truth]",
     ),
     click.option("--official", is_flag=True, help="Reproduce the benchmark's published evaluator to the last digit."),
 )

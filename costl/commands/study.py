@@ -36,7 +36,9 @@ def study() -> None:
     metavar="NAME,...",
     help="Names of standard variants, or a YAML file of your own. Repeatable.  [default: the standard list]",
 )
-@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable.")
+@click.option(
+    "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
+)
 @config_files
 @overrides
 @out("Folder of the runs and the tables.", type=FOLDER, default="ablation", show_default=True)
@@ -55,11 +57,15 @@ def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
 
     A line of mine.yaml: `small-k: {spatial.top_k: 2}`
 
-    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Standard
-    variants: steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-32, top-k-all, strides-1, strides-1-2,
-    strides-1-2-4-8, top-down, no-top-down, no-null-tokens, kernel-1, no-LOSS for each loss (such as no-saliency), and the
-    baselines cls and adapter, also as cls-slower and adapter-slower with a quarter of the learning rate. Run again after
-    an interruption, it trains only what is not finished.
+    \b
+    Standard variants:
+        steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-32, top-k-all,
+        strides-1, strides-1-2, strides-1-2-4-8, top-down, no-top-down, no-null-tokens, kernel-1,
+        no-LOSS for each loss (such as no-saliency), and the baselines cls and adapter,
+        also as cls-slower and adapter-slower with a quarter of the learning rate
+
+    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Run again
+    after an interruption, it trains only what is not finished.
     """
     from costl.config import load_config
     from costl.experiments.variants import choose_variants
@@ -123,7 +129,9 @@ def compare(as_json: bool, **options: Any) -> None:
 
 @study.command()
 @click.option("--cache", required=True, type=ANY_PATH, help="The cache of a sample world.")
-@click.option("--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable.")
+@click.option(
+    "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
+)
 @click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: next to its videos]")
 @click.option("--seed", default=0, show_default=True, help="Another seed asks other questions.")
 @quiet

@@ -67,7 +67,8 @@ def refuse_others(path: Path, share: Share) -> None:
     if others:
         raise CacheError(
             f"{path} holds {len(others)} videos that are not of share {share.number}/{share.of}, such as {others[0]}. "
-            f"Give every share a cache of its own, such as --out {path.stem}-{share.number}.h5, and join them by costl cache merge."
+            f"Give every share a cache of its own, such as --out {path.stem}-{share.number}.h5, and join them with "
+            "costl cache merge."
         )
 
 
