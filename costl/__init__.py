@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 # `pipeline/` and `configs/` are installed inside this package. In a checkout they are beside it.
 if not Path(__file__).with_name("pipeline").exists():
     __path__.append(str(Path(__file__).parents[1]))
+__path__.append(str(Path(__file__).with_name("deprecated")))  # old names of modules, which warn
 
 if TYPE_CHECKING:
     from costl.ask.asker import Asker

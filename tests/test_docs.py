@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click import Context
+from click import Command, Context, Group
 
 from costl.commands import main
 from costl.config import Config, load_config
@@ -37,24 +38,38 @@ def code(page: Path, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", prose(page), re.MULTILINE | re.DOTALL)
 
 
+def command_and_arguments(words: list[str]) -> tuple[Command, list[str]]:
+    """The command that the words name, in however many groups it is, and the words after its name."""
+    command: Command = main
+    while isinstance(command, Group) and words:
+        name, *words = words
+        assert name in command.commands, name
+        command = command.commands[name]
+    return command, words
+
+
+def every_command(command: Command) -> Iterator[Command]:
+    yield command
+    for inner in command.commands.values() if isinstance(command, Group) else ():
+        yield from every_command(inner)
+
+
 @pytest.mark.parametrize(
     ("page", "command"),
     [pytest.param(page, command, id=f"{page.name}: {command}") for page in PAGES for command in commands(page)],
 )
 def test_every_command_shown_exists_with_its_options_and_values(page, command):
-    _, name, *arguments = shlex.split(command, comments=True)
+    _, *names = shlex.split(command, comments=True)
+    found, arguments = command_and_arguments(names)
     if not arguments:
-        assert name in main.commands
         return
-    context = main.commands[name].make_context(name, arguments, parent=Context(main))
+    context = found.make_context(found.name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 
 @each_page
 def test_every_option_spoken_of_exists(page):
-    known = {
-        option for command in main.commands.values() for parameter in command.params for option in parameter.opts
-    }
+    known = {option for command in every_command(main) for parameter in command.params for option in parameter.opts}
     text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)  # torchrun's options are its own
     spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", text))))
     assert spoken <= known | {"--help", "--version"}

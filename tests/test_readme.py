@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click import Context
+from click import Command, Context, Group
 from click.testing import CliRunner
 
 from costl.commands import main
@@ -30,8 +30,12 @@ def test_the_two_commands_that_set_everything_up_come_first():
 
 @pytest.mark.parametrize("command", [*COMMANDS, "costl quickstart", "costl data sample dir/"])
 def test_every_command_shown_has_options_that_exist_and_values_that_parse(command):
-    _, name, *arguments = shlex.split(command)
-    context = main.commands[name].make_context(name, arguments, parent=Context(main))
+    _, *arguments = shlex.split(command)
+    found: Command = main
+    while isinstance(found, Group):
+        name, *arguments = arguments
+        found = found.commands[name]
+    context = found.make_context(found.name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 

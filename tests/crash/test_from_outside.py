@@ -146,7 +146,7 @@ DAMAGED = {
     "merge": ["cache", "merge", "new.h5", "bad.h5"],
 }
 DAMAGED_TORCH = {
-    "extract": ["extract", "--cache", "bad.h5", "--annotations", "more.jsonl"],
+    "add-queries": ["cache", "add-queries", "bad.h5", "--annotations", "more.jsonl"],
     "train": ["train", "--cache", "bad.h5"],
     "evaluate": ["evaluate", "--run", "bad"],
     "report": ["report", "bad"],
@@ -241,7 +241,7 @@ def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdo
         done = outside.run(*command)
         assert done.code == 0 and "Traceback" not in done.err, done
         lines = done.out.splitlines() if command[0] == "extract" else [done.out]
-        found[command[0]] = [json.loads(line) for line in lines]
+        found[command[1] if command[0] == "cache" else command[0]] = [json.loads(line) for line in lines]
         assert not outside.asked.exists(), outside.asked.read_text()
     assert found["extract"][-1]["event"] == "done" and len(found["status"][0]) == 6
     assert found["train"][0]["epochs"] == 2 and "brief" in found["evaluate"][0]
