@@ -85,7 +85,9 @@ class ExtractReport:
             f"costl cache add-queries {self.cache} --annotations {split}.jsonl"
             for split in self.dropped
         ]
-        counts = f"{len(self.done)} videos extracted, {len(self.skipped)} were there already, {len(self.failed)} failed."
+        counts = (
+            f"{len(self.done)} videos extracted, {len(self.skipped)} were there already, {len(self.failed)} failed."
+        )
         return [*messages, counts]
 
 

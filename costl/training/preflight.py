@@ -31,7 +31,9 @@ def training_splits(features: CacheReader, config: Config) -> dict[str, list[Que
     if not any(query.windows or query.clip_ids for query in splits["train"]):
         raise UsageError(f"{features.path}: no query of 'train' has a label, so that there is nothing to learn from.")
     if not {query.vid for query in splits["train"]} & set(features.video_ids):
-        raise UsageError(f"{features.path}: no training video has features. costl cache status {features.path} says why.")
+        raise UsageError(
+            f"{features.path}: no training video has features. costl cache status {features.path} says why."
+        )
     if watched in splits:
         measured = compute_metrics([], splits[watched], benchmark=config.data.benchmark)["brief"]
         if config.train.select not in measured:

@@ -76,7 +76,9 @@ def merge(out: Path, caches: Sequence[Path], *, progress: Tell | None = None) ->
     tell = progress or (lambda _: None)
     places = {path.resolve(): path for path in caches if path.resolve() != out.resolve()}
     if not places:
-        raise UsageError("costl cache merge: name the cache to write and the caches to join, such as feats.h5 a.h5 b.h5.")
+        raise UsageError(
+            "costl cache merge: name the cache to write and the caches to join, such as feats.h5 a.h5 b.h5."
+        )
     sources = [CacheReader(path) for path in places.values()]
     readers = sources + ([CacheReader(out)] if out.exists() else [])
     _refuse_differences(readers)

@@ -34,7 +34,14 @@ def address(world, tmp_path_factory) -> Iterator[str]:
     (home / "videos" / "broken.mp4").write_text("not a video")
     (home / "secret.mp4").write_text("outside")
     (home / "videos" / "link.mp4").symlink_to(home / "secret.mp4")
-    command = [sys.executable, "-c", "from costl.commands import main; main(prog_name='costl')", "demo", "--videos", "videos"]
+    command = [
+        sys.executable,
+        "-c",
+        "from costl.commands import main; main(prog_name='costl')",
+        "demo",
+        "--videos",
+        "videos",
+    ]
     command += ["--run", "run", "--cache-dir", "kept", "--port", "0", "--device", "cpu", "--max-mb", "1"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(home)}
     with (home / "stderr").open("w") as stderr:

@@ -369,7 +369,9 @@ WITHOUT_FEATURES = {
 def test_a_split_without_features_is_refused_and_no_file_changes(home, name):
     split, call = WITHOUT_FEATURES[name]
     before = home.files()
-    expected = rf"no video of split '{split}' has features \(6 queries about absent_{split}_0000, .*costl cache status .* why"
+    expected = (
+        rf"no video of split '{split}' has features \(6 queries about absent_{split}_0000, .*costl cache status .* why"
+    )
     with pytest.raises(UsageError, match=expected):
         call(home, home.caches[split])
     assert home.files() == before

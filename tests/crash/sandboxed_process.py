@@ -1,6 +1,6 @@
 """Commands over hostile files in one process that is watched: what it opens, starts, writes, and how much memory it takes.
 
-python besieged.py CANARY < plan.json: a list of [name, home, commands as typed]; prints one JSON line a command.
+python sandboxed_process.py CANARY < plan.json: a list of [name, home, commands as typed]; prints one JSON line a command.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def main(canary: str) -> None:
 
 def import_all() -> None:
     """What commands import when they begin, so that none of it counts for the first of them."""
-    for name in ("ablate", "ask", "diagnose", "report", "share"):
+    for name in ("experiments.ablate", "ask.asker", "experiments.probe", "report.build", "ask.export"):
         importlib.import_module(f"costl.{name}")
-    for name in ("additions", "importing", "merge"):
-        importlib.import_module(f"pipeline.{name}")
+    for name in ("add_queries", "published.import_features", "cache.merge"):
+        importlib.import_module(f"costl.pipeline.{name}")
 
 
 def files(home: str) -> Iterator[tuple[str, tuple]]:

@@ -68,7 +68,13 @@ def told(whole, request) -> list[Told]:
     assert {command for *_, commands in plan for command in commands} == set(COMMANDS.values())
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("besieged.py")), str(whole.parent / CANARY)],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(Path(__file__).with_name("sandboxed_process.py")),
+            str(whole.parent / CANARY),
+        ],
         input=json.dumps(plan),
         capture_output=True,
         text=True,

@@ -126,7 +126,7 @@ def test_peak_memory_is_that_of_a_process_which_holds_the_batch_and_nothing_else
 
 
 def repr_of(shape: bench.Shape) -> str:
-    return f"__import__('costl.bench.train').bench_train.{shape!r}"
+    return f"__import__('costl.bench.train', fromlist=['Shape']).{shape!r}"
 
 
 def test_backward_gives_every_gradient_and_forward_none_whatever_was_before():

@@ -99,7 +99,19 @@ def test_numbers_of_other_rules_or_older_than_the_weights_are_not_taken_for_thes
 def test_side_by_side_gives_the_same_rows(world, tmp_path):
     settings = ("train.epochs=1", "train.threads=1")
     one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
-    command = [sys.executable, "-m", "costl", "study", "ablate", "--cache", world.cache, "--seeds", "1", "--variants", "cls"]
+    command = [
+        sys.executable,
+        "-m",
+        "costl",
+        "study",
+        "ablate",
+        "--cache",
+        world.cache,
+        "--seeds",
+        "1",
+        "--variants",
+        "cls",
+    ]
     command += [*(f"--set={setting}" for setting in settings), "--device=cpu", "--jobs=2", "--out", tmp_path / "2"]
     done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -107,7 +119,19 @@ def test_side_by_side_gives_the_same_rows(world, tmp_path):
 
 
 def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
-    command = [sys.executable, "-m", "costl", "study", "ablate", "--cache", str(world.cache), "--variants", "cls", "--seeds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "costl",
+        "study",
+        "ablate",
+        "--cache",
+        str(world.cache),
+        "--variants",
+        "cls",
+        "--seeds",
+        "1",
+    ]
     command += ["--set", "train.epochs=4000", "--set", "train.patience=4000", "--jobs", "2", "--out", str(tmp_path)]
     rows = [tmp_path / name / "seed-0" / "metrics.jsonl" for name in ("full", "cls")]
     with subprocess.Popen(
@@ -161,7 +185,16 @@ def _keep_grid(self, name, value):
 def test_a_slip_in_a_file_of_variants_is_told_with_its_place(world, tmp_path, text, part):
     (tmp_path / "mine.yaml").write_text(text)
     out = tmp_path / "out"
-    arguments = ["study", "ablate", "--cache", str(world.cache), "--variants", str(tmp_path / "mine.yaml"), "--out", str(out)]
+    arguments = [
+        "study",
+        "ablate",
+        "--cache",
+        str(world.cache),
+        "--variants",
+        str(tmp_path / "mine.yaml"),
+        "--out",
+        str(out),
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and part in result.stderr and not out.exists()
 

@@ -171,7 +171,9 @@ def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
     Path("mine.jsonl").unlink()
     if content is not None:
         Path("mine.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
-    files = SCORE if command == "evaluate" else ("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")
+    files = (
+        SCORE if command == "evaluate" else ("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")
+    )
     result = costl(*files)
     (line,) = result.stderr.splitlines()
     assert result.exit_code == 2 and result.stdout == "" and line.startswith("Error: ") and line.endswith((".", "?"))
@@ -246,7 +248,9 @@ def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
 
 
 def test_a_comparison_holds_both_numbers_their_difference_and_how_sure_it_is(here):
-    found = json.loads(costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout)
+    found = json.loads(
+        costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout
+    )
     row = found["rows"]["MR-full-R1@0.5"]
     assert (row["a"], row["b"], row["queries"]) == (pytest.approx(100 / 3), 100, 3)
     assert row["difference"] == pytest.approx(200 / 3) and row["interval"][1] == 100
