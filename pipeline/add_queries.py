@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.cache.index import Contents, Index, VideoRow, read_index, seen_from, told_from, write_index
+from costl.pipeline.cache.inspect import SHOWN
 from costl.pipeline.cache.lock import locked
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import known_words, remove_others, words_folder, write_words
-from costl.pipeline.cache.inspect import SHOWN
 from costl.pipeline.data_folder import missing_videos, queries_in, read_annotations, rows_in
 from costl.pipeline.encode.clip import Clip, load_clip
 from costl.pipeline.encode.types import Words

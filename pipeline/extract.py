@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, path_from, read_index, seen_from, told_from
+from costl.pipeline.cache.inspect import by_reason
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import known_words
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
-from costl.pipeline.cache.inspect import by_reason
 from costl.pipeline.data_folder import (
     ExtractSettings,
     check_annotations,

@@ -15,10 +15,10 @@ from typing import Any
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents, VideoRow, path_from, told_from
+from costl.pipeline.cache.inspect import failures
 from costl.pipeline.cache.part import check_part, checksum_of, layers_in, parts_folder, read_row, times_in
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.cache.inspect import failures
 from costl.pipeline.data_folder import SPLITS, queries_in
 from costl.pipeline.encode.types import Words
 from costl.pipeline.errors import CacheError, UsageError, some

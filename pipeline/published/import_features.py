@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.cache.index import Contents, VideoRow
+from costl.pipeline.cache.inspect import failures
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
-from costl.pipeline.cache.inspect import failures
 from costl.pipeline.data_folder import ExtractSettings, read_annotations, read_settings, rows_in, without_patches
 from costl.pipeline.encode.types import Joint
 from costl.pipeline.errors import CostlError, UsageError, VideoError
