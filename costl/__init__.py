@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# `pipeline/` and `configs/` are installed inside this package. In a checkout they are beside it.
+# `pipeline/` and `configs/` are installed inside this package. In a checkout they are next to it.
 if not Path(__file__).with_name("pipeline").exists():
     __path__.append(str(Path(__file__).parents[1]))
 __path__.append(str(Path(__file__).with_name("deprecated")))  # old names of modules, which warn
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def load(
-    where: Path | str | None = None,
+    model: Path | str | None = None,
     *,
     weights: str | None = None,
     cache_dir: Path | None = None,
     device: str = "auto",
     workers: int | None = None,
 ) -> Asker:
-    """A trained model to ask, see `costl.ask.asker.load`: of a run, of an export, or hf://user/name."""
-    from costl.ask.asker import load as load_asker  # torch and all the rest: only when somebody asks
+    """Loads a trained model from a run, an export or hf://user/name; see `costl.ask.asker.load`."""
+    from costl.ask.asker import load as load_asker  # imports torch, so only when it is called
 
-    return load_asker(where, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
+    return load_asker(model, weights=weights, cache_dir=cache_dir, device=device, workers=workers)

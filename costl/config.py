@@ -13,13 +13,13 @@ from typing import Any
 
 from costl.config_files import BENCHMARKS, Layer, nearest, read_layer
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.strict_json import shown
+from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which benchmark's rules the numbers follow, and which of its domains is meant ("" for all)."""
+    """The benchmark whose rules the metrics follow, and one of its domains ("" for all)."""
 
     benchmark: str = "qvhighlights"
     domain: str = ""
@@ -27,7 +27,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """Which model, and the sizes that every part of it shares."""
+    """The kind of model, and the sizes that all its parts share."""
 
     kind: str = "costl"
     width: int = 256
@@ -58,7 +58,7 @@ class Temporal:
 
 @dataclass(frozen=True)
 class Loss:
-    """The weight of each loss; 0 turns it off. `quality` is none: how far `focal` asks for overlaps, from 0 to 1."""
+    """The weight of each loss; 0 turns it off. `quality` is not a weight: 1 makes IoU the target of `focal`, 0 a plain 1."""
 
     focal: float = 1.0
     quality: float = 1.0
@@ -94,7 +94,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Predict:
-    """From the model's output to moments."""
+    """How predictions are made from the outputs of the model."""
 
     moments: int = 10
     nms_sigma: float = 0.5
@@ -117,11 +117,11 @@ class Config:
 
     @property
     def patches(self) -> bool:
-        """Whether the model looks at the patches of a frame; else the frame token is all that need be read."""
+        """Whether the model reads the patches of a frame; if not, only the frame token is read from the cache."""
         return self.model.kind == "adapter" or (self.model.kind == "costl" and self.spatial.steps > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain sections of plain values (a tuple becomes a list), as YAML and JSON hold them."""
+        """The sections as dicts of plain values (a tuple becomes a list), for YAML and JSON."""
         sections = dataclasses.asdict(self)
         return {
             name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
@@ -129,13 +129,13 @@ class Config:
         }
 
     def to_yaml(self) -> str:
-        """The same as YAML text; `load_config` of it gives an equal Config."""
+        """The settings as YAML; `load_config` reads an equal Config from it."""
         return write_yaml(self.to_dict())
 
 
 Limit = tuple[Callable[[Any], bool], str]
 
-# What a checkpoint can be chosen by: every headline number of `metrics`.
+# The metrics that can choose a checkpoint: every headline number of `costl.metrics.compute`.
 SELECTABLE = (
     *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-R5@0.3", "MR-full-R5@0.5", "MR-full-R5@0.7"),
     *("MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75", "MR-full-mIoU"),
@@ -147,46 +147,46 @@ SELECTABLE = (
 KINDS = ("costl", "cls", "adapter")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-# More than any training counts. A number of hundreds of digits would fail later, where it becomes a float or a size.
-_MOST = 10**9
-_WIDEST = 16384  # one matrix of the model then takes a gigabyte
-_COARSEST = 512  # clips; prediction looks at no more than these at once (LONGEST_WINDOW)
+# More than any training needs. A number of hundreds of digits would fail later, where it becomes a float or a size.
+_MAX_COUNT = 10**9
+_MAX_WIDTH = 16384  # one matrix of the model then takes a gigabyte
+_MAX_STRIDE = 512  # clips; prediction reads no more clips at once (MAX_WINDOW_CLIPS)
 
 
-def _above_zero(most: int) -> Limit:
-    return lambda value: 0 < value <= most, f"above zero and at most {most}"
+def _above_zero(maximum: int) -> Limit:
+    return lambda value: 0 < value <= maximum, f"above zero and at most {maximum}"
 
 
-def _from_zero(most: int) -> Limit:
-    return lambda value: 0 <= value <= most, f"from 0 to {most}"
+def _from_zero(maximum: int) -> Limit:
+    return lambda value: 0 <= value <= maximum, f"from 0 to {maximum}"
 
 
 def _are_strides(strides: tuple[int, ...]) -> bool:
-    """Each scale is made from the one below by a convolution of stride 2."""
-    doubled = tuple(2**i for i in range(_COARSEST.bit_length()))
+    """Whether each is twice the one before: a convolution of stride 2 makes each scale from the finer one."""
+    doubled = tuple(2**i for i in range(_MAX_STRIDE.bit_length()))
     return len(strides) > 0 and strides == doubled[: len(strides)]
 
 
 _ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
 _NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
 _BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
-# What is not dropped is scaled up by 1 / (1 - dropout), which overflows in float16 when little is left.
-_DROPOUT: Limit = (lambda share: 0 <= share <= 0.99, "from 0 to 0.99")
-# Only their ratios matter. The gradient of a larger weight overflows in float16, and a smaller one is lost in float32.
+# Dropout scales the remaining values by 1 / (1 - dropout), which overflows float16 when dropout is close to 1.
+_DROPOUT: Limit = (lambda probability: 0 <= probability <= 0.99, "from 0 to 0.99")
+# Only the ratios of weights matter. The gradient of a larger weight overflows float16, a smaller one vanishes in float32.
 _WEIGHT: Limit = (lambda weight: weight == 0 or 1e-6 <= weight <= 1000, "0, or from 0.000001 to 1000")
 _LIMITS: dict[str, dict[str, Limit]] = {
     "data": {"benchmark": (lambda name: name in BENCHMARKS, f"one of {', '.join(BENCHMARKS)}")},
     "model": {
         "kind": (lambda kind: kind in KINDS, f"one of {', '.join(KINDS)}"),
-        "width": _above_zero(_WIDEST),
+        "width": _above_zero(_MAX_WIDTH),
         "heads": _above_zero(1024),
         "dropout": _DROPOUT,
         "input_dropout": _DROPOUT,
     },
-    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _above_zero(_MOST)},
+    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _above_zero(_MAX_COUNT)},
     "temporal": {
         "layers": _from_zero(64),
-        "strides": (_are_strides, f"1, 2, 4, ... each twice the one before, up to {_COARSEST}"),
+        "strides": (_are_strides, f"1, 2, 4, ... each twice the one before, up to {_MAX_STRIDE}"),
         "null_tokens": _from_zero(1024),
         "kernel": (
             lambda kernel: 0 < kernel < 1024 and kernel % 2 == 1,
@@ -194,29 +194,32 @@ _LIMITS: dict[str, dict[str, Limit]] = {
         ),
     },
     "loss": {weight.name: _WEIGHT for weight in dataclasses.fields(Loss)}
-    | {"quality": (lambda share: 0 <= share <= 1, "from 0 to 1")},
+    | {"quality": (lambda quality: 0 <= quality <= 1, "from 0 to 1")},
     "train": {
         "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
-        **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "bucket_batches"), _above_zero(_MOST)),
-        "learning_rate": _above_zero(1),  # AdamW moves every weight by about so much in a step
+        **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "bucket_batches"), _above_zero(_MAX_COUNT)),
+        "learning_rate": _above_zero(1),  # AdamW changes every weight by about this much in a step
         "weight_decay": _NOT_NEGATIVE,
-        "warmup_steps": _from_zero(_MOST),
+        "warmup_steps": _from_zero(_MAX_COUNT),
         "clip_norm": _ABOVE_ZERO,
         "threads": _above_zero(1024),
         "workers": _from_zero(256),
         "precision": (lambda name: name in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "ema": _BELOW_ONE,
         "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
-        "select_on": (lambda split: split in ("val", "test"), "val, or test for the peers' habit, labelled as such"),
+        "select_on": (
+            lambda split: split in ("val", "test"),
+            "val, or test, as some papers do; numbers are then labelled",
+        ),
     },
     "predict": {
-        "moments": _above_zero(_MOST),
+        "moments": _above_zero(_MAX_COUNT),
         "nms_sigma": _ABOVE_ZERO,
         "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
         "round_s": (lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more"),
         "window_clips": (
-            lambda clips: 8 <= clips <= _MOST and clips % 4 == 0,
-            f"a multiple of 4, at least 8 and at most {_MOST}",
+            lambda clips: 8 <= clips <= _MAX_COUNT and clips % 4 == 0,
+            f"a multiple of 4, at least 8 and at most {_MAX_COUNT}",
         ),
     },
 }
@@ -225,34 +228,34 @@ _LIMITS: dict[str, dict[str, Limit]] = {
 def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
     """The defaults, changed by each layer in turn (a YAML file or a mapping), then by `section.name=value` overrides.
 
-    A layer names only what it changes. A file may also be the bare name of a benchmark, or laid out as a data folder's
-    costl.yaml, whose `train` section then counts. Raises UsageError that lists everything that is wrong at once: an
-    unknown name (with the nearest valid one), a wrong type, a value that is impossible alone or beside another.
+    A layer names only the settings that it changes. A file may also be the bare name of a benchmark, or the costl.yaml of a
+    data folder, of which the `train` section is read. Raises UsageError that lists all problems at once: unknown names
+    (with the nearest valid name), wrong types, values out of range, and values that contradict each other.
     """
     problems: list[str] = []
     merged: dict[str, dict[str, Any]] = {}
-    for where, layer in _named(layers, overrides, problems):
-        for section, key, value in _settings(where, layer, problems):
+    for source, layer in _named_layers(layers, overrides, problems):
+        for section, key, value in _valid_settings(source, layer, problems):
             merged.setdefault(section, {})[key] = value
     sections = {name: _section_type(name)(**values) for name, values in merged.items()}
     config = dataclasses.replace(Config(), **sections)
-    problems += _impossible(config)
+    problems += _range_problems(config)
     if problems:
         raise UsageError("\n".join(problems))
     return config
 
 
-def _named(layers: Iterable[Layer], overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _named_layers(layers: Iterable[Layer], overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
     for layer in layers:
         if isinstance(layer, Path):
             yield str(layer), read_layer(layer, problems)
         else:
             yield "settings", layer
     for override in overrides:
-        yield f"--set {override}", _parsed(override, problems)
+        yield f"--set {override}", _parse_override(override, problems)
 
 
-def _parsed(override: str, problems: list[str]) -> Any:
+def _parse_override(override: str, problems: list[str]) -> Any:
     name, equals, text = override.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
@@ -265,49 +268,49 @@ def _parsed(override: str, problems: list[str]) -> Any:
         return {}
 
 
-def _settings(where: str, layer: Any, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """The settings of one layer that stand the test of their name and type."""
+def _valid_settings(source: str, layer: Any, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """The settings of one layer with a valid name and type; adds the others to `problems`."""
     if not isinstance(layer, Mapping):
-        problems.append(f"{where}: found {shown(layer)}, expected sections such as 'train:'.")
+        problems.append(f"{source}: found {abbreviated(layer)}, expected sections such as 'train:'.")
         return
     for section, values in layer.items():
         if section not in _types(Config):
-            problems.append(f"{where}: unknown section {shown(section)}. {_nearest(section, _types(Config))}")
+            problems.append(f"{source}: unknown section {abbreviated(section)}. {_nearest(section, _types(Config))}")
         elif not isinstance(values, Mapping):
-            problems.append(f"{where}: {section} is {shown(values)}, expected names and values below it.")
+            problems.append(f"{source}: {section} is {abbreviated(values)}, expected names and values below it.")
         else:
-            yield from _section_settings(where, section, values, problems)
+            yield from _section_settings(source, section, values, problems)
 
 
 def _section_settings(
-    where: str, section: str, values: Mapping[str, Any], problems: list[str]
+    source: str, section: str, values: Mapping[str, Any], problems: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
-    kinds = _types(_section_type(section))
+    types_by_key = _types(_section_type(section))
     for key, value in values.items():
-        if key not in kinds:
-            problems.append(f"{where}: unknown setting {section}.{_name(key)}. {_nearest(key, kinds)}")
+        if key not in types_by_key:
+            problems.append(f"{source}: unknown setting {section}.{_key_text(key)}. {_nearest(key, types_by_key)}")
             continue
         try:
-            yield section, key, _typed(value, kinds[key])
+            yield section, key, _convert(value, types_by_key[key])
         except TypeError as error:
-            hint = _about_quotes(where, value)
-            problems.append(f"{where}: {section}.{key} is {shown(value)}, expected {error}.{hint}")
+            hint = _quotes_hint(source, value)
+            problems.append(f"{source}: {section}.{key} is {abbreviated(value)}, expected {error}.{hint}")
 
 
-def _name(key: Any) -> str:
-    """A name as an error shows it; YAML has names that are no texts."""
-    return key if isinstance(key, str) else shown(key)
+def _key_text(key: Any) -> str:
+    """A key for an error message; YAML keys need not be strings."""
+    return key if isinstance(key, str) else abbreviated(key)
 
 
-def _nearest(key: Any, known: Iterable[str]) -> str:
-    return nearest(_name(key), known)
+def _nearest(key: Any, names: Iterable[str]) -> str:
+    return nearest(_key_text(key), names)
 
 
-def _about_quotes(where: str, value: Any) -> str:
+def _quotes_hint(source: str, value: Any) -> str:
     if not (isinstance(value, str) and is_number(value)):
         return ""
-    # A cache holds what the costl.yaml of its videos said, where 1e-4 used to be read as a text.
-    return " Leave out the quotes" + ("; if it is of a cache, costl extract it again." if where == "settings" else ".")
+    # A cache stores the costl.yaml of its videos, in which earlier versions read 1e-4 as a string.
+    return " Leave out the quotes" + ("; for a cache, run costl extract again." if source == "settings" else ".")
 
 
 def _types(cls: Any) -> dict[str, Any]:
@@ -318,62 +321,64 @@ def _section_type(section: str) -> Any:
     return _types(Config)[section]
 
 
-def _typed(value: Any, kind: Any) -> Any:
-    """The value as the setting's type holds it; TypeError carries what was expected."""
-    if isinstance(kind, types.UnionType):  # only `X | None` occurs
-        return None if value is None else _typed(value, kind.__args__[0])
-    if typing.get_origin(kind) is tuple:
+def _convert(value: Any, expected: Any) -> Any:
+    """The value converted to the type of the setting. The message of the TypeError names the expected type."""
+    if isinstance(expected, types.UnionType):  # only `X | None` occurs
+        return None if value is None else _convert(value, expected.__args__[0])
+    if typing.get_origin(expected) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError("a list of whole numbers")
-        return tuple(_typed(item, kind.__args__[0]) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(_convert(item, expected.__args__[0]) for item in value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
             raise TypeError("a number") from None
-    if type(value) is not kind:
-        raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind])
+    if type(value) is not expected:
+        raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[expected])
     return value
 
 
-def _impossible(config: Config) -> list[str]:
-    """What the types allow but no run could use: values by themselves, then values that do not go together."""
-    refused = {}
+def _range_problems(config: Config) -> list[str]:
+    """Values out of range, then values that contradict each other."""
+    out_of_range = {}
     for section, limits in _LIMITS.items():
-        for key, (holds, expected) in limits.items():
+        for key, (is_valid, expected) in limits.items():
             value = getattr(getattr(config, section), key)
             finite = not isinstance(value, float) or math.isfinite(value)
-            if value is not None and not (finite and holds(value)):
-                refused[f"{section}.{key}"] = f"{section}.{key} is {shown(value)}, expected {expected}."
-    # What a refused value has to do with another says nothing.
-    pairs = (pair(config) for names, pair in _PAIRS.items() if not refused.keys() & set(names))
-    return [*refused.values(), *(problem for problem in pairs if problem)]
+            if value is not None and not (finite and is_valid(value)):
+                out_of_range[f"{section}.{key}"] = f"{section}.{key} is {abbreviated(value)}, expected {expected}."
+    # Without the checks of a value that is out of range already.
+    contradictions = (check(config) for names, check in _PAIRS.items() if not out_of_range.keys() & set(names))
+    return [*out_of_range.values(), *(problem for problem in contradictions if problem)]
 
 
 def _uneven_width(config: Config) -> str:
-    width, heads = config.model.width, config.model.heads
-    step = math.lcm(2, heads)  # the position of a clip is given by pairs of a sine and a cosine
+    width = config.model.width
+    heads = config.model.heads
+    step = math.lcm(2, heads)  # a position encoding has pairs of a sine and a cosine
     if not width % step:
         return ""
     below = width - width % step
-    near = " or ".join(str(number) for number in (below, below + step) if 0 < number <= _WIDEST)
+    near = " or ".join(str(number) for number in (below, below + step) if 0 < number <= _MAX_WIDTH)
     return f"model.width is {width}, expected an even number and a multiple of model.heads ({heads}), such as {near}."
 
 
 def _overshooting_decay(config: Config) -> str:
-    rate, decay = config.train.learning_rate, config.train.weight_decay
+    rate = config.train.learning_rate
+    decay = config.train.weight_decay
     if not rate * decay > 1:
         return ""
     return (
         f"train.weight_decay is {decay!r}, expected at most {1 / rate:g} with train.learning_rate at {rate!r}: "
-        "a step takes their product from every weight."
+        "a step reduces every weight by their product."
     )
 
 
 def _no_loss(config: Config) -> str:
     if _weighted(config.loss):
         return ""
-    return "loss: every weight is 0, expected one above zero, or there is nothing to learn."
+    return "loss: every weight is 0, expected at least one above zero, or there is nothing to learn."
 
 
 def _no_comparison(config: Config) -> str:
@@ -388,7 +393,7 @@ def _no_comparison(config: Config) -> str:
 
 
 def _weighted(loss: Loss) -> set[str]:
-    """The losses that count; `quality` is no weight."""
+    """The names of the losses with a weight above zero; `quality` is not a weight."""
     return {name for name, weight in vars(loss).items() if weight and name != "quality"}
 
 

@@ -1,4 +1,4 @@
-"""Layers of settings that are files: YAML read strictly, found by path or by the bare name of a benchmark."""
+"""Settings files: strict YAML, given by a path or by the bare name of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ Layer = Path | Mapping[str, Any]
 
 
 def benchmark_settings(name: str) -> Path:
-    """The file with the settings of a benchmark, that came with this program."""
+    """The installed settings file of a benchmark."""
     return CONFIGS / f"{name}.yaml"
 
 
 def stated_fps(layers: Iterable[Layer]) -> dict[str, float]:
-    """How many clips a second each file asks features to have, for those of `layers` that say it."""
-    found = {}
+    """The `extract.fps` (clips per second) of each file in `layers` that has one."""
+    fps_by_file = {}
     for layer in layers:
-        text = _read(layer, []) if isinstance(layer, Path) else {}
-        extract = text.get("extract") if isinstance(text, Mapping) else None
+        content = _read(layer, []) if isinstance(layer, Path) else {}
+        extract = content.get("extract") if isinstance(content, Mapping) else None
         fps = extract.get("fps") if isinstance(extract, Mapping) else None
         if isinstance(fps, int | float) and 0 < fps <= sys.float_info.max:
-            found[str(layer)] = float(fps)
-    return found
+            fps_by_file[str(layer)] = float(fps)
+    return fps_by_file
 
 
 def read_layer(path: Path, problems: list[str]) -> Any:
-    """What a file says about training: all of it, or the `train` section where it is laid out as a data folder's costl.yaml.
+    """The training settings in a file: all of it, or the `train` section if it is the costl.yaml of a data folder.
 
-    What is wrong with it is added to `problems`.
+    Adds everything that is wrong with it to `problems`.
     """
-    found = _read(path, problems)
-    if not isinstance(found, Mapping) or "extract" not in found:
-        return found
-    for section in found:
+    content = _read(path, problems)
+    if not isinstance(content, Mapping) or "extract" not in content:
+        return content
+    for section in content:
         if section not in ("extract", "train"):
             problems.append(
                 f"{path}: unknown section {section!r}, expected extract and train, with settings below these."
             )
-    return found.get("train") or {}
+    return content.get("train") or {}
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """A hint for a name that is not known."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+def nearest(name: Any, valid_names: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest valid one, or all of them."""
+    near = difflib.get_close_matches(str(name), list(valid_names), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(valid_names)}."
 
 
 def _read(path: Path, problems: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""A run and a split -> predictions -> metrics, files and a picture; training validates by the same path."""
+"""Evaluates a run on a split: predictions, metrics, the files of both and a picture."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from costl.data.annotations import Prediction, Query
-from costl.data.batch import RATED_CLIP_S
-from costl.data.splits import data_notes, read_queries
+from costl.data import queries as splits
+from costl.data.annotations import RATED_CLIP_S, Prediction, Query
+from costl.deprecated import moved_object
 from costl.metrics.compute import benchmark_rules, interval_iou
-from costl.metrics.output import how_scored, metrics_table, write_metrics, write_parquet, write_predictions
+from costl.metrics.output import metrics_table, scoring_message, write_metrics, write_parquet, write_predictions
 from costl.metrics.score_files import score
-from costl.pipeline.progress import Tell
-from costl.plots.run import draw_predictions
-from costl.predict.loaded_run import Ready, open_run
-from costl.report.shots import best_moments
-from costl.training.distributed import ALONE, Ranks
+from costl.pipeline.progress import ProgressCallback
+from costl.plots.predictions import draw_predictions
+from costl.predict.loaded_run import LoadedRun, open_run
+from costl.report.pictures import best_moment_frames
+from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import legacy_label
 
-DRAWN = 8
+MAX_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: `metrics` as `compute_metrics` lays them out, with `intervals` (none of it where the
-    split has no labels), where the files are, what to know."""
+    """The result of an evaluation: its metrics, the folder of its files and its notes.
+
+    `metrics` are laid out as by `compute_metrics`, with `intervals`; empty for a split without labels.
+    """
 
     run: Path
     split: str
@@ -46,8 +48,8 @@ class Evaluation:
         return dict(self.metrics)
 
     def messages(self) -> list[str]:
-        """How it was scored, the notes, and where the files are."""
-        scored = [how_scored(self.metrics)] if self.metrics else []
+        """The rules of the scoring, the notes, and the folder of the files."""
+        scored = [scoring_message(self.metrics)] if self.metrics else []
         files = f"Predictions{', metrics' if self.metrics else ''} and a picture: {self.folder}/"
         return [*scored, *self.notes, files]
 
@@ -62,35 +64,46 @@ def evaluate(
     benchmark: str | None = None,
     out: Path | None = None,
     device: str = "auto",
-    progress: Tell | None = None,
-    ranks: Ranks = ALONE,
+    progress: ProgressCallback | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
     """Scores a run (by default the newest in `runs/`) on a split of its cache, on the domain that it was trained on.
 
-    `weights`: "best" as chosen in training, or "last", the averaged weights of the last epoch. `benchmark` says whose
-    rules to score by, by default the run's `data.benchmark`; `official` reproduces its published evaluator. Writes
-    metrics.json (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and
-    predictions.png to `out`, by default `eval-<split>/` in the run. A split without labels is predicted all the same;
-    then there are no metrics. Raises UsageError for a missing run, split or domain and for a split whose videos all lack
-    features, CacheError where the cache is not the one of the run or a file is damaged: in each case before any file is
-    written, and an earlier evaluation in the folder stays as it is. Of several `ranks` each answers its share of the
-    queries, once; the first scores and writes, and all get what it found.
+    `weights` are "best", as chosen in training, or "last", the averaged weights of the last epoch. Scores by the rules of
+    `benchmark`, by default the run's `data.benchmark`; `official` reproduces its published evaluator. Writes metrics.json
+    (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and predictions.png to
+    `out`, by default `eval-<split>/` in the run. For a split without labels, writes predictions but no metrics.
+
+    Raises UsageError for a missing run, split or domain and for a split whose videos all lack features, CacheError when
+    the cache is not that of the run or a file is damaged. Then no file is written, and an earlier evaluation in the folder
+    stays as it is. Of several `ranks`, each predicts a part of the queries; the main process scores and writes, and all
+    return the same evaluation.
     """
-    with ranks.together():
-        ready = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
-        queries = read_queries(ready.features, split, domain=ready.run.config.data.domain)
-        benchmark_rules(benchmark or ready.run.config.data.benchmark)
-    ranks.same({"run": str(ready.run.folder.resolve()), "queries": str([query.qid for query in queries])})
-    predictions = ready.predict(queries, progress if ranks.first else None, ranks)
-    found = None
-    with ranks.together():
-        if ranks.first:
-            found = _written(ready, split, queries, predictions, official=official, benchmark=benchmark, out=out)
-    return ranks.tell(found)
+    with ranks.all_or_none():
+        loaded = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
+        queries = splits.read_queries(loaded.features, split, domain=loaded.run.config.data.domain)
+        benchmark_rules(benchmark or loaded.run.config.data.benchmark)  # refuses an unknown name before predicting
+    ranks.require_same({"run": str(loaded.run.folder.resolve()), "queries": str([query.qid for query in queries])})
+    predictions = loaded.predict(queries, progress if ranks.is_main else None, ranks)
+    evaluation = None
+    with ranks.all_or_none():
+        if ranks.is_main:
+            evaluation = _score_and_write(
+                loaded, split, queries, predictions, official=official, benchmark=benchmark, out=out
+            )
+    return ranks.broadcast(evaluation)
 
 
-def _written(
-    ready: Ready,
+def __getattr__(name: str) -> Any:
+    new_names = {
+        "build_for": "costl.model.build:build_model_for_cache",
+        "read_queries": "costl.data.queries:read_queries",
+    }
+    return moved_object(__name__, name, new_names)
+
+
+def _score_and_write(
+    loaded: LoadedRun,
     split: str,
     queries: Sequence[Query],
     predictions: Sequence[Prediction],
@@ -100,11 +113,12 @@ def _written(
     out: Path | None,
 ) -> Evaluation:
     """Scores the predictions and writes all files of an evaluation."""
-    config, folder = ready.run.config, out or ready.run.folder / f"eval-{split}"
-    benchmark = benchmark or config.data.benchmark
-    rows = _a_row_each(queries, predictions)
+    folder = out or loaded.run.folder / f"eval-{split}"
+    benchmark = benchmark or loaded.run.config.data.benchmark
+    rows = _one_row_per_query(queries, predictions)
     metrics: dict[str, Any] = {}
-    notes, legacy = data_notes(split, queries, ready.features), legacy_label(config)
+    notes = splits.data_notes(split, queries, loaded.features)
+    legacy = legacy_label(loaded.run.config)
     if any(query.windows or query.clip_ids for query in queries):
         metrics = {"legacy": legacy} if legacy else {}
         metrics |= score(rows, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
@@ -112,35 +126,35 @@ def _written(
         notes += [legacy] if legacy else []
     else:
         notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
-        (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation: they would pass for these
+        (folder / "metrics.json").unlink(missing_ok=True)  # an earlier evaluation's would be taken for these
     write_predictions(folder / "predictions.jsonl", rows)
     write_parquet(folder / "predictions.parquet", rows)
     examples = choose_examples(queries, predictions)
     draw_predictions(
         folder / "predictions.png",
         examples,
-        title=f"{split}, {ready.run.folder.name}",
-        pictures=best_moments(examples, ready.features),
+        title=f"{split}, {loaded.run.folder.name}",
+        pictures=best_moment_frames(examples, loaded.features),
     )
-    return Evaluation(ready.run.folder, split, folder, metrics, tuple(notes))
+    return Evaluation(loaded.run.folder, split, folder, metrics, tuple(notes))
 
 
-def _a_row_each(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[Prediction]:
-    """In the order of the queries; one whose video has no features is answered with empty lists, which count 0."""
+def _one_row_per_query(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Predictions in the order of the queries; empty lists, which score 0, for a query whose video has no features."""
     by_qid = {prediction.qid: prediction for prediction in predictions}
     return [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
 
 
 def choose_examples(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[tuple[Query, Prediction]]:
-    """Up to eight queries across all outcomes: ranked by the overlap of the first moment, evenly picked."""
+    """Up to MAX_EXAMPLES queries of all outcomes: evenly spaced in the ranking by the IoU of the first moment."""
     by_qid = {prediction.qid: prediction for prediction in predictions}
     answered = [(query, by_qid[query.qid]) for query in queries if query.qid in by_qid]
-    ranked = sorted(answered, key=lambda pair: -_overlap(*pair))
-    picked = np.unique(np.linspace(0, len(ranked) - 1, min(DRAWN, len(ranked))).round().astype(int))
-    return [ranked[i] for i in picked]
+    ranked = sorted(answered, key=lambda pair: -_first_moment_iou(*pair))
+    indices = np.unique(np.linspace(0, len(ranked) - 1, min(MAX_EXAMPLES, len(ranked))).round().astype(int))
+    return [ranked[i] for i in indices]
 
 
-def _overlap(query: Query, prediction: Prediction) -> float:
+def _first_moment_iou(query: Query, prediction: Prediction) -> float:
     if not (query.windows and prediction.windows):
         return 0.0
     return float(interval_iou(np.array(prediction.windows[0][:2]), np.array(query.windows)).max())

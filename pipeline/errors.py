@@ -1,4 +1,4 @@
-"""The errors of both stages: each names the thing, what was found, what was expected and the next step."""
+"""The errors of both stages. Each message names the thing, what was found, what was expected and the next step."""
 
 from collections.abc import Iterable
 
@@ -6,37 +6,38 @@ _SHOWN = 5
 
 
 class CostlError(Exception):
-    """Base of every error meant for the person at the keyboard; `exit_code` is what the command returns.
+    """Base of all errors meant for the user; `exit_code` is the exit code of the command.
 
-    `told`: another process of the same training says it already.
+    `reported`: another process of the same training prints it already.
     """
 
     exit_code = 1
-    told = False
+    reported = False
 
 
 class UsageError(CostlError):
-    """A wrong argument, setting or annotation file: nothing was started, nothing was written."""
+    """A wrong argument, setting or annotation file. Nothing was started and nothing was written."""
 
     exit_code = 2
 
 
 class CacheError(CostlError):
-    """A cache, run or checkpoint that is damaged, foreign or made with other settings."""
+    """A cache, run or checkpoint that is damaged, not ours, or made with other settings."""
 
     exit_code = 3
 
 
 class VideoError(CostlError):
-    """One video that cannot be used; in a batch it becomes a row with its `status` and reason."""
+    """A video that cannot be used; in a batch it becomes a row with its `status` and reason."""
 
     def __init__(self, reason: str, *, status: str = "failed"):
         super().__init__(reason)
         self.status = status
 
 
-def some(items: Iterable[str], *, between: str = ", ", last: str = " and ") -> str:
-    """The first few of many names for an error's sentence, and how many more there are."""
-    items = list(items)
-    more = len(items) - _SHOWN
-    return between.join(items[:_SHOWN]) + (f"{last}{more} more" if more > 0 else "")
+def first_few(items: Iterable[str], *, between: str = ", ", last: str = " and ") -> str:
+    """The first few of many names for an error message, and how many more there are."""
+    names = list(items)
+    shown = between.join(names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return f"{shown}{last}{more} more" if more > 0 else shown

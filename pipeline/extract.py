@@ -1,18 +1,18 @@
-"""Stage one in its order: check what is cheap, load CLIP, decode and encode what is missing, publish the cache."""
+"""Stage one in order: check the input, load CLIP, decode and encode the unfinished videos, publish the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from costl.pipeline.cache.index import Contents, VideoRow, path_from, read_index, seen_from, told_from
-from costl.pipeline.cache.inspect import by_reason
+from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, read_index, relative_path, relative_weights
+from costl.pipeline.cache.inspect import group_by_reason
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
-from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import (
     ExtractSettings,
@@ -23,19 +23,19 @@ from costl.pipeline.data_folder import (
     read_annotations,
     read_settings,
     settings_folder,
-    without_patches,
+    without_spatial_encoder,
 )
 from costl.pipeline.decode.backends import resolve
-from costl.pipeline.encode.clip import TEXT_BATCH, Clip, load_clips
-from costl.pipeline.encode.types import Words
+from costl.pipeline.encode.clip import TEXT_BATCH, CLIPEncoder, load_encoders
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import UsageError
-from costl.pipeline.options import Effort, How
-from costl.pipeline.progress import Progress
+from costl.pipeline.options import FrameOptions, RunOptions
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
-from costl.pipeline.run.cluster_worker import Order
-from costl.pipeline.run.engine import cores, extract_into
-from costl.pipeline.run.history import recorded
-from costl.pipeline.run.shards import parse_share, refuse_others
+from costl.pipeline.run.cluster_worker import RunSpec
+from costl.pipeline.run.engine import cpu_cores, extract_into
+from costl.pipeline.run.history import recorded_run
+from costl.pipeline.run.shards import parse_share, refuse_other_shares
 from costl.pipeline.videos import Video, content_hash, find_videos, safe_id
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
@@ -45,11 +45,10 @@ _QUERIES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What a run did: names of videos decoded now (`done`) and found finished (`skipped`), rows of those that `failed`.
+    """What a run did: the names of videos that are `done` now or were finished before (`skipped`), and rows that `failed`.
 
-    `changed` are those that were finished earlier and whose file is another now, `dropped` the splits that the cache had
-    and these annotations have not, `truncated` the queries longer than CLIP reads. `exit_code` is 1 when a video failed
-    or is missing.
+    `changed`: videos whose file is not the one that was extracted earlier. `dropped`: splits of the cache that are not
+    among these annotations. `truncated`: queries longer than CLIP reads. `exit_code` is 1 if a video failed or is missing.
     """
 
     cache: Path
@@ -62,21 +61,21 @@ class ExtractReport:
 
     @property
     def exit_code(self) -> int:
-        """What the command returns."""
+        """The exit code of the command."""
         return 1 if self.failed else 0
 
     def lines(self) -> list[str]:
-        """The cache."""
+        """The path of the cache."""
         return [str(self.cache)]
 
     def data(self) -> dict[str, Any]:
-        """Every field, with a row for each video that failed."""
+        """All fields, with a row for each video that failed."""
         return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
 
     def messages(self) -> list[str]:
-        """Why videos failed, what was cut, what has changed, and the counts."""
-        messages = by_reason(self.failed)
-        messages += [f"cut: longer than CLIP reads, its end is lost: {query!r}" for query in self.truncated]
+        """Why videos failed, which queries were cut, what has changed, and the counts."""
+        messages = group_by_reason(self.failed)
+        messages += [f"cut: longer than CLIP reads, its end is ignored: {query!r}" for query in self.truncated]
         if self.changed:
             names = ", ".join(self.changed[:5]) + (", ..." if len(self.changed) > 5 else "")
             messages.append(f"{len(self.changed)} videos changed since they were extracted: {names}.")
@@ -105,187 +104,128 @@ def extract(
     time_limit_s: float = 30.0,
     cluster: str | None = None,
     shard: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
     **chosen: Any,
 ) -> ExtractReport:
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
-    `annotations`: a folder, a file, or the JSONL text of each split; by default the files beside the videos. What decides
-    the features are the fields of `ExtractSettings`: those `chosen` here (None: not) win over the costl.yaml of the
-    annotations' folder, which takes the place of the videos'. With `allow_missing_videos`, annotated videos that are not
-    there become rows of status "missing". `device`: one or several, as "cuda:0,cuda:1"; for `workers`, `batch`, `compiled`
-    and `time_limit_s` see `encoding.Effort`. `cluster`: address of a Dask scheduler whose workers do the videos. `shard`,
-    such as "2/4": only that share of the folder and its annotations, to be joined by `merge`. Each run leaves a line in
-    OUT.runs.jsonl. Videos that are finished are not decoded again; one that cannot be decoded becomes a row, and the rest
-    goes on. Raises UsageError for what is wrong with the input, CacheError for a cache of other settings, damaged or busy,
-    CostlError after 20 failures in a row of videos that had not failed before, or when a device fails.
+    `annotations`: a folder, a file, or the JSONL text of each split; by default the files next to the videos. `chosen` are
+    fields of `ExtractSettings`, which decide the features: a value that is not None wins over the costl.yaml of the
+    annotations' folder, or else of the videos' folder. With `allow_missing_videos`, annotated videos without a file become
+    rows of status "missing". `device`: one or several, such as "cuda:0,cuda:1". For `workers`, `batch`, `compiled` and
+    `time_limit_s` see `options.RunOptions`. `cluster`: the address of a Dask scheduler whose workers process the videos.
+    `shard`, such as "2/4": only that share of the folder and its annotations, to be joined later by `merge`.
+
+    Each run adds a line to OUT.runs.jsonl. Finished videos are not decoded again. A video that cannot be decoded becomes a
+    row, and the others go on. Raises UsageError for a wrong input, CacheError for a cache that is busy, damaged or made
+    with other settings, CostlError after 20 failures in a row of videos that had not failed before, or if a device fails.
     """
-    tell = progress or (lambda _: None)
-    asked = _asked(videos, annotations, chosen, allow_missing=allow_missing_videos)
+    report_progress = progress or (lambda _: None)
+    inputs = _read_inputs(videos, annotations, chosen, allow_missing=allow_missing_videos)
     if shard:
-        asked = _share_of(asked, shard, out)
-    effort = Effort(workers=workers, batch=batch, compiled=compiled, time_limit_s=time_limit_s)
+        inputs = _select_share(inputs, shard, out)
+    settings = inputs.settings
+    run_options = RunOptions(workers=workers, batch=batch, compiled=compiled, time_limit_s=time_limit_s)
     refuse_if_busy(out)
     if cluster:
         precision = agree_on_precision(cluster, device=device, precision=precision, workers=workers)
-    # On a cluster the device is the workers'; here only sentences are encoded.
-    clips = _load(asked.settings, "auto" if cluster else device, precision, tell)
-    how = _how(asked.settings, clips[0])
-    contents = _contents(asked, clips[0], how, out)
+    # On a cluster, `device` is that of the workers, and this machine encodes sentences only.
+    encoders = _load_encoders(settings, "auto" if cluster else device, precision, report_progress)
+    frame_options = _frame_options(settings, encoders[0])
+    contents = _contents(inputs, encoders[0], frame_options, out)
     check_fingerprint(out, contents.fingerprint)
-    dropped, forgiven = _of_earlier_run(out, asked.texts)
-    words = encode_queries(clips[0], queries_in(asked.texts), out, tell, even=True)
-    with CacheWriter(out, contents, words) as writer, recorded(out, clips) as meter:
-        failed = [_note_missing(writer, name) for name in asked.absent]
-        skipped, changed = _keep_finished(asked.videos, writer, tell)
-        todo = [video for video in asked.videos if video.id not in skipped]
-        meter.videos |= {"skipped": len(skipped), "missing": len(failed)}
+    dropped, failed_before = _earlier_run(out, inputs.annotations)
+    queries = queries_in(inputs.annotations)
+    sentences = encode_queries(encoders[0], queries, out, report_progress, fill_batches=True)
+    with CacheWriter(out, contents, sentences) as writer, recorded_run(out, encoders) as meter:
+        missing = [_record_missing(writer, name) for name in inputs.missing]
+        skipped, changed = _reuse_finished(inputs.videos, writer, report_progress)
+        unfinished = [video for video in inputs.videos if video.id not in skipped]
+        meter.videos |= {"skipped": len(skipped), "missing": len(missing)}
         if cluster:
-            weights = seen_from(out.parent, contents.source["weights"])
-            order = Order(asked.settings.model, weights, device, dict(contents.fingerprint), contents.form, how, effort)
-            rows = extract_on_cluster(cluster, writer, todo, order=order, forgiven=forgiven, tell=tell)
+            spec = RunSpec(
+                model=settings.model,
+                weights=absolute_weights(out.parent, contents.source["weights"]),
+                device=device,
+                fingerprint=dict(contents.fingerprint),
+                token_format=contents.token_format,
+                frame_options=frame_options,
+                run_options=run_options,
+            )
+            rows = extract_on_cluster(
+                cluster, writer, unfinished, spec=spec, failed_before=failed_before, report_progress=report_progress
+            )
             meter.videos.update(row.status for row in rows)
         else:
             rows = extract_into(
                 writer,
-                todo,
-                clips=clips,
+                unfinished,
+                encoders=encoders,
                 fps=contents.fps,
-                how=how,
-                effort=effort,
+                frame_options=frame_options,
+                run_options=run_options,
                 meter=meter,
-                forgiven=forgiven,
-                tell=tell,
+                failed_before=failed_before,
+                report_progress=report_progress,
             )
     return ExtractReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
-        skipped=tuple(video.path.stem for video in asked.videos if video.id in skipped),
-        failed=(*failed, *(row for row in rows if not row.ok)),
-        truncated=tuple(query for query, one in words.items() if one.truncated),
+        skipped=tuple(video.path.stem for video in inputs.videos if video.id in skipped),
+        failed=(*missing, *(row for row in rows if not row.ok)),
+        truncated=tuple(query for query, sentence in sentences.items() if sentence.truncated),
         changed=tuple(changed),
         dropped=dropped,
     )
 
 
-def encode_queries(
-    clip: Clip, queries: list[str], out: Path, tell: Callable[[Progress], None], *, even: bool = False
-) -> dict[str, Words]:
-    """The words of every query; those that the cache at `out` has already, of the same fingerprint and named, are kept.
-
-    For `even` see `encode_new`.
-    """
-    known = {query: words for query, words in known_words(out).items() if words.texts}
-    known |= encode_new(clip, [query for query in queries if query not in known], tell, even=even)
-    return {query: known[query] for query in queries}
-
-
-def encode_new(clip: Clip, queries: list[str], tell: Callable[[Progress], None], *, even: bool) -> dict[str, Words]:
-    """The words of these queries. Raises UsageError for one without a word in it.
-
-    With `even`, CLIP gets batches of one size, the last one filled up: the last bits of a word depend on how many sentences
-    are encoded at once, and must not depend on what else was annotated.
-    """
-    found: dict[str, Words] = {}
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):
-        some = queries[start : start + _QUERIES_AT_ONCE]
-        fill = some[:1] * (-len(some) % TEXT_BATCH) if even else []
-        found |= dict(zip(some, clip.encode_text([*some, *fill]), strict=False))
-        tell(Progress("words", start + len(some), len(queries)))
-    return found
-
-
-def missing_row(name: str) -> VideoRow:
-    """The row of a video that is annotated and nowhere to be found."""
-    return VideoRow(safe_id(name), "missing", name, reason="annotated, but its video is not there.")
-
-
 @dataclass(frozen=True)
-class _Asked:
-    """What a run is to do: its videos and where they lie, those that are `absent`, the annotations, what decides the
-    features (`settings`), what the data folder asks of `training`, and which `share` of the folder this is."""
+class _Inputs:
+    """What a run works on: its `videos` and their `folder`, the names of annotated videos without a file (`missing`), the
+    annotations, the `settings` that decide the features, the folder's settings for `training`, and the `share` of the
+    folder that the run takes, empty for all of it."""
 
     videos: list[Video]
-    place: Path
-    absent: list[str]
-    texts: Mapping[str, str]
+    folder: Path
+    missing: list[str]
+    annotations: Mapping[str, str]
     settings: ExtractSettings
     training: Mapping[str, Any]
     share: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _asked(
-    videos: Path,
+def _read_inputs(
+    path: Path,
     annotations: Path | Mapping[str, str] | None,
     chosen: Mapping[str, Any],
     *,
     allow_missing: bool,
-) -> _Asked:
-    found, folder = _find(videos), data_folder(videos)
-    from_folder = read_settings(settings_folder(folder, annotations))
-    settings = _resolve(from_folder.extract, **chosen)
-    texts = _annotations(annotations, folder, found, allow_missing=allow_missing)
-    absent = missing_videos(texts, (video.path.stem for video in found))
-    return _Asked(found, found[0].path.parent, absent, texts, settings, from_folder.train)
-
-
-def _share_of(asked: _Asked, shard: str, out: Path) -> _Asked:
-    share = parse_share(shard)
-    refuse_others(out, share)
-    texts, share_of = share.cut(asked.texts)
-    return replace(
-        asked,
-        videos=[video for video in asked.videos if share.holds(video.id)],
-        absent=[name for name in asked.absent if share.holds(safe_id(name))],
-        texts=texts,
-        share=share_of,
+) -> _Inputs:
+    videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path)
+    names = [video.path.stem for video in videos]
+    folder = data_folder(path)
+    folder_settings = read_settings(settings_folder(folder, annotations))
+    settings = _resolve_settings(folder_settings.extract, chosen)
+    if isinstance(annotations, Mapping):
+        check_annotations(annotations, names, allow_missing=allow_missing)
+        texts = dict(annotations)
+    else:
+        source = folder if annotations is None else annotations
+        texts = read_annotations(source, names, allow_missing=allow_missing)
+    return _Inputs(
+        videos=videos,
+        folder=videos[0].path.parent,
+        missing=missing_videos(texts, names),
+        annotations=texts,
+        settings=settings,
+        training=folder_settings.train,
     )
 
 
-def _load(
-    settings: ExtractSettings, devices: str, precision: str | None, tell: Callable[[Progress], None]
-) -> list[Clip]:
-    tell(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    form = settings.form
-    return load_clips(
-        settings.model,
-        settings.weights,
-        devices=devices,
-        precision=precision,
-        layers=form.layers,
-        patches=form.patches,
-    )
-
-
-def _how(settings: ExtractSettings, clip: Clip) -> How:
-    target = clip.preprocess.target if settings.resize == "decoder" else None
-    return How(resolve(settings.decoder), settings.sampling, target)
-
-
-def _contents(asked: _Asked, clip: Clip, how: How, out: Path) -> Contents:
-    settings, form = asked.settings, asked.settings.form
-    return Contents(
-        fingerprint=clip.fingerprint() | how.fingerprint() | asdict(form) | {"fps": float(settings.fps)},
-        fps=float(settings.fps),
-        patch_grid=clip.patch_grid,
-        joint=clip.joint,
-        annotations=asked.texts,
-        settings=asked.training if form.patches else without_patches(asked.training),
-        form=form,
-        videos=path_from(out.parent, asked.place),
-        source={"model": settings.model, "weights": told_from(out.parent, settings.weights)},
-        share=asked.share,
-    )
-
-
-def _find(videos: Path) -> list[Video]:
-    return [Video(safe_id(videos.stem), videos)] if videos.is_file() else find_videos(videos)
-
-
-def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
-    asked = {**from_folder, **{name: value for name, value in flags.items() if value is not None}}
-    settings = replace(ExtractSettings(), **asked)
-    if "model" in asked and Path(settings.weights.removeprefix("local-dir:")).is_dir():
+def _resolve_settings(folder_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> ExtractSettings:
+    values = {**folder_settings, **{name: value for name, value in chosen.items() if value is not None}}
+    settings = replace(ExtractSettings(), **values)
+    if "model" in values and Path(settings.weights.removeprefix("local-dir:")).is_dir():
         raise UsageError(
             f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "
             "out, or name a tag for it, such as --weights openai."
@@ -293,52 +233,141 @@ def _resolve(from_folder: Mapping[str, Any], **flags: Any) -> ExtractSettings:
     return settings
 
 
-def _annotations(
-    given: Path | Mapping[str, str] | None, folder: Path, found: Sequence[Video], *, allow_missing: bool
-) -> dict[str, str]:
-    names = [video.path.stem for video in found]
-    if isinstance(given, Mapping):
-        check_annotations(given, names, allow_missing=allow_missing)
-        return dict(given)
-    return read_annotations(folder if given is None else given, names, allow_missing=allow_missing)
+def _select_share(inputs: _Inputs, shard: str, out: Path) -> _Inputs:
+    share = parse_share(shard)
+    refuse_other_shares(out, share)
+    annotations, share_fields = share.select_annotations(inputs.annotations)
+    return replace(
+        inputs,
+        videos=[video for video in inputs.videos if share.holds(video.id)],
+        missing=[name for name in inputs.missing if share.holds(safe_id(name))],
+        annotations=annotations,
+        share=share_fields,
+    )
 
 
-def _note_missing(writer: CacheWriter, name: str) -> VideoRow:
-    row = missing_row(name)
-    return writer.note(row.id, name=row.name, status=row.status, reason=row.reason)
+def _load_encoders(
+    settings: ExtractSettings, devices: str, precision: str | None, report_progress: ProgressCallback
+) -> list[CLIPEncoder]:
+    report_progress(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
+    token_format = settings.token_format
+    return load_encoders(
+        settings.model,
+        settings.weights,
+        devices=devices,
+        precision=precision,
+        layers=token_format.layers,
+        patches=token_format.has_patches,
+    )
 
 
-def _of_earlier_run(out: Path, texts: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The splits that the cache has and these annotations have not, and the ids of videos that failed then."""
+def _frame_options(settings: ExtractSettings, encoder: CLIPEncoder) -> FrameOptions:
+    resize_to = encoder.preprocess.resize_target if settings.resize == "decoder" else None
+    return FrameOptions(resolve(settings.decoder), settings.sampling, resize_to)
+
+
+def _contents(inputs: _Inputs, encoder: CLIPEncoder, frame_options: FrameOptions, out: Path) -> Contents:
+    settings = inputs.settings
+    token_format = settings.token_format
+    fingerprint = encoder.fingerprint() | frame_options.fingerprint() | asdict(token_format)
+    return Contents(
+        fingerprint=fingerprint | {"fps": float(settings.fps)},
+        fps=float(settings.fps),
+        patch_grid=encoder.patch_grid,
+        joint=encoder.joint,
+        annotations=inputs.annotations,
+        settings=inputs.training if token_format.has_patches else without_spatial_encoder(inputs.training),
+        token_format=token_format,
+        videos=relative_path(out.parent, inputs.folder),
+        source={"model": settings.model, "weights": relative_weights(out.parent, settings.weights)},
+        share=inputs.share,
+    )
+
+
+def _earlier_run(out: Path, annotations: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The splits of the cache that are not among these annotations, and the ids of videos that failed before."""
     if not out.exists():
         return (), frozenset()
     earlier = read_index(out)
-    failed = (row.id for row in earlier.rows if not row.ok and row.status not in ("pending", "missing"))
-    return tuple(split for split in earlier.contents.annotations if split not in texts), frozenset(failed)
+    dropped = tuple(split for split in earlier.contents.annotations if split not in annotations)
+    failed = frozenset(row.id for row in earlier.rows if not row.ok and row.status not in ("pending", "missing"))
+    return dropped, failed
 
 
-def _keep_finished(
-    found: Sequence[Video], writer: CacheWriter, tell: Callable[[Progress], None]
+def encode_queries(
+    encoder: CLIPEncoder,
+    queries: list[str],
+    out: Path,
+    report_progress: ProgressCallback,
+    *,
+    fill_batches: bool = False,
+) -> dict[str, SentenceTokens]:
+    """The tokens of each query; those already stored in the cache `out`, with their texts, are reused.
+
+    For `fill_batches` see `encode_new`.
+    """
+    sentences = {query: sentence for query, sentence in stored_words(out).items() if sentence.texts}
+    new = [query for query in queries if query not in sentences]
+    sentences |= encode_new(encoder, new, report_progress, fill_batches=fill_batches)
+    return {query: sentences[query] for query in queries}
+
+
+def encode_new(
+    encoder: CLIPEncoder, queries: list[str], report_progress: ProgressCallback, *, fill_batches: bool
+) -> dict[str, SentenceTokens]:
+    """The tokens of these queries. Raises UsageError for a query without a word.
+
+    With `fill_batches`, CLIP gets batches of one size, the last one padded. The last bits of a token depend on how many
+    sentences are encoded at once, and must not depend on what else was annotated.
+    """
+    sentences: dict[str, SentenceTokens] = {}
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        part = queries[start : start + _QUERIES_AT_ONCE]
+        padding = part[:1] * (-len(part) % TEXT_BATCH) if fill_batches else []
+        encoded = encoder.encode_text([*part, *padding])
+        sentences |= dict(zip(part, encoded, strict=False))
+        report_progress(Progress("words", start + len(part), len(queries)))
+    return sentences
+
+
+def _record_missing(writer: CacheWriter, name: str) -> VideoRow:
+    row = missing_row(name)
+    return writer.record_without_features(row.id, name=row.name, status=row.status, reason=row.reason)
+
+
+def missing_row(name: str) -> VideoRow:
+    """The row of an annotated video whose file is missing."""
+    return VideoRow(safe_id(name), "missing", name, reason="annotated, but its video is not there.")
+
+
+def _reuse_finished(
+    videos: Sequence[Video], writer: CacheWriter, report_progress: ProgressCallback
 ) -> tuple[set[str], list[str]]:
-    """The ids of videos whose part is whole and whose file is still the same, and the names of those whose file is not;
-    all but the first are noted as pending."""
-    kept: set[str] = set()
+    """The ids of videos with a complete part of the same file, and the names of those whose file has changed.
+
+    All videos but the first kind get a row of status "pending".
+    """
+    finished: set[str] = set()
     changed: list[str] = []
-    with ThreadPoolExecutor(cores()) as pool:
-        # Only what has a part is read now: hashing a large folder takes as long as reading it.
-        parts = {video.id: (parts_folder(writer.path) / f"{video.id}.h5").exists() for video in found}
-        hashes = {video.id: pool.submit(content_hash, video.path) for video in found if parts[video.id]}
-        for number, video in enumerate(found, start=1):
-            content = _result(hashes.get(video.id))
-            if content and writer.keep(video.id, content):
-                kept.add(video.id)
+    folder = parts_folder(writer.path)
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+        # Hashing a large folder takes as long as reading it, so only videos with a part are hashed.
+        with_part = [video for video in videos if (folder / f"{video.id}.h5").exists()]
+        hashes = {video.id: pool.submit(content_hash, video.path) for video in with_part}
+        for number, video in enumerate(videos, start=1):
+            content = _hash_or_none(hashes.get(video.id))
+            if content and writer.reuse_if_unchanged(video.id, content):
+                finished.add(video.id)
             else:
-                changed += [video.path.stem] if content and writer.is_of_another(video.id, content) else []
-                writer.note(video.id, name=video.path.stem, status="pending", reason="not extracted yet.")
-            tell(Progress("check", number, len(found), video.path.name))
+                if content and writer.content_changed(video.id, content):
+                    changed.append(video.path.stem)
+                writer.record_without_features(
+                    video.id, name=video.path.stem, status="pending", reason="not extracted yet."
+                )
+            report_progress(Progress("check", number, len(videos), video.path.name))
     writer.write_index()
-    return kept, changed
+    return finished, changed
 
 
-def _result(hashed: Future[str] | None) -> str | None:
-    return None if hashed is None or hashed.exception() else hashed.result()
+def _hash_or_none(hashing: Future[str] | None) -> str | None:
+    return None if hashing is None or hashing.exception() else hashing.result()

@@ -1,6 +1,6 @@
-"""Features of single videos, kept by content: made once, whatever a file is called and however often it is asked about.
+"""A store of features of single videos, by content: each video is extracted once, whatever its file is called.
 
-FOLDER/<settings>/<content>.h5 and .h5.parts/    a cache of one video, and the words of what it was asked
+FOLDER/<settings>/<content>.h5 and .h5.parts/    a cache of one video, with the tokens of its queries
 """
 
 from __future__ import annotations
@@ -16,34 +16,25 @@ from typing import Any
 
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import Clip, load_clip
+from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.extract import encode_queries
 from costl.pipeline.fingerprint import digest, explain_difference
-from costl.pipeline.options import FIELDS, Effort, How, decoder_of, form_in
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.options import FRAME_FIELDS, FrameOptions, RunOptions, TokenFormat, decoder_for_family
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.engine import extract_into
 from costl.pipeline.videos import Video, content_hash
 
-_WORDS_KEPT = 512  # queries a video; the oldest go first
+_MAX_QUERIES = 512  # per video; the oldest are removed first
 
 
-def user_folder() -> Path:
-    """Where a program may keep what it can make again, by the customs of the platform."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "costl" / "Cache"
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/costl").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "costl"
+class FeatureStore:
+    """Features made with the settings of `fingerprint` by the CLIP of `model` and `weights`; threads may share a store.
 
-
-class Kept:
-    """Features made as `fingerprint` says, by the CLIP that `model` and `weights` name; threads may share it.
-
-    CLIP is loaded when there is something to encode, and then refused unless it is the very one: `owner` is what the
-    refusal says was trained on such features.
+    CLIP is loaded when there is something to encode, and refused unless its fingerprint is the same. `owner` names the
+    model that was trained on such features, for error messages.
     """
 
     def __init__(
@@ -62,51 +53,72 @@ class Kept:
                 f"{owner} was trained on features that were not made here ({', '.join(sorted(fingerprint))}), so no "
                 "video can be turned into such features. Train on a cache of costl extract."
             )
-        # Another release of open_clip is no other CLIP, as weights and preprocessing are compared by content; what it
-        # makes is kept apart all the same.
-        self._form = form_in(fingerprint)
-        self.fingerprint = {**fingerprint, **asdict(self._form), "open_clip": version("open_clip_torch")}
+        self._token_format = TokenFormat.from_fields(fingerprint)
+        # Weights and preprocessing are compared by content, so another release of open_clip is accepted. Its features
+        # still get a folder of their own.
+        self.fingerprint = {**fingerprint, **asdict(self._token_format), "open_clip": version("open_clip_torch")}
         self.folder = folder / digest(self.fingerprint)[:16]
-        self._model, self._weights, self._device, self._owner = model, weights, device, owner
+        self._model = model
+        self._weights = weights
+        self._device = device
+        self._owner = owner
         self._workers = workers
-        self._clip: Clip | None = None
+        self._encoder: CLIPEncoder | None = None
         self._lock = threading.Lock()
         self._hashes: dict[tuple[Any, ...], str] = {}
 
-    def features(self, video: Path, queries: Sequence[str], *, progress: Tell | None = None) -> tuple[CacheReader, str]:
-        """(cache, the video's name in it) with the video's features and the words of `queries`; made if need be.
+    def features(
+        self, video: Path, queries: Sequence[str], *, progress: ProgressCallback | None = None
+    ) -> tuple[CacheReader, str]:
+        """(cache, the video's name in it) with the features of the video and the tokens of `queries`, extracted if missing.
 
-        The name is that of the file when it was first asked about. Raises VideoError for a file that cannot be used,
-        UsageError for a query without a word or weights that cannot be loaded, CacheError for those of another CLIP or
-        a folder that cannot be written.
+        The name is that of the file when it was extracted. Raises VideoError for a video that cannot be used, UsageError
+        for a query without a word or weights that cannot be loaded, CacheError for the weights of another CLIP or a folder
+        that cannot be written.
         """
-        tell = progress or (lambda _: None)
-        content = self._content(video)
+        report_progress = progress or (lambda _: None)
+        content = self._content_hash(video)
         path = self.folder / f"{content}.h5"
         with self._lock:
-            known = _words_of(path)
-            if known is None or not set(queries) <= known:
-                self._complete(path, Video(content, video), list(queries), tell)
+            stored = _stored_queries(path)
+            if stored is None or not set(queries) <= stored:
+                self._extract(path, Video(content, video), list(queries), report_progress)
             features = CacheReader(path)
         return features, features.video_ids[0]
 
-    def _complete(self, path: Path, video: Video, queries: list[str], tell: Tell) -> None:
-        clip = self._load(tell)
+    def _content_hash(self, video: Path) -> str:
+        """The hash of the file, which is read again only if its size or time has changed."""
+        try:
+            status = video.stat()
+        except OSError as error:
+            raise VideoError(f"{video}: cannot be read ({error.strerror}). Check the name.") from error
+        key = (video.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._hashes:
+            self._hashes[key] = content_hash(video)
+        return self._hashes[key]
+
+    def _extract(self, path: Path, video: Video, queries: list[str], report_progress: ProgressCallback) -> None:
+        encoder = self._load(report_progress)
         contents = Contents(
             fingerprint=self.fingerprint,
             fps=float(self.fingerprint["fps"]),
-            patch_grid=clip.patch_grid,
-            joint=clip.joint,
-            form=self._form,
+            patch_grid=encoder.patch_grid,
+            joint=encoder.joint,
+            token_format=self._token_format,
         )
-        # The words first: a query that cannot be used is refused before the video is decoded.
-        earlier = [query for query in known_words(path) if query not in queries]
-        words = encode_queries(clip, [*earlier[-_WORDS_KEPT:], *queries], path, tell)
-        with CacheWriter(path, contents, words) as writer:
-            if writer.keep(video.id, video.id) is None:
-                effort = Effort(workers=self._workers)
+        # Sentences first: a query that cannot be used is refused before the video is decoded.
+        earlier = [query for query in stored_words(path) if query not in queries]
+        sentences = encode_queries(encoder, [*earlier[-_MAX_QUERIES:], *queries], path, report_progress)
+        with CacheWriter(path, contents, sentences) as writer:
+            if writer.reuse_if_unchanged(video.id, video.id) is None:
                 (row,) = extract_into(
-                    writer, [video], clips=[clip], fps=contents.fps, how=self._how(clip), effort=effort, tell=tell
+                    writer,
+                    [video],
+                    encoders=[encoder],
+                    fps=contents.fps,
+                    frame_options=self._frame_options(encoder),
+                    run_options=RunOptions(workers=self._workers),
+                    report_progress=report_progress,
                 )
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
@@ -114,55 +126,60 @@ class Kept:
                     raise VideoError(f"{video.path}: was changed while it was read. Ask again.", status="changed")
             writer.write_index()
 
-    def _how(self, clip: Clip) -> How:
-        """As the fingerprint says; one from before it said so is of frames at the centre, in their own size."""
-        target = clip.preprocess.target if self.fingerprint.get("resize") == "decoder" else None
-        decoder = decoder_of(str(self.fingerprint.get("decoder", "ffmpeg")))
-        return How(decoder, str(self.fingerprint.get("sampling", "centre")), target)
-
-    def _load(self, tell: Tell) -> Clip:
-        if self._clip is None:
-            tell(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
-            precision = str(self.fingerprint["precision"])
-            layers, patches = self._form.layers, self._form.patches
-            clip = load_clip(
-                self._model, self._weights, device=self._device, precision=precision, layers=layers, patches=patches
+    def _load(self, report_progress: ProgressCallback) -> CLIPEncoder:
+        if self._encoder is None:
+            report_progress(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
+            encoder = load_encoder(
+                self._model,
+                self._weights,
+                device=self._device,
+                precision=str(self.fingerprint["precision"]),
+                layers=self._token_format.layers,
+                patches=self._token_format.has_patches,
             )
-            here = clip.fingerprint() | asdict(self._form)
-            here |= {name: self.fingerprint[name] for name in ("fps", *FIELDS) if name in self.fingerprint}
-            differences = explain_difference(self.fingerprint, here, was="trained with", now="here is")
-            if differences:
-                raise CacheError(
-                    f"{self._owner} was trained with another CLIP than {self._weights} ({'; '.join(differences)}). "
-                    "Give the one it was trained with by --weights."
-                )
-            self._clip = clip
-        return self._clip
+            self._refuse_other_encoder(encoder)
+            self._encoder = encoder
+        return self._encoder
 
-    def _content(self, video: Path) -> str:
-        """The hash of the file, read again only where it was touched."""
-        try:
-            about = video.stat()
-        except OSError as error:
-            raise VideoError(f"{video}: cannot be read ({error.strerror}). Check the name.") from error
-        key = (video.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
-        if key not in self._hashes:
-            self._hashes[key] = content_hash(video)
-        return self._hashes[key]
+    def _refuse_other_encoder(self, encoder: CLIPEncoder) -> None:
+        loaded = encoder.fingerprint() | asdict(self._token_format)
+        loaded |= {name: self.fingerprint[name] for name in ("fps", *FRAME_FIELDS) if name in self.fingerprint}
+        differences = explain_difference(self.fingerprint, loaded, was="trained with", now="here is")
+        if differences:
+            raise CacheError(
+                f"{self._owner} was trained with another CLIP than {self._weights} ({'; '.join(differences)}). "
+                "Give the one it was trained with by --weights."
+            )
+
+    def _frame_options(self, encoder: CLIPEncoder) -> FrameOptions:
+        """The options of the fingerprint. An old one without them has frames at the centre, in their own size."""
+        resize_to = encoder.preprocess.resize_target if self.fingerprint.get("resize") == "decoder" else None
+        decoder = decoder_for_family(str(self.fingerprint.get("decoder", "ffmpeg")))
+        return FrameOptions(decoder, str(self.fingerprint.get("sampling", "centre")), resize_to)
 
 
-def _words_of(path: Path) -> set[str] | None:
-    """The queries whose words are here beside a whole video; None where something has to be made.
+def _stored_queries(path: Path) -> set[str] | None:
+    """The queries whose tokens are stored with a complete video; None if the video must be extracted.
 
-    What is damaged is removed: it can be made again, and nobody has to be asked.
+    Removes a damaged cache without asking, because it can be made again.
     """
     if not path.exists():
         return None
     try:
         features = CacheReader(path)
         for name in features.video_ids:
-            features.times_s(name), features.tokens(name, clips=[0])
-            return set(known_words(path))
+            features.times_s(name)
+            features.tokens(name, clips=[0])
+        return set(stored_words(path))
     except CacheError:
         path.unlink(missing_ok=True)
     return None
+
+
+def user_folder() -> Path:
+    """The platform's folder for files of this user that a program can make again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "costl" / "Cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/costl").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "costl"

@@ -1,4 +1,4 @@
-"""The feature grid: which clip stands for which seconds of a video, the one object both stages share."""
+"""The feature grid, which both stages share: which seconds of a video each clip covers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from costl.pipeline.errors import UsageError
 class Grid:
     """`duration_s` seconds of video at `fps` clips a second.
 
-    There are T = max(1, ceil(duration_s * fps - 0.5)) clips; clip i covers [i/fps, (i+1)/fps) and is shown by the frame
-    on screen at its centre. Raises UsageError unless both numbers are finite and above zero.
+    There are t = max(1, ceil(duration_s * fps - 0.5)) clips. Clip i covers the seconds [i/fps, (i+1)/fps); its features are
+    those of the frame on screen at its centre. Raises UsageError unless both numbers are finite and above zero.
     """
 
     fps: float
@@ -28,16 +28,16 @@ class Grid:
 
     @property
     def clips(self) -> int:
-        """T, the number of clips."""
-        # Rounded first, so that 0.1 * 3-like noise in duration * fps never adds a clip.
+        """The number of clips, t."""
+        # Rounded first, so that rounding errors such as that of 0.1 * 3 never add a clip.
         return max(1, math.ceil(round(self.duration_s * self.fps, 6) - 0.5))
 
     @property
     def clip_s(self) -> float:
-        """Length of one clip in seconds."""
+        """The length of a clip in seconds."""
         return 1.0 / self.fps
 
     def centres_s(self) -> np.ndarray:
-        """Centre of every clip, seconds [t]; a video shorter than half a clip is asked for its own middle."""
+        """The centre of each clip, seconds [t]; of a video shorter than half a clip, the middle of the video."""
         centres_s = (np.arange(self.clips) + 0.5) / self.fps
         return np.where(centres_s < self.duration_s, centres_s, self.duration_s / 2)

@@ -1,4 +1,4 @@
-"""How a video is turned into pictures: which decoder, which frame of a clip, and at what size; what of it counts."""
+"""The options of an extraction: how frames are made, how their tokens are stored, and how the work is run."""
 
 from __future__ import annotations
 
@@ -11,38 +11,29 @@ from costl.pipeline.errors import UsageError
 DECODERS = ("decord", "pyav", "torchcodec", "torchcodec:cuda")
 SAMPLINGS = ("centre", "cheapest")
 RESIZES = ("device", "decoder")
-# What software decoders give is bit for bit the same, so that a cache may mix them; a GPU's own decoder is another.
-FAMILIES = {"decord": "ffmpeg", "pyav": "ffmpeg", "torchcodec": "ffmpeg", "torchcodec:cuda": "nvdec"}
-FIELDS = ("decoder", "resize", "sampling")
+TOKEN_DTYPES = ("float16", "int8")
+TOKEN_CHOICES = ("all", "cls")
+FAILURES_IN_A_ROW = 20  # after so many the machine is to blame, not the videos
+# Software decoders give the same frames bit for bit, so a cache may mix them. A GPU's own decoder is another family.
+DECODER_FAMILIES = {"decord": "ffmpeg", "pyav": "ffmpeg", "torchcodec": "ffmpeg", "torchcodec:cuda": "nvdec"}
+FRAME_FIELDS = ("decoder", "resize", "sampling")
 
 
 @dataclass(frozen=True)
-class Target:
-    """The picture a network wants: `size` (height, width), and which side of a frame is made to fit it (`mode`)."""
+class FrameOptions:
+    """How the frames of a video are made.
 
-    mode: str
-    size: tuple[int, int]
-
-    def of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a frame of this size is scaled to; its own where that would not make it smaller."""
-        to = resized((height, width), self.mode, self.size)
-        return to if to[0] * to[1] < height * width else (height, width)
-
-
-@dataclass(frozen=True)
-class How:
-    """How the frames of a video are made. `decoder`: one of `DECODERS`. `sampling`: "centre", the frame on screen at a
-    clip's centre, or "cheapest", the one of the clip that costs least to decode. `resize_to`: None for frames of their
-    own size, otherwise what the decoder scales them for.
+    `decoder`: one of `DECODERS`. `sampling`: "centre" takes the frame on screen at a clip's centre, "cheapest" the frame
+    of the clip that costs least to decode. `resize_to`: the size the decoder scales frames for, None to keep their size.
     """
 
     decoder: str = "decord"
     sampling: str = "centre"
-    resize_to: Target | None = None
+    resize_to: ResizeTarget | None = None
 
     def fingerprint(self) -> dict[str, str]:
-        """What of this decides a feature (`FIELDS`). Every decoder scales in its own way, and is then its own family."""
-        family = FAMILIES[self.decoder] if self.resize_to is None else self.decoder
+        """The fields that decide a feature (`FRAME_FIELDS`). Each decoder scales in its own way and is then its own family."""
+        family = DECODER_FAMILIES[self.decoder] if self.resize_to is None else self.decoder
         return {
             "decoder": family,
             "resize": "device" if self.resize_to is None else "decoder",
@@ -50,35 +41,83 @@ class How:
         }
 
 
-def decoder_of(family: str) -> str:
-    """A decoder that makes the frames of this family: the first of those that do, or the one of that name."""
-    return next((name for name in DECODERS if FAMILIES[name] == family), family)
+def decoder_for_family(family: str) -> str:
+    """The first decoder whose frames are of this family; the name itself if it is a decoder's name."""
+    return next((name for name in DECODERS if DECODER_FAMILIES[name] == family), family)
 
 
-def resized(found: tuple[int, int], mode: str, to: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) after open_clip's resize of a picture of size `found` for a network of size `to`, before its crop."""
-    (height, width), (to_height, to_width) = found, to
+@dataclass(frozen=True)
+class ResizeTarget:
+    """The input of a network: `size` (height, width), and how open_clip fits a frame to it (`mode`)."""
+
+    mode: str
+    size: tuple[int, int]
+
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) a decoder scales a frame of this size to; the frame's own size unless that makes it smaller."""
+        scaled_height, scaled_width = resized_size((height, width), self.mode, self.size)
+        smaller = scaled_height * scaled_width < height * width
+        return (scaled_height, scaled_width) if smaller else (height, width)
+
+
+def resized_size(source: tuple[int, int], mode: str, target: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a frame of size `source` after open_clip's resize for an input of size `target`, before its crop."""
+    height, width = source
+    target_height, target_width = target
     if mode == "squash":
-        return to_height, to_width
-    if mode == "shortest" and to_height == to_width:
+        return target_height, target_width
+    if mode == "shortest" and target_height == target_width:
         # torchvision cuts the long side down to a whole pixel ...
         short, long = sorted((height, width))
-        long = int(to_height * long / short)
-        return (to_height, long) if height <= width else (long, to_height)
-    # ... and timm's rule, used for all else, rounds both sides.
-    ratios = height / to_height, width / to_width
+        long = int(target_height * long / short)
+        return (target_height, long) if height <= width else (long, target_height)
+    # ... and timm's rule, which open_clip uses for everything else, rounds both sides.
+    ratios = height / target_height, width / target_width
     ratio = max(ratios) if mode == "longest" else min(ratios)
     return round(height / ratio), round(width / ratio)
 
 
-FAILURES_IN_A_ROW = 20  # from so many on it is the machine, not the videos
+@dataclass(frozen=True)
+class TokenFormat:
+    """How the tokens of a frame are stored.
+
+    `dtype`: float16 as CLIP gives them, or int8 with one scale a token (see `cache.int8`). `layers`: how many of CLIP's
+    last blocks. `tokens`: all of a frame, or cls, the frame token without its patches. Raises UsageError for other values.
+    """
+
+    dtype: str = "float16"
+    layers: int = 1
+    tokens: str = "all"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("dtype", TOKEN_DTYPES), ("tokens", TOKEN_CHOICES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}.")
+        if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
+            raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks to keep, at least 1.")
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> TokenFormat:
+        """The format recorded in a fingerprint or an index. A missing field has the value it had before it was an option."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patches are stored next to the frame token."""
+        return self.tokens == "all"
+
+    def token_bytes(self, channels: int) -> int:
+        """Bytes of one token of one layer, with its scale."""
+        return channels + 4 if self.dtype == "int8" else 2 * channels
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How the work is done, which decides no feature: decode processes (`workers`, default: one a core), frames encoded at
-    once (`batch`, default: what suits the device), `compiled` after a minute of compiling, and how long a video may take
-    to get on (`time_limit_s`, see `workers.decode_videos`). Raises UsageError for counts below one.
+class RunOptions:
+    """How the work is run. None of this decides a feature.
+
+    `workers`: decode processes (default: one per core). `batch`: frames encoded at once (default: what suits the device).
+    `compiled`: compile the network first, which takes a minute. `time_limit_s`: seconds without progress after which a
+    video fails (see `decode.pool.decode_videos`). Raises UsageError for counts below one.
     """
 
     workers: int | None = None
@@ -91,41 +130,3 @@ class Effort:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise UsageError(f"{name} is {count}, expected at least 1.")
-
-
-DTYPES = ("float16", "int8")
-TOKENS = ("all", "cls")
-
-
-@dataclass(frozen=True)
-class Form:
-    """`dtype` float16 as CLIP gives them, or int8 with scales (see `quantise`); `layers` how many of the last blocks;
-    `tokens` all of a frame, or cls: the frame's token without its patches.
-
-    Raises UsageError for a value that cannot be meant.
-    """
-
-    dtype: str = "float16"
-    layers: int = 1
-    tokens: str = "all"
-
-    def __post_init__(self) -> None:
-        for name, known in (("dtype", DTYPES), ("tokens", TOKENS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}.")
-        if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
-            raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks to keep, at least 1.")
-
-    @property
-    def patches(self) -> bool:
-        """Whether patches are kept beside the frame's token."""
-        return self.tokens == "all"
-
-    def token_bytes(self, channels: int) -> int:
-        """What one token of one layer takes, its scale included."""
-        return channels + 4 if self.dtype == "int8" else 2 * channels
-
-
-def form_in(values: Mapping[str, Any]) -> Form:
-    """The form that a fingerprint or an index tells; what it does not speak of is as it was before there was a choice."""
-    return Form(**{field.name: values[field.name] for field in fields(Form) if field.name in values})

@@ -1,4 +1,4 @@
-"""Where a long call stands: what it tells the callback it was given, for the command line or anyone else to show."""
+"""What a long call reports to its progress callback: the stage, how much is done, and how fast it goes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,35 @@ from datetime import timedelta
 
 
 @dataclass(frozen=True)
-class Flow:
-    """How frames run through an extraction just now: so many a second; `waiting_for` ("decode", "CLIP" or "disk") holds
-    the others up, who spend the share `waiting` of their time on it; `left_s` until the end, None while nobody knows.
+class Progress:
+    """`done` of `total` in a `stage`; `total` is 0 while it is not known; `detail` names the item at work.
+
+    Stages of extraction: load, words, check, videos, and frames if there is only one video; of training: train; of
+    evaluation: predict; of asking: ask, cut and those of extraction and evaluation; of the sample world: render; of
+    preparing a benchmark: durations. A call that runs several of these puts its own name in front of the stage.
+    Extraction only: `video` has just ended with `status`. Extraction and training: `speed`, and `message`, a sentence that
+    stays on the screen after the bar has gone.
+    """
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+    video: str = ""
+    status: str = ""
+    speed: Throughput | TrainingSpeed | None = None
+    message: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The current speed of an extraction.
+
+    `frames` encoded so far. The rest waits for `waiting_for` ("decode", "CLIP" or "disk") and spends the share `waiting`
+    (0 to 1) of its time on it. `left_s`: estimated seconds until the end, None while unknown.
     """
 
     frames: int
@@ -20,16 +46,16 @@ class Flow:
     left_s: float | None = None
 
     def __str__(self) -> str:
-        left = "" if self.left_s is None else f", {timedelta(seconds=round(self.left_s))} left"
-        return f"{self.frames_per_s:.3g} frames/s, waiting for {self.waiting_for} {self.waiting:.0%}{left}".replace(
-            "%", " %"
-        )
+        waiting = f"waiting for {self.waiting_for} {100 * self.waiting:.0f} %"
+        return f"{self.frames_per_s:.3g} frames/s, {waiting}{_time_left(self.left_s)}"
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How a training goes just now: the mean `loss` of `epoch` so far, so many queries a second (0 before the second
-    step), `left_s` until the last epoch, None while nobody knows; `before`, the epoch before in words."""
+class TrainingSpeed:
+    """The current speed of a training: the mean `loss` of `epoch` so far, and queries per second (0 before the second step).
+
+    `left_s`: estimated seconds until the end of the last epoch, None while unknown. `before`: a summary of the last epoch.
+    """
 
     epoch: int
     loss: float
@@ -39,30 +65,9 @@ class Pace:
 
     def __str__(self) -> str:
         speed = f", {self.queries_per_s:.3g} queries/s" if self.queries_per_s else ""
-        left = "" if self.left_s is None else f", {timedelta(seconds=round(self.left_s))} left"
         before = f" ({self.before})" if self.before else ""
-        return f"epoch {self.epoch}: loss {self.loss:.3f}{speed}{left}{before}"
+        return f"epoch {self.epoch}: loss {self.loss:.3f}{speed}{_time_left(self.left_s)}{before}"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """`done` of `total` in a `stage`, `total` 0 where nobody knows yet; `detail` is what it is at, in words.
-
-    Stages of extraction: load, words, check, videos, and frames where there is but one video; of training: train; of
-    evaluation: predict; of asking: ask, cut and those of extraction and evaluation; of the sample world: render; of
-    preparing a benchmark: durations. A call made of several puts a word of its own before them.
-    Of extraction alone: `video` has just ended with `status`. Of extraction and training: `flow`, how fast it goes; `word`,
-    a sentence that the person should read even when the bar has gone.
-    """
-
-    stage: str
-    done: int
-    total: int
-    detail: str = ""
-    video: str = ""
-    status: str = ""
-    flow: Flow | Pace | None = None
-    word: str = ""
-
-
-Tell = Callable[[Progress], None]
+def _time_left(left_s: float | None) -> str:
+    return "" if left_s is None else f", {timedelta(seconds=round(left_s))} left"

@@ -1,4 +1,4 @@
-"""The videos of a folder: which files count, the safe and stable id of each, and the hash of its content."""
+"""The videos of a folder: which files count as videos, the id of each, and the hash of its content."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from costl.pipeline.errors import UsageError, VideoError
 
 SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".ts", ".flv", ".wmv", ".3gp"])
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
-# What Windows takes for a device, whatever suffix follows.
+# Windows treats these names as devices, whatever suffix follows.
 RESERVED = frozenset(
     ["CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in range(10))]
 )
 _READ_BYTES = 1 << 20
 
-Stamp = tuple[int, ...]
+FileStamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video file; `id` is what annotations call it: the file name without its suffix, made safe by `safe_id`."""
+    """One video file; `id` is the file name without its suffix, which annotations use, made safe by `safe_id`."""
 
     id: str
     path: Path
@@ -34,29 +34,29 @@ class Video:
 def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:
     """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
 
-    What is called like a video and is none (a folder, a pipe, a link to nothing) counts as well, so that it is told of
-    and not lost; but it makes no folder one that holds videos. Raises UsageError when the folder is missing, when it holds
-    no video (unless `allow_none`), and when two files would share an id.
+    A folder, pipe or dangling link with a video's suffix counts as well, so that it is reported as a failed video; but a
+    folder with nothing else holds no videos. Raises UsageError when the folder is missing, when it holds no video (unless
+    `allow_none`), and when two files would share an id.
     """
     if not folder.is_dir():
-        found = "not a folder" if folder.exists() else "no such folder"
-        raise UsageError(f"{folder}: {found}. Pass the folder that holds the videos.")
+        problem = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {problem}. Pass the folder that holds the videos.")
     paths = _video_files(folder) or _video_files(folder / "videos")
     if not paths and not allow_none:
         expected = " ".join(sorted(SUFFIXES))
-        found = _census(folder)
-        raise UsageError(f"{folder}: no videos ({found}), expected {expected} here or in {folder / 'videos'}.")
+        contents = _count_by_suffix(folder)
+        raise UsageError(f"{folder}: no videos ({contents}), expected {expected} here or in {folder / 'videos'}.")
     _refuse_shared_stems(paths)
     return sorted((Video(safe_id(path.stem), path) for path in paths), key=lambda video: video.id)
 
 
 def safe_id(stem: str) -> str:
-    """`stem` unless it holds anything but letters, digits and `._~- +,=@()[]`; then that part percent-encoded.
+    """`stem` with everything but letters, digits and `._~- +,=@()[]` percent-encoded.
 
-    Different stems give different ids, and every id is a plain file name: no '/', no NUL, no leading dot, no device of
-    Windows. Ids may differ in capitals alone, as those of YouTube do; `CacheWriter` watches over file systems that don't.
+    Different stems give different ids, and each id is a plain file name: no '/', no NUL, no leading dot, no Windows device.
+    Ids may differ only in upper and lower case, as those of YouTube do; `CacheWriter` checks file systems that ignore case.
     """
-    # '%' itself is always encoded, which is what keeps the ids of different stems different.
+    # '%' itself is always encoded, so that different stems keep different ids.
     encoded = quote(stem, safe=" +,=@()[]", errors="surrogateescape")
     if encoded.startswith(".") or encoded.partition(".")[0].strip().upper() in RESERVED:
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
@@ -66,31 +66,31 @@ def safe_id(stem: str) -> str:
     return f"{encoded[: LONGEST_ID - 33]}%{digest[:32]}"
 
 
-def readable(text: str) -> str:
-    """The same, with bytes of a file's name that are no UTF-8 as escapes: what can be printed, stored and sent."""
+def printable(text: str) -> str:
+    """`text` with bytes of a file name that are not UTF-8 as escapes, so that it can be printed, stored and sent."""
     return os.fsencode(text).decode(errors="backslashreplace") if any("\ud800" <= c <= "\udfff" for c in text) else text
 
 
-def stamp(path: Path) -> Stamp:
-    """What a file system notes of a file's last change, nothing where there is no file. Reads none of it."""
+def file_stamp(path: Path) -> FileStamp:
+    """The inode, size and times of a file, which change when the file does; empty for a missing file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    # The time of change, unlike that of modification, cannot be set back.
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    # Unlike the modification time, the change time cannot be set back.
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def content_hash(path: Path, *, since: Stamp | None = None) -> str:
+def content_hash(path: Path, *, since: FileStamp | None = None) -> str:
     """sha256 in hex over the file's size and its whole content.
 
-    `since` is the file's `stamp` before something else read it: the hash is then that of what was read, too. Raises
-    VideoError when the file cannot be read, with status "changed" when it is not the one it was.
+    `since`: the `file_stamp` taken before the video was decoded; if it still fits, the hash is that of the decoded file.
+    Raises VideoError when the file cannot be read, and with status "changed" when the stamp no longer fits.
     """
     digest = _hash(path)
-    if since is not None and stamp(path) != since:
+    if since is not None and file_stamp(path) != since:
         raise VideoError(
-            f"{path.name}: was changed while this run was at work. Extract again when nobody writes to it.",
+            f"{path.name}: was changed during this run. Extract again when nothing writes to the file.",
             status="changed",
         )
     return digest
@@ -98,7 +98,7 @@ def content_hash(path: Path, *, since: Stamp | None = None) -> str:
 
 def _hash(path: Path) -> str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise VideoError(f"{path.name}: not a regular file.")
         with open(path, "rb") as file:
             digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
@@ -126,8 +126,8 @@ def _refuse_shared_stems(paths: Iterable[Path]) -> None:
             raise UsageError(f"{names}: two videos with one id, '{first.stem}'. Rename or remove one of them.")
 
 
-def _census(folder: Path) -> str:
-    """What the folder holds instead of videos: '3 .jpg, 1 .txt'."""
+def _count_by_suffix(folder: Path) -> str:
+    """The most common suffixes in the folder: '3 .jpg, 1 .txt'."""
     counts: dict[str, int] = {}
     for path in folder.iterdir():
         kind = "folder" if path.is_dir() else path.suffix or "file without suffix"

@@ -1,4 +1,4 @@
-"""What several tests share: checked shapes, and a very small sample world with its cache."""
+"""Fixtures for many tests: shape checks, and a very small sample world with its cache."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
-# Before torch is: for models this small a second thread costs more than it gives. Processes that tests start inherit it.
+# Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before anything of ours is imported: the shapes in these modules' signatures are then checked while the tests run.
+# Set before the modules are imported: the shapes in their signatures are then checked while the tests run.
 SHAPED = (
     "costl.model",
     "costl.data.batch",
+    "costl.data.sampler",
     "costl.training.objective",
     "costl.predict.postprocess",
     "costl.predict.attention_maps",
     "costl.predict.sliding_window",
     "costl.training.micro_batches",
 )
-SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batches", "costl.pipeline.encode.preprocess")
+SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batch_packer", "costl.pipeline.encode.preprocess")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
 
-# The same examples in every run; `pytest --hypothesis-profile=long` looks at many times more, each time at others.
+# The same examples in every run; `pytest --hypothesis-profile=long` tries many more, different ones each time.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("long", max_examples=3000, deadline=None)
-# For programs that break the code on purpose: they ask whether a test fails, not with which smallest example.
+# For programs that break the code on purpose: they need to know that a test fails, not the smallest example.
 settings.register_profile(
     "mutation", max_examples=25, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate], database=None
 )
@@ -50,15 +51,15 @@ train:
 
 
 @pytest.fixture
-def tell(capsys) -> Callable[[str], None]:
-    """Prints a figure of docs/reliability.md, when COSTL_FIGURES is set."""
+def report_figure(capsys) -> Callable[[str], None]:
+    """Prints a figure of docs/reliability.md if COSTL_FIGURES is set."""
 
-    def say(text: str) -> None:
+    def print_figure(text: str) -> None:
         if os.environ.get("COSTL_FIGURES"):
             with capsys.disabled():
                 print(f"\n{text}", flush=True)
 
-    return say
+    return print_figure
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class World:
     cache: Path
 
     def copy(self, folder: Path, **annotations: str | None) -> World:
-        """The same world in a folder of one's own, with other annotations in its cache."""
+        """A copy of the world in `folder`, with other annotations in its cache."""
         shutil.copytree(self.videos, folder / "videos")
         shutil.copy(self.cache, folder / "feats.h5")
         shutil.copytree(self.cache.with_name("feats.h5.parts"), folder / "feats.h5.parts")
@@ -78,7 +79,7 @@ class World:
 
     @staticmethod
     def annotate(cache: Path, **annotations: str | None) -> None:
-        """Puts other JSONL text in the place of a split's; None takes the split away."""
+        """Replaces the JSONL text of splits; None removes the split."""
         with h5py.File(cache, "r+") as file:
             for split, text in annotations.items():
                 del file["annotations"][split]

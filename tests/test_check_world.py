@@ -1,4 +1,4 @@
-"""The sample world measures what it should: who is told where every thing is answers its queries."""
+"""An oracle that knows where each thing of the sample world is answers its queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from costl.pipeline.world.sample import WorldSettings, write_sample
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools/check_world.py"))
 
 
-def test_an_oracle_that_is_told_the_places_is_near_perfect_on_every_split(tmp_path, capsys):
+def test_an_oracle_that_knows_the_positions_is_near_perfect(tmp_path, capsys):
     videos = {"train": 1, "val": 3, "test": 8, "test_unseen": 6}
     write_sample(
         tmp_path / "world", settings=WorldSettings(videos=videos, side=64, train_queries=5, seed=3), processes=1
@@ -37,7 +37,7 @@ def test_an_oracle_that_is_told_the_places_is_near_perfect_on_every_split(tmp_pa
         ("the cup goes up", [0, 0, 0, 0, 0, 0]),
     ],
 )
-def test_the_oracle_reads_sentences_as_they_are_meant(sentence, expected):
+def test_the_oracle_evaluates_each_kind_of_sentence(sentence, expected):
     star = {"thing": "small red star", "centres": [[0.2, 0.5], [0.4, 0.5], [0.6, 0.5], [0.7, 0.5], [0.7, 0.5], None]}
     cup = {"thing": "large blue cup", "centres": [[0.5, 0.5]] * 6}
     np.testing.assert_array_equal(TOOL["true_clips"](sentence, [star, cup]), expected)

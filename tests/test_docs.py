@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: their commands parse, their options and settings exist, their code runs on a real cache."""
+"""The pages of docs/ are right: commands parse, options and settings exist, and the code runs on a real cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[str]:
-    """Every command line of CoSTL: alone on a line, or between backticks (which a line break may cut)."""
+    """Every command line of CoSTL: on a line of its own, or between backticks, even across a line break."""
     lines = [line.strip().removeprefix("$ ") for line in prose(page).splitlines()]
     spans = [" ".join(span.split()) for span in re.findall(r"`(costl [^`]+)`", prose(page))]
     return [line for line in lines + spans if re.match(r"costl [a-z]+( |$)", line)]
@@ -39,7 +39,7 @@ def code(page: Path, kind: str) -> list[str]:
 
 
 def command_and_arguments(words: list[str]) -> tuple[Command, list[str]]:
-    """The command that the words name, in however many groups it is, and the words after its name."""
+    """The command that the words name, inside any number of groups, and the words after its name."""
     command: Command = main
     while isinstance(command, Group) and words:
         name, *words = words
@@ -60,23 +60,24 @@ def every_command(command: Command) -> Iterator[Command]:
 )
 def test_every_command_shown_exists_with_its_options_and_values(page, command):
     _, *names = shlex.split(command, comments=True)
-    found, arguments = command_and_arguments(names)
+    shown, arguments = command_and_arguments(names)
     if not arguments:
         return
-    context = found.make_context(found.name, arguments, parent=Context(main))
+    context = shown.make_context(shown.name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 
 @each_page
-def test_every_option_spoken_of_exists(page):
+def test_every_option_mentioned_exists(page):
     known = {option for command in every_command(main) for parameter in command.params for option in parameter.opts}
-    text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)  # torchrun's options are its own
-    spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", text))))
-    assert spoken <= known | {"--help", "--version"}
+    # Code blocks also have options of torchrun.
+    text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", text))))
+    assert mentioned <= known | {"--help", "--version"}
 
 
 @each_page
-def test_every_setting_spoken_of_exists(page):
+def test_every_setting_mentioned_exists(page):
     sections = {field.name: getattr(Config(), field.name) for field in fields(Config)}
     sections = {name: section for name, section in sections.items() if is_dataclass(section)}
     for section, name in re.findall(rf"(?<!costl\.)\b({'|'.join(sections)})\.([a-z_]+[a-z_0-9]*)\b(?!\()", prose(page)):
@@ -97,37 +98,38 @@ def test_annotations_shown_are_read(page):
         assert parse_jsonl(row, page.name)[0].windows
 
 
-def test_the_cache_is_read_by_the_code_of_its_page_alone(world, monkeypatch):
+def test_the_code_on_the_cache_page_reads_a_cache(world, monkeypatch):
     (block,) = code(ROOT / "docs" / "cache-format.md", "python")
     monkeypatch.chdir(world.cache.parent)
-    found: dict = {}
-    exec(compile(block, "cache-format.md", "exec"), found)
+    variables: dict = {}
+    exec(compile(block, "cache-format.md", "exec"), variables)
     reader = CacheReader("feats.h5")
-    assert found["features"] == {
+    assert variables["features"] == {
         "fps": reader.fps,
         "patch_grid": list(reader.patch_grid),
         "videos": reader.contents.videos,
         "source": reader.contents.source,
-        **asdict(reader.contents.form),
+        **asdict(reader.contents.token_format),
     }
-    assert found["annotations"] == {split: reader.annotations(split) for split in reader.splits}
-    assert set(found["tokens"]) == set(reader.video_ids)
+    assert variables["annotations"] == {split: reader.annotations(split) for split in reader.splits}
+    assert set(variables["tokens"]) == set(reader.video_ids)
     for name in reader.video_ids:
-        np.testing.assert_array_equal(found["tokens"][name], reader.tokens(name))
-        np.testing.assert_array_equal(found["times_s"][name], reader.times_s(name))
-    for query, tokens in found["word_tokens"].items():
+        np.testing.assert_array_equal(variables["tokens"][name], reader.tokens(name))
+        np.testing.assert_array_equal(variables["times_s"][name], reader.times_s(name))
+    for query, tokens in variables["word_tokens"].items():
         np.testing.assert_array_equal(tokens, reader.words(query).tokens)
     query = parse_jsonl(reader.annotations("test"), "test")[0]
     expected = reader.joint.project(reader.tokens(query.vid)[:, 0]) @ reader.words(query.query).sentence
-    np.testing.assert_allclose(found["similarity"](query.vid, query.query), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(variables["similarity"](query.vid, query.query), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_page_of_the_cache_names_all_that_is_in_one(world):
+def test_the_cache_page_names_every_dataset_and_attribute(world):
     import h5py
 
-    page, missing = prose(ROOT / "docs" / "cache-format.md"), []
+    page = prose(ROOT / "docs" / "cache-format.md")
+    missing = []
     parts = world.cache.parent / "feats.h5.parts"
-    about = dict(re.findall(r"^## (The index|A part|The words)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## (The index|A part|The words)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
     files = {"The index": world.cache, "A part": min(parts.glob("*.h5")), "The words": min(parts.glob("words/*.h5"))}
     for title, path in files.items():
         with h5py.File(path) as file:
@@ -136,12 +138,12 @@ def test_the_page_of_the_cache_names_all_that_is_in_one(world):
                 lambda name, node, names=names: names.append(name) if isinstance(node, h5py.Dataset) else None
             )
             names = ["annotations/SPLIT" if name.startswith("annotations/") else name for name in names]
-            missing += [name for name in names if f"`{name}`" not in about[title]]
+            missing += [name for name in names if f"`{name}`" not in sections[title]]
             for name in names:
                 if name in file and file[name].dtype.kind != "S":
                     (row,) = [
                         line
-                        for line in about[title].splitlines()
+                        for line in sections[title].splitlines()
                         if line.startswith("| ") and f"`{name}`" in line.split("|")[1]
                     ]
                     assert str(file[name].dtype) == row.split("|")[2].strip(), name
@@ -151,10 +153,10 @@ def test_the_page_of_the_cache_names_all_that_is_in_one(world):
     assert not [field.name for field in fields(rows[0]) if f"`{field.name}`" not in page]
 
 
-def test_the_code_that_looks_runs_on_a_run(world, tmp_path, monkeypatch):
+def test_the_code_on_the_attention_page_runs_on_a_trained_run(world, tmp_path, monkeypatch):
     (block,) = code(ROOT / "docs" / "what-the-model-sees.md", "python")
     train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
     monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec(compile(block, "what-the-model-sees.md", "exec"), found)
-    assert len(found["places"]) == 2 and found["seen"].attention.shape[0] == 2
+    variables: dict = {}
+    exec(compile(block, "what-the-model-sees.md", "exec"), variables)
+    assert len(variables["positions"]) == 2 and variables["maps"].share.shape[0] == 2

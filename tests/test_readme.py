@@ -1,4 +1,4 @@
-"""The README is true: its commands parse, the main ones run as typed, and what it points to is there."""
+"""The README is right: its commands parse, the main ones run as typed, and its links lead to files."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_the_two_commands_that_set_everything_up_come_first():
 @pytest.mark.parametrize("command", [*COMMANDS, "costl quickstart", "costl data sample dir/"])
 def test_every_command_shown_has_options_that_exist_and_values_that_parse(command):
     _, *arguments = shlex.split(command)
-    found: Command = main
-    while isinstance(found, Group):
+    shown: Command = main
+    while isinstance(shown, Group):
         name, *arguments = arguments
-        found = found.commands[name]
-    context = found.make_context(found.name, arguments, parent=Context(main))
+        shown = shown.commands[name]
+    context = shown.make_context(shown.name, arguments, parent=Context(main))
     load_config(overrides=context.params.get("overrides") or ())
 
 
-def test_the_three_commands_run_as_typed_and_a_second_extraction_decodes_nothing(world, tmp_path, monkeypatch):
+def test_the_three_commands_run_and_a_second_extraction_decodes_nothing(world, tmp_path, monkeypatch):
     three = [c for c in COMMANDS if c in main.help][:3]
     assert [c.split()[1] for c in three] == ["extract", "train", "evaluate"]
     monkeypatch.chdir(tmp_path)
@@ -50,16 +50,16 @@ def test_the_three_commands_run_as_typed_and_a_second_extraction_decodes_nothing
     assert "0 videos extracted" in result.stderr
 
 
-def test_the_lines_of_python_answer_a_question(world, tmp_path, monkeypatch, capsys):
+def test_the_python_example_answers_a_query(world, tmp_path, monkeypatch, capsys):
     (lines,) = re.findall(r"^```python\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
     train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
     shutil.copy(world.videos / "test_0000.mp4", tmp_path / "holiday.mp4")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    found: dict = {}
-    exec(compile(lines, "README.md", "exec"), found)
-    assert [answer.query for answer in found["answers"]] == ["a dog catches a ball", "people laugh"]
-    assert str(found["answers"][0]) in capsys.readouterr().out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    variables: dict = {}
+    exec(compile(lines, "README.md", "exec"), variables)
+    assert [answer.query for answer in variables["answers"]] == ["a dog catches a ball", "people laugh"]
+    assert str(variables["answers"][0]) in capsys.readouterr().out
 
 
 def test_the_picture_and_the_links_within_the_project_exist():

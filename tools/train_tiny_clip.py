@@ -1,11 +1,11 @@
 """Trains costl-tiny, the small CLIP that comes with the project, on rendered frames and their captions.
 
-    python tools/train_tiny_clip.py --out pipeline/costl-tiny
+    python tools/train_tiny_clip.py --out pipeline/world/costl-tiny
 
-A GPU takes five minutes with the defaults; two cores want --scenes 20000 --batch 256 --seconds 7200.
+A GPU takes five minutes with the defaults. On two cores use --scenes 20000 --batch 256 --seconds 7200.
 
-Captions name things and their attributes in single frames, as captions on the web do. Places, relations and motions are
-never named: those are what the queries of the sample world ask about, and left for CoSTL to learn.
+Captions name objects and their attributes in single frames, as captions on the web do. They never name positions, relations
+and motions: the queries of the sample world are about these, and CoSTL must learn them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from costl.pipeline.world.render import Placed, Thing, draw, random_diameter, random_thing, texture
+from costl.pipeline.world.render import PlacedThing, Thing, draw, random_diameter, random_thing, texture
 
 SIDE, CONTEXT, CAPTIONS = 160, 32, 8
 CONFIG = {
@@ -54,27 +54,27 @@ TEMPLATES = (
 )
 
 
-def random_scene(rng: np.random.Generator) -> list[Placed]:
-    """One to seven things, many of them alike in all but one attribute, none hiding another."""
-    placed: list[Placed] = []
+def random_scene(rng: np.random.Generator) -> list[PlacedThing]:
+    """One to seven objects without overlap, many of which differ in one attribute only."""
+    placed: list[PlacedThing] = []
     base = random_thing(rng)
     for _ in range(rng.integers(1, 8)):
         thing = random_thing(rng)
         if rng.random() < 0.5:
-            keep = rng.permutation(3)[:2]
+            shared = rng.permutation(3)[:2]
             thing = Thing(
-                *[(base if i in keep else thing).__getattribute__(n) for i, n in enumerate(("size", "colour", "shape"))]
+                *[(base if i in shared else thing).__getattribute__(n) for i, n in enumerate(("size", "colour", "shape"))]
             )
         for _ in range(20):
             x, y = rng.uniform(0.06, 0.94, 2)
             if all(math.hypot(x - p.x, y - p.y) > 0.13 for p in placed):
-                placed.append(Placed(thing, float(x), float(y), random_diameter(rng, thing)))
+                placed.append(PlacedThing(thing, float(x), float(y), random_diameter(rng, thing)))
                 break
     return placed
 
 
-def caption(rng: np.random.Generator, scene: list[Placed]) -> str:
-    """Names one to four of the things, each with the words somebody might care to give."""
+def caption(rng: np.random.Generator, scene: list[PlacedThing]) -> str:
+    """Names one to four of the objects, each with some of its attributes."""
     named = rng.permutation(len(scene))[: rng.integers(1, min(4, len(scene)) + 1)]
     parts = []
     for i in named:
@@ -86,28 +86,28 @@ def caption(rng: np.random.Generator, scene: list[Placed]) -> str:
 
 
 class WordIds:
-    """Captions to token ids, a word at a time (the same ids as the tokenizer's own on these plain captions)."""
+    """Maps captions to token ids, one word at a time (the same ids as the tokenizer gives for these simple captions)."""
 
     def __init__(self) -> None:
         self.tokenizer = SimpleTokenizer(context_length=CONTEXT)
-        self.known: dict[str, list[int]] = {}
+        self.ids_by_word: dict[str, list[int]] = {}
 
     def __call__(self, text: str, rng: np.random.Generator | None = None) -> np.ndarray:
-        """int64 [context]; with `rng`, a random word of the vocabulary slips in now and then, as in captions on the web."""
+        """int64 [context]; with `rng`, random tokens are inserted now and then, like noise in captions on the web."""
         ids = []
         for word in text.split():
-            if word not in self.known:
-                self.known[word] = self.tokenizer.encode(word)
+            if word not in self.ids_by_word:
+                self.ids_by_word[word] = self.tokenizer.encode(word)
             if rng is not None and rng.random() < 0.08:
                 ids.append(int(rng.integers(256, 49000)))
-            ids += self.known[word]
+            ids += self.ids_by_word[word]
         row = np.zeros(CONTEXT, np.int64)
         row[: len(ids) + 2] = [self.tokenizer.sot_token_id, *ids[: CONTEXT - 2], self.tokenizer.eot_token_id]
         return row
 
 
-def render(count: int, *, seed: int, processes: int) -> tuple[np.ndarray, np.ndarray, list[list[Placed]]]:
-    """`count` scenes: frames uint8 [n s s 3], captions int64 [n k context], and what stands where."""
+def render(count: int, *, seed: int, processes: int) -> tuple[np.ndarray, np.ndarray, list[list[PlacedThing]]]:
+    """`count` scenes: frames uint8 [n s s 3], captions int64 [n k context], and the objects of the first scenes."""
     shape, words = (count, SIDE, SIDE, 3), (count, CAPTIONS, CONTEXT)
     frames = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
     ids = np.frombuffer(mmap.mmap(-1, 8 * math.prod(words)), np.int64).reshape(words)
@@ -130,14 +130,14 @@ def render(count: int, *, seed: int, processes: int) -> tuple[np.ndarray, np.nda
     running = [context.Process(target=work, args=(a, b, queue)) for a, b in pairwise(edges)]
     for process in running:
         process.start()
-    found = dict(queue.get() for _ in running)
+    scenes_by_start = dict(queue.get() for _ in running)
     for process in running:
         process.join()
-    return frames, ids, [scene for start in sorted(found) for scene in found[start]]
+    return frames, ids, [scene for start in sorted(scenes_by_start) for scene in scenes_by_start[start]]
 
 
 def to_input(frames: torch.Tensor, *, jitter: bool) -> torch.Tensor:
-    """uint8 [b s s 3] -> normalised float [b 3 s s]; `jitter` adds what cameras and codecs do to light, noise and sharpness."""
+    """uint8 [b s s 3] -> normalised float [b 3 s s]; `jitter` varies brightness, noise and sharpness, like cameras and codecs."""
     x = frames.permute(0, 3, 1, 2).float() / 255
     if jitter:
         gain = torch.empty(len(x), 1, 1, 1, device=x.device)
@@ -150,14 +150,16 @@ def to_input(frames: torch.Tensor, *, jitter: bool) -> torch.Tensor:
 
 
 def train(model: CLIP, frames: torch.Tensor, ids: torch.Tensor, *, seconds: float, batch: int, rate: float) -> int:
-    """Symmetric contrastive loss for `seconds`, one-cycle in time; returns the number of steps."""
+    """Trains with the symmetric contrastive loss for `seconds`, with a cosine schedule over time; -> number of steps."""
     device = next(model.parameters()).device
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
+    no_decay = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
+        [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
     )
-    start, step, shown = time.monotonic(), 0, 0.0
+    start = time.monotonic()
+    step = 0
+    printed = 0.0
     while (share := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 400) * (0.5 + 0.5 * math.cos(math.pi * share))
@@ -176,17 +178,18 @@ def train(model: CLIP, frames: torch.Tensor, ids: torch.Tensor, *, seconds: floa
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         step += 1
-        if share - shown > 0.05:
-            shown = share
+        if share - printed > 0.05:
+            printed = share
             print(f"{share:4.0%} step {step} loss {loss.item():.3f}", flush=True)
     return step
 
 
 @torch.inference_mode()
-def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[Placed]], *, seed: int = 1) -> dict[str, float]:
-    """Zero-shot retrieval among 1,000 held-out frames by a full caption (R@1, R@5), and whether the patch most like 'a SIZE
-    COLOUR SHAPE' in the joint space lies on that thing (`patch_hit`, beside its chance)."""
-    device, tokenize = next(model.parameters()).device, WordIds()
+def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[PlacedThing]], *, seed: int = 1) -> dict[str, float]:
+    """Zero-shot retrieval among 1,000 held-out frames by a full caption (R@1, R@5), and how often the patch most similar to
+    'a SIZE COLOUR SHAPE' in the joint space is on that object (`patch_hit`, with its chance)."""
+    device = next(model.parameters()).device
+    tokenize = WordIds()
     rng = np.random.default_rng(seed)
     model.eval()
     image, patches = [], []
@@ -198,10 +201,10 @@ def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[Placed]], *, se
         ][0]
         patches.append(F.normalize(model.visual.ln_post(tokens) @ model.visual.proj, dim=-1))
     image, patches = torch.cat(image), torch.cat(patches)
-    whole = [" and ".join(f"a {p.thing}" for p in scene[:4]) for scene in scenes[:1000]]
-    text = model.encode_text(torch.tensor(np.stack([tokenize(t) for t in whole]), device=device), normalize=True)
-    likeness = text.double() @ image.double().T
-    rank = (likeness > likeness.diagonal()[:, None]).sum(-1)
+    captions = [" and ".join(f"a {p.thing}" for p in scene[:4]) for scene in scenes[:1000]]
+    text = model.encode_text(torch.tensor(np.stack([tokenize(t) for t in captions]), device=device), normalize=True)
+    similarity = text.double() @ image.double().T
+    rank = (similarity > similarity.diagonal()[:, None]).sum(-1)
     hits, chance = [], []
     for i, scene in enumerate(scenes[:1000]):
         p = scene[rng.integers(len(scene))]
@@ -210,13 +213,13 @@ def measure(model: CLIP, frames: torch.Tensor, scenes: list[list[Placed]], *, se
         query = model.encode_text(torch.tensor(tokenize(f"a {p.thing}")[None], device=device), normalize=True)
         best = int((patches[i] @ query[0]).argmax())
         cell = 16 / SIDE
-        near = [
+        on_object = [
             max(abs((c + 0.5) * cell - p.x), abs((r + 0.5) * cell - p.y)) < p.diameter / 2 + cell / 2
             for r in range(10)
             for c in range(10)
         ]
-        hits.append(near[best])
-        chance.append(np.mean(near))
+        hits.append(on_object[best])
+        chance.append(np.mean(on_object))
     return {
         "retrieval_R@1": float((rank < 1).float().mean()),
         "retrieval_R@5": float((rank < 5).float().mean()),
@@ -240,15 +243,20 @@ def main() -> None:
         CONFIG["model_cfg"]["vision_cfg"] |= {"pool_type": "avg", "final_ln_after_pool": True}
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    clock = time.monotonic()
+    started = time.monotonic()
     frames, ids, _ = render(args.scenes, seed=args.seed, processes=multiprocessing.cpu_count())
     held_frames, _, held_scenes = render(1000, seed=args.seed + 1_000_003, processes=2)
-    print(f"rendered {args.scenes} scenes in {time.monotonic() - clock:.0f} s", flush=True)
+    print(f"rendered {args.scenes} scenes in {time.monotonic() - started:.0f} s", flush=True)
     config = json.loads(json.dumps(CONFIG["model_cfg"]))
     model = CLIP(**config).to(device)
-    kept = torch.from_numpy(frames).to(device) if device.type == "cuda" else torch.from_numpy(frames)
+    training_frames = torch.from_numpy(frames).to(device) if device.type == "cuda" else torch.from_numpy(frames)
     steps = train(
-        model, kept, torch.from_numpy(ids).to(kept.device), seconds=args.seconds, batch=args.batch, rate=args.rate
+        model,
+        training_frames,
+        torch.from_numpy(ids).to(training_frames.device),
+        seconds=args.seconds,
+        batch=args.batch,
+        rate=args.rate,
     )
     figures = measure(model, torch.from_numpy(held_frames), held_scenes) | {"steps": steps, "scenes": args.scenes}
     print(json.dumps(figures, indent=1))

@@ -1,10 +1,10 @@
-"""Does a model look where it should? Its best patches beside the places of the sample world's things, and R1@0.5 by kind.
+"""Compares the patches that a model attends to with the positions of the objects of a sample world; prints R1@0.5 by kind.
 
     costl quickstart
     python tools/where_it_looks.py costl-quickstart/videos costl-quickstart/runs/costl test test_unseen
 
-A patch counts as on a thing when its square meets the square around it. Frames are those of true moments, in which the thing
-(and where one is asked about, its partner) is in view.
+A patch counts as on an object if it overlaps the square around it. Only frames of true moments count in which the object
+is visible, and for its partner (the second object of a sentence) only those in which both are.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from check_world import named, parts_of, read_objects
+from check_world import find_object, parse_sentence, read_objects
 
 from costl.data.annotations import Query
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
 from costl.metrics.compute import compute_metrics
-from costl.predict.attention_maps import Looks, looks_at
-from costl.predict.loaded_run import Ready, open_run
+from costl.predict.attention_maps import AttentionMaps, clip_attention_maps
+from costl.predict.loaded_run import LoadedRun, open_run
 
 Thing = Mapping[str, Any]
 Hit = tuple[str, float]
 
 
-def covered(thing: Thing, clip: int, side: int) -> np.ndarray | None:
-    """bool [p]: the patches that the thing meets in the middle of a clip; None where it is gone."""
+def covered_patches(thing: Thing, clip: int, side: int) -> np.ndarray | None:
+    """bool [p]: the patches that the object overlaps in the middle of a clip; None where it is not visible."""
     centre = thing["centres"][clip]
     if centre is None:
         return None
@@ -39,64 +39,68 @@ def covered(thing: Thing, clip: int, side: int) -> np.ndarray | None:
     return (y[:, None] & x).ravel()
 
 
-def hits(query: Query, clips: Sequence[int], seen: Looks, things: Sequence[Thing], side: int) -> Iterator[Hit]:
-    """Every answer of every frame, 1 or 0, by what was asked."""
-    name, _, other = parts_of(query.query)
-    subject, partner = named(name, things), named(other, things) if other else None
+def hits(query: Query, clips: Sequence[int], maps: AttentionMaps, things: Sequence[Thing], side: int) -> Iterator[Hit]:
+    """(name of a measurement, 1 or 0) for every measurement of every frame."""
+    name, _, partner_name = parse_sentence(query.query)
+    subject = find_object(name, things)
+    partner = find_object(partner_name, things) if partner_name else None
     others = [thing for thing in things if thing is not subject]
     for row, clip in enumerate(clips):
-        here = covered(subject, clip, side)
-        if here is None:
+        on_subject = covered_patches(subject, clip, side)
+        if on_subject is None:
             continue
-        best, short_list = seen.share[row].argmax(), seen.chosen[row]
-        mixed = (seen.heard[row][:, None] * seen.attention[row]).sum(0)
-        elsewhere = np.any([c for o in others if (c := covered(o, clip, side)) is not None] or [0 * here], axis=0)
-        yield "step one's best patch on the thing", here[best]
-        yield "... on another thing", elsewhere[best] and not here[best]
-        yield "short list touches the thing", (here & short_list).any()
-        yield "step two's best patch, words mixed", here[mixed.argmax()]
-        yield "by chance", here.mean()
-        there = covered(partner, clip, side) if partner else None
-        if other and there is not None:
-            yield "short list touches the partner", (there & short_list).any()
-            first = seen.words.index(name.split()[-1])
-            last = len(seen.words) - 1 - seen.words[::-1].index(other.split()[-1])
-            yield "subject's noun on the subject", here[seen.attention[row, first].argmax()]
-            yield "partner's noun on the partner", there[seen.attention[row, last].argmax()]
+        best = maps.share[row].argmax()
+        short_list = maps.short_list[row]
+        mean_attention = (maps.word_weights[row][:, None] * maps.attention[row]).sum(0)
+        covered = [covered_patches(other, clip, side) for other in others]
+        on_others = np.any([patches for patches in covered if patches is not None] or [0 * on_subject], axis=0)
+        yield "coarse step: best patch on the object", on_subject[best]
+        yield "... on another object", on_others[best] and not on_subject[best]
+        yield "short list has a patch on the object", (on_subject & short_list).any()
+        yield "fine step: best patch, mean over words", on_subject[mean_attention.argmax()]
+        yield "by chance", on_subject.mean()
+        on_partner = covered_patches(partner, clip, side) if partner else None
+        if partner_name and on_partner is not None:
+            yield "short list has a patch on the partner", (on_partner & short_list).any()
+            first = maps.words.index(name.split()[-1])
+            last = len(maps.words) - 1 - maps.words[::-1].index(partner_name.split()[-1])
+            yield "subject's noun on the subject", on_subject[maps.attention[row, first].argmax()]
+            yield "partner's noun on the partner", on_partner[maps.attention[row, last].argmax()]
 
 
-def look(ready: Ready, queries: Sequence[Query], objects: Mapping[str, Sequence[Thing]]) -> None:
-    """Prints the share of frames for each question."""
-    found, side = defaultdict[str, list[float]](list), ready.features.patch_grid[0]
+def print_hits(run: LoadedRun, queries: Sequence[Query], objects: Mapping[str, Sequence[Thing]]) -> None:
+    """Prints the share of frames with a hit for each measurement."""
+    side = run.features.patch_grid[0]
+    values_by_name = defaultdict[str, list[float]](list)
     for query in queries:
         clips = list(query.clip_ids)
-        for name, hit in hits(
-            query, clips, looks_at(ready.model, query, clips, ready.features), objects[query.vid], side
-        ):
-            found[name].append(float(hit))
-    for name, values in found.items():
+        maps = clip_attention_maps(run.model, query, clips, run.features)
+        for name, hit in hits(query, clips, maps, objects[query.vid], side):
+            values_by_name[name].append(float(hit))
+    for name, values in values_by_name.items():
         print(f"  {name:<38}{100 * np.mean(values):6.1f} % of {len(values)}")
 
 
-def by_kind(ready: Ready, queries: Sequence[Query], kinds: Mapping[Any, str]) -> None:
+def print_recall_by_kind(run: LoadedRun, queries: Sequence[Query], kinds: Mapping[Any, str]) -> None:
     """Prints R1@0.5 of the queries of each kind."""
-    rows = dict(zip(queries, ready.predict(queries), strict=True))
+    predictions = dict(zip(queries, run.predict(queries), strict=True))
     for kind in sorted(set(kinds.values())):
-        some = [query for query in queries if kinds[query.qid] == kind]
-        brief = compute_metrics([rows[query] for query in some], some)["brief"]
-        print(f"  R1@0.5 of {kind:<28}{brief['MR-full-R1@0.5']:6.1f} % of {len(some)}")
+        of_kind = [query for query in queries if kinds[query.qid] == kind]
+        brief = compute_metrics([predictions[query] for query in of_kind], of_kind)["brief"]
+        print(f"  R1@0.5 of {kind:<28}{brief['MR-full-R1@0.5']:6.1f} % of {len(of_kind)}")
 
 
-def main(videos: Path, run: Path, *splits: str) -> None:
-    """Prints both for every split; `videos` is the folder of the sample world."""
-    objects, ready = read_objects(videos), open_run(run)
+def main(videos: Path, run_folder: Path, *splits: str) -> None:
+    """Prints both tables for every split; `videos` is the folder of the sample world."""
+    objects = read_objects(videos)
+    run = open_run(run_folder)
     for split in splits:
-        queries = read_queries(ready.features, split)
+        queries = read_queries(run.features, split)
         print(split)
         rows = map(json.loads, (videos / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
-        by_kind(ready, queries, {row["qid"]: row["kind"] for row in rows})
-        if ready.run.config.spatial.steps == 2:
-            look(ready, queries, objects)
+        print_recall_by_kind(run, queries, {row["qid"]: row["kind"] for row in rows})
+        if run.run.config.spatial.steps == 2:
+            print_hits(run, queries, objects)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""What a video answers to a sentence, and how that is told: a table, JSON lines, CSV, subtitles."""
+"""The answer of a model about one video and one query."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,10 @@ from typing import Any
 from costl.pipeline.errors import UsageError
 from costl.plots.text import bar, clock, one_line, sparkline
 
-FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt")
-
 
 @dataclass(frozen=True)
 class Moment:
-    """[start_s, end_s) of a video and the score in [0, 1] by which moments of one answer are ranked."""
+    """[start_s, end_s) of a video. `score` in [0, 1] ranks the moments of one answer."""
 
     start_s: float
     end_s: float
@@ -29,7 +24,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Saliency:
-    """How well each clip of `clip_s` seconds, one after the other, shows what the sentence says: scores [t], unbounded."""
+    """How well each clip matches the query: unbounded scores [t] of consecutive clips of `clip_s` seconds."""
 
     clip_s: float
     scores: tuple[float, ...]
@@ -37,9 +32,9 @@ class Saliency:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one video answers to one query: `moments`, best first, and the saliency of every clip; `notes` to know.
+    """The moments of one video that match one query, best first, the saliency of every clip, and `notes` for the user.
 
-    Shows itself as a table in a terminal and as a picture with thumbnails in a notebook.
+    Prints as a table in a terminal and as a picture with thumbnails in a notebook.
     """
 
     query: str
@@ -50,11 +45,11 @@ class Answer:
     notes: tuple[str, ...] = ()
 
     def top(self, count: int) -> Answer:
-        """The same with the `count` best moments."""
+        """The same answer with only the `count` best moments."""
         return Answer(self.query, self.video, self.duration_s, self.moments[:count], self.saliency, self.notes)
 
     def to_row(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
+        """The answer as plain values, ready for `json.dumps`."""
         return {
             "video": str(self.video),
             "query": self.query,
@@ -72,8 +67,9 @@ class Answer:
             f"{rank:4}  {time:{width}}  {m.score:.2f}  {bar(m.score)}".rstrip()
             for rank, (time, m) in enumerate(zip(times, self.moments, strict=True), start=1)
         ]
-        curve = sparkline(self.saliency.scores)
-        return "\n".join([*lines, f"      {curve}  saliency", *(f"      note: {note}" for note in self.notes)])
+        lines.append(f"      {sparkline(self.saliency.scores)}  saliency")
+        lines += [f"      note: {note}" for note in self.notes]
+        return "\n".join(lines)
 
     def _repr_png_(self) -> bytes:
         from costl.plots.answer import draw_answers
@@ -86,75 +82,14 @@ class Answer:
         return f'<img alt="{name}" style="max-width:100%" src="data:image/png;base64,{image}">'
 
 
-def told(answers: Sequence[Answer], form: str) -> str:
-    """The answers as one text in one of FORMATS, ending in a line break. Subtitles are for one video's answers."""
-    if form == "table":
-        return "\n\n".join(map(repr, answers)) + "\n"
-    rows = [answer.to_row() for answer in answers]
-    if form == "json":
-        return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    return {"csv": _csv, "srt": _srt, "vtt": _vtt}[form](answers)
-
-
-def _csv(answers: Sequence[Answer]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["video", "query", "rank", "start_s", "end_s", "score"])
-    for answer in answers:
-        for rank, m in enumerate(answer.moments, start=1):
-            rows.writerow([answer.video, answer.query, rank, f"{m.start_s:.3f}", f"{m.end_s:.3f}", f"{m.score:.4f}"])
-    return text.getvalue()
-
-
-def _srt(answers: Sequence[Answer]) -> str:
-    # Without "-->", which would make a line of text the times of another cue.
-    cues = [
-        f"{number}\n{_stamp(start, ',')} --> {_stamp(end, ',')}\n{text.replace('-->', '→')}\n"
-        for number, (start, end, text) in enumerate(_cues(answers), start=1)
-    ]
-    return "\n".join(cues)
-
-
-def _vtt(answers: Sequence[Answer]) -> str:
-    cues = [
-        f"{_stamp(start, '.')} --> {_stamp(end, '.')}\n{html.escape(text, quote=False)}\n"
-        for start, end, text in _cues(answers)
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
-
-
-def _cues(answers: Iterable[Answer]) -> list[tuple[int, int, str]]:
-    """(start, end, text) in milliseconds, by time; a cue lasts a millisecond at least."""
-    cues = [
-        (round(m.start_s * 1000), max(round(m.end_s * 1000), round(m.start_s * 1000) + 1), m.score, answer.query)
-        for answer in answers
-        for m in answer.moments
-    ]
-    return [(start, end, f"{one_line(query)} ({score:.2f})") for start, end, score, query in sorted(cues)]
-
-
-def _stamp(milliseconds: int, point: str) -> str:
-    seconds, rest = divmod(milliseconds, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{rest:03}"
-
-
-SUBTITLES = ("srt", "vtt")
-
-
 def check_queries(queries: Sequence[str]) -> None:
-    """Raises UsageError for a query that no model could make sense of, and for none at all."""
+    """Raises UsageError if there is no query, or if a query has no letter or digit."""
     if not queries:
-        raise UsageError('no query. Say what to look for, such as "a dog catches a ball".')
+        raise UsageError('no query. Describe what to look for, such as "a dog catches a ball".')
     for query in queries:
         if not any(letter.isalnum() for letter in query):
-            raise UsageError(f'query {query!r}: no letter in it. Say what to look for, such as "a dog catches a ball".')
+            raise UsageError(
+                f'query {query!r}: no letter or digit in it. Describe what to look for, such as "a dog catches a ball".'
+            )
 
 
-def check_form(form: str, videos: Sequence[Path]) -> None:
-    """Raises UsageError where a format cannot hold what was asked: subtitles belong to one video."""
-    if form in SUBTITLES and len(videos) > 1:
-        raise UsageError(
-            f"--format {form} is for one video, {len(videos)} were given. Ask one after the other, or use jsonl."
-        )

@@ -1,4 +1,4 @@
-"""Several videos asked at once, and what becomes of the answers: a text, clips of the moments, a picture."""
+"""Asks several videos, and writes the answers: as text, as a video file for each moment, and as a picture."""
 
 from __future__ import annotations
 
@@ -7,93 +7,95 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from costl.ask.answer import Answer, told
+from costl.ask.answer import Answer
 from costl.ask.asker import Asker
+from costl.ask.formats import format_answers
 from costl.pipeline.errors import VideoError
 from costl.pipeline.formats.files import publish
 from costl.pipeline.preview.cut import cut
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.plots.answer import draw_answers
 from costl.plots.text import clock
 
-_LONGEST_NAME = 60  # bytes of a video's name in that of a clip, and of a query
+_LONGEST_NAME = 60  # bytes of the video's name and of the query in the name of a cut file
 
 
 @dataclass(frozen=True)
-class Told:
-    """The answers of all videos that could be asked, and why the `failed` could not, a sentence each."""
+class AskResult:
+    """The answers of all readable videos, and for every other video an error message in `failures`."""
 
     answers: tuple[Answer, ...]
-    failed: tuple[str, ...]
+    failures: tuple[str, ...]
 
 
-def ask_all(
-    asker: Asker, videos: Sequence[Path], queries: Sequence[str], *, top: int, progress: Tell | None = None
-) -> Told:
-    """The `top` moments of every query in every video; a video that cannot be used costs itself and nothing else."""
+def ask_videos(
+    asker: Asker, videos: Sequence[Path], queries: Sequence[str], *, top: int, progress: ProgressCallback | None = None
+) -> AskResult:
+    """The `top` moments of every query in every video. A video that cannot be read becomes a failure."""
     answers: list[Answer] = []
-    failed: list[str] = []
+    failures: list[str] = []
     for number, video in enumerate(videos):
         if progress and len(videos) > 1:
             progress(Progress("ask", number, len(videos), video.name))
         try:
             answers += [answer.top(top) for answer in asker.ask(video, queries, progress=progress)]
         except VideoError as error:
-            failed.append(str(error))
-    return Told(tuple(answers), tuple(failed))
+            failures.append(str(error))
+    return AskResult(tuple(answers), tuple(failures))
 
 
-def write_told(
+def write_answers(
     answers: Sequence[Answer],
     *,
-    form: str,
+    output_format: str,
     out: Path | None,
-    clips: Path | None,
+    cut_folder: Path | None,
     picture: Path | None,
-    write: Callable[[str], None],
-    progress: Tell | None = None,
+    print_text: Callable[[str], None],
+    progress: ProgressCallback | None = None,
 ) -> list[Path]:
-    """Gives the text to `write`, or puts it into `out`; cuts clips and draws the picture where asked. The files made.
-
-    Raises CostlError for what cannot be written.
+    """Writes the text to the file `out`, or passes it to `print_text`. Cuts every moment into `cut_folder` and draws
+    `picture`, unless they are None. Returns the files that it wrote. Raises CostlError if a file cannot be written.
     """
-    made: list[Path] = []
+    written: list[Path] = []
+    text = format_answers(answers, output_format)
     if out is not None:
-        publish(out, told(answers, form).encode())
-        made.append(out)
+        publish(out, text.encode())
+        written.append(out)
     else:
-        write(told(answers, form))
-    if clips is not None:
-        made += cut_moments(answers, clips, progress=progress)
+        print_text(text)
+    if cut_folder is not None:
+        written += cut_moments(answers, cut_folder, progress=progress)
     if picture is not None and answers:
         publish(picture, draw_answers(answers))
-        made.append(picture)
-    return made
+        written.append(picture)
+    return written
 
 
-def cut_moments(answers: Sequence[Answer], folder: Path, *, progress: Tell | None = None) -> list[Path]:
-    """Every moment of the answers as an MP4 of its own, named after video, query, rank and start."""
-    places = list(_places(answers, folder))
-    for number, (answer, rank, path) in enumerate(places):
+def cut_moments(answers: Sequence[Answer], folder: Path, *, progress: ProgressCallback | None = None) -> list[Path]:
+    """Writes every moment of the answers as an MP4 file, named after video, query, rank and start. Returns the files."""
+    files = list(_moment_files(answers, folder))
+    for number, (answer, rank, path) in enumerate(files):
         if progress:
-            progress(Progress("cut", number, len(places), path.name))
+            progress(Progress("cut", number, len(files), path.name))
         moment = answer.moments[rank]
         cut(answer.video, path, start_s=moment.start_s, end_s=moment.end_s)
-    return [path for _, _, path in places]
+    return [path for _, _, path in files]
 
 
-def _places(answers: Sequence[Answer], folder: Path) -> Iterator[tuple[Answer, int, Path]]:
+def _moment_files(answers: Sequence[Answer], folder: Path) -> Iterator[tuple[Answer, int, Path]]:
+    """(answer, index of the moment, file) of every moment. No two names differ only in upper and lower case."""
     used: set[str] = set()
     for answer in answers:
         for rank, moment in enumerate(answer.moments):
-            at = clock(moment.start_s).replace(":", "-")
-            stem = f"{_plain(answer.video.stem)}.{_plain(answer.query)}.{rank + 1}.{at}"
-            name = next(n for n in _numbered(stem) if n.casefold() not in used)  # some disks do not tell A from a
+            start = clock(moment.start_s).replace(":", "-")
+            stem = f"{_safe_name(answer.video.stem)}.{_safe_name(answer.query)}.{rank + 1}.{start}"
+            name = next(n for n in _numbered_names(stem) if n.casefold() not in used)
             used.add(name.casefold())
             yield answer, rank, folder / f"{name}.mp4"
 
 
-def _numbered(stem: str) -> Iterator[str]:
+def _numbered_names(stem: str) -> Iterator[str]:
     yield stem
     number = 2
     while True:
@@ -101,7 +103,7 @@ def _numbered(stem: str) -> Iterator[str]:
         number += 1
 
 
-def _plain(text: str) -> str:
+def _safe_name(text: str) -> str:
     """Letters and digits of any script, joined by hyphens: a name that is safe on every disk and in every shell."""
     joined = re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
     return joined.encode()[:_LONGEST_NAME].decode(errors="ignore").strip("-") or "x"

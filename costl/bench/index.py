@@ -1,4 +1,4 @@
-"""How a cache behaves as its videos grow in number: a made-up one with small parts, and the table of what it costs."""
+"""Measures how the index of a cache scales with the number of videos, on synthetic caches with small parts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from costl.data.batch import training_batches
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
+from costl.data.sampler import training_batches
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import Joint, Words
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.errors import CostlError
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.progress import Progress, ProgressCallback
 
-CLIPS, CHANNELS, WORDS, WORD_WIDTH, SENTENCE = 2, 8, 11, 1024, 512
-FEW = 1000
+# Of the synthetic features: clips of a video, channels of a token, words of a query, channels of a word, of a sentence.
+CLIPS, CHANNELS, WORDS, WORD_WIDTH, SENTENCE_WIDTH = 2, 8, 11, 1024, 512
+FEW_VIDEOS = 1000
 _EPOCHS = 3
 
-# What one command costs, in a process of its own: this one has seen too much to know what opening an index takes.
-_ALONE = """
+# Measured in a new process: in this one the libraries are loaded and their memory is allocated.
+_MEASUREMENT = """
 import json, sys, time
 import h5py, numpy
 from pathlib import Path
@@ -55,8 +56,8 @@ reader, opened_s = timed(lambda: CacheReader(path))
 grown = megabytes() - before if sys.platform == "linux" else float("nan")
 _, words_s = timed(lambda: reader.words(query))
 _, status_s = timed(lambda: status_table(CacheReader(path).rows))
-found, quick_s = timed(lambda: verify(path, quick=True))
-assert not found.damaged, found.damaged[0]
+report, quick_s = timed(lambda: verify(path, quick=True))
+assert not report.damaged, report.damaged[0]
 print(json.dumps({"open, s": opened_s, "open, MB": grown, "the first words, s": words_s,
                   "status, s": status_s, "verify --quick, s": quick_s}))
 """
@@ -64,13 +65,13 @@ print(json.dumps({"open, s": opened_s, "open, MB": grown, "the first words, s": 
 
 @dataclass(frozen=True)
 class IndexCost:
-    """`rows`: what was measured, for each number of videos."""
+    """`rows`: the measurements (seconds, megabytes, milliseconds by name) by number of videos."""
 
     rows: Mapping[str, Mapping[str, float]]
     exit_code = 0
 
     def lines(self) -> list[str]:
-        """For the terminal: a line for each measurement, a column for each cache, and how much one grew to the other."""
+        """For the terminal: a line for each measurement, a column for each cache, and their ratio."""
         columns = list(self.rows)
         names = list(self.rows[columns[0]])
         lines = [f"{'':24}" + "".join(f"{f'{column} videos':>16}" for column in columns) + f"{'ratio':>10}"]
@@ -85,36 +86,37 @@ class IndexCost:
         return dict(self.rows)
 
 
-def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: Tell | None = None) -> IndexCost:
-    """Writes a cache of `FEW` videos and one of `videos` (to `folder`, by default a temporary one), and measures both.
+def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: ProgressCallback | None = None) -> IndexCost:
+    """Writes a cache of `FEW_VIDEOS` videos and one of `videos` (to a temporary folder in `folder`), and measures both.
 
-    Seconds and megabytes to open; seconds of status, of verify --quick, of writing the index; milliseconds a sample of
-    an epoch's reads, the first one, which opens every part, and the quickest of those after it.
+    Seconds and megabytes to open; seconds of status, of verify --quick and of writing the index; milliseconds a sample to
+    read an epoch: the first one, which opens every part, and the fastest of the others.
     """
-    tell = progress or (lambda _: None)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        few = min(FEW, videos)
-        paths = {few: Path(place) / "few" / "feats.h5", videos: Path(place) / "many" / "feats.h5"}
-        written = {count: write_synthetic(path, videos=count, progress=tell) for count, path in paths.items()}
-        rows = {str(count): _alone(path) for count, path in paths.items()}
+    report_progress = progress or (lambda _: None)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        few = min(FEW_VIDEOS, videos)
+        paths = {few: Path(temporary) / "few" / "feats.h5", videos: Path(temporary) / "many" / "feats.h5"}
+        index_s = {count: write_synthetic(path, videos=count, progress=report_progress) for count, path in paths.items()}
+        rows = {str(count): _measure_in_process(path) for count, path in paths.items()}
         readers = {count: CacheReader(path) for count, path in paths.items()}
         epochs: dict[int, list[float]] = {count: [] for count in paths}
-        for number in range(_EPOCHS):  # in turn, so that what else the machine does falls on both
+        for number in range(_EPOCHS):  # in turn, so that other load of the machine affects both
             for count, reader in readers.items():
                 epochs[count].append(epoch_ms(reader))
-            tell(Progress("epochs", number + 1, _EPOCHS))
+            report_progress(Progress("epochs", number + 1, _EPOCHS))
     for count in paths:
         rows[str(count)] |= {
-            "write index, s": written[count],
+            "write index, s": index_s[count],
             "first epoch, ms a sample": epochs[count][0],
             "next epochs, ms a sample": min(epochs[count][1:]),
         }
     return IndexCost(rows)
 
 
-def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, progress: Tell | None = None) -> float:
-    """A cache of so many videos with tokens [2 2 8] and one query of 11 words each; -> seconds its index took to write."""
-    tell, rng = progress or (lambda _: None), np.random.default_rng(0)
+def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, progress: ProgressCallback | None = None) -> float:
+    """Writes a cache of `videos` videos with tokens [2 2 8] and a query of 11 words each; -> seconds to write the index."""
+    report_progress = progress or (lambda _: None)
+    rng = np.random.default_rng(0)
     queries = [f"what is asked about number {i}" for i in range(videos)]
     words = {query: _random_words(rng, word_width) for query in queries}
     rows = [_annotation(i, query) for i, query in enumerate(queries)]
@@ -122,11 +124,11 @@ def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, pr
         fingerprint={"source": "synthetic"},
         fps=0.5,
         patch_grid=(1, 1),
-        joint=Joint(
+        joint=JointSpace(
             norm_weight=np.ones(CHANNELS, np.float32),
             norm_bias=np.zeros(CHANNELS, np.float32),
             norm_eps=1e-5,
-            projection=np.ones((CHANNELS, SENTENCE), np.float32),
+            projection=np.ones((CHANNELS, SENTENCE_WIDTH), np.float32),
             logit_scale=100.0,
         ),
         annotations={"train": "".join(json.dumps(row) + "\n" for row in rows)},
@@ -142,36 +144,36 @@ def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, pr
                 content_hash=f"{i:064x}",
                 decoder="synthetic",
             )
-            tell(Progress(f"write {videos}", i + 1, videos))
-        writer.write_index()  # the first one writes the words as well
+            report_progress(Progress(f"write {videos}", i + 1, videos))
+        writer.write_index()  # the first call also writes the words
         started = time.perf_counter()
         writer.write_index()
         return time.perf_counter() - started
 
 
 def epoch_ms(features: CacheReader) -> float:
-    """Milliseconds a query of reading everything an epoch of training reads."""
+    """Milliseconds a query to read everything that an epoch of training reads."""
     queries = read_queries(features, "train")
     draw = torch.Generator().manual_seed(0)
     started = time.perf_counter()
-    batches = training_batches(queries, features, batch_size=32, patches=True, wrong=True, generator=draw)
-    seen = sum(len(batch.queries) for batch in batches)
-    return 1e3 * (time.perf_counter() - started) / seen
+    batches = training_batches(queries, features, batch_size=32, patches=True, negative_pairs=True, generator=draw)
+    count = sum(len(batch.queries) for batch in batches)
+    return 1e3 * (time.perf_counter() - started) / count
 
 
-def _alone(path: Path) -> dict[str, float]:
+def _measure_in_process(path: Path) -> dict[str, float]:
     query = read_queries(CacheReader(path), "train")[0].query
-    command: Sequence[str] = [sys.executable, "-c", _ALONE, str(path), query]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    if done.returncode:
-        raise CostlError(f"The measurement failed: {done.stderr.strip().splitlines()[-1]}.")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    command: Sequence[str] = [sys.executable, "-c", _MEASUREMENT, str(path), query]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    if process.returncode:
+        raise CostlError(f"The measurement failed: {process.stderr.strip().splitlines()[-1]}.")
+    measured: dict[str, float] = json.loads(process.stdout)
+    return measured
 
 
-def _random_words(rng: np.random.Generator, width: int) -> Words:
+def _random_words(rng: np.random.Generator, width: int) -> SentenceTokens:
     tokens = rng.random((WORDS, width), dtype=np.float32).astype(np.float16)
-    return Words(tokens=tokens, sentence=np.full(SENTENCE, SENTENCE**-0.5, np.float32))
+    return SentenceTokens(tokens=tokens, sentence=np.full(SENTENCE_WIDTH, SENTENCE_WIDTH**-0.5, np.float32))
 
 
 def _annotation(number: int, query: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Speed as ratios, each measured in one run beside what it is compared with."""
+"""Measures the speed of the metrics against a plain loop over queries that gives the same numbers."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class MetricsBench:
         ]
 
     def data(self) -> dict[str, Any]:
-        """The same with the ratio, as JSON holds it."""
+        """The measurement and the ratio as JSON-compatible values."""
         return asdict(self) | {"ratio": self.loop_s / self.ours_s}
 
 
 def bench_metrics(*, predictions: Path | None = None, truth: Path | None = None, seed: int = 0) -> MetricsBench:
     """Times the official QVHighlights metrics against a loop that scores one query after the other.
 
-    On synthetic predictions of the size of QVHighlights val, or on files. Raises UsageError for one file without the
-    other and for files that cannot be scored, CostlError when the two disagree in any digit.
+    Uses synthetic predictions of the size of QVHighlights val, or files. Raises UsageError for one file without the other
+    and for files that cannot be scored, CostlError when the two differ in any digit.
     """
     if (predictions is None) != (truth is None):
-        raise UsageError("--predictions and --truth belong together: give both, or none for synthetic ones.")
+        raise UsageError("--predictions and --truth belong together: pass both, or none for synthetic ones.")
     if predictions is not None and truth is not None:
         queries = read_truth(truth)
         rows = read_predictions(predictions, queries, truth=truth)
@@ -72,23 +72,23 @@ def synthetic(seed: int = 0, *, count: int = QUERIES) -> tuple[list[Prediction],
 
 
 def plain_metrics(predictions: Sequence[Prediction], queries: Sequence[Query]) -> dict[str, Any]:
-    """The official QVHighlights metrics as one would write them down first: one query, threshold and rater at a time."""
-    answers = {row.qid: row for row in predictions}
-    result: dict[str, Any] = {}
+    """The official QVHighlights metrics in their simplest form: one query, threshold and rater at a time."""
+    by_qid = {row.qid: row for row in predictions}
+    metrics: dict[str, Any] = {}
     for name, (above, up_to) in LIMITS.items():
-        pairs = [(answers[query.qid], [w for w in query.windows if above < w[1] - w[0] <= up_to]) for query in queries]
-        pairs = [(answer, windows) for answer, windows in pairs if windows]
+        pairs = [(by_qid[query.qid], [w for w in query.windows if above < w[1] - w[0] <= up_to]) for query in queries]
+        pairs = [(prediction, windows) for prediction, windows in pairs if windows]
         if pairs:
-            result[name] = _plain_moments(pairs)
+            metrics[name] = _plain_moments(pairs)
     if any(query.clip_ids for query in queries):
         for name, least in (("Fair", 2), ("Good", 3), ("VeryGood", 4)):
-            rows = [_plain_highlights(answers[query.qid], query, least) for query in queries]
+            rows = [_plain_highlights(by_qid[query.qid], query, least) for query in queries]
             precision = [value for values, _ in rows for value in values]
-            result[f"HL-min-{name}"] = {
+            metrics[f"HL-min-{name}"] = {
                 "HL-mAP": _two_decimals(np.mean(precision)),
                 "HL-Hit1": _two_decimals(np.mean([hit for _, hit in rows])),
             }
-    return result
+    return metrics
 
 
 def _official(predictions: Sequence[Prediction], queries: Sequence[Query]) -> dict[str, Any]:
@@ -125,22 +125,23 @@ def _prediction(query: Query, rng: np.random.Generator) -> Prediction:
 
 
 def _plain_moments(pairs: Sequence[tuple[Prediction, list[tuple[float, float]]]]) -> dict[str, Any]:
-    precision = [[_plain_precision(answer, windows, t) for t in IOU_THRESHOLDS] for answer, windows in pairs]
+    precision = [[_plain_precision(prediction, windows, t) for t in IOU_THRESHOLDS] for prediction, windows in pairs]
     means = np.mean(precision, axis=0)
-    firsts = [_plain_first(answer, windows) for answer, windows in pairs]
+    first_ious = [_plain_first_iou(prediction, windows) for prediction, windows in pairs]
     return {
         "MR-mAP": {str(t): _two_decimals(p) for t, p in zip(IOU_THRESHOLDS, means, strict=True)}
         | {"average": _two_decimals(means.mean())},
-        "MR-R1": {str(t): _two_decimals(np.mean([iou >= t for iou in firsts])) for t in IOU_THRESHOLDS},
+        "MR-R1": {str(t): _two_decimals(np.mean([iou >= t for iou in first_ious])) for t in IOU_THRESHOLDS},
     }
 
 
-def _plain_precision(answer: Prediction, windows: list[tuple[float, float]], threshold: float) -> float:
-    """Average precision: each moment in turn takes the free window it overlaps most, if it overlaps it enough."""
-    free, hits = set(range(len(windows))), []
-    for moment in sorted(answer.windows[:10], key=lambda moment: -moment[2]):
-        near = [(_plain_iou(moment, windows[i]), i) for i in free]
-        best = max(near, default=(0.0, -1))
+def _plain_precision(prediction: Prediction, windows: list[tuple[float, float]], threshold: float) -> float:
+    """Average precision: each moment in turn takes the free window it overlaps most, if the IoU reaches the threshold."""
+    free = set(range(len(windows)))
+    hits: list[bool] = []
+    for moment in sorted(prediction.windows[:10], key=lambda moment: -moment[2]):
+        ious = [(_plain_iou(moment, windows[i]), i) for i in free]
+        best = max(ious, default=(0.0, -1))
         hits.append(best[0] >= threshold)
         free -= {best[1]} if hits[-1] else set()
     precision = [sum(hits[: rank + 1]) / (rank + 1) for rank in range(len(hits))]
@@ -150,48 +151,53 @@ def _plain_precision(answer: Prediction, windows: list[tuple[float, float]], thr
 def _plain_iou(a: Sequence[float], b: Sequence[float]) -> float:
     shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     union = (a[1] - a[0]) + (b[1] - b[0]) - shared
-    # Without any length the published division gives NaN, which is below no threshold.
+    # If both have no length, the published division gives NaN, which is not below any threshold.
     return shared / union if union else float("inf")
 
 
-def _plain_first(answer: Prediction, windows: list[tuple[float, float]]) -> float:
-    start, end, _ = answer.windows[0]
-    near = [_plain_iou((start, end), window) for window in windows]
-    window = windows[near.index(max(near))]
+def _plain_first_iou(prediction: Prediction, windows: list[tuple[float, float]]) -> float:
+    start, end, _ = prediction.windows[0]
+    ious = [_plain_iou((start, end), window) for window in windows]
+    window = windows[ious.index(max(ious))]
     span = max(end, window[1]) - min(start, window[0])
     return max(0.0, min(end, window[1]) - max(start, window[0])) / span
 
 
-def _plain_highlights(answer: Prediction, query: Query, least: int) -> tuple[list[float], bool]:
-    """Average precision for each rater, and whether any of them likes the best clip."""
+def _plain_highlights(prediction: Prediction, query: Query, least: int) -> tuple[list[float], bool]:
+    """Average precision for each rater, and whether the clip with the highest score is positive for any of them."""
     clips = int(query.duration_s / 2)
-    scores = [*answer.saliency[:clips], *[0.0] * (clips - len(answer.saliency))]
-    liked = []
+    saliency = prediction.saliency
+    scores = [*saliency[:clips], *[0.0] * (clips - len(saliency))]
+    labels_by_rater = []
     for rater in range(len(query.saliency[0])):
         labels = [False] * clips
         for clip, ratings in zip(query.clip_ids, query.saliency, strict=True):
             labels[clip] = ratings[rater] >= least
-        liked.append(labels)
-    best = max(range(len(answer.saliency)), key=lambda clip: (answer.saliency[clip], -clip))
-    return [_plain_label_precision(labels, scores) for labels in liked], best < clips and any(
-        labels[best] for labels in liked
-    )
+        labels_by_rater.append(labels)
+    best = max(range(len(saliency)), key=lambda clip: (saliency[clip], -clip))
+    precisions = [_plain_label_precision(labels, scores) for labels in labels_by_rater]
+    return precisions, best < clips and any(labels[best] for labels in labels_by_rater)
 
 
 def _plain_label_precision(labels: Sequence[bool], scores: Sequence[float]) -> float:
-    """Down the list by score, equal scores at once: at each level that finds more, the best precision from there on."""
+    """Interpolated average precision; clips of equal score share a rank, and a rank counts once if it has positives."""
     order = sorted(range(len(labels)), key=lambda clip: -scores[clip])
-    points, found, before = [], 0, 0
+    points = []  # of each rank: precision, and whether it has a positive
+    positives = 0
+    counted = 0
     for rank, clip in enumerate(order, start=1):
-        found += labels[clip]
+        positives += labels[clip]
         if rank == len(order) or scores[order[rank]] != scores[clip]:
-            points.append((found / rank, found > before))
-            before = found
-    best, total, finds = 0.0, 0.0, 0
-    for precision, more in reversed(points):
+            points.append((positives / rank, positives > counted))
+            counted = positives
+    best = 0.0
+    total = 0.0
+    hits = 0
+    for precision, is_hit in reversed(points):
         best = max(best, precision)
-        total, finds = total + best * more, finds + more
-    return total / finds if finds else 0.0
+        total += best * is_hit
+        hits += is_hit
+    return total / hits if hits else 0.0
 
 
 def _two_decimals(fraction: Any) -> float:

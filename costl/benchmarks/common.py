@@ -1,4 +1,4 @@
-"""What crosses the border of a reader of a benchmark, and how its files become checked rows."""
+"""What every reader of a benchmark shares: its description, its rows, and helpers that read and check files."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from typing import Any, TypeVar
 from costl.data.annotations import Query, Window, first_problems, number_in, parse_rows, table_in
 from costl.pipeline.errors import UsageError
 
-LONG_S = 150.0  # no window of QVHighlights is longer; a model made for it may miss those that are
+LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
 RATED_CLIP_S = 2.0
 
-# What may have to be put right in a row, or known about it, in the words of the report.
+# What is corrected in a row or remarkable about it. The report counts rows under these names.
 CLIPPED = "windows past the video's end or start, clipped"
 REVERSED = "windows that end before they start, dropped"
 EMPTY = "windows without length, dropped"
 OUTSIDE = "windows outside the video, dropped"
-LOST = "rows left without a window, dropped"
+NO_WINDOW = "rows left without a window, dropped"
 LONG = f"windows longer than {LONG_S:.0f} s, kept"
 IN_CLIPS = "durations counted in clips of 2 s, now seconds"
 OTHER_CUT = "videos of another length than their ratings"
 
-# Seconds that a video lasts, by its name in the annotations; raises VideoError saying why there is none to tell.
-Seconds = Callable[[str], float]
+# The duration of a video in seconds, by its name in the annotations. Raises VideoError when it is unknown.
+DurationOf = Callable[[str], float]
 
 _Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row in this project's terms, and what was put right in it: one of the names above for each time."""
+    """A row as a `Query`, and what was corrected in it: one of the names above for each correction."""
 
     query: Query
     quirks: tuple[str, ...] = ()
 
     @property
     def qid(self) -> int | str:
-        """The row's own name."""
+        """The id of the query."""
         return self.query.qid
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A benchmark as read: its rows by split (train, test, and val where it has one), and what a person should know."""
+class Annotations:
+    """The rows of a benchmark by split (train, test, and val where it has one), and notes for the user."""
 
     splits: Mapping[str, Sequence[Row]]
     notes: tuple[str, ...] = ()
@@ -57,101 +57,102 @@ Files = Mapping[str, Path]
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a benchmark's annotations are spread.
+    """One set of files in which a benchmark's annotations are distributed.
 
-    `files` are the names that each part goes by, any of which will do; `extras` are parts that help where they are
-    there. `read` takes the path of every part found.
+    `files` lists the possible names of each required file, `extras` those of each optional file. `read` takes the path of
+    every file that exists, by the same keys.
     """
 
     files: Mapping[str, Sequence[str]]
-    read: Callable[[Files, Seconds], Reading]
+    read: Callable[[Files, DurationOf], Annotations]
     extras: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: its name on the command line and in print, its layouts (the best first), and its validation split.
+    """A benchmark: its name on the command line and in print, its layouts (the preferred one first), and its validation split.
 
-    `val_share` of the training videos are held out for validation, for the reason `val_why`; None where the benchmark
-    has a validation split. `stems` are the names that the file of a video may have, without suffix.
+    `val_share` of the training videos are held out for validation, for the reason `val_reason`; None where the benchmark
+    has a validation split. `file_stems` returns the names that the file of a video may have, without suffix.
     """
 
     name: str
     title: str
     layouts: tuple[Layout, ...]
     val_share: float | None = None
-    val_why: str = ""
-    stems: Callable[[str], Sequence[str]] = lambda vid: (vid,)
+    val_reason: str = ""
+    file_stems: Callable[[str], Sequence[str]] = lambda vid: (vid,)
 
 
 def read_windows(path: Path) -> list[Row]:
-    """The rows of a JSONL file in the layout of QVHighlights, their windows made usable; a row may have no label.
+    """The rows of a JSONL file in the layout of QVHighlights, with windows clipped to the video. A row may have no label.
 
     Raises UsageError that names file and line.
     """
-    return parse_rows(read_text(path), str(path), _window_row)
+    return parse_rows(read_text(path), str(path), _row_from_values)
 
 
-def window_row(query: Query, windows: Iterable[Sequence[float]]) -> Row:
-    """`query` with those of `windows` [start, end] in seconds that lie inside its video, or are clipped to it.
+def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
+    """`query` with the `windows` [start, end] in seconds, clipped to its video; those outside it are dropped.
 
-    A row that had windows and is left without one has the quirk LOST.
+    A row that had windows and has none left gets the quirk NO_WINDOW.
     """
-    kept: list[Window] = []
+    usable: list[Window] = []
     quirks: list[str] = []
     for start, end in windows:
-        inside = max(start, 0.0), min(end, query.duration_s)
-        if problem := _unusable(start, end, query.duration_s):
+        clipped = max(start, 0.0), min(end, query.duration_s)
+        if problem := _window_problem(start, end, query.duration_s):
             quirks.append(problem)
             continue
-        kept.append(inside)
-        quirks += [CLIPPED] if inside != (start, end) else []
-        quirks += [LONG] if inside[1] - inside[0] > LONG_S else []
-    if quirks and not kept:
-        quirks.append(LOST)
-    return Row(replace(query, windows=tuple(kept)), tuple(quirks))
+        usable.append(clipped)
+        quirks += [CLIPPED] if clipped != (start, end) else []
+        quirks += [LONG] if clipped[1] - clipped[0] > LONG_S else []
+    if quirks and not usable:
+        quirks.append(NO_WINDOW)
+    return Row(replace(query, windows=tuple(usable)), tuple(quirks))
 
 
-def collect(items: Iterable[tuple[str, _Item]], make: Callable[[_Item], _Made]) -> list[_Made]:
-    """What `make` makes of every item; `items` come with the place that an error is to name.
+def parse_all(items: Iterable[tuple[str, _Item]], parse: Callable[[_Item], _Parsed]) -> list[_Parsed]:
+    """The result of `parse` for every item; `items` are pairs of where the item stands (for errors) and the item.
 
-    Raises UsageError that lists the first bad ones.
+    Raises UsageError that lists the first bad items.
     """
-    made, problems = [], []
-    for place, item in items:
+    parsed: list[_Parsed] = []
+    problems: list[str] = []
+    for where, item in items:
         try:
-            made.append(make(item))
+            parsed.append(parse(item))
         except UsageError as error:
-            problems.append(f"{place}: {error}.")
+            problems.append(f"{where}: {error}.")
     if problems:
         raise UsageError("\n".join(first_problems(problems)))
-    return made
+    return parsed
 
 
-def by_video(path: Path) -> list[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    """The videos of a JSON file keyed by video, ready for `collect`: (place, (vid, what is said of it))."""
-    found = read_json(path)
-    return [(f"{path}: {vid}", (vid, about if isinstance(about, dict) else {})) for vid, about in found.items()]
+def video_items(path: Path) -> list[tuple[str, tuple[str, Mapping[str, Any]]]]:
+    """The videos of a JSON object keyed by video, as items for `parse_all`: (file: vid, (vid, fields))."""
+    videos = read_json(path)
+    return [(f"{path}: {vid}", (vid, fields if isinstance(fields, dict) else {})) for vid, fields in videos.items()]
 
 
-def lines_of(path: Path) -> list[tuple[str, str]]:
-    """The lines of a text file that are not blank, ready for `collect`: (file:number, line)."""
-    # Not splitlines(): it also cuts at U+2028 and its kin, which may stand inside a sentence.
+def numbered_lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a text file that are not blank, as items for `parse_all`: (file:number, line)."""
+    # Not splitlines(): it also splits at U+2028 and similar characters, which may occur in a sentence.
     lines = enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1)
     return [(f"{path}:{number}", line.rstrip("\r")) for number, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises UsageError naming the line that is no JSON."""
+    """A JSON file that holds one object. Raises UsageError that names the line where it is not JSON."""
     try:
-        found = json.loads(read_text(path), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+        value = json.loads(read_text(path), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: a JSON {type(found).__name__}, expected an object with one entry for each video.")
-    return found
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: a JSON {type(value).__name__}, expected an object with one entry for each video.")
+    return value
 
 
 def read_text(path: Path) -> str:
@@ -163,7 +164,7 @@ def read_text(path: Path) -> str:
 
 
 def positive_in(row: Mapping[str, Any], name: str) -> float:
-    """A field that must be a number above zero, as text ("842") or plainly. Raises UsageError."""
+    """A field that must be a number above zero, also as text ("842"). Raises UsageError."""
     value = row.get(name)
     if isinstance(value, str):
         try:
@@ -176,28 +177,29 @@ def positive_in(row: Mapping[str, Any], name: str) -> float:
 
 
 def to_row(query: Query) -> dict[str, Any]:
-    """The row of a query in this project's JSONL; `annotations.parse_jsonl` reads it back."""
+    """A query as a row of the JSONL that `costl.data.annotations.parse_jsonl` reads."""
     row: dict[str, Any] = {
         "qid": query.qid,
         "query": query.query,
         "vid": query.vid,
-        "duration": _plain(query.duration_s),
+        "duration": _json_value(query.duration_s),
     }
     if query.windows:
-        row["relevant_windows"] = _plain(query.windows)
+        row["relevant_windows"] = _json_value(query.windows)
     if query.clip_ids:
-        row |= {"relevant_clip_ids": list(query.clip_ids), "saliency_scores": _plain(query.saliency)}
+        row |= {"relevant_clip_ids": list(query.clip_ids), "saliency_scores": _json_value(query.saliency)}
     if query.rated_s:
-        row["rated_windows"] = _plain(query.rated_s)
+        row["rated_windows"] = _json_value(query.rated_s)
     return row | ({"domain": query.domain} if query.domain else {})
 
 
-def _window_row(values: Mapping[str, Any]) -> Row:
+def _row_from_values(values: Mapping[str, Any]) -> Row:
     query = Query.from_row({**values, "relevant_windows": None})
-    return window_row(query, table_in(values, "relevant_windows", width=2))
+    return row_with_windows(query, table_in(values, "relevant_windows", width=2))
 
 
-def _unusable(start: float, end: float, duration_s: float) -> str:
+def _window_problem(start: float, end: float, duration_s: float) -> str:
+    """Why a window cannot be used; empty if it can."""
     if start > end:
         return REVERSED
     if start == end:
@@ -210,15 +212,15 @@ def _refuse_constant(name: str) -> float:
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return found
+    return fields
 
 
-def _plain(value: Any) -> Any:
-    """Lists for tuples, and whole numbers as such: 150 rather than 150.0."""
+def _json_value(value: Any) -> Any:
+    """Tuples as lists, and whole numbers as integers: 150 rather than 150.0."""
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return int(value) if value == int(value) else value

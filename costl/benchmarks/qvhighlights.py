@@ -1,24 +1,24 @@
-"""QVHighlights (Lei et al. 2021): one JSONL file for each split, as jayleicn/moment_detr spreads them."""
+"""Reads QVHighlights (Lei et al. 2021): one JSONL file for each split, as jayleicn/moment_detr distributes them."""
 
 from __future__ import annotations
 
-from costl.benchmarks.common import Benchmark, Files, Layout, Reading, Seconds, read_windows
+from costl.benchmarks.common import Annotations, Benchmark, DurationOf, Files, Layout, read_windows
 from costl.pipeline.errors import UsageError
 
 
-def read(files: Files, seconds: Seconds) -> Reading:
-    """Three splits; the labels of the test split where the file that has them (published in 2026) is there."""
+def read(files: Files, duration_of: DurationOf) -> Annotations:
+    """Three splits. The test split has labels if the file with them (published in 2026) exists."""
     splits = {split: read_windows(files[split]) for split in ("train", "val")}
     if "labelled" in files:
         splits["test"] = read_windows(files["labelled"])
-        return Reading(splits, (f"test: with labels, from {files['labelled'].name}.",))
+        return Annotations(splits, (f"test: with labels, from {files['labelled'].name}.",))
     if "unlabelled" not in files:
         raise UsageError(
-            f"{files['train'].parent}: no test split. Expected {' or '.join((*LABELLED, *UNLABELLED))} beside the others."
+            f"{files['train'].parent}: no test split. Expected {' or '.join((*LABELLED, *UNLABELLED))} in the same folder."
         )
     splits["test"] = read_windows(files["unlabelled"])
     note = f"test: without labels, from {files['unlabelled'].name}: costl evaluate can predict it, but not score it."
-    return Reading(splits, (f"{note} Its labels are in {LABELLED[0]}.",))
+    return Annotations(splits, (f"{note} Its labels are in {LABELLED[0]}.",))
 
 
 LABELLED = ("highlight_test_with_gt.jsonl",)

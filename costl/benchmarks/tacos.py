@@ -1,4 +1,4 @@
-"""TACoS (Regneri et al. 2013) in the split of 2D-TAN: JSONL, or one JSON object for each video with times in frames."""
+"""Reads TACoS (Regneri et al. 2013) in the split of 2D-TAN: JSONL, or one JSON object a video with times in frames."""
 
 from __future__ import annotations
 
@@ -8,56 +8,57 @@ from pathlib import Path
 from typing import Any
 
 from costl.benchmarks.common import (
+    Annotations,
     Benchmark,
+    DurationOf,
     Files,
     Layout,
-    Reading,
     Row,
-    Seconds,
-    by_video,
-    collect,
+    parse_all,
     positive_in,
     read_windows,
-    window_row,
+    row_with_windows,
+    video_items,
 )
 from costl.data.annotations import Query, table_in
 from costl.pipeline.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 VIDEO = re.compile(r"s\d+-d\d+")
-CAMERA = "-cam-002"  # the dataset's own video files carry the camera in their names, its annotations do not
+CAMERA = "-cam-002"  # in the names of the dataset's video files, but not in its annotations
 
 
-def read_jsonl(files: Files, seconds: Seconds) -> Reading:
-    """The three splits, each a JSONL file. Raises UsageError for a file that is of something else."""
-    return Reading({split: _checked(read_windows(files[split]), files[split]) for split in SPLITS})
+def read_jsonl(files: Files, duration_of: DurationOf) -> Annotations:
+    """The three splits, each a JSONL file. Raises UsageError for a file of another dataset."""
+    return Annotations({split: _checked(read_windows(files[split]), files[split]) for split in SPLITS})
 
 
-def read_json(files: Files, seconds: Seconds) -> Reading:
-    """The three splits, each an object `{"s17-d69.avi": {timestamps, sentences, fps, num_frames}}`, frames to seconds."""
-    return Reading({split: _checked(_read_videos(files[split]), files[split]) for split in SPLITS})
+def read_json(files: Files, duration_of: DurationOf) -> Annotations:
+    """The three splits, each an object `{"s17-d69.avi": {timestamps, sentences, fps, num_frames}}`; frames become seconds."""
+    return Annotations({split: _checked(_read_videos(files[split]), files[split]) for split in SPLITS})
 
 
-def stems(vid: str) -> Sequence[str]:
-    """What the file of a video may be called, without suffix."""
+def file_stems(vid: str) -> Sequence[str]:
+    """The possible names of the file of a video, without suffix."""
     return vid, vid + CAMERA
 
 
 def _read_videos(path: Path) -> list[Row]:
-    return [row for rows in collect(by_video(path), lambda item: _rows(*item)) for row in rows]
+    return [row for rows in parse_all(video_items(path), lambda item: _rows(*item)) for row in rows]
 
 
-def _rows(name: str, about: Mapping[str, Any]) -> list[Row]:
-    fps = positive_in(about, "fps")
-    duration_s = positive_in(about, "num_frames") / fps
-    frames, sentences = table_in(about, "timestamps", width=2), about.get("sentences")
+def _rows(name: str, fields: Mapping[str, Any]) -> list[Row]:
+    fps = positive_in(fields, "fps")
+    duration_s = positive_in(fields, "num_frames") / fps
+    frames = table_in(fields, "timestamps", width=2)
+    sentences = fields.get("sentences")
     if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
         raise UsageError("'sentences' is not a list of texts")
     if len(sentences) != len(frames):
         raise UsageError(f"{len(sentences)} sentences but {len(frames)} timestamps")
     vid = name.removesuffix(".avi").removesuffix(".mp4").removesuffix(CAMERA)
     return [
-        window_row(
+        row_with_windows(
             Query(qid=f"{vid}_{number}", query=sentence.strip(), vid=vid, duration_s=duration_s),
             [(start / fps, end / fps)],
         )
@@ -66,10 +67,10 @@ def _rows(name: str, about: Mapping[str, Any]) -> list[Row]:
 
 
 def _checked(rows: list[Row], path: Path) -> list[Row]:
-    # The names train, val and test are anybody's, so that the videos must say whose they are.
+    # Other datasets use the names train, val and test too. The names of the videos decide.
     other = next((row.query.vid for row in rows if not VIDEO.match(row.query.vid)), None)
     if other is not None:
-        raise UsageError(f"{path}: speaks of a video {other!r}, expected names like 's17-d69'. This is not TACoS.")
+        raise UsageError(f"{path}: has a video {other!r}, expected names like 's17-d69'. This is not TACoS.")
     return rows
 
 
@@ -80,5 +81,5 @@ TACOS = Benchmark(
         Layout(files={split: (f"{split}.jsonl",) for split in SPLITS}, read=read_jsonl),
         Layout(files={split: (f"{split}.json",) for split in SPLITS}, read=read_json),
     ),
-    stems=stems,
+    file_stems=file_stems,
 )

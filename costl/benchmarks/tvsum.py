@@ -1,7 +1,7 @@
-"""TVSum (Song et al. 2015) in the split of UMT: how twenty people rated every two seconds of fifty videos.
+"""Reads TVSum (Song et al. 2015) in the split of UMT: twenty raters rated every two seconds of fifty videos.
 
-People rated from 1 to 5; this project's scale has 0 for "not rated", so that 1 to 5 becomes 0 to 4. The sentence is the
-title of the video.
+Ratings are from 1 to 5 and become 0 to 4, because 0 means "not rated" in this project. The query is the title of the video.
+Axes: t rated clips, r raters.
 """
 
 from __future__ import annotations
@@ -14,117 +14,120 @@ from costl.benchmarks.common import (
     IN_CLIPS,
     OTHER_CUT,
     RATED_CLIP_S,
+    Annotations,
     Benchmark,
+    DurationOf,
     Files,
     Layout,
-    Reading,
     Row,
-    Seconds,
-    by_video,
-    collect,
-    lines_of,
+    numbered_lines,
+    parse_all,
     positive_in,
     read_text,
+    video_items,
 )
 from costl.data.annotations import Query, number_in, parse_rows, table_in, text_in
 from costl.pipeline.errors import UsageError, VideoError
 
-PEOPLE = 20
-# The video of each domain that UMT (Liu et al. 2022) and everyone after keeps for the numbers that are published.
+RATERS = 20
+# The test videos of UMT (Liu et al. 2022) by domain, on which all later papers report their numbers.
 HELD_OUT = {
     **{"BK": "Se3oxnaPsz0", "BT": "JgHubY5Vw3Y", "DS": "E11zDS9XGzg", "FM": "JKpqYvAdIsw", "GA": "Bhxk-O1Y7Ho"},
     **{"MS": "Yi4Ij2NM7U4", "PK": "cjibtmSLxQ4", "PR": "fWutDQy1nnY", "VT": "J0nA4VgnoCo", "VU": "sTEELN-vY30"},
 }
 SUMS_ONLY = (
-    "Only the sums of the twenty ratings are known here: the numbers of the field compare with every person alone. "
-    "tvsum_anno.json, tvsum_train.jsonl and tvsum_val.jsonl, or the dataset's own .tsv files have them."
+    "Only the sums of the twenty ratings are known here: published numbers compare with each rater separately. "
+    "tvsum_anno.json, tvsum_train.jsonl and tvsum_val.jsonl, or the dataset's own .tsv files have all ratings."
 )
-_About = tuple[str, str, float]  # title, domain, seconds
-ROUNDED = "Durations of videos that are not here come from their m:ss in {name}, which may be a second off."
+_Info = tuple[str, str, float]  # title, domain, seconds
+ROUNDED = "Durations of missing videos come from their m:ss in {name}, which may be a second off."
 
 
-def read_json(files: Files, seconds: Seconds) -> Reading:
-    """One object with all videos: fps, frames, domain, title, anno [n 20]."""
-    return _split(collect(by_video(files["videos"]), lambda item: _json_row(*item)))
+def read_json(files: Files, duration_of: DurationOf) -> Annotations:
+    """One object with all videos: fps, frames, domain, title, anno [t 20]."""
+    return _split(parse_all(video_items(files["videos"]), lambda item: _json_row(*item)))
 
 
-def read_jsonl(files: Files, seconds: Seconds) -> Reading:
-    """`tvsum_{train,val}.jsonl`: label [n 20], and a `duration` that counts clips of two seconds.
+def read_jsonl(files: Files, duration_of: DurationOf) -> Annotations:
+    """`tvsum_{train,val}.jsonl`: label [t 20], and a `duration` in clips of about two seconds.
 
-    The video says how many seconds they are; without it, two for each.
+    The duration in seconds comes from the video; without it a clip counts as two seconds.
     """
-    return _by_file(files, lambda values: _jsonl_row(values, seconds))
+    return _read_splits(files, lambda values: _jsonl_row(values, duration_of))
 
 
-def read_sums(files: Files, seconds: Seconds) -> Reading:
-    """`tvsum_{train,val}_sfc.jsonl`: label [n 1], the sum of twenty ratings, and a duration in seconds."""
-    reading = _by_file(files, _sums_row)
-    return Reading(reading.splits, (SUMS_ONLY,))
+def read_sums(files: Files, duration_of: DurationOf) -> Annotations:
+    """`tvsum_{train,val}_sfc.jsonl`: label [t 1], the sum of twenty ratings, and a duration in seconds."""
+    annotations = _read_splits(files, _sums_row)
+    return Annotations(annotations.splits, (SUMS_ONLY,))
 
 
-def read_tables(files: Files, seconds: Seconds) -> Reading:
-    """The dataset's own tables: a rating of every frame by every person, and each video's title and length.
+def read_tables(files: Files, duration_of: DurationOf) -> Annotations:
+    """The dataset's own tables: a rating of every frame by every rater, and each video's title and length.
 
-    A clip has the rating of the frame in its middle: people rated in steps of two seconds.
+    A clip gets the rating of its middle frame: people rated in steps of two seconds.
     """
-    known = dict(collect(lines_of(files["info"])[1:], _info(files["info"])))
-    told: dict[str, list[tuple[float, ...]]] = {}
+    infos = dict(parse_all(numbered_lines(files["info"])[1:], _info_parser(files["info"])))
+    ratings_by_vid: dict[str, list[tuple[float, ...]]] = {}
 
-    def take(line: str) -> str:
+    def parse_ratings(line: str) -> None:
         vid, _, ratings = _columns(line, 3)
-        if vid not in known:
+        if vid not in infos:
             raise UsageError(f"video {vid!r} is not in {files['info'].name}")
-        told.setdefault(vid, []).append(_at_clips(ratings.split(","), _length_s(vid, known[vid], seconds)))
-        return vid
+        duration_s = _duration_s(vid, infos[vid], duration_of)
+        ratings_by_vid.setdefault(vid, []).append(_clip_ratings(ratings.split(","), duration_s))
 
-    collect(lines_of(files["ratings"]), take)
-    rows = collect(
-        ((f"{files['ratings']}: {vid}", (vid, people)) for vid, people in told.items()),
-        lambda item: _table_row(item[0], item[1], known[item[0]], seconds),
+    parse_all(numbered_lines(files["ratings"]), parse_ratings)
+    rows = parse_all(
+        ((f"{files['ratings']}: {vid}", (vid, by_rater)) for vid, by_rater in ratings_by_vid.items()),
+        lambda item: _table_row(item[0], item[1], infos[item[0]], duration_of),
     )
-    reading = _split(rows)
-    return Reading(reading.splits, (*reading.notes, ROUNDED.format(name=files["info"].name)))
+    annotations = _split(rows)
+    return Annotations(annotations.splits, (*annotations.notes, ROUNDED.format(name=files["info"].name)))
 
 
-def _split(rows: Sequence[Row]) -> Reading:
+def _split(rows: Sequence[Row]) -> Annotations:
     held_out = set(HELD_OUT.values())
     test = [row for row in rows if row.query.vid in held_out]
     train = [row for row in rows if row.query.vid not in held_out]
-    absent = sorted(held_out - {row.query.vid for row in test})
-    notes = [f"test: the split of UMT has {len(HELD_OUT)} videos, not annotated here: {', '.join(absent)}."]
-    return Reading({"train": train, "test": test}, tuple(notes if absent else ()))
+    missing = sorted(held_out - {row.query.vid for row in test})
+    notes = [f"test: the split of UMT has {len(HELD_OUT)} videos, not annotated here: {', '.join(missing)}."]
+    return Annotations({"train": train, "test": test}, tuple(notes if missing else ()))
 
 
-def _by_file(files: Files, make: Callable[[Mapping[str, Any]], Row]) -> Reading:
-    parts = {"train": files["train"], "test": files["held out"]}
-    return Reading({split: parse_rows(read_text(path), str(path), make) for split, path in parts.items()})
+def _read_splits(files: Files, parse: Callable[[Mapping[str, Any]], Row]) -> Annotations:
+    paths = {"train": files["train"], "test": files["held out"]}
+    return Annotations({split: parse_rows(read_text(path), str(path), parse) for split, path in paths.items()})
 
 
-def _json_row(vid: str, about: Mapping[str, Any]) -> Row:
-    duration_s = positive_in(about, "frames") / positive_in(about, "fps")
-    return _row(vid, text_in(about, "title"), text_in(about, "domain"), _people(about, "anno"), duration_s=duration_s)
+def _json_row(vid: str, fields: Mapping[str, Any]) -> Row:
+    duration_s = positive_in(fields, "frames") / positive_in(fields, "fps")
+    ratings = table_in(fields, "anno", width=RATERS)
+    return _row(vid, text_in(fields, "title"), text_in(fields, "domain"), ratings, duration_s=duration_s)
 
 
-def _jsonl_row(values: Mapping[str, Any], seconds: Seconds) -> Row:
-    ratings = _people(values, "label")
-    told, clips = number_in(values, "duration"), len(ratings)
+def _jsonl_row(values: Mapping[str, Any], duration_of: DurationOf) -> Row:
+    ratings = table_in(values, "label", width=RATERS)
+    clips = len(ratings)
+    duration = number_in(values, "duration")
     quirks: tuple[str, ...] = ()
-    if told == clips:
-        told, quirks = _seconds_of(text_in(values, "vid"), clips, seconds), (IN_CLIPS,)
-    elif int(told / RATED_CLIP_S) != clips:
-        raise UsageError(f"'duration' is {told:g}, expected {clips}, the number of rated clips, or their seconds")
+    if duration == clips:
+        duration = _duration_of_clips(text_in(values, "vid"), clips, duration_of)
+        quirks = (IN_CLIPS,)
+    elif int(duration / RATED_CLIP_S) != clips:
+        raise UsageError(f"'duration' is {duration:g}, expected {clips}, the number of rated clips, or their seconds")
     return _row(
         text_in(values, "vid"),
         text_in(values, "query"),
         text_in(values, "domain"),
         ratings,
-        duration_s=told,
+        duration_s=duration,
         quirks=quirks,
     )
 
 
 def _sums_row(values: Mapping[str, Any]) -> Row:
-    means = tuple((value / PEOPLE,) for (value,) in table_in(values, "label", width=1))
+    means = tuple((value / RATERS,) for (value,) in table_in(values, "label", width=1))
     return _row(
         text_in(values, "vid"),
         text_in(values, "query"),
@@ -134,12 +137,12 @@ def _sums_row(values: Mapping[str, Any]) -> Row:
     )
 
 
-def _table_row(vid: str, people: list[tuple[float, ...]], about: _About, seconds: Seconds) -> Row:
-    if len(people) != PEOPLE or len({len(ratings) for ratings in people}) > 1:
-        raise UsageError(f"{len(people)} rows of ratings, expected {PEOPLE} that are equally long")
-    title, domain, _ = about
-    duration_s = _length_s(vid, about, seconds)
-    return _row(vid, title, domain, tuple(zip(*people, strict=True)), duration_s=duration_s)
+def _table_row(vid: str, by_rater: list[tuple[float, ...]], info: _Info, duration_of: DurationOf) -> Row:
+    if len(by_rater) != RATERS or len({len(ratings) for ratings in by_rater}) > 1:
+        raise UsageError(f"{len(by_rater)} rows of ratings, expected {RATERS} of equal length")
+    title, domain, _ = info
+    duration_s = _duration_s(vid, info, duration_of)
+    return _row(vid, title, domain, tuple(zip(*by_rater, strict=True)), duration_s=duration_s)
 
 
 def _row(
@@ -151,15 +154,16 @@ def _row(
     duration_s: float,
     quirks: tuple[str, ...] = (),
 ) -> Row:
-    """Ratings from 1 to 5 of every clip, [n r]."""
+    """A row from ratings [t r], 1 to 5, of every clip."""
     if not ratings:
         raise UsageError("no clip is rated")
     wrong = next((rating for clip in ratings for rating in clip if not 1 <= rating <= 5), None)
     if wrong is not None:
         raise UsageError(f"a rating is {wrong:g}, expected 1 to 5")
     if abs(duration_s - RATED_CLIP_S * len(ratings)) > 2 * RATED_CLIP_S:
-        # Whatever this video is, the ratings are of another cut; training says so once more beside the features.
-        duration_s, quirks = RATED_CLIP_S * len(ratings), (*quirks, OTHER_CUT)
+        # The ratings are of another cut of this video. Training reports that too, when it compares with the features.
+        duration_s = RATED_CLIP_S * len(ratings)
+        quirks = (*quirks, OTHER_CUT)
     query = Query(
         qid=vid,
         query=title.strip(),
@@ -172,35 +176,31 @@ def _row(
     return Row(query, quirks)
 
 
-def _people(about: Mapping[str, Any], name: str) -> tuple[tuple[float, ...], ...]:
-    return table_in(about, name, width=PEOPLE)
-
-
-def _seconds_of(vid: str, clips: int, seconds: Seconds) -> float:
+def _duration_of_clips(vid: str, clips: int, duration_of: DurationOf) -> float:
     try:
-        return seconds(vid)
+        return duration_of(vid)
     except VideoError:
         return RATED_CLIP_S * clips
 
 
-def _info(path: Path) -> Callable[[str], tuple[str, _About]]:
-    """What reads a line of the table by the names in its first one."""
-    lines = lines_of(path)
+def _info_parser(path: Path) -> Callable[[str], tuple[str, _Info]]:
+    """A function that parses a line of the table by the column names in its first line."""
+    lines = numbered_lines(path)
     header = lines[0][1].split("\t") if lines else []
     if not {"category", "video_id", "title", "length"} <= set(header):
         raise UsageError(f"{path}:1: columns {', '.join(header)}, expected category, video_id, title, url, length.")
 
-    def read(line: str) -> tuple[str, _About]:
+    def parse(line: str) -> tuple[str, _Info]:
         values = dict(zip(header, _columns(line, len(header)), strict=True))
-        minutes, _, rest = values["length"].strip().partition(":")
-        if not (minutes.isdecimal() and rest.isdecimal()):
+        minutes, _, seconds = values["length"].strip().partition(":")
+        if not (minutes.isdecimal() and seconds.isdecimal()):
             raise UsageError(f"length is {values['length']!r}, expected minutes:seconds")
         title = values["title"].strip()
         if len(title) > 1 and title[0] == title[-1] == '"':
             title = title[1:-1].replace('""', '"')
-        return values["video_id"], (title, values["category"], 60.0 * int(minutes) + int(rest))
+        return values["video_id"], (title, values["category"], 60.0 * int(minutes) + int(seconds))
 
-    return read
+    return parse
 
 
 def _columns(line: str, count: int) -> list[str]:
@@ -210,21 +210,21 @@ def _columns(line: str, count: int) -> list[str]:
     return columns
 
 
-def _length_s(vid: str, about: _About, seconds: Seconds) -> float:
+def _duration_s(vid: str, info: _Info, duration_of: DurationOf) -> float:
     try:
-        return seconds(vid)
+        return duration_of(vid)
     except VideoError:
-        return about[2]
+        return info[2]
 
 
-def _at_clips(frames: Sequence[str], duration_s: float) -> tuple[float, ...]:
-    """The rating in the middle of every clip, from one rating a frame."""
+def _clip_ratings(frames: Sequence[str], duration_s: float) -> tuple[float, ...]:
+    """The rating of the middle frame of every clip, from one rating a frame."""
     clips = int(duration_s / RATED_CLIP_S)
     middles = [int((clip + 0.5) * RATED_CLIP_S * len(frames) / duration_s) for clip in range(clips)]
     try:
         ratings = [float(rating) for rating in frames]
     except ValueError as error:
-        raise UsageError(f"a rating is no number ({error})") from None
+        raise UsageError(f"a rating is not a number ({error})") from None
     return tuple(ratings[middle] for middle in middles)
 
 
@@ -232,7 +232,7 @@ TVSUM = Benchmark(
     name="tvsum",
     title="TVSum",
     layouts=(
-        # The first also tells how many seconds a video lasts.
+        # The preferred layout has the duration of the videos in seconds too.
         Layout(files={"videos": ("tvsum_anno.json", "tvsum_train_sfc.json")}, read=read_json),
         Layout(files={"train": ("tvsum_train.jsonl",), "held out": ("tvsum_val.jsonl",)}, read=read_jsonl),
         Layout(
@@ -242,8 +242,8 @@ TVSUM = Benchmark(
         Layout(files={"train": ("tvsum_train_sfc.jsonl",), "held out": ("tvsum_val_sfc.jsonl",)}, read=read_sums),
     ),
     val_share=0.0,
-    val_why=(
+    val_reason=(
         "TVSum has four training videos for each domain, too few to choose a checkpoint by: "
-        "the last epoch is what is reported"
+        "the last epoch is reported"
     ),
 )

@@ -8,21 +8,21 @@ from typing import Any
 
 import click
 
-from costl.ask.answer import FORMATS
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, one_model, out, quiet, trained_model
-from costl.commands.output import say, show
-from costl.commands.progress import Bars
+from costl.ask.formats import FORMATS
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, model_to_load, out, quiet, trained_model
+from costl.commands.output import print_messages, print_result
+from costl.commands.progress import ProgressBars
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="VIDEO... QUERY...")
+@click.argument("arguments", nargs=-1, metavar="VIDEO... QUERY...")
 @click.option("--video", "videos", multiple=True, type=ANY_PATH, help="A video, whatever its name. Repeatable.")
 @click.option("--query", "queries", multiple=True, help="A query, even if it is the name of a file. Repeatable.")
 @trained_model
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Moments to show of each answer.")
 @click.option(
     "--format",
-    "form",
+    "output_format",
     type=click.Choice(FORMATS),
     default="table",
     show_default=True,
@@ -31,44 +31,44 @@ from costl.commands.progress import Bars
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @out("Write to this file instead of standard output.")
-@click.option("--cut", "clips", type=FOLDER, help="Write the moments shown as video clips into this folder.")
+@click.option("--cut", "cut_folder", type=FOLDER, help="Cut the moments shown into video files in this folder.")
 @click.option("--picture", type=ANY_PATH, help="Draw the answers into this PNG: frames, moments, saliency.")
 @quiet
-def predict(words: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str, ...], **options: Any) -> None:
+def predict(arguments: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str, ...], **options: Any) -> None:
     """Find the moments of videos that sentences describe.
 
     \b
     Examples:
         costl predict holiday.mp4 "a dog catches a ball"
-        costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out found.jsonl
-        costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut clips/ --picture found.png
+        costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out moments.jsonl
+        costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
-    Needs no annotations, and takes videos of any length. An argument that is an existing file is a video, and anything
-    else is a query. The features of a video are stored in --cache-dir by its content, so that the next query about it is
-    answered at once.
+    Needs no annotations. Videos can have any length. An argument that is an existing file is a video, and any other
+    argument is a query. The features of a video are stored in --cache-dir, so that the next query about it is answered at
+    once.
 
-    Exit code 1: some videos could not be used.
+    Exit code 1: some videos could not be read.
     """
-    more_videos, more_queries = _videos_and_queries(words)
+    more_videos, more_queries = _videos_and_queries(arguments)
     raise SystemExit(_predict([*videos, *more_videos], [*queries, *more_queries], **options))
 
 
-def _videos_and_queries(words: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Splits the arguments. One that looks like a video but is not a file would be a strange query, and is refused."""
+def _videos_and_queries(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Splits the arguments. Raises UsageError for a folder, and for the name of a video file that does not exist."""
     from costl.pipeline.videos import SUFFIXES
 
     videos: list[Path] = []
     queries: list[str] = []
-    for word in words:
-        path = Path(word)
-        if word and path.is_file():
+    for text in arguments:
+        path = Path(text)
+        if text and path.is_file():
             videos.append(path)
         elif path.suffix.lower() in SUFFIXES:
-            raise click.UsageError(f"{word}: no such file. Check the name, or pass it with --query if it is a query.")
-        elif word.endswith(("/", "\\")) and path.is_dir():
-            raise click.UsageError(f"{word}: a folder. Name the videos in it, such as {word}*.mp4")
+            raise click.UsageError(f"{text}: no such file. Check the name, or pass it with --query if it is a query.")
+        elif text.endswith(("/", "\\")) and path.is_dir():
+            raise click.UsageError(f"{text}: a folder. Name the videos in it, such as {text}*.mp4")
         else:
-            queries.append(word)
+            queries.append(text)
     return videos, queries
 
 
@@ -82,29 +82,34 @@ def _predict(
     cache_dir: Path | None,
     device: str,
     top: int,
-    form: str,
+    output_format: str,
     as_json: bool,
     quiet: bool,
     **outputs: Path | None,
 ) -> int:
     if not videos:
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
-    form = "json" if as_json else form
-    from costl.ask.answer import check_form, check_queries  # before torch is loaded
+    output_format = "json" if as_json else output_format
+    from costl.ask.answer import check_queries
+    from costl.ask.formats import check_format
 
-    check_queries(queries)
-    check_form(form, videos)
+    check_queries(queries)  # reports errors before torch is loaded
+    check_format(output_format, videos)
     from costl.ask.asker import load
-    from costl.ask.output import ask_all, write_told
+    from costl.ask.output import ask_videos, write_answers
 
-    asker = load(one_model(run, model), weights=weights, cache_dir=cache_dir, device=device)
-    with Bars(silent=quiet) as progress:
-        told = ask_all(asker, videos, queries, top=top, progress=progress)
-    # The text is printed before clips are cut, so that a full disk does not cost the answers.
-    with Bars(silent=quiet) as progress:
-        files = write_told(told.answers, form=form, write=_print_text, progress=progress, **outputs)
-    say(*(f"failed: {reason}" for reason in told.failed), *(f"Written: {path}" for path in files))
-    return 1 if told.failed else 0
+    asker = load(model_to_load(run, model), weights=weights, cache_dir=cache_dir, device=device)
+    with ProgressBars(silent=quiet) as progress:
+        result = ask_videos(asker, videos, queries, top=top, progress=progress)
+    # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
+    with ProgressBars(silent=quiet) as progress:
+        files = write_answers(
+            result.answers, output_format=output_format, print_text=_print_text, progress=progress, **outputs
+        )
+    failures = [f"failed: {reason}" for reason in result.failures]
+    written = [f"Written: {path}" for path in files]
+    print_messages(*failures, *written)
+    return 1 if failures else 0
 
 
 def _print_text(text: str) -> None:
@@ -129,7 +134,7 @@ def demo(run: Path | None, model: str | None, **options: Any) -> None:
     """
     from costl.demo.app import demo
 
-    demo(one_model(run, model), **options, ready=click.echo)
+    demo(model_to_load(run, model), **options, on_ready=click.echo)
 
 
 @click.command()
@@ -157,6 +162,6 @@ def report(as_json: bool, quiet: bool, **options: Any) -> None:
     """
     from costl.report.build import report
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         written = report(**options, progress=progress)
-    show(written, as_json=as_json)
+    print_result(written, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`costl bench`: how fast each stage is here, compared with the plain way."""
+"""`costl bench`: measures the speed of each stage on this machine, compared with a plain implementation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, quiet
-from costl.commands.output import show
-from costl.commands.progress import Bars
+from costl.commands.output import print_result
+from costl.commands.progress import ProgressBars
 
 
 @click.group(cls=Group)
@@ -18,7 +18,7 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--videos", type=FOLDER, help="A folder of videos.  [default: rendered clips and a few of the sample world]"
+    "--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos and a few of the sample world]"
 )
 @click.option("--model", "models", multiple=True, help="Name of an open_clip model. Repeatable.  [default: ViT-B-32]")
 @click.option("--weights", help="As in costl extract.  [default: random weights, which take the same time]")
@@ -29,12 +29,12 @@ def bench() -> None:
     "--imitate", "rate", type=float, help="Frames per second of the imitated accelerator.  [default: 4 x decoding]"
 )
 @click.option("--repeats", default=2, show_default=True, help="Repeats of each measurement. The best counts.")
-@click.option("--quick", is_flag=True, help="Use tiny clips and a tiny CLIP: a test that it runs, not how fast.")
+@click.option("--quick", is_flag=True, help="Use tiny videos and a tiny CLIP, to test that the benchmark runs.")
 @device
 @quiet
 @as_json
 def extract(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Measure extraction, its halves, and the plain way.
+    """Measure extraction, decoding, CLIP, and a plain loop.
 
     \b
     Examples:
@@ -42,41 +42,41 @@ def extract(quiet: bool, as_json: bool, **options: Any) -> None:
         costl bench extract --videos dir/ --repeats 1
         costl bench extract --device cuda --model ViT-B-32 --model ViT-B-16 --model ViT-L-14
 
-    Takes some minutes. The first call renders clips and stores them in the temporary folder. On a CPU both halves need the
-    same cores, so that an accelerator is imitated as well. Also measures the peak memory of one video and a longer one, and
-    of a few videos and many.
+    Takes some minutes. The first call renders videos and stores them in the temporary folder. On a CPU, decoding and CLIP
+    share the cores, so an imitated accelerator is measured as well. Also measures the peak memory of a video and of a longer
+    one, and of few videos and of many.
     """
     from costl.pipeline.bench.extract import bench_extract
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         result = bench_extract(**options, progress=progress)
-    show(result, as_json=as_json)
+    print_result(result, as_json=as_json)
 
 
 @bench.command()
-@click.option("--videos", type=FOLDER, help="A folder of videos.  [default: rendered clips]")
+@click.option("--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos]")
 @click.option("--fps", type=float, multiple=True, default=(0.5, 1.0, 2.0), show_default=True, help="Repeatable.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Seconds of each video, from its start.")
 @click.option("--repeats", default=2, show_default=True, help="Repeats of each measurement. The best counts.")
-@click.option("--quick", is_flag=True, help="Use tiny clips: a test that it runs, not how fast.")
+@click.option("--quick", is_flag=True, help="Use tiny videos, to test that the benchmark runs.")
 @quiet
 @as_json
 def decode(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Measure our decoders and the plain use of each library.
+    """Measure CoSTL's decoders and each library's own loop.
 
     \b
     Examples:
         costl bench decode
         costl bench decode --videos dir/ --repeats 1
 
-    Prints sampled frames per CPU second, on one thread each; the time of threads and processes that a library starts
-    counts, too. Takes some minutes.
+    Prints sampled frames per CPU second, with one thread each. This includes the CPU time of threads and processes that a
+    library starts. Takes some minutes.
     """
     from costl.pipeline.bench.decode import bench_decode
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         result = bench_decode(**options, progress=progress)
-    show(result, as_json=as_json)
+    print_result(result, as_json=as_json)
 
 
 @bench.command()
@@ -98,9 +98,9 @@ def cache(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.pipeline.bench.cache import bench_cache
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         result = bench_cache(**options, progress=progress)
-    show(result, as_json=as_json)
+    print_result(result, as_json=as_json)
 
 
 @bench.command()
@@ -108,20 +108,20 @@ def cache(quiet: bool, as_json: bool, **options: Any) -> None:
 @quiet
 @as_json
 def index(videos: int, quiet: bool, as_json: bool) -> None:
-    """Measure how opening, verifying and reading a cache grow.
+    """Measure how the cache scales with the number of videos.
 
     \b
     Example:
         costl bench index
 
-    Compares a cache of many videos with one of 1,000. Writes both to a temporary folder first, which takes up to two
-    minutes.
+    Measures opening, verifying and reading a cache of many videos, and one of 1,000. First writes both to a temporary
+    folder, which takes up to two minutes.
     """
     from costl.bench.index import bench_index
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         result = bench_index(videos=videos, progress=progress)
-    show(result, as_json=as_json)
+    print_result(result, as_json=as_json)
 
 
 @bench.command()
@@ -135,7 +135,7 @@ def index(videos: int, quiet: bool, as_json: bool) -> None:
 )
 @click.option("--rounds", default=3, show_default=True, help="Rounds of each measurement. The table shows the median.")
 @click.option("--threads", type=int, help="CPU threads.  [default: as many as torch takes]")
-@click.option("--quick", is_flag=True, help="Use tiny shapes: a test that it runs, not how fast.")
+@click.option("--quick", is_flag=True, help="Use tiny shapes, to test that the benchmark runs.")
 @device
 @quiet
 @as_json
@@ -149,15 +149,15 @@ def train(quiet: bool, as_json: bool, **options: Any) -> None:
         costl bench train --device cuda --json
 
     Prints queries per second, peak memory and operations, for random features of ViT-B/32 and ViT-L/14 with 75 clips a
-    video, as in QVHighlights. QVHighlights has 1.02 queries a video, so that a batch of 32 queries has 32 videos;
-    Charades-STA has 13 in a batch. Forward is what evaluation does, forward + backward what training does, without its
-    optimizer. On two cores it takes a quarter of an hour and 16 GB of memory.
+    video, as in QVHighlights. A batch of 32 queries has 32 videos in QVHighlights and 13 in Charades-STA. Evaluation does
+    the forward pass; training does forward + backward, and the optimizer, which is not measured. Takes a quarter of an hour
+    and 16 GB of memory on two cores.
     """
     from costl.bench.train import bench_train
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         result = bench_train(**options, progress=progress)
-    show(result, as_json=as_json)
+    print_result(result, as_json=as_json)
 
 
 @bench.command()
@@ -178,4 +178,4 @@ def metrics(as_json: bool, **options: Any) -> None:
     """
     from costl.bench.metrics import bench_metrics
 
-    show(bench_metrics(**options), as_json=as_json)
+    print_result(bench_metrics(**options), as_json=as_json)

@@ -1,4 +1,4 @@
-"""`costl cache`: what is inside a cache, whether it is whole, and how to move, join, clean and complete it."""
+"""`costl cache`: inspects, verifies, packs, merges, cleans and completes caches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet
-from costl.commands.output import show
-from costl.commands.progress import Bars
+from costl.commands.output import print_result
+from costl.commands.progress import ProgressBars
 
 
 @click.group(cls=Group)
@@ -32,10 +32,10 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
     """
     from costl.pipeline.cache.inspect import Status
     from costl.pipeline.cache.reader import CacheReader
-    from costl.pipeline.run.history import in_words, last_run
+    from costl.pipeline.run.history import describe_run, last_run
 
     rows = CacheReader(cache).rows
-    show(Status(rows, everything=everything, last_run=in_words(last_run(cache) or {})), as_json=as_json)
+    print_result(Status(rows, everything=everything, last_run=describe_run(last_run(cache) or {})), as_json=as_json)
 
 
 @cache.command()
@@ -52,15 +52,16 @@ def verify(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
         costl cache verify feats.h5
         costl cache verify feats.h5 --quick --videos dir/
 
-    Exit code 3: a file is damaged. Delete it and run costl extract (or costl data import) again, which makes only that.
+    Exit code 3: a file is damaged. Delete it and run costl extract (or costl data import) again, which writes only this
+    file.
 
-    Exit code 1: nothing is damaged, but a video is missing or has changed since it was extracted.
+    Exit code 1: no file is damaged, but a video is missing or has changed since extraction.
     """
     from costl.pipeline.cache.verify import verify
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         verification = verify(cache, **options, progress=progress)
-    show(verification, as_json=as_json)
+    print_result(verification, as_json=as_json)
 
 
 @cache.command()
@@ -75,12 +76,12 @@ def inspect(cache: Path, video: str | None, as_json: bool) -> None:
         costl cache inspect feats.h5
         costl cache inspect feats.h5 holiday
 
-    Prints how the features were made, how many there are, and what they belong to. For a VIDEO, named as in the
-    annotations, prints its times, its tokens, and where its bytes are.
+    Prints the settings of the extraction, the number of features, and the annotations. For a VIDEO, named as in the
+    annotations, prints its times, its tokens, and the position of its bytes in the file.
     """
     from costl.pipeline.cache.inspect import inspect_cache, inspect_video
 
-    show(inspect_video(cache, video) if video else inspect_cache(cache), as_json=as_json)
+    print_result(inspect_video(cache, video) if video else inspect_cache(cache), as_json=as_json)
 
 
 @cache.command()
@@ -97,20 +98,20 @@ def pack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
         costl cache pack feats.h5 --out feats.packed.h5
         costl train --cache feats.packed.h5
 
-    Compares every file with its checksum before it writes anything. Every command but costl extract reads the packed file
-    as it is. A run that was trained on the cache can be evaluated on the packed file.
+    Compares every file with its checksum before it writes anything. All commands except costl extract can read the packed
+    file. A run that was trained on the cache can be evaluated on the packed file.
     """
     from costl.pipeline.cache.pack import pack
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         packed = pack(cache, **options, progress=progress)
-    show(packed, as_json=as_json)
+    print_result(packed, as_json=as_json)
 
 
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
 @out("The index to write. Its parts go into a folder next to it.", required=True)
-@click.option("--without-damaged", is_flag=True, help="Leave out damaged videos. costl extract then makes only those.")
+@click.option("--without-damaged", is_flag=True, help="Leave out damaged videos. costl extract can add them again.")
 @quiet
 @as_json
 def unpack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
@@ -120,14 +121,14 @@ def unpack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     Example:
         costl cache unpack feats.packed.h5 --out feats.h5
 
-    Every file becomes what it was before packing, byte for byte. If it is stopped, the same command continues. The packed
-    file stays.
+    Writes every file as it was before packing, byte for byte. After an interruption, the same command continues. Does not
+    delete the packed file.
     """
     from costl.pipeline.cache.pack import unpack
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         unpacked = unpack(cache, **options, progress=progress)
-    show(unpacked, as_json=as_json)
+    print_result(unpacked, as_json=as_json)
 
 
 @cache.command()
@@ -144,17 +145,16 @@ def merge(out: Path, caches: tuple[Path, ...], quiet: bool, as_json: bool) -> No
         costl extract --videos dir/ --shard 2/2 --out b.h5     # another
         costl cache merge feats.h5 a.h5 b.h5
 
-    All shares together become the cache that one machine would have made, byte for byte. Files are hard links where the
-    file system allows it, otherwise verified copies. After an interruption, or when another share is ready, the same
-    command continues.
+    The result is the same as if one machine had extracted all videos, byte for byte. Files are hard links if the file system
+    allows it, otherwise verified copies. After an interruption, or when another share is ready, the same command continues.
 
-    Exit code 1: merged, but some videos have no features. 3: the caches differ, and the message names how.
+    Exit code 1: merged, but some videos have no features. 3: the settings of the caches differ.
     """
     from costl.pipeline.cache.merge import merge
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         report = merge(out, caches, progress=progress)
-    show(report, as_json=as_json)
+    print_result(report, as_json=as_json)
 
 
 @cache.command()
@@ -169,12 +169,12 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
         costl cache gc feats.h5
         costl cache gc feats.h5 --delete
 
-    These are features of videos that left the folder, words of annotations that changed, and unfinished files of killed
-    runs. Files that are not known to be CoSTL's own stay. Nothing is deleted while costl extract is writing.
+    These are features of videos that were removed from the folder, words of annotations that changed, and partial files of
+    killed runs. Keeps files that CoSTL may not have written. Deletes nothing while costl extract is writing.
     """
-    from costl.pipeline.cache.gc import collect
+    from costl.pipeline.cache.gc import collect_garbage
 
-    show(collect(cache, delete=delete), as_json=as_json)
+    print_result(collect_garbage(cache, delete=delete), as_json=as_json)
 
 
 @cache.command("add-queries")
@@ -196,12 +196,12 @@ def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None
     Example:
         costl cache add-queries feats.h5 --annotations more.jsonl
 
-    Adds the split "more", or replaces the split of this name. Decodes nothing, so that the videos may be gone.
+    Adds the split "more", or replaces the split of this name. Does not need the videos.
 
     Exit code 1: added, but some annotated videos have no features.
     """
-    from costl.pipeline.add_queries import add_words
+    from costl.pipeline.add_queries import add_queries as add
 
-    with Bars(silent=quiet) as progress:
-        addition = add_words(cache, **options, progress=progress)
-    show(addition, as_json=as_json)
+    with ProgressBars(silent=quiet) as progress:
+        report = add(cache, **options, progress=progress)
+    print_result(report, as_json=as_json)

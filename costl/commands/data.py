@@ -1,4 +1,4 @@
-"""`costl data`: a sample world to write, published features to import, a trained model to export."""
+"""`costl data`: writes a sample world, imports published features, and exports a trained model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, out, quiet, world, world_settings
-from costl.commands.output import Written, show
-from costl.commands.progress import Bars
+from costl.commands.output import Written, print_result
+from costl.commands.progress import ProgressBars
 from costl.pipeline.progress import Progress
 
 
@@ -33,9 +33,9 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
     from costl.pipeline.world.sample import write_sample
 
     settings = world_settings(**options)
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         write_sample(folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total)))
-    show(Written(folder))
+    print_result(Written(folder))
 
 
 @data.command("import")
@@ -66,17 +66,17 @@ def import_(streams: tuple[str, ...], no_normalize: bool, quiet: bool, as_json: 
             --features clip=clip_features --joint clip --text clip_text_features
         costl train --cache feats.h5
 
-    Concatenates the streams in this order. Checks every file before it writes anything. The features have no patches, so
-    that CoSTL trains without its spatial encoder (spatial.steps=0).
+    Concatenates the streams in this order. Checks every file before it writes anything. These features have no patches, so
+    CoSTL trains without its spatial encoder (spatial.steps=0).
 
     Exit code 1: finished, but some videos are missing or failed (costl cache status feats.h5 lists them).
     """
     from costl.pipeline.published.import_features import import_features
 
     folders = _named_folders(streams)
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         report = import_features(**options, features=folders, normalize=not no_normalize, progress=progress)
-    show(report, as_json=as_json)
+    print_result(report, as_json=as_json)
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
@@ -104,7 +104,7 @@ def export(run: Path, folder: Path, without_clip: bool) -> None:
 
     Writes weights, settings and a model card in the layout of the Hugging Face Hub.
     """
-    from costl.ask.export import export
+    from costl.ask.export_model import export
 
     notes = export(run, folder, with_clip=not without_clip)
-    show(Written(folder, tuple(notes)))
+    print_result(Written(folder, tuple(notes)))

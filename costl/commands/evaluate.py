@@ -1,4 +1,4 @@
-"""`costl evaluate`: the score of a run, of anyone's prediction file, or a submission for the benchmark's server."""
+"""`costl evaluate`: scores a run or any prediction file, or writes a submission for the QVHighlights server."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, out, quiet, scoring
-from costl.commands.output import Written, show
-from costl.commands.progress import Bars
-from costl.training.launch import launched
+from costl.commands.output import Written, print_result
+from costl.commands.progress import ProgressBars
+from costl.training.launch import read_launch
 
-OF_FILES = {"predictions", "truth", "benchmark", "official"}
-OF_SUBMISSION = {"submission", "run", "cache", "weights", "device"}
+FILE_OPTIONS = {"predictions", "truth", "benchmark", "official"}
+SUBMISSION_OPTIONS = {"submission", "run", "cache", "weights", "device"}
 
 
 @click.command()
@@ -46,8 +46,8 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     a run or a cache. Intervals are 95 % bootstrap intervals over queries.
     """
     chosen = {name: value for name, value in options.items() if value not in (None, False)}
-    if launched().count > 1 and chosen.keys() & {"predictions", "truth", "submission"}:
-        raise click.UsageError("Only the evaluation of a run shares its work. Run this command without torchrun.")
+    if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission"}:
+        raise click.UsageError("Only the evaluation of a run can use torchrun. Run this command without torchrun.")
     if "predictions" in chosen or "truth" in chosen:
         _evaluate_files(chosen, as_json=as_json)
     elif "submission" in chosen:
@@ -58,34 +58,34 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
 
 def _evaluate_run(chosen: Mapping[str, Any], *, quiet: bool, as_json: bool) -> None:
     from costl.evaluate import evaluate
-    from costl.training.distributed import joined
+    from costl.training.distributed import process_group
 
-    with Bars(silent=quiet) as progress, joined() as ranks:
+    with ProgressBars(silent=quiet) as progress, process_group() as ranks:
         evaluation = evaluate(**chosen, progress=progress, ranks=ranks)
-    if ranks.first:
-        show(evaluation, as_json=as_json)
+    if ranks.is_main:
+        print_result(evaluation, as_json=as_json)
 
 
 def _evaluate_files(chosen: dict[str, Any], *, as_json: bool) -> None:
-    _refuse_others("--predictions and --truth", chosen, "they need no run", allowed=OF_FILES)
+    _refuse_others("--predictions and --truth", chosen, "they need no run", allowed=FILE_OPTIONS)
     if not {"predictions", "truth"} <= chosen.keys():
         raise click.UsageError("--predictions and --truth belong together: give both.")
     from costl.metrics.output import Scores
     from costl.metrics.score_files import score_files
 
-    show(Scores(score_files(**chosen)), as_json=as_json)
+    print_result(Scores(score_files(**chosen)), as_json=as_json)
 
 
 def _write_submission(chosen: dict[str, Any], *, quiet: bool) -> None:
-    _refuse_others("--submission", chosen, "it holds val and test", allowed=OF_SUBMISSION)
+    _refuse_others("--submission", chosen, "it holds val and test", allowed=SUBMISSION_OPTIONS)
     from costl.submission import submit
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         path = submit(chosen.pop("submission"), **chosen, progress=progress)
-    show(Written(path))
+    print_result(Written(path))
 
 
-def _refuse_others(what: str, chosen: Mapping[str, Any], why: str, *, allowed: set[str]) -> None:
+def _refuse_others(option: str, chosen: Mapping[str, Any], reason: str, *, allowed: set[str]) -> None:
     others = [f"--{name}" for name in chosen if name not in allowed]
     if others:
-        raise click.UsageError(f"{what} cannot be combined with {', '.join(others)}: {why}.")
+        raise click.UsageError(f"{option} cannot be combined with {', '.join(others)}: {reason}.")

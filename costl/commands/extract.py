@@ -1,4 +1,4 @@
-"""`costl extract`: videos in, cache of features out."""
+"""`costl extract`: extracts features from videos and writes them to a cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, out, quiet, together
-from costl.commands.output import finish, print_event, show
-from costl.commands.progress import Bars, Events
+from costl.commands.options import ANY_PATH, option_group, out, quiet
+from costl.commands.output import finish_command, print_event, print_result
+from costl.commands.progress import ProgressBars, ProgressEvents
 
-features = together(
+feature_options = option_group(
     click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
     click.option("--weights", help="An open_clip tag, a file, or an open_clip folder.  [default: openai]"),
     click.option("--fps", type=float, help="Clips per second.  [default: 0.5]"),
@@ -48,7 +48,7 @@ features = together(
         help="all, or cls: no patches, a fiftieth of the size, for training with spatial.steps=0.  [default: all]",
     ),
 )
-running = together(
+run_options = option_group(
     click.option("--workers", type=int, help="Decode processes.  [default: one for each core]"),
     click.option("--batch", type=int, help="Frames per batch.  [default: 8 on a CPU, up to 256 on a GPU]"),
     click.option(
@@ -86,8 +86,8 @@ running = together(
     is_flag=True,
     help="Continue without videos that are missing. Their queries score 0.",
 )
-@features
-@running
+@feature_options
+@run_options
 @quiet
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, the last one `done`.")
 def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -108,10 +108,10 @@ def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> 
         raise click.UsageError("Missing option '--videos', for example: costl extract --videos dir/")
     from costl.pipeline.extract import extract
 
-    with Bars(silent=quiet) as progress:
-        report = extract(videos, **options, progress=Events(progress) if as_json else progress)
+    with ProgressBars(silent=quiet) as progress:
+        report = extract(videos, **options, progress=ProgressEvents(progress) if as_json else progress)
     if as_json:
         print_event("done", **report.data())
-        finish(report)
+        finish_command(report)
     else:
-        show(report)
+        print_result(report)

@@ -1,4 +1,4 @@
-"""Whole jobs: `costl quickstart`, from nothing to a table, and `costl prepare`, from a benchmark's files to annotations."""
+"""`costl quickstart` runs all stages on a sample world; `costl prepare` converts a benchmark's official annotations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overrides, quiet, world, world_settings
-from costl.commands.output import show
-from costl.commands.progress import Bars
+from costl.commands.output import print_result
+from costl.commands.progress import ProgressBars
 
 
 @click.command()
@@ -30,11 +30,11 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
     """
     from costl.experiments.quickstart import quickstart
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         results = quickstart(
             out, world=world_settings(**options), overrides=overrides, device=device, progress=progress
         )
-    show(results, as_json=as_json)
+    print_result(results, as_json=as_json)
 
 
 @click.command()
@@ -61,11 +61,11 @@ def prepare(name: str, quiet: bool, as_json: bool, **options: Any) -> None:
         costl prepare charades --annotations Charades-STA/ --videos Charades_v1/ --out charades/
         costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
 
-    Writes train.jsonl, val.jsonl, test.jsonl and the benchmark's settings. Prints how many rows, videos and windows each
-    split has, what had to be corrected, and the next command.
+    Writes train.jsonl, val.jsonl, test.jsonl and the benchmark's settings. Prints the number of rows, videos and windows of
+    each split, all corrections, and the next command.
     """
     from costl.benchmarks.prepare import prepare
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         report = prepare(name, **options, progress=progress)
-    show(report, as_json=as_json)
+    print_result(report, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Commands that have a new name: the old name is refused with the new one."""
+"""The old names of commands and options. Using one is an error that gives the new name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS = {("extract", "--cache"): "costl cache add-queries"}
 
 
 def refuse_old_name(arguments: Sequence[str]) -> None:
-    """Raises a usage error that names the new command, whatever the other arguments are."""
+    """Raises a usage error with the new name if the first argument is an old command, or if an option is old."""
     name, *others = arguments
     if name in COMMANDS:
         raise click.UsageError(f"costl {name} is now {COMMANDS[name]}.")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the group class that lists its commands under headings."""
+"""Options that several commands share, and the class of command groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Decorator = Callable[[Any], Any]
 
 
 class Group(click.Group):
-    """A group that lists its commands in the order of their use, with whole summaries."""
+    """A command group that lists its commands in the order they were added, without cutting off their summaries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order in which the commands were added."""
@@ -25,7 +25,7 @@ class Group(click.Group):
         return {"Commands": list(self.commands)}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the summaries of the commands, a section for each heading."""
+        """Writes a section for each heading, with the summaries of its commands."""
         width = max(map(len, self.commands))
         for title, names in self.sections().items():
             with formatter.section(title):
@@ -36,8 +36,8 @@ def _summary(command: click.Command) -> str:
     return command.get_short_help_str(limit=1000)
 
 
-def together(*options: Decorator) -> Decorator:
-    """One decorator for several options, shown in this order in the help."""
+def option_group(*options: Decorator) -> Decorator:
+    """One decorator for several options. The help shows them in this order."""
 
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -70,7 +70,7 @@ overrides = click.option(
     metavar="NAME=VALUE",
     help="Change one setting of training, such as train.epochs=20. Repeatable.",
 )
-scoring = together(
+scoring = option_group(
     click.option(
         "--benchmark",
         metavar="NAME",
@@ -79,7 +79,7 @@ scoring = together(
     ),
     click.option("--official", is_flag=True, help="Reproduce the benchmark's published evaluator to the last digit."),
 )
-trained_model = together(
+trained_model = option_group(
     click.option("--run", type=FOLDER, help="Folder of a run.  [default: the newest in runs/]"),
     click.option("--model", help="A folder from costl data export, or hf://user/name, instead of a run."),
     click.option("--weights", help="Where the model's CLIP is, if it has moved."),
@@ -88,32 +88,33 @@ trained_model = together(
     ),
     device,
 )
-world = together(
+world = option_group(
     click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split. Repeatable."),
     click.option("--queries", type=int, help="Queries of each video."),
     click.option("--clips", type=(int, int), help="Fewest and most clips of a video. A clip is two seconds."),
     click.option("--side", type=int, help="Side of the picture in pixels."),
     click.option("--seed", type=int, help="Another seed makes another world."),
-    click.option("--hard", is_flag=True, default=None, help="Show more things, and make them more alike."),
+    click.option("--hard", is_flag=True, default=None, help="Show more objects, and make them more alike."),
 )
 
 
-def one_model(run: Path | None, model: str | None) -> Path | str | None:
-    """Which trained model `--run` and `--model` name; None for the newest run."""
+def model_to_load(run: Path | None, model: str | None) -> Path | str | None:
+    """The trained model that `--run` or `--model` names; None means the newest run. Raises UsageError for both."""
     if run is not None and model is not None:
         raise click.UsageError("--run and --model both name a trained model. Pass one of them.")
     return model if run is None else run
 
 
 def world_settings(*, counts: Iterable[str], **options: Any) -> Any:
-    """The settings of the sample world that the options of `world` choose."""
+    """The settings of the sample world from the options of `world`."""
     from costl.pipeline.world.sample import WorldSettings
 
-    chosen = {name: value for name, value in options.items() if value is not None}
-    return WorldSettings(**chosen, videos=WorldSettings().videos | dict(map(_count, counts)))
+    set_options = {name: value for name, value in options.items() if value is not None}
+    videos = WorldSettings().videos | dict(map(_videos_of_split, counts))
+    return WorldSettings(**set_options, videos=videos)
 
 
-def _count(text: str) -> tuple[str, int]:
+def _videos_of_split(text: str) -> tuple[str, int]:
     split, _, count = text.partition("=")
     if split not in ("train", "val", "test", "test_unseen") or not count.isdecimal():
         raise click.BadParameter(f"{text!r}: expected train=N, val=N, test=N or test_unseen=N.", param_hint="--videos")

@@ -1,4 +1,4 @@
-"""What a command prints: a result to standard output, messages to standard error, and the exit code."""
+"""Prints the result of a command to standard output and its messages to standard error, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import click
 
 
 class Result(Protocol):
-    """What the call behind a command returns."""
+    """The return value of the function that a command calls."""
 
     @property
     def exit_code(self) -> int:
-        """What the command returns to the shell."""
+        """The exit code of the command."""
 
     def lines(self) -> Iterable[str]:
         """The text for standard output."""
 
     def data(self) -> Any:
-        """The same for --json, as values that JSON holds."""
+        """The content for --json, as values that JSON can hold."""
 
 
 @runtime_checkable
 class HasMessages(Protocol):
-    """A result with sentences for the person, which go to standard error."""
+    """A result with messages for the user."""
 
     def messages(self) -> Iterable[str]:
-        """The sentences."""
+        """The text for standard error."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file or folder that a command wrote, and `notes` for the person."""
+    """A file or folder that a command wrote, and `notes` for the user."""
 
     path: Path
     notes: tuple[str, ...] = ()
@@ -54,27 +54,27 @@ class Written:
         return self.notes
 
 
-def show(result: Result, *, as_json: bool = False) -> None:
-    """Prints the result and its messages, and ends the command where the exit code is not 0."""
+def print_result(result: Result, *, as_json: bool = False) -> None:
+    """Prints the result and its messages, and ends the command if the exit code is not 0."""
     for line in [json.dumps(result.data(), indent=2)] if as_json else result.lines():
         click.echo(line)
-    finish(result)
+    finish_command(result)
 
 
-def finish(result: Result) -> None:
-    """Prints the messages, and ends the command where the exit code is not 0."""
+def finish_command(result: Result) -> None:
+    """Prints the messages of a result, and ends the command if the exit code is not 0."""
     if isinstance(result, HasMessages):
-        say(*result.messages())
+        print_messages(*result.messages())
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
 
 def print_event(kind: str, **content: Any) -> None:
-    """One line of JSON on standard output, for a command that reports while it runs."""
+    """Prints an event as one line of JSON to standard output."""
     click.echo(json.dumps({"event": kind, **content}))
 
 
-def say(*messages: str) -> None:
-    """Messages for the person, on standard error."""
+def print_messages(*messages: str) -> None:
+    """Prints messages to standard error."""
     for message in messages:
         click.echo(message, err=True)

@@ -1,4 +1,4 @@
-"""`costl` itself: its help in sections, what an error or a signal becomes, and which command stands where."""
+"""The command `costl`: the order of its commands, the sections of its help, and the exit codes for errors and signals."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from costl.commands.extract import extract
 from costl.commands.jobs import prepare, quickstart
 from costl.commands.moved import refuse_old_name
 from costl.commands.options import Group
-from costl.commands.output import say
+from costl.commands.output import print_messages
 from costl.commands.study import study
 from costl.commands.train import train
 from costl.pipeline.errors import CostlError
-from costl.training.launch import launched
+from costl.training.launch import read_launch
 
 INTERRUPTED = 130
-SHARED = ("train", "evaluate")  # the commands that several processes of torchrun share
+DISTRIBUTED = ("train", "evaluate")  # the commands that may run under torchrun
 SECTIONS = {
     "The three commands": (extract, train, evaluate),
     "Ask a trained model": (predict, demo, report),
@@ -33,23 +33,25 @@ SECTIONS = {
 
 
 class Root(Group):
-    """Turns what a command raises into one sentence on standard error and the exit code that belongs to it."""
+    """Prints an exception of a command as one message to standard error, and exits with its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
             return super().invoke(ctx)
         except CostlError as error:
-            if not error.told:
-                say(f"Error: {error}")
+            if not error.reported:
+                print_messages(f"Error: {error}")
             ctx.exit(error.exit_code)
         except click.ClickException as error:
-            if launched().first:  # the other processes have the same arguments
+            if read_launch().is_main:  # the other processes have the same arguments
                 raise
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stop:
-            if launched().first:
-                say(f"Interrupted. {stop or 'Finished work is saved. Run the same command again to continue.'}")
+            if read_launch().is_main:
+                print_messages(
+                    f"Interrupted. {stop or 'Finished work is saved. Run the same command again to continue.'}"
+                )
             ctx.exit(INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -68,7 +70,7 @@ def main() -> None:
     """Find the moments of a video that a sentence describes, and rate every two seconds of it.
 
     \b
-    Try everything on a small made-up world:
+    Try all stages on a small sample world:
         costl quickstart
     Use your own videos, with train.jsonl, val.jsonl and test.jsonl in the same folder:
         costl extract --videos dir/
@@ -77,10 +79,10 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     command = click.get_current_context().invoked_subcommand
-    if launched().count > 1 and command not in SHARED:
+    if read_launch().world_size > 1 and command not in DISTRIBUTED:
         raise click.UsageError(
-            f"costl {command} runs in one process, and torchrun started {launched().count}. Run it without torchrun. "
-            f"Only {' and '.join(SHARED)} share their work between processes."
+            f"costl {command} runs in one process, and torchrun started {read_launch().world_size}. Run it without torchrun. "
+            f"Only {' and '.join(DISTRIBUTED)} share their work between processes."
         )
 
 

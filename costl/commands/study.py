@@ -1,4 +1,4 @@
-"""`costl study`: what each part of the model is worth, how much seeds vary, and whether a difference is more than luck."""
+"""`costl study`: ablations, repetitions with several seeds, comparisons with significance tests, and linear probes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from costl.commands.options import (
     quiet,
     scoring,
 )
-from costl.commands.output import show
-from costl.commands.progress import Bars
+from costl.commands.output import print_result
+from costl.commands.progress import ProgressBars
 
 
 @click.group(cls=Group)
@@ -47,7 +47,7 @@ def study() -> None:
 @quiet
 @as_json
 def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Train variants of the model, and show what each part is worth.
+    """Train variants of the model, and compare their scores.
 
     \b
     Examples:
@@ -64,8 +64,8 @@ def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
         no-LOSS for each loss (such as no-saliency), and the baselines cls and adapter,
         also as cls-slower and adapter-slower with a quarter of the learning rate
 
-    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. Run again
-    after an interruption, it trains only what is not finished.
+    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. After an
+    interruption, the same command trains only the unfinished variants.
     """
     from costl.config import load_config
     from costl.experiments.variants import choose_variants
@@ -74,9 +74,9 @@ def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
     choose_variants(options["variants"], patches=1, learning_rate=1.0)
     from costl.experiments.ablate import ablate
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         ablation = ablate(**options, progress=progress)
-    show(ablation, as_json=as_json)
+    print_result(ablation, as_json=as_json)
 
 
 @study.command()
@@ -90,20 +90,20 @@ def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
 @quiet
 @as_json
 def repeat(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Train with several seeds, and print mean and deviation.
+    """Train with several seeds; print mean and deviation.
 
     \b
     Example:
         costl study repeat --cache feats.h5 --seeds 3
 
-    For TVSum and YouTube Highlights every domain gets a model of its own. Without a validation split (TVSum) the last epoch
-    counts. With --set train.select_on=test the table also shows the best epoch on test, as papers report it.
+    TVSum and YouTube Highlights get one model for each domain. Without a validation split (TVSum), the last epoch is
+    scored. With --set train.select_on=test, the table also shows the best epoch on test, as papers report it.
     """
     from costl.experiments.repeat import repeat
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         repeats = repeat(**options, progress=progress)
-    show(repeats, as_json=as_json)
+    print_result(repeats, as_json=as_json)
 
 
 @study.command()
@@ -119,12 +119,12 @@ def compare(as_json: bool, **options: Any) -> None:
     Example:
         costl study compare mine.jsonl theirs.jsonl --truth val.jsonl
 
-    Prints for each number how much B is better than A, the 95 % interval of the difference (paired bootstrap) and its p
-    value (sign flips), both over queries.
+    Prints the difference B - A of each metric, with its 95 % interval (paired bootstrap over queries) and its p value (sign
+    flips over queries).
     """
     from costl.metrics.compare import compare
 
-    show(compare(**options), as_json=as_json)
+    print_result(compare(**options), as_json=as_json)
 
 
 @study.command()
@@ -133,7 +133,7 @@ def compare(as_json: bool, **options: Any) -> None:
     "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
 )
 @click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: next to its videos]")
-@click.option("--seed", default=0, show_default=True, help="Another seed asks other questions.")
+@click.option("--seed", default=0, show_default=True, help="Another seed draws other samples for the probes.")
 @quiet
 @as_json
 def diagnose(quiet: bool, as_json: bool, **options: Any) -> None:
@@ -143,12 +143,12 @@ def diagnose(quiet: bool, as_json: bool, **options: Any) -> None:
     Example:
         costl study diagnose --cache feats.h5 --split test --split test_unseen
 
-    Compares the frame token with the patches. Needs a sample world (costl data sample, costl quickstart), because only
-    there it is known where each object is at every clip, how large it is and how it moves. The probes learn on the
-    training videos and are scored on others.
+    Compares the frame token with the patch tokens. Needs a sample world (costl data sample, costl quickstart), because its
+    files say where each object is in every clip, how large it is and how it moves. The probes are trained on the training
+    videos and scored on the chosen splits.
     """
     from costl.experiments.probe import diagnose
 
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         diagnosis = diagnose(**options, progress=progress)
-    show(diagnosis, as_json=as_json)
+    print_result(diagnosis, as_json=as_json)

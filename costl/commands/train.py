@@ -1,4 +1,4 @@
-"""`costl train`: a cache in, a trained run out."""
+"""`costl train`: trains the model on a cache, or resumes an interrupted training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, config_files, device, out, overrides, quiet
-from costl.commands.output import show
-from costl.commands.progress import Bars
-from costl.pipeline.progress import Tell
-from costl.training.launch import launched
+from costl.commands.output import print_result
+from costl.commands.progress import ProgressBars
+from costl.pipeline.progress import ProgressCallback
+from costl.training.launch import read_launch
 
 if TYPE_CHECKING:
     from costl.train import Report
@@ -42,26 +42,28 @@ def train(as_json: bool, quiet: bool, **options: Any) -> None:
     (`waiting` in metrics.jsonl), set train.workers. train.precision is half precision on a GPU by default.
     train.bucket_batches=8 saves padding where videos differ in length. train.tensorboard=true writes for TensorBoard, too.
     """
-    with Bars(silent=quiet) as progress:
+    with ProgressBars(silent=quiet) as progress:
         report = _start_or_resume(**options, progress=progress)
-    if launched().first:
-        show(report, as_json=as_json)
+    if read_launch().is_main:
+        print_result(report, as_json=as_json)
 
 
-def _start_or_resume(*, cache: Path | None, run: Path | None, device: str, progress: Tell, **changes: Any) -> Report:
+def _start_or_resume(
+    *, cache: Path | None, run: Path | None, device: str, progress: ProgressCallback, **changes: Any
+) -> Report:
     from costl.config import load_config
 
     if run is not None and any(changes.values()):
         raise click.UsageError("--resume uses the run's own settings. Leave out --config, --set and --out.")
     if run is None and cache is None:
         raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
-    if launched().count == 1:  # with several processes, each would print the errors
+    if read_launch().world_size == 1:  # with several processes, each would print the errors
         load_config(*changes["config"], overrides=changes["overrides"])  # reports errors before torch is loaded
     from costl.train import resume, train
-    from costl.training.distributed import joined
+    from costl.training.distributed import process_group
 
-    with joined() as ranks:
+    with process_group() as ranks:
         if run is not None:
             return resume(run, cache=cache, device=device, progress=progress, ranks=ranks)
-        assert cache is not None, "one of them is there"
+        assert cache is not None, "checked above: without --resume there is a cache"
         return train(cache, device=device, progress=progress, ranks=ranks, **changes)

@@ -1,4 +1,4 @@
-"""The rows of annotation and prediction files: JSONL text in, checked `Query` and `Prediction` objects out."""
+"""The rows of annotation and prediction files: JSONL text -> checked `Query` and `Prediction` objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.strict_json import read_json, shown
+from costl.pipeline.formats.strict_json import abbreviated, read_json
+
+RATED_CLIP_S = 2.0  # QVHighlights rates clips of two seconds, whatever the feature grid
 
 Window = tuple[float, float]
 Moment = tuple[float, float, float]
@@ -24,7 +26,7 @@ PROBLEMS_SHOWN = 5
 
 
 class HasQid(Protocol):
-    """What every row has."""
+    """A row with a `qid`."""
 
     @property
     def qid(self) -> int | str: ...
@@ -35,13 +37,13 @@ Row = TypeVar("Row", bound=HasQid)
 
 @dataclass(frozen=True)
 class Query:
-    """One sentence about one video, with its truth where there is one.
+    """One sentence about one video, with its labels if it has any.
 
-    `windows` are [start, end) in seconds, inside [0, duration_s]; empty when the row has no label. `clip_ids` are the
-    rated clips and `saliency` their ratings [n r], one row per clip, r annotators (three in QVHighlights, 0 to 4);
-    clips that are not listed count 0. Clips last two seconds, one after the other, unless `rated_s` says of each when it
-    starts and ends (YouTube Highlights, where they overlap). `domain` groups the videos of TVSum and YouTube Highlights.
-    Raises UsageError when a value cannot be meant.
+    `windows` are [start, end) in seconds, inside [0, duration_s]; empty if the row has no label. `clip_ids` are the rated
+    clips and `saliency` their ratings, one row for each clip with one rating for each annotator (three in QVHighlights, 0
+    to 4). The rating of all other clips is 0. Rated clips last two seconds, one after the other, unless `rated_s` has the
+    start and end of each (YouTube Highlights, where they overlap). `domain` groups the videos of TVSum and YouTube
+    Highlights. Raises UsageError for a value that is not possible.
     """
 
     qid: int | str
@@ -69,12 +71,13 @@ class Query:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Query:
-        """A QVHighlights, Charades-STA or TACoS row; a label that is absent or null is empty. Raises UsageError."""
-        _check_names(row, known=QUERY_FIELDS)
+        """The query of a QVHighlights, Charades-STA or TACoS row; an absent or null label is empty. Raises UsageError."""
+        _check_field_names(row, fields=QUERY_FIELDS)
         if "label" in row and row.get("saliency_scores") is None:
-            # TVSum's own files give `duration` in clips, not seconds: reading them as they are would stretch time.
+            # TVSum's own files give `duration` in clips, not in seconds: read as they are, all times would be wrong.
             raise UsageError(
-                "'label' is the layout of TVSum and YouTube Highlights, expected 'saliency_scores'; costl prepare makes it so"
+                "'label' is the layout of TVSum and YouTube Highlights, expected 'saliency_scores'; convert the file with "
+                "costl prepare"
             )
         return cls(
             qid=_qid(row),
@@ -91,10 +94,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one query: moments (start_s, end_s, score) and one saliency score per clip.
+    """The answer of a model to one query: moments (start_s, end_s, score), and one saliency score for each clip.
 
-    Best first by convention. Order, overlap and place in the video are not checked here, since published submissions
-    break them and must still be readable; `metrics` refuses what it cannot score. Lists are accepted and become tuples.
+    Moments are best first by convention. Their order, overlaps and times are not checked here: published submissions break
+    these rules and must still be readable. `costl.metrics` refuses what it cannot score. Lists become tuples.
     """
 
     qid: int | str
@@ -110,8 +113,8 @@ class Prediction:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Prediction:
-        """A row of a QVHighlights submission; an absent list is empty. Raises UsageError."""
-        _check_names(row, known=PREDICTION_FIELDS)
+        """The prediction of a row of a QVHighlights submission; an absent list is empty. Raises UsageError."""
+        _check_field_names(row, fields=PREDICTION_FIELDS)
         return cls(
             qid=_qid(row),
             query=text_in(row, "query") if "query" in row else "",
@@ -132,10 +135,10 @@ class Prediction:
 
 
 def parse_jsonl(text: str, source: str) -> list[Query]:
-    """The queries of an annotation file, in its order; `source` is the name its errors carry.
+    """The queries of an annotation file, in its order; `source` is the name of the file for errors.
 
-    Blank lines are skipped. Raises UsageError that lists the first bad rows as `source:line: what is wrong`, a qid that
-    occurs twice among them.
+    Blank lines are skipped. Raises UsageError that lists the first bad rows as `source:line: problem`; a qid that occurs
+    twice is a bad row.
     """
     return parse_rows(text, source, Query.from_row)
 
@@ -146,11 +149,11 @@ def parse_predictions(text: str, source: str) -> list[Prediction]:
 
 
 def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> list[Row]:
-    """What `make` makes of every JSON object of a JSONL text, in its order. Raises UsageError as `parse_jsonl` does."""
+    """The results of `make` for each JSON object of a JSONL text, in its order. Raises UsageError as `parse_jsonl` does."""
     rows: list[Row] = []
     line_of: dict[int | str, int] = {}
     problems: list[str] = []
-    # Not splitlines(): it also cuts at U+2028 and its kin, which JSON allows inside a string.
+    # Not splitlines(): it also splits at U+2028 and similar characters, which JSON allows inside a string.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         if not line.strip():
             continue
@@ -169,7 +172,7 @@ def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row])
 
 
 def first_problems(problems: Sequence[str]) -> list[str]:
-    """The first few, and how many more there are."""
+    """The first few problems, and the number of all others."""
     more = len(problems) - PROBLEMS_SHOWN
     return [*problems[:PROBLEMS_SHOWN], *([f"... and {more} more bad rows."] if more > 0 else [])]
 
@@ -184,12 +187,12 @@ def _json_object(line: str) -> dict[str, Any]:
     return row
 
 
-def _check_names(row: Mapping[str, Any], *, known: Sequence[str]) -> None:
-    # Benchmarks add fields of their own, so an unknown name passes, unless it looks like a slip of the pen.
-    for name in row.keys() - set(known):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if near:
-            raise UsageError(f"unknown field {name!r}, did you mean {near[0]!r}?")
+def _check_field_names(row: Mapping[str, Any], *, fields: Sequence[str]) -> None:
+    # Benchmarks add fields of their own, so an unknown name is accepted, unless it looks like a typo.
+    for name in row.keys() - set(fields):
+        similar = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+        if similar:
+            raise UsageError(f"unknown field {name!r}, did you mean {similar[0]!r}?")
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:
@@ -202,13 +205,13 @@ def _qid(row: Mapping[str, Any]) -> int | str:
     value = _value(row, "qid")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UsageError(f"'qid' is a {_kind(value)}, expected a whole number or a text")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:  # what Parquet and every other program can hold
-        raise UsageError(f"'qid' is {shown(value)}, expected a whole number of at most 64 bits, or a text")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:  # the range of Parquet and other formats
+        raise UsageError(f"'qid' is {abbreviated(value)}, expected a whole number of at most 64 bits, or a text")
     return value
 
 
 def text_in(row: Mapping[str, Any], name: str) -> str:
-    """A field that must be there and be a text. Raises UsageError."""
+    """A required field that is a text. Raises UsageError."""
     value = _value(row, name)
     if not isinstance(value, str):
         raise UsageError(f"{name!r} is a {_kind(value)}, expected a text")
@@ -216,16 +219,16 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
 
 
 def number_in(row: Mapping[str, Any], name: str) -> float:
-    """A field that must be there and be a finite number. Raises UsageError."""
+    """A required field that is a finite number. Raises UsageError."""
     return _number(_value(row, name), name)
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name!r} holds a {_kind(value)}, expected a number")
-    # Not isfinite(), which stumbles over whole numbers too large for a float.
+    # Not isfinite(), which raises OverflowError for whole numbers too large for a float.
     if not abs(value) <= sys.float_info.max:
-        raise UsageError(f"{name!r} holds {shown(value)}, expected a finite number")
+        raise UsageError(f"{name!r} holds {abbreviated(value)}, expected a finite number")
     return float(value)
 
 
@@ -241,7 +244,7 @@ def _numbers(row: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def table_in(row: Mapping[str, Any], name: str, *, width: int | None = None) -> tuple[tuple[float, ...], ...]:
-    """A list of lists of finite numbers, each `width` long; empty where the field is absent or null. Raises UsageError."""
+    """A list of lists of finite numbers, each `width` long; empty if the field is absent or null. Raises UsageError."""
     table = tuple(_numbers({name: values}, name) for values in _list(row, name))
     if width is not None and any(len(values) != width for values in table):
         raise UsageError(f"{name!r} holds a list that is not {width} numbers long")
@@ -251,7 +254,7 @@ def table_in(row: Mapping[str, Any], name: str, *, width: int | None = None) -> 
 def _indices(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
     values = _list(row, name)
     if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-        raise UsageError(f"{name!r} holds something else than whole numbers")
+        raise UsageError(f"{name!r} holds a value that is not a whole number")
     return tuple(values)
 
 

@@ -1,4 +1,4 @@
-"""Reads the planned batches ahead of the model: in a thread, or in processes of which each reads a batch of its own."""
+"""The loader: reads planned batches ahead of the model, in a thread or in worker processes."""
 
 from __future__ import annotations
 
@@ -17,105 +17,126 @@ from typing import Any
 import numpy as np
 import torch
 
-from costl.data.batch import Planned, ahead, collate
+from costl.data.batch import collate
+from costl.data.sampler import PlannedBatch, prefetch
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.encode.types import Joint, Words
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.errors import CostlError
 from costl.pipeline.grid import Grid
 
-AHEAD = 2  # batches that a process holds ready
+PREFETCHED_BATCHES = 2  # that each worker has read or is reading
 
-Make = Callable[..., Any]  # called as `collate` is; gives a batch, or this process's shares of one
+Collate = Callable[..., Any]  # with the parameters of `collate`; returns a batch or the micro-batches of this process
 
 
-class Checked:
-    """A cache that checks a video's part against its checksum before it gives of it for the first time."""
+class VerifiedCache:
+    """A cache that compares the part of a video with its checksum before it returns tokens of it for the first time."""
 
     def __init__(self, features: CacheReader):
         self._features = features
-        self._whole: set[str] = set()
+        self._verified: set[str] = set()
         self.fps: float = features.fps
         self.patch_grid: tuple[int, int] = features.patch_grid
-        self.joint: Joint = features.joint
+        self.joint: JointSpace = features.joint
 
     def grid(self, video_id: str) -> Grid:
-        """The cache's."""
+        """The grid of a video in the cache."""
         return self._features.grid(video_id)
 
     def tokens(self, video_id: str, *, clips: slice | Sequence[int] = slice(None), patches: bool = True) -> np.ndarray:
-        """The cache's. Raises CacheError naming a part that is damaged, gone or not the one that was indexed."""
-        if patches and video_id not in self._whole:  # the frame tokens alone are a hundredth of what would be read
+        """The tokens of a video in the cache.
+
+        Raises CacheError naming a part that is damaged, missing or not the one in the index. Without `patches` nothing is
+        verified: that would read a hundred times as much as the frame tokens.
+        """
+        if patches and video_id not in self._verified:
             self._features.verify(video_id)
-            self._whole.add(video_id)
+            self._verified.add(video_id)
         return self._features.tokens(video_id, clips=clips, patches=patches)
 
-    def words(self, query: str) -> Words:
-        """The cache's."""
+    def words(self, query: str) -> SentenceTokens:
+        """The words of a query in the cache."""
         return self._features.words(query)
 
 
 class Loader:
-    """The same batches in the same order, however many `workers` read them; 0 reads in a thread of this process.
+    """Reads batches with `workers` processes, or in a thread of this process with 0. Order and batches are the same.
 
-    A context manager: the processes live until it is left. `pin` puts batches where a GPU fetches them by itself; `make`
-    makes each, in whatever process.
+    A context manager: the workers end when it is left. `pin` puts batches into pinned memory, which a GPU reads while the
+    host goes on. `collate_batch` makes each batch, in the process that reads it.
     """
 
     def __init__(
-        self, features: CacheReader, *, patches: bool, workers: int = 0, pin: bool = False, make: Make = collate
+        self,
+        features: CacheReader,
+        *,
+        patches: bool,
+        workers: int = 0,
+        pin: bool = False,
+        collate_batch: Collate = collate,
     ):
-        self._path, self._workers, self._pin = features.path, workers, pin
-        self._features, self._make = Checked(features), partial(make, patches=patches)
+        self._path = features.path
+        self._workers = workers
+        self._pin = pin
+        self._features = VerifiedCache(features)
+        self._collate = partial(collate_batch, patches=patches)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Loader:
         if self._workers:
-            # Spawned, on every system alike: a fork of a process with threads may hang.
+            # Spawned on every system: a fork of a process with threads may hang.
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_begin)
+            self._pool = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_start_worker)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def batches(self, plan: Sequence[Planned]) -> Generator[Any, None, None]:
-        """Raises CacheError as `Checked` does, CostlError when a process ends that should not."""
-        here = (self._make(planned.queries, self._features, wrong=planned.wrong) for planned in plan)
-        read = here if self._pool is None else self._from_processes(self._pool, plan)
-        return ahead((batch.pin_memory() for batch in read) if self._pin else read)
+    def batches(self, plan: Sequence[PlannedBatch]) -> Generator[Any, None, None]:
+        """The batches of `plan` in its order.
 
-    def _from_processes(self, pool: ProcessPoolExecutor, plan: Sequence[Planned]) -> Iterator[Any]:
-        _leave_ctrl_c_to_the_main_thread()
-        read, ready = partial(_read, self._path, self._make), AHEAD * self._workers
+        Raises CacheError as `VerifiedCache` does, CostlError when a worker was killed.
+        """
+        batches = self._read_in_thread(plan) if self._pool is None else self._read_in_workers(self._pool, plan)
+        return prefetch((batch.pin_memory() for batch in batches) if self._pin else batches)
+
+    def _read_in_thread(self, plan: Sequence[PlannedBatch]) -> Iterator[Any]:
+        for planned in plan:
+            yield self._collate(planned.queries, self._features, negative_pairs=planned.negative_pairs)
+
+    def _read_in_workers(self, pool: ProcessPoolExecutor, plan: Sequence[PlannedBatch]) -> Iterator[Any]:
+        _block_ctrl_c_in_this_thread()
+        read = partial(_read_batch, self._path, self._collate)
+        prefetched = PREFETCHED_BATCHES * self._workers
         try:
-            waiting = deque(pool.submit(read, planned) for planned in plan[:ready])
-            for planned in plan[ready:]:
-                yield waiting.popleft().result()
-                waiting.append(pool.submit(read, planned))
-            while waiting:
-                yield waiting.popleft().result()
+            pending = deque(pool.submit(read, planned) for planned in plan[:prefetched])
+            for planned in plan[prefetched:]:
+                yield pending.popleft().result()
+                pending.append(pool.submit(read, planned))
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise CostlError(
-                "A process that reads batches has ended by itself: killed, or out of memory (batches travel through "
-                "/dev/shm on Linux). Set train.workers lower; 0 reads in a thread."
+                "A worker that reads batches ended unexpectedly: it was killed or out of memory (on Linux, batches are "
+                "passed through /dev/shm). Set train.workers lower; 0 reads in a thread."
             ) from error
 
 
-def _leave_ctrl_c_to_the_main_thread() -> None:
-    # What a thread blocks, the processes that it starts block: Ctrl-C on a terminal reaches all of them.
+def _block_ctrl_c_in_this_thread() -> None:
+    # The workers that this thread starts inherit the block. Ctrl-C on a terminal reaches all of them.
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _begin() -> None:
-    """In a process: nothing but reading, and not longer than the training lives."""
+def _start_worker() -> None:
+    """In a worker: ignores Ctrl-C, uses one thread, and ends with the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -123,10 +144,10 @@ def _die_with_parent() -> None:
 
 
 @lru_cache(1)
-def _opened(path: Path) -> Checked:
-    """The cache, opened by the process itself."""
-    return Checked(CacheReader(path))
+def _open_cache(path: Path) -> VerifiedCache:
+    """The cache as a worker opened it, once."""
+    return VerifiedCache(CacheReader(path))
 
 
-def _read(path: Path, make: Make, planned: Planned) -> Any:
-    return make(planned.queries, _opened(path), wrong=planned.wrong)
+def _read_batch(path: Path, collate_batch: Collate, planned: PlannedBatch) -> Any:
+    return collate_batch(planned.queries, _open_cache(path), negative_pairs=planned.negative_pairs)

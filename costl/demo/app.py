@@ -1,4 +1,4 @@
-"""The demo in the browser: Gradio on 127.0.0.1, for this machine alone; no telemetry, nothing from any other host."""
+"""The demo's web server: Gradio on 127.0.0.1, without telemetry and without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from costl.ask.asker import load
 from costl.demo.page import SCRIPT, STYLE
-from costl.demo.sessions import Desk
+from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
 
 HOST = "127.0.0.1"
-# Whatever a library's page may name, the browser fetches from here only.
-RULES = {
+# The browser fetches from this server only, even if a library's page names another host.
+SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "frame-ancestors 'none'"
@@ -27,7 +27,7 @@ RULES = {
 
 
 def demo(
-    where: Path | str | None = None,
+    model: Path | str | None = None,
     *,
     videos: Path | None = None,
     weights: str | None = None,
@@ -36,28 +36,28 @@ def demo(
     port: int = 7860,
     max_mb: int = 2048,
     max_minutes: int = 180,
-    ready: Callable[[str], None] = lambda address: None,
+    on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serves the demo of a model (see `costl.load`) until it is interrupted; `ready` hears its address.
+    """Serves the demo of a model (see `costl.load`) until it is interrupted. Calls `on_ready` with its address.
 
-    Uploads go to a folder that is deleted at the end. Raises UsageError without Gradio, for a folder that is none and
-    for a port that is taken.
+    Uploads go to a folder that is deleted at the end. Raises UsageError if Gradio is missing, if `videos` is not a
+    folder, or if the port is in use.
     """
     gradio = import_gradio()
-    asker = load(where, weights=weights, cache_dir=cache_dir, device=device)
-    desk = Desk(asker, folder=videos, max_minutes=max_minutes)
+    asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
+    sessions = DemoSessions(asker, folder=videos, max_minutes=max_minutes)
     import uvicorn
 
-    with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _listening(port) as server_socket:
+    with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _open_socket(port) as server_socket:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = build_app(gradio, desk, max_mb=max_mb)
+        app = build_app(gradio, sessions, max_mb=max_mb)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
+        on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
         server.run(sockets=[server_socket])
 
 
 def import_gradio() -> Any:
-    """Gradio, told before it is loaded that nobody is to be told anything. Raises UsageError where it is missing."""
+    """Imports Gradio with its telemetry switched off. Raises UsageError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
@@ -69,32 +69,32 @@ def import_gradio() -> Any:
     return gradio
 
 
-def build_app(gradio: Any, desk: Desk, *, max_mb: int) -> Any:
-    """The page and the one other thing it serves: videos that somebody chose, by a key that cannot be guessed."""
+def build_app(gradio: Any, sessions: DemoSessions, *, max_mb: int) -> Any:
+    """The FastAPI app. It serves the page, and each chosen video under a key that cannot be guessed."""
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # A page of somebody else whose name was made to mean this machine is not answered.
+    # Against DNS rebinding: refuses requests whose Host header names another site.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.middleware("http")
-    async def add_rules(request: Any, call_next: Any) -> Any:
+    async def add_security_headers(request: Any, call_next: Any) -> Any:
         response = await call_next(request)
-        response.headers.update(RULES)
+        response.headers.update(SECURITY_HEADERS)
         return response
 
     @app.get("/videos/{key}")
     def video(key: str) -> Any:
-        path = desk.file(key)
+        path = sessions.video_file(key)
         if path is None or not path.is_file():
             raise HTTPException(404)
         return FileResponse(path)
 
     return gradio.mount_gradio_app(
         app,
-        _page(gradio, desk),
+        _build_page(gradio, sessions),
         path="/",
         server_name=HOST,
         max_file_size=max_mb * 1024 * 1024,
@@ -105,16 +105,19 @@ def build_app(gradio: Any, desk: Desk, *, max_mb: int) -> Any:
         enable_monitoring=False,
         pwa=False,
         show_error=True,
-        # System fonts: the default theme asks Google for its own.
+        # System fonts, because the default theme loads its fonts from Google.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=STYLE,
     )
 
 
-def _page(gradio: Any, desk: Desk) -> Any:
-    names = desk.names()
+def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
+    names = sessions.video_names()
     with gradio.Blocks(title="CoSTL", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.HTML("<h1>Ask a video</h1><p>It shows where a sentence comes true.</p>", elem_id="costl-title")
+        gradio.HTML(
+            "<h1>Ask a video</h1><p>Describe something, and see when it happens in the video.</p>",
+            elem_id="costl-title",
+        )
         key = gradio.State("")
         with gradio.Row():
             choice = gradio.Dropdown(
@@ -132,49 +135,48 @@ def _page(gradio: Any, desk: Desk) -> Any:
             )  # fmt: skip
             ask = gradio.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="costl-ask")
         result = gradio.HTML("", elem_id="costl-result", js_on_load=SCRIPT)
-        _wire(gradio, desk, key=key, choice=choice, upload=upload, player=player, query=query, ask=ask, result=result)
+        components = {"key": key, "choice": choice, "upload": upload, "player": player, "query": query}
+        _connect_events(gradio, sessions, **components, ask=ask, result=result)
     return page
 
 
-def _wire(gradio: Any, desk: Desk, **parts: Any) -> None:
-    def choose(name: str | None, request: Any) -> tuple[str, str, str]:
-        desk.changed(request.session_hash)
-        return (*desk.take(name, None), "")
+def _connect_events(gradio: Any, sessions: DemoSessions, **components: Any) -> None:
+    def choose_video(name: str | None, request: Any) -> tuple[str, str, str]:
+        sessions.drop_pending(request.session_hash)
+        return (*sessions.choose_video(name, None), "")
 
-    def take_upload(file: str | None, name: str | None, request: Any) -> tuple[str, str, str]:
-        desk.changed(request.session_hash)
-        return (*desk.take(name, file), "")
+    def choose_upload(upload: str | None, name: str | None, request: Any) -> tuple[str, str, str]:
+        sessions.drop_pending(request.session_hash)
+        return (*sessions.choose_video(name, upload), "")
 
-    def change(request: Any) -> str:
-        desk.changed(request.session_hash)
+    def change_query(request: Any) -> str:
+        sessions.drop_pending(request.session_hash)
         return ""
 
     def answer(key: str, query: str, request: Any) -> Any:
-        found = desk.answer(request.session_hash, key, query or "")
-        return gradio.skip() if found is None else found
+        answer_html = sessions.answer(request.session_hash, key, query or "")
+        return gradio.skip() if answer_html is None else answer_html
 
-    for handler in (choose, take_upload, change, answer):
-        handler.__annotations__["request"] = (
-            gradio.Request
-        )  # Gradio looks for its own type, which this module has only now
-    shown = [parts["key"], parts["player"], parts["result"]]
-    at_once = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    parts["choice"].change(choose, parts["choice"], shown, **at_once)
-    parts["upload"].change(take_upload, [parts["upload"], parts["choice"]], shown, **at_once)
-    parts["query"].input(change, None, parts["result"], **at_once)
-    asked = [parts["key"], parts["query"]]
+    for handler in (choose_video, choose_upload, change_query, answer):
+        # Gradio passes the request to an argument annotated with its own type, which is imported only at run time.
+        handler.__annotations__["request"] = gradio.Request
+    outputs = [components["key"], components["player"], components["result"]]
+    unqueued = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    components["choice"].change(choose_video, components["choice"], outputs, **unqueued)
+    components["upload"].change(choose_upload, [components["upload"], components["choice"]], outputs, **unqueued)
+    components["query"].input(change_query, None, components["result"], **unqueued)
     gradio.on(
-        [parts["ask"].click, parts["query"].submit],
+        [components["ask"].click, components["query"].submit],
         answer,
-        asked,
-        parts["result"],
+        [components["key"], components["query"]],
+        components["result"],
         concurrency_limit=1,
         trigger_mode="multiple",
         api_visibility="private",
     )
 
 
-def _listening(port: int) -> socket.socket:
+def _open_socket(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -182,7 +184,7 @@ def _listening(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UsageError(
-            f"port {port} of {HOST} is taken ({error.strerror}). Choose another with --port, or 0 for any."
+            f"port {port} of {HOST} is in use ({error.strerror}). Choose another with --port, or 0 for any."
         ) from error
-    listener.listen()  # whoever is told the address may come before the server does, and waits
+    listener.listen()  # a browser may connect before the server runs; its request then waits
     return listener

@@ -1,11 +1,11 @@
-"""`costl.checkpoint`, as it was called before: now `costl.training.checkpoint`."""
+"""`costl.checkpoint`, the old name of `costl.training.checkpoint`."""
 
 from typing import Any
 
-from costl.deprecated import from_new_place
+from costl.deprecated import moved_object
 
-_MOVED = {"load_checkpoint": "costl.training.checkpoint"}
+_NEW_NAMES = {"load_checkpoint": "costl.training.checkpoint:load_checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
-    return from_new_place(__name__, name, _MOVED)
+    return moved_object(__name__, name, _NEW_NAMES)

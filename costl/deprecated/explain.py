@@ -1,11 +1,11 @@
-"""`costl.explain`, as it was called before: now `costl.predict.attention_maps`."""
+"""`costl.explain`, the old name of `costl.predict.attention_maps`."""
 
 from typing import Any
 
-from costl.deprecated import from_new_place
+from costl.deprecated import moved_object
 
-_MOVED = {"looks_at": "costl.predict.attention_maps"}
+_NEW_NAMES = {"looks_at": "costl.predict.attention_maps:clip_attention_maps"}
 
 
 def __getattr__(name: str) -> Any:
-    return from_new_place(__name__, name, _MOVED)
+    return moved_object(__name__, name, _NEW_NAMES)

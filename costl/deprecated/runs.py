@@ -1,11 +1,11 @@
-"""`costl.runs`, as it was called before: now `costl.training.run_folder`."""
+"""`costl.runs`, the old name of `costl.training.run_folder`."""
 
 from typing import Any
 
-from costl.deprecated import from_new_place
+from costl.deprecated import moved_object
 
-_MOVED = {"open_cache": "costl.training.run_folder", "read_run": "costl.training.run_folder"}
+_NEW_NAMES = {"open_cache": "costl.training.run_folder:open_cache", "read_run": "costl.training.run_folder:read_run"}
 
 
 def __getattr__(name: str) -> Any:
-    return from_new_place(__name__, name, _MOVED)
+    return moved_object(__name__, name, _NEW_NAMES)

@@ -1,4 +1,7 @@
-"""Linear readers: ridge regression from tokens to an answer about a thing of a given colour and shape."""
+"""Linear probes: ridge regression from tokens to an answer about an object of a given colour and shape.
+
+Axes: n questions, f features of a token, k values of an answer.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 Kind = tuple[str, str]  # colour and shape
-ALL = ""  # the attribute of every thing
-STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # of ridge, as shares of the kernel's mean diagonal
-MIDDLING = 0.01
+ALL = ""  # the attribute of every object
+STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # of the ridge, as shares of the mean diagonal of the kernel
+DEFAULT_STRENGTH = 0.01
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A linear map for all things, one for each colour and one for each shape; a thing is read by the sum of its three.
+class LinearProbe:
+    """A linear map for all objects, one for each colour and one for each shape. The answer about an object is the sum of
+    the three that apply to it.
 
-    `weights` [attribute f k], `bias` [attribute k], of tokens less their `mean` [f]. A colour or shape that no question
-    named while it learned says nothing.
+    `weights` [attribute f k] and `bias` [attribute k] apply to tokens minus their `mean` [f]. A colour or shape without
+    training questions contributes nothing.
     """
 
     attributes: tuple[str, ...]
@@ -26,54 +30,56 @@ class Reader:
     weights: np.ndarray
     bias: np.ndarray
 
-    def read(self, tokens: np.ndarray, kinds: Sequence[Kind]) -> np.ndarray:
-        """Answers [n k] of tokens [n f] about things of these kinds."""
-        centred, out = tokens - self.mean, np.zeros((len(tokens), self.bias.shape[1]))
-        which = _members(kinds, self.attributes)
-        for number in np.flatnonzero(which.any(0)):
-            rows = np.flatnonzero(which[:, number])
-            out[rows] += centred[rows] @ self.weights[number] + self.bias[number]
-        return out
+    def predict(self, tokens: np.ndarray, kinds: Sequence[Kind]) -> np.ndarray:
+        """Answers [n k] from tokens [n f] about objects of these kinds."""
+        centred = tokens - self.mean
+        answers = np.zeros((len(tokens), self.bias.shape[1]))
+        has_attribute = _attribute_mask(kinds, self.attributes)
+        for number in np.flatnonzero(has_attribute.any(0)):
+            rows = np.flatnonzero(has_attribute[:, number])
+            answers[rows] += centred[rows] @ self.weights[number] + self.bias[number]
+        return answers
 
 
-def learn(
+def fit_probe(
     tokens: np.ndarray, kinds: Sequence[Kind], answers: np.ndarray, *, held_out: np.ndarray | None = None
-) -> Reader:
-    """Kernel ridge regression, in closed form: tokens [n f], answers [n k].
+) -> LinearProbe:
+    """Kernel ridge regression in closed form from tokens [n f] to answers [n k].
 
-    The kernel is (x . x' + 1) (1 + same colour + same shape), tokens less their mean and scaled to a mean square of one,
-    which is the same as ridge regression on the weights of `Reader`. Its strength is the one that answers the questions of
-    `held_out` (bool [n]) best when they are not learned from, or a middling one without them.
+    The kernel is (x . x' + 1) (1 + same colour + same shape) of tokens that are centred and scaled to a mean square of one,
+    which equals ridge regression on the weights of `LinearProbe`. The strength of the ridge is the one with the smallest
+    error on the questions of `held_out` (bool [n]) when it is fitted to the others, or DEFAULT_STRENGTH without them.
     """
     attributes = (ALL, *sorted({part for kind in kinds for part in kind}))
     mean = tokens.mean(0)
     centred = tokens - mean
     scale = float(np.square(centred).sum(1).mean()) or 1.0
-    which = _members(kinds, attributes).astype(np.float64)
-    kernel = (centred @ centred.T / scale + 1.0).astype(np.float64) * (which @ which.T)
-    strength = MIDDLING
+    has_attribute = _attribute_mask(kinds, attributes).astype(np.float64)
+    kernel = (centred @ centred.T / scale + 1.0).astype(np.float64) * (has_attribute @ has_attribute.T)
+    strength = DEFAULT_STRENGTH
     if held_out is not None and 0 < held_out.sum() < len(held_out):
         strength = _best_strength(kernel, answers, held_out)
-    by_attribute = which[:, :, None] * _solved(kernel, answers, strength)[:, None]  # n attribute k
+    by_attribute = has_attribute[:, :, None] * _solve_ridge(kernel, answers, strength)[:, None]  # [n attribute k]
     weights = np.stack([centred.T @ by_attribute[:, a].astype(centred.dtype) for a in range(len(attributes))]) / scale
-    return Reader(attributes, mean, weights, by_attribute.sum(0))
+    return LinearProbe(attributes, mean, weights, by_attribute.sum(0))
 
 
 def _best_strength(kernel: np.ndarray, answers: np.ndarray, held_out: np.ndarray) -> float:
-    rest = ~held_out
+    fitted = ~held_out
 
     def error(strength: float) -> float:
-        said = kernel[np.ix_(held_out, rest)] @ _solved(kernel[np.ix_(rest, rest)], answers[rest], strength)
-        return float(np.square(said - answers[held_out]).mean())
+        coefficients = _solve_ridge(kernel[np.ix_(fitted, fitted)], answers[fitted], strength)
+        predicted = kernel[np.ix_(held_out, fitted)] @ coefficients
+        return float(np.square(predicted - answers[held_out]).mean())
 
     return min(STRENGTHS, key=error)
 
 
-def _solved(kernel: np.ndarray, answers: np.ndarray, strength: float) -> np.ndarray:
+def _solve_ridge(kernel: np.ndarray, answers: np.ndarray, strength: float) -> np.ndarray:
     ridge = strength * np.trace(kernel) / len(kernel)
     return np.linalg.solve(kernel + ridge * np.eye(len(kernel)), answers)
 
 
-def _members(kinds: Sequence[Kind], attributes: Sequence[str]) -> np.ndarray:
-    """[n attribute], True where a kind has it."""
+def _attribute_mask(kinds: Sequence[Kind], attributes: Sequence[str]) -> np.ndarray:
+    """bool [n attribute], True where the kind has the attribute."""
     return np.array([[attribute in (ALL, *kind) for attribute in attributes] for kind in kinds]).reshape(len(kinds), -1)

@@ -1,4 +1,4 @@
-"""Variants of the model by name, each a few settings changed: the standard list of an ablation, or a file of one's own."""
+"""Named variants of the model, each with a few settings changed: the standard list of an ablation, or the user's file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Variant:
-    """A name, what it changes (as `--set` takes it), and the settings that come of it, with seed 0."""
+    """A name, its overrides (as `--set` takes them), and the resulting settings with seed 0."""
 
     name: str
     overrides: Overrides
@@ -30,9 +30,10 @@ class Variant:
 
 
 def standard_variants(*, patches: int, learning_rate: float) -> dict[str, Overrides]:
-    """Every part of the method taken away or changed by itself, then the baselines, for frames of so many patches.
+    """Variants that remove or change one part of the method each, then the baselines; `patches` is the number in a frame.
 
-    A baseline is trained at the full model's `learning_rate`, which was not chosen for it, and `-slower`, at a quarter of that.
+    A baseline is trained with the `learning_rate` of the full model, which was not tuned for it, and as `-slower` with a
+    quarter of it.
     """
     spatial = {
         "steps-0": ("spatial.steps=0",),
@@ -61,14 +62,14 @@ def standard_variants(*, patches: int, learning_rate: float) -> dict[str, Overri
     return {FULL: (), **spatial, **temporal, **losses, **kinds, **slower}
 
 
-def choose_variants(asked: Iterable[str], *, patches: int, learning_rate: float) -> dict[str, Overrides]:
-    """The variants that `asked` names: standard ones, or files, each of which brings all of its own. None: the standard.
+def choose_variants(requested: Iterable[str], *, patches: int, learning_rate: float) -> dict[str, Overrides]:
+    """The requested variants: names of standard ones, or YAML files with variants. Without any, the standard list.
 
     Names may be joined by commas. The full model always comes first: the others are compared with it. Raises UsageError
-    for a name that is not known and for a file that is none, each with what was meant.
+    for an unknown name (with the nearest one) and for a file that is not valid.
     """
     standard = standard_variants(patches=patches, learning_rate=learning_rate)
-    names = [name.strip() for group in asked for name in group.split(",") if name.strip()]
+    names = [name.strip() for group in requested for name in group.split(",") if name.strip()]
     chosen: dict[str, Overrides] = {FULL: ()}
     for name in names or standard:
         if name.endswith(_FILES):
@@ -86,22 +87,23 @@ def read_variants(path: Path) -> dict[str, Overrides]:
     Raises UsageError that names the file, the variant and the nearest valid setting.
     """
     try:
-        found = read_yaml(path.read_text(encoding="utf-8"))
+        variants = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}).") from error
     except ValueError as error:
         raise UsageError(f"{path}: not valid YAML ({error}).") from error
-    if not isinstance(found, Mapping) or not found:
-        raise UsageError(f"{path}: found {found!r}, expected variants such as 'small-k: {{spatial.top_k: 2}}'.")
-    return {str(name): _overrides(f"{path}: {name}", str(name), changes) for name, changes in found.items()}
+    if not isinstance(variants, Mapping) or not variants:
+        raise UsageError(f"{path}: found {variants!r}, expected variants such as 'small-k: {{spatial.top_k: 2}}'.")
+    return {str(name): _overrides(f"{path}: {name}", str(name), changes) for name, changes in variants.items()}
 
 
 def resolve(
     variants: Mapping[str, Overrides], layers: Sequence[Layer], overrides: Sequence[str]
 ) -> tuple[list[Variant], list[str]]:
-    """Each with its settings, the full model first, and a note for each that changes nothing beside it and is left out.
+    """The variants with their settings, the full model first. A variant with the settings of the full model is left out,
+    with a note.
 
-    Raises UsageError naming the variants whose settings cannot be, all of them at once.
+    Raises UsageError that names all variants with wrong settings at once.
     """
     resolved, notes, problems = list[Variant](), list[str](), list[str]()
     for name, changes in variants.items():
@@ -120,11 +122,11 @@ def resolve(
 
 
 def _overrides(where: str, name: str, changes: Any) -> Overrides:
-    """The changes of one variant as overrides, tried by themselves so that a slip is told with its place."""
+    """The changes of one variant as overrides. They are validated here, so that an error names the file and the variant."""
     if not name or name[0] in ".-" or not set(name) <= _NAME:
-        raise UsageError(f"{where}: names a folder, expected small letters, digits, '-', '_' and '.'.")
+        raise UsageError(f"{where}: is the name of a folder, expected small letters, digits, '-', '_' and '.'.")
     if name == FULL:
-        raise UsageError(f"{where}: the name of the model as it is. Choose another; --set changes every variant.")
+        raise UsageError(f"{where}: is reserved for the model without changes. Choose another name; --set changes every variant.")
     if not isinstance(changes, Mapping):
         raise UsageError(f"{where}: found {changes!r}, expected settings such as {{spatial.top_k: 2}}.")
     overrides = tuple(f"{setting}={json.dumps(value, default=str)}" for setting, value in changes.items())

@@ -2,6 +2,8 @@
 
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile intervals; Pesarin and Salmaso,
 Permutation Tests for Complex Data (2010), sign flips of paired differences.
+
+Axes: b queries, n numbers.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import numpy as np
 RESAMPLES = 2_000
 FLIPS = 10_000
 LEVEL = 0.95
-# Up to this many queries every pattern of signs is looked at, so that the test is exact.
+# Up to this many queries the test is exact: it goes through every pattern of signs.
 EXACT_UP_TO = 13
-# How many counts or signs are held at once.
+# How many counts or signs are in memory at once.
 BLOCK = 4_000_000
 
 Interval = tuple[float, float]
@@ -24,40 +26,46 @@ Interval = tuple[float, float]
 def bootstrap_intervals(
     values: Mapping[str, np.ndarray], *, groups: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """The 95 % percentile interval of the mean of each array [q] over the queries where it is no NaN.
+    """The 95 % percentile interval of the mean of each array [b] over its queries that are not NaN.
 
-    All arrays are resampled together. `groups` [q] keeps the number of queries of each group as it is, where each has
-    at least two; a mean over groups is then resampled as such. An array with fewer than two values has no interval.
+    All arrays are resampled together. With `groups` [b] every resample has as many queries of each group as the data,
+    provided that each group has at least two. An array with fewer than two values has no interval.
     """
-    kept = {name: array for name, array in values.items() if np.count_nonzero(~np.isnan(array)) > 1}
-    if not kept:
+    usable = {name: array for name, array in values.items() if np.count_nonzero(~np.isnan(array)) > 1}
+    if not usable:
         return {}
-    table = np.stack(list(kept.values()), axis=1)
-    real = ~np.isnan(table)
+    table = np.stack(list(usable.values()), axis=1)  # [b n]
+    mask = ~np.isnan(table)
+    rng = np.random.default_rng(seed)
     means = []
-    for counts in _resampled(_strata(groups, len(table)), resamples, np.random.default_rng(seed)):
-        with np.errstate(invalid="ignore"):  # NaN where nothing that counts was drawn
-            means.append(counts @ np.where(real, table, 0.0) / (counts @ real))
+    for counts in _resampled_counts(_strata(groups, len(table)), resamples, rng):
+        with np.errstate(invalid="ignore"):  # NaN where a resample has no value
+            means.append(counts @ np.where(mask, table, 0.0) / (counts @ mask))
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(kept, low, high, strict=True)}
+    return {name: (float(a), float(b)) for name, a, b in zip(usable, low, high, strict=True)}
 
 
 def sign_flip_p(differences: Mapping[str, np.ndarray], *, flips: int = FLIPS, seed: int = 0) -> dict[str, float]:
-    """Two-sided p-value of each array [q] of paired differences: how often its mean would lie as far from zero if every
-    difference had come with the opposite sign by the toss of a coin. Exact for few queries."""
+    """The two-sided p-value of each array [b] of paired differences.
+
+    It is the share of random sign patterns under which the mean lies at least as far from zero as the observed one. For up
+    to EXACT_UP_TO queries every pattern is counted, and the p-value is exact.
+    """
     if not differences:
         return {}
-    table = np.nan_to_num(np.stack(list(differences.values()), axis=1))
-    seen = np.abs(table.sum(axis=0))
-    # Sums in another order differ in their last bits: as far means as far but for those.
-    least = seen - 1e-9 * (1 + np.abs(table).sum(axis=0))
+    table = np.nan_to_num(np.stack(list(differences.values()), axis=1))  # [b n]
+    observed = np.abs(table.sum(axis=0))
+    # Sums in another order differ in their last bits, which must not decide.
+    threshold = observed - 1e-9 * (1 + np.abs(table).sum(axis=0))
     exact = len(table) <= EXACT_UP_TO
-    reached, total = np.zeros(len(seen)), 0
-    for signs in _all_signs(len(table)) if exact else _random_signs(len(table), flips, np.random.default_rng(seed)):
-        reached += (np.abs(signs @ table) >= least).sum(axis=0)
+    blocks = _all_signs(len(table)) if exact else _random_signs(len(table), flips, np.random.default_rng(seed))
+    reached = np.zeros(len(observed))
+    total = 0
+    for signs in blocks:
+        reached += (np.abs(signs @ table) >= threshold).sum(axis=0)
         total += len(signs)
-    # The signs as they were belong to the draws; among all patterns they are already.
+    # The observed signs count as one of the random patterns. Among all patterns they are included.
     p = reached / total if exact else (reached + 1) / (total + 1)
     return {name: float(value) for name, value in zip(differences, p, strict=True)}
 
@@ -68,8 +76,8 @@ def _strata(groups: Sequence[str], count: int) -> list[np.ndarray]:
     return rows if rows and min(map(len, rows)) > 1 else [np.arange(count)]
 
 
-def _resampled(strata: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each row is drawn [b q], in blocks."""
+def _resampled_counts(strata: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each query occurs in each resample [resample b], in blocks."""
     count = sum(map(len, strata))
     step = max(1, BLOCK // count)
     for start in range(0, resamples, step):
@@ -82,11 +90,13 @@ def _resampled(strata: Sequence[np.ndarray], resamples: int, rng: np.random.Gene
 
 
 def _all_signs(count: int) -> Iterator[np.ndarray]:
+    """Every pattern of signs [pattern b], in one block."""
     bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
     yield 1.0 - 2.0 * bits
 
 
 def _random_signs(count: int, flips: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Random patterns of signs [pattern b], in blocks."""
     step = max(1, BLOCK // count)
     for start in range(0, flips, step):
         yield 1.0 - 2.0 * rng.integers(0, 2, (min(step, flips - start), count))

@@ -1,4 +1,4 @@
-"""Two prediction files on the same queries: is the difference more than the luck of which queries were asked?"""
+"""Compares two prediction files on the same queries: is the difference larger than the choice of queries explains?"""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 
 from costl.metrics.bootstrap import bootstrap_intervals, sign_flip_p
 from costl.metrics.compute import benchmark_of, measure
-from costl.metrics.score_files import read_predictions, read_truth, resampled_within
+from costl.metrics.score_files import read_predictions, read_truth, resampling_groups
 from costl.pipeline.errors import UsageError
 
 SIGNIFICANT = 0.05
 MEANING = (
-    "Interval and p tell what other queries of this kind would change, and nothing of another training run:\n"
+    "Interval and p show what other queries of this kind would change, not what another training run would:\n"
     "two seeds of one model often differ by more than published methods do. Compare means over several seeds."
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One headline number of both files, percent. `interval` is of the difference, None for fewer than two queries."""
+    """One headline number of both files, in percent.
+
+    `interval` is the 95 % interval of the difference, None for fewer than two queries. `queries` counts the queries that
+    the number is a mean of.
+    """
 
     a: float
     b: float
@@ -34,8 +38,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """File `b` against file `a` by the rules of `benchmark`: a `Row` for every headline number that both have, and what
-    there is to know of either."""
+    """File `b` compared with file `a` by the rules of `benchmark`: a `Row` for every headline number that both have, and
+    the notes about each."""
 
     a: Path
     b: Path
@@ -53,9 +57,10 @@ class Comparison:
         return [*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), *MEANING.split("\n")]
 
     def verdict(self) -> str:
-        """How many of the differences chance alone would seldom make."""
+        """One sentence: how many differences are significant, and how many would be by chance."""
         clear = [row.difference for row in self.rows.values() if row.p < SIGNIFICANT]
-        better, worse = sum(d > 0 for d in clear), sum(d < 0 for d in clear)
+        better = sum(difference > 0 for difference in clear)
+        worse = sum(difference < 0 for difference in clear)
         count = len(self.rows)
         return (
             f"Of {count} numbers B is better in {better} and worse in {worse} at p < {SIGNIFICANT}; "
@@ -63,7 +68,7 @@ class Comparison:
         )
 
     def data(self) -> dict[str, Any]:
-        """All of it, as JSON holds it."""
+        """All of it as JSON-compatible values."""
         return asdict(self) | {
             "a": str(self.a),
             "b": str(self.b),
@@ -77,27 +82,25 @@ def compare(
 ) -> Comparison:
     """Paired comparison of two submission files, query by query.
 
-    The interval is a 95 % percentile bootstrap of the mean difference, p a two-sided sign-flip test of it (exact up to
-    13 queries). Raises UsageError as `score_files` does, and when the files share no number.
+    The interval is a 95 % percentile bootstrap of the mean difference; p is from a two-sided sign-flip test of it (exact
+    for up to 13 queries). Raises UsageError as `score_files` does, and when the files share no number.
     """
     queries = read_truth(truth)
-    chosen = benchmark or benchmark_of(queries)
-    read = [read_predictions(path, queries, truth=truth) for path in (a, b)]
-    measured = [measure(rows, queries, benchmark=chosen, official=official) for rows in read]
-    first, second = (values for _, values in measured)
-    notes = [
-        f"{name}: {note}" for name, (found, _) in zip("AB", measured, strict=True) for note in found.get("notes", ())
-    ]
-    shared = [name for name in first if name in second]
+    benchmark = benchmark or benchmark_of(queries)
+    files = [read_predictions(path, queries, truth=truth) for path in (a, b)]
+    measured = [measure(predictions, queries, benchmark=benchmark, official=official) for predictions in files]
+    (metrics_a, values_a), (metrics_b, values_b) = measured
+    notes = [f"{name}: {note}" for name, m in (("A", metrics_a), ("B", metrics_b)) for note in m.get("notes", ())]
+    shared = [name for name in values_a if name in values_b]
     if not shared:
         raise UsageError(f"{a} and {b}: one predicts only moments, the other only saliency; nothing to compare.")
-    differences = {name: second[name] - first[name] for name in shared}
-    intervals = bootstrap_intervals(differences, groups=resampled_within(queries, chosen), seed=seed)
+    differences = {name: values_b[name] - values_a[name] for name in shared}
+    intervals = bootstrap_intervals(differences, groups=resampling_groups(queries, benchmark), seed=seed)
     p = sign_flip_p(differences, seed=seed)
     rows = {
         name: Row(
-            a=float(np.nanmean(first[name])),
-            b=float(np.nanmean(second[name])),
+            a=float(np.nanmean(values_a[name])),
+            b=float(np.nanmean(values_b[name])),
             difference=float(np.nanmean(differences[name])),
             interval=intervals.get(name),
             p=p[name],
@@ -105,7 +108,7 @@ def compare(
         )
         for name in shared
     }
-    return Comparison(a, b, chosen, rows, tuple(notes))
+    return Comparison(a, b, benchmark, rows, tuple(notes))
 
 
 def _cells(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Metrics as tables for the terminal."""
+"""Metrics and predictions for people and other programs: tables for a terminal, JSON, JSONL and Parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from costl.pipeline.formats.files import publish
 
 @dataclass(frozen=True)
 class Scores:
-    """The metrics of prediction files, as `score_files` gives them."""
+    """The metrics of a prediction file, as `score_files` returns them."""
 
     metrics: Mapping[str, Any]
     exit_code = 0
@@ -30,23 +30,67 @@ class Scores:
 
     def messages(self) -> list[str]:
         """How they were scored."""
-        return [how_scored(self.metrics)]
+        return [scoring_message(self.metrics)]
 
 
-def how_scored(metrics: Mapping[str, Any]) -> str:
-    """One sentence: how many queries, by whose rules."""
-    how = metrics["scored"]
-    published = " by its published evaluator" if how["official"] else ""
-    return f"{how['queries']} queries, scored as {how['benchmark']}{published}, clips of {how['clip_s']:g} s."
+def scoring_message(metrics: Mapping[str, Any]) -> str:
+    """One sentence: the number of queries, the benchmark whose rules were used, and the length of a clip."""
+    scored = metrics["scored"]
+    published = " by its published evaluator" if scored["official"] else ""
+    return f"{scored['queries']} queries, scored as {scored['benchmark']}{published}, clips of {scored['clip_s']:g} s."
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `compute_metrics` or `score` gave, as tables for the terminal: percentages with two decimals, and the 95 %
-    interval of each headline number where there are `intervals`. The label `legacy` stands above them."""
+    """Tables for the terminal of what `compute_metrics` or `score` returned: percentages with two decimals, and the 95 %
+    interval of each headline number if there are `intervals`. The label `legacy` stands above them."""
     tables = [_moment_table(metrics), _highlight_table(metrics), _ranking_table(metrics)]
     label = [metrics["legacy"]] if "legacy" in metrics else []
     notes = [f"note: {note}" for note in metrics.get("notes", ())]
     return "\n\n".join([*label, *filter(None, tables), *notes])
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """The result of `compute_metrics` or `score` as JSON. Raises CostlError when it cannot be written."""
+    publish(path, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """The submission format of QVHighlights: one JSON object a line. Raises CostlError when it cannot be written."""
+    lines = [json.dumps(prediction.to_row(), allow_nan=False) + "\n" for prediction in predictions]
+    publish(path, "".join(lines).encode())
+
+
+def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
+    """One row a query: qid (int64; text if any qid is text), query, vid, moments (list of start_s, end_s, score in
+    seconds), saliency (list, one score a clip). Raises CostlError when it cannot be written."""
+    # Imported here: a table of numbers needs none of it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    integer_qids = all(isinstance(prediction.qid, int) for prediction in predictions)
+    moment = pa.struct([(name, pa.float64()) for name in ("start_s", "end_s", "score")])
+    schema = pa.schema(
+        [
+            ("qid", pa.int64() if integer_qids else pa.string()),
+            ("query", pa.string()),
+            ("vid", pa.string()),
+            ("moments", pa.list_(moment)),
+            ("saliency", pa.list_(pa.float64())),
+        ]
+    )
+    rows = [
+        {
+            "qid": p.qid if integer_qids else str(p.qid),
+            "query": p.query,
+            "vid": p.vid,
+            "moments": [dict(zip(("start_s", "end_s", "score"), window, strict=True)) for window in p.windows],
+            "saliency": p.saliency,
+        }
+        for p in predictions
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    publish(path, sink.getvalue())
 
 
 def _moment_table(metrics: Mapping[str, Any]) -> str:
@@ -73,6 +117,7 @@ def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _highlight_table(metrics: Mapping[str, Any]) -> str:
+    """QVHighlights: a row for each least rating of a positive clip."""
     rows = {
         f">= {name[7:]}": [
             _number(metrics[name]["HL-mAP"]),
@@ -109,56 +154,12 @@ def _interval(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Columns as wide as their cells; one without any cell is left out, a table without rows empty."""
-    kept = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
-    widths = {i: max(8, *(len(cells[i]) for cells in rows.values())) + 2 for i in kept}
+    """Columns as wide as their cells. A column of empty cells is left out; without rows there is no table."""
+    shown = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
+    widths = {i: max(8, *(len(cells[i]) for cells in rows.values())) + 2 for i in shown}
     first = max([14, *(len(name) + 4 for name in rows)])
-    lines = [f"{title:<{first}}" + "".join(f"{columns[i]:>{widths[i]}}" for i in kept)]
+    lines = [f"{title:<{first}}" + "".join(f"{columns[i]:>{widths[i]}}" for i in shown)]
     lines += [
-        f"  {name:<{first - 2}}" + "".join(f"{cells[i]:>{widths[i]}}" for i in kept) for name, cells in rows.items()
+        f"  {name:<{first - 2}}" + "".join(f"{cells[i]:>{widths[i]}}" for i in shown) for name, cells in rows.items()
     ]
     return "\n".join(lines) if rows else ""
-
-
-def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """The submission format of QVHighlights: one JSON object a line. Raises CostlError when it cannot be written."""
-    lines = [json.dumps(prediction.to_row(), allow_nan=False) + "\n" for prediction in predictions]
-    publish(path, "".join(lines).encode())
-
-
-def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
-    """One row a query: qid (int64, or text when one qid is), query, vid, moments (list of start_s, end_s, score),
-    saliency (list). Raises CostlError when it cannot be written."""
-    # Imported here: a table of numbers needs none of it.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    whole = all(isinstance(prediction.qid, int) for prediction in predictions)
-    moment = pa.struct([(name, pa.float64()) for name in ("start_s", "end_s", "score")])
-    schema = pa.schema(
-        [
-            ("qid", pa.int64() if whole else pa.string()),
-            ("query", pa.string()),
-            ("vid", pa.string()),
-            ("moments", pa.list_(moment)),
-            ("saliency", pa.list_(pa.float64())),
-        ]
-    )
-    rows = [
-        {
-            "qid": p.qid if whole else str(p.qid),
-            "query": p.query,
-            "vid": p.vid,
-            "moments": [dict(zip(("start_s", "end_s", "score"), window, strict=True)) for window in p.windows],
-            "saliency": p.saliency,
-        }
-        for p in predictions
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-    publish(path, sink.getvalue())
-
-
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """What `compute_metrics` gave, as JSON. Raises CostlError when it cannot be written."""
-    publish(path, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Anyone's prediction file against a truth file: read, checked, scored; no cache and no model."""
+"""Scores a prediction file against an annotation file, without a cache and without a model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
 from costl.metrics.bootstrap import bootstrap_intervals
-from costl.metrics.checks import listed
+from costl.metrics.checks import first_names
 from costl.metrics.compute import benchmark_of, measure
 from costl.pipeline.errors import UsageError
 
-TRUTH_ONLY = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "rated_windows", "duration", "domain")
-PREDICTED = ("pred_relevant_windows", "pred_saliency_scores")
+LABEL_FIELDS = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "rated_windows", "duration", "domain")
+PREDICTED_FIELDS = ("pred_relevant_windows", "pred_saliency_scores")
 
 
 def score_files(
     predictions: Path, truth: Path, *, benchmark: str | None = None, official: bool = False
 ) -> dict[str, Any]:
-    """Scores a submission file against an annotation file; -> what `score` gives.
+    """Scores a submission file against an annotation file; -> the result of `score`.
 
-    Without `benchmark` the truth decides: youtube-highlights where it has rated_windows, tvsum where it has domains and
-    no relevant_windows, otherwise qvhighlights. Raises UsageError for what `read_truth`, `read_predictions` and
+    Without `benchmark` the labels decide: youtube-highlights where they have rated_windows, tvsum where they have domains
+    and no relevant_windows, otherwise qvhighlights. Raises UsageError for what `read_truth`, `read_predictions` and
     `compute_metrics` refuse.
     """
     queries = read_truth(truth)
@@ -34,27 +34,36 @@ def score_files(
 def score(
     predictions: Sequence[Prediction], queries: Sequence[Query], *, benchmark: str, official: bool, clip_s: float = 2.0
 ) -> dict[str, Any]:
-    """`compute_metrics`; `scored`, how that was done; and `intervals`, the 95 % bootstrap interval [low, high] of each
-    headline number over queries; over videos for tvsum and youtube-highlights, within each domain where all have two."""
+    """The result of `compute_metrics` with two more keys.
+
+    `scored`: benchmark, mode, number of queries and length of a clip. `intervals`: for each headline number its 95 %
+    bootstrap interval [low, high] in percent, over queries; for tvsum and youtube-highlights over videos, resampled
+    within each domain where every domain has two or more.
+    """
     metrics, values = measure(predictions, queries, benchmark=benchmark, official=official, clip_s=clip_s)
-    intervals = bootstrap_intervals(values, groups=resampled_within(queries, benchmark))
-    how = {"benchmark": benchmark, "official": official, "queries": len(queries), "clip_s": clip_s}
-    return {**metrics, "scored": how, "intervals": {name: list(pair) for name, pair in intervals.items()}}
+    intervals = bootstrap_intervals(values, groups=resampling_groups(queries, benchmark))
+    scored = {"benchmark": benchmark, "official": official, "queries": len(queries), "clip_s": clip_s}
+    return {**metrics, "scored": scored, "intervals": {name: list(pair) for name, pair in intervals.items()}}
 
 
-def resampled_within(queries: Sequence[Query], benchmark: str) -> list[str]:
-    """The groups [q] whose size a resample keeps: the domains of a benchmark whose number is a mean over domains."""
+def resampling_groups(queries: Sequence[Query], benchmark: str) -> list[str]:
+    """The group of each query [b] whose size a bootstrap resample preserves: the domain, for a benchmark whose number is
+    a mean over domains; otherwise no groups."""
     return [query.domain for query in queries] if benchmark in ("tvsum", "youtube-highlights") else []
 
 
 def read_truth(path: Path) -> list[Query]:
-    """The queries of an annotation file. Raises UsageError: no such file, a bad row (file and line), no row, a file of
-    predictions instead."""
+    """The queries of an annotation file.
+
+    Raises UsageError for a file that is missing or empty, for a bad row (with file and line), and for a file of
+    predictions.
+    """
     text = _read(path)
-    if set(_first_row(text)) & set(PREDICTED):
+    first_row = _first_row(text)
+    if set(first_row) & set(PREDICTED_FIELDS):
         raise UsageError(
-            f"{path}: a file of predictions (it has {_names(_first_row(text), PREDICTED)}), expected annotations. "
-            "Give it as --predictions and the annotations as --truth."
+            f"{path}: a file of predictions (it has {_fields_in(first_row, PREDICTED_FIELDS)}), expected annotations. "
+            "Pass it as --predictions and the annotations as --truth."
         )
     queries = parse_jsonl(text, str(path))
     if not queries:
@@ -63,18 +72,19 @@ def read_truth(path: Path) -> list[Query]:
 
 
 def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> list[Prediction]:
-    """The predictions in a submission file.
+    """The predictions of a submission file for the queries of the file `truth`.
 
-    Raises UsageError: no such file, a bad row or the second of a qid (file and line), no row, annotations instead of
-    predictions, a row with neither list of predictions, a row for no query, a query without a row (an unanswered one has
-    empty lists).
+    Raises UsageError for a file that is missing or empty, for a bad row or a qid that occurs twice (with file and line),
+    for a file of annotations, for a row without either list of predictions, for a row whose qid is not among the queries,
+    and for a query without a row: a query without an answer has a row with empty lists.
     """
     text = _read(path)
-    row = _first_row(text)
-    if row and not set(row) & set(PREDICTED) and set(row) & set(TRUTH_ONLY):
+    first_row = _first_row(text)
+    fields = set(first_row)
+    if fields & set(LABEL_FIELDS) and not fields & set(PREDICTED_FIELDS):
         raise UsageError(
-            f"{path}: a file of annotations (it has {_names(row, TRUTH_ONLY)}), expected predictions with "
-            f"{' and '.join(PREDICTED)}."
+            f"{path}: a file of annotations (it has {_fields_in(first_row, LABEL_FIELDS)}), expected predictions with "
+            f"{' and '.join(PREDICTED_FIELDS)}."
         )
     predictions = parse_predictions(text, str(path))
     if not predictions:
@@ -83,12 +93,14 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     known = {query.qid for query in queries}
     extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
     if extra:
-        raise UsageError(f"{path}: no query {listed(extra)} in {truth} ({len(known)} queries). Is it of another split?")
+        raise UsageError(
+            f"{path}: no query {first_names(extra)} in {truth} ({len(known)} queries). Is it of another split?"
+        )
     missing = sorted(known - {prediction.qid for prediction in predictions}, key=str)
     if missing:
         raise UsageError(
-            f"{path}: no row for {listed(missing)}, {len(missing)} of the {len(known)} queries of {truth}. Give every query a "
-            "row; one without an answer has empty lists, and counts 0."
+            f"{path}: no row for {first_names(missing)}, {len(missing)} of the {len(known)} queries of {truth}. Give every "
+            "query a row. A query without an answer has empty lists and counts 0."
         )
     return predictions
 
@@ -102,7 +114,7 @@ def _read(path: Path) -> str:
 
 
 def _first_row(text: str) -> dict[str, Any]:
-    """The first row where it is an object; what is wrong with it otherwise is for the parser to say."""
+    """The first row if it is a JSON object, otherwise an empty one: the parser reports what is wrong with it."""
     line = next((line for line in text.removeprefix("\ufeff").split("\n") if line.strip()), "")
     try:
         row = json.loads(line)
@@ -111,13 +123,15 @@ def _first_row(text: str) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
-def _names(row: dict[str, Any], known: Sequence[str]) -> str:
-    return ", ".join(name for name in known if name in row)
+def _fields_in(row: dict[str, Any], fields: Sequence[str]) -> str:
+    return ", ".join(name for name in fields if name in row)
 
 
 def _refuse_rows_without_prediction(text: str, predictions: Sequence[Prediction], path: Path) -> None:
-    """An empty list says that there is no answer; a row that names neither list was meant otherwise."""
+    """An empty list means that there is no answer. A row with neither list is probably in another format."""
     lines = ((n, line) for n, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1) if line.strip())
     for (number, line), prediction in zip(lines, predictions, strict=True):
-        if not (prediction.windows or prediction.saliency or set(json.loads(line)) & set(PREDICTED)):
-            raise UsageError(f"{path}:{number}: query {prediction.qid!r} has neither {' nor '.join(PREDICTED)}.")
+        if not (prediction.windows or prediction.saliency or set(json.loads(line)) & set(PREDICTED_FIELDS)):
+            raise UsageError(
+                f"{path}:{number}: query {prediction.qid!r} has neither {' nor '.join(PREDICTED_FIELDS)}."
+            )

@@ -1,4 +1,7 @@
-"""How well frames match texts, for the contrast: in frames of its own video and in those of all others."""
+"""Similarities between frames and texts for the contrastive loss: of a query's own video and of all videos of a batch.
+
+Axes: see `costl.model.costl`.
+"""
 
 from __future__ import annotations
 
@@ -10,84 +13,103 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from costl.model.tokens import Asks, Tokens, of_each, score_own
+from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, own_video_scores
 
-RIVAL_STEP = 2  # of the frames of other videos every second is enough to learn from: neighbours look alike
-MATCHED_PATCHES = 100  # at most so many of a frame are matched with texts for the contrast
+NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
+MAX_CONTRAST_PATCHES = 100  # of each frame, at most so many patches are compared with texts
 
 
 @dataclass(frozen=True)
-class Match:
-    """How well frames match texts, compared in `s` ways (by the whole sentence, by its words): the frames of a sentence's
-    `own` video, and its `rivals`, every RIVAL_STEP-th frame of every video of the batch."""
+class Similarities:
+    """Similarities of queries and frames, one for each similarity head (the whole sentence, its words).
 
-    own: Float[Tensor, "s b t"]
-    rivals: Float[Tensor, "s b v u"]
+    `positives` are with the clips of the query's own video, `negatives` with every NEGATIVE_CLIP_STEP-th clip of every
+    video of the batch, the own one included. The loss masks out what does not count.
+    """
+
+    positives: Float[Tensor, "a b t"]
+    negatives: Float[Tensor, "a b v u"]
 
 
-def match_frames(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"]) -> Match:
-    """How well frames match sentences where each is one vector: their inner product."""
-    return Match(
-        own=torch.einsum("bc,btc->bt", asked, of_each(frames, video))[None],
-        rivals=frame_rivals(asked, frames),
+def frame_similarities(
+    query: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"]
+) -> Similarities:
+    """Inner products, where each query and each frame is one vector."""
+    return Similarities(
+        positives=torch.einsum("bc,btc->bt", query, gather_per_query(frames, video))[None],
+        negatives=frame_negatives(query, frames),
     )
 
 
-def frame_rivals(asked: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"]) -> Float[Tensor, "1 b v u"]:
-    """How well the frames of every video match sentences where each is one vector."""
-    return torch.einsum("bc,vtc->bvt", asked, frames[:, ::RIVAL_STEP])[None]
+def frame_negatives(query: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"]) -> Float[Tensor, "1 b v u"]:
+    """Inner products of queries with the frames of every video, where each is one vector."""
+    return torch.einsum("bc,vtc->bvt", query, frames[:, ::NEGATIVE_CLIP_STEP])[None]
 
 
-def compared(best: Float[Tensor, "b m *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "s b *rest"]:
-    """How well frames match the whole sentence, which comes first of the `m` texts, and how well the mean of its words, where
-    there are any (late interaction, after Yao et al. 2022). `best`: each text with a frame's best patches (a soft maximum)."""
-    if best.shape[1] == 1:
-        return best.transpose(0, 1)
-    share = word_mask / word_mask.sum(1, keepdim=True)
-    return torch.stack([best[:, 0], torch.einsum("bl...,bl->b...", best[:, 1:], share)])
+def patch_similarities(
+    texts: Float[Tensor, "b x c"],
+    word_mask: Bool[Tensor, "b l"],
+    tokens: NormalisedTokens,
+    groups: QueryGroups,
+    real_words: int | None = None,
+) -> Similarities:
+    """Similarities of frames and texts by the patches. Of a fine grid only some are compared: neighbours look alike."""
+    patches = tokens.subsample(1, _patch_step(tokens))
+    positives = own_video_scores(texts, patches, groups).logsumexp(-1)
+    return Similarities(
+        positives=pool_similarities(positives, word_mask),
+        negatives=patch_negatives(texts, word_mask, tokens, real_words),
+    )
+
+
+def patch_negatives(
+    texts: Float[Tensor, "b x c"],
+    word_mask: Bool[Tensor, "b l"],
+    tokens: NormalisedTokens,
+    real_words: int | None = None,
+) -> Float[Tensor, "a b v u"]:
+    """Similarities of these texts with the frames of every video.
+
+    This is most of a training step, so it leaves out words that are padding. `real_words` is the number of all other
+    words; with None it is read from the device.
+    """
+    patches = tokens.subsample(NEGATIVE_CLIP_STEP, _patch_step(tokens))
+    text_index = _real_text_index(texts, word_mask, real_words)
+    real_texts = texts.flatten(0, 1).index_select(0, text_index)
+    real_scores = patches.scores(real_texts.expand(len(patches.raw), -1, -1)).logsumexp(-1)
+    zeros = real_scores.new_zeros(texts.shape[0] * texts.shape[1], len(real_scores), real_scores.shape[-1])
+    scores = zeros.index_copy(0, text_index, real_scores.transpose(0, 1))
+    return pool_similarities(scores.unflatten(0, texts.shape[:2]), word_mask)
+
+
+def pool_similarities(scores: Float[Tensor, "b x *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "a b *rest"]:
+    """From one score for each text to one for each similarity head: the whole sentence, and the mean over its words.
+
+    The sentence is the first text. The words follow it if the model compares them, else there is one head (late
+    interaction, after Yao et al. 2022). `scores`: of each text, a soft maximum over the patches of a frame.
+    """
+    if scores.shape[1] == 1:
+        return scores.transpose(0, 1)
+    word_weights = word_mask / word_mask.sum(1, keepdim=True)
+    word_mean = torch.einsum("bl...,bl->b...", scores[:, 1:], word_weights)
+    return torch.stack([scores[:, 0], word_mean])
 
 
 def unit_length(x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
-    """Vectors of length one, in float32: the 1e-12 that keeps a zero vector from a division by zero is itself 0 in float16."""
+    """Vectors of length one, in float32: in float16, the 1e-12 that keeps a zero vector from a division by zero is 0."""
     return F.normalize(x.float(), dim=-1)
 
 
-def match_texts(
-    texts: Float[Tensor, "b m c"],
-    word_mask: Bool[Tensor, "b l"],
-    tokens: Tokens,
-    asks: Asks,
-    real_words: int | None = None,
-) -> Match:
-    """How well frames match the texts by their patches; of a fine grid, whose neighbours look alike, some stand for all."""
-    own = score_own(texts, tokens.some(1, _thinned(tokens)), asks).logsumexp(-1)
-    return Match(compared(own, word_mask), match_rivals(texts, word_mask, tokens, real_words))
-
-
-def match_rivals(
-    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], tokens: Tokens, real_words: int | None = None
-) -> Float[Tensor, "s b v u"]:
-    """How well the frames of every video match these texts. Being most of a training step, it leaves out words that are
-    padding; `real_words` of the batch are not (None: the device is asked)."""
-    some = tokens.some(RIVAL_STEP, _thinned(tokens))
-    rows = _real_texts(texts, word_mask, real_words)
-    real = texts.flatten(0, 1).index_select(0, rows)
-    best = some.scores(real.expand(len(some.raw), -1, -1)).logsumexp(-1)
-    blank = best.new_zeros(texts.shape[0] * texts.shape[1], len(best), best.shape[-1])
-    filled = blank.index_copy(0, rows, best.transpose(0, 1))
-    return compared(filled.unflatten(0, texts.shape[:2]), word_mask)
-
-
-def _real_texts(
-    texts: Float[Tensor, "b m c"], word_mask: Bool[Tensor, "b l"], real_words: int | None
+def _real_text_index(
+    texts: Float[Tensor, "b x c"], word_mask: Bool[Tensor, "b l"], real_words: int | None
 ) -> Int[Tensor, "r"]:
-    """The numbers of the texts that are not padding, in order. A sort, because `nonzero` makes the host wait for the device."""
-    real = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]].flatten()
+    """Indices of the texts that are not padding, in order. A sort: `nonzero` would make the host wait for the device."""
+    is_real = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]].flatten()
     count = len(texts)
     if texts.shape[1] > 1:
         count += int(word_mask.sum()) if real_words is None else real_words
-    return real.int().argsort(stable=True, descending=True)[:count]
+    return is_real.int().argsort(stable=True, descending=True)[:count]
 
 
-def _thinned(tokens: Tokens) -> int:
-    return math.ceil((tokens.raw.shape[2] - 1) / MATCHED_PATCHES)
+def _patch_step(tokens: NormalisedTokens) -> int:
+    return math.ceil((tokens.raw.shape[2] - 1) / MAX_CONTRAST_PATCHES)

@@ -1,4 +1,20 @@
-"""CoSTL: the model as one short forward, and the builder that turns settings into it."""
+"""CoSTL: the model as one short forward.
+
+Axes of tensors, with the same letters in all annotations:
+
+    b  queries of the batch                   c  width of an encoder (CLIP) token
+    v  videos of the batch                    d  width of the model
+    t  clips of a video                       e  width of the encoder's joint space of images and texts
+    p  patches of a frame                     w  width of a cached word
+    s  tokens of a frame: 1 + p               g  width of a position encoding
+    l  words of a query                       h  attention heads
+    x  texts compared with patches            k  patches on the short list
+    m  moments of a query                     a  similarity heads of the contrast
+    n  positions of all scales                u  every NEGATIVE_CLIP_STEP-th clip
+    q  queries of one video, at most          _  any other length
+
+A query is one sentence about one video. A clip is a cell of the feature grid, two seconds by default, with one frame.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +25,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.config import Config
-from costl.model.contrast import Match, unit_length
+from costl.model.contrast import Similarities, unit_length
 from costl.model.heads import MomentHead, SaliencyHead, anchors
-from costl.model.spatial import Seen, SpatialEncoder
-from costl.model.temporal import Pyramid, TemporalLayer, TextPool, time_waves
+from costl.model.spatial import SpatialEncoder, SpatialOutput
+from costl.model.temporal import Pyramid, TemporalLayer, TextPool, sine_positions
 from costl.training.precision import full_precision
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the heads say about a batch. `n` counts the positions of all scales, one scale after another; lengths in clips.
-    `match`: how well frames match texts, where that was asked for (`matching`)."""
+    """Outputs of the model for a batch, the scales one after another; lengths are in clips.
+
+    `position_mask` is True for positions inside the video. `similarities` are for the contrastive loss, None unless it
+    asks for them.
+    """
 
     foreground: Float[Tensor, "b n"]
     spans: Float[Tensor, "b n 2"]
-    positions: Bool[Tensor, "b n"]
+    position_mask: Bool[Tensor, "b n"]
     centres: Float[Tensor, "n"]
     strides: Float[Tensor, "n"]
     saliency: Float[Tensor, "b t"]
-    match: Match | None
+    similarities: Similarities | None
 
 
-class WordTokens(nn.Module):
-    """The two halves of a cached word (its own embedding, its meaning in context), each normed by itself, to model width."""
+class WordProjection(nn.Module):
+    """Projects cached words to the width of the model.
+
+    A cached word has two halves, its own embedding and its output in context. Each has a layer norm of its own.
+    """
 
     def __init__(self, *, word_width: int, width: int, dropout: float):
         super().__init__()
@@ -40,9 +61,10 @@ class WordTokens(nn.Module):
         self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(word_width, width))
 
     def forward(self, words: Float[Tensor, "b l w"]) -> Float[Tensor, "b l d"]:
-        """Padding stays what it is; masks say so."""
+        """One vector for each word. Padding is projected as well; masks exclude it later."""
         halves = words.chunk(2, dim=-1)
-        return self.project(torch.cat([norm(half) for norm, half in zip(self.norms, halves, strict=True)], dim=-1))
+        normed = [norm(half) for norm, half in zip(self.norms, halves, strict=True)]
+        return self.project(torch.cat(normed, dim=-1))
 
 
 class CoSTL(nn.Module):
@@ -61,8 +83,8 @@ class CoSTL(nn.Module):
         spatial: SpatialEncoder,
         layers: list[TemporalLayer],
         pyramid: Pyramid,
-        moments: MomentHead,
-        saliency: SaliencyHead,
+        moment_head: MomentHead,
+        saliency_head: SaliencyHead,
         word_width: int,
         joint: dict[str, Tensor],
         width: int,
@@ -70,24 +92,23 @@ class CoSTL(nn.Module):
         clip_prior: bool,
     ):
         super().__init__()
-        self.words = WordTokens(word_width=word_width, width=width, dropout=dropout)
+        joint_width = joint["projection"].shape[1]
+        self.word_projection = WordProjection(word_width=word_width, width=width, dropout=dropout)
         # A unit vector of e numbers has entries of 1/sqrt(e): too small to learn from. The norm brings them to one.
-        self.sentence = nn.Sequential(
-            nn.LayerNorm(joint["projection"].shape[1]), nn.Linear(joint["projection"].shape[1], width)
-        )
+        self.sentence_projection = nn.Sequential(nn.LayerNorm(joint_width), nn.Linear(joint_width, width))
         self.spatial = spatial
-        self.similarity = nn.Linear(1, width) if clip_prior else None
-        self.text = TextPool(width=width)
+        self.similarity_projection = nn.Linear(1, width) if clip_prior else None
+        self.text_pool = TextPool(width=width)
         self.layers = nn.ModuleList(layers)
         self.pyramid = pyramid
-        self.moments = moments
-        self.saliency = saliency
-        keep_joint(self, joint)
+        self.moment_head = moment_head
+        self.saliency_head = saliency_head
+        register_joint_space(self, joint)
 
     def forward(
         self,
         *,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
@@ -95,37 +116,42 @@ class CoSTL(nn.Module):
         sentence: Float[Tensor, "b e"],
         most_queries: int | None = None,
         real_words: int | None = None,
-        matching: bool = True,
+        contrast: bool = True,
     ) -> Outputs:
-        """`video[b]` says which of the videos each sentence asks about; every mask is True where something is real.
+        """The outputs for a batch. `video[b]` is the index of the video of query b. Every mask is True where data is real.
 
-        At most `most_queries` sentences ask about one video, and `real_words` words are not padding. A batch knows both;
-        without them the device is asked, and the host waits for its answer.
+        At most `most_queries` queries are about one video, and `real_words` words are not padding. A batch holds both
+        numbers; without them they are read from the device, and the host waits for it. With `contrast`, the outputs
+        include the similarities that the contrastive loss needs.
         """
-        query, asked, mask = self.sentence(sentence), self.words(words), frame_mask[video]
-        seen = self.spatial(
+        sentence_features = self.sentence_projection(sentence)
+        word_features = self.word_projection(words)
+        mask = frame_mask[video]
+        spatial = self.spatial(
             tokens,
             video,
-            query,
-            asked,
+            sentence_features,
+            word_features,
             word_mask,
             most_queries=most_queries,
             real_words=real_words,
-            matching=matching,
+            contrast=contrast,
         )
-        frames = seen.frames + 0.3 * time_waves(mask.shape[1], query.shape[-1], query.device)
-        if self.similarity is not None:
-            frames = frames + self.similarity(self._clip_similarity(tokens, frame_mask, video, sentence)[..., None])
-        text = self.text(asked, word_mask)
+        positions = sine_positions(mask.shape[1], sentence_features.shape[-1], sentence_features.device)
+        frames = spatial.frames + 0.3 * positions
+        if self.similarity_projection is not None:
+            similarity = self._encoder_similarity(tokens, frame_mask, video, sentence)
+            frames = frames + self.similarity_projection(similarity[..., None])
+        text = self.text_pool(word_features, word_mask)
         for layer in self.layers:
-            frames = layer(frames, mask, asked, word_mask, text)
+            frames = layer(frames, mask, word_features, word_mask, text)
         levels, masks = self.pyramid(frames, mask, text)
-        return read_out(self.moments, self.saliency, levels, masks, query, seen.match)
+        return apply_heads(self.moment_head, self.saliency_head, levels, masks, sentence_features, spatial.similarities)
 
-    def look(
+    def spatial_output(
         self,
         *,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
@@ -133,53 +159,57 @@ class CoSTL(nn.Module):
         sentence: Float[Tensor, "b e"],
         most_queries: int | None = None,
         real_words: int | None = None,
-    ) -> Seen:
-        """What the spatial encoder sees in the same inputs that `forward` takes, and where."""
-        query, asked = self.sentence(sentence), self.words(words)
-        return self.spatial(tokens, video, query, asked, word_mask, most_queries=most_queries, matching=False)
+    ) -> SpatialOutput:
+        """The output of the spatial encoder, with its attention, for the inputs that `forward` takes."""
+        sentence_features = self.sentence_projection(sentence)
+        word_features = self.word_projection(words)
+        return self.spatial(
+            tokens, video, sentence_features, word_features, word_mask, most_queries=most_queries, contrast=False
+        )
 
     @torch.no_grad()
-    def _clip_similarity(
+    def _encoder_similarity(
         self,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         sentence: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b t"]:
-        """Frozen CLIP similarity of frames, centred over the video and times CLIP's own scale.
+        """Similarity of frame and sentence in the frozen CLIP, minus its mean over the video, times CLIP's logit scale.
 
-        In float32: the similarities of a video differ by little, and the scale makes a rounding error a hundred times as large.
+        In float32: the similarities of a video differ little, and the scale multiplies a rounding error by a hundred.
         """
-        used, mask = tokens[:, :, 0], frame_mask[video]
-        with full_precision(used.device):
+        frames = tokens[:, :, 0]
+        mask = frame_mask[video]
+        with full_precision(frames.device):
             if self.joint_normed:
                 weight, bias = self.joint_norm_weight, self.joint_norm_bias
-                used = F.layer_norm(used, used.shape[-1:], weight, bias, self.joint_norm_eps)
-            space = unit_length(used @ self.joint_projection)
-            like = torch.einsum("bte,be->bt", space[video], sentence)
-            mean = (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-            return (like - mean) * self.joint_logit_scale
+                frames = F.layer_norm(frames, frames.shape[-1:], weight, bias, self.joint_norm_eps)
+            frame_embeddings = unit_length(frames @ self.joint_projection)
+            similarity = torch.einsum("bte,be->bt", frame_embeddings[video], sentence)
+            mean = (similarity * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+            return (similarity - mean) * self.joint_logit_scale
 
 
-def read_out(
-    moments: MomentHead,
-    saliency: SaliencyHead,
+def apply_heads(
+    moment_head: MomentHead,
+    saliency_head: SaliencyHead,
     levels: list[Float[Tensor, "b _ d"]],
     masks: list[Bool[Tensor, "b _"]],
-    query: Float[Tensor, "b d"],
-    match: Match | None,
+    sentence: Float[Tensor, "b d"],
+    similarities: Similarities | None,
 ) -> Outputs:
-    """What both heads say: `levels` and their masks, the finest first; `query` is what saliency is asked about."""
-    foreground, distances = moments(levels, masks)
-    centres, strides = anchors(masks[0].shape[1], moments.strides, query.device)
+    """The outputs of both heads. `levels` and `masks` start with the finest scale, which is the one of saliency."""
+    foreground, distances = moment_head(levels, masks)
+    centres, strides = anchors(masks[0].shape[1], moment_head.strides, sentence.device)
     return Outputs(
         foreground=foreground,
         spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
-        positions=torch.cat(masks, 1),
+        position_mask=torch.cat(masks, 1),
         centres=centres,
         strides=strides,
-        saliency=saliency(levels[0], masks[0], query),
-        match=match,
+        saliency=saliency_head(levels[0], masks[0], sentence),
+        similarities=similarities,
     )
 
 
@@ -187,17 +217,17 @@ _JOINT_TENSORS = ("norm_weight", "norm_bias", "projection")
 _JOINT_NUMBERS = ("norm_eps", "logit_scale")
 
 
-def keep_joint(model: nn.Module, joint: dict[str, Tensor]) -> None:
-    """Stores CLIP's joint space in the model: its tensors as buffers, its numbers as plain values.
+def register_joint_space(model: nn.Module, joint: dict[str, Tensor]) -> None:
+    """Stores the encoder's joint space in the model: its tensors as buffers, its numbers as plain values.
 
-    A number on a device would make the host wait for it in every forward. Checkpoints hold the numbers as tensors next to the
-    weights all the same, as they always have: an exported model knows its CLIP by them.
+    With a number on a device, the host would wait for it in every forward. Checkpoints store the numbers as tensors next
+    to the weights, and an exported model identifies its CLIP by them.
     """
     for name in _JOINT_TENSORS:
         model.register_buffer(f"joint_{name}", joint[name])
     for name in _JOINT_NUMBERS:
-        _set_number(model, name, joint[name])
-    # Not a weight but a switch, which the cache decides: checkpoints do without it.
+        _set_joint_number(model, name, joint[name])
+    # A switch that the cache decides, not a weight: it is not in checkpoints.
     model.joint_normed = bool(joint["normed"])  # type: ignore[assignment]
     # Both hooks have public names only since PyTorch 2.5.
     model._register_state_dict_hook(_write_joint_numbers)
@@ -216,40 +246,11 @@ def _read_joint_numbers(
     for name in _JOINT_NUMBERS:
         key = f"{prefix}joint_{name}"
         if key in weights:
-            _set_number(model, name, weights.pop(key))
+            _set_joint_number(model, name, weights.pop(key))
         else:
             missing.append(key)
 
 
-def _set_number(model: nn.Module, name: str, number: Tensor) -> None:
-    """With the precision that it has in a checkpoint, so that a trained model and a loaded one agree to the last bit."""
+def _set_joint_number(model: nn.Module, name: str, number: Tensor) -> None:
+    """Rounds the number to float32, as checkpoints store it: a trained and a loaded model agree to the last bit."""
     setattr(model, f"joint_{name}", number.to(torch.float32).item())
-
-
-def build_model(
-    config: Config, *, clip_width: int, word_width: int, patch_grid: tuple[int, int], joint: dict[str, Tensor]
-) -> CoSTL:
-    """The model of `config` for features of these sizes; `joint` holds CLIP's map into its joint space (see the cache)."""
-    width, heads, dropout = config.model.width, config.model.heads, config.model.dropout
-    temporal, strides = config.temporal, tuple(config.temporal.strides)
-    layer = {"width": width, "heads": heads, "kernel": temporal.kernel, "null_tokens": temporal.null_tokens}
-    return CoSTL(
-        spatial=SpatialEncoder(
-            clip_width=clip_width,
-            width=width,
-            patch_grid=patch_grid,
-            heads=heads,
-            steps=config.spatial.steps,
-            top_k=config.spatial.top_k,
-            dropout=config.model.input_dropout,
-        ),
-        layers=[TemporalLayer(**layer, dropout=dropout) for _ in range(temporal.layers)],
-        pyramid=Pyramid(width=width, strides=strides, kernel=temporal.kernel, top_down=temporal.top_down),
-        moments=MomentHead(width=width, strides=strides),
-        saliency=SaliencyHead(width=width),
-        word_width=word_width,
-        joint=joint,
-        width=width,
-        dropout=config.model.input_dropout,
-        clip_prior=config.spatial.clip_prior,
-    )

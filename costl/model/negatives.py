@@ -1,7 +1,7 @@
-"""How well frames match sentences that nobody asked about their video: what contrast needs of a batch in several shares.
+"""Negatives across micro-batches: similarities of the queries of a whole batch with the videos of the last forward.
 
-A forward compares its own sentences with its own videos. Here the frames that it has just made are kept, so that the
-sentences of the other shares meet them too, for one product with each and without a second look at the cache.
+A forward compares its own queries with its own videos. The frames of the last forward are stored here, so that the
+queries of other micro-batches are compared with them too, without reading the cache again.
 """
 
 from __future__ import annotations
@@ -16,48 +16,52 @@ from torch import Tensor, nn
 
 from costl.model.baselines.adapter import TEMPERATURE, AdapterModel
 from costl.model.build import Model
-from costl.model.contrast import frame_rivals, match_rivals, unit_length
+from costl.model.contrast import frame_negatives, patch_negatives, unit_length
 from costl.model.costl import CoSTL
 
-Rivals = Callable[..., Float[Tensor, "s b v u"]]
+Negatives = Callable[..., Float[Tensor, "a b v u"]]
 
 
-def ways(model: Model) -> int:
-    """In how many ways the model compares frames with texts, `s` of `costl.model.contrast.Match`."""
-    return 2 if isinstance(model, CoSTL) and model.spatial.what is not None else 1
+def similarity_heads(model: Model) -> int:
+    """The number of similarity heads of the model: axis `a` of `costl.model.contrast.Similarities`."""
+    return 2 if isinstance(model, CoSTL) and model.spatial.fine is not None else 1
 
 
 @contextmanager
-def rivals_of(model: Model) -> Iterator[Rivals]:
-    """While inside, `rivals(words, word_mask, sentence, real_words)` [s b v u] is what `Outputs.match.rivals` would have been
-    for these sentences and the videos of the last forward. Without `real_words` the device is asked for their number."""
-    seen: list[Any] = []
+def cross_batch_negatives(model: Model) -> Iterator[Negatives]:
+    """A function `negatives(words, word_mask, sentence, real_words)` [a b v u], valid inside the `with` block.
 
-    def keep(_module: nn.Module, _given: Any, made: Any) -> None:
-        seen[:] = [made]
+    It returns what `Outputs.similarities.negatives` would be for these queries and the videos of the last forward.
+    Without `real_words` the number is read from the device.
+    """
+    last_frames: list[Any] = []
 
-    handle = (model.spatial.tokens if isinstance(model, CoSTL) else model.tokens).register_forward_hook(keep)
+    def store_frames(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        last_frames[:] = [output]
+
+    frame_module = model.spatial.token_norm if isinstance(model, CoSTL) else model.token_mlp
+    handle = frame_module.register_forward_hook(store_frames)
     try:
-        yield lambda *texts: _rivals(model, seen[0], *texts)
+        yield lambda *texts: _negatives(model, last_frames[0], *texts)
     finally:
         handle.remove()
 
 
-def _rivals(
+def _negatives(
     model: Model,
-    seen: Any,
+    frames: Any,
     words: Float[Tensor, "b l w"],
     word_mask: Bool[Tensor, "b l"],
     sentence: Float[Tensor, "b e"],
     real_words: int | None = None,
-) -> Float[Tensor, "s b v u"]:
+) -> Float[Tensor, "a b v u"]:
     if isinstance(model, AdapterModel):
-        text = model.text(model.word_mlp(model.words(words)), word_mask)
-        return frame_rivals(unit_length(text) / TEMPERATURE, unit_length(seen[:, :, 0]))
-    query = model.sentence(sentence)
+        text = model.text_pool(model.word_mlp(model.word_projection(words)), word_mask)
+        return frame_negatives(unit_length(text) / TEMPERATURE, unit_length(frames[:, :, 0]))
+    sentence_features = model.sentence_projection(sentence)
     if not isinstance(model, CoSTL):
-        return frame_rivals(query / math.sqrt(seen.shape[-1]), seen)
-    asked = model.spatial.texts(query, model.words(words))
-    if model.spatial.where is None:
-        return frame_rivals(asked[:, 0], seen.frames())
-    return match_rivals(asked, word_mask, seen, real_words)
+        return frame_negatives(sentence_features / math.sqrt(frames.shape[-1]), frames)
+    texts = model.spatial.project_texts(sentence_features, model.word_projection(words))
+    if model.spatial.coarse is None:
+        return frame_negatives(texts[:, 0], frames.frame_tokens())
+    return patch_negatives(texts, word_mask, frames, real_words)

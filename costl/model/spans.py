@@ -8,22 +8,22 @@ from torch import Tensor
 
 
 def intersection(a: Float[Tensor, "*#n 2"], b: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*#n"]:
-    """Length of the overlap, pair by pair (shapes broadcast); zero where they do not meet."""
+    """Length of the overlap of each pair (shapes broadcast); zero where the spans do not overlap."""
     return (torch.minimum(a[..., 1], b[..., 1]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
 
 
 def iou(a: Float[Tensor, "*#n 2"], b: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*#n"]:
-    """Intersection over union, pair by pair (shapes broadcast); 0 where both are empty."""
-    shared = intersection(a, b)
-    union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - shared
-    return shared / union.clamp(min=1e-6)
+    """Intersection over union of each pair (shapes broadcast); 0 where both spans are empty."""
+    overlap = intersection(a, b)
+    union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - overlap
+    return overlap / union.clamp(min=1e-6)
 
 
 def distance_iou(a: Float[Tensor, "*#n 2"], b: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*#n"]:
     """IoU minus the squared distance of the centres over the squared length of the hull, in [-1, 1] (Zheng et al. 2020)."""
-    apart = (a.sum(-1) - b.sum(-1)) / 2
+    centre_distance = (a.sum(-1) - b.sum(-1)) / 2
     hull = torch.maximum(a[..., 1], b[..., 1]) - torch.minimum(a[..., 0], b[..., 0])
-    return iou(a, b) - (apart / hull.clamp(min=1e-6)).square()
+    return iou(a, b) - (centre_distance / hull.clamp(min=1e-6)).square()
 
 
 def soft_nms(
@@ -31,12 +31,13 @@ def soft_nms(
 ) -> Float[Tensor, "k 3"]:
     """Gaussian soft-NMS (Bodla et al. 2017): rows (start, end, score), best first, at most `keep`.
 
-    Each round takes the best and multiplies the others' scores by exp(-iou^2 / sigma).
+    Each round selects the best span and multiplies the scores of all others by exp(-iou^2 / sigma).
     """
-    gone, taken = torch.zeros_like(scores, dtype=torch.bool), []
+    is_selected = torch.zeros_like(scores, dtype=torch.bool)
+    selected = []
     for _ in range(min(keep, len(scores))):
         best = scores.argmax()
-        taken.append(torch.cat([spans[best], scores[best, None]]))
-        gone[best] = True
-        scores = (scores * torch.exp(-iou(spans, spans[best]).square() / sigma)).masked_fill(gone, -1.0)
-    return torch.stack(taken) if taken else spans.new_zeros(0, 3)
+        selected.append(torch.cat([spans[best], scores[best, None]]))
+        is_selected[best] = True
+        scores = (scores * torch.exp(-iou(spans, spans[best]).square() / sigma)).masked_fill(is_selected, -1.0)
+    return torch.stack(selected) if selected else spans.new_zeros(0, 3)

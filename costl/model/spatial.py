@@ -1,4 +1,7 @@
-"""Looks inside the frames: which patches matter for a sentence (step one), and what its words find there (step two)."""
+"""The spatial encoder: a coarse step chooses the patches that matter for a query, a fine step reads them word by word.
+
+Axes: see `costl.model.costl`.
+"""
 
 from __future__ import annotations
 
@@ -10,120 +13,138 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.model.contrast import Match, match_frames, match_texts
-from costl.model.tokens import Asks, NormedTokens, Tokens, of_each, score_own
+from costl.model.contrast import Similarities, frame_similarities, patch_similarities
+from costl.model.tokens import NormalisedTokens, QueryGroups, TokenNorm, gather_per_query, own_video_scores
 
 
 @dataclass(frozen=True)
-class Where:
-    """What step one found: the mean of the relevant patches (`summary`), every patch's `share` of it, the `short_list` of
-    the best patches and which they are (`chosen`)."""
+class CoarseOutput:
+    """Result of the coarse step.
 
-    summary: Float[Tensor, "b t c"]
-    share: Float[Tensor, "b t p"]
+    `attention` is a softmax over the patches of a frame, `pooled` the mean of the patches under it. `short_list` holds
+    the patches with the most attention, `short_list_index` says which patches these are.
+    """
+
+    pooled: Float[Tensor, "b t c"]
+    attention: Float[Tensor, "b t p"]
     short_list: Float[Tensor, "b t k c"]
-    chosen: Int[Tensor, "b t k"]
+    short_list_index: Int[Tensor, "b t k"]
 
 
 @dataclass(frozen=True)
-class What:
-    """What step two found: which patches of the short list every word means (`by_word`, its last column the null patch),
-    how much each head listens to it (`heard`), and what follows from both, each head's `attention` over the short list
-    (what is missing to 1 found nothing) and the `evidence` of the frame."""
+class FineOutput:
+    """Result of the fine step.
+
+    `word_attention` is a softmax of each word over the short list and a null patch, which comes last. `word_weights` is
+    a softmax of each head over the words. `head_attention` follows from both: the attention of each head over the short
+    list, without the null patch (so its sum may be below 1). `evidence` is what the heads read from the frame.
+    """
 
     evidence: Float[Tensor, "b t d"]
-    attention: Float[Tensor, "b h t k"]
-    by_word: Float[Tensor, "b t l n"]
-    heard: Float[Tensor, "b h l"]
+    head_attention: Float[Tensor, "b h t k"]
+    word_attention: Float[Tensor, "b t l k+1"]
+    word_weights: Float[Tensor, "b h l"]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the encoder made of a batch: `frames` as their sentence sees them, how well they `match` it (where that was asked),
-    and what each step found, None for a step that this encoder does not have."""
+class SpatialOutput:
+    """Result of the spatial encoder.
+
+    `frames` are the frames as their query sees them. `similarities` are None unless the contrast asks for them, `coarse`
+    and `fine` are None in an encoder without this step.
+    """
 
     frames: Float[Tensor, "b t d"]
-    match: Match | None
-    where: Where | None = None
-    what: What | None = None
+    similarities: Similarities | None
+    coarse: CoarseOutput | None = None
+    fine: FineOutput | None = None
 
 
-class WhereStep(nn.Module):
-    """Step one, coarse: the sentence scores every patch and keeps the `top_k` best.
+class CoarseAttention(nn.Module):
+    """The coarse step: attention of a sentence over all patches of a frame, and the `top_k` patches with the most of it.
 
-    Cost is linear in the number of patches: one inner product each.
+    Its cost is linear in the number of patches: one inner product for each.
     """
 
     def __init__(self, *, top_k: int):
         super().__init__()
         self.top_k = top_k
 
-    def forward(self, tokens: Tokens, asks: Asks, score: Float[Tensor, "b t p"]) -> Where:
-        """Shares, their mean and the best; see `Where`."""
-        share = score.softmax(-1)
-        best = share.topk(min(self.top_k, share.shape[-1]), dim=-1).indices
-        return Where(
-            summary=asks.by_query(tokens.blended(asks.by_video(F.pad(share, (1, 0))))),
-            share=share,
-            short_list=tokens.patches(asks.video, best),
-            chosen=best,
+    def forward(self, tokens: NormalisedTokens, groups: QueryGroups, scores: Float[Tensor, "b t p"]) -> CoarseOutput:
+        """Attention over the patches from their `scores`; see `CoarseOutput`."""
+        attention = scores.softmax(-1)
+        short_list_index = attention.topk(min(self.top_k, attention.shape[-1]), dim=-1).indices
+        token_weights = groups.pack(F.pad(attention, (1, 0)))
+        return CoarseOutput(
+            pooled=groups.unpack(tokens.weighted_sum(token_weights)),
+            attention=attention,
+            short_list=tokens.gather_patches(groups.video, short_list_index),
+            short_list_index=short_list_index,
         )
 
 
-class WhatStep(nn.Module):
-    """Step two, fine: every word finds its own patches on the short list; heads listen to words by the part they play.
+class FineAttention(nn.Module):
+    """The fine step: attention of each word over the short list, and heads that weight the words.
 
-    A learned null patch lets a word say that it found nothing. Whom a head listens to depends on the words alone, not on
-    the frame: so it follows one thing through the video, the subject of the sentence or its partner. Heads begin with
-    different places in the sentence, from its first word to its last. Cost does not depend on the number of patches.
+    A learned null patch takes the attention of a word that has no match in the frame. The weights of a head depend on
+    the words alone, not on the frame. So a head follows one thing through the video, such as the subject of the
+    sentence. `order_bias` makes the first head start with the first words and the last head with the last words. The
+    cost does not depend on the number of patches.
     """
 
-    def __init__(self, *, clip_width: int, width: int, heads: int):
+    def __init__(self, *, encoder_width: int, width: int, heads: int):
         super().__init__()
-        self.null = nn.Linear(width, 1)
-        self.part = nn.Linear(width, heads)
-        self.order = nn.Parameter(torch.linspace(-5, 5, heads))
-        self.value = nn.Parameter(torch.randn(heads, clip_width, width // heads) / math.sqrt(clip_width))
+        self.null_logit = nn.Linear(width, 1)
+        self.head_logits = nn.Linear(width, heads)
+        self.order_bias = nn.Parameter(torch.linspace(-5, 5, heads))
+        self.value = nn.Parameter(torch.randn(heads, encoder_width, width // heads) / math.sqrt(encoder_width))
         self.out = nn.Linear(width, width)
 
     def forward(
         self,
         short_list: Float[Tensor, "b t k c"],
-        score: Float[Tensor, "b t l k"],
+        scores: Float[Tensor, "b t l k"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-    ) -> What:
-        """Evidence, and the attention that brought it; see `What`. `score`: each word with each patch of the short list."""
-        null = (self.null(words) + math.log(2))[:, None].expand(-1, score.shape[1], -1, -1)
-        by_word = torch.cat([score, null], -1).softmax(-1)
-        part = self.part(words) + self.order * _standing(word_mask)[..., None]
-        heard = part.masked_fill(~word_mask[..., None], -torch.inf).softmax(1).transpose(1, 2)
-        attention = torch.einsum("bhl,btlk->bhtk", heard, by_word[..., :-1])
-        gathered = torch.einsum("bhtk,btkc->bthc", attention, short_list)
+    ) -> FineOutput:
+        """Evidence and the attention behind it; see `FineOutput`. `scores`: of each word with each short-listed patch."""
+        null = (self.null_logit(words) + math.log(2))[:, None].expand(-1, scores.shape[1], -1, -1)
+        word_attention = torch.cat([scores, null], -1).softmax(-1)
+        head_logits = self.head_logits(words) + self.order_bias * _relative_position(word_mask)[..., None]
+        word_weights = head_logits.masked_fill(~word_mask[..., None], -torch.inf).softmax(1).transpose(1, 2)
+        head_attention = torch.einsum("bhl,btlk->bhtk", word_weights, word_attention[..., :-1])
+        gathered = torch.einsum("bhtk,btkc->bthc", head_attention, short_list)
         evidence = self.out(torch.einsum("bthc,hce->bthe", gathered, self.value).flatten(2))
-        return What(evidence=evidence, attention=attention, by_word=by_word, heard=heard)
+        return FineOutput(
+            evidence=evidence,
+            head_attention=head_attention,
+            word_attention=word_attention,
+            word_weights=word_weights,
+        )
 
 
-def _standing(word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-    """Where each word stands in its sentence: -0.5 the first, 0.5 the last."""
-    number = word_mask.cumsum(1) - 1
-    return number / (word_mask.sum(1, keepdim=True) - 1).clamp(min=1) - 0.5
+def _relative_position(word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """Position of each word in its sentence: from -0.5 for the first word to 0.5 for the last."""
+    word_index = word_mask.cumsum(1) - 1
+    return word_index / (word_mask.sum(1, keepdim=True) - 1).clamp(min=1) - 0.5
 
 
 class SpatialEncoder(nn.Module):
-    """Frame = frame token + gate(what step one found) + gate(what step two found).
+    """Frame = frame token + gate(result of the coarse step) + gate(result of the fine step).
 
-    Texts go to the patches, not patches to the texts: carried into CLIP's own space, a text takes one inner product a
-    patch, where a projection of every patch would take the model's width of them and find the same.
+    `steps` (`spatial.steps` in the settings) is 0 for the frame token, 1 with the coarse step, 2 with both steps.
 
-    Each step says what it found and where: the mean of the patches' places travels beside their contents. Added to the
-    contents, as position embeddings are, it drowned: the sample world's 'on the left' was not learned at all.
+    Texts are projected into the space of the patches, not patches into the space of the texts. A text then takes one
+    inner product with each patch. A projection of every patch would take `width` of them, for the same scores.
+
+    Each step returns contents and positions: the mean position of the attended patches goes through a gate of its own.
+    Position embeddings added to the contents did not work: the model never learned 'on the left' in the sample world.
     """
 
     def __init__(
         self,
         *,
-        clip_width: int,
+        encoder_width: int,
         width: int,
         patch_grid: tuple[int, int],
         heads: int,
@@ -132,23 +153,24 @@ class SpatialEncoder(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.tokens = NormedTokens(dropout=dropout)
-        self.project = nn.Linear(clip_width, width)
-        self.places: Tensor
-        places = place_waves(*patch_grid)
-        self.register_buffer("places", places, persistent=False)
-        self.to_clip = nn.Linear(width, clip_width, bias=False)
-        nn.init.normal_(self.to_clip.weight, std=1 / math.sqrt(width * clip_width))
-        self.ask_sentence = _telling(width)
-        self.where = WhereStep(top_k=top_k) if steps >= 1 else None
-        self.where_gate = _Gate(width=width, places=places.shape[1]) if steps >= 1 else None
-        self.ask_words = _telling(width) if steps >= 2 else None
-        self.what = WhatStep(clip_width=clip_width, width=width, heads=heads) if steps >= 2 else None
-        self.what_gate = _Gate(width=width, places=heads * (places.shape[1] + 1)) if steps >= 2 else None
+        self.token_norm = TokenNorm(dropout=dropout)
+        self.project = nn.Linear(encoder_width, width)
+        self.patch_positions: Tensor
+        patch_positions = patch_position_encoding(*patch_grid)
+        position_width = patch_positions.shape[1]
+        self.register_buffer("patch_positions", patch_positions, persistent=False)
+        self.to_encoder_space = nn.Linear(width, encoder_width, bias=False)
+        nn.init.normal_(self.to_encoder_space.weight, std=1 / math.sqrt(width * encoder_width))
+        self.sentence_query = _unit_variance_linear(width)
+        self.coarse = CoarseAttention(top_k=top_k) if steps >= 1 else None
+        self.coarse_gate = _Gate(width=width, position_width=position_width) if steps >= 1 else None
+        self.word_query = _unit_variance_linear(width) if steps >= 2 else None
+        self.fine = FineAttention(encoder_width=encoder_width, width=width, heads=heads) if steps >= 2 else None
+        self.fine_gate = _Gate(width=width, position_width=heads * (position_width + 1)) if steps >= 2 else None
 
     def forward(
         self,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         video: Int[Tensor, "b"],
         sentence: Float[Tensor, "b d"],
         words: Float[Tensor, "b l d"],
@@ -156,74 +178,85 @@ class SpatialEncoder(nn.Module):
         *,
         most_queries: int | None = None,
         real_words: int | None = None,
-        matching: bool = True,
-    ) -> Seen:
-        """-> frames as their sentence sees them, with all that the steps found on the way."""
-        normed = self.tokens(tokens)
-        asks = Asks.of(video, len(tokens), most_queries)
-        asked = self.texts(sentence, words)
-        plain = normed.frames()
-        frames = of_each(self.project(plain), video)
-        if self.where is None or self.where_gate is None:
-            return Seen(frames, match_frames(asked[:, 0], plain, video) if matching else None)
-        match = match_texts(asked, word_mask, normed, asks, real_words) if matching else None
-        where = self.where(normed, asks, score_own(asked[:, :1], normed, asks)[:, 0, :, 1:])
-        frames = frames + self.where_gate(self.project(where.summary), where.share @ self.places)
-        if self.what is None or self.what_gate is None:
-            return Seen(frames, match, where)
-        by_word = torch.einsum("btkc,blc->btlk", where.short_list, asked[:, 1:])
-        what = self.what(where.short_list, by_word, words, word_mask)
-        frames = frames + self.what_gate(what.evidence, self._spots(what, where).flatten(2))
-        return Seen(frames, match, where, what)
+        contrast: bool = True,
+    ) -> SpatialOutput:
+        """The frames as their query sees them, and the results of the steps on the way."""
+        normalised = self.token_norm(tokens)
+        groups = QueryGroups.from_video(video, len(tokens), most_queries)
+        texts = self.project_texts(sentence, words)
+        frame_tokens = normalised.frame_tokens()
+        frames = gather_per_query(self.project(frame_tokens), video)
+        if self.coarse is None or self.coarse_gate is None:
+            similarities = frame_similarities(texts[:, 0], frame_tokens, video) if contrast else None
+            return SpatialOutput(frames, similarities)
+        similarities = patch_similarities(texts, word_mask, normalised, groups, real_words) if contrast else None
+        sentence_scores = own_video_scores(texts[:, :1], normalised, groups)[:, 0, :, 1:]
+        coarse = self.coarse(normalised, groups, sentence_scores)
+        frames = frames + self.coarse_gate(self.project(coarse.pooled), coarse.attention @ self.patch_positions)
+        if self.fine is None or self.fine_gate is None:
+            return SpatialOutput(frames, similarities, coarse)
+        word_scores = torch.einsum("btkc,blc->btlk", coarse.short_list, texts[:, 1:])
+        fine = self.fine(coarse.short_list, word_scores, words, word_mask)
+        frames = frames + self.fine_gate(fine.evidence, self._attended_positions(fine, coarse).flatten(2))
+        return SpatialOutput(frames, similarities, coarse, fine)
 
-    def texts(self, sentence: Float[Tensor, "b d"], words: Float[Tensor, "b l d"]) -> Float[Tensor, "b m c"]:
-        """What patches are compared with: the sentence, and with step two each of its words."""
-        asked = self.to_clip(self.ask_sentence(sentence))[:, None]
-        return asked if self.ask_words is None else torch.cat([asked, self.to_clip(self.ask_words(words))], 1)
+    def project_texts(self, sentence: Float[Tensor, "b d"], words: Float[Tensor, "b l d"]) -> Float[Tensor, "b x c"]:
+        """The texts that patches are compared with: the sentence, then each word if the encoder has a fine step."""
+        sentence_text = self.to_encoder_space(self.sentence_query(sentence))[:, None]
+        if self.word_query is None:
+            return sentence_text
+        return torch.cat([sentence_text, self.to_encoder_space(self.word_query(words))], 1)
 
-    def _spots(self, what: What, where: Where) -> Float[Tensor, "b t h w"]:
-        """Where each head found what it found, and how sure it is that it found anything, from -1 to 1."""
-        found = what.attention.sum(-1)
-        place = torch.einsum("bhtk,btkw->bthw", what.attention / (found[..., None] + 1e-4), self.places[where.chosen])
-        return torch.cat([place, 2 * found.transpose(1, 2)[..., None] - 1], -1)
+    def _attended_positions(self, fine: FineOutput, coarse: CoarseOutput) -> Float[Tensor, "b t h _"]:
+        """Mean position of the patches that each head attends to, and the sum of its attention, scaled to -1 .. 1."""
+        total = fine.head_attention.sum(-1)
+        weights = fine.head_attention / (total[..., None] + 1e-4)
+        positions = torch.einsum("bhtk,btkg->bthg", weights, self.patch_positions[coarse.short_list_index])
+        return torch.cat([positions, 2 * total.transpose(1, 2)[..., None] - 1], -1)
 
 
-def _telling(width: int) -> nn.Linear:
-    """A map after which scores have a variance of about one from the start.
+def _unit_variance_linear(width: int) -> nn.Linear:
+    """A linear layer after which scores have a variance of about one from the first step.
 
-    With torch's own beginning it is 0.01: all patches are alike, and the first epochs go by until they are not.
+    With PyTorch's own initialisation the variance is 0.01. All patches then score alike, and it takes epochs until they
+    do not.
     """
     linear = nn.Linear(width, width)
-    nn.init.normal_(linear.weight, std=math.sqrt(3 / width))  # what comes in has a variance of 1/3
+    nn.init.normal_(linear.weight, std=math.sqrt(3 / width))  # the input has a variance of 1/3
     return linear
 
 
 class _Gate(nn.Module):
-    """Contents (normed) through a map that starts at zero; places through one that starts open.
+    """Adds contents (normalised) through a layer that starts at zero, and positions through a layer that starts open.
 
-    Closed as well, the place path never opened: nothing after it knew yet how to use a place, so no gradient asked for it.
+    With both at zero the position layer never opened: no later layer used positions yet, so no gradient came back.
     """
 
-    def __init__(self, *, width: int, places: int):
+    def __init__(self, *, width: int, position_width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.content = nn.Linear(width, width, bias=False)
-        self.place = nn.Linear(places, width, bias=False)
+        self.position = nn.Linear(position_width, width, bias=False)
         nn.init.zeros_(self.content.weight)
-        nn.init.normal_(self.place.weight, std=math.sqrt(2 / places))  # waves have variance 1/2: one comes out
+        nn.init.normal_(
+            self.position.weight, std=math.sqrt(2 / position_width)
+        )  # sines have variance 1/2: one comes out
 
-    def forward(self, content: Float[Tensor, "b t d"], place: Float[Tensor, "b t w"]) -> Float[Tensor, "b t d"]:
-        return self.content(self.norm(content)) + self.place(place)
+    def forward(self, content: Float[Tensor, "b t d"], position: Float[Tensor, "b t g"]) -> Float[Tensor, "b t d"]:
+        return self.content(self.norm(content)) + self.position(position)
 
 
-_PLACE_WAVES = 6
+_FREQUENCIES = 6
 
 
-def place_waves(rows: int, columns: int) -> Float[Tensor, "p w"]:
-    """Each patch's centre, [rows*columns 4*waves+2]: sines and cosines, half a period to several across the frame, and
-    the plain coordinates with variance one, whose differences over time are motion."""
+def patch_position_encoding(rows: int, columns: int) -> Float[Tensor, "p g"]:
+    """Encoding of the centre of each patch, row by row: [rows * columns, 4 * frequencies + 2].
+
+    Sines and cosines, from half a period to several across the frame, then the plain coordinates with variance one. The
+    difference of plain coordinates over time is motion.
+    """
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
-    turns = torch.pi * 2 ** (torch.arange(_PLACE_WAVES) / 2)
-    angle = torch.cat([y.reshape(-1, 1) * turns, x.reshape(-1, 1) * turns], dim=1)
+    frequencies = torch.pi * 2 ** (torch.arange(_FREQUENCIES) / 2)
+    angle = torch.cat([y.reshape(-1, 1) * frequencies, x.reshape(-1, 1) * frequencies], dim=1)
     plain = torch.stack([y.flatten() - 0.5, x.flatten() - 0.5], dim=1) * math.sqrt(12)
     return torch.cat([angle.sin(), angle.cos(), plain], dim=1)

@@ -1,4 +1,7 @@
-"""CLIP's tokens of a batch, normed without being written anew, and which sentence asks about which video's."""
+"""Encoder tokens of a batch, normalised without a normalised copy, and the grouping of queries by video.
+
+Axes: see `costl.model.costl`.
+"""
 
 from __future__ import annotations
 
@@ -13,103 +16,107 @@ _EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """CLIP's tokens, each to mean 0 and variance 1 (`mean`, `scale`), of every video the channels that are `kept`.
+class NormalisedTokens:
+    """Encoder tokens, each normalised to mean 0 and variance 1 (`mean`, `scale`), times the `channel_mask` of its video.
 
-    They are never written so, being most of what there is to move: what is made of the `raw` ones is put right afterwards.
+    The tokens are most of what a forward reads and writes, so no normalised copy is made: each method computes with the
+    `raw` tokens and corrects its result.
     """
 
-    raw: Float[Tensor, "v t n c"]
-    mean: Float[Tensor, "v t n"]
-    scale: Float[Tensor, "v t n"]
-    kept: Float[Tensor, "v c"]
+    raw: Float[Tensor, "v t s c"]
+    mean: Float[Tensor, "v t s"]
+    scale: Float[Tensor, "v t s"]
+    channel_mask: Float[Tensor, "v c"]
 
     @classmethod
-    def of(cls, raw: Float[Tensor, "v t n c"], kept: Float[Tensor, "v c"]) -> Tokens:
-        """`kept`: 0 for a channel that is dropped."""
+    def from_raw(cls, raw: Float[Tensor, "v t s c"], channel_mask: Float[Tensor, "v c"]) -> NormalisedTokens:
+        """Computes `mean` and `scale`. `channel_mask` is 0 for a dropped channel, 1 / (1 - dropout) for all others."""
         mean = raw.mean(-1)
         variance = torch.linalg.vector_norm(raw, dim=-1).square() / raw.shape[-1] - mean.square()
-        return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), kept)
+        return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), channel_mask)
 
-    def some(self, frames: int, patches: int) -> Tokens:
-        """Every `frames`-th frame, of its patches every `patches`-th."""
-        chosen = (slice(None), slice(None, None, frames), slice(1, None, patches))
-        return Tokens(self.raw[chosen], self.mean[chosen], self.scale[chosen], self.kept)
+    def subsample(self, clip_step: int, patch_step: int) -> NormalisedTokens:
+        """The patches of every `clip_step`-th clip, and of these every `patch_step`-th; without the frame token."""
+        subset = (slice(None), slice(None, None, clip_step), slice(1, None, patch_step))
+        return NormalisedTokens(self.raw[subset], self.mean[subset], self.scale[subset], self.channel_mask)
 
-    def frames(self) -> Float[Tensor, "v t c"]:
-        """The first token of each frame, which is no patch."""
-        return (self.raw[:, :, 0] - self.mean[:, :, :1]) * self.scale[:, :, :1] * self.kept[:, None]
+    def frame_tokens(self) -> Float[Tensor, "v t c"]:
+        """The first token of each frame: the encoder's class token, which is no patch."""
+        return (self.raw[:, :, 0] - self.mean[:, :, :1]) * self.scale[:, :, :1] * self.channel_mask[:, None]
 
-    def patches(self, video: Int[Tensor, "b"], chosen: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k c"]:
-        """Those that are `chosen` of each frame of these videos."""
+    def gather_patches(self, video: Int[Tensor, "b"], patch_index: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k c"]:
+        """The patches with these indices, from each frame of the video of each query."""
         _, clips, tokens, channels = self.raw.shape
-        frame = video[:, None] * clips + torch.arange(clips, device=video.device)
-        at = frame[..., None] * tokens + 1 + chosen
-        found = F.embedding(at, self.raw.reshape(-1, channels))
-        mean, scale = (of.flatten()[at][..., None] for of in (self.mean, self.scale))
-        return found.sub_(mean).mul_(scale).mul_(self.kept[video][:, None, None])
+        frame_index = video[:, None] * clips + torch.arange(clips, device=video.device)
+        token_index = frame_index[..., None] * tokens + 1 + patch_index
+        patches = F.embedding(token_index, self.raw.reshape(-1, channels))
+        mean = self.mean.flatten()[token_index][..., None]
+        scale = self.scale.flatten()[token_index][..., None]
+        return patches.sub_(mean).mul_(scale).mul_(self.channel_mask[video][:, None, None])
 
-    def scores(self, texts: Float[Tensor, "v m c"]) -> Float[Tensor, "v m t n"]:
-        """Inner product of each text of a video with each of its tokens: one matrix product a video."""
-        texts = texts * self.kept[:, None]
-        plain = (texts @ self.raw.flatten(1, 2).transpose(1, 2)).unflatten(2, self.mean.shape[1:])
-        return (plain - texts.sum(-1)[..., None, None] * self.mean[:, None]) * self.scale[:, None]
+    def scores(self, texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v x t s"]:
+        """Inner products of each text of a video with each token of this video: one matrix product for each video."""
+        texts = texts * self.channel_mask[:, None]
+        raw_scores = (texts @ self.raw.flatten(1, 2).transpose(1, 2)).unflatten(2, self.mean.shape[1:])
+        return (raw_scores - texts.sum(-1)[..., None, None] * self.mean[:, None]) * self.scale[:, None]
 
-    def blended(self, share: Float[Tensor, "v m t n"]) -> Float[Tensor, "v m t c"]:
-        """Sums of a frame's tokens in these shares."""
-        share = share * self.scale[:, None]
-        plain = torch.einsum("vmtn,vtnc->vmtc", share, self.raw)
-        return (plain - (share * self.mean[:, None]).sum(-1, keepdim=True)) * self.kept[:, None, None]
+    def weighted_sum(self, weights: Float[Tensor, "v x t s"]) -> Float[Tensor, "v x t c"]:
+        """Sums of the tokens of each frame with these weights."""
+        weights = weights * self.scale[:, None]
+        raw_sum = torch.einsum("vxts,vtsc->vxtc", weights, self.raw)
+        return (raw_sum - (weights * self.mean[:, None]).sum(-1, keepdim=True)) * self.channel_mask[:, None, None]
 
 
-class NormedTokens(nn.Module):
-    """The tokens of a batch; while training, channels of a video are dropped, not single values."""
+class TokenNorm(nn.Module):
+    """Normalises the tokens of a batch. In training, dropout removes whole channels of a video, not single values."""
 
     def __init__(self, *, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "v t n c"]) -> Tokens:
-        """Nothing is learned here: what texts are compared with is CLIP's own."""
-        return Tokens.of(tokens, self.dropout(tokens.new_ones(len(tokens), tokens.shape[-1])))
+    def forward(self, tokens: Float[Tensor, "v t s c"]) -> NormalisedTokens:
+        """The normalised tokens. Nothing is learned here: texts are compared with the encoder's own tokens."""
+        return NormalisedTokens.from_raw(tokens, self.dropout(tokens.new_ones(len(tokens), tokens.shape[-1])))
 
 
 @dataclass(frozen=True)
-class Asks:
-    """Which sentence asks about which video, so that work on a video's patches is one matrix product for all that ask.
+class QueryGroups:
+    """The queries of a batch grouped by video, so that one matrix product serves all queries of a video.
 
-    `video[b]` is the video of sentence b, one of `videos`; `slot[b]` its number among the sentences of that video, which are
-    `most` at most.
+    `video[b]` is the index of the video of query b, below `video_count`. `slot[b]` is the index of query b among the
+    queries of this video, below `most_queries`.
     """
 
     video: Int[Tensor, "b"]
     slot: Int[Tensor, "b"]
-    videos: int
-    most: int
+    video_count: int
+    most_queries: int
 
     @classmethod
-    def of(cls, video: Int[Tensor, "b"], videos: int, most: int | None = None) -> Asks:
-        """Numbers the sentences of each video. Without `most` the number is read from the device, and the host waits for it."""
+    def from_video(cls, video: Int[Tensor, "b"], video_count: int, most_queries: int | None = None) -> QueryGroups:
+        """Numbers the queries of each video. Without `most_queries`, it is read from the device, and the host waits."""
         slot = (video[:, None] == video).tril(-1).sum(1)
-        if most is None:
-            most = int(slot.max()) + 1
-        return cls(video, slot, videos, most)
+        if most_queries is None:
+            most_queries = int(slot.max()) + 1
+        return cls(video, slot, video_count, most_queries)
 
-    def by_video(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
-        """One row a sentence -> one row a video, zeros where a video is asked less often than another."""
-        return x.new_zeros(self.videos, self.most, *x.shape[1:]).index_put((self.video, self.slot), x)
+    def pack(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
+        """From one row for each query to one row for each video, padded with zeros."""
+        return x.new_zeros(self.video_count, self.most_queries, *x.shape[1:]).index_put((self.video, self.slot), x)
 
-    def by_query(self, x: Float[Tensor, "v q *rest"]) -> Float[Tensor, "b *rest"]:
-        """The way back."""
+    def unpack(self, x: Float[Tensor, "v q *rest"]) -> Float[Tensor, "b *rest"]:
+        """The inverse of `pack`."""
         return x[self.video, self.slot]
 
 
-def of_each(x: Float[Tensor, "v *rest"], video: Int[Tensor, "b"]) -> Float[Tensor, "b *rest"]:
-    """The row of each sentence's video. Not `x[video]`: threads would add its gradients in another order every time."""
+def gather_per_query(x: Float[Tensor, "v *rest"], video: Int[Tensor, "b"]) -> Float[Tensor, "b *rest"]:
+    """The row of the video of each query. Not `x[video]`: its gradient is summed by threads in an order that varies."""
     return x.index_select(0, video)
 
 
-def score_own(texts: Float[Tensor, "b m c"], tokens: Tokens, asks: Asks) -> Float[Tensor, "b m t n"]:
-    """Inner product of every text with every token of its own video."""
-    asked = asks.by_video(texts)
-    return asks.by_query(tokens.scores(asked.flatten(1, 2)).unflatten(1, asked.shape[1:3]))
+def own_video_scores(
+    texts: Float[Tensor, "b x c"], tokens: NormalisedTokens, groups: QueryGroups
+) -> Float[Tensor, "b x t s"]:
+    """Inner products of the texts of each query with each token of its own video."""
+    packed = groups.pack(texts)
+    return groups.unpack(tokens.scores(packed.flatten(1, 2)).unflatten(1, packed.shape[1:3]))

@@ -1,4 +1,4 @@
-"""A picture of answers: frames of the video along its time, the moments found in it, and the saliency of every clip."""
+"""Draws answers as a PNG: frames of the video over time, the predicted moments, and the saliency of every clip."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENTS_DRAWN, ANSWERS_DRAWN = 5, 40
-THUMBNAIL_PIXELS = 160  # of height, twice what is drawn
-# The picture, in inches: everything has its place by arithmetic, so that nothing can overlap.
+THUMBNAIL_HEIGHT = 160  # pixels, twice the drawn size
+# The layout in inches. All positions are computed from it, so that nothing overlaps.
 WIDTH, LEFT, RIGHT, TOP = 10.0, 0.75, 0.6, 0.15
 LINE, FRAMES, ROW, CURVE, TICKS, GAP = 0.24, 0.62, 0.2, 0.6, 0.25, 0.2
-GUESS, QUIET, EDGE = "#e76f51", "#6b7280", "#d1d5db"
+PREDICTION, GREY, EDGE = "#e76f51", "#6b7280", "#d1d5db"  # colours
 
 
 class Span(Protocol):
-    """A stretch of a video and its score: `costl.ask.answer.Moment`, for one."""
+    """An interval of a video and its score, such as `costl.ask.answer.Moment`."""
 
     @property
     def start_s(self) -> float: ...
@@ -38,7 +38,7 @@ class Span(Protocol):
 
 
 class Curve(Protocol):
-    """A score for each clip: `costl.ask.answer.Saliency`."""
+    """A score for each clip, such as `costl.ask.answer.Saliency`."""
 
     @property
     def clip_s(self) -> float: ...
@@ -47,7 +47,7 @@ class Curve(Protocol):
 
 
 class Answer(Protocol):
-    """What can be drawn: `costl.ask.answer.Answer`, which draws itself in a notebook and so cannot be imported here."""
+    """`costl.ask.answer.Answer`, which cannot be imported here, because it calls this module in a notebook."""
 
     @property
     def query(self) -> str: ...
@@ -62,8 +62,8 @@ class Answer(Protocol):
 
 
 def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes:
-    """A PNG with a panel for each answer; the first forty are drawn. Without the frames where the video is gone."""
-    # Imported here, as a picture is wanted now and then; Figure and Agg without pyplot, which keeps global state.
+    """A PNG with a panel for each of the first forty answers, without frames if the video cannot be read."""
+    # Imported here, because drawing is optional. Figure and Agg are used directly, because pyplot has global state.
     load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,15 +83,15 @@ def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes
 
 
 def _frames(answer: Answer) -> list[np.ndarray]:
-    """Pictures that fill the width of the time axis, each from the middle of the stretch it covers."""
+    """Thumbnails that fill the width of the time axis. Each comes from the middle of the interval that it covers."""
     from costl.pipeline.preview.cut import frames_at, probe
 
     try:
-        about = probe(answer.video)
-        room = (WIDTH - LEFT - RIGHT) / FRAMES
-        count = max(1, min(24, round(room * about.height / max(1, about.width))))
-        middles = [(i + 0.5) * answer.duration_s / count for i in range(count)]
-        return frames_at(answer.video, middles, height=THUMBNAIL_PIXELS)
+        video = probe(answer.video)
+        aspect = (WIDTH - LEFT - RIGHT) / FRAMES
+        count = max(1, min(24, round(aspect * video.height / max(1, video.width))))
+        middles_s = [(i + 0.5) * answer.duration_s / count for i in range(count)]
+        return frames_at(answer.video, middles_s, height=THUMBNAIL_HEIGHT)
     except VideoError:
         return []
 
@@ -99,8 +99,9 @@ def _frames(answer: Answer) -> list[np.ndarray]:
 def _wrapped(text: str) -> list[str]:
     from matplotlib.font_manager import findfont, get_font
 
-    font = get_font(findfont("DejaVu Sans"))  # it would warn about each character that it cannot draw
-    drawable = "".join(mark if font.get_char_index(ord(mark)) else "\u25a1" for mark in one_line(text))
+    font = get_font(findfont("DejaVu Sans"))
+    # matplotlib warns about characters that the font lacks; a box replaces them.
+    drawable = "".join(letter if font.get_char_index(ord(letter)) else "\u25a1" for letter in one_line(text))
     return textwrap.wrap(drawable, 92, max_lines=3, placeholder=" ...") or [""]
 
 
@@ -111,32 +112,33 @@ def _height(answer: Answer, frames: Sequence[np.ndarray], lines: Sequence[str]) 
 
 def _draw_panel(figure: Figure, top: float, answer: Answer, frames: Sequence[np.ndarray], lines: Sequence[str]) -> None:
     for line in lines:
-        _say(figure, top, line, size=11, color="black")
+        _draw_text(figure, top, line, size=11, color="black")
         top += LINE
-    _say(figure, top, f"{_wrapped(answer.video.name)[0]} · {clock(answer.duration_s)}", size=8, color=QUIET)
+    _draw_text(figure, top, f"{_wrapped(answer.video.name)[0]} · {clock(answer.duration_s)}", size=8, color=GREY)
     top += LINE
     if frames:
         _draw_frames(_axes(figure, top, FRAMES, answer.duration_s), frames, answer.duration_s)
         top += FRAMES
-    shown = answer.moments[:MOMENTS_DRAWN]
-    if shown:
-        _draw_moments(_axes(figure, top, ROW * len(shown), answer.duration_s), shown)
-        top += ROW * len(shown)
+    moments = answer.moments[:MOMENTS_DRAWN]
+    if moments:
+        _draw_moments(_axes(figure, top, ROW * len(moments), answer.duration_s), moments)
+        top += ROW * len(moments)
     _draw_curve(_axes(figure, top, CURVE, answer.duration_s, ticks=True), answer)
 
 
-def _say(figure: Figure, top: float, text: str, *, size: float, color: str) -> None:
+def _draw_text(figure: Figure, top: float, text: str, *, size: float, color: str) -> None:
     y = 1 - (top + LINE / 2) / figure.get_figheight()
     figure.text(LEFT / WIDTH, y, text, size=size, color=color, va="center", parse_math=False)
 
 
 def _axes(figure: Figure, top: float, height: float, duration_s: float, *, ticks: bool = False) -> Axes:
-    page = figure.get_figheight()
-    place = (LEFT / WIDTH, 1 - (top + height) / page, (WIDTH - LEFT - RIGHT) / WIDTH, height / page)
-    axes = figure.add_axes(place, xlim=(0, duration_s))
-    at = np.arange(0, duration_s + 1e-6, tick_step(duration_s))
-    axes.set_xticks(at, [clock(second) for second in at] if ticks else [""] * len(at))
-    axes.tick_params(axis="both", length=0, labelsize=8, labelcolor=QUIET)
+    page_height = figure.get_figheight()
+    bottom = 1 - (top + height) / page_height
+    box = (LEFT / WIDTH, bottom, (WIDTH - LEFT - RIGHT) / WIDTH, height / page_height)
+    axes = figure.add_axes(box, xlim=(0, duration_s))
+    ticks_s = np.arange(0, duration_s + 1e-6, tick_step(duration_s))
+    axes.set_xticks(ticks_s, [clock(second) for second in ticks_s] if ticks else [""] * len(ticks_s))
+    axes.tick_params(axis="both", length=0, labelsize=8, labelcolor=GREY)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
@@ -145,9 +147,9 @@ def _axes(figure: Figure, top: float, height: float, duration_s: float, *, ticks
 
 
 def _draw_frames(axes: Axes, frames: Sequence[np.ndarray], duration_s: float) -> None:
-    each = duration_s / len(frames)
+    step_s = duration_s / len(frames)
     for i, frame in enumerate(frames):
-        axes.imshow(frame, extent=(i * each, (i + 1) * each, 0, 1), aspect="auto", interpolation="antialiased")
+        axes.imshow(frame, extent=(i * step_s, (i + 1) * step_s, 0, 1), aspect="auto", interpolation="antialiased")
     axes.set_xlim(0, duration_s)
     axes.set_ylim(0, 1)
     axes.grid(False)
@@ -159,7 +161,7 @@ def _draw_moments(axes: Axes, moments: Sequence[Span]) -> None:
     axes.set_yticks(range(len(moments)), [f"moment {i + 1}" for i in range(len(moments))])
     for y, moment in enumerate(moments):
         span = (moment.start_s, moment.end_s - moment.start_s)
-        axes.broken_barh([span], (y - 0.36, 0.72), color=GUESS, alpha=1.0 if y == 0 else 0.45, linewidth=0)
+        axes.broken_barh([span], (y - 0.36, 0.72), color=PREDICTION, alpha=1.0 if y == 0 else 0.45, linewidth=0)
         axes.annotate(
             f"{moment.score:.2f}",
             xy=(1, y),
@@ -179,5 +181,5 @@ def _draw_curve(axes: Axes, answer: Answer) -> None:
     scaled = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     centres = np.minimum((np.arange(len(scores)) + 0.5) * answer.saliency.clip_s, answer.duration_s)
     if answer.moments:
-        axes.axvspan(answer.moments[0].start_s, answer.moments[0].end_s, color=GUESS, alpha=0.15, linewidth=0)
-    axes.plot(centres, scaled, color=GUESS, linewidth=1.6)
+        axes.axvspan(answer.moments[0].start_s, answer.moments[0].end_s, color=PREDICTION, alpha=0.15, linewidth=0)
+    axes.plot(centres, scaled, color=PREDICTION, linewidth=1.6)

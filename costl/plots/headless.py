@@ -1,4 +1,4 @@
-"""matplotlib as a guest: loaded when a picture is wanted, and without files of its own in the user's home."""
+"""Loads matplotlib only when a picture is drawn, and without leaving files in the user's home folder."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def load_matplotlib() -> None:
-    """Loads what draws. Where matplotlib keeps no list of the fonts yet, it is made for this process alone."""
-    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(_own_folder().glob("fontlist-*.json")):
+    """Imports matplotlib. If the user has no font list yet, it is built for this process only."""
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(_user_folder().glob("fontlist-*.json")):
         return
-    with tempfile.TemporaryDirectory(prefix="costl-fonts-", ignore_cleanup_errors=True) as place:
-        os.environ["MPLCONFIGDIR"] = place
+    with tempfile.TemporaryDirectory(prefix="costl-fonts-", ignore_cleanup_errors=True) as folder:
+        os.environ["MPLCONFIGDIR"] = folder
         try:
-            # When it is loaded it looks for its folders, and for the fonts, once and for all.
+            # matplotlib chooses its folders and lists the fonts once, when it is imported.
             import matplotlib.backends.backend_agg
             import matplotlib.figure
             import matplotlib.font_manager  # noqa: F401
@@ -23,8 +23,8 @@ def load_matplotlib() -> None:
             del os.environ["MPLCONFIGDIR"]
 
 
-def _own_folder() -> Path:
-    """Where matplotlib keeps its list, by its own rules."""
+def _user_folder() -> Path:
+    """The folder of matplotlib's font list, by matplotlib's own rules."""
     if sys.platform in ("win32", "darwin"):
         return Path.home() / ".matplotlib"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"

@@ -1,4 +1,4 @@
-"""Times, numbers and sentences as people read them in a terminal."""
+"""Times, scores and queries as text for terminals and plots."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ def clock(second: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which would move the cursor of a terminal or end a cue."""
-    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
+    """The text without line breaks and control characters, which would move the cursor of a terminal or end a cue."""
+    printable = [" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text]
+    return " ".join("".join(printable).split())
 
 
 def sparkline(scores: Sequence[float], width: int = _CURVE) -> str:
-    """The scores as blocks of eight heights, from their lowest to their highest; more than `width` are averaged."""
+    """The scores as blocks of eight heights, scaled to their range. More than `width` scores are averaged."""
     columns = min(width, len(scores))
     edges = [round(i * len(scores) / columns) for i in range(columns + 1)]
     means = [sum(scores[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
+    low = min(means)
+    span = (max(means) - low) or 1.0
     return "".join(_HEIGHTS[min(7, int(8 * (mean - low) / span))] for mean in means)
 
 
 def bar(score: float) -> str:
     """A score in [0, 1] as a bar of up to twenty characters."""
-    whole, part = divmod(round(score * _BAR * 8), 8)
-    return _EIGHTHS[8] * whole + _EIGHTHS[part].strip()
+    full_blocks, eighths = divmod(round(score * _BAR * 8), 8)
+    return _EIGHTHS[8] * full_blocks + _EIGHTHS[eighths].strip()
 
 
 def tick_step(duration_s: float, most: int = 10) -> float:
-    """The finest step of a time axis with at most so many ticks, a round number of seconds."""
+    """The smallest round step in seconds that gives a time axis at most `most` ticks."""
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
     return next((step for step in steps if duration_s / step <= most), math.ceil(duration_s / most))

@@ -1,4 +1,4 @@
-"""Where the model looked: which patches step one chose for a sentence, and what each of its words found in step two."""
+"""Attention maps of a model: of a sentence over the patches of each frame, and of each word over the short list."""
 
 from __future__ import annotations
 
@@ -8,68 +8,75 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from costl.data.annotations import Query
 from costl.data.batch import Batch, Features
+from costl.deprecated import renamed_field
 from costl.model.build import Model
 from costl.model.costl import CoSTL
-from costl.model.spatial import Seen, What
+from costl.model.spatial import SpatialOutput
 from costl.pipeline.errors import UsageError
-from costl.predict.predict import at_rest
+from costl.predict.predict import evaluation_mode
 
-# What CLIP's tokenizer takes for a word before it cuts long ones into pieces: letters, one digit, or other marks.
+# A word for CLIP's tokenizer, before it cuts long ones into pieces: letters, one digit, or other characters.
 _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Where the model looked for one query: t clips of its video, p patches row by row, l words.
+class AttentionMaps:
+    """The attention maps of one query; patches are row by row.
 
-    `share`: step one's softmax over the patches of a frame, sums to 1. `chosen`: its short list, the k largest shares.
-    `attention`: step two's attention of each word; zero beside the short list. What is missing
-    to 1 over the patches went to the null patch and is `nothing`: the word found nothing. `heard`: how much each word
-    had a say in what its frame became, the mean over the heads, sums to 1 over the words. Without step two there is no
-    attention to show and l is 0 in the three; without step one p is 0 in all. `words` are named as far as they can be:
-    pieces of a word end in a hyphen, and words of an old cache are numbered where the sentence cannot be split alike.
+    Coarse step: `share` is the softmax of the sentence over the patches of a frame and sums to 1; `short_list` marks the k
+    patches with the largest shares. Fine step: `attention` is that of each word over the patches, zero outside the short
+    list; the rest up to 1 is `null_attention`, which the word gave to the null patch. `word_weights` weight the words in
+    the result for the frame, the mean over the heads, and sum to 1.
+
+    Without the fine step l is 0 in its three arrays; without the coarse step p is 0 in all arrays. A word that is a piece
+    of a longer one ends in a hyphen. The words of an old cache have numbers instead where they cannot be named.
     """
 
     words: tuple[str, ...]
     share: Float[np.ndarray, "t p"]
-    chosen: Bool[np.ndarray, "t p"]
+    short_list: Bool[np.ndarray, "t p"]
     attention: Float[np.ndarray, "t l p"]
-    nothing: Float[np.ndarray, "t l"]
-    heard: Float[np.ndarray, "t l"]
+    null_attention: Float[np.ndarray, "t l"]
+    word_weights: Float[np.ndarray, "t l"]
+
+    chosen = renamed_field("chosen", "short_list")
+    nothing = renamed_field("nothing", "null_attention")
+    heard = renamed_field("heard", "word_weights")
 
 
-def looks(model: Model, batch: Batch) -> list[Looks]:
-    """One `Looks` for each of `batch.queries`, by the very computation that evaluation uses; the model stays as it was.
+def batch_attention_maps(model: Model, batch: Batch) -> list[AttentionMaps]:
+    """The maps of each of `batch.queries`, computed by the same modules as in evaluation.
 
-    Raises UsageError for a baseline, which has no maps to show.
+    The model stays in the mode it is in. Raises UsageError for a baseline, which has no maps.
     """
-    model = _with_maps(model)
-    with at_rest(model):
-        seen = model.look(**batch.to(next(model.parameters()).device).model_inputs())
-        counts = batch.word_mask.sum(1).tolist()
-        return [
-            _of_one(seen, row, clips=batch.clips[row], names=name_words(query.query, counts[row], batch.texts[row]))
-            for row, query in enumerate(batch.queries)
-        ]
+    model = _require_costl(model)
+    with evaluation_mode(model):
+        output = model.spatial_output(**batch.to(next(model.parameters()).device).model_inputs())
+        word_counts = batch.word_mask.sum(1).tolist()
+        maps = []
+        for row, query in enumerate(batch.queries):
+            words = name_words(query.query, word_counts[row], batch.texts[row])
+            maps.append(_maps_of_row(output, row, clips=batch.clips[row], words=words))
+        return maps
 
 
-def looks_at(model: Model, query: Query, clips: Sequence[int], features: Features) -> Looks:
-    """The `Looks` of some clips of a query's video alone, in this order: however long the video, no more is read.
+def clip_attention_maps(model: Model, query: Query, clips: Sequence[int], features: Features) -> AttentionMaps:
+    """The maps of some `clips` of the query's video, in this order. Reads no other clips, however long the video is.
 
-    What the steps see in a frame does not depend on the frames around it. Raises CacheError for what is not in the cache,
+    The maps of a frame do not depend on other frames. Raises CacheError for a query or a video that is not in the cache,
     UsageError for a baseline.
     """
-    model = _with_maps(model)
-    device, steps = next(model.parameters()).device, model.spatial.where is not None
+    model = _require_costl(model)
+    device = next(model.parameters()).device
     words = features.words(query.query)
-    tokens = np.asarray(features.tokens(query.vid, clips=clips, patches=steps), np.float32)
-    with at_rest(model):
-        seen = model.look(
+    tokens = np.asarray(features.tokens(query.vid, clips=clips, patches=has_attention_maps(model)), np.float32)
+    with evaluation_mode(model):
+        output = model.spatial_output(
             tokens=torch.from_numpy(tokens)[None].to(device),
             frame_mask=torch.ones(1, len(clips), dtype=torch.bool, device=device),
             video=torch.zeros(1, dtype=torch.long, device=device),
@@ -77,61 +84,59 @@ def looks_at(model: Model, query: Query, clips: Sequence[int], features: Feature
             word_mask=torch.ones(1, len(words.tokens), dtype=torch.bool, device=device),
             sentence=torch.from_numpy(np.array(words.sentence))[None].to(device),
         )
-        return _of_one(seen, 0, clips=len(clips), names=name_words(query.query, len(words.tokens), words.texts))
+    names = name_words(query.query, len(words.tokens), words.texts)
+    return _maps_of_row(output, 0, clips=len(clips), words=names)
 
 
-def has_maps(model: Model) -> bool:
-    """Whether there is anything to show of where this model looked: baselines and a model without step one have none."""
-    return isinstance(model, CoSTL) and model.spatial.where is not None
+def has_attention_maps(model: Model) -> bool:
+    """Whether the model has maps: baselines and a model without the coarse step have none."""
+    return isinstance(model, CoSTL) and model.spatial.coarse is not None
 
 
 def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Names for the `count` word tokens of a sentence: `texts` of the cache, or the sentence split, or else numbers."""
+    """Names of the `count` word tokens of a sentence: the `texts` of the cache, else the split sentence, else numbers."""
     if texts:
         return tuple(text.strip() if text != text.rstrip() else f"{text}-" for text in texts)
-    split = _WORD.findall(sentence.lower())
-    return tuple(split) if len(split) == count else tuple(str(number + 1) for number in range(count))
+    words = _WORD.findall(sentence.lower())
+    return tuple(words) if len(words) == count else tuple(str(number + 1) for number in range(count))
 
 
-def _with_maps(model: Model) -> CoSTL:
+def _require_costl(model: Model) -> CoSTL:
     if not isinstance(model, CoSTL):
-        raise UsageError(
-            "This model is a baseline: it has no maps of where it looked. Train one with model.kind=costl."
-        )
+        raise UsageError("This model is a baseline without attention maps. Train one with model.kind=costl.")
     return model
 
 
-def _of_one(seen: Seen, row: int, *, clips: int, names: tuple[str, ...]) -> Looks:
+def _maps_of_row(output: SpatialOutput, row: int, *, clips: int, words: tuple[str, ...]) -> AttentionMaps:
     share = torch.zeros(clips, 0)
-    chosen = torch.zeros(clips, 0, dtype=torch.long)
-    if seen.where is not None:
-        share, chosen = seen.where.share[row, :clips].float().cpu(), seen.where.chosen[row, :clips].cpu()
-    what = seen.what
-    attention, nothing, heard = _no_words(clips) if what is None else _by_word(what, row, clips, len(names))
-    return Looks(
-        words=names,
+    short_list_index = torch.zeros(clips, 0, dtype=torch.long)
+    if output.coarse is not None:
+        share = output.coarse.attention[row, :clips].float().cpu()
+        short_list_index = output.coarse.short_list_index[row, :clips].cpu()
+    attention = torch.zeros(clips, 0, 0)
+    null_attention = torch.zeros(clips, 0)
+    word_weights = torch.zeros(clips, 0)
+    if output.fine is not None:
+        with_null = output.fine.word_attention[row, :clips, : len(words)].float().cpu()
+        attention = with_null[..., :-1]
+        null_attention = with_null[..., -1]
+        mean_weights = output.fine.word_weights[row, :, : len(words)].float().mean(0).cpu()
+        word_weights = mean_weights.expand(clips, -1)
+    return AttentionMaps(
+        words=words,
         share=share.numpy(),
-        chosen=torch.zeros(share.shape, dtype=torch.bool).scatter(1, chosen, True).numpy(),
-        attention=_spread(attention, chosen, patches=share.shape[1]).numpy(),
-        nothing=nothing.numpy(),
-        heard=heard.numpy(),
+        short_list=torch.zeros(share.shape, dtype=torch.bool).scatter(1, short_list_index, True).numpy(),
+        attention=_scatter_to_patches(attention, short_list_index, patches=share.shape[1]).numpy(),
+        null_attention=null_attention.numpy(),
+        word_weights=word_weights.numpy(),
     )
 
 
-def _by_word(what: What, row: int, clips: int, words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention [t l k], the null patch [t l] and how much each word is heard [t l], the mean over the heads."""
-    found = what.by_word[row, :clips, :words].float().cpu()
-    heard = what.heard[row, :, :words].float().mean(0).cpu()
-    return found[..., :-1], found[..., -1], heard.expand(clips, -1)
-
-
-def _no_words(clips: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.zeros(clips, 0, 0), torch.zeros(clips, 0), torch.zeros(clips, 0)
-
-
-def _spread(attention: Float[Tensor, "t l k"], chosen: Tensor, *, patches: int) -> Float[Tensor, "t l p"]:
-    """From places on the short list to places in the frame."""
-    spread = torch.zeros(*attention.shape[:2], patches)
+def _scatter_to_patches(
+    attention: Float[Tensor, "t l k"], short_list_index: Int[Tensor, "t _"], *, patches: int
+) -> Float[Tensor, "t l p"]:
+    """Attention over the short list -> attention over all patches of the frame."""
+    scattered = torch.zeros(*attention.shape[:2], patches)
     if not attention.numel():
-        return spread
-    return spread.scatter(2, chosen[:, None].expand(-1, attention.shape[1], -1), attention)
+        return scattered
+    return scattered.scatter(2, short_list_index[:, None].expand(-1, attention.shape[1], -1), attention)

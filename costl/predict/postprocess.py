@@ -1,4 +1,4 @@
-"""Outputs of the heads -> predictions in seconds: inside the video, sorted, finite, duplicates pressed down."""
+"""Outputs of the heads -> predictions in seconds: windows inside the video, sorted, finite, after soft-NMS."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from costl.data.annotations import Prediction, Query, Window
-from costl.data.batch import RATED_CLIP_S
+from costl.data.annotations import RATED_CLIP_S, Prediction, Query, Window
 from costl.model.spans import soft_nms
 from costl.pipeline.grid import Grid
 
-CANDIDATES = 60  # positions that compete in soft-NMS, of a video that is seen at once
-SHORTEST = 0.25  # of a clip
+CANDIDATES = 60  # positions with the best scores that enter soft-NMS, for each window of a video
+MIN_LENGTH_CLIPS = 0.25  # of a predicted window
 
 
 def to_predictions(
@@ -25,7 +24,7 @@ def to_predictions(
     *,
     scores: Float[Tensor, "b n"],
     spans: Float[Tensor, "b n 2"],
-    positions: Bool[Tensor, "b n"],
+    position_mask: Bool[Tensor, "b n"],
     saliency: Float[Tensor, "b t"],
     clips: Sequence[int],
     clip_s: float,
@@ -34,68 +33,72 @@ def to_predictions(
     min_score: float,
     candidates: int = CANDIDATES,
 ) -> list[Prediction]:
-    """One prediction a query: at most `moments` windows (start_s, end_s, score), best first, and `clips[b]` saliencies.
+    """One prediction for each query: at most `moments` windows (start_s, end_s, score), best first, and the saliency.
 
-    `scores` in [0, 1]; `spans` in clips of `clip_s` seconds; the `candidates` best compete. Windows lie inside
-    [0, duration] and start before they end; the best is kept even below `min_score`, so that every query has an answer.
+    `scores` are in [0, 1], `spans` in clips of `clip_s` seconds; query i has `clips[i]` of them. The `candidates` positions
+    with the best scores enter soft-NMS. Windows are inside [0, duration] and start before they end. The best window is kept
+    even below `min_score`, so that every query has one.
     """
     predictions = []
     for i, query in enumerate(queries):
-        best = scores[i].masked_fill(~positions[i], -1).topk(min(candidates, int(positions[i].sum()))).indices
-        inside = _inside(spans[i, best].double() * clip_s, query.duration_s, SHORTEST * clip_s)
-        kept = soft_nms(inside, scores[i, best].double(), sigma=nms_sigma, keep=moments)
-        kept = kept[(kept[:, 2] >= min_score) | (torch.arange(len(kept)) == 0)]
-        windows = tuple((float(a), float(b), float(s)) for a, b, s in kept)
-        predictions.append(
-            Prediction(query.qid, query.query, query.vid, windows, tuple(saliency[i, : clips[i]].tolist()))
-        )
+        count = min(candidates, int(position_mask[i].sum()))
+        best = scores[i].masked_fill(~position_mask[i], -1).topk(count).indices
+        inside = _clip_to_video(spans[i, best].double() * clip_s, query.duration_s, MIN_LENGTH_CLIPS * clip_s)
+        ranked = soft_nms(inside, scores[i, best].double(), sigma=nms_sigma, keep=moments)
+        ranked = ranked[(ranked[:, 2] >= min_score) | (torch.arange(len(ranked)) == 0)]
+        windows = tuple((float(start), float(end), float(score)) for start, end, score in ranked)
+        query_saliency = tuple(saliency[i, : clips[i]].tolist())
+        predictions.append(Prediction(query.qid, query.query, query.vid, windows, query_saliency))
     return predictions
 
 
-def _inside(spans_s: Float[Tensor, "m 2"], duration_s: float, shortest_s: float) -> Float[Tensor, "m 2"]:
-    """Cut to the video; what is left of less than `shortest_s` grows to it around its middle."""
-    shortest_s = min(shortest_s, duration_s)
-    middle = spans_s.clamp(0, duration_s).mean(-1).clamp(shortest_s / 2, duration_s - shortest_s / 2)
-    start = torch.minimum(spans_s[:, 0].clamp(0, duration_s), middle - shortest_s / 2)
-    end = torch.maximum(spans_s[:, 1].clamp(0, duration_s), middle + shortest_s / 2)
+def _clip_to_video(spans_s: Float[Tensor, "m 2"], duration_s: float, min_length_s: float) -> Float[Tensor, "m 2"]:
+    """Spans clipped to the video; those that are then shorter than `min_length_s` grow to it around their middle."""
+    min_length_s = min(min_length_s, duration_s)
+    middle = spans_s.clamp(0, duration_s).mean(-1).clamp(min_length_s / 2, duration_s - min_length_s / 2)
+    start = torch.minimum(spans_s[:, 0].clamp(0, duration_s), middle - min_length_s / 2)
+    end = torch.maximum(spans_s[:, 1].clamp(0, duration_s), middle + min_length_s / 2)
     return torch.stack([start.clamp(min=0), end.clamp(max=duration_s)], -1)
 
 
-def rounded(prediction: Prediction, duration_s: float, unit_s: float) -> Prediction:
-    """Times to the nearest multiple of `unit_s`, inside the video and start before end; 0 leaves them as they are.
+def round_times(prediction: Prediction, duration_s: float, unit_s: float) -> Prediction:
+    """Rounds times to multiples of `unit_s`, inside the video and with start before end; 0 leaves them as they are.
 
-    Published models do it before scoring: to 2 s on QVHighlights and TACoS, to 1 s on Charades-STA.
+    Published models round before scoring: to 2 s on QVHighlights and TACoS, to 1 s on Charades-STA.
     """
     if unit_s == 0:
         return prediction
-    windows = tuple((*_on_grid(start, end, duration_s, unit_s), score) for start, end, score in prediction.windows)
+    windows = tuple((*_round_window(start, end, duration_s, unit_s), score) for start, end, score in prediction.windows)
     return replace(prediction, windows=windows)
 
 
-def _on_grid(start: float, end: float, duration_s: float, unit_s: float) -> Window:
-    a, b = round(start / unit_s), round(end / unit_s)
-    if a >= b or a * unit_s >= duration_s:
-        a = min(math.floor((start + end) / 2 / unit_s), math.ceil(duration_s / unit_s) - 1)
-        b = max(b, a + 1)
+def _round_window(start_s: float, end_s: float, duration_s: float, unit_s: float) -> Window:
+    start = round(start_s / unit_s)
+    end = round(end_s / unit_s)
+    if start >= end or start * unit_s >= duration_s:  # the unit that contains the middle
+        start = min(math.floor((start_s + end_s) / 2 / unit_s), math.ceil(duration_s / unit_s) - 1)
+        end = max(end, start + 1)
     # Nine decimals: 3 * 0.1 is written 0.3.
-    return round(a * unit_s, 9), min(round(b * unit_s, 9), duration_s)
+    return round(start * unit_s, 9), min(round(end * unit_s, 9), duration_s)
 
 
 def rated_saliency(saliency: Sequence[float], query: Query, *, fps: float) -> tuple[float, ...]:
-    """Scores of clips at `fps` -> one score for each clip that annotations rate: `query.rated_s`, or else every two
-    seconds of the annotated duration.
+    """The saliency of clips at `fps` -> one score for each window that annotators rate, as metrics expect it.
 
-    Each is the mean over the clips whose centre falls into it, or the nearest clip where there is none.
+    The rated windows are `query.rated_s`, or every two seconds of the annotated duration. The score of a window is the mean
+    over the clips with their centre in it, or that of the nearest clip if there is none.
     """
-    values, centres = np.asarray(saliency, dtype=np.float64), (np.arange(len(saliency)) + 0.5) / fps
-    rated = np.array(query.rated_s or _two_seconds_each(query.duration_s))
-    bounds = np.searchsorted(centres, rated)
-    nearest = np.clip(np.ceil(rated.mean(axis=1) * fps - 1), 0, len(values) - 1).astype(int)
+    values = np.asarray(saliency, dtype=np.float64)
+    centres_s = (np.arange(len(saliency)) + 0.5) / fps
+    rated_s = np.array(query.rated_s or _windows_of_two_seconds(query.duration_s))
+    clip_bounds = np.searchsorted(centres_s, rated_s)
+    nearest_clips = np.clip(np.ceil(rated_s.mean(axis=1) * fps - 1), 0, len(values) - 1).astype(int)
     return tuple(
-        float(values[a:b].mean() if b > a else values[near]) for (a, b), near in zip(bounds, nearest, strict=True)
+        float(values[first:end].mean() if end > first else values[nearest])
+        for (first, end), nearest in zip(clip_bounds, nearest_clips, strict=True)
     )
 
 
-def _two_seconds_each(duration_s: float) -> list[tuple[float, float]]:
+def _windows_of_two_seconds(duration_s: float) -> list[tuple[float, float]]:
     clips = Grid(1 / RATED_CLIP_S, duration_s).clips
     return [(i * RATED_CLIP_S, (i + 1) * RATED_CLIP_S) for i in range(clips)]

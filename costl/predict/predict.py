@@ -1,4 +1,4 @@
-"""Predictions for the queries of a split: batches through the model, long videos in windows."""
+"""Predictions for the queries of a split: short videos in batches, long videos in windows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 
 from costl.config import Config, Predict
 from costl.data.annotations import Prediction, Query
-from costl.data.batch import Batch, ahead, evaluation_batches
+from costl.data.batch import Batch
+from costl.data.sampler import evaluation_batches, prefetch
 from costl.model.build import Model
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.progress import Progress, Tell
-from costl.predict.postprocess import CANDIDATES, rated_saliency, rounded, to_predictions
-from costl.predict.sliding_window import Said, by_video, walk, windows
-from costl.training.distributed import ALONE, Ranks
-from costl.training.run_folder import LONGEST_WINDOW
+from costl.pipeline.progress import Progress, ProgressCallback
+from costl.predict.postprocess import CANDIDATES, rated_saliency, round_times, to_predictions
+from costl.predict.sliding_window import ModelOutput, group_by_video, predict_windows, window_ranges
+from costl.training.distributed import SINGLE_PROCESS, Ranks
+from costl.training.run_folder import MAX_WINDOW_CLIPS
 
-BATCH = 32
+BATCH_SIZE = 32
 
 
 def predict_split(
@@ -29,46 +30,60 @@ def predict_split(
     *,
     config: Config,
     device: torch.device,
-    progress: Tell | None = None,
-    ranks: Ranks = ALONE,
+    progress: ProgressCallback | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> list[Prediction]:
     """Predictions in the order of `queries`, without those whose video has no features.
 
-    Saliency is one score for each two seconds of the annotated duration, whatever the feature grid. A video of more
-    than `predict.window_clips` clips is walked in windows of so many: memory does not depend on its length. Of several
-    processes each takes every n-th of the batches that one alone would make, so that all get what it would, to the bit.
+    Saliency has one score for each two seconds of the annotated duration, whatever the feature grid. A video of more than
+    `predict.window_clips` clips is predicted in windows, so that memory does not depend on its length. Of several
+    processes, each takes every n-th of the batches that a single process would make: the predictions are the same, to the
+    bit.
     """
-    known, size = set(features.video_ids), config.predict.window_clips or LONGEST_WINDOW
-    asked = [query for query in queries if query.vid in known]
-    whole = [query for query in asked if features.grid(query.vid).clips <= size]
-    long = [query for query in asked if features.grid(query.vid).clips > size]
-    tell, patches = progress or (lambda _: None), config.patches
-    ask = partial(_ask, model, device=device)
-    found: dict[int | str, Prediction] = {}
+    window_clips = config.predict.window_clips or MAX_WINDOW_CLIPS
+    vids = set(features.video_ids)
+    answerable = [query for query in queries if query.vid in vids]
+    short = [query for query in answerable if features.grid(query.vid).clips <= window_clips]
+    long = [query for query in answerable if features.grid(query.vid).clips > window_clips]
+    report_progress = progress or (lambda _: None)
+    run_model = partial(_run_model, model, device=device)
+    predictions: dict[int | str, Prediction] = {}
 
-    def note(some: Sequence[Query], said: Said) -> None:
-        predictions = _predictions(some, said, features, config.predict)
-        found.update({p.qid: _rated(p, q, features) for p, q in zip(predictions, some, strict=True)})
-        tell(Progress("predict", len(found), len(asked)))
+    def add_predictions(batch_queries: Sequence[Query], output: ModelOutput) -> None:
+        for query, prediction in zip(
+            batch_queries, _postprocess(batch_queries, output, features, config.predict), strict=True
+        ):
+            predictions[prediction.qid] = _with_rated_saliency(prediction, query, features)
+        report_progress(Progress("predict", len(predictions), len(answerable)))
 
-    def walked(done: int, total: int) -> None:
-        tell(Progress("predict", len(found), len(asked), f"window {done} of {total}"))
+    def report_window(done: int, total: int) -> None:
+        report_progress(Progress("predict", len(predictions), len(answerable), f"window {done} of {total}"))
 
-    mine = [query for number, query in enumerate(sorted(whole, key=lambda q: q.vid)) if ranks.owns(number // BATCH)]
-    with ranks.together(), at_rest(model):
-        for batch in ahead(evaluation_batches(mine, features, batch_size=BATCH, patches=patches)):
-            note(batch.queries, ask(batch))
-        for number, some in enumerate(by_video(long)):
-            if ranks.owns(number):
-                note(some, walk(some, features, ask=ask, size=size, patches=patches, tell=walked))
-    for others in ranks.gather(found):
-        found.update(others)
-    return [rounded(found[query.qid], query.duration_s, config.predict.round_s) for query in asked]
+    by_video = sorted(short, key=lambda query: query.vid)
+    own_queries = [query for number, query in enumerate(by_video) if ranks.is_assigned(number // BATCH_SIZE)]
+    with ranks.all_or_none(), evaluation_mode(model):
+        batches = evaluation_batches(own_queries, features, batch_size=BATCH_SIZE, patches=config.patches)
+        for batch in prefetch(batches):
+            add_predictions(batch.queries, run_model(batch))
+        for number, video_queries in enumerate(group_by_video(long)):
+            if ranks.is_assigned(number):
+                output = predict_windows(
+                    video_queries,
+                    features,
+                    run_model=run_model,
+                    window_clips=window_clips,
+                    patches=config.patches,
+                    progress=report_window,
+                )
+                add_predictions(video_queries, output)
+    for rank_predictions in ranks.all_gather(predictions):
+        predictions.update(rank_predictions)
+    return [round_times(predictions[query.qid], query.duration_s, config.predict.round_s) for query in answerable]
 
 
 @contextmanager
-def at_rest(model: Model) -> Iterator[None]:
-    """Evaluation mode without gradients; the model comes back in the mode it was in."""
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model is in the mode it was in before."""
     training = model.training
     model.eval()
     try:
@@ -78,35 +93,38 @@ def at_rest(model: Model) -> Iterator[None]:
         model.train(training)
 
 
-def _ask(model: Model, batch: Batch, *, device: torch.device) -> Said:
-    outputs = model(**batch.to(device).model_inputs(), matching=False)
-    return Said(
+def _run_model(model: Model, batch: Batch, *, device: torch.device) -> ModelOutput:
+    outputs = model(**batch.to(device).model_inputs(), contrast=False)
+    return ModelOutput(
         scores=outputs.foreground.float().sigmoid().cpu(),
         spans=outputs.spans.float().cpu(),
-        positions=outputs.positions.cpu(),
+        position_mask=outputs.position_mask.cpu(),
         centres=outputs.centres.cpu(),
         saliency=outputs.saliency.float().cpu(),
     )
 
 
-def _predictions(queries: Sequence[Query], said: Said, features: CacheReader, settings: Predict) -> list[Prediction]:
+def _postprocess(
+    queries: Sequence[Query], output: ModelOutput, features: CacheReader, settings: Predict
+) -> list[Prediction]:
     clips = [features.grid(query.vid).clips for query in queries]
+    windows = window_ranges(max(clips), settings.window_clips or MAX_WINDOW_CLIPS)
     return to_predictions(
         queries,
-        scores=said.scores,
-        spans=said.spans,
-        positions=said.positions,
-        saliency=said.saliency,
+        scores=output.scores,
+        spans=output.spans,
+        position_mask=output.position_mask,
+        saliency=output.saliency,
         clips=clips,
         clip_s=1 / features.fps,
         moments=settings.moments,
         nms_sigma=settings.nms_sigma,
         min_score=settings.min_score,
-        # As many from each window: else one strong moment, found at many positions, would crowd out the rest of an hour.
-        candidates=CANDIDATES * len(windows(max(clips), settings.window_clips or LONGEST_WINDOW)),
+        # The same number for each window: one strong moment, predicted at many positions, must not crowd out the others.
+        candidates=CANDIDATES * len(windows),
     )
 
 
-def _rated(prediction: Prediction, query: Query, features: CacheReader) -> Prediction:
+def _with_rated_saliency(prediction: Prediction, query: Query, features: CacheReader) -> Prediction:
     saliency = rated_saliency(prediction.saliency, query, fps=features.fps)
     return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)

@@ -1,4 +1,4 @@
-"""One query of a report in full detail: its charts, its pictures, and the maps that the page's script paints over them."""
+"""The detail view of one query: its charts, its pictures, and the data of the attention maps that the script draws."""
 
 from __future__ import annotations
 
@@ -9,110 +9,120 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.preview.thumbnails import Thumbnail
-from costl.predict.attention_maps import Looks
-from costl.report.charts import escape, number, saliency, timeline
-from costl.report.item import OUTCOMES, Item, Shot, clock
+from costl.predict.attention_maps import AttentionMaps
+from costl.report.charts import coordinate, escape, saliency, timeline
+from costl.report.item import OUTCOMES, ClipPicture, Item, clock
 
 
-def story(place: int, item: Item, *, pictures: Mapping[str, Thumbnail], grid: tuple[int, int]) -> str:
-    """The article of a query: timeline, saliency, and its pictures with the maps over them."""
+def query_detail(index: int, item: Item, *, thumbnails: Mapping[str, Thumbnail], grid: tuple[int, int]) -> str:
+    """The article about a query: timeline, saliency, and its pictures. `grid` is (rows, columns) of the patches."""
     query = item.query
-    about = [query.vid, clock(query.duration_s), f"query {query.qid}", _verdict(item)]
+    facts = [query.vid, clock(query.duration_s), f"query {query.qid}", _outcome(item)]
+    pictures = _pictures(index, item, thumbnails, grid)
     return (
-        f'<article id="q{place}" aria-labelledby="h{place}"><h3 id="h{place}" tabindex="-1"><bdi>{escape(query.query)}</bdi></h3>'
-        f'<p class="quiet">{" · ".join(escape(one) for one in about)}</p>'
+        f'<article id="q{index}" aria-labelledby="h{index}"><h3 id="h{index}" tabindex="-1"><bdi>{escape(query.query)}</bdi></h3>'
+        f'<p class="quiet">{" · ".join(escape(fact) for fact in facts)}</p>'
         f'<p class="key"><span class="truth">truth</span> <span class="guess">prediction, score · IoU</span></p>'
-        f"{timeline(f't{place}', item)}{saliency(f's{place}', item)}{_shots(place, item, pictures, grid)}</article>\n"
+        f"{timeline(f't{index}', item)}{saliency(f's{index}', item)}{pictures}</article>\n"
     )
 
 
-def pictures_once(pictures: Mapping[str, Thumbnail]) -> str:
-    """Every picture once; shots refer to it by name."""
+def picture_definitions(thumbnails: Mapping[str, Thumbnail]) -> str:
+    """An invisible SVG that defines every picture once. The detail views refer to the pictures by id."""
+    if not thumbnails:
+        return ""
     images = "".join(
-        f'<image id="{name}" width="{one.width}" height="{one.height}" '
-        f'href="data:image/jpeg;base64,{base64.b64encode(one.jpeg).decode()}"/>\n'
-        for name, one in sorted(pictures.items())
+        f'<image id="{picture_id}" width="{thumbnail.width}" height="{thumbnail.height}" '
+        f'href="data:image/jpeg;base64,{base64.b64encode(thumbnail.jpeg).decode()}"/>\n'
+        for picture_id, thumbnail in sorted(thumbnails.items())
     )
-    return (
-        f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>\n{images}</defs></svg>\n' if images else ""
-    )
+    return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>\n{images}</defs></svg>\n'
 
 
-def maps(items: Sequence[Item], grid: tuple[int, int]) -> dict[str, Any]:
-    """What the script paints: of every shot the shares of its patches and the attention of its words, in thousandths."""
-    shots = {
-        f"m{place}-{i}": _map(shot.looks)
-        for place, item in enumerate(items)
-        for i, shot in enumerate(item.shots)
-        if shot.looks is not None
+def map_data(items: Sequence[Item], grid: tuple[int, int]) -> dict[str, Any]:
+    """The attention maps for the script: for every picture the weights of patches and words, in thousandths."""
+    maps = {
+        f"m{index}-{i}": _map(picture.maps)
+        for index, item in enumerate(items)
+        for i, picture in enumerate(item.pictures)
+        if picture.maps is not None
     }
-    return {"rows": grid[0], "columns": grid[1], "shots": shots}
+    return {"rows": grid[0], "columns": grid[1], "shots": maps}
 
 
-def _verdict(item: Item) -> str:
+def _outcome(item: Item) -> str:
     if item.outcome in ("hit", "near", "miss"):
         return f"{item.outcome}, IoU of the first moment {item.iou:.2f}"
     return OUTCOMES[item.outcome]
 
 
-def _shots(place: int, item: Item, pictures: Mapping[str, Thumbnail], grid: tuple[int, int]) -> str:
-    if not item.shots:
+def _pictures(index: int, item: Item, thumbnails: Mapping[str, Thumbnail], grid: tuple[int, int]) -> str:
+    if not item.pictures:
         return ""
-    figures = "".join(_shot(f"m{place}-{i}", shot, pictures[shot.name], grid) for i, shot in enumerate(item.shots))
-    return f'{_words(place, item)}<div class="shots">{figures}</div>'
-
-
-def _words(place: int, item: Item) -> str:
-    """The buttons that choose whose map is seen: the whole sentence's of step one, or one word's of step two."""
-    seen = [shot.looks for shot in item.shots if shot.looks is not None]
-    if not seen:
-        return ""
-    heard = np.mean([looks.heard[0] for looks in seen], axis=0) if seen[0].heard.size else np.zeros(0)
-    words = "".join(
-        f'<button type="button" aria-pressed="false" data-word="{i}" style="--heard:{number(float(share / heard.max()))}">'
-        f"{escape(word)}<small>{round(100 * float(share))} %</small></button>"
-        for i, (word, share) in enumerate(zip(seen[0].words, heard, strict=False))
+    figures = "".join(
+        _figure(f"m{index}-{i}", picture, thumbnails[picture.picture_id], grid)
+        for i, picture in enumerate(item.pictures)
     )
-    label = "Step two, a word and how much it is heard:" if words else ""
+    return f'{_word_buttons(item)}<div class="shots">{figures}</div>'
+
+
+def _word_buttons(item: Item) -> str:
+    """The buttons that choose a map: the one of the whole sentence (step one), or that of one word (step two)."""
+    maps = [picture.maps for picture in item.pictures if picture.maps is not None]
+    if not maps:
+        return ""
+    weights = np.mean([one.word_weights[0] for one in maps], axis=0) if maps[0].word_weights.size else np.zeros(0)
+    buttons = ""
+    for i, (word, weight) in enumerate(zip(maps[0].words, weights, strict=False)):
+        relative = coordinate(float(weight / weights.max()))
+        buttons += (
+            f'<button type="button" aria-pressed="false" data-word="{i}" style="--weight:{relative}">'
+            f"{escape(word)}<small>{round(100 * float(weight))} %</small></button>"
+        )
+    label = "Step two, one word and its weight:" if buttons else ""
     return (
         f'<div class="words needs-script" role="group" aria-label="Where the model looked, for">'
         f'<span>Step one:</span><button type="button" aria-pressed="true" data-word="-1">the whole sentence</button>'
         f'<button type="button" aria-pressed="false" data-word="-2">no map</button>'
-        f"<span>{label}</span>{words}</div>"
+        f"<span>{label}</span>{buttons}</div>"
     )
 
 
-def _shot(name: str, shot: Shot, picture: Thumbnail, grid: tuple[int, int]) -> str:
-    left, top, wide, tall = picture.seen
-    box = f"{number(left * picture.width)} {number(top * picture.height)}"
-    scale = f"{wide * picture.width:.4f} {tall * picture.height:.4f}"
-    chosen = _outline(shot.looks, grid) if shot.looks is not None else ""
+def _figure(map_id: str, picture: ClipPicture, thumbnail: Thumbnail, grid: tuple[int, int]) -> str:
+    left, top, width, height = thumbnail.crop
+    translate = f"{coordinate(left * thumbnail.width)} {coordinate(top * thumbnail.height)}"
+    scale = f"{width * thumbnail.width:.4f} {height * thumbnail.height:.4f}"
+    outline = _outline(picture.maps, grid) if picture.maps is not None else ""
+    label = escape(picture.label)
+    time = clock(picture.centre_s)
     return (
-        f'<figure class="shot"><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-labelledby="{name}-t">'
-        f'<title id="{name}-t">{escape(shot.label)}, at {clock(shot.second)}</title><use href="#{shot.name}"/>'
-        f'<g class="map" data-map="{name}" transform="translate({box}) scale({scale})"><g class="heat"></g>{chosen}</g></svg>'
-        f"<figcaption>{escape(shot.label)} · {clock(shot.second)}"
-        f'<span class="said" data-said="{name}"></span></figcaption></figure>'
+        f'<figure class="shot"><svg viewBox="0 0 {thumbnail.width} {thumbnail.height}" role="img" aria-labelledby="{map_id}-t">'
+        f'<title id="{map_id}-t">{label}, at {time}</title><use href="#{picture.picture_id}"/>'
+        f'<g class="map" data-map="{map_id}" transform="translate({translate}) scale({scale})">'
+        f'<g class="heat"></g>{outline}</g></svg>'
+        f'<figcaption>{label} · {time}<span class="peak" data-peak="{map_id}"></span></figcaption></figure>'
     )
 
 
-def _outline(looks: Looks, grid: tuple[int, int]) -> str:
-    """The patches on the short list, in the unit square of what CLIP saw."""
+def _outline(maps: AttentionMaps, grid: tuple[int, int]) -> str:
+    """The outlines of the patches on the short list, in the unit square of CLIP's input."""
     rows, columns = grid
+    width = 1 / columns
+    height = 1 / rows
     boxes = "".join(
-        f"M{patch % columns / columns:.4f} {patch // columns / rows:.4f}h{1 / columns:.4f}v{1 / rows:.4f}h-{1 / columns:.4f}z"
-        for patch in np.flatnonzero(looks.chosen[0]).tolist()
+        f"M{patch % columns / columns:.4f} {patch // columns / rows:.4f}h{width:.4f}v{height:.4f}h-{width:.4f}z"
+        for patch in np.flatnonzero(maps.short_list[0]).tolist()
     )
     return f'<path class="chosen" d="{boxes}"/>' if boxes else ""
 
 
-def _map(looks: Looks) -> dict[str, Any]:
-    chosen = np.flatnonzero(looks.chosen[0])
+def _map(maps: AttentionMaps) -> dict[str, Any]:
+    short_list = np.flatnonzero(maps.short_list[0])
     return {
-        "share": _thousandths(looks.share[0]),
-        "chosen": chosen.tolist(),
-        "words": [_thousandths(row[chosen]) for row in looks.attention[0]],
-        "nothing": _thousandths(looks.nothing[0]),
+        "share": _thousandths(maps.share[0]),
+        "chosen": short_list.tolist(),
+        "words": [_thousandths(row[short_list]) for row in maps.attention[0]],
+        "nothing": _thousandths(maps.null_attention[0]),
     }
 
 

@@ -1,4 +1,4 @@
-"""One query of a report: its truth, its answer, how well they agree, and the pictures in which the model looked."""
+"""One query of a report: its truth, its prediction, their overlap, and the pictures of its clips."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from costl.data.annotations import Moment, Prediction, Query
 from costl.metrics.compute import interval_iou
-from costl.predict.attention_maps import Looks
+from costl.predict.attention_maps import AttentionMaps
 
-HIT, NEAR = 0.5, 0.3  # least IoU of the first moment: the thresholds of R1@0.5 and R1@0.3
+HIT, NEAR = 0.5, 0.3  # smallest IoU of the first moment: the thresholds of R1@0.5 and R1@0.3
 OUTCOMES = {
     "hit": f"hit: IoU {HIT} or more",
     "near": f"near: IoU {NEAR} or more",
@@ -23,26 +23,26 @@ LENGTHS = {"short": "short: up to 10 s", "middle": "middle: 10 to 30 s", "long":
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A picture of one clip: `name` of the picture among all of the report, why it is shown, and where the model looked.
+class ClipPicture:
+    """The picture of one clip: its id in the report, a label that says which clip it is, and the attention maps.
 
-    `looks` holds this clip alone (t = 1); None where the features have no patches.
+    `maps` holds only this clip (t = 1). It is None for a model without step one.
     """
 
-    name: str
+    picture_id: str
     label: str
-    second: float
-    looks: Looks | None
+    centre_s: float
+    maps: AttentionMaps | None
 
 
 @dataclass(frozen=True)
 class Item:
-    """A query with its answer, None when its video has no features; `shots` for those in full detail."""
+    """A query and its prediction. `answer` is None if the video has no features. Detailed items may have `pictures`."""
 
     query: Query
     answer: Prediction | None
     detailed: bool = False
-    shots: tuple[Shot, ...] = field(default=())
+    pictures: tuple[ClipPicture, ...] = field(default=())
 
     @property
     def windows(self) -> tuple[Moment, ...]:
@@ -50,19 +50,20 @@ class Item:
         return tuple(sorted(self.answer.windows, key=lambda moment: -moment[2])) if self.answer else ()
 
     def overlap(self, moment: Sequence[float]) -> float:
-        """IoU of a moment with the true one that it overlaps most; 0 where there is none."""
+        """The largest IoU of a predicted moment with a true one; 0 without a true moment."""
         if not self.query.windows:
             return 0.0
-        return float(np.nan_to_num(interval_iou(np.array(moment[:2]), np.array(self.query.windows))).max())
+        ious = interval_iou(np.array(moment[:2]), np.array(self.query.windows))
+        return float(np.nan_to_num(ious).max())
 
     @property
     def iou(self) -> float:
-        """Of the first moment, as R1 counts it."""
+        """The IoU of the first predicted moment, as R1 counts it."""
         return self.overlap(self.windows[0]) if self.windows else 0.0
 
     @property
     def outcome(self) -> str:
-        """One of OUTCOMES."""
+        """A key of OUTCOMES."""
         if self.answer is None:
             return "unanswered"
         if not self.query.windows:
@@ -71,36 +72,35 @@ class Item:
 
     @property
     def length_s(self) -> float:
-        """Of the longest true moment."""
+        """The length of the longest true moment; 0 without a true moment."""
         return max((end - start for start, end in self.query.windows), default=0.0)
 
     @property
     def length(self) -> str:
-        """One of LENGTHS, or nothing without a true moment."""
+        """A key of LENGTHS, or empty without a true moment."""
         if not self.query.windows:
             return ""
         return "short" if self.length_s <= 10 else "middle" if self.length_s <= 30 else "long"
 
 
 def clock(second: float) -> str:
-    """0:07, 12:30, 1:02:03; tenths where there are any."""
-    tenths = round(second * 10)
-    minutes, rest = divmod(tenths, 600)
+    """m:ss or h:mm:ss, such as 0:07 and 1:02:03, with tenths of a second if they are not zero."""
+    minutes, tenths = divmod(round(second * 10), 600)
     hours, minutes = divmod(minutes, 60)
-    seconds = f"{rest // 10:02}" + (f".{rest % 10}" if rest % 10 else "")
+    seconds = f"{tenths // 10:02}" + (f".{tenths % 10}" if tenths % 10 else "")
     return f"{hours}:{minutes:02}:{seconds}" if hours else f"{minutes}:{seconds}"
 
 
-def by_badness(items: Sequence[Item]) -> list[Item]:
-    """Worst first; those without a truth, and then those without an answer, last. Equals stay in their order."""
+def worst_first(items: Sequence[Item]) -> list[Item]:
+    """Sorts by IoU, the smallest first. Items without a truth, and then items without a prediction, come last."""
     last = {"unlabelled": 1, "unanswered": 2}
     return sorted(items, key=lambda item: (last.get(item.outcome, 0), item.iou))
 
 
-def in_detail(items: Sequence[Item], count: int) -> set[int]:
-    """Positions of up to `count` answered items evenly spread from the worst to the best."""
+def choose_detailed(items: Sequence[Item], count: int) -> set[int]:
+    """The indices of up to `count` items with a prediction, evenly spread over the list."""
     answered = [i for i, item in enumerate(items) if item.answer is not None]
     if not answered or count < 1:
         return set()
-    picked = np.linspace(0, len(answered) - 1, min(count, len(answered))).round().astype(int)
-    return {answered[i] for i in picked}
+    chosen = np.linspace(0, len(answered) - 1, min(count, len(answered))).round().astype(int)
+    return {answered[i] for i in chosen}

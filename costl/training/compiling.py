@@ -1,4 +1,4 @@
-"""Compiling the part of a model for which it may pay."""
+"""Compiles the layers over time with torch.compile (`train.compile`)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from costl.pipeline.errors import UsageError
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> None:
-    """Compiles the layers over time where they are, so that weights keep their names; the first steps take a while longer.
+    """Compiles the layers over time in place, so that weights keep their names. The first steps take longer.
 
-    They are small operations in a row, and of one code; compiling all of the model took minutes and brought less. Raises
-    UsageError where nothing can be compiled.
+    These layers are many small operations and share their code; compiling the whole model took minutes and gained less.
+    Raises UsageError when torch.compile does not work on this machine.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"train.compile is true, but nothing can be compiled for {device.type} here ({reason}). "
-            "Install a C++ compiler such as g++, or leave train.compile out."
+            f"train.compile is true, but torch.compile does not work for {device.type} on this machine ({reason}). "
+            "Install a C++ compiler such as g++, or leave out train.compile."
         ) from error
     for layer in model.modules():
         if isinstance(layer, TemporalLayer | TextLayer):
             layer.compile(dynamic=True)
-        if isinstance(layer, Attention):  # it would compile masks for one length (PyTorch 2.14)
+        if isinstance(layer, Attention):  # torch.compile specialises its masks to one length (PyTorch 2.14)
             layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[method-assign]

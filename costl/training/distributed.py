@@ -1,7 +1,7 @@
-"""The processes of one training, started by torchrun: what they tell each other, and how all end when one does.
+"""The processes of one training that torchrun started: values and errors they share, and tensors they sum.
 
-Words and numbers of the person's (settings, errors, predictions) go through gloo, tensors of a step through NCCL where
-they are on GPUs. Every call here is made by all processes, in the same order.
+Python objects (settings, errors, predictions) go through gloo; the tensors of a step go through NCCL when they are on
+GPUs. All processes make every call here, in the same order.
 """
 
 from __future__ import annotations
@@ -15,161 +15,163 @@ from typing import Any, TypeVar
 
 import torch
 
-# Its functions take the group that is there when it is imported as a default, which keeps gloo's threads alive until the
-# interpreter ends, where they may abort the process. Whoever builds an optimiser imports it; here it finds no group yet.
+# The functions of this module take the process group that exists when it is imported as their default, which keeps gloo's
+# threads alive until the interpreter ends, where they may abort the process. Every optimiser imports it; imported here,
+# it finds no group yet.
 import torch.distributed.nn.functional
 from torch import Tensor
 from torch import distributed as dist
 
 from costl.pipeline.errors import CostlError, UsageError
-from costl.training.launch import Launch, launched
+from costl.training.launch import Launch, read_launch
 
 T = TypeVar("T")
-LONGEST_WAIT = timedelta(minutes=30)  # for another process: the first one may be writing to a slow disk
+TIMEOUT = timedelta(minutes=30)  # for another process: the main one may be writing to a slow disk
 
 
-class LostError(CostlError):
-    """Another process of the training has ended, or cannot be reached any more."""
+class ProcessLostError(CostlError):
+    """Another process of the training has ended or cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share the work; alone by default, when every call here is free.
+    """This process among those that share the work; a single process by default, for which every call here is free.
 
-    `tensors` is the process group that sums tensors, None: the default one.
+    `tensors` is the process group that sums tensors, None for the default group.
     """
 
     launch: Launch = field(default_factory=Launch)
     tensors: Any = None
 
     @property
-    def count(self) -> int:
-        """How many there are."""
-        return self.launch.count
+    def world_size(self) -> int:
+        """The number of processes."""
+        return self.launch.world_size
 
     @property
     def rank(self) -> int:
-        """The number of this one, from 0."""
+        """The number of this process, from 0."""
         return self.launch.rank
 
     @property
-    def first(self) -> bool:
-        """Whether it is the one that writes and speaks for all."""
-        return self.launch.first
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.launch.is_main
 
-    def owns(self, number: int) -> bool:
-        """Whether piece `number` of a work that all share is for this process."""
-        return number % self.count == self.rank
+    def is_assigned(self, index: int) -> bool:
+        """Whether this process does item `index` of the work that all processes share."""
+        return index % self.world_size == self.rank
 
     def device(self, name: str) -> str:
-        """The device of this process where a person asked for `name`: on GPUs one for each process of a machine.
+        """The device of this process for the option `--device name`: on GPUs, each process of a machine has its own.
 
-        Raises UsageError where there are fewer GPUs than processes, or one GPU was named for all.
+        Raises UsageError when there are fewer GPUs than processes, or when `name` is one GPU for all of them.
         """
-        if self.count == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        if self.world_size == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return name
-        if ":" in name and self.launch.beside > 1:
+        if ":" in name and self.launch.local_world_size > 1:
             raise UsageError(
-                f"--device {name} names one device for the {self.launch.beside} processes of a machine. Leave it out, or "
-                "give --device cuda: each takes a GPU of its own."
+                f"--device {name} names one device for the {self.launch.local_world_size} processes of a machine. Leave it "
+                "out, or give --device cuda: each process then takes its own GPU."
             )
         if name in ("auto", "cuda") and torch.cuda.is_available():
-            if self.launch.local >= torch.cuda.device_count():
+            if self.launch.local_rank >= torch.cuda.device_count():
                 raise UsageError(
-                    f"{self.launch.beside} processes on {socket.gethostname()}, which has {torch.cuda.device_count()} "
-                    "GPUs. Start one for each GPU (torchrun --nproc_per_node=gpu), or train with --device cpu."
+                    f"{self.launch.local_world_size} processes on {socket.gethostname()}, which has "
+                    f"{torch.cuda.device_count()} GPUs. Start one process for each GPU (torchrun --nproc_per_node=gpu), or "
+                    "train with --device cpu."
                 )
-            return f"cuda:{self.launch.local}"
+            return f"cuda:{self.launch.local_rank}"
         return name
 
-    def on(self, device: torch.device) -> Ranks:
-        """The same, ready to sum tensors on `device`. Raises UsageError where the processes' kinds of device differ."""
-        if self.count == 1:
+    def for_device(self, device: torch.device) -> Ranks:
+        """The same, ready to sum tensors on `device`. Raises UsageError when the processes differ in the kind of device."""
+        if self.world_size == 1:
             return self
-        self.same({"kind of device": device.type})
+        self.require_same({"kind of device": device.type})
         if device.type != "cuda":
             return self
         torch.cuda.set_device(device)
-        with _reached(self):
-            return replace(self, tensors=dist.new_group(backend="nccl", timeout=LONGEST_WAIT))
+        with _translate_errors(self):
+            return replace(self, tensors=dist.new_group(backend="nccl", timeout=TIMEOUT))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is done inside has worked for all or for none: a CostlError of one process is raised in every one."""
-        if self.count == 1:
+    def all_or_none(self) -> Iterator[None]:
+        """The block succeeds in all processes or fails in all: a CostlError of one process is raised in every process."""
+        if self.world_size == 1:
             yield
             return
         error: CostlError | None = None
         try:
             yield
-        except LostError:
+        except ProcessLostError:
             raise
         except CostlError as caught:
             error = caught
-        errors = self.gather(error)
-        failed = next((rank for rank, found in enumerate(errors) if found is not None), None)
-        if failed is not None:
-            raise self._of_all(errors, failed)
+        errors = self.all_gather(error)
+        failed_rank = next((rank for rank, other in enumerate(errors) if other is not None), None)
+        if failed_rank is not None:
+            raise self._shared_error(errors, failed_rank)
 
-    def _of_all(self, errors: list[CostlError | None], failed: int) -> CostlError:
-        error = errors[failed]
+    def _shared_error(self, errors: list[CostlError | None], failed_rank: int) -> CostlError:
+        error = errors[failed_rank]
         assert error is not None
-        if failed > 0:  # a matter of the machine that this one is on
-            error.args = (f"process {failed} of {self.count}: {error}",)
-        error.told = not self.first
+        if failed_rank > 0:  # the cause may be the machine of that process
+            error.args = (f"process {failed_rank} of {self.world_size}: {error}",)
+        error.reported = not self.is_main
         return error
 
-    def same(self, facts: Mapping[str, str]) -> None:
-        """Raises UsageError that names the first of these that is not the same in all processes, and in which."""
-        for rank, others in enumerate(self.gather(dict(facts))):
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raises UsageError that names the first fact that differs between processes, and the process it differs in."""
+        for rank, others in enumerate(self.all_gather(dict(facts))):
             for name in facts:
                 if others[name] != facts[name]:
                     error = UsageError(
-                        f"processes {self.rank} and {rank} of {self.count} disagree about the {name}. Start all of them "
+                        f"processes {self.rank} and {rank} of {self.world_size} disagree about the {name}. Start all of them "
                         "with the same command, versions, cache and run."
                     )
-                    error.told = not self.first
+                    error.reported = not self.is_main
                     raise error
 
-    def tell(self, value: T | None) -> T:
-        """The first process's `value`, in all of them."""
-        told = self.gather(value if self.first else None)[0]
-        assert told is not None, "the first process says something"
-        return told
+    def broadcast(self, value: T | None) -> T:
+        """The `value` of the main process, in every process."""
+        main_value = self.all_gather(value if self.is_main else None)[0]
+        assert main_value is not None, "the main process has a value"
+        return main_value
 
-    def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank; any that can be pickled."""
-        if self.count == 1:
+    def all_gather(self, value: T) -> list[T]:
+        """The value of every process, by rank; values must be picklable."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
-        with _reached(self):
+        values: list[Any] = [None] * self.world_size
+        with _translate_errors(self):
             dist.all_gather_object(values, value)
         return values
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of all processes' tensors, in place; the same bits in each."""
-        if self.count > 1:
-            with _reached(self):
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of the tensors of all processes, in place; the same bits in each process."""
+        if self.world_size > 1:
+            with _translate_errors(self):
                 dist.all_reduce(tensor, group=self.tensors)
         return tensor
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started, until the work inside is done; this one alone where it did not.
+def process_group() -> Iterator[Ranks]:
+    """The processes that torchrun started, connected until the block ends; without torchrun, this single process.
 
-    Raises LostError when the others cannot be reached.
+    Raises ProcessLostError when the others cannot be reached.
     """
-    launch = launched()
-    if launch.count == 1:
-        yield ALONE
+    launch = read_launch()
+    if launch.world_size == 1:
+        yield SINGLE_PROCESS
         return
     ranks = Ranks(launch)
-    with _reached(ranks):
-        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    with _translate_errors(ranks):
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield ranks
     finally:
@@ -177,13 +179,14 @@ def joined() -> Iterator[Ranks]:
 
 
 @contextmanager
-def _reached(ranks: Ranks) -> Iterator[None]:
+def _translate_errors(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        lost = LostError(
-            f"another of the {ranks.count} processes has ended or cannot be reached ({str(error).splitlines()[0][:120]}). "
-            "If it said why, that is above. What was finished is kept: go on with --resume, under torchrun again."
+        reason = str(error).splitlines()[0][:120]
+        lost = ProcessLostError(
+            f"another of the {ranks.world_size} processes has ended or cannot be reached ({reason}). If it printed a "
+            "reason, see above. Finished steps are saved: continue with --resume, under torchrun again."
         )
-        lost.told = not ranks.first
+        lost.reported = not ranks.is_main
         raise lost from error

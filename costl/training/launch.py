@@ -1,4 +1,4 @@
-"""Which of how many processes of one training this is, as torchrun tells each of them in its environment."""
+"""The rank of this process and the number of processes, as torchrun sets them in the environment."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launch:
-    """`rank` of `count` processes, `local` among the `beside` on this machine."""
+    """`rank` of `world_size` processes; `local_rank` of the `local_world_size` processes on this machine."""
 
     rank: int = 0
-    count: int = 1
-    local: int = 0
-    beside: int = 1
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """The one that writes and speaks for all."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Launch:
-    """What torchrun (or another launcher that sets the same variables) says; one process alone where nobody does."""
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """The variables that torchrun (or another launcher) sets; a single process where they are missing."""
     if not all(environment.get(name) for name in NEEDED):
         return Launch()
-    rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    local = int(environment.get("LOCAL_RANK", rank))
-    return Launch(rank, count, local, int(environment.get("LOCAL_WORLD_SIZE", count)))
+    rank = int(environment["RANK"])
+    world_size = int(environment["WORLD_SIZE"])
+    local_rank = int(environment.get("LOCAL_RANK", rank))
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+    return Launch(rank, world_size, local_rank, local_world_size)

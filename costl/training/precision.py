@@ -1,4 +1,4 @@
-"""The arithmetic of training: which numbers the model computes in."""
+"""The number format of training (float32, bfloat16, float16) and the device that computes in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from costl.pipeline.errors import UsageError
 
-_FIRST_WITH_BFLOAT16 = 8  # NVIDIA's compute capability; older ones imitate it, slowly
+_FIRST_WITH_BFLOAT16 = 8  # NVIDIA's compute capability; older GPUs emulate bfloat16, slowly
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`train.precision` -> what the model computes in; "auto" is half precision on CUDA, and float32 elsewhere.
+    """The dtype for `train.precision`; "auto" is half precision on CUDA and float32 elsewhere.
 
-    Weights, losses and the optimizer's step are float32 whatever it is.
+    Weights, losses and the optimizer step are always float32.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
@@ -26,31 +26,31 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Where the model's forward runs."""
+    """The context for the forward of the model."""
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Where a part of the forward runs in float32, whatever the rest of it runs in."""
+    """The context for a part of the forward that runs in float32, also inside `autocast`."""
     capable = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if capable else nullcontext()
 
 
 def make_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler:
-    """Keeps small gradients of float16 from vanishing; for other precisions it does nothing."""
+    """The loss scaler that keeps small float16 gradients from becoming zero; disabled for other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
 
 def may_overflow(scaler: torch.amp.GradScaler) -> bool:
-    """Whether an endless gradient may be the scale's fault: then the step is left out, and the scale falls.
+    """Whether the loss scale may have caused a non-finite gradient: then the step is skipped and the scale reduced.
 
-    One that is endless even at a scale below one is the model's own.
+    A gradient that is not finite even at a scale below one comes from the model.
     """
     return scaler.is_enabled() and scaler.get_scale() >= 1
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises UsageError for a device that this machine does not have."""
+    """The device `name`; `auto` is a GPU if there is one. Raises UsageError for a device that this machine lacks."""
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         return torch.empty(0, device=chosen).device

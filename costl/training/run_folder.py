@@ -1,4 +1,4 @@
-"""The run folder: what training writes there and evaluation trusts.
+"""The run folder: the files that training writes and that evaluation, asking and resuming read.
 
 runs/<name>/
     config.yaml         every setting, resolved
@@ -6,9 +6,9 @@ runs/<name>/
     metrics.jsonl       one row an epoch
     best.safetensors    the weights to evaluate
     last.safetensors    all that resuming needs
-    curves.png          losses, learning rate and validation by epoch, when it has ended
-    summary.json        how it ended; its absence says that the run can be resumed
-    eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png; of val when it has ended
+    curves.png          losses, learning rate and validation by epoch, written at the end
+    summary.json        the report of the training, written last; without it the run can be resumed
+    eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png; training writes those of val
     report-<split>.html the page of costl report
 """
 
@@ -29,14 +29,14 @@ from costl.data.annotations import parse_jsonl
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.fingerprint import explain_difference
-from costl.pipeline.formats.files import alone, publish, sweep
-from costl.pipeline.formats.strict_json import read_json, shown
+from costl.pipeline.formats.files import locked_folder, publish, remove_half_written
+from costl.pipeline.formats.strict_json import abbreviated, read_json
 
 RUNS = Path("runs")
-LONGEST_WINDOW = 512  # clips that are seen at once, however long the videos of training were: it bounds the memory
-_SHORTEST_WINDOW = 32
+MAX_WINDOW_CLIPS = 512  # the most clips in one forward of prediction, for a bound on its memory
+_MIN_WINDOW_CLIPS = 32
 LIBRARIES = ("costl", "torch", "numpy", "h5py")
-_WRITTEN = (
+_TRAINING_FILES = (
     "config.yaml",
     "run.json",
     "metrics.jsonl",
@@ -51,8 +51,8 @@ _WRITTEN = (
 class Run:
     """One training run on disk: its folder, its settings, and the cache it was trained from.
 
-    `patch_grid` and `source` (model and weights of its CLIP) are what asking a new video takes besides, `longest_clips`
-    the length of the longest video of training; empty in a run of an earlier version.
+    `patch_grid` and `source` (model and weights of its CLIP) are needed to extract new videos; `longest_clips` is the
+    length of the longest training video. They are empty in a run of an earlier version.
     """
 
     folder: Path
@@ -65,41 +65,41 @@ class Run:
     longest_clips: int = 0
 
     @property
-    def settled(self) -> Config:
-        """The settings with `predict.window_clips` as long as the longest video of training, where it was left open.
+    def resolved_config(self) -> Config:
+        """The settings, with a `predict.window_clips` of None replaced by the length of the longest training video.
 
-        On a film made of the sample world's test videos (683 clips, trained on 24 to 32) windows of 32 clips found 66 %
-        of the moments among ten, of 64 clips 55 %: a model is best at lengths it knows.
+        A model is best at lengths it was trained on. On a film made of the sample world's test videos (683 clips, trained
+        on 24 to 32), the first ten moments contained 66 % of the true ones with windows of 32 clips, 55 % with 64.
         """
         if self.config.predict.window_clips is not None or not self.longest_clips:
             return self.config
-        clips = min(LONGEST_WINDOW, max(_SHORTEST_WINDOW, -(-self.longest_clips // 4) * 4))
+        clips = min(MAX_WINDOW_CLIPS, max(_MIN_WINDOW_CLIPS, -(-self.longest_clips // 4) * 4))
         return replace(self.config, predict=replace(self.config.predict, window_clips=clips))
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its own end."""
+        """Whether training ended by itself, so that nothing is left to resume."""
         return (self.folder / "summary.json").is_file()
 
 
 def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
-    """Makes the folder (by default a new `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
+    """Creates the folder (by default `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
 
-    Raises UsageError where something lies there already, CacheError while another training is at work there, CostlError
-    when the disk refuses.
+    Raises UsageError when the folder holds other files, CacheError while another training is writing there, CostlError
+    when a file cannot be written.
     """
-    folder = _new_folder(RUNS, features.path.stem) if folder is None else _made(folder)
+    folder = _new_folder(RUNS, features.path.stem) if folder is None else _create_folder(folder)
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
         "patch_grid": features.patch_grid,
         "source": features.source,
-        "longest_clips": _longest(features),
+        "longest_clips": _longest_training_video(features),
         "annotations": annotation_digests(features),
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
     }
-    with alone(folder):
+    with locked_folder(folder):
         _refuse_occupied(folder, config)
         publish(folder / "config.yaml", config.to_yaml().encode())
         publish(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
@@ -107,8 +107,8 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
 
 
 def sweep_run(folder: Path) -> None:
-    """Removes what a training that was killed has left half-written."""
-    sweep(folder, *_WRITTEN)
+    """Removes the partial files of a training that was killed."""
+    remove_half_written(folder, *_TRAINING_FILES)
 
 
 def read_run(folder: Path) -> Run:
@@ -117,25 +117,27 @@ def read_run(folder: Path) -> Run:
         raise UsageError(f"{folder}: not a run, run.json is missing. Give a folder that costl train wrote.")
     try:
         about = read_json((folder / "run.json").read_text(encoding="utf-8"))
-        cache, fingerprint, annotations = Path(about["cache"]), dict(about["fingerprint"]), dict(about["annotations"])
-        patch_grid, source = tuple(map(int, about.get("patch_grid", ()))), dict(about.get("source", {}))
-        longest = int(about.get("longest_clips", 0))
+        cache = Path(about["cache"])
+        fingerprint = dict(about["fingerprint"])
+        annotations = dict(about["annotations"])
+        patch_grid = tuple(map(int, about.get("patch_grid", ())))
+        source = dict(about.get("source", {}))
+        longest_clips = int(about.get("longest_clips", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CacheError(f"{folder / 'run.json'}: damaged ({shown(error, 200)}). Train again.") from error
-    return Run(
-        folder, load_config(folder / "config.yaml"), cache, fingerprint, annotations, patch_grid, source, longest
-    )
+        raise CacheError(f"{folder / 'run.json'}: damaged ({abbreviated(error, 200)}). Train again.") from error
+    config = load_config(folder / "config.yaml")
+    return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips)
 
 
 def newest_run(runs: Path = RUNS) -> Run:
-    """The run that was started last among those with weights to evaluate. Raises UsageError where there is none."""
+    """The run with weights that was started last. Raises UsageError when there is none."""
     started = {}
     for weights in runs.glob("*/best.safetensors"):
         try:
             about = read_json((weights.parent / "run.json").read_text(encoding="utf-8"))
             started[weights.parent] = datetime.fromisoformat(about["started"]).timestamp()
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            continue  # no run of ours, or one that somebody took apart: asking for it by name says what is wrong
+            continue  # not a run, or a damaged one: read_run of its name reports the reason
     if not started:
         raise UsageError(
             f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
@@ -144,10 +146,12 @@ def newest_run(runs: Path = RUNS) -> Run:
 
 
 def open_cache(run: Run, override: Path | None = None) -> CacheReader:
-    """The cache a run was trained from, wherever it is now. Raises CacheError naming what differs from the run's."""
+    """The cache of a run, or the one at `override`. Raises CacheError that names what differs from the cache of the run."""
     path = override or run.cache
     if not path.is_file():
-        raise CacheError(f"{path}: no cache there, {run.folder} was trained from it. Say where it is now with --cache.")
+        raise CacheError(
+            f"{path}: no cache there, and {run.folder} was trained from it. Give its new path with --cache."
+        )
     features = CacheReader(path)
     differences = explain_difference(features.fingerprint, run.fingerprint)
     if differences:
@@ -158,15 +162,15 @@ def open_cache(run: Run, override: Path | None = None) -> CacheReader:
     return features
 
 
-def _longest(features: CacheReader) -> int:
-    """Clips of the longest video that is learned from."""
+def _longest_training_video(features: CacheReader) -> int:
+    """The number of clips of the longest training video."""
     text = features.annotations("train") if "train" in features.splits else ""
-    asked = {query.vid for query in parse_jsonl(text, "train.jsonl")}
-    return max((row.clips for row in features.rows if row.ok and row.name in asked), default=0)
+    vids = {query.vid for query in parse_jsonl(text, "train.jsonl")}
+    return max((row.clips for row in features.rows if row.ok and row.name in vids), default=0)
 
 
 def annotation_digests(features: CacheReader) -> dict[str, str]:
-    """sha256 of every split's annotations: resuming is exact only with the same ones."""
+    """The sha256 of each split's annotations: resuming is exact only with the same ones."""
     return {split: hashlib.sha256(features.annotations(split).encode()).hexdigest() for split in features.splits}
 
 
@@ -176,7 +180,7 @@ def write_summary(run: Run, summary: Any) -> None:
 
 
 def read_rows(run: Run, *, up_to: int) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of the first `up_to` epochs. Raises CacheError when they are not all there."""
+    """The rows of metrics.jsonl for the first `up_to` epochs. Raises CacheError when some are missing."""
     path = run.folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if up_to else []
@@ -184,12 +188,12 @@ def read_rows(run: Run, *, up_to: int) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path}: cannot be read ({error}). Train again.") from error
     if len(rows) < up_to:
-        raise CacheError(f"{path}: {len(rows)} rows, expected {up_to}, one an epoch. Train again.")
+        raise CacheError(f"{path}: {len(rows)} rows, expected {up_to}, one for each epoch. Train again.")
     return rows
 
 
 def write_rows(run: Run, rows: list[dict[str, Any]]) -> None:
-    """All rows so far, at once or not at all."""
+    """Writes metrics.jsonl, completely or not at all."""
     publish(run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -203,29 +207,29 @@ def _new_folder(runs: Path, stem: str) -> Path:
             continue
         except OSError as error:
             raise CostlError(
-                f"{folder}: cannot be made ({error.strerror}). Choose another place with --out."
+                f"{folder}: cannot be created ({error.strerror}). Choose another folder with --out."
             ) from error
         return folder
-    raise CostlError(f"{runs}: a thousand runs were started this second. Name one with --out.")
+    raise CostlError(f"{runs}: a thousand runs were started this second. Choose a folder with --out.")
 
 
-def _made(folder: Path) -> Path:
+def _create_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: no place for a run ({error.strerror}). Choose another --out.") from error
+        raise UsageError(f"{folder}: cannot hold a run ({error.strerror}). Choose another --out.") from error
     return folder
 
 
 def _refuse_occupied(folder: Path, config: Config) -> None:
-    """A start of the same settings that was killed before it had its run.json does not count."""
+    """Only a config.yaml with the same settings does not count: a training was killed before it wrote run.json."""
     try:
         sweep_run(folder)
-        found = {path.name: path for path in folder.iterdir()}
-        begun = found.pop("config.yaml", None)
-        occupied = found or (begun and begun.read_text(encoding="utf-8") != config.to_yaml())
+        paths = {path.name: path for path in folder.iterdir()}
+        old_config = paths.pop("config.yaml", None)
+        occupied = paths or (old_config and old_config.read_text(encoding="utf-8") != config.to_yaml())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: no place for a run ({error}). Choose another --out.") from error
+        raise UsageError(f"{folder}: cannot hold a run ({error}). Choose another --out.") from error
     if occupied:
         raise UsageError(f"{folder}: holds files already. Continue it with --resume {folder}, or choose another --out.")
 
@@ -241,7 +245,7 @@ LEGACY = "legacy: chosen on test"
 
 
 def legacy_label(config: Config) -> str:
-    """What stands beside every number of a run whose weights were chosen on the test split; empty for others."""
+    """The label for all numbers of a run whose weights were chosen on the test split; empty for other runs."""
     if config.train.select_on != "test":
         return ""
     return f"{LEGACY} (train.select_on is test), so that its numbers there are too good."

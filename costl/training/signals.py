@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait for what must happen as a whole."""
+"""Ctrl-C and SIGTERM wait until a block that must not be cut has ended."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
-    """What is inside is done to its end; a signal that comes meanwhile strikes right after it.
+def defer_signals() -> Iterator[None]:
+    """Runs the block to its end; a signal that arrives meanwhile is raised right after it.
 
-    Outside of the main thread, which alone is ever interrupted, it does nothing.
+    Does nothing outside the main thread, which is the only one that Python interrupts.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
     try:
-        for number in before:
-            signal.signal(number, lambda number, _: came.append(number))
+        for number in handlers:
+            signal.signal(number, lambda number, _: received.append(number))
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for held in dict.fromkeys(came):
-        signal.raise_signal(held)
+    for signal_number in dict.fromkeys(received):
+        signal.raise_signal(signal_number)

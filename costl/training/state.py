@@ -1,4 +1,4 @@
-"""All that changes while training: made fresh, averaged, and carried to disk and back to the last bit."""
+"""The state of a training: created, averaged (EMA), saved to `last.safetensors` and loaded again to the last bit."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from costl.config import Config
-from costl.model.build import Model, build_for
+from costl.model.build import Model, build_model_for_cache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.training.checkpoint import (
     checkpoint_path,
-    fit_weights,
     load_checkpoint,
-    refuse_larger,
+    load_matching_weights,
+    refuse_oversized_settings,
     rng_state,
     save_checkpoint,
     set_rng_state,
 )
 from costl.training.compiling import compile_layers
-from costl.training.distributed import ALONE, Ranks
+from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.precision import choose_precision, make_scaler
 
 
 @dataclass
-class Midway:
-    """How far the current epoch has come: its batches so far, the sum of each loss and the number of batches that have this
-    loss, the seconds that the batches took, and how many of these were spent waiting for data.
+class EpochProgress:
+    """How far the current epoch has come.
 
-    A batch without any moment has no loss about moments, so each loss has a count of its own.
+    `batches` are done. `sums` has the sum of each loss and `counts` the number of batches that have this loss: a batch
+    without any moment has no loss about moments. The batches took `seconds`, of which `waited_s` were spent waiting for
+    data. `last.safetensors` stores the fields under these names.
     """
 
     batches: int = 0
@@ -56,131 +57,135 @@ class Midway:
         return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
     def mean(self, weights: Mapping[str, float]) -> float:
-        """The weighted sum of these means. The device is read only once."""
+        """The weighted sum of these means. Reads from the device only once."""
         return float(sum(weights[name] * value / self.counts[name] for name, value in self.sums.items()))
 
 
 @dataclass
-class State:
-    """The model, its running average, and where training stands; all of it is in last.safetensors, but for the processes
-    that do it (`ranks`).
+class TrainingState:
+    """Everything that changes during training. `last.safetensors` holds all of it except `ranks`.
 
-    `shuffle` stands where the epoch in hand began, whose order is drawn from it anew by whoever continues; `random` is
-    where everything else that draws stood after the last step, which an interruption in the middle of one must not change.
+    `ema_model` is the exponential moving average of `model`. `shuffle_generator` is in the state from which the order of
+    the current epoch was drawn, so that resuming draws the same order again. `random_state` has the states of all other
+    generators after the last complete step: an interruption in the middle of a step must not change them.
     """
 
     model: Model
-    average: Model
+    ema_model: Model
     optimizer: torch.optim.Optimizer
-    shuffle: torch.Generator
+    shuffle_generator: torch.Generator
     precision: torch.dtype
     scaler: torch.amp.GradScaler
-    random: Mapping[str, Any] = field(default_factory=rng_state)
-    midway: Midway = field(default_factory=Midway)
-    ranks: Ranks = ALONE
+    random_state: Mapping[str, Any] = field(default_factory=rng_state)
+    epoch_progress: EpochProgress = field(default_factory=EpochProgress)
+    ranks: Ranks = SINGLE_PROCESS
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
-    best: float | None = None
+    best_score: float | None = None
     seconds: float = 0.0
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
 
-COUNTS = ("epoch", "step", "best_epoch", "best", "seconds")
+# The number's key in the "counts" of last.safetensors -> the field of TrainingState.
+COUNTS = {"epoch": "epoch", "step": "step", "best_epoch": "best_epoch", "best": "best_score", "seconds": "seconds"}
 
 
-def fresh_state(config: Config, features: CacheReader, device: torch.device) -> State:
-    """Before the first step. Everything random in it comes from `train.seed`."""
+def fresh_state(config: Config, features: CacheReader, device: torch.device) -> TrainingState:
+    """The state before the first step. `train.seed` decides everything random in it."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
-    model = build_for(config, features).to(device)
-    # Biases, norms and other single rows are not pulled towards zero: it would only shift what they are there to set.
+    model = build_model_for_cache(config, features).to(device)
+    # Biases, norms and other single rows do not decay: it would only shift the values that they are there to set.
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rows = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": rows, "weight_decay": 0.0}],
         lr=config.train.learning_rate,
     )
-    average = copy.deepcopy(model).requires_grad_(False)
-    shuffle = torch.Generator().manual_seed(config.train.seed)
+    ema_model = copy.deepcopy(model).requires_grad_(False)
+    shuffle_generator = torch.Generator().manual_seed(config.train.seed)
     precision = choose_precision(config.train.precision, device)
     if config.train.compile:
         compile_layers(model, device)
-    return State(model, average, optimizer, shuffle, precision, make_scaler(device, precision))
+    return TrainingState(model, ema_model, optimizer, shuffle_generator, precision, make_scaler(device, precision))
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, *, memory: float) -> None:
-    """average = memory * average + (1 - memory) * model. Buffers are constants here and need no averaging."""
-    get_ema_multi_avg_fn(memory)(list(average.parameters()), list(model.parameters()), 0)
+def update_ema(ema_model: nn.Module, model: nn.Module, *, decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * model, for every parameter. Buffers are constants here and stay as they are."""
+    get_ema_multi_avg_fn(decay)(list(ema_model.parameters()), list(model.parameters()), 0)
 
 
-def keep_if_best(state: State, score: float | None, folder: Path) -> None:
-    """Saves the average as `best` if its score is; without validation (no score) every epoch is the best so far.
+def save_if_best(state: TrainingState, score: float | None, folder: Path) -> None:
+    """Saves the EMA weights as `best` if the score is the best so far; without a score, every epoch is the best so far.
 
-    Of several processes the first saves.
+    Of several processes only the main one saves.
     """
-    better = score is None or state.best is None or score > state.best
-    if better:
-        state.best, state.best_epoch = score, state.epoch
-    if better and state.ranks.first:
-        save_checkpoint(folder, "best", state.average.state_dict(), {"epoch": state.epoch, "score": score})
+    is_best = score is None or state.best_score is None or score > state.best_score
+    if is_best:
+        state.best_score = score
+        state.best_epoch = state.epoch
+    if is_best and state.ranks.is_main:
+        save_checkpoint(folder, "best", state.ema_model.state_dict(), {"epoch": state.epoch, "score": score})
 
 
-def save_state(state: State, folder: Path) -> None:
-    """Saves all of it as `last`."""
+def save_state(state: TrainingState, folder: Path) -> None:
+    """Saves the state as `last`. The keys are those of the first version, so that every version reads every run."""
     meta = {
-        "average": state.average.state_dict(),
+        "average": state.ema_model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "shuffle": state.shuffle.get_state(),
-        "random": state.random,
+        "shuffle": state.shuffle_generator.get_state(),
+        "random": state.random_state,
         "scaler": state.scaler.state_dict(),
-        "midway": asdict(state.midway),
-        "counts": {name: getattr(state, name) for name in COUNTS},
+        "midway": asdict(state.epoch_progress),
+        "counts": {key: getattr(state, name) for key, name in COUNTS.items()},
     }
     save_checkpoint(folder, "last", state.model.state_dict(), meta)
 
 
-def refuse_larger_than_state(config: Config, folder: Path) -> None:
+def refuse_settings_larger_than_last(config: Config, folder: Path) -> None:
     """Raises CacheError when `last` is damaged, or of a smaller model than these settings would build."""
     if checkpoint_path(folder, "last").exists():
-        refuse_larger(config, load_checkpoint(folder, "last")[0], str(folder))
+        weights, _ = load_checkpoint(folder, "last")
+        refuse_oversized_settings(config, weights, str(folder))
 
 
-def load_state(state: State, folder: Path) -> None:
-    """Puts `last` into a fresh state. Raises CacheError when it is damaged or of another version."""
+def load_state(state: TrainingState, folder: Path) -> None:
+    """Loads `last` into a fresh state. Raises CacheError when it is damaged or of another version."""
     weights, meta = load_checkpoint(folder, "last")
     try:
-        fit_weights(state.model, weights, of=str(folder))
-        fit_weights(state.average, meta["average"], of=str(folder))
+        load_matching_weights(state.model, weights, source=str(folder))
+        load_matching_weights(state.ema_model, meta["average"], source=str(folder))
         state.optimizer.load_state_dict(meta["optimizer"])
-        state.shuffle.set_state(meta["shuffle"])
+        state.shuffle_generator.set_state(meta["shuffle"])
         set_rng_state(meta["random"])
-        state.random = meta["random"]
-        if meta["scaler"]:  # nothing where the precision needs none
+        state.random_state = meta["random"]
+        if meta["scaler"]:  # empty for a precision that needs no scaling
             state.scaler.load_state_dict(meta["scaler"])
-        state.midway = _load_midway(meta["midway"], state.device)
-        for name in COUNTS:
-            setattr(state, name, _count(meta["counts"][name], optional=name == "best"))
+        state.epoch_progress = _load_epoch_progress(meta["midway"], state.device)
+        for key, name in COUNTS.items():
+            setattr(state, name, _checked_count(meta["counts"][key], optional=key == "best"))
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
 
 
-def _load_midway(saved: Mapping[str, Any], device: torch.device) -> Midway:
+def _load_epoch_progress(saved: Mapping[str, Any], device: torch.device) -> EpochProgress:
     """Earlier versions saved no counts and divided by the number of batches; their checkpoints are read in the same way."""
-    midway = Midway(**({"counts": dict.fromkeys(saved["sums"], saved["batches"])} | dict(saved)))
-    if midway.counts.keys() != midway.sums.keys() or not all(count > 0 for count in midway.counts.values()):
-        raise ValueError(f"{midway.counts!r} are no counts of these losses")
-    midway.sums = {name: value.to(device) for name, value in midway.sums.items()}
-    return midway
+    old_counts = dict.fromkeys(saved["sums"], saved["batches"])
+    progress = EpochProgress(**({"counts": old_counts} | dict(saved)))
+    if progress.counts.keys() != progress.sums.keys() or not all(count > 0 for count in progress.counts.values()):
+        raise ValueError(f"{progress.counts!r} are not the counts of these losses")
+    progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
+    return progress
 
 
-def _count(value: object, *, optional: bool) -> object:
+def _checked_count(value: object, *, optional: bool) -> object:
     if not (isinstance(value, int | float) and abs(value) < 1 << 62) and not (optional and value is None):
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value

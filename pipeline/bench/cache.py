@@ -1,4 +1,4 @@
-"""How fast a cache is written and read beside plain files and memory maps of the same bytes, and what int8 costs."""
+"""Compares the speed of a cache with plain files and memory maps of the same bytes, and measures the error of int8."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ import numpy as np
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import Joint
+from costl.pipeline.encode.types import JointSpace
 from costl.pipeline.errors import CacheError, UsageError
-from costl.pipeline.options import Form
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.options import TokenFormat
+from costl.pipeline.progress import Progress, ProgressCallback
 
-CLIPS, GRID, CHANNELS = 75, (7, 7), 768  # a video of 150 s at 0.5 fps by ViT-B/32, as QVHighlights has them
-_FORMS = ("float16", "int8")
+# A video of 150 s at 0.5 fps by ViT-B/32, as in QVHighlights.
+CLIPS = 75
+GRID = (7, 7)
+CHANNELS = 768
+_DTYPES = ("float16", "int8")
+_Speeds = dict[str, list[tuple[float, float]]]  # of the cache and of plain files in each round, by operation
 
 
 @dataclass(frozen=True)
-class Pace:
-    """One thing done by the cache (`ours`) and in the plain way, in MB/s of float16 tokens; medians over the rounds."""
+class Speed:
+    """The speed of one operation in MB/s of float16 tokens, medians over the rounds: by the cache (`ours`) and `plain`."""
 
     what: str
     ours: float
@@ -37,14 +41,14 @@ class Pace:
 
     @property
     def ratio(self) -> float:
-        """Above 1: faster than the plain way."""
+        """Above 1 if the cache is faster."""
         return self.ours / self.plain
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What int8 makes of tokens, as shares of their length: of all (`all`), of the frame tokens, and of what a frame
-    token has of its own: its difference from the mean over its video. `size` is the share of float16's bytes."""
+class Int8Error:
+    """The error of int8 tokens, as a share of a norm: of all tokens (`all`), of the frame tokens (`frame`), and of the
+    frame tokens minus the mean of their video (`own`). `size` is the number of bytes relative to float16."""
 
     all: float
     frame: float
@@ -53,29 +57,29 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class CacheSpeed:
-    """What was measured on `videos` videos with tokens of `source`; `look_up_ms` passes before a video's first byte."""
+class CacheBench:
+    """The result on `videos` videos with tokens of `source`. `look_up_ms`: time to open a video before its first read."""
 
     source: str
     videos: int
-    paces: tuple[Pace, ...]
+    paces: tuple[Speed, ...]
     look_up_ms: float
-    int8: Loss
+    int8: Int8Error
     exit_code = 0
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """A table for the terminal."""
         lines = [f"{'MB/s of float16 tokens':42}{'cache':>9}{'plain':>9}{'ratio':>7}"]
-        lines += [f"{pace.what:42}{pace.ours:>9.0f}{pace.plain:>9.0f}{pace.ratio:>7.2f}" for pace in self.paces]
+        lines += [f"{row.what:42}{row.ours:>9.0f}{row.plain:>9.0f}{row.ratio:>7.2f}" for row in self.paces]
         lines += [
-            f"{self.videos} videos, {self.source}. A video's first read takes {self.look_up_ms:.2f} ms more, for its checks.",
+            f"{self.videos} videos, {self.source}. The checks before the first read of a video take {self.look_up_ms:.2f} ms.",
             f"int8: {self.int8.size:.3f} of the size; error {self.int8.all:.2%} of a token, {self.int8.frame:.2%} of a "
             f"frame token, {self.int8.own:.2%} of its difference from its video's mean.",
         ]
         return lines
 
     def data(self) -> dict[str, Any]:
-        """Every number, for machines."""
+        """Every number, for JSON."""
         return asdict(self)
 
 
@@ -85,35 +89,39 @@ def bench_cache(
     videos: int = 64,
     rounds: int = 3,
     folder: Path = Path(),
-    progress: Tell | None = None,
-) -> CacheSpeed:
-    """Writes and reads up to `videos` videos in `folder` (where caches will lie) in each form, and as plain files.
+    progress: ProgressCallback | None = None,
+) -> CacheBench:
+    """Writes and reads up to `videos` videos in `folder` (on the disk to measure), in each format and as plain files.
 
-    The tokens are those of `cache`, or random ones as large as 150 s at 0.5 fps by ViT-B/32. Every write is fsynced and
-    renamed. Cold reads come after the system has dropped the files' pages, where it can be told to (Linux). Raises
-    UsageError for fewer than one video or round and a folder that cannot be written, CacheError for a cache that cannot
-    be read and a disk that is full.
+    The tokens are those of `cache`, or random ones for videos of 150 s at 0.5 fps by ViT-B/32. Every write ends with an
+    fsync and a rename. Before a cold read, the system drops the files from its page cache (Linux only). Raises UsageError
+    for less than one video or round and for a folder that cannot be written, CacheError for a cache that cannot be read
+    and a full disk.
     """
     if videos < 1 or rounds < 1:
         raise UsageError(f"{videos} videos, {rounds} rounds: expected at least one of each.")
-    tell, samples = progress or (lambda _: None), _Samples(cache, videos)
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    with _temporary(folder) as place:
-        home = Path(place)
+    report_progress = progress or (lambda _: None)
+    samples = _Samples(cache, videos)
+    speeds: _Speeds = defaultdict(list)
+    with _temporary_folder(folder) as temporary:
+        home = Path(temporary)
         for number in range(rounds):
-            _write_all(samples, home, found)
-            tell(Progress("write", number + 1, rounds))
+            _write_all(samples, home, speeds)
+            report_progress(Progress("write", number + 1, rounds))
         for number in range(rounds):
-            _read_all(samples, home, found)
-            tell(Progress("read", number + 1, rounds))
+            _read_all(samples, home, speeds)
+            report_progress(Progress("read", number + 1, rounds))
         readers = _readers(home)
-        look_up_ms = 1e3 * median(_look_ups(readers["float16"], samples))
-        loss = _loss(samples, readers)
-    paces = [Pace(what, *(median(side) for side in zip(*pairs, strict=True))) for what, pairs in found.items()]
-    return CacheSpeed(samples.source, len(samples.names), tuple(paces), look_up_ms, loss)
+        look_up_ms = 1e3 * median(_open_times_s(readers["float16"], samples))
+        error = _int8_error(samples, readers)
+    rows = [
+        Speed(what, ours=median(ours for ours, _ in pairs), plain=median(plain for _, plain in pairs))
+        for what, pairs in speeds.items()
+    ]
+    return CacheBench(samples.source, len(samples.names), tuple(rows), look_up_ms, error)
 
 
-def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
+def _temporary_folder(folder: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
@@ -121,17 +129,19 @@ def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 class _Samples:
-    """The videos to work with, one at a time."""
+    """The videos to write and read: those of a cache, or random tokens."""
 
     def __init__(self, cache: Path | None, videos: int):
         self._reader = None if cache is None else CacheReader(cache)
         self.names: Sequence[str] = [f"v{i}" for i in range(videos)]
-        self.source, self.contents = "random tokens", _made_up()
+        self.source = "random tokens"
+        self.contents = _random_contents()
         if self._reader is None:
             self._tokens = np.random.default_rng(0).normal(size=(CLIPS, 1 + GRID[0] * GRID[1], CHANNELS))
             self._tokens = self._tokens.astype(np.float16)
         else:
-            self.names, self.source = self._reader.video_ids[:videos], f"tokens of {cache}"
+            self.names = self._reader.video_ids[:videos]
+            self.source = f"tokens of {cache}"
             self.contents = self._reader.contents
         if not self.names:
             raise UsageError(f"{cache}: no video with features, expected at least one.")
@@ -146,8 +156,8 @@ class _Samples:
         return sum(self.tokens(name).nbytes for name in self.names) / 1e6
 
 
-def _made_up() -> Contents:
-    joint = Joint(
+def _random_contents() -> Contents:
+    joint = JointSpace(
         norm_weight=np.ones(CHANNELS, np.float32),
         norm_bias=np.zeros(CHANNELS, np.float32),
         norm_eps=1e-5,
@@ -157,16 +167,16 @@ def _made_up() -> Contents:
     return Contents(fingerprint={"source": "random"}, fps=0.5, patch_grid=GRID, joint=joint)
 
 
-def _write_all(samples: _Samples, home: Path, found: dict[str, list[tuple[float, float]]]) -> None:
-    ours = {dtype: _timed(partial(_write, samples, home, dtype)) for dtype in _FORMS}
-    plain = _timed(lambda: _write_plain(samples, home))
-    for dtype in _FORMS:
-        found[f"write {dtype}"].append((samples.megabytes() / ours[dtype], samples.megabytes() / plain))
+def _write_all(samples: _Samples, home: Path, speeds: _Speeds) -> None:
+    ours_s = {dtype: _seconds(partial(_write, samples, home, dtype)) for dtype in _DTYPES}
+    plain_s = _seconds(lambda: _write_plain(samples, home))
+    for dtype in _DTYPES:
+        speeds[f"write {dtype}"].append((samples.megabytes() / ours_s[dtype], samples.megabytes() / plain_s))
 
 
 def _write(samples: _Samples, home: Path, dtype: str) -> None:
-    tokens = samples.contents.form.tokens
-    contents = replace(samples.contents, form=Form(dtype, tokens=tokens), annotations={})
+    tokens = samples.contents.token_format.tokens
+    contents = replace(samples.contents, token_format=TokenFormat(dtype, tokens=tokens), annotations={})
     (home / dtype).mkdir(exist_ok=True)
     with CacheWriter(home / dtype / "feats.h5", contents, {}) as writer:
         for number, name in enumerate(samples.names):
@@ -182,32 +192,35 @@ def _write(samples: _Samples, home: Path, dtype: str) -> None:
 
 
 def _write_plain(samples: _Samples, home: Path) -> None:
-    aside = home / "aside"
+    unfinished = home / "unfinished"
     try:
         for number, name in enumerate(samples.names):
-            with aside.open("wb") as file:
+            with unfinished.open("wb") as file:
                 file.write(np.ascontiguousarray(samples.tokens(name)).data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, _plain(home, number))
+            os.replace(unfinished, _plain_file(home, number))
     except OSError as error:
         raise CacheError(
-            f"{home}: cannot be written ({error.strerror}). Make room, or ask for fewer --videos."
+            f"{home}: cannot be written ({error.strerror}). Free some space, or use fewer --videos."
         ) from error
 
 
-def _read_all(samples: _Samples, home: Path, found: dict[str, list[tuple[float, float]]]) -> None:
-    """A new reader each time: the first read of every video pays for its checks, the second does not."""
-    for dtype in _FORMS:
-        reader, plain = _readers(home)[dtype], _plain_reads(samples, home)
-        for when, drop in (("cold", True), ("warm", False)) if hasattr(os, "posix_fadvise") else (("warm", False),):
-            fresh = _readers(home)[dtype]
-            for what, one in ((f"read {dtype}, {when}, first", fresh), (f"read {dtype}, {when}, again", reader)):
-                if one is reader:
-                    _look_ups(reader, samples)  # at its parts, so that this is not the first time
-                ours = _timed_reads(samples, _reads(samples, one), _parts(one) if drop else [])
-                theirs = _timed_reads(samples, plain, sorted(home.glob("*.bin")) if drop else [])
-                found[what].append((ours, theirs))
+def _read_all(samples: _Samples, home: Path, speeds: _Speeds) -> None:
+    """Reads each dtype cold and warm, with a new reader, which checks every video first, and again with another reader."""
+    for dtype in _DTYPES:
+        checked_reader = _readers(home)[dtype]
+        read_plain = _plain_reads(samples, home)
+        for when in ("cold", "warm") if hasattr(os, "posix_fadvise") else ("warm",):
+            new_reader = _readers(home)[dtype]
+            for which, reader in (("first", new_reader), ("again", checked_reader)):
+                if reader is checked_reader:
+                    _open_times_s(reader, samples)  # checks every video
+                cold_parts = _parts(reader) if when == "cold" else []
+                ours = _read_speed(samples, _reads(samples, reader), cold_parts)
+                cold_files = sorted(home.glob("*.bin")) if when == "cold" else []
+                plain = _read_speed(samples, read_plain, cold_files)
+                speeds[f"read {dtype}, {when}, {which}"].append((ours, plain))
 
 
 def _reads(samples: _Samples, reader: CacheReader) -> Callable[[], Iterator[np.ndarray]]:
@@ -217,72 +230,80 @@ def _reads(samples: _Samples, reader: CacheReader) -> Callable[[], Iterator[np.n
 def _plain_reads(samples: _Samples, home: Path) -> Callable[[], Iterator[np.ndarray]]:
     shapes = [samples.tokens(name).shape for name in samples.names]
     return lambda: (
-        np.memmap(_plain(home, number), np.float16, "r", shape=shape) for number, shape in enumerate(shapes)
+        np.memmap(_plain_file(home, number), np.float16, "r", shape=shape) for number, shape in enumerate(shapes)
     )
 
 
-def _timed_reads(samples: _Samples, reads: Callable[[], Iterator[np.ndarray]], cold: Sequence[Path]) -> float:
-    """MB/s of all tokens copied to one place, after the pages of the files `cold` were dropped."""
-    place = np.empty((max(map(samples.clips, samples.names)), *samples.contents.token_shape), np.float16)
-    place.fill(0)  # its pages exist before the clock starts
+def _read_speed(samples: _Samples, reads: Callable[[], Iterator[np.ndarray]], cold: Sequence[Path]) -> float:
+    """MB/s of copying all tokens to one buffer, after dropping the files `cold` from the page cache."""
+    most_clips = max(map(samples.clips, samples.names))
+    buffer = np.empty((most_clips, *samples.contents.token_shape), np.float16)
+    buffer.fill(0)  # allocates its pages before the time starts
     for path in cold:
-        _drop(path)
+        _drop_pages(path)
 
     def read() -> None:
         for tokens in reads():
-            place[: len(tokens)] = tokens
+            buffer[: len(tokens)] = tokens
 
-    return samples.megabytes() / _timed(read)
+    return samples.megabytes() / _seconds(read)
 
 
-def _drop(path: Path) -> None:
+def _drop_pages(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # what is not on disk yet cannot be dropped
+        os.fsync(descriptor)  # only pages that are on disk can be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
 
 
-def _look_ups(reader: CacheReader, samples: _Samples) -> list[float]:
-    """Seconds until each video's tokens can be read, none of which are."""
-    return [_timed(partial(reader.tokens, f"v{n}", clips=slice(0))) for n in range(len(samples.names))]
+def _open_times_s(reader: CacheReader, samples: _Samples) -> list[float]:
+    """Seconds to open each video and read none of its tokens."""
+    return [_seconds(partial(reader.tokens, f"v{number}", clips=slice(0))) for number in range(len(samples.names))]
 
 
-def _loss(samples: _Samples, readers: Mapping[str, CacheReader]) -> Loss:
-    sums: dict[str, float] = defaultdict(float)
+def _int8_error(samples: _Samples, readers: Mapping[str, CacheReader]) -> Int8Error:
+    squares: dict[str, float] = defaultdict(float)  # sums of squares over all videos
     for number, name in enumerate(samples.names):
-        true = samples.tokens(name).astype(np.float32)
-        off = readers["int8"].tokens(f"v{number}").astype(np.float32) - true
-        own = true[:, :1] - true[:, :1].mean(0)
-        for what, values in (("all", true), ("frame", true[:, :1]), ("own", own), ("off", off), ("off f", off[:, :1])):
-            sums[what] += float(np.square(values, dtype=np.float64).sum())
+        tokens = samples.tokens(name).astype(np.float32)
+        error = readers["int8"].tokens(f"v{number}").astype(np.float32) - tokens
+        frame = tokens[:, :1]
+        squares["tokens"] += _sum_of_squares(tokens)
+        squares["frame"] += _sum_of_squares(frame)
+        squares["centred frame"] += _sum_of_squares(frame - frame.mean(0))
+        squares["error"] += _sum_of_squares(error)
+        squares["frame error"] += _sum_of_squares(error[:, :1])
     size = {dtype: sum(path.stat().st_size for path in _parts(reader)) for dtype, reader in readers.items()}
-    return Loss(
-        all=_share(sums["off"], sums["all"]),
-        frame=_share(sums["off f"], sums["frame"]),
-        own=_share(sums["off f"], sums["own"]),
+    return Int8Error(
+        all=_norm_ratio(squares["error"], squares["tokens"]),
+        frame=_norm_ratio(squares["frame error"], squares["frame"]),
+        own=_norm_ratio(squares["frame error"], squares["centred frame"]),
         size=size["int8"] / size["float16"],
     )
 
 
-def _share(part: float, whole: float) -> float:
-    return float(np.sqrt(part / whole)) if whole else 0.0
+def _sum_of_squares(values: np.ndarray) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _norm_ratio(squares: float, reference_squares: float) -> float:
+    return float(np.sqrt(squares / reference_squares)) if reference_squares else 0.0
 
 
 def _readers(home: Path) -> dict[str, CacheReader]:
-    return {dtype: CacheReader(home / dtype / "feats.h5") for dtype in _FORMS}
+    return {dtype: CacheReader(home / dtype / "feats.h5") for dtype in _DTYPES}
 
 
 def _parts(reader: CacheReader) -> list[Path]:
     return [reader.part_path(name) for name in reader.video_ids]
 
 
-def _plain(home: Path, number: int) -> Path:
+def _plain_file(home: Path, number: int) -> Path:
     return home / f"{number}.bin"
 
 
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _seconds(call: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
     call()
-    return time.perf_counter() - started
+    return time.perf_counter() - start_s

@@ -1,4 +1,4 @@
-"""Decoders side by side: sampled frames per CPU second, ours beside the plain use of each library."""
+"""Compares decoders by sampled frames per CPU second: CoSTL's own, and plain code for each library."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.bench.clips import Clips, clips_to_measure
-from costl.pipeline.bench.decode_entrants import FFMPEG, OURS, PLAIN, Decoder, Wanted, pyav, wanted_of, why_not_here
+from costl.pipeline.bench.decode_entrants import (
+    FFMPEG,
+    OURS,
+    PLAIN,
+    Decoder,
+    FrameRequest,
+    pyav,
+    request_frames,
+    unavailable_reason,
+)
 from costl.pipeline.bench.measure import cost_of
+from costl.pipeline.bench.videos import VideoSet, videos_to_measure
 from costl.pipeline.errors import CostlError, UsageError
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.progress import Progress, ProgressCallback
 
 FPS = (0.5, 1.0, 2.0)
 SECONDS = 20.0
 REPEATS = 2
 BAR = 0.95
-_SAME = 3.0  # grey levels on average: two conversions to RGB differ by less, pictures with motion between them by more
-_THUMB = slice(None, None, 8)
+# Mean difference in grey levels: two conversions of a frame to RGB differ by less, two frames of a moving picture by more.
+_SAME_FRAME = 3.0
+_EVERY_8TH_PIXEL = slice(None, None, 8)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One decoder on one set of clips at one `fps`: `frames` in `cpu_s`, `same` the share of them that are the very
-    pictures PyAV shows at those times."""
+class DecoderSpeed:
+    """One decoder on one set of videos (`clips`) at one `fps`: `frames` decoded in `cpu_s` CPU seconds.
+
+    `same`: the share of its frames that are those PyAV shows at the requested times.
+    """
 
     clips: str
     decoder: str
@@ -44,39 +56,41 @@ class Row:
 
 @dataclass(frozen=True)
 class DecodeBench:
-    """What was measured; `notes` say what could not be."""
+    """All measurements. `notes` list decoders and videos that could not be measured."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[DecoderSpeed, ...]
     repeats: int
     notes: tuple[str, ...] = ()
     exit_code = 0
 
-    def share(self, row: Row) -> float:
-        """A row's rate as a share of the fastest plain library on the same clips at the same frames a second."""
-        return row.rate / max(other.rate for other in self._beside(row) if not is_ours(other.decoder))
+    def share(self, row: DecoderSpeed) -> float:
+        """The rate of a row relative to the fastest plain library on the same videos at the same fps."""
+        return row.rate / max(other.rate for other in self._same_setting(row) if not is_ours(other.decoder))
 
     def least_share(self) -> float:
-        """That of our fastest decoder, on the clips where it does worst."""
+        """The share of CoSTL's fastest decoder, in the setting (videos and fps) where this share is least."""
         ours = [row for row in self.rows if is_ours(row.decoder)]
-        return min(max(self.share(other) for other in self._beside(row) if is_ours(other.decoder)) for row in ours)
+        return min(
+            max(self.share(other) for other in self._same_setting(row) if is_ours(other.decoder)) for row in ours
+        )
 
     def lines(self) -> list[str]:
-        """For the terminal: a block for each set of clips, a line for each decoder."""
+        """Tables for the terminal: a block for each set of videos, a line for each decoder."""
         lines = [
             f"Sampled frames per CPU second, processes and threads included (best of {self.repeats}), and the share of "
             "the fastest plain library:"
         ]
         for clips in dict.fromkeys(row.clips for row in self.rows):
             lines += ["", *self._block(clips)]
-        lines += ["", f"Ours, the fastest of them where it does worst: {self.least_share():.2f} (bar {BAR})."]
+        lines += ["", f"Share of the fastest of ours, in the worst case: {self.least_share():.2f} (bar {BAR})."]
         return [*lines, *self.notes]
 
     def data(self) -> dict[str, Any]:
-        """Every number, for machines."""
+        """Every number, for JSON."""
         rows = [asdict(row) | {"rate": row.rate, "share": self.share(row)} for row in self.rows]
         return {"rows": rows, "least_share": self.least_share(), "repeats": self.repeats, "notes": list(self.notes)}
 
-    def _beside(self, row: Row) -> list[Row]:
+    def _same_setting(self, row: DecoderSpeed) -> list[DecoderSpeed]:
         return [other for other in self.rows if (other.clips, other.fps) == (row.clips, row.fps)]
 
     def _block(self, clips: str) -> list[str]:
@@ -84,9 +98,9 @@ class DecodeBench:
         rates = dict.fromkeys(row.fps for row in rows)
         lines = [f"{clips:32}" + "".join(f"{f'{fps:g} fps':>16}" for fps in rates) + f"{'same frames':>14}"]
         for decoder in dict.fromkeys(row.decoder for row in rows):
-            mine = [row for row in rows if row.decoder == decoder]
-            cells = "".join(f"{row.rate:>10.1f}{self.share(row):>6.2f}" for row in mine)
-            same = sum(row.same * row.frames for row in mine) / sum(row.frames for row in mine)
+            of_decoder = [row for row in rows if row.decoder == decoder]
+            cells = "".join(f"{row.rate:>10.1f}{self.share(row):>6.2f}" for row in of_decoder)
+            same = sum(row.same * row.frames for row in of_decoder) / sum(row.frames for row in of_decoder)
             lines.append(f"  {decoder:30}{cells}{same:>14.0%}")
         return lines
 
@@ -98,71 +112,68 @@ def bench_decode(
     seconds: float = SECONDS,
     repeats: int = REPEATS,
     quick: bool = False,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
 ) -> DecodeBench:
-    """Measures every decoder that is here on the videos of a folder, by default on clips rendered for it.
+    """Measures every decoder of this machine on the videos of a folder, by default on rendered videos.
 
-    Of each video the first `seconds`, at each of `fps`. Videos that any decoder cannot read are left out, by name.
-    Raises UsageError for a folder without videos and for what cannot be meant, CostlError when no video is left.
+    Decodes the first `seconds` of each video at each of `fps`. Videos that a decoder cannot read are left out; `notes`
+    names them. Raises UsageError for a folder without videos and for numbers that are not positive, CostlError if no
+    video is left.
     """
     if repeats < 1 or not fps or min(*fps, seconds) <= 0:
         raise UsageError(
-            f"repeats {repeats}, fps {list(fps)}, seconds {seconds:g}: expected a repeat at least, the rest above zero."
+            f"repeats {repeats}, fps {list(fps)}, seconds {seconds:g}: expected at least one repeat, fps and seconds above zero."
         )
-    tell = progress or (lambda _: None)
-    sets = clips_to_measure(videos, quick=quick, world=False, tell=tell)
-    everyone = OURS | PLAIN
-    missing = {name: why for name in everyone if (why := why_not_here(name))}
-    decoders = {name: decoder for name, decoder in everyone.items() if name not in missing}
-    notes = [f"Not measured: {name} ({why})." for name, why in missing.items()]
-    rows: list[Row] = []
-    for number, clips in enumerate(sets):
-        tell(Progress("decode", number, len(sets), clips.name))
-        rows += _measure(clips, decoders, fps, seconds=seconds, repeats=repeats, notes=notes)
-    tell(Progress("decode", len(sets), len(sets)))
+    report_progress = progress or (lambda _: None)
+    sets = videos_to_measure(videos, quick=quick, world=False, report_progress=report_progress)
+    every_decoder = OURS | PLAIN
+    missing = {name: reason for name in every_decoder if (reason := unavailable_reason(name))}
+    decoders = {name: decoder for name, decoder in every_decoder.items() if name not in missing}
+    notes = [f"Not measured: {name} ({reason})." for name, reason in missing.items()]
+    rows: list[DecoderSpeed] = []
+    for number, video_set in enumerate(sets):
+        report_progress(Progress("decode", number, len(sets), video_set.name))
+        rows += _measure(video_set, decoders, fps, seconds=seconds, repeats=repeats, notes=notes)
+    report_progress(Progress("decode", len(sets), len(sets)))
     return DecodeBench(tuple(rows), repeats, tuple(notes))
 
 
 def is_ours(decoder: str) -> bool:
-    """Whether a decoder of the table is the one that `costl extract` uses."""
+    """Whether a decoder of the table is one of CoSTL's own."""
     return decoder.startswith("ours")
 
 
 def _measure(
-    clips: Clips,
+    video_set: VideoSet,
     decoders: Mapping[str, Decoder],
     rates: Sequence[float],
     *,
     seconds: float,
     repeats: int,
     notes: list[str],
-) -> list[Row]:
-    work: dict[float, list[Wanted]] = {fps: [] for fps in rates}
+) -> list[DecoderSpeed]:
+    requests: dict[float, list[FrameRequest]] = {fps: [] for fps in rates}
     same: dict[str, list[float]] = {name: [] for name in decoders}
-    for video in clips.videos:
+    for video in video_set.videos:
         try:
-            wanted = [wanted_of(video.path, fps, seconds) for fps in rates]
-            shares = _look(wanted[-1], decoders)
-        except Exception as error:  # whatever these libraries raise
-            notes.append(f"Left out: {video.path.name} ({type(error).__name__}: {_short(error)}).")
+            video_requests = [request_frames(video.path, fps, seconds) for fps in rates]
+            shares = _check_frames(video_requests[-1], decoders)
+        except Exception as error:  # the libraries raise errors of many types
+            notes.append(f"Left out: {video.path.name} ({type(error).__name__}: {_one_line(error)}).")
             continue
-        for one in wanted:
-            work[one.fps].append(one)
+        for request in video_requests:
+            requests[request.fps].append(request)
         for name, share in shares.items():
             same[name].append(share)
-    if not work[rates[0]]:
-        raise CostlError(f"{clips.name}: no video that every decoder reads. {' '.join(notes)}")
-    cpu_s: dict[tuple[float, str], list[float]] = {(fps, name): [] for fps in rates for name in decoders}
-    for _ in range(repeats):  # in turn, so that what else the machine does falls on all
-        for fps, name in cpu_s:
-            _, cost = cost_of(partial(_run, decoders[name], work[fps]))
-            cpu_s[fps, name].append(cost.cpu_s)
+    if not requests[rates[0]]:
+        raise CostlError(f"{video_set.name}: no video that every decoder reads. {' '.join(notes)}")
+    cpu_s = _cpu_seconds(requests, decoders, repeats)
     return [
-        Row(
-            clips=clips.name,
+        DecoderSpeed(
+            clips=video_set.name,
             decoder=name,
             fps=fps,
-            frames=sum(len(wanted.times_s) for wanted in work[fps]),
+            frames=sum(len(request.times_s) for request in requests[fps]),
             cpu_s=min(cpu_s[fps, name]),
             same=float(np.mean(same[name])),
         )
@@ -171,33 +182,45 @@ def _measure(
     ]
 
 
-def _run(decoder: Decoder, work: Sequence[Wanted]) -> None:
-    for wanted in work:
-        for _ in decoder(wanted):  # looked at by nobody, and let go at once
-            pass
-
-
-def _look(wanted: Wanted, decoders: Mapping[str, Decoder]) -> dict[str, float]:
-    """Each decoder's share of the right pictures, found before anything is timed. Raises what they raise."""
-    right = _thumbs(pyav(wanted))
+def _check_frames(request: FrameRequest, decoders: Mapping[str, Decoder]) -> dict[str, float]:
+    """Each decoder's share of correct frames, which is not timed. Raises the errors of the libraries."""
+    expected = _thumbnails(pyav(request))
     shares = {}
     for name, decoder in decoders.items():
-        found = _thumbs(decoder(wanted))
-        if name != FFMPEG and len(found) != len(wanted.times_s):  # its filter counts clips in its own way
-            raise CostlError(f"{name} gives {len(found)} frames where {len(wanted.times_s)} were asked for")
-        shares[name] = _share_of_same(found, right)
+        thumbnails = _thumbnails(decoder(request))
+        if name != FFMPEG and len(thumbnails) != len(request.times_s):  # ffmpeg's filter counts clips differently
+            raise CostlError(f"{name} returned {len(thumbnails)} frames, expected {len(request.times_s)}")
+        shares[name] = _share_of_same(thumbnails, expected)
     return shares
 
 
-def _thumbs(chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
-    return [picture[_THUMB, _THUMB].astype(np.float32) for chunk in chunks for picture in chunk]
+def _thumbnails(chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
+    return [frame[_EVERY_8TH_PIXEL, _EVERY_8TH_PIXEL].astype(np.float32) for chunk in chunks for frame in chunk]
 
 
-def _share_of_same(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
-    pairs = zip(found, right, strict=False)
-    same = [a.shape == b.shape and float(np.abs(a - b).mean()) < _SAME for a, b in pairs]
-    return sum(same) / max(1, len(right))
+def _share_of_same(thumbnails: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    pairs = zip(thumbnails, expected, strict=False)
+    same = [a.shape == b.shape and float(np.abs(a - b).mean()) < _SAME_FRAME for a, b in pairs]
+    return sum(same) / max(1, len(expected))
 
 
-def _short(error: Exception) -> str:
+def _cpu_seconds(
+    requests: Mapping[float, Sequence[FrameRequest]], decoders: Mapping[str, Decoder], repeats: int
+) -> dict[tuple[float, str], list[float]]:
+    """CPU seconds of every repeat, by fps and decoder. Decoders take turns, so that other load affects all of them."""
+    cpu_s: dict[tuple[float, str], list[float]] = {(fps, name): [] for fps in requests for name in decoders}
+    for _ in range(repeats):
+        for fps, name in cpu_s:
+            _, cost = cost_of(partial(_run, decoders[name], requests[fps]))
+            cpu_s[fps, name].append(cost.cpu_s)
+    return cpu_s
+
+
+def _run(decoder: Decoder, requests: Sequence[FrameRequest]) -> None:
+    for request in requests:
+        for _ in decoder(request):  # drops each chunk at once
+            pass
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]

@@ -1,4 +1,4 @@
-"""Each library's plain use to get frames at wanted times, and our own, all behind one signature: the race's entrants."""
+"""The decoders that are compared, behind one signature: CoSTL's own, and plain code for each library."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy as np
 from costl.pipeline.decode.backends import open_video, resolve
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.grid import Grid
-from costl.pipeline.options import How
+from costl.pipeline.options import FrameOptions
 
 _CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What every decoder is asked for: frames of `path` at `times_s` (rising seconds [t]), `height` x `width` RGB.
+class FrameRequest:
+    """The frames that every decoder must return: RGB frames of `path` at `times_s` [t] (increasing), `height` x `width`.
 
-    They are those of `fps` frames a second in the first `seconds`. `indices` are decord's numbers of those frames, found
-    beforehand: its plain use is spared the looking up.
+    These are `fps` frames a second of the first `seconds`. `indices` [t] are decord's numbers of the frames. They are
+    looked up in advance, so that the time for it does not count for the plain decord code.
     """
 
     path: Path
@@ -38,19 +38,21 @@ class Wanted:
     width: int
 
 
-Decoder = Callable[[Wanted], Iterator[np.ndarray]]
+Decoder = Callable[[FrameRequest], Iterator[np.ndarray]]
 
 
-def wanted_of(path: Path, fps: float, seconds: float) -> Wanted:
-    """What to ask for of the first `seconds` of a video. Raises what decord raises, and VideoError."""
+def request_frames(path: Path, fps: float, seconds: float) -> FrameRequest:
+    """The request for the first `seconds` of a video. Raises VideoError, and the errors of decord."""
     with open_video(path) as video:
-        length_s, height, width = min(seconds, video.duration_s), video.height, video.width
+        length_s = min(seconds, video.duration_s)
+        height = video.height
+        width = video.width
     times_s = Grid(fps, length_s).centres_s()
-    return Wanted(path, fps, length_s, times_s, decord_numbers(path, times_s), height, width)
+    return FrameRequest(path, fps, length_s, times_s, decord_indices(path, times_s), height, width)
 
 
-def decord_numbers(path: Path, times_s: np.ndarray) -> np.ndarray:
-    """Which frames, as decord counts them, are shown at these times [t], 0 at the first one shown. Raises what it raises."""
+def decord_indices(path: Path, times_s: np.ndarray) -> np.ndarray:
+    """decord's numbers [t] of the frames on screen at `times_s` [t]. Time 0 is the first shown frame. Raises decord's errors."""
     import decord
 
     reader = decord.VideoReader(str(path), num_threads=1)
@@ -60,66 +62,70 @@ def decord_numbers(path: Path, times_s: np.ndarray) -> np.ndarray:
     return np.maximum(indices, 0)
 
 
-def _ours(wanted: Wanted, how: How) -> Iterator[np.ndarray]:
-    with open_video(wanted.path, how) as video:
-        for frames in video.sample(wanted.times_s, chunk=_CHUNK):
+def _costl(request: FrameRequest, frame_options: FrameOptions) -> Iterator[np.ndarray]:
+    with open_video(request.path, frame_options) as video:
+        for frames in video.sample(request.times_s, chunk=_CHUNK):
             yield frames.pixels
 
 
-def _decord(wanted: Wanted) -> Iterator[np.ndarray]:
+def _decord(request: FrameRequest) -> Iterator[np.ndarray]:
     import decord
 
-    reader = decord.VideoReader(str(wanted.path), num_threads=1)
-    yield reader.get_batch(wanted.indices).asnumpy()
+    reader = decord.VideoReader(str(request.path), num_threads=1)
+    yield reader.get_batch(request.indices).asnumpy()
 
 
-def pyav(wanted: Wanted) -> Iterator[np.ndarray]:
-    """Every frame is decoded, those on screen at the wanted times are converted."""
+def pyav(request: FrameRequest) -> Iterator[np.ndarray]:
+    """Decodes every frame, and converts those that are on screen at the requested times."""
     import av
 
-    with av.open(str(wanted.path)) as container:
+    with av.open(str(request.path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        due, zero_s, last = 0, 0.0, None
+        due = 0  # index of the next requested time
+        zero_s = 0.0  # time of the first frame
+        last = None
         for frame in container.decode(stream):
             shown_s = float(frame.time or 0.0)
             zero_s = shown_s if last is None else zero_s
-            while due < len(wanted.times_s) and last is not None and shown_s - zero_s > wanted.times_s[due] + 1e-5:
+            while due < len(request.times_s) and last is not None and shown_s - zero_s > request.times_s[due] + 1e-5:
                 yield last.to_ndarray(format="rgb24")[None]
                 due += 1
             last = frame
-            if due == len(wanted.times_s):
+            if due == len(request.times_s):
                 return
-        for _ in range(due, len(wanted.times_s)):
+        for _ in range(due, len(request.times_s)):
             if last is not None:
                 yield last.to_ndarray(format="rgb24")[None]
 
 
-def _torchcodec(wanted: Wanted) -> Iterator[np.ndarray]:
+def _torchcodec(request: FrameRequest) -> Iterator[np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
-    decoder = VideoDecoder(str(wanted.path), dimension_order="NHWC", num_ffmpeg_threads=1)
-    seconds = wanted.times_s + float(decoder.metadata.begin_stream_seconds)
+    decoder = VideoDecoder(str(request.path), dimension_order="NHWC", num_ffmpeg_threads=1)
+    seconds = request.times_s + float(decoder.metadata.begin_stream_seconds)
     for begin in range(0, len(seconds), _CHUNK):
         yield decoder.get_frames_played_at(seconds[begin : begin + _CHUNK].tolist()).data.numpy()
 
 
-def _ffmpeg(wanted: Wanted) -> Iterator[np.ndarray]:
-    """Its filter `fps` takes a frame near the middle of each clip, not always the one on screen there."""
-    source = ["-threads", "1", "-i", str(wanted.path), "-t", f"{wanted.seconds:.3f}"]
-    sink = ["-filter_threads", "1", "-vf", f"fps={wanted.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    command = [FFMPEG_COMMAND, "-v", "error", *source, *sink]
-    frame_bytes = wanted.height * wanted.width * 3
+def _ffmpeg(request: FrameRequest) -> Iterator[np.ndarray]:
+    """Its `fps` filter takes a frame near the centre of each clip, not always the one on screen there."""
+    input_options = ["-threads", "1", "-i", str(request.path), "-t", f"{request.seconds:.3f}"]
+    output_options = ["-filter_threads", "1", "-vf", f"fps={request.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [FFMPEG_COMMAND, "-v", "error", *input_options, *output_options]
+    frame_bytes = request.height * request.width * 3
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         while len(pixels := process.stdout.read(frame_bytes)) == frame_bytes:
-            yield np.frombuffer(pixels, np.uint8).reshape(1, wanted.height, wanted.width, 3)
+            yield np.frombuffer(pixels, np.uint8).reshape(1, request.height, request.width, 3)
     if process.returncode:
         raise CostlError(f"ffmpeg ended with exit code {process.returncode}")
 
 
-FFMPEG, FFMPEG_COMMAND = "ffmpeg pipe, fps filter", "ffmpeg"
-OURS: dict[str, Decoder] = {f"ours: {name}": partial(_ours, how=How(name)) for name in ("decord", "pyav", "torchcodec")}
+FFMPEG = "ffmpeg pipe, fps filter"
+FFMPEG_COMMAND = "ffmpeg"
+_BACKENDS = ("decord", "pyav", "torchcodec")
+OURS: dict[str, Decoder] = {f"ours: {name}": partial(_costl, frame_options=FrameOptions(name)) for name in _BACKENDS}
 PLAIN: dict[str, Decoder] = {
     "decord, get_batch": _decord,
     "PyAV, every frame": pyav,
@@ -128,13 +134,13 @@ PLAIN: dict[str, Decoder] = {
 }
 
 
-def why_not_here(name: str) -> str:
-    """Why one of these cannot be measured on this machine, nothing where it can."""
+def unavailable_reason(name: str) -> str:
+    """Why a decoder of `OURS` or `PLAIN` cannot be measured on this machine. Empty if it can."""
     if name in OURS:
         try:
             resolve(name.partition(" ")[2])
         except UsageError:
-            return "it does not work here"
+            return "it does not work on this machine"
         return ""
     if name == FFMPEG:
         return "" if shutil.which(FFMPEG_COMMAND) else "ffmpeg is not on the path"
@@ -143,6 +149,6 @@ def why_not_here(name: str) -> str:
         return f"{library} is not installed"
     try:
         import_module(f"{library}.decoders" if library == "torchcodec" else library)
-    except Exception as error:  # torchcodec says RuntimeError where FFmpeg's libraries are missing
-        return "it does not load: " + " ".join(str(error).split())[:120]
+    except Exception as error:  # torchcodec raises RuntimeError if FFmpeg's libraries are missing
+        return "it cannot be imported: " + " ".join(str(error).split())[:120]
     return ""

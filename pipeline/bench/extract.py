@@ -1,4 +1,4 @@
-"""Extraction from end to end beside its two halves alone, beside the straightforward way, and its peak memory."""
+"""Compares the speed of extraction with that of its two stages and of a plain loop, and measures its peak memory."""
 
 from __future__ import annotations
 
@@ -14,83 +14,72 @@ import open_clip
 import torch
 from torch import Tensor
 
-from costl.pipeline.bench.clips import MEMORY, Clips, clips_to_measure, rendered
 from costl.pipeline.bench.extract_entrants import (
-    MOST_BATCHES,
-    Imitated,
+    MAX_BATCHES,
     PlainTask,
-    as_clip,
-    decode_alone,
     decode_events,
-    encode_alone,
+    decode_only,
+    encode_only,
     extract_all,
     full_batches,
     plain_extract,
     plain_task,
 )
-from costl.pipeline.bench.extract_tables import Race, table
-from costl.pipeline.bench.measure import Cost, best, can_see_memory, cost_of
+from costl.pipeline.bench.extract_tables import Comparison, table
+from costl.pipeline.bench.imitated_accelerator import ImitatedAccelerator, as_encoder
+from costl.pipeline.bench.measure import Cost, best, can_measure_memory, cost_of
 from costl.pipeline.bench.memory import Memory, bench_memory
+from costl.pipeline.bench.videos import MEMORY_VIDEO, VideoSet, render_all, videos_to_measure
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import resolve
 from costl.pipeline.decode.pool import Chunk, Decoded
-from costl.pipeline.encode.clip import Clip, load_clip, pick_device
+from costl.pipeline.encode.clip import CLIPEncoder, load_encoder, pick_device
 from costl.pipeline.encode.weights import Source
 from costl.pipeline.errors import CostlError, UsageError
-from costl.pipeline.options import How
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.options import FrameOptions
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.encoder_thread import usual_batch
-from costl.pipeline.run.engine import cores
+from costl.pipeline.run.engine import cpu_cores
 from costl.pipeline.videos import Video
 from costl.pipeline.world.sample import TINY_CLIP
 
 MODEL = "ViT-B-32"
 REPEATS = 2
-# Relative L2 of tokens: PIL rounds one pixel in 10,000 otherwise, and other batches take other paths in the device.
+# Relative L2 distance of tokens: PIL rounds one pixel in 10,000 differently, and kernels depend on the batch size.
 TOLERANCE = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05}
-_VIDEOS_A_CORE = 3
-_AS_FAST_AS_DECODING = 4.0  # the imitated accelerator, unless its rate is given; a real one is faster still
-_LEAST_S, _LEAST_QUICK_S = 1.0, 0.05
+_VIDEOS_PER_CORE = 3
+_IMITATED_SPEEDUP = 4.0  # default rate of the imitated accelerator relative to decoding; real ones are faster
+_MIN_FORWARD_S = 1.0
+_MIN_FORWARD_QUICK_S = 0.05
 
 
 @dataclass(frozen=True)
 class ExtractBench:
-    """The races, the memory (None where it was not measured), and `notes` on what was left out."""
+    """All comparisons, the memory (None if it was not measured), and `notes` on what was left out."""
 
-    races: tuple[Race, ...]
+    comparisons: tuple[Comparison, ...]
     memory: Memory | None
     repeats: int
     notes: tuple[str, ...] = ()
     exit_code = 0
 
     def lines(self) -> list[str]:
-        """For the terminal."""
-        memory = ["", *self.memory.lines()] if self.memory else []
-        return [*table(self.races, self.repeats), *memory, *(["", *self.notes] if self.notes else [])]
+        """Tables for the terminal."""
+        lines = table(self.comparisons, self.repeats)
+        if self.memory:
+            lines += ["", *self.memory.lines()]
+        if self.notes:
+            lines += ["", *self.notes]
+        return lines
 
     def data(self) -> dict[str, Any]:
-        """Every number, for machines."""
+        """Every number, for JSON."""
         return {
-            "races": [race.data() for race in self.races],
+            "races": [comparison.data() for comparison in self.comparisons],
             "memory": self.memory.data() if self.memory else None,
             "repeats": self.repeats,
             "notes": list(self.notes),
         }
-
-
-@dataclass(frozen=True)
-class _Course:
-    """What is raced over: videos that decode, when their frames are shown, and some of them ready for the network."""
-
-    name: str
-    videos: tuple[Video, ...]
-    times_s: dict[str, np.ndarray]
-    batches: list[Tensor]
-    plain: dict[str, PlainTask] = field(default_factory=dict)
-
-    @property
-    def frames(self) -> int:
-        return sum(len(times_s) for times_s in self.times_s.values())
 
 
 def bench_extract(
@@ -106,202 +95,260 @@ def bench_extract(
     repeats: int = REPEATS,
     quick: bool = False,
     folder: Path | None = None,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ExtractBench:
-    """Measures on the videos of a folder; by default on clips rendered for it and on the sample world's.
+    """Measures on the videos of a folder, by default on rendered videos and those of the sample world.
 
-    `models` are open_clip's names, `decoder` is as in `extract`; without `weights` theirs are random, which costs the same
-    time. On a CPU an imitated accelerator of `rate` frames a second runs as well. What is extracted goes to a temporary
-    folder in `folder`. Raises UsageError for what cannot be meant, CostlError when tokens differ from those of the
-    straightforward way.
+    `models` are names of open_clip, `decoder` is as in `extract`. Without `weights`, networks have random weights, which
+    take the same time. On a CPU, extraction also runs with an imitated accelerator of `rate` frames a second. Caches go to
+    a temporary folder in `folder`. Raises UsageError for numbers that are not positive and unknown models, CostlError if
+    tokens differ from those of the plain loop.
     """
-    _check(repeats=repeats, batch=batch, rate=rate)
+    _check_positive(repeats=repeats, batch=batch, rate=rate)
     if quick and not (models or weights):
-        models, weights = (TINY_CLIP.name,), str(TINY_CLIP)
+        models = (TINY_CLIP.name,)
+        weights = str(TINY_CLIP)
     names = models or (MODEL,)
     _check_models(names, weights, device)
-    how, tell = How(resolve(decoder)), progress or (lambda _: None)
-    sets = clips_to_measure(videos, quick=quick, world=True, tell=tell)
-    bench = _Bench(
-        fps=fps, how=how, batch=batch, rate=rate, repeats=repeats, quick=quick, own_clips=videos is None, tell=tell
+    frame_options = FrameOptions(resolve(decoder))
+    report_progress = progress or (lambda _: None)
+    sets = videos_to_measure(videos, quick=quick, world=True, report_progress=report_progress)
+    runner = _Runner(
+        fps=fps,
+        frame_options=frame_options,
+        batch=batch,
+        rate=rate,
+        repeats=repeats,
+        quick=quick,
+        own_videos=videos is None,
+        report_progress=report_progress,
     )
-    races: list[Race] = []
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    comparisons: list[Comparison] = []
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         if videos is None:
-            count = 2 if quick else _VIDEOS_A_CORE * cores()
-            sets = [clips.several(count, Path(place) / "videos" / str(i)) for i, clips in enumerate(sets)]
-        bench.steps = len(names) * len(sets)
+            count = 2 if quick else _VIDEOS_PER_CORE * cpu_cores()
+            links = Path(temporary) / "videos"
+            sets = [video_set.link_copies(count, links / str(i)) for i, video_set in enumerate(sets)]
+        runner.steps = len(names) * len(sets)
         for name in names:
-            clip = _clip(name, weights, device)
-            for clips in sets:
-                with tempfile.TemporaryDirectory(dir=place) as aside:
-                    races.append(bench.race(clips, clip, Path(aside), model=name if weights else clip.name))
-    notes = list(dict.fromkeys(bench.notes))
-    if quick or not can_see_memory():
-        why = "it takes longer than --quick may" if quick else "this system does not tell that of other processes"
-        return ExtractBench(tuple(races), None, repeats, (*notes, f"Peak memory was not measured: {why}."))
-    return ExtractBench(tuple(races), _memory(folder, how, tell), repeats, tuple(notes))
+            encoder = _load_encoder(name, weights, device)
+            model = name if weights else encoder.name
+            for video_set in sets:
+                with tempfile.TemporaryDirectory(dir=temporary) as out:
+                    comparisons.append(runner.compare(video_set, encoder, Path(out), model=model))
+    notes = list(dict.fromkeys(runner.notes))
+    memory = None
+    if quick:
+        notes.append("Peak memory was not measured: it takes longer than --quick may.")
+    elif not can_measure_memory():
+        notes.append("Peak memory was not measured: this system does not report the memory of other processes.")
+    else:
+        memory = _measure_memory(folder, frame_options, report_progress)
+    return ExtractBench(tuple(comparisons), memory, repeats, tuple(notes))
 
 
-@dataclass
-class _Bench:
-    """The settings that all races share, what they have to say, and how far they are."""
-
-    fps: float
-    how: How
-    batch: int | None
-    rate: float | None
-    repeats: int
-    quick: bool
-    own_clips: bool
-    tell: Tell
-    steps: int = 1
-    notes: list[str] = field(default_factory=list)
-    _done: int = 0
-
-    def race(self, clips: Clips, clip: Clip, place: Path, *, model: str) -> Race:
-        """All of it on one set of clips with one model, in turn, so that what else the machine does falls on all."""
-        batch = self.batch or usual_batch(clip)
-        self._say(clips.name, clip, "a first look")
-        course = self._look(clips, clip, batch)
-        on_cpu = clip.device.type == "cpu"
-        costs: dict[str, list[Cost]] = {}
-        rate = self.rate or 0.0
-        for number in range(self.repeats):
-            self._say(clips.name, clip, f"{number + 1} of {self.repeats}")
-            decode, forward = self._halves(course, clip)
-            rate = rate or _AS_FAST_AS_DECODING * course.frames / decode.wall_s
-            found = {"decode": decode, "forward": forward}
-            encoders = {"extract": clip} | ({"imitated": as_clip(Imitated(clip, rate=rate))} if on_cpu else {})
-            for name, encoder in encoders.items():
-                out = place / f"{name}-{number}" / "feats.h5"
-                _, found[name] = cost_of(
-                    partial(extract_all, course.videos, encoder, out, fps=self.fps, how=self.how, batch=batch)
-                )
-            for name, cost in found.items():
-                costs.setdefault(name, []).append(cost)
-        plain_frames, plain = self._plainly(course, clip, place)
-        self._done += 1
-        self._say(clips.name, clip, "done")
-        return Race(
-            clips=clips.name,
-            model=model,
-            device=f"{_device_name(clip)} {clip.precision}",
-            batch=batch,
-            fps=self.fps,
-            decoder=self.how.decoder,
-            videos=len(course.videos),
-            frames=course.frames,
-            cores=cores(),
-            shared=on_cpu,
-            **{name: best(several) for name, several in costs.items()},
-            rate=rate if on_cpu else 0.0,
-            plain=plain,
-            plain_frames=plain_frames,
-        )
-
-    def _halves(self, course: _Course, clip: Clip) -> tuple[Cost, Cost]:
-        """Decoding all frames, and their forward pass."""
-        _, decode = cost_of(partial(decode_alone, course.videos, fps=self.fps, how=self.how, processes=cores()))
-        least_s = _LEAST_QUICK_S if self.quick else _LEAST_S
-        done, forward = cost_of(partial(encode_alone, clip, course.batches, least_s=least_s))
-        return decode, forward.times(course.frames / done)
-
-    def _look(self, clips: Clips, clip: Clip, batch: int) -> _Course:
-        """Decodes everything once: what fails is left out of every race, and the files are in memory for all alike."""
-        times_s: dict[str, list[np.ndarray]] = {video.id: [] for video in clips.videos}
-        good: set[str] = set()
-        images: list[Tensor] = []
-        for event in decode_events(clips.videos, self.fps, self.how, cores()):
-            if isinstance(event, Chunk):
-                times_s[event.video_id].append(np.array(event.times_s))
-                if sum(map(len, images)) < MOST_BATCHES * batch:
-                    images.append(clip.prepare(event.pixels))
-                event.release()
-            elif isinstance(event, Decoded):
-                good.add(event.video_id)
-            else:
-                self.notes.append(f"Left out: {event.reason}")
-        videos = tuple(video for video in clips.videos if video.id in good)
-        if not videos:
-            raise CostlError(f"{clips.name}: no video that can be decoded. {' '.join(self.notes)}")
-        found = {video.id: np.concatenate(times_s[video.id]) for video in videos}
-        return _Course(clips.name, videos, found, full_batches(images, batch), self._plain_tasks(videos, found))
-
-    def _plain_tasks(self, videos: Sequence[Video], times_s: dict[str, np.ndarray]) -> dict[str, PlainTask]:
-        tasks = {}
-        for video in videos:
-            try:
-                tasks[video.id] = plain_task(video.path, times_s[video.id])
-            except Exception as error:  # decord's, of which there are several
-                self.notes.append(f"The straightforward way cannot read {video.path.name} ({str(error)[:80]}).")
-        return tasks
-
-    def _plainly(self, course: _Course, clip: Clip, place: Path) -> tuple[int, Cost | None]:
-        """Once: it is raced for how many times, not for how many per cent."""
-        self._say(course.name, clip, "the straightforward way")
-        folder = place / "plain"
-        folder.mkdir()
-        try:
-            frames, cost = cost_of(partial(plain_extract, course.plain, clip, folder))
-        except CostlError as error:
-            if self.own_clips:
-                raise
-            self.notes.append(f"{course.name}: no race with the straightforward way. {error}")
-            return 0, None
-        self._compare(course, clip, CacheReader(place / "extract-0" / "feats.h5"), folder)
-        return frames, cost
-
-    def _compare(self, course: _Course, clip: Clip, ours: CacheReader, folder: Path) -> None:
-        for video in course.videos:
-            if video.id not in course.plain:
-                continue
-            theirs = np.load(folder / f"{video.id}.npy", allow_pickle=False).astype(np.float32)
-            error = _relative(np.asarray(ours.tokens(video.path.stem), np.float32), theirs)
-            if error > TOLERANCE[clip.precision]:
-                told = f"{video.path.name}: tokens differ by {error:.3f} from those of the straightforward way"
-                if self.own_clips:
-                    raise CostlError(f"{told}: this was no fair race.")
-                self.notes.append(f"{told}, since decord alone gives other frames of it.")
-
-    def _say(self, clips: str, clip: Clip, what: str) -> None:
-        self.tell(Progress("extract", self._done, self.steps, f"{clips}, {clip.name}: {what}"))
-
-
-def _check(**numbers: float | None) -> None:
+def _check_positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not number > 0:
             raise UsageError(f"{name} is {number}, expected a number above zero.")
 
 
 def _check_models(names: Sequence[str], weights: str | None, device: str) -> None:
-    """Before anything is rendered."""
+    """Refuses unknown names before any video is rendered."""
     pick_device(device)
     for name in names:
         if weights is None and name.replace("/", "-") not in open_clip.list_models():
             raise UsageError(f"no open_clip model is called {name!r}, expected a name such as {MODEL}.")
 
 
-def _clip(name: str, weights: str | None, device: str) -> Clip:
+def _load_encoder(name: str, weights: str | None, device: str) -> CLIPEncoder:
     if weights is not None:
-        return load_clip(name, weights, device=device)
-    place, name = pick_device(device), name.replace("/", "-")
+        return load_encoder(name, weights, device=device)
+    torch_device = pick_device(device)
+    architecture = name.replace("/", "-")
     torch.manual_seed(0)
-    network = open_clip.create_model(name, load_weights=False).eval().requires_grad_(False)
-    source = Source(f"{name}, random weights", name, Path())
-    return Clip(network, source=source, device=place, precision="fp16" if place.type == "cuda" else "fp32")
+    network = open_clip.create_model(architecture, load_weights=False).eval().requires_grad_(False)
+    source = Source(f"{architecture}, random weights", architecture, Path())
+    precision = "fp16" if torch_device.type == "cuda" else "fp32"
+    return CLIPEncoder(network, source=source, device=torch_device, precision=precision)
 
 
-def _device_name(clip: Clip) -> str:
-    return torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else clip.device.type
+def _measure_memory(folder: Path | None, frame_options: FrameOptions, report_progress: ProgressCallback) -> Memory:
+    ((_, path),) = render_all([MEMORY_VIDEO], report_progress)
+    video = Video(path.stem, path)
+    return bench_memory(video, fps=2.0, decoder=frame_options.decoder, folder=folder, report_progress=report_progress)
 
 
-def _memory(folder: Path | None, how: How, tell: Tell) -> Memory:
-    ((_, path),) = rendered([MEMORY], tell)
-    return bench_memory(Video(path.stem, path), fps=2.0, decoder=how.decoder, folder=folder, tell=tell)
+@dataclass(frozen=True)
+class _Workload:
+    """What is measured: videos that can be decoded, the times of their frames, and some frames as batches for CLIP.
+
+    `times_s` and `plain` are by video id; `plain` lacks the videos that decord cannot read.
+    """
+
+    name: str
+    videos: tuple[Video, ...]
+    times_s: dict[str, np.ndarray]
+    batches: list[Tensor]
+    plain: dict[str, PlainTask] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        return sum(len(times_s) for times_s in self.times_s.values())
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    if ours.shape != theirs.shape:
+@dataclass
+class _Runner:
+    """The settings that all comparisons share, their notes, and the progress."""
+
+    fps: float
+    frame_options: FrameOptions
+    batch: int | None
+    rate: float | None
+    repeats: int
+    quick: bool
+    own_videos: bool
+    report_progress: ProgressCallback
+    steps: int = 1
+    notes: list[str] = field(default_factory=list)
+    _done: int = 0
+
+    def compare(self, video_set: VideoSet, encoder: CLIPEncoder, folder: Path, *, model: str) -> Comparison:
+        """Measures everything on one set of videos with one model. Takes turns, so that other load affects all alike."""
+        batch = self.batch or usual_batch(encoder)
+        self._report(video_set.name, encoder, "preparation")
+        workload = self._prepare(video_set, encoder, batch)
+        on_cpu = encoder.device.type == "cpu"
+        costs: dict[str, list[Cost]] = {"decode": [], "forward": [], "extract": []}
+        rate = self.rate or 0.0
+        for number in range(self.repeats):
+            self._report(video_set.name, encoder, f"{number + 1} of {self.repeats}")
+            decode = self._measure_decode(workload)
+            costs["decode"].append(decode)
+            costs["forward"].append(self._measure_forward(workload, encoder))
+            rate = rate or _IMITATED_SPEEDUP * workload.frames / decode.wall_s
+            encoders = {"extract": encoder}
+            if on_cpu:
+                encoders["imitated"] = as_encoder(ImitatedAccelerator(encoder, rate=rate))
+            for name, used_encoder in encoders.items():
+                out = folder / f"{name}-{number}" / "feats.h5"
+                costs.setdefault(name, []).append(self._measure_extract(workload, used_encoder, out, batch))
+        plain_frames, plain = self._measure_plain(workload, encoder, folder)
+        self._done += 1
+        self._report(video_set.name, encoder, "done")
+        return Comparison(
+            clips=video_set.name,
+            model=model,
+            device=f"{_device_name(encoder)} {encoder.precision}",
+            batch=batch,
+            fps=self.fps,
+            decoder=self.frame_options.decoder,
+            videos=len(workload.videos),
+            frames=workload.frames,
+            cores=cpu_cores(),
+            shared=on_cpu,
+            **{name: best(repeats) for name, repeats in costs.items()},
+            rate=rate if on_cpu else 0.0,
+            plain=plain,
+            plain_frames=plain_frames,
+        )
+
+    def _prepare(self, video_set: VideoSet, encoder: CLIPEncoder, batch: int) -> _Workload:
+        """Decodes everything once. Videos that fail are left out everywhere, and later reads come from the page cache."""
+        times_s: dict[str, list[np.ndarray]] = {video.id: [] for video in video_set.videos}
+        decoded: set[str] = set()
+        images: list[Tensor] = []
+        events = decode_events(video_set.videos, fps=self.fps, frame_options=self.frame_options, processes=cpu_cores())
+        for event in events:
+            if isinstance(event, Chunk):
+                times_s[event.video_id].append(np.array(event.times_s))
+                if sum(map(len, images)) < MAX_BATCHES * batch:
+                    images.append(encoder.prepare(event.pixels))
+                event.release()
+            elif isinstance(event, Decoded):
+                decoded.add(event.video_id)
+            else:
+                self.notes.append(f"Left out: {event.reason}")
+        videos = tuple(video for video in video_set.videos if video.id in decoded)
+        if not videos:
+            raise CostlError(f"{video_set.name}: no video that can be decoded. {' '.join(self.notes)}")
+        video_times_s = {video.id: np.concatenate(times_s[video.id]) for video in videos}
+        batches = full_batches(images, batch)
+        return _Workload(video_set.name, videos, video_times_s, batches, self._plain_tasks(videos, video_times_s))
+
+    def _plain_tasks(self, videos: Sequence[Video], times_s: dict[str, np.ndarray]) -> dict[str, PlainTask]:
+        tasks = {}
+        for video in videos:
+            try:
+                tasks[video.id] = plain_task(video.path, times_s[video.id])
+            except Exception as error:  # decord raises errors of several types
+                self.notes.append(f"The straightforward way cannot read {video.path.name} ({str(error)[:80]}).")
+        return tasks
+
+    def _measure_decode(self, workload: _Workload) -> Cost:
+        """The cost of decoding all frames."""
+        work = partial(decode_only, workload.videos, fps=self.fps, frame_options=self.frame_options, processes=cpu_cores())
+        _, cost = cost_of(work)
+        return cost
+
+    def _measure_forward(self, workload: _Workload, encoder: CLIPEncoder) -> Cost:
+        """The cost of the forward pass of all frames, estimated from the prepared batches."""
+        min_s = _MIN_FORWARD_QUICK_S if self.quick else _MIN_FORWARD_S
+        frames, cost = cost_of(partial(encode_only, encoder, workload.batches, min_s=min_s))
+        return cost.scaled(workload.frames / frames)
+
+    def _measure_extract(self, workload: _Workload, encoder: CLIPEncoder, out: Path, batch: int) -> Cost:
+        """The cost of extraction from end to end."""
+        work = partial(
+            extract_all,
+            workload.videos,
+            encoder,
+            out,
+            fps=self.fps,
+            frame_options=self.frame_options,
+            batch=batch,
+        )
+        _, cost = cost_of(work)
+        return cost
+
+    def _measure_plain(self, workload: _Workload, encoder: CLIPEncoder, folder: Path) -> tuple[int, Cost | None]:
+        """Frames and cost of the plain loop. Runs once, since the difference is a factor, not a few per cent."""
+        self._report(workload.name, encoder, "the straightforward way")
+        plain_folder = folder / "plain"
+        plain_folder.mkdir()
+        try:
+            frames, cost = cost_of(partial(plain_extract, workload.plain, encoder, plain_folder))
+        except CostlError as error:
+            if self.own_videos:
+                raise
+            self.notes.append(f"{workload.name}: not compared with the straightforward way. {error}")
+            return 0, None
+        self._check_tokens(workload, encoder, CacheReader(folder / "extract-0" / "feats.h5"), plain_folder)
+        return frames, cost
+
+    def _check_tokens(self, workload: _Workload, encoder: CLIPEncoder, cache: CacheReader, plain_folder: Path) -> None:
+        """Compares the tokens of the cache and of the plain loop. Raises CostlError if they differ on our own videos."""
+        for video in workload.videos:
+            if video.id not in workload.plain:
+                continue
+            expected = np.load(plain_folder / f"{video.id}.npy", allow_pickle=False).astype(np.float32)
+            tokens = np.asarray(cache.tokens(video.path.stem), np.float32)
+            error = _relative_error(tokens, expected)
+            if error > TOLERANCE[encoder.precision]:
+                message = f"{video.path.name}: tokens differ by {error:.3f} from those of the straightforward way"
+                if self.own_videos:
+                    raise CostlError(f"{message}, so that their speeds cannot be compared.")
+                self.notes.append(f"{message}, since decord alone gives other frames of it.")
+
+    def _report(self, set_name: str, encoder: CLIPEncoder, step: str) -> None:
+        self.report_progress(Progress("extract", self._done, self.steps, f"{set_name}, {encoder.name}: {step}"))
+
+
+def _device_name(encoder: CLIPEncoder) -> str:
+    return torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else encoder.device.type
+
+
+def _relative_error(tokens: np.ndarray, expected: np.ndarray) -> float:
+    if tokens.shape != expected.shape:
         return float("inf")
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return float(np.linalg.norm(tokens - expected) / np.linalg.norm(expected))

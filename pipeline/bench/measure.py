@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds on the clock, CPU seconds with those of its processes, and peak memory."""
+"""Measures a piece of work: wall-clock seconds, CPU seconds including child processes, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,85 +13,87 @@ from costl.pipeline.errors import CostlError
 
 T = TypeVar("T")
 _PROC = Path("/proc")
-_LOOK_EVERY_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds on the clock, and CPU seconds of this process and of the processes it started and has waited for."""
+    """Wall-clock seconds, and CPU seconds of this process and of the child processes it has waited for."""
 
     wall_s: float
     cpu_s: float
 
-    def times(self, factor: float) -> Cost:
+    def scaled(self, factor: float) -> Cost:
         """The cost of `factor` times as much of the same work."""
         return Cost(self.wall_s * factor, self.cpu_s * factor)
 
 
 def cost_of(work: Callable[[], T]) -> tuple[T, Cost]:
-    """What `work` returns, and what it took. It must have ended every process and thread that it started."""
-    cpu_s, started = _cpu_s(), time.perf_counter()
+    """Returns the result of `work` and its cost. `work` must end every process and thread that it starts."""
+    cpu_s = _cpu_s()
+    started = time.perf_counter()
     result = work()
     return result, Cost(time.perf_counter() - started, _cpu_s() - cpu_s)
 
 
 def best(costs: Iterable[Cost]) -> Cost:
-    """The least of each: what else the machine does only ever adds."""
-    wall_s, cpu_s = zip(*((cost.wall_s, cost.cpu_s) for cost in costs), strict=True)
-    return Cost(min(wall_s), min(cpu_s))
+    """The least wall time and the least CPU time: other work on the machine only ever adds to them."""
+    costs = list(costs)
+    return Cost(min(cost.wall_s for cost in costs), min(cost.cpu_s for cost in costs))
 
 
-def can_see_memory() -> bool:
-    """Whether this system tells the peak memory of other processes (Linux does)."""
+def can_measure_memory() -> bool:
+    """Whether this system reports the peak memory of other processes (Linux does)."""
     return (_PROC / "self" / "status").exists()
 
 
 def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
-    """Bytes: the peak resident memory of each process of `command`, its children's children included, added up.
+    """Runs `command`; returns the sum of the peak resident memory of its processes and all their descendants, in bytes.
 
-    Shared memory counts in every process that touches it. Raises CostlError when the command fails.
+    Shared memory counts in every process that touches it. Raises CostlError if the command fails.
     """
     peaks: dict[int, float] = {}
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            for pid in _family(process.pid):
-                peaks[pid] = max(peaks.get(pid, 0.0), _high_water(pid))
-            time.sleep(_LOOK_EVERY_S)
-        said = process.stderr.read().strip() if process.stderr else ""
+            for pid in _with_descendants(process.pid):
+                peaks[pid] = max(peaks.get(pid, 0.0), _peak_rss(pid))
+            time.sleep(_POLL_INTERVAL_S)
+        errors = process.stderr.read().strip() if process.stderr else ""
     if process.returncode:
-        last = said.splitlines()[-1] if said else "it said nothing"
-        raise CostlError(f"The measurement of memory failed (exit code {process.returncode}): {last}")
+        last = errors.splitlines()[-1] if errors else "no error output"
+        raise CostlError(f"The memory measurement failed (exit code {process.returncode}): {last}")
     return sum(peaks.values())
 
 
 def _cpu_s() -> float:
     try:
         import resource
-    except ImportError:  # Windows counts no children
+    except ImportError:  # Windows does not count children
         return time.process_time()
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _family(pid: int) -> set[int]:
-    """`pid` and all that descend from it."""
-    parents = {int(place.name): _parent(place) for place in _PROC.iterdir() if place.name.isdecimal()}
-    family, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in family} - family
-        family, grown = family | more, bool(more)
+def _with_descendants(pid: int) -> set[int]:
+    """`pid` and all its descendants."""
+    parents = {int(folder.name): _parent(folder) for folder in _PROC.iterdir() if folder.name.isdecimal()}
+    family = {pid}
+    children = {pid}
+    while children:
+        children = {child for child, parent in parents.items() if parent in family} - family
+        family |= children
     return family
 
 
-def _parent(place: Path) -> int:
+def _parent(process_folder: Path) -> int:
     try:
-        # The name, in brackets, may hold anything; behind it come the state and the parent.
-        return int((place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):  # it has just ended
+        # The name, in brackets, may contain anything. State and parent follow it.
+        return int((process_folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):  # the process has just ended
         return -1
 
 
-def _high_water(pid: int) -> float:
+def _peak_rss(pid: int) -> float:
     try:
         lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Peak memory of an extraction, processes included, as videos get longer and more: it must not grow with either."""
+"""Peak memory of an extraction and its processes, for longer videos and for more videos. It must not grow with either."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from costl.pipeline.bench.clips import Clips, repeated
 from costl.pipeline.bench.measure import peak_memory
-from costl.pipeline.progress import Progress, Tell
+from costl.pipeline.bench.videos import VideoSet, repeat_video
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import Video
 from costl.pipeline.world.sample import TINY_CLIP
 
-LONGER, MORE = 20, 4
+LONGER = 20
+MORE = 4
 PROCESSES = 2
 
-# An extraction of its own, in a process of its own, with the small CLIP: what else memory holds would hide its growth.
-_ALONE = f"""
+# Runs in its own process with the small CLIP: anything else in memory would hide the growth.
+_EXTRACT_SCRIPT = f"""
 import sys
 from pathlib import Path
 from costl.pipeline.extract import extract
@@ -30,8 +31,8 @@ sys.exit("; ".join(row.reason for row in report.failed) or None)
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of an extraction of one short video and of one `LONGER` times as long, of a few videos and of `MORE`
-    times as many."""
+    """Peak bytes of extractions: of one short video, of one `LONGER` times as long, of a few videos, and of `MORE` times
+    as many."""
 
     short: float
     long: float
@@ -40,7 +41,7 @@ class Memory:
     few_videos: int
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """A table of MB for the terminal."""
         rows = (
             ("one video", f"{LONGER} times as long", self.short, self.long),
             (f"{self.few_videos} videos", f"{MORE} times as many", self.few, self.many),
@@ -53,29 +54,41 @@ class Memory:
         return lines
 
     def data(self) -> dict[str, float]:
-        """Bytes and ratios, for machines."""
+        """Bytes and ratios, for JSON."""
         return vars(self) | {"longer": self.long / self.short, "more": self.many / self.few}
 
 
-def bench_memory(source: Video, *, fps: float, decoder: str, folder: Path | None = None, tell: Tell) -> Memory:
-    """Four extractions of `source` at `fps`: once, repeated within its file, and linked under many names."""
+def bench_memory(
+    source: Video, *, fps: float, decoder: str, folder: Path | None = None, report_progress: ProgressCallback
+) -> Memory:
+    """Runs four extractions of `source` at `fps`: one file, one long file that repeats it, and few and many links to it."""
     few = 2 * PROCESSES
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        root = Path(temporary)
         long = root / "long.mp4"
-        repeated(source.path, long, LONGER)
-        clips = Clips("", (source,))
-        kinds = {
-            "short": clips.several(1, root / "short"),
-            "long": Clips("", (Video("long", long),)).several(1, root / "long"),
-            "few": clips.several(few, root / "few"),
-            "many": clips.several(MORE * few, root / "many"),
+        repeat_video(source.path, long, LONGER)
+        short_set = VideoSet("", (source,))
+        long_set = VideoSet("", (Video("long", long),))
+        cases = {
+            "short": short_set.link_copies(1, root / "short"),
+            "long": long_set.link_copies(1, root / "long"),
+            "few": short_set.link_copies(few, root / "few"),
+            "many": short_set.link_copies(MORE * few, root / "many"),
         }
         peaks = {}
-        for number, name in enumerate(kinds):
-            tell(Progress("memory", number, len(kinds), name))
+        for number, name in enumerate(cases):
+            report_progress(Progress("memory", number, len(cases), name))
             out = root / "out" / name / "feats.h5"
-            command = [sys.executable, "-c", _ALONE, str(root / name), str(out), str(TINY_CLIP), str(fps), decoder]
+            command = [
+                sys.executable,
+                "-c",
+                _EXTRACT_SCRIPT,
+                str(root / name),
+                str(out),
+                str(TINY_CLIP),
+                str(fps),
+                decoder,
+            ]
             peaks[name] = peak_memory(command, cwd=Path(__file__).parents[2])
-    tell(Progress("memory", len(kinds), len(kinds)))
+    report_progress(Progress("memory", len(cases), len(cases)))
     return Memory(**peaks, few_videos=few)

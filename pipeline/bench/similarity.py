@@ -1,4 +1,4 @@
-"""What a cheaper way to make frames does to the features: both ways on the same videos, token by token."""
+"""How features change with cheaper frames: compares both kinds on the same videos, token by token."""
 
 from __future__ import annotations
 
@@ -10,68 +10,80 @@ from pathlib import Path
 import numpy as np
 
 from costl.pipeline.decode.backends import open_video
-from costl.pipeline.encode.clip import Clip
+from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.grid import Grid
-from costl.pipeline.options import How
+from costl.pipeline.options import FrameOptions
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Features made in one way beside those of frames at the clips' centres resized on the device, over all tokens.
+    """Features with `frame_options` compared with the reference: frames at clip centres, resized on the device.
 
-    `error`: length of the difference over length of the reference; `cosine`: mean over the frame tokens; `apart_s`: mean
-    seconds between the frames. `per_cpu_s` and `usual_per_cpu_s`: frames decoded a CPU second, this way and the usual.
+    `error`: norm of the difference of all tokens over the norm of the reference. `cosine`: mean over the frame tokens.
+    `shift_s`: mean seconds between the frames. `frames_per_cpu_s` and `reference_frames_per_cpu_s`: decoded frames per
+    CPU second.
     """
 
-    how: How
+    frame_options: FrameOptions
     frames: int
     error: float
     cosine: float
-    apart_s: float
-    per_cpu_s: float
-    usual_per_cpu_s: float
+    shift_s: float
+    frames_per_cpu_s: float
+    reference_frames_per_cpu_s: float
 
 
-def similarity(videos: Sequence[Path], clip: Clip, *, fps: float, decoder: str = "pyav") -> list[Similarity]:
-    """One row for --sampling cheapest, --resize decoder, and both. Decodes in this process; meant for few videos."""
-    usual = How(decoder)
-    target = clip.preprocess.target
-    ways = [replace(usual, sampling="cheapest"), replace(usual, resize_to=target), How(decoder, "cheapest", target)]
-    with_usual = _made(videos, clip, usual, fps)
-    return [_compare(way, _made(videos, clip, way, fps), with_usual) for way in ways]
+def measure_similarity(
+    videos: Sequence[Path], encoder: CLIPEncoder, *, fps: float, decoder: str = "pyav"
+) -> list[Similarity]:
+    """One row each for --sampling cheapest, --resize decoder, and both. Decodes in this process; meant for few videos."""
+    default = FrameOptions(decoder)
+    target = encoder.preprocess.resize_target
+    cheapest = replace(default, sampling="cheapest")
+    resized = replace(default, resize_to=target)
+    both = FrameOptions(decoder, "cheapest", target)
+    reference = _encode(videos, encoder, default, fps)
+    return [
+        _compare(options, _encode(videos, encoder, options, fps), reference) for options in (cheapest, resized, both)
+    ]
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Features:
     tokens: np.ndarray  # [t 1+p c]
-    times_s: np.ndarray
-    cpu_s: float
+    times_s: np.ndarray  # [t]
+    cpu_s: float  # of decoding
 
 
-def _made(videos: Sequence[Path], clip: Clip, how: How, fps: float) -> _Made:
-    tokens, times, cpu_s = [], [], 0.0
+def _encode(videos: Sequence[Path], encoder: CLIPEncoder, frame_options: FrameOptions, fps: float) -> _Features:
+    tokens: list[np.ndarray] = []
+    times_s: list[np.ndarray] = []
+    cpu_s = 0.0
     for path in videos:
-        begin_s = time.process_time()
-        with open_video(path, how) as video:
+        start_s = time.process_time()
+        with open_video(path, frame_options) as video:
             grid = Grid(fps, video.duration_s)
-            wanted_s = video.cheapest_s(grid) if how.sampling == "cheapest" else grid.centres_s()
-            for frames in video.sample(wanted_s):
-                cpu_s += time.process_time() - begin_s
-                tokens.append(clip.tokens(frames.pixels).astype(np.float32))
-                times.append(frames.times_s)
-                begin_s = time.process_time()
-    return _Made(np.concatenate(tokens), np.concatenate(times), cpu_s)
+            cheapest = frame_options.sampling == "cheapest"
+            requested_s = video.cheapest_times_s(grid) if cheapest else grid.centres_s()
+            for frames in video.sample(requested_s):
+                cpu_s += time.process_time() - start_s
+                tokens.append(encoder.tokens(frames.pixels).astype(np.float32))
+                times_s.append(frames.times_s)
+                start_s = time.process_time()
+    return _Features(np.concatenate(tokens), np.concatenate(times_s), cpu_s)
 
 
-def _compare(how: How, made: _Made, usual: _Made) -> Similarity:
-    ours, theirs = made.tokens[:, 0], usual.tokens[:, 0]
-    lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+def _compare(frame_options: FrameOptions, features: _Features, reference: _Features) -> Similarity:
+    frame = features.tokens[:, 0]
+    reference_frame = reference.tokens[:, 0]
+    norms = np.linalg.norm(frame, axis=-1) * np.linalg.norm(reference_frame, axis=-1)
+    difference = np.linalg.norm(features.tokens - reference.tokens)
     return Similarity(
-        how=how,
-        frames=len(ours),
-        error=float(np.linalg.norm(made.tokens - usual.tokens) / np.linalg.norm(usual.tokens)),
-        cosine=float(((ours * theirs).sum(-1) / lengths).mean()),
-        apart_s=float(np.abs(made.times_s - usual.times_s).mean()),
-        per_cpu_s=len(ours) / made.cpu_s,
-        usual_per_cpu_s=len(ours) / usual.cpu_s,
+        frame_options=frame_options,
+        frames=len(frame),
+        error=float(difference / np.linalg.norm(reference.tokens)),
+        cosine=float(((frame * reference_frame).sum(-1) / norms).mean()),
+        shift_s=float(np.abs(features.times_s - reference.times_s).mean()),
+        frames_per_cpu_s=len(frame) / features.cpu_s,
+        reference_frames_per_cpu_s=len(frame) / reference.cpu_s,
     )

@@ -1,4 +1,4 @@
-"""The one way we touch HDF5: files published whole by rename, every name and size checked before it is read."""
+"""All access to HDF5: files are published whole by a rename, and every name and size is checked before it is read."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from typing import Any
 import h5py
 import numpy as np
 
-from costl.pipeline.cache.hdf5_header import is_plain
+from costl.pipeline.cache.hdf5_header import is_self_contained
 from costl.pipeline.errors import CacheError
 
-# What h5py raises for a file that is damaged or was made to do harm.
-_FOREIGN = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BROKEN = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
-_PAGE = 4096
-PLAIN_KINDS = "biufS"  # numpy's letters for what is nothing but its bytes
-_LARGEST_ATTRIBUTE = 1 << 16
-_MOST_NODES = 10_000
-# The superblock that libver="earliest" writes: signature, version 0 and what follows from it, ..., end of the file.
+# What h5py raises for a damaged or malicious file.
+_H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK_ERROR = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
+_PAGE_BYTES = 4096
+_PLAIN_KINDS = "biufS"  # numpy's kinds whose values are stored as plain bytes
+_MAX_ATTRIBUTE_BYTES = 1 << 16
+_MAX_NODES = 10_000
+# The superblock that libver="earliest" writes: the signature and version 0 first, the end of the file at byte 40.
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
-_HEAD = struct.Struct("<40sQ")
+_SUPERBLOCK = struct.Struct("<40sQ")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where an array lies in its file: byte offset, shape and type; known to be plain bytes inside the file."""
+    """Where an array is stored: its file, byte offset, shape and type. Its bytes are known to lie inside the file."""
 
     path: Path
     offset: int
@@ -47,176 +47,185 @@ class Location:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes."""
-        # In whole numbers: numpy's product would overflow on a made-up shape.
+        """In bytes."""
+        # Python's integers: numpy's product would overflow on a forged shape.
         return math.prod(self.shape) * self.dtype.itemsize
 
     def memmap(self) -> np.ndarray:
         """The array as a read-only memory map. Raises CacheError when the file is gone or has become shorter."""
         try:
-            found = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+            mapped = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: gone or cut short since it was opened ({error}). Extract again.") from error
-        # Only what is smaller than a page may lie askew, which not every library can read.
-        return found if found.flags.aligned else np.array(found)
+        # Only arrays smaller than a page may be unaligned, which some libraries cannot read.
+        return mapped if mapped.flags.aligned else np.array(mapped)
 
     def array(self) -> np.ndarray:
-        """The same, also where there is nothing to map."""
+        """The same, also for an array without values, which cannot be mapped."""
         return self.memmap() if 0 not in self.shape else np.zeros(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A part inside a packed file, as the table of that file lists it: read like an open HDF5 file, with none opened."""
+class PackedFile:
+    """A file inside a packed cache, as the table of the cache lists it: read like an open HDF5 file, without opening one."""
 
     filename: str
     attributes: Mapping[str, str | int | float]
     arrays: Mapping[str, Location]
 
     def array(self, name: str) -> Location:
-        """Where the array of this name lies. Raises CacheError when there is none."""
+        """The location of the array of this name. Raises CacheError when there is none."""
         if name not in self.arrays:
             raise CacheError(f"{self.filename}: expected data under {name!r}, found nothing. Pack it again.")
         return self.arrays[name]
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, then: Callable[[Path], None] | None = None) -> Iterator[h5py.File]:
-    """A new HDF5 file that gets its name only when it is complete and on disk, as `publishing` does it.
+def create_file(path: Path, *, finish: Callable[[Path], None] | None = None) -> Iterator[h5py.File]:
+    """A new HDF5 file that gets its name only when it is complete and on disk, see `atomic_path`.
 
-    `then` is given the closed file before that, to fill in what `reserve` set aside. The same data give the same bytes.
-    Raises CacheError when it cannot be written (disk full, no permission).
+    `finish` gets the path of the closed file before that, to fill in what `reserve` set aside. The same data give the same
+    bytes. Raises CacheError when it cannot be written (disk full, no permission).
     """
-    with publishing(path) as aside:
-        with _Patient(aside) as raw:
-            # Whole pages, so that a memory map of a dataset is aligned.
+    with atomic_path(path) as temporary:
+        with _DeferredErrorFile(temporary) as raw:
+            # Datasets begin at whole pages, so that a memory map of them is aligned.
             with h5py.File(
-                raw, "w", libver="earliest", locking=False, alignment_threshold=_PAGE, alignment_interval=_PAGE
+                raw,
+                "w",
+                libver="earliest",
+                locking=False,
+                alignment_threshold=_PAGE_BYTES,
+                alignment_interval=_PAGE_BYTES,
             ) as file:
                 yield file
-            if raw.refusal is not None:
-                raise raw.refusal
-        if then:
-            then(aside)
+            if raw.first_error is not None:
+                raise raw.first_error
+        if finish:
+            finish(temporary)
 
 
 @contextlib.contextmanager
-def publishing(path: Path) -> Iterator[Path]:
-    """Where to write what will be called `path` when it is whole: written aside, fsynced, renamed.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; at the end of the block it is forced to the disk and renamed to `path`.
 
     Raises CacheError when it cannot be written.
     """
-    # Another machine may have a process of the same number.
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # The process number is not enough: another machine may have a process of the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        yield aside
-        sync(aside)
-        os.replace(aside, path)
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
         sync(path.parent)
     except (OSError, RuntimeError) as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # a disk that fails; the next run takes it away
-            aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the disk fails, the next run removes it
+            temporary.unlink(missing_ok=True)
 
 
-class _Patient(io.FileIO):
-    """A new file that keeps the disk's first `refusal` to itself until HDF5 has closed it.
+class _DeferredErrorFile(io.FileIO):
+    """A new file that holds back the disk's first error until HDF5 has closed it.
 
-    HDF5 cannot close what it could not write: its objects stay open, and each of them complains on the terminal.
+    HDF5 cannot close a file that it could not write: its objects stay open, and each of them prints an error.
     """
 
     def __init__(self, path: Path):
         super().__init__(path, "w+")
-        self.refusal: OSError | None = None
+        self.first_error: OSError | None = None
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
         try:
-            while self.refusal is None and len(rest):
+            while self.first_error is None and len(rest):
                 rest = rest[os.write(self.fileno(), rest) :]
         except OSError as error:
-            self.refusal = error
+            self.first_error = error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
         try:
             return super().truncate(size)
         except OSError as error:
-            self.refusal = self.refusal or error
+            self.first_error = self.first_error or error
             return size or 0
 
 
-def unwritable(path: Path, error: Exception) -> CacheError:
-    """What to say of a file or folder that the disk did not take, and what to do about it."""
-    code = _errno(error)
+def write_error(path: Path, error: Exception) -> CacheError:
+    """The error for a file or folder that could not be written, with its cause and the next step."""
+    code = _error_number(error)
     reason = os.strerror(code) if code else " ".join(str(error).split())[:160]
-    return CacheError(f"{path}: cannot be written ({reason}). {_remedy(path, code)} What was finished is kept.")
+    return CacheError(f"{path}: cannot be written ({reason}). {_next_step(path, code)} What was finished is kept.")
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file for reading. Raises CacheError for what is missing, foreign or damaged, also while it is read."""
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Opens an HDF5 file to read. Raises CacheError for one that is missing, foreign or damaged, also during the block."""
     if not path.is_file():
         raise CacheError(f"{path}: no such file. Make it with costl extract.")
-    with translated(path):
+    with translate_errors(path):
         if not h5py.is_hdf5(path):
             raise CacheError(f"{path}: not an HDF5 file. Give the feats.h5 that costl extract wrote.")
-        # Published files never change, so that no lock is needed and read-only folders work.
+        # Published files never change: no lock is needed, and read-only folders work.
         with h5py.File(path, "r", locking=False) as file:
             yield file
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Whatever h5py, or a reader of its texts, makes of damage in the file at `path` becomes a CacheError."""
+def translate_errors(path: Path) -> Iterator[None]:
+    """Raises CacheError for any error that h5py, or the parser of a text, raises for damage in the file at `path`."""
     try:
         yield
-    except _FOREIGN as error:
+    except _H5PY_ERRORS as error:
         raise CacheError(f"{path}: damaged ({str(error)[:160]}). Delete it and run costl extract again.") from error
 
 
-def check_header(path: Path, *, least: int = 0) -> None:
-    """Whether a file of ours is there and as long as its first bytes say, without opening it as HDF5 (50 times slower).
+def check_header(path: Path, *, min_bytes: int = 0) -> None:
+    """Checks that the file exists and is as long as its superblock says; 50 times as fast as opening it as HDF5.
 
-    Raises CacheError when it is missing, a link, cut short, no HDF5 file, or of fewer than `least` bytes.
+    Raises CacheError when it is missing, a link, truncated, not an HDF5 file, or shorter than `min_bytes`.
     """
     refuse_link(path)
     try:
         with path.open("rb") as file:
-            head, size = file.read(_HEAD.size), os.fstat(file.fileno()).st_size
+            head = file.read(_SUPERBLOCK.size)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise CacheError(f"{path}: cannot be read ({error.strerror}). Make it with costl extract.") from error
-    if len(head) < _HEAD.size or not head.startswith(_SIGNATURE):
+    if len(head) < _SUPERBLOCK.size or not head.startswith(_SIGNATURE):
         raise CacheError(f"{path}: not an HDF5 file as costl extract writes it. Delete it and run costl extract again.")
-    _, end = _HEAD.unpack(head)
-    if size < max(end, least):
-        raise CacheError(f"{path}: {size} bytes, expected {max(end, least)}. Delete it and run costl extract again.")
+    _, end = _SUPERBLOCK.unpack(head)
+    if size < max(end, min_bytes):
+        raise CacheError(
+            f"{path}: {size} bytes, expected {max(end, min_bytes)}. Delete it and run costl extract again."
+        )
 
 
 def refuse_link(path: Path) -> None:
-    """Raises CacheError for a link: what it leads to is not ours."""
+    """Raises CacheError for a link, which may lead to a file outside of the cache."""
     if path.is_symlink():
         raise CacheError(f"{path}: a link, expected a file. Put the part itself there.")
 
 
 def put_attributes(file: h5py.File, values: Mapping[str, str | int | float]) -> None:
-    """Stores plain scalars; texts as fixed-length UTF-8."""
+    """Stores scalars as attributes; texts as fixed-length UTF-8."""
     for name, value in values.items():
-        file.attrs[name] = _bytes(value) if isinstance(value, str) else value
+        file.attrs[name] = _fixed_length(value) if isinstance(value, str) else value
 
 
-def get_attribute(file: h5py.File | Listed, name: str, kind: type) -> Any:
+def get_attribute(file: h5py.File | PackedFile, name: str, kind: type) -> Any:
     """One scalar attribute of this kind (str, int or float). Raises CacheError for anything else."""
-    if isinstance(file, Listed):
+    if isinstance(file, PackedFile):
         if type(file.attributes.get(name)) is not kind:
             raise CacheError(f"{file.filename}: attribute {name!r} is not one {kind.__name__}. Pack it again.")
         return file.attributes[name]
     letter = {str: "S", int: "i", float: "f"}[kind]
     if not h5py.h5a.exists(file.id, name.encode()):
         raise CacheError(f"{file.filename}: no attribute {name!r}. It was not made by costl extract.")
-    found = h5py.h5a.open(file.id, name.encode())
-    if found.shape != () or found.dtype.kind != letter or found.dtype.itemsize > _LARGEST_ATTRIBUTE:
+    attribute = h5py.h5a.open(file.id, name.encode())
+    dtype = attribute.dtype
+    if attribute.shape != () or dtype.kind != letter or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
         raise CacheError(
             f"{file.filename}: attribute {name!r} is not one {kind.__name__}. It was not made by costl extract."
         )
@@ -226,132 +235,134 @@ def get_attribute(file: h5py.File | Listed, name: str, kind: type) -> Any:
 
 def put_text(group: h5py.Group, name: str, text: str) -> None:
     """Stores a text as one fixed-length UTF-8 string, which any HDF5 viewer shows."""
-    group.create_dataset(name, data=_bytes(text))
+    group.create_dataset(name, data=_fixed_length(text))
 
 
-def get_text(file: h5py.File | Listed, name: str) -> str:
+def get_text(file: h5py.File | PackedFile, name: str) -> str:
     """The text stored under this name. Raises CacheError for anything that is not one plain string inside the file."""
-    if isinstance(file, Listed):
-        return _text(_plain(file.array(name), name, kind="S", ndim=0))
-    dataset = _dataset(file, name)
+    if isinstance(file, PackedFile):
+        location = _check_type(file.array(name), name, kind="S", ndim=0)
+        return bytes(location.array()[()]).decode()
+    dataset = _get_dataset(file, name)
     _locate(dataset, kind="S", ndim=0)
     return bytes(dataset[()]).decode()
 
 
-def get_array(file: h5py.File | Listed, name: str, dtype: str, *, ndim: int) -> np.ndarray:
-    """The array stored under this name. Raises CacheError for another type, another number of axes, or a bomb."""
-    if isinstance(file, Listed):
+def get_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> np.ndarray:
+    """The array stored under this name. Raises CacheError for another type, another number of axes, or a forged size."""
+    if isinstance(file, PackedFile):
         return np.array(locate_array(file, name, dtype, ndim=ndim).array())
-    dataset = _dataset(file, name)
+    dataset = _get_dataset(file, name)
     _locate(dataset, kind=dtype, ndim=ndim)
     return np.asarray(dataset[()])
 
 
-def locate_array(file: h5py.File | Listed, name: str, dtype: str, *, ndim: int) -> Location:
-    """Where the array of this name lies, for a memory map. Raises CacheError as `get_array` does."""
-    if isinstance(file, Listed):
-        return _plain(file.array(name), name, kind=dtype, ndim=ndim)
-    return _locate(_dataset(file, name), kind=dtype, ndim=ndim)
+def locate_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> Location:
+    """The location of the array of this name, for a memory map. Raises CacheError as `get_array` does."""
+    if isinstance(file, PackedFile):
+        return _check_type(file.array(name), name, kind=dtype, ndim=ndim)
+    return _locate(_get_dataset(file, name), kind=dtype, ndim=ndim)
 
 
-def names_in(file: h5py.File, name: str) -> list[str]:
-    """The names inside a group, sorted. Raises CacheError when it is no group of this very file."""
-    return sorted(group_in(file, name))
+def list_names(file: h5py.File, name: str) -> list[str]:
+    """The names inside a group, sorted. Raises CacheError when it is not a group of this file."""
+    return sorted(get_group(file, name))
 
 
-def has(file: h5py.File, name: str) -> bool:
-    """Whether something, a link too, is called so at the top of the file."""
+def has_name(file: h5py.File, name: str) -> bool:
+    """Whether an object or a link of this name exists at the top of the file."""
     return file.get(name, getlink=True) is not None
 
 
-def group_in(file: h5py.File, name: str) -> h5py.Group:
-    """The group of this name. Raises CacheError when it is no group of this very file."""
-    node = _walk(file, name)
+def get_group(file: h5py.File, name: str) -> h5py.Group:
+    """The group of this name. Raises CacheError when it is not a group of this file."""
+    node = _get_node(file, name)
     if not isinstance(node, h5py.Group):
         raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
     return node
 
 
-def arrays_in(file: h5py.Group) -> dict[str, Location]:
-    """Every array of a file or group by its path, in groups as well, sorted.
+def locate_arrays(file: h5py.Group) -> dict[str, Location]:
+    """The location of every array in a file or group, also in groups inside it, by its path; sorted.
 
-    Raises CacheError for links elsewhere, names for the same thing twice (and so cycles), and what is not plain bytes.
+    Raises CacheError for links to other files, for two names of one object (and therefore cycles), and for arrays that are
+    not plain bytes in the file.
     """
-    found: dict[str, Location] = {}
-    seen: set[Any] = set()
-    waiting = [(name, file) for name in file]
-    while waiting:
-        name, group = waiting.pop()
-        node = _walk(group, name.rpartition("/")[2])
-        token = h5py.h5o.get_info(node.id).addr
-        if token in seen or len(seen) >= _MOST_NODES:
-            raise CacheError(f"{file.file.filename}: {name!r} stands for what is there already. Extract again.")
-        seen.add(token)
+    locations: dict[str, Location] = {}
+    visited: set[Any] = set()
+    queue = [(name, file) for name in file]
+    while queue:
+        name, group = queue.pop()
+        node = _get_node(group, name.rpartition("/")[2])
+        address = h5py.h5o.get_info(node.id).addr
+        if address in visited or len(visited) >= _MAX_NODES:
+            raise CacheError(f"{file.file.filename}: {name!r} is a second name of one object. Extract again.")
+        visited.add(address)
         if isinstance(node, h5py.Dataset):
-            found[name] = _place(node)
+            locations[name] = _location(node)
         elif isinstance(node, h5py.Group):
-            waiting += [(f"{name}/{inner}", node) for inner in node]
-    return dict(sorted(found.items()))
+            queue += [(f"{name}/{inner}", node) for inner in node]
+    return dict(sorted(locations.items()))
 
 
-def scalars_in(file: h5py.Group) -> dict[str, str | int | float]:
-    """Every attribute of a file that is one text or finite number, sorted."""
-    kinds = {"S": str, "i": int, "u": int, "f": float}
-    found: dict[str, str | int | float] = {}
+def read_scalars(file: h5py.Group) -> dict[str, str | int | float]:
+    """Every attribute of a file or group that is one text or one finite number, sorted."""
+    types = {"S": str, "i": int, "u": int, "f": float}
+    scalars: dict[str, str | int | float] = {}
     for name in sorted(file.attrs):
-        about = h5py.h5a.open(file.id, name.encode())
-        if about.shape == () and about.dtype.kind in kinds:
-            kind = kinds[about.dtype.kind]
+        attribute = h5py.h5a.open(file.id, name.encode())
+        if attribute.shape == () and attribute.dtype.kind in types:
+            kind = types[attribute.dtype.kind]
             value = int(file.attrs[name]) if kind is int else get_attribute(file, name, kind)
             if kind is not float or math.isfinite(value):
-                found[name] = value
-    return found
+                scalars[name] = value
+    return scalars
 
 
 def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Makes an array that is filled in when the file is closed; -> where its bytes will lie. Groups on the way are made."""
+    """Creates an array without writing its values, and the groups above it; returns the offset of its bytes in the file."""
     space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    how.set_obj_track_times(False)  # the same data give the same bytes
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same data give the same bytes
     *above, last = name.split("/")
     parent = group.require_group("/".join(above)) if above else group
-    made = h5py.h5d.create(parent.id, last.encode(), h5py.h5t.py_create(dtype), space, dcpl=how)
-    return int(made.get_offset() or 0) if 0 not in shape else 0
+    dataset = h5py.h5d.create(parent.id, last.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)
+    return int(dataset.get_offset() or 0) if 0 not in shape else 0
 
 
-def _errno(error: Exception) -> int | None:
-    """HDF5 reports some failures of the system in words alone."""
-    found = re.search(r"errno = (\d+)", str(error))
-    return getattr(error, "errno", None) or (int(found[1]) if found else None)
+def _error_number(error: Exception) -> int | None:
+    """The system's error number; HDF5 reports some only in its message."""
+    match = re.search(r"errno = (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(match[1]) if match else None)
 
 
-def _remedy(path: Path, code: int | None) -> str:
-    if code in _FULL:
-        return f"{_free(path)}Make room, then give the same command again."
-    if code in _DENIED:
-        return "Change its permissions, or choose another place for the cache."
-    if code in _BROKEN:
-        return "The disk, or the network to it, fails: see to that, then give the same command again."
+def _next_step(path: Path, code: int | None) -> str:
+    if code in _DISK_FULL:
+        return f"{_free_space(path)}Make room, then give the same command again."
+    if code in _NO_PERMISSION:
+        return "Change its permissions, or choose another folder for the cache."
+    if code in _DISK_ERROR:
+        return "The disk, or the network to it, fails: repair it, then give the same command again."
     return "Check free space and permissions, then give the same command again."
 
 
-def _free(path: Path) -> str:
+def _free_space(path: Path) -> str:
     try:
         return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free there. "
     except OSError:
         return ""
 
 
-def _bytes(text: str) -> np.ndarray:
+def _fixed_length(text: str) -> np.ndarray:
     encoded = text.encode()
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}")
 
 
 def sync(path: Path) -> None:
     """Forces a file, or the names in a folder, to the disk."""
-    # Windows can neither open a folder nor needs to.
+    # Windows cannot open a folder and does not need this.
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -361,17 +372,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
-    # One component at a time: a link in the middle of a path may lead to another file as well as one at its end.
+def _get_node(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
+    # One component at a time, since a link in the middle of a path may also lead to another file.
     node = file
     for part in name.split("/"):
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
-            found = "a link elsewhere" if link is not None else "nothing"
+            what = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
-                f"{file.file.filename}: expected data under {name!r}, found {found}. It was not made by costl extract."
+                f"{file.file.filename}: expected data under {name!r}, found {what}. It was not made by costl extract."
             )
-        if not is_plain(node.file.id.get_vfd_handle(), h5py.h5o.get_info(node.id, part.encode()).addr):
+        address = h5py.h5o.get_info(node.id, part.encode()).addr
+        if not is_self_contained(node.file.id.get_vfd_handle(), address):
             raise CacheError(
                 f"{file.file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
                 "Extract again."
@@ -380,37 +392,36 @@ def _walk(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
     return node
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    node = _walk(file, name)
+def _get_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    node = _get_node(file, name)
     if not isinstance(node, h5py.Dataset):
         raise CacheError(f"{file.filename}: {name!r} is not a dataset. It was not made by costl extract.")
     return node
 
 
 def _locate(dataset: h5py.Dataset, *, kind: str, ndim: int) -> Location:
-    return _plain(_place(dataset), dataset.name, kind=kind, ndim=ndim)
+    return _check_type(_location(dataset), dataset.name, kind=kind, ndim=ndim)
 
 
-def _plain(found: Location, name: str, *, kind: str, ndim: int) -> Location:
-    right_type = found.dtype.kind == "S" if kind == "S" else found.dtype == np.dtype(kind)
-    if not right_type or len(found.shape) != ndim:
+def _check_type(location: Location, name: str, *, kind: str, ndim: int) -> Location:
+    dtype = location.dtype
+    right_type = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
+    if not right_type or len(location.shape) != ndim:
         raise CacheError(
-            f"{found.path}: {name} is {found.dtype} {found.shape}, expected plain {kind} with {ndim} axes. Extract again."
+            f"{location.path}: {name} is {dtype} {location.shape}, expected plain {kind} with {ndim} axes. Extract again."
         )
-    return found
+    return location
 
 
-def _place(dataset: h5py.Dataset) -> Location:
-    path, shape, dtype = Path(dataset.file.filename), dataset.shape, dataset.dtype
-    plain = dataset.chunks is None and not dataset.is_virtual and not dataset.external
-    if shape is None or dtype.kind not in PLAIN_KINDS or not plain:
+def _location(dataset: h5py.Dataset) -> Location:
+    path = Path(dataset.file.filename)
+    shape = dataset.shape
+    dtype = dataset.dtype
+    contiguous = dataset.chunks is None and not dataset.is_virtual and not dataset.external
+    if shape is None or dtype.kind not in _PLAIN_KINDS or not contiguous:
         raise CacheError(f"{path}: {dataset.name} is {dtype} {shape}, expected plain bytes in the file. Extract again.")
     size = Location(path, 0, shape, dtype).size
     offset = dataset.id.get_offset() if size else 0
     if offset is None or offset < 0 or offset + size > path.stat().st_size:
         raise CacheError(f"{path}: {dataset.name} claims {size} bytes that the file does not hold. Extract again.")
     return Location(path, offset, shape, dtype)
-
-
-def _text(found: Location) -> str:
-    return bytes(found.array()[()]).decode()

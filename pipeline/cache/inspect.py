@@ -1,4 +1,8 @@
-"""What is inside a cache, for a person: how its features were made, what there is, and one video looked at closely."""
+"""What a cache holds, for a person: how its features were made, one video in detail, and the status of every video.
+
+`inspect_cache` and `inspect_video` collect facts (`costl cache inspect`), `Inspection` prints them, and `Status` prints the
+rows (`costl cache status`).
+"""
 
 from __future__ import annotations
 
@@ -19,206 +23,19 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.formats.strict_json import read_json
 
+MAX_LISTED = 20  # videos without features, one a line
+_MAX_NAMED = 3  # videos with the same reason, in one line
 _CLIPS_AT_ONCE = 64
 _BINS = 24
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows, different queries and videos of a split; `without_features` are those videos that have none here."""
-
-    rows: int
-    queries: int
-    videos: int
-    without_features: int
-
-
-@dataclass(frozen=True)
-class TokenStatistics:
-    """Of all values of a video: are they finite, and how long are the tokens (mean L2 norm)?
-
-    `frame_norm` of each clip's frame token, `patch_norm` of its patches (None where there are none); `histogram` counts the
-    patches' norms (the frame tokens' without patches) in equal bins from `least` to `most`.
-    """
-
-    finite: bool
-    frame_norm: float
-    patch_norm: float | None
-    least: float
-    most: float
-    histogram: tuple[int, ...]
-
-
-def inspect_cache(path: Path) -> Inspection:
-    """What the cache at `path` holds. Raises CacheError when its index is damaged; parts are only measured, not read."""
-    reader = CacheReader(path)
-    ok = [row for row in reader.rows if row.ok]
-    made, there, size = _made(reader), _there(reader), _sizes(reader)
-    splits = {split: _split(reader, split) for split in reader.splits}
-    words = reader.word_table().counts()
-    facts = {
-        "cache": str(path),
-        "format": FORMAT,
-        "packed": reader.table is not None,
-        "made": made,
-        "stored": _stored(reader),
-        "sizes": size,
-        "videos": {
-            "with_features": len(ok),
-            "without": dict(Counter(row.status for row in reader.rows if not row.ok)),
-            "hours": sum(row.duration_s for row in ok) / 3600,
-            "clips": sum(row.clips for row in ok),
-            "repaired_frames": sum(row.repaired for row in ok),
-            "decoders": dict(Counter(row.decoder for row in ok)),
-        },
-        "there": there,
-        "splits": {name: asdict(split) for name, split in splits.items()},
-        "words": words,
-        "settings": reader.settings,
-        "fingerprint": reader.fingerprint,
-        "digest": reader.digest,
-    }
-    return Inspection(facts, tuple(cache_sections(facts)))
-
-
-def inspect_video(path: Path, name: str) -> Inspection:
-    """One video of the cache at `path`, its features read in full. Raises CacheError when it is not there or damaged."""
-    reader = CacheReader(path)
-    row, times_s, centres_s = reader.row(name), reader.times_s(name), reader.grid(name).centres_s()
-    gaps_s, off_s = np.diff(times_s), np.abs(times_s - centres_s)
-    times = {
-        "first_s": float(times_s[0]),
-        "last_s": float(times_s[-1]),
-        "largest_gap_s": float(gaps_s.max(initial=0.0)),
-        "repeated": int((gaps_s == 0).sum()),
-        "mean_distance_s": float(off_s.mean()),
-        "largest_distance_s": float(off_s.max()),
-    }
-    arrays = {
-        label: {
-            "dtype": str(found.dtype),
-            "shape": list(found.shape),
-            "file": str(found.path),
-            "offset": found.offset,
-            "bytes": found.size,
-        }
-        for label, found in reader.arrays(name).items()
-    }
-    facts = {
-        "cache": str(path),
-        "row": asdict(row),
-        "times": times,
-        "tokens": asdict(statistics(reader.tokens(name))),
-        "arrays": arrays,
-    }
-    return Inspection(facts, tuple(video_sections(facts)))
-
-
-def statistics(tokens: np.ndarray) -> TokenStatistics:
-    """Of tokens [t ... 1+p c], a few clips at a time, so that memory does not grow with the video."""
-    finite, frame, patches = True, np.zeros(0, np.float32), []
-    for start in range(0, len(tokens), _CLIPS_AT_ONCE):
-        some = np.asarray(tokens[start : start + _CLIPS_AT_ONCE], dtype=np.float32)
-        finite = finite and bool(np.isfinite(some).all())
-        norms = np.linalg.norm(some, axis=-1)
-        frame = np.concatenate([frame, norms[..., 0].ravel()])
-        patches.append(norms[..., 1:].ravel())
-    patch_norms = np.concatenate(patches)
-    shown = patch_norms if len(patch_norms) else frame
-    shown = shown[np.isfinite(shown)]
-    counts, edges = np.histogram(shown, bins=_BINS) if len(shown) else (np.zeros(_BINS, int), np.zeros(_BINS + 1))
-    return TokenStatistics(
-        finite=finite,
-        frame_norm=float(frame.mean()),
-        patch_norm=float(patch_norms.mean()) if len(patch_norms) else None,
-        least=float(edges[0]),
-        most=float(edges[-1]),
-        histogram=tuple(map(int, counts)),
-    )
-
-
-def _made(reader: CacheReader) -> dict[str, Any]:
-    tokens, channels = reader.contents.token_shape
-    return {
-        "model": reader.fingerprint.get("model") or reader.source.get("model", ""),
-        "weights": reader.source.get("weights", ""),
-        "fps": reader.fps,
-        "tokens_per_clip": tokens,
-        "patch_grid": list(reader.patch_grid),
-        "channels": channels,
-        "joint_channels": reader.joint.projection.shape[1],
-        "joint_known": reader.joint.known,
-        "logit_scale": reader.joint.logit_scale,
-    }
-
-
-def _stored(reader: CacheReader) -> dict[str, Any]:
-    """Type and shape of each array of the first video with features; nothing where there is none, or it is damaged."""
-    try:
-        first = reader.arrays(reader.video_ids[0]) if reader.video_ids else {}
-    except CacheError:  # costl cache verify says so
-        return {}
-    return {name: {"dtype": str(found.dtype), "shape": list(found.shape)} for name, found in first.items()}
-
-
-def _there(reader: CacheReader) -> dict[str, Any]:
-    """Whether what the cache was made from is still where it was; None where nobody can know."""
-    place = reader.source.get("weights", "").rpartition("=")[2].removeprefix("local-dir:")
-    # Not Path's own, which stumbles over names that no file system takes.
-    weights = os.path.exists(place) if place and Path(place).is_absolute() else None
-    folder = reader.videos
-    stems: set[str] = set()
-    if folder is not None and os.path.isdir(folder):
-        with contextlib.suppress(PermissionError):
-            stems = {file.stem for file in folder.iterdir()}
-    return {
-        "weights": weights,
-        "videos_folder": str(folder) if folder else None,
-        "videos": sum(row.name in stems for row in reader.rows if row.ok) if folder else None,
-    }
-
-
-def _sizes(reader: CacheReader) -> dict[str, int]:
-    """Bytes of the index (in a packed file of all that is neither a part nor the words), of the parts, of the words."""
-    index = reader.path.stat().st_size
-    if reader.table:
-        *parts, words = (entry.size for entry in reader.table.entries())
-        return {"index": max(0, index - sum(parts) - words), "parts": sum(parts), "words": words}
-    files = [reader.part_path(name) for name in reader.video_ids]
-    return {"index": index, "parts": sum(map(_size, files)), "words": _size(reader.words_path)}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise CacheError(
-            f"{path}: cannot be read ({error.strerror}). costl cache verify names all that are missing."
-        ) from error
-
-
-def _split(reader: CacheReader, split: str) -> Split:
-    known = set(reader.video_ids)
-    try:
-        # Not splitlines(), which also cuts at U+2028 and its kin inside a text.
-        rows = [read_json(line) for line in reader.annotations(split).split("\n") if line.strip()]
-        videos = {str(row["vid"]) for row in rows}
-        return Split(len(rows), len({str(row["query"]) for row in rows}), len(videos), len(videos - known))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{reader.path}: its annotations of {split} are damaged ({error}). Put them right and run costl extract."
-        ) from error
-
-
 _BARS = " ▁▂▃▄▅▆▇█"
 _UNITS = (("GB", 9), ("MB", 6), ("kB", 3))
 
-Section = tuple[str, tuple[tuple[str, str], ...]]
+Section = tuple[str, tuple[tuple[str, str], ...]]  # a heading, and (name, value) of each line
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """`facts` as JSON holds them, and the same as text in `sections`."""
+    """`facts` for JSON, and the same as text in `sections`."""
 
     facts: Mapping[str, Any]
     sections: tuple[Section, ...]
@@ -238,131 +55,306 @@ class Inspection:
         return dict(self.facts)
 
 
-def cache_sections(facts: Mapping[str, Any]) -> Iterator[Section]:
-    """The facts of a whole cache in words."""
-    made, videos, sizes, there, words = (facts[name] for name in ("made", "videos", "sizes", "there", "words"))
-    form = "one packed file" if facts["packed"] else "an index with its parts beside it"
-    yield (
-        facts["cache"],
-        (
-            ("format", f"{facts['format']}, {form}"),
-            ("size", ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())),
-        ),
+@dataclass(frozen=True)
+class SplitCounts:
+    """Rows, different queries and videos of a split; `without_features` counts its videos without features here."""
+
+    rows: int
+    queries: int
+    videos: int
+    without_features: int
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Whether all values of a video are `finite`, and the mean L2 norm of its tokens.
+
+    `frame_norm` is that of the frame tokens, `patch_norm` that of the patches (None without patches). `histogram` counts the
+    norms of the patches (of the frame tokens where there are no patches) in equal bins from `least` to `most`.
+    """
+
+    finite: bool
+    frame_norm: float
+    patch_norm: float | None
+    least: float
+    most: float
+    histogram: tuple[int, ...]
+
+
+def inspect_cache(path: Path) -> Inspection:
+    """The facts about the cache at `path`; its parts are measured, not read.
+
+    Raises CacheError when its index or words are damaged, UsageError when its annotations are.
+    """
+    reader = CacheReader(path)
+    with_features = [row for row in reader.rows if row.ok]
+    facts = {
+        "cache": str(path),
+        "format": FORMAT,
+        "packed": reader.pack_table is not None,
+        "made": _model_facts(reader),
+        "stored": _array_facts(reader),
+        "sizes": _sizes(reader),
+        "videos": {
+            "with_features": len(with_features),
+            "without": dict(Counter(row.status for row in reader.rows if not row.ok)),
+            "hours": sum(row.duration_s for row in with_features) / 3600,
+            "clips": sum(row.clips for row in with_features),
+            "repaired_frames": sum(row.repaired for row in with_features),
+            "decoders": dict(Counter(row.decoder for row in with_features)),
+        },
+        "there": _existing_sources(reader),
+        "splits": {split: asdict(_split_counts(reader, split)) for split in reader.splits},
+        "words": reader.word_table().counts(),
+        "settings": reader.settings,
+        "fingerprint": reader.fingerprint,
+        "digest": reader.digest,
+    }
+    return Inspection(facts, tuple(_cache_sections(facts)))
+
+
+def _model_facts(reader: CacheReader) -> dict[str, Any]:
+    tokens, channels = reader.contents.token_shape
+    return {
+        "model": reader.fingerprint.get("model") or reader.source.get("model", ""),
+        "weights": reader.source.get("weights", ""),
+        "fps": reader.fps,
+        "tokens_per_clip": tokens,
+        "patch_grid": list(reader.patch_grid),
+        "channels": channels,
+        "joint_channels": reader.joint.projection.shape[1],
+        "joint_known": reader.joint.is_known,
+        "logit_scale": reader.joint.logit_scale,
+    }
+
+
+def _array_facts(reader: CacheReader) -> dict[str, Any]:
+    """Type and shape of each array of the first video with features; empty if there is none, or if it is damaged."""
+    try:
+        arrays = reader.array_locations(reader.video_ids[0]) if reader.video_ids else {}
+    except CacheError:  # `costl cache verify` reports it
+        return {}
+    return {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in arrays.items()}
+
+
+def _sizes(reader: CacheReader) -> dict[str, int]:
+    """Bytes of the index (in a packed file of everything but parts and words), of the parts, and of the words."""
+    index_bytes = reader.path.stat().st_size
+    if reader.pack_table:
+        *parts, words = (entry.size for entry in reader.pack_table.entries())
+        return {"index": max(0, index_bytes - sum(parts) - words), "parts": sum(parts), "words": words}
+    parts_bytes = sum(_file_size(reader.part_path(name)) for name in reader.video_ids)
+    return {"index": index_bytes, "parts": parts_bytes, "words": _file_size(reader.words_path)}
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CacheError(
+            f"{path}: cannot be read ({error.strerror}). costl cache verify names all that are missing."
+        ) from error
+
+
+def _existing_sources(reader: CacheReader) -> dict[str, Any]:
+    """Whether the weights and the videos still exist at their stored paths; None where no path is stored."""
+    path = reader.source.get("weights", "").rpartition("=")[2].removeprefix("local-dir:")
+    # os.path.exists, since Path.exists raises for names that no file system allows.
+    weights_exist = os.path.exists(path) if path and Path(path).is_absolute() else None
+    folder = reader.videos
+    stems: set[str] = set()
+    if folder is not None and os.path.isdir(folder):
+        with contextlib.suppress(PermissionError):
+            stems = {file.stem for file in folder.iterdir()}
+    return {
+        "weights": weights_exist,
+        "videos_folder": str(folder) if folder else None,
+        "videos": sum(row.name in stems for row in reader.rows if row.ok) if folder else None,
+    }
+
+
+def _split_counts(reader: CacheReader, split: str) -> SplitCounts:
+    try:
+        # Not splitlines(), which also splits at U+2028 and similar characters inside a text.
+        rows = [read_json(line) for line in reader.annotations(split).split("\n") if line.strip()]
+        videos = {str(row["vid"]) for row in rows}
+        queries = {str(row["query"]) for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{reader.path}: its annotations of {split} are damaged ({error}). Put them right and run costl extract."
+        ) from error
+    return SplitCounts(len(rows), len(queries), len(videos), len(videos.difference(reader.video_ids)))
+
+
+def inspect_video(path: Path, name: str) -> Inspection:
+    """The facts about one video of the cache at `path`, its features read in full.
+
+    Raises CacheError when it has no features or is damaged.
+    """
+    reader = CacheReader(path)
+    row = reader.row(name)
+    times_s = reader.times_s(name)
+    gaps_s = np.diff(times_s)
+    distances_s = np.abs(times_s - reader.grid(name).centres_s())
+    facts = {
+        "cache": str(path),
+        "row": asdict(row),
+        "times": {
+            "first_s": float(times_s[0]),
+            "last_s": float(times_s[-1]),
+            "largest_gap_s": float(gaps_s.max(initial=0.0)),
+            "repeated": int((gaps_s == 0).sum()),
+            "mean_distance_s": float(distances_s.mean()),
+            "largest_distance_s": float(distances_s.max()),
+        },
+        "tokens": asdict(token_statistics(reader.tokens(name))),
+        "arrays": {
+            label: {
+                "dtype": str(array.dtype),
+                "shape": list(array.shape),
+                "file": str(array.path),
+                "offset": array.offset,
+                "bytes": array.size,
+            }
+            for label, array in reader.array_locations(name).items()
+        },
+    }
+    return Inspection(facts, tuple(_video_sections(facts)))
+
+
+def token_statistics(tokens: np.ndarray) -> TokenStatistics:
+    """Statistics of tokens [t ... 1+p c], a few clips at a time, so that memory does not grow with the video."""
+    finite = True
+    frame_norms = np.zeros(0, np.float32)
+    patch_blocks = []
+    for start in range(0, len(tokens), _CLIPS_AT_ONCE):
+        block = np.asarray(tokens[start : start + _CLIPS_AT_ONCE], dtype=np.float32)
+        finite = finite and bool(np.isfinite(block).all())
+        norms = np.linalg.norm(block, axis=-1)
+        frame_norms = np.concatenate([frame_norms, norms[..., 0].ravel()])
+        patch_blocks.append(norms[..., 1:].ravel())
+    patch_norms = np.concatenate(patch_blocks)
+    norms = patch_norms if len(patch_norms) else frame_norms
+    norms = norms[np.isfinite(norms)]
+    counts, edges = np.histogram(norms, bins=_BINS) if len(norms) else (np.zeros(_BINS, int), np.zeros(_BINS + 1))
+    return TokenStatistics(
+        finite=finite,
+        frame_norm=float(frame_norms.mean()),
+        patch_norm=float(patch_norms.mean()) if len(patch_norms) else None,
+        least=float(edges[0]),
+        most=float(edges[-1]),
+        histogram=tuple(map(int, counts)),
     )
-    rows, columns = made["patch_grid"]
-    patches = f"the frame's and {rows} x {columns} patches" if rows else "the frame's alone"
-    space = f"{made['joint_channels']} channels, temperature {made['logit_scale']:.4g}"
-    stored = ", ".join(f"{name} {one['dtype']} {one['shape']}" for name, one in facts["stored"].items())
-    yield (
-        "Features",
-        (
-            ("model", made["model"] or "not known"),
-            ("weights", f"{made['weights'] or 'not known'}{_place_text(there['weights'])}"),
-            ("sampling", f"{made['fps']:g} clips a second, {1 / made['fps']:g} s each"),
-            ("tokens", f"{made['tokens_per_clip']} a clip ({patches}), {made['channels']} channels"),
-            ("stored", stored or "nothing that can be read"),
-            ("joint space", space if made["joint_known"] else "not known"),
-        ),
-    )
-    yield "Videos", tuple(_video_lines(videos, there))
-    yield (
-        "Annotations",
-        tuple(
-            (name, f"{one['rows']} rows, {one['queries']} queries, {one['videos']} videos{_lost(one)}")
-            for name, one in facts["splits"].items()
-        )
-        or (("splits", "none"),),
-    )
-    cut = f", {words['cut']} longer than the model reads" if words["cut"] else ""
-    yield (
-        "Words",
-        (("queries", f"{words['queries']} of {words['tokens']} tokens, {words['channels']} channels{cut}"),),
-    )
+
+
+def _cache_sections(facts: Mapping[str, Any]) -> Iterator[Section]:
+    """The facts about a whole cache as text."""
+    layout = "one packed file" if facts["packed"] else "an index with its parts in a folder next to it"
+    sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in facts["sizes"].items())
+    yield facts["cache"], (("format", f"{facts['format']}, {layout}"), ("size", sizes))
+    yield "Features", tuple(_feature_lines(facts))
+    yield "Videos", tuple(_video_lines(facts["videos"], facts["there"]))
+    yield "Annotations", tuple(_split_lines(facts["splits"])) or (("splits", "none"),)
+    yield "Words", (("queries", _words_text(facts["words"])),)
     if facts["settings"]:
         yield "Settings of training that came with the videos", (("", json.dumps(facts["settings"])),)
+    fingerprint = sorted(facts["fingerprint"].items())
     yield (
         f"Fingerprint {facts['digest']}",
-        tuple(
-            (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in sorted(facts["fingerprint"].items())
-        ),
+        tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in fingerprint),
     )
 
 
-def video_sections(facts: Mapping[str, Any]) -> Iterator[Section]:
-    """The facts of one video in words."""
-    row, times, tokens = facts["row"], facts["times"], facts["tokens"]
-    yield (
-        f"{row['name']} in {facts['cache']}",
-        tuple((name, f"{value}") for name, value in row.items() if name not in ("name", "reason")),
-    )
-    yield (
-        "Times",
-        (
-            ("first, last", f"{times['first_s']:.3f} s, {times['last_s']:.3f} s of {row['duration_s']:.3f} s"),
-            ("largest gap", f"{times['largest_gap_s']:.3f} s, {times['repeated']} frames shown twice"),
-            (
-                "from clip centres",
-                f"{times['mean_distance_s']:.3f} s on average, {times['largest_distance_s']:.3f} s at most",
-            ),
-        ),
-    )
-    patch = "no patches" if tokens["patch_norm"] is None else f"{tokens['patch_norm']:.3f} of a patch"
-    what = "frame" if tokens["patch_norm"] is None else "patch"
-    yield (
-        "Tokens",
-        (
-            ("finite", "all" if tokens["finite"] else "NOT ALL: extract this video again"),
-            ("mean norm", f"{tokens['frame_norm']:.3f} of the frame's token, {patch}"),
-            (f"{what} norms", f"{tokens['least']:.2f} [{bars(tuple(tokens['histogram']))}] {tokens['most']:.2f}"),
-        ),
-    )
-    yield (
-        "Bytes",
-        tuple(
-            (label, f"{one['dtype']} {one['shape']}: {one['bytes']} bytes at {one['offset']} of {one['file']}")
-            for label, one in facts["arrays"].items()
-        ),
-    )
+def _feature_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    made = facts["made"]
+    rows, columns = made["patch_grid"]
+    tokens = f"the frame's and {rows} x {columns} patches" if rows else "the frame's alone"
+    stored = ", ".join(f"{name} {array['dtype']} {array['shape']}" for name, array in facts["stored"].items())
+    joint = f"{made['joint_channels']} channels, temperature {made['logit_scale']:.4g}"
+    exists = {None: "", True: " (there)", False: " (no longer there)"}[facts["there"]["weights"]]
+    yield "model", made["model"] or "not known"
+    yield "weights", f"{made['weights'] or 'not known'}{exists}"
+    yield "sampling", f"{made['fps']:g} clips a second, {1 / made['fps']:g} s each"
+    yield "tokens", f"{made['tokens_per_clip']} a clip ({tokens}), {made['channels']} channels"
+    yield "stored", stored or "nothing that can be read"
+    yield "joint space", joint if made["joint_known"] else "not known"
 
 
-def bars(counts: tuple[int, ...]) -> str:
-    """A small histogram in one line of text; a bin that holds anything is seen."""
-    most = max(counts, default=0) or 1
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes for a person."""
-    for unit, power in _UNITS:
-        if size_bytes >= 10**power:
-            return f"{size_bytes / 10**power:.1f} {unit}"
-    return f"{size_bytes} bytes"
-
-
-def _video_lines(videos: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield (
-        "with features",
-        f"{videos['with_features']}, {videos['hours']:.2f} hours, {videos['clips']} clips",
-    )
+def _video_lines(videos: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "with features", f"{videos['with_features']}, {videos['hours']:.2f} hours, {videos['clips']} clips"
     if videos["without"]:
         yield "without", ", ".join(f"{count} {status}" for status, count in sorted(videos["without"].items()))
     decoders = ", ".join(f"{name or 'not known'} ({count})" for name, count in sorted(videos["decoders"].items()))
     yield "decoded by", f"{decoders or 'nothing'}, {videos['repaired_frames']} frames repaired"
-    if there["videos_folder"] is not None:
-        yield "files", f"{there['videos_folder']}: {there['videos']} of {videos['with_features']} are there"
+    if sources["videos_folder"] is not None:
+        yield "files", f"{sources['videos_folder']}: {sources['videos']} of {videos['with_features']} are there"
 
 
-def _place_text(there: bool | None) -> str:
-    return {None: "", True: " (there)", False: " (no longer there)"}[there]
+def _split_lines(splits: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
+    for name, counts in splits.items():
+        without = counts["without_features"]
+        note = f", {without} of them without features" if without else ""
+        yield name, f"{counts['rows']} rows, {counts['queries']} queries, {counts['videos']} videos{note}"
 
 
-def _lost(split: Mapping[str, int]) -> str:
-    return f", {split['without_features']} of them without features" if split["without_features"] else ""
+def _words_text(counts: Mapping[str, int]) -> str:
+    truncated = f", {counts['cut']} longer than the model reads" if counts["cut"] else ""
+    return f"{counts['queries']} of {counts['tokens']} tokens, {counts['channels']} channels{truncated}"
 
 
-SHOWN = 20
-_NAMED = 3
+def _video_sections(facts: Mapping[str, Any]) -> Iterator[Section]:
+    """The facts about one video as text."""
+    row = facts["row"]
+    yield (
+        f"{row['name']} in {facts['cache']}",
+        tuple((name, f"{value}") for name, value in row.items() if name not in ("name", "reason")),
+    )
+    yield "Times", tuple(_time_lines(facts["times"], row["duration_s"]))
+    yield "Tokens", tuple(_token_lines(facts["tokens"]))
+    yield (
+        "Bytes",
+        tuple(
+            (
+                label,
+                f"{array['dtype']} {array['shape']}: {array['bytes']} bytes at {array['offset']} of {array['file']}",
+            )
+            for label, array in facts["arrays"].items()
+        ),
+    )
+
+
+def _time_lines(times: Mapping[str, Any], duration_s: float) -> Iterator[tuple[str, str]]:
+    mean_s = times["mean_distance_s"]
+    largest_s = times["largest_distance_s"]
+    yield "first, last", f"{times['first_s']:.3f} s, {times['last_s']:.3f} s of {duration_s:.3f} s"
+    yield "largest gap", f"{times['largest_gap_s']:.3f} s, {times['repeated']} frames shown twice"
+    yield "from clip centres", f"{mean_s:.3f} s on average, {largest_s:.3f} s at most"
+
+
+def _token_lines(tokens: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    has_patches = tokens["patch_norm"] is not None
+    patch_norm = f"{tokens['patch_norm']:.3f} of a patch" if has_patches else "no patches"
+    histogram = histogram_text(tuple(tokens["histogram"]))
+    yield "finite", "all" if tokens["finite"] else "NOT ALL: extract this video again"
+    yield "mean norm", f"{tokens['frame_norm']:.3f} of the frame's token, {patch_norm}"
+    yield (
+        f"{'patch' if has_patches else 'frame'} norms",
+        f"{tokens['least']:.2f} [{histogram}] {tokens['most']:.2f}",
+    )
+
+
+def histogram_text(counts: tuple[int, ...]) -> str:
+    """A small histogram in one line of text; every bin that is not empty is visible."""
+    most = max(counts, default=0) or 1
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)
+
+
+def format_bytes(size_bytes: int) -> str:
+    """A number of bytes with the unit that fits."""
+    for unit, power in _UNITS:
+        if size_bytes >= 10**power:
+            return f"{size_bytes / 10**power:.1f} {unit}"
+    return f"{size_bytes} bytes"
 
 
 @dataclass(frozen=True)
@@ -389,51 +381,58 @@ class Status:
 
 def status_table(rows: Sequence[VideoRow], *, everything: bool = False) -> str:
     """A line for each of the first videos without features (with `everything`, for every video), then the summary."""
-    lost = [row for row in rows if not row.ok]
-    told = rows if everything else lost[:SHOWN]
-    width = max((len(row.name) for row in told), default=0)
-    more = [] if everything or len(lost) <= SHOWN else [f"... and {len(lost) - SHOWN} more; --all lists every video."]
-    alike = by_reason(lost)
-    groups = alike if len(alike) < len(lost) else []  # where every reason is another one, all has been said
-    return "\n".join([*(_line(row, width) for row in told), *more, *groups, *_summary(rows, lost)])
+    failed = [row for row in rows if not row.ok]
+    listed = rows if everything else failed[:MAX_LISTED]
+    width = max((len(row.name) for row in listed), default=0)
+    lines = [_row_line(row, width) for row in listed]
+    if not everything and len(failed) > MAX_LISTED:
+        lines.append(f"... and {len(failed) - MAX_LISTED} more; --all lists every video.")
+    groups = group_by_reason(failed)
+    if len(groups) < len(failed):  # otherwise every reason is another one, and is listed already
+        lines += groups
+    return "\n".join([*lines, *_summary(rows, failed)])
 
 
-def by_reason(lost: Sequence[VideoRow]) -> list[str]:
-    """A line for each reason, the most frequent first: how many videos, their status, why, and the first few names.
-
-    Reasons are the same when they differ in a file's name or in numbers alone.
-    """
-    groups: dict[tuple[str, str], list[VideoRow]] = {}
-    for row in lost:
-        groups.setdefault((row.status, re.sub(r"\d+(\.\d+)?", "#", _reason(row))), []).append(row)
-    return [_group(rows) for rows in sorted(groups.values(), key=len, reverse=True)]
-
-
-def failures(cache: Path, failed: Sequence[VideoRow]) -> list[str]:
-    """A message for each of the first videos without features, and how many more there are."""
-    messages = [f"{row.status}: {row.name}: {row.reason}" for row in failed[:SHOWN]]
-    if len(failed) > SHOWN:
-        messages.append(f"... and {len(failed) - SHOWN} more (costl cache status {cache}).")
-    return messages
-
-
-def _group(rows: Sequence[VideoRow]) -> str:
-    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-    return f"{len(rows):5} {rows[0].status}: {_reason(rows[0])} ({', '.join(row.name for row in rows[:_NAMED])}{more})"
-
-
-def _reason(row: VideoRow) -> str:
-    """Without the name of the file that it may begin with."""
-    return re.sub(rf"^{re.escape(row.name)}(\.\w+)?: ", "", row.reason)
-
-
-def _line(row: VideoRow, width: int) -> str:
+def _row_line(row: VideoRow, width: int) -> str:
     return f"{row.name:{width}}  {row.status:8}  {row.reason or f'{row.clips} clips, {row.duration_s:.1f} s'}"
 
 
-def _summary(rows: Sequence[VideoRow], lost: Sequence[VideoRow]) -> list[str]:
-    there = [row for row in rows if row.ok]
-    hours, clips = sum(row.duration_s for row in there) / 3600, sum(row.clips for row in there)
-    counts = Counter(row.status for row in lost).most_common()
-    without = [f"Without: {', '.join(f'{count} {status}' for status, count in counts)}."] if lost else []
-    return [f"{len(there)} of {len(rows)} videos have features. {clips} clips, {hours:.1f} hours.", *without]
+def _summary(rows: Sequence[VideoRow], failed: Sequence[VideoRow]) -> list[str]:
+    with_features = [row for row in rows if row.ok]
+    hours = sum(row.duration_s for row in with_features) / 3600
+    clips = sum(row.clips for row in with_features)
+    lines = [f"{len(with_features)} of {len(rows)} videos have features. {clips} clips, {hours:.1f} hours."]
+    if failed:
+        counts = Counter(row.status for row in failed).most_common()
+        lines.append(f"Without: {', '.join(f'{count} {status}' for status, count in counts)}.")
+    return lines
+
+
+def group_by_reason(failed: Sequence[VideoRow]) -> list[str]:
+    """A line for each reason, the most frequent first: the number of videos, their status, the reason, and a few names.
+
+    Reasons are the same when they differ only in numbers or in a file's name at the beginning.
+    """
+    groups: dict[tuple[str, str], list[VideoRow]] = {}
+    for row in failed:
+        without_numbers = re.sub(r"\d+(\.\d+)?", "#", _reason_without_name(row))
+        groups.setdefault((row.status, without_numbers), []).append(row)
+    return [_group_line(rows) for rows in sorted(groups.values(), key=len, reverse=True)]
+
+
+def _group_line(rows: Sequence[VideoRow]) -> str:
+    names = ", ".join(row.name for row in rows[:_MAX_NAMED])
+    more = f" and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
+    return f"{len(rows):5} {rows[0].status}: {_reason_without_name(rows[0])} ({names}{more})"
+
+
+def _reason_without_name(row: VideoRow) -> str:
+    return re.sub(rf"^{re.escape(row.name)}(\.\w+)?: ", "", row.reason)
+
+
+def failure_messages(cache: Path, failed: Sequence[VideoRow]) -> list[str]:
+    """A message for each of the first videos without features, and how many more there are."""
+    messages = [f"{row.status}: {row.name}: {row.reason}" for row in failed[:MAX_LISTED]]
+    if len(failed) > MAX_LISTED:
+        messages.append(f"... and {len(failed) - MAX_LISTED} more (costl cache status {cache}).")
+    return messages

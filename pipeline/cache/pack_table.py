@@ -1,10 +1,10 @@
-"""What lies where inside a packed file: its table, read a line at a time and checked before a byte of it is believed.
+"""The table of a packed file: where each file is inside it. A line is read when it is needed, and checked before its use.
 
-packed/table        uint8 [n], one JSON line a file that was packed, in the order of the rows with features, the words last
-packed/ends         int64 [files], where each of these lines ends
+packed/table        uint8 [n], one JSON line a packed file, in the order of the rows with features, the words last
+packed/ends         int64 [files], the end of each of these lines
 packed/parts/ID/    the arrays and attributes of the part ID.h5
-packed/shells/ID    uint8 [n], every other byte of that file, so that it can be put together again as it was
-packed/words/, packed/words_shell    the same of the file with the words
+packed/shells/ID    uint8 [n], its shell: every other byte of that file, with which it can be restored exactly
+packed/words/, packed/words_shell    the same for the file with the words
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from costl.pipeline.errors import CacheError
 
 GROUP, TABLE, ENDS = "packed", "packed/table", "packed/ends"
 NEXT_STEP = "Copy it anew from where it was packed, or pack it again."
-_BLOCK = 4 << 20
-_LONGEST_LINE = 1 << 20
+_BLOCK_BYTES = 4 << 20
+_MAX_LINE_BYTES = 1 << 20
 _DTYPE = re.compile(r"[<|][biufS][1-9]\d{0,8}")
 
 
-class Piece(NamedTuple):
-    """`length` bytes that lie at `at` in the packed file and at `start` in the file that was packed."""
+class ByteRange(NamedTuple):
+    """`length` bytes at `file_offset` in the original file and at `packed_offset` in the packed one."""
 
-    start: int
-    at: int
+    file_offset: int
+    packed_offset: int
     length: int
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file inside a packed one: `name` as it is called in the folder of parts, `size` in bytes.
+    """One file inside a packed one: its `name` in the folder of parts and its `size` in bytes.
 
-    `listed` its arrays and attributes; `pieces` every byte of it in order; `shell` the pieces that belong to no array, and
-    `shell_sha256` the hash of what they hold (arrays have a checksum in their row).
+    `file`: its arrays and attributes. `ranges`: every byte of it in order. `shell`: the ranges that belong to no array, and
+    `shell_sha256` the hash of their bytes (the checksum in a row covers the arrays).
     """
 
     name: str
     size: int
-    listed: hdf5.Listed
-    pieces: tuple[Piece, ...]
-    shell: tuple[Piece, ...]
+    file: hdf5.PackedFile
+    ranges: tuple[ByteRange, ...]
+    shell: tuple[ByteRange, ...]
     shell_sha256: str
 
 
 @dataclass(frozen=True)
-class Table:
-    """The table of the packed file at `path`; nothing of it is read before a file is asked for."""
+class PackTable:
+    """The table of the packed file at `path`; `entry` reads one line of it."""
 
     path: Path
     lines: hdf5.Location
@@ -63,15 +63,16 @@ class Table:
     number: Mapping[str, int] = field(repr=False)
 
     def entry(self, name: str) -> Entry:
-        """The file of this name, such as `ID.h5`. Raises CacheError when its line makes no sense."""
+        """The file of this name, such as `ID.h5`. Raises CacheError when its line is damaged."""
         i = self.number[name]
-        start, end = int(self.ends[i - 1]) if i else 0, int(self.ends[i])
+        start = int(self.ends[i - 1]) if i else 0
+        end = int(self.ends[i])
         line = bytes(self.lines.array()[start:end])
         try:
-            found = json.loads(line)
-            if found["name"] != name:
-                raise ValueError(f"speaks of {str(found['name'])[:80]!r}")
-            return _entry(self.path, found)
+            values = json.loads(line)
+            if values["name"] != name:
+                raise ValueError(f"names {str(values['name'])[:80]!r}")
+            return _entry(self.path, values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise CacheError(
                 f"{self.path}: its table is damaged at {name!r} ({str(error)[:160]}). Pack it again."
@@ -82,123 +83,134 @@ class Table:
         return map(self.entry, self.number)
 
 
-def read_table(file: Any, names: Sequence[str]) -> Table | None:
-    """The table of an open index that should hold files of these names; None where the parts lie beside it.
+def read_table(file: Any, names: Sequence[str]) -> PackTable | None:
+    """The table of an open index, which should hold files of these names; None for a cache that is not packed.
 
-    Raises CacheError for a table of other sizes.
+    Raises CacheError for a table with another number of files, or with lines that do not fit its size.
     """
-    if not hdf5.has(file, GROUP):
+    if not hdf5.has_name(file, GROUP):
         return None
     lines = hdf5.locate_array(file, TABLE, "|u1", ndim=1)
     ends = hdf5.get_array(file, ENDS, "<i8", ndim=1)
     lengths = np.diff(ends, prepend=0)
-    fits = len(ends) == len(names) and (lengths > 0).all() and (lengths < _LONGEST_LINE).all()
+    fits = len(ends) == len(names) and (lengths > 0).all() and (lengths < _MAX_LINE_BYTES).all()
     if not fits or int(ends[-1]) != lines.size:
         raise CacheError(f"{lines.path}: a table of {len(ends)} files that does not fit {len(names)}. Pack it again.")
-    return Table(lines.path, lines, ends, {name: i for i, name in enumerate(names)})
+    return PackTable(lines.path, lines, ends, {name: i for i, name in enumerate(names)})
 
 
 def check_entry(path: Path, entry: Entry) -> None:
-    """Raises CacheError unless HDF5 finds the arrays of a file where the table says, and its shell is as it was packed."""
-    where, _ = places_of(entry.name)
-    with hdf5.reading(path) as file:
-        if hdf5.arrays_in(hdf5.group_in(file, where)) != entry.listed.arrays:
+    """Raises CacheError unless HDF5 finds a file's arrays where the table says, and its shell is unchanged."""
+    group, _ = packed_names(entry.name)
+    with hdf5.open_file(path) as file:
+        if hdf5.locate_arrays(hdf5.get_group(file, group)) != entry.file.arrays:
             raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
-    if hash_of(path, [piece[1:] for piece in entry.shell]) != entry.shell_sha256:
+    shell = [(part.packed_offset, part.length) for part in entry.shell]
+    if hash_ranges(path, shell) != entry.shell_sha256:
         raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
 
 
-def hash_of(path: Path, stretches: Iterable[tuple[int, int]]) -> str:
-    """sha256 over these stretches (start, length) of a file, one after the other."""
+def hash_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> str:
+    """sha256 over these ranges (start, length) of a file, in this order."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
-        for start, length in stretches:
-            for block in blocks(file, start, length):
+        for start, length in ranges:
+            for block in read_blocks(file, start, length):
                 hasher.update(block)
     return hasher.hexdigest()
 
 
-def blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+def read_blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
     """`length` bytes from `start` on, a block at a time. Raises CacheError when the file ends before."""
     file.seek(start)
     while length:
-        block = file.read(min(length, _BLOCK))
+        block = file.read(min(length, _BLOCK_BYTES))
         if not block:
             raise CacheError(f"{file.name}: became shorter while it was read. Start again.")
         length -= len(block)
         yield block
 
 
-def places_of(name: str) -> tuple[str, str]:
-    """Where the arrays of a file lie in the packed one, and where its shell."""
+def packed_names(name: str) -> tuple[str, str]:
+    """The names of a file's group of arrays and of its shell in the packed file."""
     if name.startswith("words/"):
         return f"{GROUP}/words", f"{GROUP}/words_shell"
     video_id = name.removesuffix(".h5")
     return f"{GROUP}/parts/{video_id}", f"{GROUP}/shells/{video_id}"
 
 
-def to_line(entry: Entry) -> bytes:
-    """One line of the table; `_entry` is the way back."""
-    starts = {piece.at: piece.start for piece in entry.pieces}
-    arrays = {
-        name: [found.dtype.str, list(found.shape), starts.get(found.offset, 0), found.offset]
-        for name, found in entry.listed.arrays.items()
-    }
-    about = {
-        "name": entry.name,
-        "bytes": entry.size,
-        "shell": entry.shell[0].at,
-        "shell_sha256": entry.shell_sha256,
-        "attributes": dict(entry.listed.attributes),
-        "arrays": arrays,
-    }
-    return json.dumps(about, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+def split_into_ranges(
+    size: int, arrays: Sequence[ByteRange], shell_offset: int
+) -> tuple[tuple[ByteRange, ...], tuple[ByteRange, ...]]:
+    """(every byte of a file of `size` bytes in order, its shell); the shell is contiguous in the packed file.
 
-
-def pieces_of(size: int, arrays: Sequence[Piece], shell: int) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """(every byte of a file of `size` bytes in order, those in no array), the latter lying one after the other at `shell`.
-
-    Raises ValueError when arrays overlap or lie outside.
+    `shell_offset` is where the shell begins there. Raises ValueError when arrays overlap or lie outside of the file.
     """
-    whole: list[Piece] = []
-    rest: list[Piece] = []
+    ranges: list[ByteRange] = []
+    shell: list[ByteRange] = []
     position = 0
-    for piece in [*sorted(piece for piece in arrays if piece.length), Piece(size, 0, 0)]:
-        gap = piece.start - position
+    end = ByteRange(size, 0, 0)
+    for array in [*sorted(array for array in arrays if array.length), end]:
+        gap = array.file_offset - position
         if gap < 0:
             raise ValueError("arrays that overlap or lie outside the file")
         if gap:
-            rest.append(Piece(position, shell, gap))
-            whole.append(rest[-1])
-            shell += gap
-        whole += [piece] if piece.length else []
-        position = piece.start + piece.length
-    return tuple(whole), tuple(rest)
+            shell.append(ByteRange(position, shell_offset, gap))
+            ranges.append(shell[-1])
+            shell_offset += gap
+        if array.length:
+            ranges.append(array)
+        position = array.file_offset + array.length
+    return tuple(ranges), tuple(shell)
 
 
-def _entry(path: Path, found: Mapping[str, Any]) -> Entry:
-    size, shell = _whole(found["bytes"]), _whole(found["shell"])
-    places = {str(name): _place(path, *about) for name, about in found["arrays"].items()}
-    pieces, rest = pieces_of(size, [Piece(start, place.offset, place.size) for place, start in places.values()], shell)
-    end, last = path.stat().st_size, max(piece.at + piece.length for piece in pieces)
-    if not rest or last > end:
-        raise ValueError(f"claims bytes up to {last} of {end}")
-    attributes = {str(name): value for name, value in found["attributes"].items() if type(value) in (str, int, float)}
-    arrays = {name: place for name, (place, _) in places.items()}
-    listed = hdf5.Listed(f"{path}: {found['name']}", attributes, arrays)
-    return Entry(str(found["name"]), size, listed, pieces, rest, str(found["shell_sha256"]))
+def to_json_line(entry: Entry) -> bytes:
+    """One line of the table; `_entry` reads it back."""
+    file_offsets = {part.packed_offset: part.file_offset for part in entry.ranges}
+    arrays = {
+        name: [location.dtype.str, list(location.shape), file_offsets.get(location.offset, 0), location.offset]
+        for name, location in entry.file.arrays.items()
+    }
+    values = {
+        "name": entry.name,
+        "bytes": entry.size,
+        "shell": entry.shell[0].packed_offset,
+        "shell_sha256": entry.shell_sha256,
+        "attributes": dict(entry.file.attributes),
+        "arrays": arrays,
+    }
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _place(path: Path, dtype: Any, shape: Any, start: Any, at: Any) -> tuple[hdf5.Location, int]:
+def _entry(path: Path, values: Mapping[str, Any]) -> Entry:
+    size = _whole_number(values["bytes"])
+    shell_offset = _whole_number(values["shell"])
+    arrays: dict[str, hdf5.Location] = {}
+    array_ranges: list[ByteRange] = []
+    for name, (dtype, shape, file_offset, packed_offset) in values["arrays"].items():
+        location = _location(path, dtype, shape, packed_offset)
+        arrays[str(name)] = location
+        array_ranges.append(ByteRange(_whole_number(file_offset), location.offset, location.size))
+    ranges, shell = split_into_ranges(size, array_ranges, shell_offset)
+    packed_size = path.stat().st_size
+    last = max(part.packed_offset + part.length for part in ranges)
+    if not shell or last > packed_size:
+        raise ValueError(f"claims bytes up to {last} of {packed_size}")
+    attributes = {str(name): value for name, value in values["attributes"].items() if type(value) in (str, int, float)}
+    file = hdf5.PackedFile(f"{path}: {values['name']}", attributes, arrays)
+    return Entry(str(values["name"]), size, file, ranges, shell, str(values["shell_sha256"]))
+
+
+def _location(path: Path, dtype: Any, shape: Any, offset: Any) -> hdf5.Location:
     if not _DTYPE.fullmatch(dtype) or len(shape) > 8:
         raise ValueError(f"an array of type {str(dtype)[:20]!r}")
-    place = hdf5.Location(path, _whole(at), tuple(map(_whole, shape)), np.dtype(dtype))
-    if place.size >= 1 << 62:  # numpy counts in 64 bits
-        raise ValueError(f"an array of {place.size} bytes")
-    return place, _whole(start)
+    location = hdf5.Location(path, _whole_number(offset), tuple(map(_whole_number, shape)), np.dtype(dtype))
+    if location.size >= 1 << 62:  # numpy counts in 64 bits
+        raise ValueError(f"an array of {location.size} bytes")
+    return location
 
 
-def _whole(value: Any) -> int:
+def _whole_number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
         raise ValueError(f"{str(value)[:40]!r}, expected a whole number")
     return value

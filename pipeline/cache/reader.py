@@ -1,10 +1,10 @@
-"""The feature cache: one HDF5 index, one HDF5 part per video beside it, and the checks that make both trustworthy.
+"""Reads a cache: one HDF5 index, one HDF5 part for each video in a folder next to it, and the words of all queries.
 
 feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
-feats.h5.parts/<id>.h5          tokens [t 1+p c] in the form asked for, times_s float64 [t], as attributes what its row says
+feats.h5.parts/<id>.h5          tokens [t 1+p c] in the cache's token format, times_s float64 [t], and the row as attributes
 feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
 
-A packed file (see packed.py) is read in the same way.
+A packed file (see pack_table.py) is read in the same way.
 """
 
 from __future__ import annotations
@@ -17,96 +17,109 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.index import VideoRow, read_index, seen_from
+from costl.pipeline.cache.index import VideoRow, absolute_weights, read_index
 from costl.pipeline.cache.pack_table import NEXT_STEP, check_entry
 from costl.pipeline.cache.part import (
-    Clips,
-    Stored,
-    check_part,
-    checksum_of,
-    first_not_finite,
-    layers_in,
-    part_bytes,
+    ClipSelection,
+    StoredTokens,
+    check_part_fingerprint,
+    compute_checksum,
+    first_nonfinite_clip,
+    locate_layers,
+    locate_tokens,
+    min_part_bytes,
     parts_folder,
-    times_in,
-    tokens_in,
+    read_times,
 )
 from costl.pipeline.cache.words import WordTable, words_folder
-from costl.pipeline.encode.types import Words
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.grid import Grid
 
 
 class CacheReader:
-    """A cache to read; however many parts it has, it holds none of them open, so that threads and processes may share it.
+    """A cache to read. It keeps no part open, so that threads and processes may share it.
 
-    `rows` every video and what became of it; `video_ids` those with features, by the names annotations use; `splits`
-    the annotated ones; `source` the model and weights by which its CLIP can be loaded again, where that is known. Raises
-    CacheError for an index that is missing, foreign, damaged, of another format, or that points out of its folder.
+    `rows` is every video with its status; `video_ids` are the names, as annotations use them, of the videos with features;
+    `splits` are the annotated splits; `source` is the model and the weights from which the CLIP can be loaded again, where
+    they are known. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that names
+    files outside of its folder.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         index = read_index(self.path)
-        self.contents, self.rows = index.contents, index.rows
+        self.contents = index.contents
+        self.rows = index.rows
         self.fps = self.contents.fps
         self.patch_grid = self.contents.patch_grid
         self.joint = self.contents.joint
         self.settings = dict(self.contents.settings)
         self.source = dict(self.contents.source)
         if "weights" in self.source:
-            self.source["weights"] = seen_from(self.path.parent, self.source["weights"])
+            self.source["weights"] = absolute_weights(self.path.parent, self.source["weights"])
         self.fingerprint = dict(self.contents.fingerprint)
         self.digest = digest(self.fingerprint)
         self.splits = sorted(self.contents.annotations)
-        self._row_of = {row.name: row for row in self.rows}
         self.video_ids = [row.name for row in self.rows if row.ok]
-        self._tokens_at: dict[tuple[str, int], Stored] = {}
-        self.words_path = words_folder(self.path) / index.words
+        self.pack_table = index.pack_table  # None unless the cache is packed
+        self.words_file = index.words_file
+        self.words_path = self.path if self.pack_table else words_folder(self.path) / self.words_file
+        self._row_by_name = {row.name: row for row in self.rows}
+        self._stored_tokens: dict[tuple[str, int], StoredTokens] = {}
         self._words: WordTable | None = None
-        self.table, self.words_name = index.table, index.words  # None where the parts lie beside the index
-        if self.table:
-            self.words_path = self.path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickling a memory map would copy everything that it shows.
+        return vars(self) | {"_words": None}
+
+    @property
+    def videos(self) -> Path | None:
+        """The folder that the videos were extracted from, if it is known; it may no longer exist."""
+        return (self.path.parent / self.contents.videos).resolve() if self.contents.videos else None
 
     def grid(self, video_id: str) -> Grid:
-        """Which clip stands for which seconds of this video."""
+        """The clips of this video and the seconds that they cover."""
         return Grid(fps=self.fps, duration_s=self.row(video_id).duration_s)
 
     def row(self, video_id: str) -> VideoRow:
-        """The row of a video with features. Raises CacheError for one that failed or is not here."""
-        row = self._row_of.get(video_id)
+        """The row of a video with features. Raises CacheError for a video that failed or is not in the cache."""
+        row = self._row_by_name.get(video_id)
         if row is None:
             raise CacheError(f"{self.path}: no video {video_id!r} among {len(self.rows)}. Extract it first.")
         if not row.ok:
             raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
         return row
 
-    def tokens(self, video_id: str, *, clips: Clips = slice(None), patches: bool = True, layer: int = -1) -> np.ndarray:
-        """A video's features, float16 [t 1+p c]: the frame's token, then the patches; without `patches` [t 1 c].
+    def tokens(
+        self, video_id: str, *, clips: ClipSelection = slice(None), patches: bool = True, layer: int = -1
+    ) -> np.ndarray:
+        """A video's features, float16 [t 1+p c]: the frame token, then the patches; without `patches` [t 1 c].
 
-        Nothing but what is asked for is read. Float16 comes as a read-only memory map, unless `clips` is a list of some;
-        int8 is computed back. `layer` -1 is CLIP's last block, -2 the one before. Raises CacheError for a layer
-        that was not kept.
+        Only the requested values are read. Float16 is returned as a read-only memory map, unless `clips` is a list of
+        indices; int8 is converted to float16. `layer` -1 is CLIP's last block, -2 the one before. Raises CacheError for a
+        layer that the cache does not hold.
         """
-        # Which bytes they are is looked up once; HDF5 itself would halve the speed and keep threads apart.
-        if (video_id, layer) not in self._tokens_at:
-            if not -self.contents.form.layers <= layer <= -1:
-                kept = self.contents.form.layers
+        # The location of the bytes is looked up once. Reading through HDF5 is half as fast and blocks other threads.
+        if (video_id, layer) not in self._stored_tokens:
+            layers = self.contents.token_format.layers
+            if not -layers <= layer <= -1:
                 raise CacheError(
-                    f"{self.path}: no layer {layer}, the last {kept} are kept. Extract with more --layers."
+                    f"{self.path}: no layer {layer}, the last {layers} are kept. Extract with more --layers."
                 )
-            with self._part(video_id) as file:
-                self._tokens_at[video_id, layer] = tokens_in(file, self.row(video_id).clips, self.contents, layer)
-        return self._tokens_at[video_id, layer].read(clips, patches=patches)
+            with self._open_part(video_id) as part:
+                stored = locate_tokens(part, self.row(video_id).clips, self.contents, layer)
+            self._stored_tokens[video_id, layer] = stored
+        return self._stored_tokens[video_id, layer].read(clips, patches=patches)
 
     def times_s(self, video_id: str) -> np.ndarray:
-        """When each clip's frame was on screen first, seconds, float64 [t]."""
-        with self._part(video_id) as file:
-            return times_in(file, self.row(video_id).clips)
+        """The time at which each clip's frame first appears on screen, seconds, float64 [t]."""
+        with self._open_part(video_id) as part:
+            return read_times(part, self.row(video_id).clips)
 
-    def words(self, query: str) -> Words:
-        """The words of a query that was annotated when the cache was made. Raises CacheError for another one."""
+    def words(self, query: str) -> SentenceTokens:
+        """The tokens of an annotated query. Raises CacheError for a query that was not annotated at extraction."""
         table = self.word_table()
         if query not in table:
             raise CacheError(
@@ -114,87 +127,86 @@ class CacheReader:
             )
         return table[query]
 
-    def all_words(self) -> Mapping[str, Words]:
-        """The words of every query, by query; read when they are asked for."""
+    def all_words(self) -> Mapping[str, SentenceTokens]:
+        """The tokens of every query, by query; they are read when they are looked up."""
         return self.word_table()
 
+    def word_table(self) -> WordTable:
+        """The table behind `all_words`, which is opened at the first call."""
+        if self._words is None:
+            packed = self.pack_table.entry(self._words_entry).file if self.pack_table else None
+            self._words = WordTable(self.words_path, packed)
+        return self._words
+
     def annotations(self, split: str) -> str:
-        """The JSONL text of a split. Raises CacheError naming the splits there are."""
+        """The JSONL text of a split. Raises CacheError naming the existing splits."""
         if split not in self.contents.annotations:
             raise CacheError(f"{self.path}: no split {split!r}, only {', '.join(self.splits) or 'none'}.")
         return self.contents.annotations[split]
 
-    def arrays(self, video_id: str) -> dict[str, hdf5.Location]:
-        """Where every array of a video lies, by its name in the part."""
-        with self._part(video_id) as part:
-            return dict(part.arrays) if self.table else hdf5.arrays_in(part)
+    def array_locations(self, video_id: str) -> dict[str, hdf5.Location]:
+        """Where every array of a video is stored, by its name in the part."""
+        with self._open_part(video_id) as part:
+            return dict(part.arrays) if self.pack_table else hdf5.locate_arrays(part)
 
     def part_path(self, video_id: str) -> Path:
-        """The file that holds a video's features; a packed file holds those of all."""
-        if self.table:
+        """The file that holds a video's features: its part, or the packed file."""
+        if self.pack_table:
             return self.path
         return parts_folder(self.path) / self.row(video_id).part
 
     def verify(self, video_id: str, *, quick: bool = False) -> None:
-        """Reads a video's part in full, or with `quick` its size and first bytes alone.
+        """Reads a video's part in full, or with `quick` only its size and first bytes.
 
-        Raises CacheError when it is damaged or not the one that was indexed.
+        Raises CacheError when the part is damaged, holds non-finite values, or is not the one in the index.
         """
-        path, row = self.part_path(video_id), self.row(video_id)
-        if self.table:
-            entry = self.table.entry(row.part)  # refused unless all of it lies inside the file
+        path = self.part_path(video_id)
+        row = self.row(video_id)
+        if self.pack_table:
+            entry = self.pack_table.entry(row.part)  # refuses an entry outside of the file
             if quick:
                 return
             check_entry(path, entry)
         if quick:
-            hdf5.check_header(path, least=part_bytes(row, self.contents))
+            hdf5.check_header(path, min_bytes=min_part_bytes(row, self.contents))
             return
-        with self._part(video_id) as file:
-            layers, times_s = layers_in(file, row.clips, self.contents), times_in(file, row.clips)
-        then = NEXT_STEP if self.table else "Delete it and run costl extract again."
-        if checksum_of(layers, times_s) != row.checksum:
-            what = f"{path}: {row.part} in it" if self.table else f"{path}: its content"
-            raise CacheError(f"{what} has changed since it was written. {then}")
-        bad = next((clip for clip in map(first_not_finite, layers) if clip is not None), None)
-        if bad is not None:  # whoever wrote it: no CLIP of ours does
-            raise CacheError(f"{path}: clip {bad} of {video_id!r} holds values that are no finite numbers. {then}")
+        with self._open_part(video_id) as part:
+            layers = locate_layers(part, row.clips, self.contents)
+            times_s = read_times(part, row.clips)
+        next_step = NEXT_STEP if self.pack_table else "Delete it and run costl extract again."
+        if compute_checksum(layers, times_s) != row.checksum:
+            what = f"{path}: {row.part} in it" if self.pack_table else f"{path}: its content"
+            raise CacheError(f"{what} has changed since it was written. {next_step}")
+        clips = (first_nonfinite_clip(layer) for layer in layers)
+        bad_clip = next((clip for clip in clips if clip is not None), None)
+        if bad_clip is not None:  # from another program: extraction and import refuse such values
+            raise CacheError(f"{path}: clip {bad_clip} of {video_id!r} holds non-finite values. {next_step}")
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""
-        if self.table:
-            entry = self.table.entry(f"words/{self.words_name}")
+        if self.pack_table:
+            entry = self.pack_table.entry(self._words_entry)
             if not quick:
                 check_entry(self.path, entry)
         elif quick:
             hdf5.check_header(self.words_path)
         if not quick:
-            self.word_table().verify(self.words_name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map would travel to another process as a copy of what it shows.
-        return vars(self) | {"_words": None}
-
-    def word_table(self) -> WordTable:
-        """The words of all queries, by query; nothing of it is read before it is asked for."""
-        if self._words is None:
-            listed = self.table.entry(f"words/{self.words_name}").listed if self.table else None
-            self._words = WordTable(self.words_path, listed)
-        return self._words
+            self.word_table().verify(self.words_file)
 
     @property
-    def videos(self) -> Path | None:
-        """The folder that the videos were extracted from, if it is known; nobody promises that they are still there."""
-        return (self.path.parent / self.contents.videos).resolve() if self.contents.videos else None
+    def _words_entry(self) -> str:
+        """The name of the words in the table of a packed file."""
+        return f"words/{self.words_file}"
 
     @contextlib.contextmanager
-    def _part(self, video_id: str) -> Iterator[Any]:
-        if self.table:
-            listed = self.table.entry(self.row(video_id).part).listed
-            check_part(listed, self.digest)
-            yield listed
+    def _open_part(self, video_id: str) -> Iterator[Any]:
+        if self.pack_table:
+            packed = self.pack_table.entry(self.row(video_id).part).file
+            check_part_fingerprint(packed, self.digest)
+            yield packed
             return
         path = self.part_path(video_id)
         hdf5.refuse_link(path)
-        with hdf5.reading(path) as file:
-            check_part(file, self.digest)
+        with hdf5.open_file(path) as file:
+            check_part_fingerprint(file, self.digest)
             yield file

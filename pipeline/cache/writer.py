@@ -1,4 +1,4 @@
-"""The one writer of a cache: parts as they are finished, then the index."""
+"""The writer of a cache: parts as they are finished, then the index."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ import numpy as np
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents, Index, VideoRow, read_index, write_index
-from costl.pipeline.cache.lock import refuse_packed, take_lock
-from costl.pipeline.cache.part import (
-    parts_folder,
-    read_row,
-    write_part,
-)
-from costl.pipeline.cache.words import remove_others, words_folder, write_words
-from costl.pipeline.encode.types import Words
+from costl.pipeline.cache.lock import acquire_lock, refuse_packed
+from costl.pipeline.cache.part import parts_folder, read_row, write_part
+from costl.pipeline.cache.words import remove_other_words, words_folder, write_words
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.fingerprint import digest, explain_difference
-from costl.pipeline.videos import readable
+from costl.pipeline.videos import printable
 
 _INDEX_EVERY_S = 10.0
 
@@ -32,19 +28,23 @@ _INDEX_EVERY_S = 10.0
 class CacheWriter:
     """The one writer of a cache, as a context manager; a part is safe on disk as soon as `store` returns.
 
-    Entering takes the lock and removes what a killed run left half-written. From the first `write_index` on the index
-    is published every few seconds, and once more on leaving, by an exception too. Raises CacheError when the cache on
-    disk was made with another fingerprint (naming each field), when another process is writing, when the disk is full.
-    One that is never entered writes parts alone: a worker's, whose client holds the lock and `adopt`s its rows.
+    Entering it takes the lock and removes the temporary files of a killed run. From the first `write_index` on, the index
+    is published every few seconds, and once more on leaving, also after an exception. Raises CacheError when the cache on
+    disk was made with another fingerprint (naming each field), when another process is writing, or when the disk is full.
+
+    A worker of a cluster never enters its writer and only writes parts: the client holds the lock and passes the rows of
+    the workers to `adopt_row`.
     """
 
-    def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, Words]):
+    def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, SentenceTokens]):
         self.path = Path(path)
         self.parts = parts_folder(self.path)
-        self._contents, self._words, self._words_part = contents, words, ""
+        self._contents = contents
+        self._words = words
+        self._words_file = ""  # its name, once it is written
         self._digest = digest(contents.fingerprint)
         self._rows: dict[str, VideoRow] = {}
-        self._id_of: dict[str, str] = {}  # by the id in small letters, the first of them
+        self._first_id: dict[str, str] = {}  # of the ids that are equal in lower case
         self._lock = -1
         self._next_index_s = math.inf
 
@@ -52,11 +52,11 @@ class CacheWriter:
         check_fingerprint(self.path, self._contents.fingerprint)
         try:
             words_folder(self.path).mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self.parts / ".lock")
-            for stray in [*self.parts.rglob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
-                stray.unlink()
+            self._lock = acquire_lock(self.path)
+            for temporary in [*self.parts.rglob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
+                temporary.unlink()
         except OSError as error:
-            raise hdf5.unwritable(self.parts, error) from error
+            raise hdf5.write_error(self.parts, error) from error
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -68,25 +68,18 @@ class CacheWriter:
         finally:
             os.close(self._lock)
 
-    def keep(self, video_id: str, content_hash: str) -> VideoRow | None:
-        """Takes over the part of an earlier run if it is whole and of this very file; None says it must be made."""
-        row = self._former(video_id)
+    def reuse_if_unchanged(self, video_id: str, content_hash: str) -> VideoRow | None:
+        """Adds the row of an earlier run's part and returns it; None unless the part is valid and of the same content."""
+        row = self._existing_row(video_id)
         if row is None or row.content_hash != content_hash:
             return None
         self._add(row)
         return row
 
-    def is_of_another(self, video_id: str, content_hash: str) -> bool:
-        """Whether the part of an earlier run is whole, but of a file with other content."""
-        row = self._former(video_id)
+    def content_changed(self, video_id: str, content_hash: str) -> bool:
+        """Whether an earlier run left a valid part that was made from a file with other content."""
+        row = self._existing_row(video_id)
         return row is not None and row.content_hash != content_hash
-
-    def _former(self, video_id: str) -> VideoRow | None:
-        try:
-            row = read_row(self.parts / f"{video_id}.h5", self._contents)
-        except CacheError:
-            return None
-        return row if row.id == video_id else None
 
     def store(
         self,
@@ -102,13 +95,14 @@ class CacheWriter:
     ) -> VideoRow:
         """Publishes one video: tokens float16 [t 1+p c], or [t k 1+p c] of k layers, times_s float64 [t].
 
-        `name` is the id unless given. Raises VideoError for tokens that cannot be kept in the form of this cache.
+        `name` defaults to the id. Raises VideoError for tokens that cannot be stored in the token format of this cache.
         """
-        form, shape = self._contents.form, self._contents.token_shape
-        layers = tokens.reshape(len(tokens), form.layers, *shape)
+        token_format = self._contents.token_format
+        shape = self._contents.token_shape
+        layers = tokens.reshape(len(tokens), token_format.layers, *shape)
         assert tokens.dtype == np.float16 and tokens.shape[-2:] == shape, tokens.shape
         assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
-        said = VideoRow(
+        row = VideoRow(
             id=video_id,
             status="ok",
             name=name or video_id,
@@ -119,54 +113,74 @@ class CacheWriter:
             repaired=repaired,
             decoder=decoder,
         )
-        part = self.parts / said.part
-        self._refuse_twin(said)
-        row = write_part(part, said, self._digest, form=form, tokens=layers, times_s=times_s)
+        self._refuse_same_file(row)
+        part = self.parts / row.part
+        row = write_part(part, row, self._digest, token_format=token_format, tokens=layers, times_s=times_s)
         self._add(row)
         return row
 
-    def adopt(self, row: VideoRow) -> VideoRow:
-        """Takes over what another process found out. Raises CacheError unless the part it speaks of is here."""
+    def adopt_row(self, row: VideoRow) -> VideoRow:
+        """Adds a row that another process made. Raises CacheError unless the part that it describes is here."""
         if row.ok and read_row(self.parts / row.part, self._contents) != row:
-            raise CacheError(f"{self.parts / row.part}: not the part that was told of. Run costl extract again.")
+            raise CacheError(
+                f"{self.parts / row.part}: differs from the row that describes it. Run costl extract again."
+            )
         self._add(row)
         return row
 
-    def note(self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = "") -> VideoRow:
-        """Notes that a video has no features (yet), and why."""
-        row = VideoRow(video_id, status, readable(name or video_id), reason=readable(reason), content_hash=content_hash)
+    def record_without_features(
+        self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = ""
+    ) -> VideoRow:
+        """Adds a row for a video that has no features, or not yet; `status` in one word, `reason` in a sentence."""
+        row = VideoRow(
+            video_id, status, printable(name or video_id), reason=printable(reason), content_hash=content_hash
+        )
         self._add(row)
         return row
 
     def write_index(self) -> None:
-        """Publishes the index as it stands, and before the first one the words."""
-        started, folder = time.monotonic(), words_folder(self.path)
-        first, self._words_part = not self._words_part, self._words_part or write_words(folder, self._words)
+        """Publishes the index with the rows so far; the first call writes the words of the queries before it."""
+        started_s = time.monotonic()
+        folder = words_folder(self.path)
+        is_first = not self._words_file
+        if is_first:
+            self._words_file = write_words(folder, self._words)
         rows = sorted(self._rows.values(), key=lambda row: row.id)
-        write_index(self.path, Index(self._contents, rows, self._words_part))
-        if first:  # the index on disk does not name them any more
-            remove_others(folder, self._words_part)
-        # A large index is written less often: never more than a twentieth of the time.
-        self._next_index_s = time.monotonic() + max(_INDEX_EVERY_S, 20 * (time.monotonic() - started))
+        write_index(self.path, Index(self._contents, rows, self._words_file))
+        if is_first:  # only now, since the old index named another file of words
+            remove_other_words(folder, self._words_file)
+        # A large index is written less often, so that it never takes more than a twentieth of the time.
+        took_s = time.monotonic() - started_s
+        self._next_index_s = time.monotonic() + max(_INDEX_EVERY_S, 20 * took_s)
 
-    def _refuse_twin(self, said: VideoRow) -> None:
-        """Where a file system does not tell `a` from `A`, the second would take the place of the first."""
-        twin = self._id_of.get(said.id.lower(), said.id)
-        if twin != said.id and _same_file(self.parts / said.part, self.parts / f"{twin}.h5"):
+    def _existing_row(self, video_id: str) -> VideoRow | None:
+        try:
+            row = read_row(self.parts / f"{video_id}.h5", self._contents)
+        except CacheError:
+            return None
+        return row if row.id == video_id else None
+
+    def _refuse_same_file(self, row: VideoRow) -> None:
+        """Where a file system ignores upper and lower case, a second video would overwrite the part of the first."""
+        first = self._first_id.get(row.id.lower(), row.id)
+        if first != row.id and _same_file(self.parts / row.part, self.parts / f"{first}.h5"):
             raise VideoError(
-                f"{said.name}: differs from {twin} in capitals alone, which the file system of {self.parts} does not tell "
-                "apart. Rename one of them, or put the cache on another disk with --out."
+                f"{row.name}: differs from {first} only in upper and lower case, which the file system of {self.parts} "
+                "ignores. Rename one of them, or put the cache on another disk with --out."
             )
 
     def _add(self, row: VideoRow) -> None:
         self._rows[row.id] = row
-        self._id_of.setdefault(row.id.lower(), row.id)
+        self._first_id.setdefault(row.id.lower(), row.id)
         if time.monotonic() >= self._next_index_s:
             self.write_index()
 
 
 def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Raises CacheError naming every field in which the cache at `path` was made otherwise; a new path is fine."""
+    """Raises CacheError for a cache at `path` with another fingerprint, naming every field that differs.
+
+    A path where no cache exists is accepted.
+    """
     if not path.exists():
         return
     refuse_packed(path)

@@ -1,4 +1,4 @@
-"""Which decoder opens a video, which of them work here, and which is the fastest of those."""
+"""Which decoder opens a video, which decoders work on this machine, and which of them is the fastest."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from costl.pipeline.decode.video import OpenVideo
 from costl.pipeline.errors import CostlError, UsageError
-from costl.pipeline.options import DECODERS, How, Target
+from costl.pipeline.options import DECODERS, FrameOptions, ResizeTarget
 
-# By CPU seconds a sampled frame, as measured (docs/decoding.md). NVDEC adds to the cores rather than replacing them, and
-# its frames are another family: it is never chosen without being asked for.
+# By measured CPU seconds per sampled frame (docs/decoding.md). "auto" never chooses NVDEC: it adds to the cores rather
+# than replacing them, and its frames differ from those of the software decoders.
 FASTEST_FIRST = ("pyav", "torchcodec", "decord")
-_USUAL = How()
+_DEFAULT_OPTIONS = FrameOptions()
 _INSTALL = {
     "decord": "Install it: pip install decord (x86-64) or decord2.",
     "pyav": "Install it: pip install 'av>=17'.",
@@ -22,21 +22,21 @@ _INSTALL = {
 }
 
 
-def open_video(path: Path, how: How = _USUAL) -> OpenVideo:
-    """The video, opened by the decoder that `how` names. Raises VideoError for what is not a whole video."""
-    return opener(how.decoder)(path, how.resize_to)
+def open_video(path: Path, options: FrameOptions = _DEFAULT_OPTIONS) -> OpenVideo:
+    """Open a video with the decoder that `options` names. Raises VideoError if it is not a complete video."""
+    return opener(options.decoder)(path, options.resize_to)
 
 
-def opener(name: str) -> Callable[[Path, Target | None], OpenVideo]:
-    """What opens a video by this decoder; the libraries of the others stay out of the process."""
+def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:
+    """The function that opens a video with this decoder. Imports the libraries of this decoder only."""
     if name == "decord":
         from costl.pipeline.decode.decord_backend import DecordVideo
 
         return DecordVideo
     if name == "pyav":
-        from costl.pipeline.decode.pyav_backend import AvVideo
+        from costl.pipeline.decode.pyav_backend import PyavVideo
 
-        return AvVideo
+        return PyavVideo
     from costl.pipeline.decode.torchcodec_backend import TorchcodecVideo
 
     device = name.partition(":")[2] or "cpu"
@@ -44,37 +44,41 @@ def opener(name: str) -> Callable[[Path, Target | None], OpenVideo]:
 
 
 def resolve(name: str) -> str:
-    """The decoder of this name, or for "auto" the fastest that works here: each is tried on a small clip made for it.
+    """The decoder of this name; for "auto" the fastest that works on this machine. Each is tried on a small video.
 
-    Raises UsageError with the next step where it does not work.
+    Raises UsageError with the next step if it does not work.
     """
     if name not in (*DECODERS, "auto"):
         raise UsageError(f"decoder is {name!r}, expected one of {', '.join((*DECODERS, 'auto'))}.")
-    if name == "decord":  # the default is tried by the decode processes themselves
+    if name == "decord":  # the default is not tried here: the decode processes report what is wrong with it
         return name
-    reasons = {}
+    failures = {}
     with tempfile.TemporaryDirectory() as folder:
-        clip = _clip(Path(folder) / "clip.mp4")
-        for one in FASTEST_FIRST if name == "auto" else (name,):
-            reasons[one] = _why_not(one, clip)
-            if not reasons[one]:
-                return one
+        video = _write_test_video(Path(folder) / "video.mp4")
+        for candidate in FASTEST_FIRST if name == "auto" else (name,):
+            failures[candidate] = _failure(candidate, video)
+            if not failures[candidate]:
+                return candidate
     raise UsageError(
-        " ".join(f"decoder {one} does not work here: {why} {_INSTALL[one]}" for one, why in reasons.items())
+        " ".join(
+            f"decoder {candidate} does not work here: {failure} {_INSTALL[candidate]}"
+            for candidate, failure in failures.items()
+        )
     )
 
 
-def _why_not(name: str, clip: Path) -> str:
+def _failure(name: str, path: Path) -> str:
+    """Why this decoder cannot decode the test video; empty if it can."""
     try:
-        with opener(name)(clip, None) as video:
+        with opener(name)(path, None) as video:
             (frames,) = video.sample([0.0, video.duration_s])
-        return "" if frames.pixels.shape[0] == 2 else "it gives too few frames."
+        return "" if frames.pixels.shape[0] == 2 else "it returns too few frames."
     except (ImportError, OSError, RuntimeError, CostlError) as error:
-        told = str(error.__cause__ or error)  # the clip is ours, so what the library said counts
-        return next((line.strip().rstrip(".:") for line in told.splitlines() if line.strip()), "no reason") + "."
+        message = str(error.__cause__ or error)  # the test video is good, so the library's own message is the reason
+        return next((line.strip().rstrip(".:") for line in message.splitlines() if line.strip()), "no reason") + "."
 
 
-def _clip(path: Path) -> Path:
+def _write_test_video(path: Path) -> Path:
     """Five grey frames."""
     import av
     import numpy as np
@@ -83,7 +87,7 @@ def _clip(path: Path) -> Path:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for grey in range(0, 250, 50):
-            picture = np.full((64, 64, 3), grey, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            pixels = np.full((64, 64, 3), grey, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path

@@ -1,4 +1,4 @@
-"""The packets of a video, read without decoding: when each frame is shown, and what must be decoded to have it."""
+"""The packets of a video, read without decoding: when each frame is shown, and what must be decoded to get it."""
 
 from __future__ import annotations
 
@@ -13,64 +13,81 @@ import av
 import numpy as np
 from av.stream import Discard, Disposition
 
-from costl.pipeline.decode.video import BAD_NAME, TRUNCATED, Timeline, look_at, timeline, why_no_video
+from costl.pipeline.decode.video import (
+    BAD_NAME,
+    TRUNCATED,
+    Timeline,
+    build_timeline,
+    open_failure_reason,
+    refuse_unsafe,
+)
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 
 AV_ERRORS = (av.error.FFmpegError, OSError, ValueError)
-_STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
-_NEVER = -(2**62)  # the time of a packet that has none
+_STILL_PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+_NO_PTS = -(2**62)
 
 
 @dataclass(frozen=True)
 class Packets:
-    """Packets [n] in the order of the file, which is that of decoding, and the frames they become, by their times.
+    """The `f` packets of a file in file order, which is decoding order, and the frames they become, in display order.
 
-    `pts`: when shown, in ticks of `tick_s` seconds. `order`: the packet of each frame of the timeline. `starts`: for
-    each packet, the key frame's packet from which decoding gives it exactly.
+    `pts` [f]: display times in ticks of `tick_s` seconds. `packet_of_frame` [f]: the packet of each frame of the timeline.
+    `decode_from` [f]: for each packet, the packet of the key frame from which decoding gives it exactly. `is_key` [f].
     """
 
     pts: np.ndarray
-    order: np.ndarray
-    starts: np.ndarray
-    keys: np.ndarray  # bool
+    packet_of_frame: np.ndarray
+    decode_from: np.ndarray
+    is_key: np.ndarray
     tick_s: float
     timeline: Timeline
-    stream: int  # its number in the file
+    stream_index: int
 
-    def cheapest_s(self, grid: Grid) -> np.ndarray:
+    def cheapest_times_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that begins in it and costs least to decode.
 
         That is a key frame where there is one, otherwise the frame with the fewest packets to decode; among equals the
-        nearest to the clip's centre. A clip in which none begins gets what is on screen at its centre.
+        nearest to the clip's centre. A clip in which no frame begins gets the frame on screen at its centre.
         """
-        times = self.timeline
-        shown = slice(times.first, times.last + 1)
-        starts_s, of = times.starts_s[shown], self.order[shown]
-        cost = of - self.starts[of]
+        timeline = self.timeline
+        visible = slice(timeline.first, timeline.last + 1)
+        starts_s = timeline.starts_s[visible]
+        packets = self.packet_of_frame[visible]
+        cost = packets - self.decode_from[packets]
         centres_s = grid.centres_s()
-        edges = np.searchsorted(starts_s + times.grain_s, np.arange(grid.clips + 1) * grid.clip_s)
-        chosen = times.index_at(centres_s) - times.first
-        for clip, (begin, end) in enumerate(pairwise(edges)):
+        clip_edges_s = np.arange(grid.clips + 1) * grid.clip_s
+        frame_edges = np.searchsorted(starts_s + timeline.time_resolution_s, clip_edges_s)
+        chosen = timeline.indices_at(centres_s) - timeline.first
+        for clip, (begin, end) in enumerate(pairwise(frame_edges)):
             if begin < end:
-                away = np.abs(starts_s[begin:end] - centres_s[clip])
-                chosen[clip] = begin + np.lexsort((away, cost[begin:end]))[0]
+                distance_s = np.abs(starts_s[begin:end] - centres_s[clip])
+                chosen[clip] = begin + np.lexsort((distance_s, cost[begin:end]))[0]
         return starts_s[chosen]
 
 
-def open_container(path: Path, name: str) -> tuple[Any, Any]:
-    """(container, its video stream), ready for one thread. Raises VideoError; `name` is the decoder's."""
+def read_packets(path: Path, decoder_name: str = f"pyav {av.__version__}") -> Packets:
+    """Read every packet of a file. Raises VideoError for anything that is not a complete video."""
+    refuse_unsafe(path)
+    container, stream = open_container(path, decoder_name)
+    with container:
+        return scan_packets(path, container, stream)
+
+
+def open_container(path: Path, decoder_name: str) -> tuple[Any, Any]:
+    """(container, its video stream), set to one thread. Raises VideoError, which names the decoder `decoder_name`."""
     try:
         container = av.open(os.path.abspath(path), metadata_errors="ignore")
     except UnicodeError as error:
         raise VideoError(f"{path.name}: {BAD_NAME}") from error
     except AV_ERRORS as error:
-        raise VideoError(f"{path.name}: {why_no_video(path)}") from error
-    stream = _film(container)
+        raise VideoError(f"{path.name}: {open_failure_reason(path)}") from error
+    stream = _main_video_stream(container)
     if stream is None or stream.codec_context is None:
         container.close()
-        found = f"no video stream that {name} can decode (sound only, or a codec it lacks)."
-        raise VideoError(f"{path.name}: {why_no_video(path, found)}")
+        reason = f"no video stream that {decoder_name} can decode (sound only, or a codec it lacks)."
+        raise VideoError(f"{path.name}: {open_failure_reason(path, reason)}")
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
@@ -78,67 +95,64 @@ def open_container(path: Path, name: str) -> tuple[Any, Any]:
     return container, stream
 
 
-def _film(container: Any) -> Any:
-    """The stream that decord shows: of several the one with most bits a second, pictures of the file itself (covers) aside.
-
-    FFmpeg's own choice depends on its version: a newer one prefers the stream marked as default.
-    """
-    films = [stream for stream in container.streams.video if stream.codec_context and not stream.disposition & _STILL]
-    if len(films) < 2:
-        return container.streams.best("video")
-    return max(films, key=lambda stream: stream.codec_context.bit_rate or 0)
-
-
-def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets from where the container is, without the empty one that ends them."""
-    return (packet for packet in container.demux(stream) if packet.size)
-
-
-def read_packets(path: Path, name: str = f"pyav {av.__version__}") -> Packets:
-    """Reads every packet of a file. Raises VideoError for what is not a whole video."""
-    look_at(path)
-    container, stream = open_container(path, name)
-    with container:
-        return scan(path, container, stream)
-
-
-def scan(path: Path, container: Any, stream: Any) -> Packets:
-    """The same of an open container, from its beginning."""
-    if not whole(path, stream):
+def scan_packets(path: Path, container: Any, stream: Any) -> Packets:
+    """`read_packets` for a container that is open and at its beginning."""
+    if not _is_complete(path, stream):
         raise VideoError(f"{path.name}: {TRUNCATED}")
-    # AVI stores the order of decoding alone; what a newer FFmpeg gives as the times of showing is made up from that.
-    timeless = container.format.name == "avi"
+    # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
+    ignore_pts = container.format.name == "avi"
     try:
-        rows = [(None if timeless else p.pts, p.duration, p.is_keyframe) for p in packets_of(container, stream)]
+        rows = [(None if ignore_pts else p.pts, p.duration, p.is_keyframe) for p in demux(container, stream)]
     except AV_ERRORS as error:
         raise VideoError(f"{path.name}: {TRUNCATED}") from error
     if not rows:
         raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
-    pts = np.array([_NEVER if at is None else at for at, _, _ in rows], dtype=np.int64)
-    keys = np.array([key for _, _, key in rows])
+    pts = np.array([_NO_PTS if pts is None else pts for pts, _, _ in rows], dtype=np.int64)
+    durations = np.array([duration or 0 for _, duration, _ in rows])
+    is_key = np.array([key for _, _, key in rows])
     tick_s = float(stream.time_base)
-    order = np.argsort(pts, kind="stable")
-    ends = pts[order] + np.array([length or 0 for _, length, _ in rows])[order]
-    # Counted and rounded as decord does it, so that every decoder tells the same times.
-    late = max(0, int(pts[order[0]]))
-    starts_s, ends_s = (((ticks - late) * tick_s).astype(np.float32).astype(np.float64) for ticks in (pts[order], ends))
-    times = timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
-    if times.counted:
-        order = np.arange(len(pts))
-    return Packets(pts, order, _starts(pts, keys), keys, tick_s, times, stream.index)
+    packet_of_frame = np.argsort(pts, kind="stable")
+    # Shifted and rounded as decord does it, so that every decoder gives the same times.
+    shift = max(0, int(pts[packet_of_frame[0]]))
+    starts_s = _float32_seconds(pts[packet_of_frame] - shift, tick_s)
+    ends_s = _float32_seconds(pts[packet_of_frame] + durations[packet_of_frame] - shift, tick_s)
+    timeline = build_timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
+    if timeline.without_timestamps:
+        packet_of_frame = np.arange(len(pts))
+    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), is_key, tick_s, timeline, stream.index)
 
 
-def whole(path: Path, stream: Any) -> bool:
-    """Whether the file holds all that its index speaks of (only an MP4's does)."""
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets from the container's position on, without the empty packet that ends them."""
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def _main_video_stream(container: Any) -> Any:
+    """The stream that decord shows: the one with the highest bit rate, cover pictures excluded.
+
+    FFmpeg's own choice depends on its version: newer versions prefer the stream marked as default.
+    """
+    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & _STILL_PICTURE]
+    if len(streams) < 2:
+        return container.streams.best("video")
+    return max(streams, key=lambda stream: stream.codec_context.bit_rate or 0)
+
+
+def _is_complete(path: Path, stream: Any) -> bool:
+    """Whether the file holds every sample that its index lists (only an MP4 has such an index)."""
     if "mp4" not in stream.container.format.name:
         return True
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     return end <= path.stat().st_size
 
 
-def _starts(pts: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _float32_seconds(ticks: np.ndarray, tick_s: float) -> np.ndarray:
+    """Seconds, rounded to float32, as float64."""
+    return (ticks * tick_s).astype(np.float32).astype(np.float64)
+
+
+def _decode_from(pts: np.ndarray, is_key: np.ndarray) -> np.ndarray:
     """The key frame before each packet; the one before that for frames shown before their key frame (an open group)."""
-    places = np.arange(len(pts))
-    key = np.maximum.accumulate(np.where(keys, places, 0))
+    key = np.maximum.accumulate(np.where(is_key, np.arange(len(pts)), 0))
     leading = pts < pts[key]
     return np.where(leading, key[np.maximum(key - 1, 0)], key)

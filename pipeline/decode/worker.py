@@ -1,4 +1,4 @@
-"""What runs inside one decode process: a job comes by the pipe, its frames go into shared slots, one at a time."""
+"""What runs inside a decode process: it receives jobs through a pipe and writes their frames into slots of shared memory."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ import numpy as np
 
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
-from costl.pipeline.options import How
+from costl.pipeline.options import FrameOptions
 
-CHUNK = 32
-SLOWEST = 10.0  # seconds of work allowed per second of video, on top of the time limit
-NEVER = float("inf")
+CHUNK_FRAMES = 32
+GRACE_PER_VIDEO_SECOND = 10.0  # seconds of work allowed per second of video, on top of the time limit
+NO_DEADLINE = float("inf")
 _READ_BYTES_PER_S = 10e6  # decord reads the whole file when it opens it
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to decode at `fps` frames a second, and how."""
+    """One video to decode: `fps` frames a second, by the decoder and sampling that `frame_options` name."""
 
     video_id: str
     path: str
     fps: float
-    how: How = field(default_factory=How)
+    frame_options: FrameOptions = field(default_factory=FrameOptions)
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What `decode_videos` was asked for, as its processes need it."""
+class WorkerSettings:
+    """The options of `decode_videos` that its processes need."""
 
     time_limit_s: float
     slot_bytes: int
@@ -50,107 +50,148 @@ class Rules:
     decoders: tuple[str, ...] = ()
 
 
-def allowed_to_open_s(job: Job, rules: Rules) -> float:
-    """How long a video may take until its first frame is asked for, seconds: more for a large file."""
+def open_time_limit_s(job: Job, settings: WorkerSettings) -> float:
+    """How many seconds a video may take until its first frame is requested; more for a large file."""
     size = os.path.getsize(job.path) if os.path.exists(job.path) else 0
-    return rules.time_limit_s + size / _READ_BYTES_PER_S
+    return settings.time_limit_s + size / _READ_BYTES_PER_S
 
 
-def open_video(path: str, how: How | None = None) -> Any:
-    """The usual reader. Anything with its attributes and its `sample`, opened by a path alone, can stand in for it."""
-    from costl.pipeline.decode import (
-        backends as decoders,  # the libraries that decode belong to the decode processes alone
-    )
+def open_video(path: str, options: FrameOptions | None = None) -> Any:
+    """The default way to open a video. Any function of a path that returns an `OpenVideo` can replace it."""
+    from costl.pipeline.decode import backends  # only decode processes import the libraries that decode
 
-    return decoders.open_video(Path(path), how or How())
+    return backends.open_video(Path(path), options or FrameOptions())
 
 
-def work(pipe: Connection, memory: Any, deadline: Any, free: list[int], rules: Rules) -> None:
-    """The whole life of a decode process. `free` are the slots of `memory` it may fill, `deadline` is where it says
-    by when (monotonic seconds) it must have got on.
+def run_worker(pipe: Connection, memory: Any, deadline: Any, free: list[int], settings: WorkerSettings) -> None:
+    """The main function of a decode process. It may fill the slots `free` of `memory`.
+
+    It writes into `deadline` the time (monotonic seconds) by which it must make progress.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _hush()
-    _limit_memory(rules.memory_limit_bytes)
-    if rules.open_video is open_video:
-        _import(rules.decoders)
-    slots = _Slots(pipe, memory, deadline, free, rules.slot_bytes)
-    with suppress(EOFError, OSError):  # the parent has gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides what to do
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _silence_libraries()
+    _limit_memory(settings.memory_limit_bytes)
+    if settings.open_video is open_video:
+        _import_decoders(settings.decoders)
+    slots = _Slots(pipe, memory, free, settings.slot_bytes)
+    with suppress(EOFError, OSError):  # the parent has ended
         pipe.send(("ready",))
         while True:
             job = slots.next_job()
-            pipe.send(_decode(job, slots, deadline, rules))
+            pipe.send(_decode(job, slots, deadline, settings))
 
 
-def _decode(job: Job, slots: _Slots, deadline: Any, rules: Rules) -> tuple:
-    """Decode one video into slots; the last message about it."""
-    deadline.value = time.monotonic() + allowed_to_open_s(job, rules)
+def _exit_with_parent() -> None:
+    """End this process when the parent ends; a decoder that hangs would outlive it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _silence_libraries() -> None:
+    """Discard what libav and decord write to file descriptor 2, but keep Python's own messages."""
+    python_stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    sys.stderr = python_stderr
+
+
+def _limit_memory(limit_bytes: int | None) -> None:
+    """Limit private memory (Linux only); the shared slots and mapped libraries do not count."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        if limit_bytes is not None:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
+
+
+def _import_decoders(names: Sequence[str]) -> None:
+    """Import the libraries of these decoders before the first job, so that no video's time limit includes it."""
+    from costl.pipeline.decode import backends
+
+    for name in names:
+        backends.opener(name)
+
+
+def _decode(job: Job, slots: _Slots, deadline: Any, settings: WorkerSettings) -> tuple:
+    """Decode one video into slots; returns the last message about it."""
+    deadline.value = time.monotonic() + open_time_limit_s(job, settings)
     try:
-        opened = open_video(job.path, job.how) if rules.open_video is open_video else rules.open_video(job.path)
-        with opened as video:
-            return ("decoded", *_fill(video, job, slots, deadline, rules))
+        with _open_job(job, settings) as video:
+            return ("decoded", *_send_frames(video, job, slots, deadline, settings))
     except VideoError as error:
         return "failed", error.status, str(error)
     except MemoryError:
         return "failed", "failed", f"{Path(job.path).name}: needs more memory than one decode process may take."
-    except Exception as error:  # one odd video must not stop the batch
+    except Exception as error:  # an unexpected error in one video must not stop the batch
         return "failed", "error", f"{Path(job.path).name}: {type(error).__name__}: {error}"
     finally:
-        deadline.value = NEVER
+        deadline.value = NO_DEADLINE
 
 
-def _fill(video: Any, job: Job, slots: _Slots, deadline: Any, rules: Rules) -> tuple:
+def _open_job(job: Job, settings: WorkerSettings) -> Any:
+    if settings.open_video is open_video:
+        return open_video(job.path, job.frame_options)
+    return settings.open_video(job.path)
+
+
+def _send_frames(video: Any, job: Job, slots: _Slots, deadline: Any, settings: WorkerSettings) -> tuple:
+    """Send the sampled frames of an open video; returns the content of the message "decoded"."""
     grid = Grid(job.fps, video.duration_s)
     frame_bytes = video.height * video.width * 3
-    size = min(CHUNK, rules.slot_bytes // max(1, frame_bytes))
-    if size < 1:
+    chunk_frames = min(CHUNK_FRAMES, settings.slot_bytes // max(1, frame_bytes))
+    if chunk_frames < 1:
         raise VideoError(
             f"{Path(job.path).name}: one frame of {video.width} x {video.height} takes {frame_bytes / 1e6:.0f} MB, "
-            f"at most {rules.slot_bytes / 1e6:.0f} MB are kept for it. Scale the video down."
+            f"at most {settings.slot_bytes / 1e6:.0f} MB are reserved for it. Scale the video down."
         )
-    allowed_s = rules.time_limit_s + SLOWEST * size * grid.clip_s
+    allowed_s = settings.time_limit_s + GRACE_PER_VIDEO_SECOND * chunk_frames * grid.clip_s
     first_index = 0
     deadline.value = time.monotonic() + allowed_s
-    wanted_s = video.cheapest_s(grid) if job.how.sampling == "cheapest" else grid.centres_s()
-    for frames in video.sample(wanted_s, chunk=size):
-        deadline.value = NEVER  # waiting for a slot is not this video's fault
-        if not slots.free():
-            video.rest()  # decord would decode on meanwhile, without a bound
-        slots.send(first_index, frames.pixels, frames.times_s, of=grid.clips)
+    cheapest = job.frame_options.sampling == "cheapest"
+    wanted_s = video.cheapest_times_s(grid) if cheapest else grid.centres_s()
+    for frames in video.sample(wanted_s, chunk=chunk_frames):
+        deadline.value = NO_DEADLINE  # the time spent waiting for a slot does not count
+        if not slots.has_free_slot():
+            video.stop_reading_ahead()  # decord would decode on without a bound
+        slots.send(first_index, frames.pixels, frames.times_s, clips=grid.clips)
         first_index += len(frames.times_s)
         deadline.value = time.monotonic() + allowed_s
     return video.duration_s, grid.clips, video.repaired, video.decoder
 
 
 class _Slots:
-    """This process's slots, and the pipe that brings them back and brings jobs."""
+    """This process's slots of shared memory, and the pipe through which released slots and jobs arrive."""
 
-    def __init__(self, pipe: Connection, memory: Any, deadline: Any, free: list[int], slot_bytes: int):
+    def __init__(self, pipe: Connection, memory: Any, free: list[int], slot_bytes: int):
         self._pipe, self._free, self._slot_bytes = pipe, free, slot_bytes
         self._memory: np.ndarray = np.frombuffer(memory, dtype=np.uint8)
-        self._jobs: deque[Job] = deque()  # the next one may come while the last one's end is on its way
+        self._jobs: deque[Job] = deque()  # the next job may arrive before the last one has ended
 
     def next_job(self) -> Job:
         while not self._jobs:
             self._receive()
         return self._jobs.popleft()
 
-    def free(self) -> bool:
-        """Whether the next chunk can be sent at once."""
+    def has_free_slot(self) -> bool:
+        """Whether the next chunk can be sent without waiting."""
         while self._pipe.poll():
             self._receive()
         return bool(self._free)
 
-    def send(self, first_index: int, pixels: np.ndarray, times_s: np.ndarray, *, of: int) -> None:
-        began = time.monotonic()
-        while not self.free():
+    def send(self, first_index: int, pixels: np.ndarray, times_s: np.ndarray, *, clips: int) -> None:
+        """Write one chunk into a free slot and announce it; waits for a slot."""
+        began_s = time.monotonic()
+        while not self.has_free_slot():
             self._receive()
-        waited_s = time.monotonic() - began
+        waited_s = time.monotonic() - began_s
         slot = self._free.pop()
         begin = slot * self._slot_bytes
         self._memory[begin : begin + pixels.size] = pixels.ravel()
-        self._pipe.send(("chunk", slot, first_index, pixels.shape, times_s, of, waited_s))
+        self._pipe.send(("chunk", slot, first_index, pixels.shape, times_s, clips, waited_s))
 
     def _receive(self) -> None:
         message = self._pipe.recv()
@@ -158,37 +199,3 @@ class _Slots:
             self._jobs.append(message)
         else:
             self._free.append(message)
-
-
-def _import(names: Sequence[str]) -> None:
-    """The libraries of these decoders: the time it takes is no video's fault."""
-    from costl.pipeline.decode import backends as decoders
-
-    for name in names:
-        decoders.opener(name)
-
-
-def _die_with_parent() -> None:
-    """A decoder that hangs would outlive a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _hush() -> None:
-    """libav and decord write to descriptor 2 past Python: away with it, and keep Python's own messages."""
-    own = os.fdopen(os.dup(2), "w", buffering=1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    sys.stderr = own
-
-
-def _limit_memory(limit_bytes: int | None) -> None:
-    """Private memory only (Linux); the shared slots and mapped libraries do not count."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        if limit_bytes is not None:
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))

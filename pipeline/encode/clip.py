@@ -1,4 +1,4 @@
-"""Frozen CLIP: frames to patch tokens, sentences to word tokens, and the map into the space they share."""
+"""The frozen CLIP encoder: frames to patch tokens, sentences to word tokens, and the joint space they share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from costl.pipeline.encode.preprocess import Preprocess, prepare
-from costl.pipeline.encode.types import Joint, Words
-from costl.pipeline.encode.weights import Source, build, find_source, hash_of
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.pipeline.encode.weights import Source, build_network, find_source, hash_of_weights
 from costl.pipeline.errors import CostlError, UsageError
-from costl.pipeline.fingerprint import canonical
+from costl.pipeline.fingerprint import canonical_json
 
-__all__ = ["Clip", "Joint", "Words", "load_clip", "load_clips", "pick_device"]
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TEXT_BATCH = 64
-_SAME = 1e-4  # largest difference of unit-length features that counts as the same in float32
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TOLERANCE = 1e-4  # largest difference of unit-length float32 features that count as the same
+_BlockTokens = tuple[Tensor | None, Tensor]  # prefix tokens and patches of one block
 
 
-def load_clip(
+def load_encoder(
     model: str = "ViT-B-32",
     weights: str = "openai",
     *,
@@ -35,48 +34,53 @@ def load_clip(
     precision: str | None = None,
     layers: int = 1,
     patches: bool = True,
-) -> Clip:
+) -> CLIPEncoder:
     """The frozen network of `model` with `weights` (a tag, FILE, TAG=FILE or DIR, see `weights.find_source`).
 
-    `precision` is that of the image tower: fp32 (the CPU's default), fp16 (the GPU's) or bf16; sentences are always
-    encoded in fp32. It gives the tokens of the last `layers` blocks, without `patches` those of the frames alone.
-    Raises UsageError for unknown names, devices and precisions, for more layers than there are, and for towers whose
-    image feature is not a norm and a projection of one token (attention pooling, convolutional towers).
+    `precision` is that of the image tower: fp32 (the default on a CPU), fp16 (the default on a GPU) or bf16; sentences are
+    always encoded in fp32. The encoder gives the tokens of the last `layers` blocks, without `patches` only the frame
+    tokens. Raises UsageError for unknown names, devices and precisions, for more layers than the tower has, and for towers
+    whose image feature is not a norm and a projection of one token (attention pooling, convolutional towers).
     """
-    place = pick_device(device)
-    chosen = precision or usual_precision(place)
-    if chosen not in _DTYPES:
-        raise UsageError(f"precision {chosen!r}: expected one of {', '.join(_DTYPES)}.")
+    torch_device = pick_device(device)
+    precision = precision or default_precision(torch_device)
+    if precision not in _DTYPES:
+        raise UsageError(f"precision {precision!r}: expected one of {', '.join(_DTYPES)}.")
     source = find_source(model, weights)
-    return Clip(build(source), source=source, device=place, precision=chosen, layers=layers, patches=patches)
+    network = build_network(source)
+    return CLIPEncoder(
+        network, source=source, device=torch_device, precision=precision, layers=layers, patches=patches
+    )
 
 
-def usual_precision(device: torch.device) -> str:
-    """In what the image tower computes there unless it is told otherwise."""
+def default_precision(device: torch.device) -> str:
+    """The precision of the image tower on a device unless another one is named."""
     return "fp16" if device.type == "cuda" else "fp32"
 
 
-def load_clips(
+def load_encoders(
     model: str, weights: str, *, devices: str, precision: str | None = None, layers: int = 1, patches: bool = True
-) -> list[Clip]:
-    """The same network on each of `devices`, which commas separate. Raises UsageError as `load_clip` does, for a GPU
-    named twice, and for devices that would compute in different precisions.
+) -> list[CLIPEncoder]:
+    """The same network on each of `devices`, separated by commas.
+
+    Raises UsageError as `load_encoder` does, for a GPU named twice, and for devices with different default precisions if
+    no `precision` is given.
     """
     names = [name.strip() for name in devices.split(",")]
-    places = [pick_device(name) for name in names]
-    for name, place in zip(names, places, strict=True):
-        if place.type != "cpu" and places.count(place) > 1:
-            raise UsageError(f"device {devices!r}: {name} is named twice, as {place}. Name every GPU once.")
-    usual = {place.type: usual_precision(place) for place in places}
-    if precision is None and len(set(usual.values())) > 1:
-        told = ", ".join(f"{kind} in {chosen}" for kind, chosen in usual.items())
-        raise UsageError(f"device {devices!r}: {told}; one cache holds one precision. Name it: --precision fp32.")
-    first = load_clip(model, weights, device=names[0], precision=precision, layers=layers, patches=patches)
-    return [first, *(first.beside(place) for place in places[1:])]
+    torch_devices = [pick_device(name) for name in names]
+    for name, device in zip(names, torch_devices, strict=True):
+        if device.type != "cpu" and torch_devices.count(device) > 1:
+            raise UsageError(f"device {devices!r}: {name} is named twice, as {device}. Name every GPU once.")
+    defaults = {device.type: default_precision(device) for device in torch_devices}
+    if precision is None and len(set(defaults.values())) > 1:
+        listed = ", ".join(f"{device_type} in {default}" for device_type, default in defaults.items())
+        raise UsageError(f"device {devices!r}: {listed}; one cache holds one precision. Name it: --precision fp32.")
+    first = load_encoder(model, weights, device=names[0], precision=precision, layers=layers, patches=patches)
+    return [first, *(first.copy_to(device) for device in torch_devices[1:])]
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises UsageError for a device that this machine does not have."""
+    """The device of this name; `auto` is the GPU if there is one. Raises UsageError for a device that is not available."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         return torch.empty(0, device=name).device
@@ -86,11 +90,12 @@ def pick_device(device: str) -> torch.device:
         ) from error
 
 
-class Clip:
-    """A frozen CLIP on one device; made by `load_clip`.
+class CLIPEncoder:
+    """A frozen CLIP on one device, made by `load_encoder`.
 
-    `name` the architecture, `weights_hash` sha256 of the weights in use, `width` c of visual tokens, `patch_grid`
-    (rows, columns) of the patches it gives, `image_size` (height, width) of the input, `joint` the map into the joint space.
+    `name`: the architecture. `weights_hash`: sha256 of the weights. `width`: c, the width of visual tokens. `patch_grid`:
+    (rows, columns) of the patches it gives. `image_size`: (height, width) of its input. `joint`: the map into the joint
+    space. In shapes, n are frames and k the layers.
     """
 
     def __init__(
@@ -106,31 +111,32 @@ class Clip:
         self.name = source.name
         self.device = device
         self.precision = precision
-        self.weights_hash = hash_of(network)
+        self.weights_hash = hash_of_weights(network)
         self.preprocess = Preprocess.of(network.visual.preprocess_cfg)
         self.image_size = self.preprocess.size
         self._tokenizer = _tokenizer(source)
         grid, self.joint, self._frame_token = _examine(network, self.image_size, source.name)
         self.patch_grid = grid if patches else (0, 0)
-        self._layers, self._patches = layers, patches
+        self._layers = layers
+        self._patches = patches
         _check_layers(network, self.image_size, source.name, layers)
         self.width = len(self.joint.norm_weight)
         self._network: Any = network.to(device)
         self._network.visual.to(_DTYPES[precision])
-        self._last_blocks: Callable[[Any, Tensor, int], list[tuple[Tensor | None, Tensor]]] = _last_blocks
+        self._last_blocks: Callable[[Any, Tensor, int], list[_BlockTokens]] = _last_blocks
 
     def fingerprint(self) -> dict[str, str]:
         """Everything about this network that decides a token."""
         return {
             "model": self.name,
             "weights": self.weights_hash,
-            "preprocess": canonical(asdict(self.preprocess)),
+            "preprocess": canonical_json(asdict(self.preprocess)),
             "precision": self.precision,
             "open_clip": version("open_clip_torch"),
         }
 
     def prepare(self, pixels: np.ndarray | Tensor) -> Float[Tensor, "n 3 y x"]:
-        """uint8 RGB [n h w 3] -> network input on the device, equal to open_clip's PIL transform (see `resize`)."""
+        """uint8 RGB [n h w 3] -> network input on the device, equal to open_clip's PIL transform (see `preprocess`)."""
         if isinstance(pixels, np.ndarray):
             # Copied: a decoder's shared memory may be read-only, and is reused while the device still reads.
             frames = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
@@ -142,32 +148,43 @@ class Clip:
     def tokens(self, pixels: np.ndarray | Tensor) -> np.ndarray:
         """uint8 RGB [n h w 3] -> float16 [n 1+p c]: the frame token, then the patches row by row; [n k 1+p c] of k layers.
 
-        Taken after the last block and before the final norm, so that `joint.project(tokens[:, 0])` is CLIP's own image
-        feature; of several layers the last block's come last. Raises CostlError when a value is not finite.
+        Tokens are taken after a block and before the final norm, so that `joint.project(tokens[:, 0])` is CLIP's own image
+        feature; of several layers the last block comes last. Raises CostlError when a value does not fit into float16.
         """
         return self.encode_images(self.prepare(pixels))
 
     def encode_images(self, images: Float[Tensor, "n 3 y x"]) -> np.ndarray:
-        """Network input, as `prepare` gives it, -> float16 as `tokens` has it."""
+        """Network input, as `prepare` gives it -> float16 tokens, as `tokens` gives them."""
         return self.start(images)()
 
     def start(self, images: Float[Tensor, "n 3 y x"]) -> Callable[[], np.ndarray]:
-        """Begins what `encode_images` does; calling what it gives waits for the tokens, and may raise as it does.
+        """Starts `encode_images`; the function it returns waits for the tokens, and raises as `tokens` does.
 
-        A GPU works meanwhile, so that the next batch can be begun first. Raises torch's error when memory is full.
+        A GPU works in the meantime, so the next batch can be started first. Raises torch's error when memory is full.
         """
-        return _fetch(self._forward(images), f"{self.name} in {self.precision}: visual tokens")
+        return _start_fetch(self._forward(images), f"{self.name} in {self.precision}: visual tokens")
 
-    def beside(self, device: torch.device) -> Clip:
-        """The same network on a further device."""
+    @torch.inference_mode()
+    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n *layers tokens c"]:
+        blocks = self._last_blocks(self._network.visual, images.to(_DTYPES[self.precision]), self._layers)
+        layers = [self._frame_and_patches(prefix, patches) for prefix, patches in blocks]
+        return torch.stack(layers, dim=1) if self._layers > 1 else layers[0]
+
+    def _frame_and_patches(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
+        frame = self._frame_token(prefix, patches)
+        return torch.cat([frame, patches], dim=1) if self._patches else frame
+
+    def copy_to(self, device: torch.device) -> CLIPEncoder:
+        """The same encoder on another device."""
         other = copy.copy(self)
-        other.device, other._network = device, copy.deepcopy(self._network).to(device)
+        other.device = device
+        other._network = copy.deepcopy(self._network).to(device)
         return other
 
     def compile(self, batch: int) -> None:
-        """Compiles the image tower for batches of this size; the first one is compiled here, which takes a minute.
+        """Compiles the image tower for batches of this size, which takes about a minute.
 
-        Raises whatever the compiler does where it cannot; the network is then as it was.
+        Raises whatever the compiler raises if it cannot compile; the encoder then stays as it was.
         """
         compiled = torch.compile(_last_blocks, dynamic=False)
         with torch.inference_mode():
@@ -175,41 +192,34 @@ class Clip:
         self._last_blocks = compiled
 
     def blank(self, batch: int) -> Float[Tensor, "n 3 y x"]:
-        """So many empty frames as network input, for a trial."""
+        """`batch` empty frames as network input, for a trial."""
         return torch.zeros(batch, 3, *self.image_size, device=self.device, dtype=_DTYPES[self.precision])
 
-    def encode_text(self, texts: Sequence[str]) -> list[Words]:
-        """One Words for each sentence. Raises UsageError for a sentence without a word in it."""
-        batches = range(0, len(texts), TEXT_BATCH)
-        return [words for start in batches for words in self._encode_texts(texts[start : start + TEXT_BATCH])]
+    def encode_text(self, texts: Sequence[str]) -> list[SentenceTokens]:
+        """The tokens of each sentence. Raises UsageError for a sentence without a word."""
+        sentences: list[SentenceTokens] = []
+        for start in range(0, len(texts), TEXT_BATCH):
+            sentences += self._encode_text_batch(texts[start : start + TEXT_BATCH])
+        return sentences
 
     @torch.inference_mode()
-    def _forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n *layers tokens c"]:
-        found = self._last_blocks(self._network.visual, images.to(_DTYPES[self.precision]), self._layers)
-        layers = [self._frame_and_patches(*block) for block in found]
-        return torch.stack(layers, dim=1) if self._layers > 1 else layers[0]
-
-    def _frame_and_patches(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
-        frame = self._frame_token(prefix, patches)
-        return torch.cat([frame, patches], dim=1) if self._patches else frame
-
-    @torch.inference_mode()
-    def _encode_texts(self, texts: Sequence[str]) -> list[Words]:
+    def _encode_text_batch(self, texts: Sequence[str]) -> list[SentenceTokens]:
         ids = self._tokenizer(list(texts))
         output = self._network.forward_intermediates(text=ids.to(self.device), text_indices=1, normalize=True)
-        # A word after its context varies with every word before it; its own embedding does not, and a query about few
-        # videos is learned far sooner from the two together (README, design notes).
+        # A word after its context varies with each word before it; its own embedding does not. From both together the
+        # model learns a query about few videos far sooner (README, design notes).
         own = getattr(self._network, "text", self._network).token_embedding(ids.to(self.device))
-        tokens = _finite(torch.cat([own, output["text_intermediates"][0]], dim=-1), f"{self.name}: word tokens")
+        both = torch.cat([own, output["text_intermediates"][0]], dim=-1)
+        tokens = _start_fetch(both, f"{self.name}: word tokens")()
         sentences = output["text_features"].float().cpu().numpy()
-        # [start word ... word end padding]
+        # The ids of a sentence are [start, words, end, padding].
         ends = (ids == self._tokenizer.eot_token_id).int().argmax(dim=1).tolist()
-        longest = ids.shape[1] - 2
         for text, end in zip(texts, ends, strict=True):
             if end < 2:
                 raise UsageError(f"query {text!r}: no word in it. Give it a sentence or remove it.")
+        longest = ids.shape[1] - 2
         return [
-            Words(
+            SentenceTokens(
                 tokens[i, 1:end].copy(),
                 sentences[i].copy(),
                 truncated=len(self._tokenizer.encode(text)) > longest,
@@ -219,42 +229,32 @@ class Clip:
         ]
 
 
-def _cls(prefix: Tensor | None, patches: Tensor) -> Tensor:
-    return patches.mean(dim=1, keepdim=True) if prefix is None else prefix[:, :1]
-
-
-def _mean(prefix: Tensor | None, patches: Tensor) -> Tensor:
-    return patches.mean(dim=1, keepdim=True)
-
-
-def _finite(tokens: Tensor, what: str) -> np.ndarray:
-    return _fetch(tokens, what)()
-
-
-def _fetch(tokens: Tensor, what: str) -> Callable[[], np.ndarray]:
-    """Sends tokens on their way to main memory; calling what it gives waits for them and checks them."""
+def _start_fetch(tokens: Tensor, name: str) -> Callable[[], np.ndarray]:
+    """Starts to copy tokens to main memory as float16; the function it returns waits for them and checks their values."""
     stored = tokens.to(torch.float16)
-    here, finite, arrive = _arriving(stored), _arriving(torch.isfinite(stored).all()), _arrival(stored.device)
+    on_host = _copy_to_host(stored)
+    finite = _copy_to_host(torch.isfinite(stored).all())
+    wait = _wait_for(stored.device)
 
-    def fetched() -> np.ndarray:
-        arrive()
+    def fetch() -> np.ndarray:
+        wait()
         if not bool(finite):
             raise CostlError(
-                f"{what} do not fit into float16. Try --precision bf16 or fp32; if that fails, the weights are damaged."
+                f"{name} do not fit into float16. Try --precision bf16 or fp32; if that fails, the weights are damaged."
             )
-        return here.numpy()
+        return on_host.numpy()
 
-    return fetched
+    return fetch
 
 
-def _arriving(tensor: Tensor) -> Tensor:
+def _copy_to_host(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor.cpu()
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _arrival(device: torch.device) -> Callable[[], None]:
-    """Waits for all that was asked of the device until now."""
+def _wait_for(device: torch.device) -> Callable[[], None]:
+    """A function that waits for the work that the device has been given until now."""
     if device.type != "cuda":
         return lambda: None
     event = torch.cuda.Event()
@@ -262,9 +262,11 @@ def _arrival(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
-def _last_blocks(visual: Any, images: Tensor, count: int | None) -> list[tuple[Tensor | None, Tensor]]:
-    """The raw output of the last `count` blocks (None: of all): prefix tokens [n k c], or None where the tower has none,
-    and patches [n p c]; the last block comes last."""
+def _last_blocks(visual: Any, images: Tensor, count: int | None) -> list[_BlockTokens]:
+    """The raw output of the last `count` blocks (None: of all), the last block last.
+
+    Of each block the prefix tokens [n prefix c], None if the tower has none, and the patches [n p c].
+    """
     output = visual.forward_intermediates(
         images,
         indices=count,
@@ -274,46 +276,40 @@ def _last_blocks(visual: Any, images: Tensor, count: int | None) -> list[tuple[T
         intermediates_only=True,
     )
     patches = output["image_intermediates"]
-    return list(zip(output.get("image_intermediates_prefix") or [None] * len(patches), patches, strict=True))
+    prefixes = output.get("image_intermediates_prefix") or [None] * len(patches)
+    return list(zip(prefixes, patches, strict=True))
 
 
 @torch.inference_mode()
-def _check_layers(network: Any, size: tuple[int, int], name: str, layers: int) -> None:
-    if layers > 1:  # the last block alone was tried already
-        blocks = len(_last_blocks(network.visual, torch.zeros(1, 3, *size), None))
-        if layers > blocks:
-            raise UsageError(
-                f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less."
-            )
+def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int, int], JointSpace, Any]:
+    """The patch grid, the joint space, and the function that makes the frame token, found by a trial on one image.
 
-
-@torch.inference_mode()
-def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int, int], Joint, Any]:
-    """The patch grid, the joint space, and which frame token gives CLIP's own image feature: tried on one frame."""
+    The frame token is the one whose projection is CLIP's own image feature.
+    """
     refusal = (
         f"{name}: its image feature is not a norm and a projection of one token (attention pooling or a convolutional "
         "tower). Choose a plain ViT such as ViT-B-32."
     )
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
-        joint = _joint(network)
+        joint = _joint_space(network)
         ((prefix, patches),) = _last_blocks(network.visual, image, 1)
-        as_picture = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)
-        rows, columns = as_picture["image_intermediates"][0].shape[-2:]
-        tried = {frame: joint.project(frame(prefix, patches)[:, 0].numpy()) for frame in (_cls, _mean)}
+        as_grid = network.visual.forward_intermediates(image, indices=1, intermediates_only=True)
+        rows, columns = as_grid["image_intermediates"][0].shape[-2:]
+        features = {frame: joint.project(frame(prefix, patches)[:, 0].numpy()) for frame in (_cls_token, _mean_token)}
     except (AttributeError, TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(refusal) from error
-    truth = network.encode_image(image, normalize=True).numpy()
-    if not np.isfinite(truth).all():
+    expected = network.encode_image(image, normalize=True).numpy()
+    if not np.isfinite(expected).all():
         raise CostlError(f"{name}: its features are not finite. The weights are damaged; get them again.")
-    for frame, feature in tried.items():
-        if rows * columns == patches.shape[1] and np.allclose(feature, truth, rtol=0, atol=_SAME):
+    for frame, feature in features.items():
+        if rows * columns == patches.shape[1] and np.allclose(feature, expected, rtol=0, atol=_TOLERANCE):
             return (rows, columns), joint, frame
     raise UsageError(refusal)
 
 
-def _joint(network: Any) -> Joint:
-    """Reads the last norm and the projection; raises AttributeError where a tower has no such thing."""
+def _joint_space(network: Any) -> JointSpace:
+    """The last norm and the projection; raises AttributeError if the tower has none."""
     visual = network.visual
     if hasattr(visual, "trunk"):  # a timm tower
         trunk = visual.trunk
@@ -321,14 +317,33 @@ def _joint(network: Any) -> Joint:
         linear = visual.head.proj if len(visual.head) else trunk.head
         projection = linear.weight.T
     else:
-        norm, projection = visual.ln_post, visual.proj
-    return Joint(
+        norm = visual.ln_post
+        projection = visual.proj
+    return JointSpace(
         norm_weight=norm.weight.float().numpy(),
         norm_bias=norm.bias.float().numpy(),
         norm_eps=float(norm.eps),
         projection=projection.float().contiguous().numpy(),
         logit_scale=float(network.logit_scale.exp().reshape(-1)[0]),
     )
+
+
+def _cls_token(prefix: Tensor | None, patches: Tensor) -> Tensor:
+    return patches.mean(dim=1, keepdim=True) if prefix is None else prefix[:, :1]
+
+
+def _mean_token(prefix: Tensor | None, patches: Tensor) -> Tensor:
+    return patches.mean(dim=1, keepdim=True)
+
+
+@torch.inference_mode()
+def _check_layers(network: Any, size: tuple[int, int], name: str, layers: int) -> None:
+    if layers > 1:  # `_examine` has already tried the last block
+        blocks = len(_last_blocks(network.visual, torch.zeros(1, 3, *size), None))
+        if layers > blocks:
+            raise UsageError(
+                f"{name} has {blocks} blocks, asked for the last {layers}. Choose --layers {blocks} or less."
+            )
 
 
 def _tokenizer(source: Source) -> Any:

@@ -1,4 +1,4 @@
-"""What CLIP leaves behind, as plain numpy: the words of a sentence and the map into the joint space."""
+"""What CLIP gives besides visual tokens, in numpy: the tokens of a sentence, and the map into the joint space."""
 
 from __future__ import annotations
 
@@ -10,22 +10,14 @@ import numpy as np
 from costl.pipeline.errors import CostlError
 
 
-def _check(name: str, array: np.ndarray, *, dtype: type, ndim: int) -> None:
-    if array.dtype != dtype or array.ndim != ndim:
-        raise CostlError(f"{name}: {array.dtype} with {array.ndim} axes, expected {np.dtype(dtype)} with {ndim}.")
-    if not np.isfinite(array).all():
-        raise CostlError(f"{name}: not finite. The weights are damaged or overflow; try another precision.")
-
-
 @dataclass(frozen=True)
-class Words:
-    """One sentence: `tokens` float16 [l 2*ct], `sentence` float32 [e], unit length, joint space.
+class SentenceTokens:
+    """The tokens of one sentence: `tokens` float16 [l 2*ct], and `sentence` float32 [e] of length one in the joint space.
 
-    A token is the word's own embedding, then what the last text block makes of it, before the final norm.
-    They run from the first word to the last, without start, end and padding. Published features hold the second half
-    alone: the first is zeros then. `truncated` says that the sentence was longer than the tower's context and lost its
-    end. `texts` names each token, a space at the end of a word that is whole; empty where nobody can name them. Raises
-    CostlError for other shapes or non-finite values.
+    Each token is the word's own embedding, then the output of the last text block before the final norm, both of width ct.
+    Start, end and padding are left out. Published features hold the second half only; the first half is then zeros.
+    `truncated`: the sentence was longer than CLIP's context and lost its end. `texts`: the text of each token, with a space
+    at the end of a complete word; empty if it is not known. Raises CostlError for other shapes or non-finite values.
     """
 
     tokens: np.ndarray
@@ -41,13 +33,13 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Joint:
-    """The few tensors that carry a visual token into the space shared with sentences, all float32.
+class JointSpace:
+    """The float32 tensors that map a visual token into the joint space, which it shares with sentences.
 
-    `norm_weight` [c], `norm_bias` [c], `norm_eps`: the tower's last LayerNorm; `projection` [c e]; `logit_scale`: the
-    temperature CLIP was trained with, already exponentiated. Without `normed` no LayerNorm comes first: the tokens hold
-    joint-space features already, and the projection only picks them. A projection of zeros says that nothing is known
-    of a joint space (`known` is False): every similarity is zero. Raises CostlError when the sizes disagree.
+    `norm_weight` [c], `norm_bias` [c] and `norm_eps`: the tower's last LayerNorm. `projection` [c e]. `logit_scale`: the
+    temperature CLIP was trained with, already exponentiated. If `normed` is False there is no LayerNorm: the tokens already
+    hold joint-space features, and the projection only selects them. A projection of zeros means that the joint space is
+    unknown (`is_known` is False); every similarity is then zero. Raises CostlError when the sizes disagree.
     """
 
     norm_weight: np.ndarray
@@ -66,12 +58,13 @@ class Joint:
             raise CostlError(f"joint tensors of widths {widths}, expected one width.")
         if not (0 < self.norm_eps < 1 and math.isfinite(self.logit_scale) and self.logit_scale > 0):
             raise CostlError(
-                f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected small ones above zero."
+                f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected an epsilon between 0 and 1 and "
+                "a finite scale above zero."
             )
 
     @property
-    def known(self) -> bool:
-        """Whether visual tokens and sentences can be compared at all."""
+    def is_known(self) -> bool:
+        """Whether visual tokens and sentences can be compared."""
         return bool(self.projection.any())
 
     def project(self, tokens: np.ndarray) -> np.ndarray:
@@ -84,3 +77,10 @@ class Joint:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.mean(np.square(centred), axis=-1, keepdims=True)
         return centred / np.sqrt(variance + self.norm_eps) * self.norm_weight + self.norm_bias
+
+
+def _check(name: str, array: np.ndarray, *, dtype: type, ndim: int) -> None:
+    if array.dtype != dtype or array.ndim != ndim:
+        raise CostlError(f"{name}: {array.dtype} with {array.ndim} axes, expected {np.dtype(dtype)} with {ndim}.")
+    if not np.isfinite(array).all():
+        raise CostlError(f"{name}: not finite. The weights are damaged or overflow; try another precision.")

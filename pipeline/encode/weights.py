@@ -1,4 +1,4 @@
-"""Turns a model name and a tag, file or folder into an open_clip network with the settings it was trained under."""
+"""Finds the weights of a model by tag, file or folder, and builds the open_clip network with the settings of its training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ from costl.pipeline.fingerprint import digest
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _PROBE_S = 3.0
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network comes from: `architecture` is what open_clip calls it, `file` the weights on this disk.
+    """Where a network comes from.
 
-    `name` is for people and fingerprints and holds no path; `trained_with` is what a tag records about its weights
-    (quick_gelu, mean, std, interpolation, resize_mode), empty for a folder, which brings its own.
+    `name`: for messages and fingerprints, without a path. `architecture`: open_clip's name. `file`: the weights on disk.
+    `trained_with`: what a tag records about its weights (quick_gelu, mean, std, interpolation, resize_mode), empty for a
+    folder, which has its own settings.
     """
 
     name: str
@@ -47,11 +49,11 @@ class Source:
 
 
 def find_source(model: str, weights: str) -> Source:
-    """Resolves `weights`: a tag of `model`, a FILE, TAG=FILE, or a DIR in open_clip's own layout (any model name).
+    """The source of `weights`: a tag of `model`, a FILE, TAG=FILE, or a DIR in open_clip's layout (any model name).
 
-    A tag that is not on this disk yet is downloaded. A FILE is read as its tag would be: the tag whose name its file
-    name holds, else `openai` where the model has it, else the model's first tag; TAG=FILE says so outright.
-    Raises UsageError for unknown names, missing files, and at once when a download is needed and there is no network.
+    A tag that is not on this disk is downloaded. A FILE is read with the settings of a tag: TAG if given, else the tag
+    whose name is part of the file name, else `openai` if the model has it, else the model's first tag. Raises UsageError
+    for unknown names and missing files, and immediately if a download is needed and there is no network.
     """
     model = model.replace("/", "-")
     tag_settings = tags.get_pretrained_cfg(model, weights)
@@ -65,11 +67,11 @@ def find_source(model: str, weights: str) -> Source:
     return _file_source(model, weights)
 
 
-def build(source: Source) -> nn.Module:
-    """The network in float32 on the CPU, in evaluation mode, its preprocessing in `visual.preprocess_cfg`.
+def build_network(source: Source) -> nn.Module:
+    """The network in float32 on the CPU, in evaluation mode, with its preprocessing in `visual.preprocess_cfg`.
 
-    Never unpickles: safetensors, `torch.load(weights_only=True)`, or OpenAI's published archive, known by its hash.
-    Raises UsageError when open_clip cannot put these weights into this architecture.
+    Never unpickles objects: reads safetensors, `torch.load(weights_only=True)`, or the archive that OpenAI published,
+    identified by its hash. Raises UsageError when open_clip cannot load these weights into this architecture.
     """
     archive = _is_torchscript(source.file)
     try:
@@ -86,7 +88,7 @@ def build(source: Source) -> nn.Module:
             network.load_state_dict(_openai_state(source))
     except UsageError:
         raise
-    except Exception as error:  # open_clip passes on whatever torch, safetensors, timm or json raise
+    except Exception as error:  # open_clip passes on all errors of torch, safetensors, timm and json
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UsageError(
             f"{source.file}: open_clip cannot load it as {source.name} ({reason[0][:200]}). "
@@ -95,11 +97,8 @@ def build(source: Source) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-
-
-def hash_of(network: nn.Module) -> str:
-    """sha256 over every tensor's name, type, shape and bytes: the same weights from a tag, file or folder agree."""
+def hash_of_weights(network: nn.Module) -> str:
+    """sha256 over the name, type, shape and bytes of all tensors, the same whether they come from a tag, file or folder."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -108,19 +107,17 @@ def hash_of(network: nn.Module) -> str:
 
 
 def _trained_name(model: str, trained_with: Mapping[str, Any]) -> str:
-    # The activation is not part of the weights, so the name carries it, as open_clip's own names do.
-    quick = trained_with.get("quick_gelu", False) and not model.endswith("-quickgelu")
-    return f"{model}-quickgelu" if quick else model
+    # The activation is not part of the weights, so it is part of the name, as in open_clip's own names.
+    quick_gelu = trained_with.get("quick_gelu", False) and not model.endswith("-quickgelu")
+    return f"{model}-quickgelu" if quick_gelu else model
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=3, cutoff=0.5)
-    return (
-        f"Did you mean {' or '.join(by_lower[name] for name in close)}?"
-        if close
-        else f"Known: {', '.join(known[:12])}."
-    )
+def _nearest(name: str, candidates: list[str]) -> str:
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(by_lower[candidate] for candidate in close)}?"
+    return f"Known: {', '.join(candidates[:12])}."
 
 
 def _folder_source(folder: Path) -> Source:
@@ -133,38 +130,38 @@ def _folder_source(folder: Path) -> Source:
         ) from error
     file = folder / HF_SAFE_WEIGHTS_NAME
     if not file.is_file():
-        raise UsageError(f"{folder}: no {file.name} beside {config.name}. Put the weights there under this name.")
+        raise UsageError(f"{folder}: no {file.name} next to {config.name}. Put the weights there under this name.")
     return Source(f"config {digest(architecture)[:12]}", f"local-dir:{folder}", file)
 
 
 def _file_source(model: str, weights: str) -> Source:
     tag, _, name = weights.rpartition("=") if not Path(weights).expanduser().is_file() else ("", "", weights)
     file = Path(name).expanduser()
-    known = tags.list_pretrained_tags_by_model(model)
+    model_tags = tags.list_pretrained_tags_by_model(model)
     if not file.is_file():
         if file.suffix in _SUFFIXES or os.sep in name:
             raise UsageError(f"{file}: no such weights file. Give a tag of {model}, a file or a folder.")
-        raise UsageError(f"{model} has no weights called {weights!r}. {_nearest(weights, known)}")
+        raise UsageError(f"{model} has no weights called {weights!r}. {_nearest(weights, model_tags)}")
     if file.suffix not in _SUFFIXES:
         raise UsageError(f"{file}: weights end in {', '.join(_SUFFIXES)}, not in {file.suffix or 'nothing'}.")
     if tag and not tags.is_pretrained_cfg(model, tag):
-        raise UsageError(f"{model} has no weights called {tag!r}. {_nearest(tag, known)}")
-    trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, known))
+        raise UsageError(f"{model} has no weights called {tag!r}. {_nearest(tag, model_tags)}")
+    trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, model_tags))
     return Source(_trained_name(model, trained_with), model, file, trained_with)
 
 
-def _tag_of(file: Path, known: list[str]) -> str:
+def _tag_of(file: Path, model_tags: list[str]) -> str:
     stem = file.stem.lower().replace("-", "_")
-    named = sorted((tag for tag in known if tag in stem), key=len, reverse=True)
-    first = "openai" if "openai" in known else "".join(known[:1])
-    return named[0] if named else first
+    matching = sorted((tag for tag in model_tags if tag in stem), key=len, reverse=True)
+    default = "openai" if "openai" in model_tags else "".join(model_tags[:1])
+    return matching[0] if matching else default
 
 
 def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
-    """The file of a tag: from this disk if it is there, and only otherwise from the network."""
-    found = _already_here(settings)
-    if found:
-        return found
+    """The file of a tag, downloaded only if it is not on this disk."""
+    cached = _cached_file(settings)
+    if cached:
+        return cached
     address = f"{hub.ENDPOINT}/{settings['hf_hub']}" if settings.get("hf_hub") else settings["url"]
     if hub.HF_HUB_OFFLINE or not _reachable(address):
         host = urllib.parse.urlsplit(address).hostname
@@ -174,23 +171,25 @@ def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
         )
     try:
         return Path(tags.download_pretrained(dict(settings)))
-    except Exception as error:  # the hub's, urllib's and the file system's errors alike
+    except Exception as error:  # errors of the hub, of urllib and of the file system
         raise UsageError(
             f"{model} weights {tag!r} could not be downloaded ({str(error)[:200]}). Try again, or give a file."
         ) from error
 
 
-def _already_here(settings: Mapping[str, Any]) -> Path | None:
+def _cached_file(settings: Mapping[str, Any]) -> Path | None:
     repository, _, filename = settings.get("hf_hub", "").rpartition("/")
     names = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     if filename.endswith((".bin", ".pth")):
         names.insert(0, f"{filename.rpartition('.')[0]}.safetensors")
     for name in names if repository else []:
-        found = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    old = Path("~/.cache/clip").expanduser() / Path(urllib.parse.urlsplit(settings.get("url", "")).path).name
-    return old if settings.get("url") and old.is_file() else None
+        path = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path)
+    if not settings.get("url"):
+        return None
+    downloaded = Path("~/.cache/clip").expanduser() / Path(urllib.parse.urlsplit(settings["url"]).path).name
+    return downloaded if downloaded.is_file() else None
 
 
 def _reachable(address: str) -> bool:
@@ -206,7 +205,7 @@ def _reachable(address: str) -> bool:
         except OSError:
             answers.append(False)
 
-    # In a thread, since looking up a name takes no time limit of ours.
+    # In a thread, because a name server that does not answer ignores the timeout.
     probe = threading.Thread(target=connect, daemon=True)
     probe.start()
     probe.join(_PROBE_S)
@@ -221,8 +220,8 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _openai_state(source: Source) -> dict[str, torch.Tensor]:
-    # OpenAI published programs, not tensors. Loading a program is safe only when it is theirs, and the address
-    # of each names its hash.
+    # OpenAI published programs, not tensors. Loading a program is safe only if it is theirs; the address of each program
+    # contains its hash.
     published = source.trained_with.get("url", "").split("/")
     with source.file.open("rb") as stream:
         hasher = hashlib.sha256()
@@ -234,7 +233,7 @@ def _openai_state(source: Source) -> dict[str, torch.Tensor]:
             "Save its state_dict as safetensors and give that."
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; these archives are not going to change
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but these archives will not change
         state = torch.jit.load(str(source.file), map_location="cpu").state_dict()
     return {
         name: tensor

@@ -1,4 +1,4 @@
-"""Publishing a file: nothing half-written ever has its final name, and no two processes write one folder at once."""
+"""Publishing a file whole, and one lock for each folder that is written."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from costl.pipeline.errors import CacheError, CostlError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps a second writer away, but files are still published whole
+except ImportError:  # Windows: nothing stops a second writer, but files are still published whole
     fcntl = None  # type: ignore[assignment]
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, force it to the disk, then rename: a crash leaves the old file or the new one.
+    """Writes `content` to a temporary file next to `path`, forces it to the disk, then renames it.
 
-    Folders on the way are made. Raises CostlError when the disk refuses.
+    A crash leaves the old file or the new one. Missing folders are created. Raises CostlError when the disk refuses.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            temporary.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
         raise CostlError(
@@ -38,32 +38,9 @@ def publish(path: Path, content: bytes) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keeps every other training away from `folder`, which must exist. Raises CacheError when one is at work there."""
-    if fcntl is None:
-        yield
-        return
-    # Of the folder itself: no file is left behind, and the kernel lets go of it however this process ends.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def sweep(folder: Path, *names: str) -> None:
-    """Removes what a process that was killed has left half-written of the files of these names."""
-    for name in names:
-        for stray in folder.glob(f".{name}.*.part"):
-            with contextlib.suppress(OSError):  # it is in nobody's way
-                stray.unlink()
-
-
 def sync_folder(folder: Path) -> None:
     """Forces the names in a folder to the disk."""
-    # The rename itself lives in the folder. Windows cannot open one, and needs no help.
+    # A rename is stored in the folder. Windows cannot open a folder and does not need this.
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -72,12 +49,41 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def remove_half_written(folder: Path, *names: str) -> None:
+    """Removes the temporary files that a killed process left when it published files of these names."""
+    for name in names:
+        for temporary in folder.glob(f".{name}.*.part"):
+            with contextlib.suppress(OSError):  # it does no harm if it stays
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Locks `folder`, which must exist, against other trainings. Raises CacheError when another one holds the lock."""
+    if fcntl is None:  # Windows cannot open a folder
+        yield
+        return
+    # The lock is on the folder itself, so that no lock file is left behind.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks cannot lock folders
+            lock_or_refuse(
+                descriptor, f"{folder}: another costl train is writing here. Wait for it, or choose another --out."
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_or_refuse(descriptor: int, message: str) -> None:
+    """Locks an open file or folder without waiting; the kernel releases the lock when it is closed or the process ends.
+
+    Does nothing on Windows. Raises CacheError with `message` when another process holds the lock, OSError where the disk
+    cannot lock.
+    """
+    if fcntl is None:
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise CacheError(
-            f"{folder}: another costl train is writing here. Wait for it, or choose another --out."
-        ) from error
-    except OSError:  # some network disks lock no folders
-        return
+        raise CacheError(message) from error

@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote, read as plain values or refused with a ValueError, and values as errors show them."""
+"""Reads untrusted JSON as plain values or raises ValueError, and abbreviates values for error messages."""
 
 from __future__ import annotations
 
@@ -7,50 +7,53 @@ import math
 import re
 from typing import Any
 
-_HALF = re.compile(r"[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def read_json(text: str) -> Any:
-    """A JSON text as plain values. Raises ValueError for what is none, and for what many programs take without a word.
+    """A JSON text as plain values. Raises ValueError for invalid JSON, and for values that many programs accept silently.
 
-    That is: a key given twice, where the last would win; NaN and infinities; halves of characters, which no file can hold;
-    and nesting beyond Python's patience.
+    These are: a key that is given twice, of which the last would win; NaN and infinities; unpaired surrogates, which cannot
+    be written to a file; and nesting that is too deep for Python.
     """
     try:
-        found = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_keys
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    # A half can only come of an escape: a file that was decoded holds none.
-    if "\\u" in text and _HALF.search(json.dumps(found, ensure_ascii=False)):
+    # A surrogate can only come from an escape: a decoded text contains none.
+    if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("half a character, a surrogate without its other half")
-    return found
+    return value
 
 
-def shown(value: Any, most: int = 80) -> str:
-    """A value as an error shows it: its beginning, however large it is."""
-    if isinstance(value, (dict, list)) and len(value) > most:
+def abbreviated(value: Any, max_characters: int = 80) -> str:
+    """A value as text for an error message: the beginning of its `repr`, or the size of a large list or mapping."""
+    if isinstance(value, (dict, list)) and len(value) > max_characters:
         return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)}"
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of very many digits, say
+    except (ValueError, RecursionError):  # for example an integer with very many digits
         return f"a huge {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_characters else f"{text[:max_characters]}..."
 
 
-def _refuse(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number JSON knows")
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
         raise ValueError(f"{digits[:40]} is larger than any number")
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)[:80]!r} is given twice")
-    return found
+        first = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{first[:80]!r} is given twice")
+    return values

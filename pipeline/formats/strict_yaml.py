@@ -1,6 +1,6 @@
-"""YAML as people write it: plain values of YAML 1.2, a key given once, and the way back.
+"""Reads and writes YAML as plain values of YAML 1.2, and refuses a key that is given twice.
 
-YAML 1.1, which the library reads by itself, takes 1e-4 for a text, 012 for ten, 1:30 for ninety and NO for false.
+PyYAML reads YAML 1.1, in which 1e-4 is a text, 012 is ten, 1:30 is ninety and NO is false.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-# The core schema of YAML 1.2.2, section 10.3.2, and the merge key, which many use: tag, form, first characters.
-_PLAIN = (
+# The core schema of YAML 1.2.2, section 10.3.2, and the merge key, which is common: tag, pattern, first characters.
+_SCHEMA = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -22,10 +22,10 @@ _PLAIN = (
     ),
     ("merge", "<<", "<"),
 )
-_MOST_CHARACTERS, _MOST_VALUES = 1 << 20, 100_000
-_LARGEST_BITS = 4096  # of a whole number: larger ones Python refuses to print
-# What the library lets through where a tag does not fit its value (`!!bool maybe`).
-_FOREIGN = (
+_MAX_CHARACTERS, _MAX_VALUES = 1 << 20, 100_000
+_MAX_BITS = 4096  # of an integer: Python refuses to print larger ones
+# What PyYAML raises, also where a tag does not fit its value (`!!bool maybe`).
+_PYYAML_ERRORS = (
     *(yaml.YAMLError, ValueError, TypeError, KeyError),
     *(IndexError, AttributeError, OverflowError, MemoryError),
 )
@@ -33,84 +33,90 @@ _BASES = {"0o": 8, "0x": 16}
 
 
 class BadYaml(yaml.YAMLError, ValueError):
-    """What is wrong with a text that is no YAML, in one line."""
+    """A text that is not valid YAML, with the reason in one line."""
 
 
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises BadYaml for what is none, and for more than settings can be.
+    """A YAML text as plain values. Raises BadYaml for invalid YAML, and for more characters or values than are accepted.
 
-    Aliases make a small text a large value: each counts as often as it would be written out.
+    Aliases make a large value of a small text: the values of an alias count each time that it is used.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise BadYaml(f"{len(text)} characters, at most {_MOST_CHARACTERS} are read")
+    if len(text) > _MAX_CHARACTERS:
+        raise BadYaml(f"{len(text)} characters, at most {_MAX_CHARACTERS} are read")
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise BadYaml("nested too deeply") from None
-    except _FOREIGN as error:
+    except _PYYAML_ERRORS as error:
         raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from None
 
 
 def write_yaml(value: Any) -> str:
-    """Plain values as YAML text, keys in their order; `read_yaml` of it gives the same."""
+    """Plain values as YAML text, keys in their order; `read_yaml` returns the same values."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def is_number(text: str) -> bool:
-    """Whether a text would be a number if it stood there without quotes."""
-    return any(re.fullmatch(form, text) for tag, form, _ in _PLAIN if tag in ("int", "float"))
+    """Whether a text would be read as a number without quotes."""
+    return any(re.fullmatch(pattern, text) for tag, pattern, _ in _SCHEMA if tag in ("int", "float"))
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, where the last would silently win, and aliases that would fill the memory."""
+    """Refuses a key that is given twice, of which PyYAML silently takes the last, and aliases that would fill the memory."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
 
     def __init__(self, stream: str):
         super().__init__(stream)
-        self._sizes: dict[yaml.Node, int] = {}  # of whole nodes, aliases written out
+        self._sizes: dict[yaml.Node, int] = {}  # the number of values in complete nodes, with those of aliases
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
         node = super().compose_node(parent, index)
         assert node is not None
-        if alias and node not in self._sizes:
+        if is_alias and node not in self._sizes:
             raise yaml.composer.ComposerError(None, None, "found an alias (*name) inside what it stands for", mark)
-        inside = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = [part for entry in inside for part in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
-        self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
-        if self._sizes[node] > _MOST_VALUES:
+        self._sizes[node] = 1 + sum(self._sizes[child] for child in _children(node))
+        if self._sizes[node] > _MAX_VALUES:
             raise yaml.composer.ComposerError(
-                None, None, f"more than {_MOST_VALUES} values when its aliases are written out", mark
+                None, None, f"more than {_MAX_VALUES} values when its aliases are written out", mark
             )
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_whole(self, node: yaml.ScalarNode) -> int:
-        """A whole number; a leading zero means nothing."""
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """An integer; a leading zero has no meaning."""
         text = str(self.construct_scalar(node))
         base = _BASES.get(text[:2], 10)
         value = int(text if base == 10 else text[2:], base)
-        if value.bit_length() > _LARGEST_BITS:
+        if value.bit_length() > _MAX_BITS:
             raise yaml.constructor.ConstructorError(None, None, "found a number too large", node.start_mark)
         return value
 
 
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for key_and_value in node.value for child in key_and_value]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around the texts that `_Loader` would take for something else."""
+    """Quotes texts that `_Loader` would not read as texts."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
 
 
-for _kind in (_Loader, _Dumper):
-    for _tag, _form, _first in _PLAIN:
-        _first_ones = [character.strip("\0") for character in _first]
-        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_form})$"), _first_ones)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+for _class in (_Loader, _Dumper):
+    for _tag, _pattern, _characters in _SCHEMA:
+        _first_characters = [character.strip("\0") for character in _characters]
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)

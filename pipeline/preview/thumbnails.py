@@ -1,4 +1,4 @@
-"""Small pictures of a video's clips for a person to look at, and the part of each that CLIP saw."""
+"""Thumbnails of a video's clips, and the part of each that CLIP gets as input."""
 
 from __future__ import annotations
 
@@ -13,46 +13,49 @@ import numpy as np
 from PIL import Image
 
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.encode.preprocess import Preprocess, part_seen
+from costl.pipeline.encode.preprocess import Preprocess, visible_region
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.videos import content_hash, find_videos
 
-SIDE = 224  # pixels of the longer side
-QUALITY = 72
+MAX_SIDE = 224  # pixels of the longer side
+JPEG_QUALITY = 72
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG of `width` x `height` pixels; `seen` is (left, top, width, height) of what CLIP saw, as shares of it."""
+    """A JPEG of `width` x `height` pixels.
+
+    `crop`: the part that CLIP gets as input, (left, top, width, height) as shares of the picture.
+    """
 
     jpeg: bytes
     width: int
     height: int
-    seen: tuple[float, float, float, float]
+    crop: tuple[float, float, float, float]
 
 
 class Thumbnails:
-    """Pictures of the videos of a cache, from the files that they were extracted from.
+    """Thumbnails of the videos of a cache, from the files that they were extracted from.
 
-    `folder` is where these are; by default where they were at extraction. Raises UsageError when there are no videos.
+    `folder` holds these files; by default the folder of the extraction. Raises UsageError if it holds no videos.
     """
 
     def __init__(self, features: CacheReader, folder: Path | None = None):
-        where = folder or features.videos
-        if where is None:
-            raise UsageError(f"{features.path}: does not say where its videos are. Say so with --videos.")
+        folder = folder or features.videos
+        if folder is None:
+            raise UsageError(f"{features.path}: does not say where its videos are. Name their folder with --videos.")
         self._features = features
-        self._files = {video.id: video.path for video in find_videos(where)}
+        self._files = {video.id: video.path for video in find_videos(folder)}
         self._preprocess = _preprocess(features.fingerprint)
-        self.folder = where
-        self._known: set[str] = set()
+        self.folder = folder
+        self._verified: set[str] = set()
 
-    def of(self, video_id: str, clips: Sequence[int]) -> list[Thumbnail]:
+    def of_clips(self, video_id: str, clips: Sequence[int]) -> list[Thumbnail]:
         """The frame at the centre of each of these clips, in rising order of the clips.
 
-        Raises VideoError when the file is not there, is not the one that was extracted, or cannot be decoded.
+        Raises VideoError if the file is missing, is not the one that was extracted, or cannot be decoded.
         """
-        from costl.pipeline.decode.backends import open_video  # decord: wanted only where somebody looks at pictures
+        from costl.pipeline.decode.backends import open_video  # imports decord
 
         if not clips:
             return []
@@ -62,27 +65,28 @@ class Thumbnails:
             return [self._thumbnail(pixels) for frames in video.sample(centres_s) for pixels in frames.pixels]
 
     def _file(self, video_id: str) -> Path:
-        """The file of a video, known to be the one that was extracted; it is read in full once."""
+        """The file of a video, checked once by its content hash to be the one that was extracted."""
         row = self._features.row(video_id)
         path = self._files.get(row.id)
         if path is None:
             raise VideoError(f"no such video in {self.folder}.")
-        if row.id not in self._known and content_hash(path) != row.content_hash:
-            raise VideoError(f"{path.name} is another file than the one that was extracted.")
-        self._known.add(row.id)
+        if row.id not in self._verified and content_hash(path) != row.content_hash:
+            raise VideoError(f"{path.name} is not the file that was extracted.")
+        self._verified.add(row.id)
         return path
 
     def _thumbnail(self, pixels: np.ndarray) -> Thumbnail:
         picture = Image.fromarray(pixels)
-        seen = part_seen(picture.height, picture.width, self._preprocess) if self._preprocess else (0.0, 0.0, 1.0, 1.0)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        whole = (0.0, 0.0, 1.0, 1.0)
+        crop = visible_region(picture.height, picture.width, self._preprocess) if self._preprocess else whole
+        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         jpeg = io.BytesIO()
-        picture.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
-        return Thumbnail(jpeg.getvalue(), picture.width, picture.height, seen)
+        picture.save(jpeg, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return Thumbnail(jpeg.getvalue(), picture.width, picture.height, crop)
 
 
 def _preprocess(fingerprint: Mapping[str, Any]) -> Preprocess | None:
-    """How the frames of these features were prepared; None where somebody else made them."""
+    """How the frames of these features were preprocessed; None for features that were imported."""
     if "preprocess" not in fingerprint:
         return None
     settings: dict[str, Any] = json.loads(fingerprint["preprocess"])

@@ -1,4 +1,4 @@
-"""Published features as they come: one .npz or .npy a video or query, looked at before they are read, never unpickled."""
+"""Arrays in published .npz and .npy files: headers are checked before anything is read, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -15,72 +15,77 @@ import numpy as np
 from costl.pipeline.errors import VideoError
 
 SUFFIXES = (".npz", ".npy")
-KEY = "features"
-_MOST_DEFLATED = 500  # times its size: a bomb is 1000 times as large, features are hardly larger
-_LARGEST = float(np.finfo(np.float16).max)
-# What numpy and zipfile raise for a file that is damaged or was never theirs.
-_FOREIGN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+FEATURES_KEY = "features"
+_MAX_DEFLATE_RATIO = 500  # a zip bomb expands by 1000 times, features hardly at all
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+# What numpy and zipfile raise for a file that is damaged or of another format.
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    MemoryError,
+)
+_HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
-class Array:
-    """Where an array is: a whole .npy (`key` is empty), or what an .npz holds under `key`; known to be plain numbers."""
+class StoredArray:
+    """An array of numbers that is not read yet: a whole .npy file (`key` is empty), or the entry `key` of an .npz file."""
 
     path: Path
     key: str
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """The array as float32. Raises VideoError for a file that is damaged, or holds what is no finite number."""
+        """Returns the array as float32. Raises VideoError for a file that is damaged and for values that are not finite."""
         try:
-            found = np.asarray(_load(self.path, self.key), dtype=np.float32)
-        except _FOREIGN as error:
-            raise VideoError(f"{self.path}: damaged ({_short(error)}). Fetch it again.") from error
-        if not np.isfinite(found).all():
-            count = int(found.size - np.isfinite(found).sum())
-            raise VideoError(f"{self.path}: {count} values are no finite number. Make these features again.")
-        return found
+            values = np.asarray(_load(self.path, self.key), dtype=np.float32)
+        except _READ_ERRORS as error:
+            raise VideoError(f"{self.path}: damaged ({_one_line(error)}). Download it again.") from error
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise VideoError(f"{self.path}: {count} values are not finite. Extract these features again.")
+        return values
 
 
-def locate(folder: Path, name: str) -> Path | None:
-    """The file of this name with either suffix, .npz first; None where there is none, or the name is no file name."""
-    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES if Path(name).name == name and "\0" not in name]
+def find_file(folder: Path, name: str) -> Path | None:
+    """Returns the .npz file of this name, or else the .npy file. None if neither exists or `name` is not a file name."""
+    if Path(name).name != name or "\0" in name:
+        return None
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     return next((path for path in paths if path.is_file()), None)
 
 
-def look_at(path: Path, keys: Sequence[str] = (KEY,)) -> dict[str, Array]:
-    """Which of `keys` the file holds, each as an array yet to be read; a .npy is the first of them.
+def read_headers(path: Path, keys: Sequence[str] = (FEATURES_KEY,)) -> dict[str, StoredArray]:
+    """Reads the headers of those `keys` that the file has, and none of their values. A .npy file counts as the first key.
 
-    Reads headers alone. Raises VideoError for a file that is damaged, has none of `keys` (saying which it has), or
-    holds anything but plain numbers there.
+    Raises VideoError for a file that is damaged, has none of `keys` (the message lists the keys it has), or holds
+    anything but numbers under them.
     """
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return {keys[0]: _array(path, "", file, held=path.stat().st_size)}
+                return {keys[0]: _read_header(path, "", file, max_bytes=path.stat().st_size)}
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            found = {}
-            for key in keys:
-                if key in names:
-                    about = archive.getinfo(f"{key}.npy")
-                    with archive.open(about) as file:
-                        found[key] = _array(
-                            path, key, file, held=min(about.file_size, _MOST_DEFLATED * about.compress_size)
-                        )
-    except _FOREIGN as error:
-        raise VideoError(f"{path}: cannot be read ({_short(error)}). Fetch it again.") from error
-    if not found:
-        raise VideoError(f"{path}: no {' or '.join(map(repr, keys))}, it has {', '.join(names[:8]) or 'nothing'}.")
-    return found
+            arrays = {key: _read_entry(path, key, archive) for key in keys if key in names}
+    except _READ_ERRORS as error:
+        raise VideoError(f"{path}: cannot be read ({_one_line(error)}). Download it again.") from error
+    if not arrays:
+        expected = " or ".join(map(repr, keys))
+        raise VideoError(f"{path}: no {expected}, it has {', '.join(names[:8]) or 'nothing'}.")
+    return arrays
 
 
-def as_half(values: np.ndarray, path: Path) -> np.ndarray:
-    """The same as float16. Raises VideoError, naming the file they came from, for what is too large for it."""
+def to_float16(values: np.ndarray, path: Path) -> np.ndarray:
+    """Returns `values` as float16. Raises VideoError, which names the file `path`, for a value that is too large."""
     largest = float(np.abs(values).max())
-    if largest > _LARGEST:
-        raise VideoError(f"{path}: holds {largest:g}, more than float16 can ({_LARGEST:g}). Scale these features.")
+    if largest > _FLOAT16_MAX:
+        raise VideoError(f"{path}: holds {largest:g}, more than float16 can ({_FLOAT16_MAX:g}). Scale these features.")
     return values.astype(np.float16)
 
 
@@ -92,16 +97,24 @@ def _load(path: Path, key: str) -> np.ndarray:
         return loaded[key]
 
 
-def _array(path: Path, key: str, file: IO[bytes], *, held: int) -> Array:
-    read_header: Any = _HEADERS.get(np.lib.format.read_magic(file))
-    shape, _, dtype = read_header(file) if read_header else ((), False, np.dtype(object))
-    what = f"{path}{f' ({key})' if key else ''}"
+def _read_entry(path: Path, key: str, archive: zipfile.ZipFile) -> StoredArray:
+    entry = archive.getinfo(f"{key}.npy")
+    max_bytes = min(entry.file_size, _MAX_DEFLATE_RATIO * entry.compress_size)
+    with archive.open(entry) as file:
+        return _read_header(path, key, file, max_bytes=max_bytes)
+
+
+def _read_header(path: Path, key: str, file: IO[bytes], *, max_bytes: int) -> StoredArray:
+    read_array_header: Any = _HEADER_READERS.get(np.lib.format.read_magic(file))
+    shape, _, dtype = read_array_header(file) if read_array_header else ((), False, np.dtype(object))
+    name = f"{path} ({key})" if key else str(path)
     if dtype.kind not in "fiu":
-        raise VideoError(f"{what}: holds {dtype}, expected numbers. Objects are never unpickled.")
-    if math.prod(shape) * dtype.itemsize > held:
-        raise VideoError(f"{what}: claims {math.prod(shape) * dtype.itemsize} bytes, it cannot hold more than {held}.")
-    return Array(path, key, shape)
+        raise VideoError(f"{name}: holds {dtype}, expected numbers. Objects are never unpickled.")
+    size = math.prod(shape) * dtype.itemsize
+    if size > max_bytes:
+        raise VideoError(f"{name}: its header claims {size} bytes, the file cannot hold more than {max_bytes}.")
+    return StoredArray(path, key, shape)
 
 
-def _short(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Published frame features in the place of stage one: look at every file, then write the cache, one video at a time."""
+"""Imports published frame features instead of extracting them: checks every file, then writes the cache video by video."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.cache.index import Contents, VideoRow
-from costl.pipeline.cache.inspect import failures
+from costl.pipeline.cache.inspect import failure_messages
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
-from costl.pipeline.data_folder import ExtractSettings, read_annotations, read_settings, rows_in, without_patches
-from costl.pipeline.encode.types import Joint
+from costl.pipeline.data_folder import (
+    ExtractSettings,
+    read_annotations,
+    read_settings,
+    rows_in,
+    without_spatial_encoder,
+)
+from costl.pipeline.encode.types import JointSpace
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.options import FAILURES_IN_A_ROW
-from costl.pipeline.progress import Progress, Tell
-from costl.pipeline.published.arrays import Array, as_half
-from costl.pipeline.published.sentences import Text, read_text
-from costl.pipeline.published.survey import Source, Survey, durations_in, survey
+from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.published.arrays import StoredArray, to_float16
+from costl.pipeline.published.sentences import TextFeatures, read_text_features
+from costl.pipeline.published.survey import Survey, VideoFeatures, annotated_durations, survey_features
 from costl.pipeline.videos import content_hash, safe_id
 
-_CLIP_SCALE = 100.0  # the temperature that every published CLIP was trained to
+_LOGIT_SCALE = 100.0  # of every published CLIP after training
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: names of videos written now (`done`) and found finished (`skipped`), rows of the others.
+    """The result of an import: names of the videos written now (`done`) or earlier (`skipped`), and rows of the `failed`.
 
-    `cut` and `padded` count videos with a stream of a clip or two too many or too few. `joint` is the stream that lies
-    in a space with the sentences, if any. `exit_code` is 1 when a video is missing or failed.
+    `cut` and `padded` count videos that have a stream with a clip or two too many or too few. `joint` is the stream that
+    shares its space with the sentences, or empty. `exit_code` is 1 if a video is missing or failed.
     """
 
     cache: Path
@@ -46,11 +52,11 @@ class ImportReport:
 
     @property
     def exit_code(self) -> int:
-        """What the command returns."""
+        """Exit code of the command."""
         return 1 if self.failed else 0
 
     def lines(self) -> list[str]:
-        """The cache."""
+        """The path of the cache."""
         return [str(self.cache)]
 
     def data(self) -> dict[str, Any]:
@@ -58,14 +64,16 @@ class ImportReport:
         return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
 
     def messages(self) -> list[str]:
-        """The videos without features, what is odd about the features, and the counts."""
-        messages = failures(self.cache, self.failed)
+        """The videos without features, notes about lengths and the joint space, and the counts."""
+        messages = failure_messages(self.cache, self.failed)
         if self.cut or self.padded:
             messages.append(
                 f"Lengths differ from the annotations: {self.cut} videos were cut, {self.padded} had their last row repeated."
             )
         if not self.joint:
-            messages.append("No --joint: frames and sentences have no common space, so their similarity is not used.")
+            messages.append(
+                "Without --joint, frames and sentences share no space, so the model does not use their similarity."
+            )
         return [
             *messages,
             f"{len(self.done)} videos imported, {len(self.skipped)} were there already, {len(self.failed)} failed.",
@@ -82,21 +90,21 @@ def import_features(
     joint: str | None = None,
     normalize: bool = True,
     allow_missing: bool = False,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ImportReport:
-    """Turns published features into the cache `out`, or completes it: frames of one token and no patches.
+    """Writes published features to the cache `out`, or completes it. Every frame is one token, without patches.
 
-    `features` names a folder for each stream, with one `<vid>.npz` (`features` [t c]) or `.npy` [t c] a video; a frame is
-    their concatenation in this order, each of length one unless `normalize` is off. `text` holds `qid<qid>` or `<qid>`,
-    .npz or .npy: the words [l c] as `last_hidden_state` or `features`, the sentence [c] as `pooler_output` (where there
-    is none, the mean of the words). `fps` wins over the costl.yaml beside the annotations, and is 0.5 without one.
-    `joint` names the stream that lies in one space with the sentences. A stream that is a clip or two off is cut, or its
-    last frame repeated. Files that were imported are not written again unless they changed.
+    `features` names a folder for each stream, with one `<vid>.npz` (`features` [t c]) or `.npy` [t c] for each video. The
+    streams are concatenated in this order, each normalized to length one if `normalize`. `text` holds `qid<qid>` or
+    `<qid>`, .npz or .npy: the words [l c] as `last_hidden_state` or `features`, and the sentence [c] as `pooler_output`
+    (by default the mean of the words). `fps` takes precedence over the costl.yaml next to the annotations; the default is
+    0.5. `joint` names the stream that shares its space with the sentences. A stream that is a clip or two too long is cut;
+    one that is too short is padded with its last frame. Unchanged files are not imported again.
 
-    Raises UsageError, before anything is written, for annotations or files that are missing, damaged, or do not fit each
-    other; CacheError for a cache of other settings, damaged or busy; CostlError after 20 failures in a row.
+    Raises UsageError, before anything is written, for annotations or files that are missing, damaged, or do not fit
+    together; CacheError for a cache with other settings, damaged or busy; CostlError after 20 failures in a row.
     """
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     if not features:
         raise UsageError(
             "No features: pass --features NAME=DIR for every stream, such as --features clip=clip_features."
@@ -104,55 +112,64 @@ def import_features(
     if joint is not None and joint not in features:
         raise UsageError(f"--joint {joint}: no such stream, only {', '.join(features)}.")
     texts = read_annotations(annotations)
-    from_folder = read_settings(annotations if annotations.is_dir() else annotations.parent)
-    rate = _rate(fps, from_folder.extract)
+    settings = read_settings(annotations if annotations.is_dir() else annotations.parent)
+    rate = _rate(fps, settings.extract)
     refuse_if_busy(out)
-    found = survey(durations_in(rows_in(texts)), features, fps=rate, allow_missing=allow_missing, tell=tell)
-    asked = read_text(rows_in(texts), text, tell, joint=joint)
+    survey = survey_features(
+        annotated_durations(rows_in(texts)),
+        features,
+        fps=rate,
+        allow_missing=allow_missing,
+        report_progress=report_progress,
+    )
+    text_features = read_text_features(rows_in(texts), text, joint=joint, report_progress=report_progress)
     contents = Contents(
-        fingerprint=_fingerprint(found, asked, fps=rate, joint=joint, normalize=normalize),
+        fingerprint=_fingerprint(survey, text_features, fps=rate, joint=joint, normalize=normalize),
         fps=rate,
         patch_grid=(0, 0),
-        joint=_joint(found.widths, joint, asked.sentence_width),
+        joint=_joint_space(survey.widths, joint, text_features.sentence_width),
         annotations=texts,
-        settings=without_patches(from_folder.train),
+        settings=without_spatial_encoder(settings.train),
     )
     check_fingerprint(out, contents.fingerprint)
-    with CacheWriter(out, contents, asked.words) as writer:
-        skipped = _keep_finished(found, writer, tell)
-        rows = _store(found, skipped, writer, tell, normalize=normalize)
-        lost = [_note_missing(writer, name, lacks) for name, lacks in found.missing.items()]
+    with CacheWriter(out, contents, text_features.tokens) as writer:
+        skipped = _reuse_unchanged(survey, writer, report_progress)
+        rows = _import_videos(survey, skipped, writer, report_progress, normalize=normalize)
+        missing = [_record_missing(writer, name, streams) for name, streams in survey.missing.items()]
     return ImportReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
         skipped=tuple(skipped),
-        failed=(*lost, *(row for row in rows if not row.ok)),
-        cut=sum(source.cut for source in found.videos),
-        padded=sum(source.padded for source in found.videos),
+        failed=(*missing, *(row for row in rows if not row.ok)),
+        cut=sum(video.cut for video in survey.videos),
+        padded=sum(video.padded for video in survey.videos),
         joint=joint or "",
     )
 
 
-def _rate(asked: float | None, from_folder: Mapping[str, Any]) -> float:
-    given = (
-        {"fps": asked} if asked is not None else {name: value for name, value in from_folder.items() if name == "fps"}
-    )
-    return float(ExtractSettings(**given).fps)
+def _rate(fps: float | None, settings: Mapping[str, Any]) -> float:
+    """`fps`, or that of the folder's extraction settings, or the default. Raises UsageError for an invalid rate."""
+    if fps is not None:
+        return float(ExtractSettings(fps=fps).fps)
+    of_folder = {name: value for name, value in settings.items() if name == "fps"}
+    return float(ExtractSettings(**of_folder).fps)
 
 
-def _fingerprint(found: Survey, asked: Text, *, fps: float, joint: str | None, normalize: bool) -> dict[str, Any]:
+def _fingerprint(
+    survey: Survey, text_features: TextFeatures, *, fps: float, joint: str | None, normalize: bool
+) -> dict[str, Any]:
     return {
         "source": "imported features",
-        "streams": ", ".join(f"{name} {width}" for name, width in found.widths.items()),
+        "streams": ", ".join(f"{name} {width}" for name, width in survey.widths.items()),
         "normalize": normalize,
         "joint": joint or "none",
-        "text": asked.layout,
+        "text": text_features.layout,
         "fps": fps,
     }
 
 
-def _joint(widths: Mapping[str, int], stream: str | None, sentence_width: int) -> Joint:
-    """A projection that picks the channels of `stream`; without one all zeros, since nothing is known."""
+def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: int) -> JointSpace:
+    """A projection that selects the channels of `stream`. Without a stream it is all zeros: the space is not known."""
     width = sum(widths.values())
     projection = np.zeros((width, sentence_width), np.float32)
     if stream is not None:
@@ -161,87 +178,93 @@ def _joint(widths: Mapping[str, int], stream: str | None, sentence_width: int) -
                 f"--joint {stream}: its frames have {widths[stream]} channels and the sentences {sentence_width}, so that "
                 "they cannot be compared. Leave --joint out."
             )
-        before = sum(list(widths.values())[: list(widths).index(stream)])
-        projection[before : before + sentence_width] = np.eye(sentence_width)
-    return Joint(
+        start = sum(list(widths.values())[: list(widths).index(stream)])
+        projection[start : start + sentence_width] = np.eye(sentence_width)
+    return JointSpace(
         norm_weight=np.ones(width, np.float32),
         norm_bias=np.zeros(width, np.float32),
         norm_eps=1e-5,
         projection=projection,
-        logit_scale=_CLIP_SCALE,
+        logit_scale=_LOGIT_SCALE,
         normed=False,
     )
 
 
-def _keep_finished(found: Survey, writer: CacheWriter, tell: Tell) -> list[str]:
-    """The names of videos whose part is whole and whose files and duration are still the same."""
-    kept = []
-    for number, source in enumerate(found.videos, start=1):
-        video_id = safe_id(source.name)
-        there = (parts_folder(writer.path) / f"{video_id}.h5").exists()
-        if there and writer.keep(video_id, _hash(source)):
-            kept.append(source.name)
+def _reuse_unchanged(survey: Survey, writer: CacheWriter, report_progress: ProgressCallback) -> list[str]:
+    """Names of the videos whose part is complete and whose files and duration are unchanged. The others become pending."""
+    unchanged = []
+    for number, video in enumerate(survey.videos, start=1):
+        video_id = safe_id(video.name)
+        part_exists = (parts_folder(writer.path) / f"{video_id}.h5").exists()
+        if part_exists and writer.reuse_if_unchanged(video_id, _hash(video)):
+            unchanged.append(video.name)
         else:
-            writer.note(video_id, name=source.name, status="pending", reason="not imported yet.")
-        tell(Progress("check", number, len(found.videos), source.name))
+            writer.record_without_features(video_id, name=video.name, status="pending", reason="not imported yet.")
+        report_progress(Progress("check", number, len(survey.videos), video.name))
     writer.write_index()
-    return kept
+    return unchanged
 
 
-def _store(
-    found: Survey, skipped: Iterable[str], writer: CacheWriter, tell: Tell, *, normalize: bool
+def _import_videos(
+    survey: Survey, skipped: Iterable[str], writer: CacheWriter, report_progress: ProgressCallback, *, normalize: bool
 ) -> list[VideoRow]:
-    """Writes the others, one after the other. Raises CostlError after too many failures in a row."""
-    known, rows, in_a_row = set(skipped), [], 0
-    missing = [source for source in found.videos if source.name not in known]
-    for source in missing:
-        row = _store_one(source, writer, normalize=normalize)
+    """Writes the videos that are not `skipped`, in order. Raises CostlError after too many failures in a row."""
+    skipped_names = set(skipped)
+    videos = [video for video in survey.videos if video.name not in skipped_names]
+    rows: list[VideoRow] = []
+    failures = 0
+    for video in videos:
+        row = _import_video(video, writer, normalize=normalize)
         rows.append(row)
-        in_a_row = 0 if row.ok else in_a_row + 1
-        if in_a_row == FAILURES_IN_A_ROW:
+        failures = 0 if row.ok else failures + 1
+        if failures == FAILURES_IN_A_ROW:
             raise CostlError(
-                f"{in_a_row} videos in a row failed, the last one: {row.reason} What was finished is kept."
+                f"{failures} videos in a row failed, the last one: {row.reason} Finished videos stay in the cache."
             )
-        tell(Progress("videos", len(rows), len(missing), row.reason or row.name))
+        report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
     return rows
 
 
-def _store_one(source: Source, writer: CacheWriter, *, normalize: bool) -> VideoRow:
+def _import_video(video: VideoFeatures, writer: CacheWriter, *, normalize: bool) -> VideoRow:
+    video_id = safe_id(video.name)
     try:
-        content, tokens = _hash(source), _frames(source, normalize=normalize)
+        content = _hash(video)
+        frames = _frames(video, normalize=normalize)
     except VideoError as error:
-        return writer.note(safe_id(source.name), name=source.name, status=error.status, reason=str(error))
+        return writer.record_without_features(video_id, name=video.name, status=error.status, reason=str(error))
     return writer.store(
-        safe_id(source.name),
-        name=source.name,
-        tokens=tokens[:, None],
-        times_s=source.grid.centres_s(),
-        duration_s=source.grid.duration_s,
+        video_id,
+        name=video.name,
+        tokens=frames[:, None],
+        times_s=video.grid.centres_s(),
+        duration_s=video.grid.duration_s,
         content_hash=content,
         decoder="imported",
     )
 
 
-def _note_missing(writer: CacheWriter, name: str, lacks: str) -> VideoRow:
-    return writer.note(safe_id(name), name=name, status="missing", reason=f"no file of {lacks}.")
+def _record_missing(writer: CacheWriter, name: str, streams: str) -> VideoRow:
+    return writer.record_without_features(safe_id(name), name=name, status="missing", reason=f"no file of {streams}.")
 
 
-def _hash(source: Source) -> str:
-    """Of all that decides a video's features. Raises VideoError when a file cannot be read."""
-    files = [content_hash(array.path) for array in source.streams]
-    return digest({"files": files, "duration_s": source.grid.duration_s})
+def _hash(video: VideoFeatures) -> str:
+    """Of the video's files and duration. Raises VideoError for a file that cannot be read."""
+    files = [content_hash(array.path) for array in video.streams]
+    return digest({"files": files, "duration_s": video.grid.duration_s})
 
 
-def _frames(source: Source, *, normalize: bool) -> np.ndarray:
-    """All streams of a video side by side, float16 [t c]. Raises VideoError for values that cannot be kept."""
-    streams = [_fitted(array, source.grid.clips, normalize=normalize) for array in source.streams]
+def _frames(video: VideoFeatures, *, normalize: bool) -> np.ndarray:
+    """All streams of a video concatenated, float16 [t c]. Raises VideoError for non-finite or too large values."""
+    streams = [_read_stream(array, video.grid.clips, normalize=normalize) for array in video.streams]
     return np.concatenate(streams, axis=1)
 
 
-def _fitted(array: Array, clips: int, *, normalize: bool) -> np.ndarray:
-    """Rows of length one (a row of zeros stays), cut to `clips`, or the last one repeated."""
+def _read_stream(array: StoredArray, clips: int, *, normalize: bool) -> np.ndarray:
+    """Float16 [t c], cut to `clips` or padded with the last row. `normalize`: rows have length one, or stay zero."""
     values = array.read()[:clips]
     if normalize:
-        values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    values = np.concatenate([values, np.repeat(values[-1:], clips - len(values), axis=0)])
-    return as_half(values, array.path)
+        norms = np.linalg.norm(values, axis=1, keepdims=True)
+        values = values / np.maximum(norms, 1e-12)
+    padding = np.repeat(values[-1:], clips - len(values), axis=0)
+    values = np.concatenate([values, padding])
+    return to_float16(values, array.path)

@@ -1,4 +1,4 @@
-"""Published sentences: for every query its words in context and one vector, from a file named after its qid."""
+"""Published text features: the contextual words and one vector of every query, from a file named after its qid."""
 
 from __future__ import annotations
 
@@ -9,87 +9,94 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.encode.types import Words
-from costl.pipeline.errors import CostlError, UsageError, VideoError, some
-from costl.pipeline.progress import Progress, Tell
-from costl.pipeline.published.arrays import KEY, Array, as_half, locate, look_at
-from costl.pipeline.published.survey import refuse
+from costl.pipeline.encode.types import SentenceTokens
+from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
+from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.published.arrays import FEATURES_KEY, StoredArray, find_file, read_headers, to_float16
+from costl.pipeline.published.survey import refuse_unusable
 
-# As Moment-DETR published them, and whoever followed.
-WORDS, SENTENCE = "last_hidden_state", "pooler_output"
+# The keys of Moment-DETR's published text features, which later papers use as well.
+WORDS_KEY = "last_hidden_state"
+SENTENCE_KEY = "pooler_output"
 
 
 @dataclass(frozen=True)
-class Text:
-    """The words of every query; `layout` says where words and sentences came from and how wide they are."""
+class TextFeatures:
+    """The tokens of every query. `layout` names the keys that words and sentences are read from, and their widths."""
 
-    words: Mapping[str, Words]
+    tokens: Mapping[str, SentenceTokens]
     layout: str
 
     @property
     def sentence_width(self) -> int:
         """Channels of a sentence."""
-        return len(next(iter(self.words.values())).sentence)
+        return len(next(iter(self.tokens.values())).sentence)
 
 
-def read_text(rows: Iterable[Mapping[str, Any]], folder: Path, tell: Tell, *, joint: str | None) -> Text:
-    """The words of every distinct query of annotation `rows`, from the file of the first qid that asks it.
+def read_text_features(
+    rows: Iterable[Mapping[str, Any]], folder: Path, *, joint: str | None, report_progress: ProgressCallback
+) -> TextFeatures:
+    """Reads the tokens of every distinct query of annotation `rows`, from the file of its first qid.
 
-    With `joint`, the name of a stream, every file must hold a sentence of its own. Raises UsageError that lists the
-    first files that are missing or cannot be used, or when they are not all of one layout.
+    With `joint`, the name of a stream, every file must have a sentence vector. Raises UsageError that lists the first
+    files that are missing or cannot be used, and for files of different layouts.
     """
     if not folder.is_dir():
         raise UsageError(
-            f"--text: {folder} is no folder. Pass the one with a file such as qid7803.npz for every query."
+            f"--text: {folder} is not a folder. Pass the folder with a file such as qid7803.npz for every query."
         )
     qids: dict[str, Any] = {}
     for row in rows:
         qids.setdefault(row["query"], row["qid"])
-    words: dict[str, Words] = {}
+    tokens: dict[str, SentenceTokens] = {}
     layouts: dict[str, str] = {}
-    lost, bad = [], []
+    missing: list[str] = []
+    errors: list[str] = []
     for number, (query, qid) in enumerate(qids.items(), start=1):
-        path = locate(folder, f"qid{qid}") or locate(folder, str(qid))
+        path = find_file(folder, f"qid{qid}") or find_file(folder, str(qid))
         if path is None:
-            lost.append(f"qid{qid}")
+            missing.append(f"qid{qid}")
             continue
         try:
-            words[query], layout = _words(path, joint=joint)
+            tokens[query], layout = _read_query(path, joint=joint)
             layouts.setdefault(layout, path.name)
         except CostlError as error:
-            bad.append(str(error))
-        tell(Progress("words", number, len(qids), path.name))
-    if lost:
-        raise UsageError(f"{folder}: {len(lost)} of {len(qids)} queries have no file: {some(lost)}, as .npz or .npy.")
-    refuse(bad, "files of text")
+            errors.append(str(error))
+        report_progress(Progress("words", number, len(qids), path.name))
+    if missing:
+        listed = first_few(missing)
+        raise UsageError(f"{folder}: {len(missing)} of {len(qids)} queries have no .npz or .npy file: {listed}.")
+    refuse_unusable(errors, "text files")
     if len(layouts) != 1:
-        told = "; ".join(f"{name} has {layout}" for layout, name in layouts.items()) or "no queries"
-        raise UsageError(f"{folder}: the files are not of one kind ({told}). Make them again.")
-    return Text(words, *layouts)
+        listed = "; ".join(f"{name} has {layout}" for layout, name in layouts.items()) or "no queries"
+        raise UsageError(f"{folder}: the files differ in layout ({listed}). Extract them again.")
+    return TextFeatures(tokens, *layouts)
 
 
-def _words(path: Path, *, joint: str | None) -> tuple[Words, str]:
-    """What a file holds, and a phrase that says where it came from and how wide it is. Raises VideoError."""
-    found = look_at(path, (WORDS, KEY, SENTENCE))
-    source = next((key for key in (WORDS, KEY) if key in found), None)
-    if source is None:
-        raise VideoError(f"{path}: no {WORDS!r} or {KEY!r}, it has {', '.join(found)}.")
-    if joint is not None and SENTENCE not in found:
-        raise VideoError(f"{path}: no {SENTENCE!r}, which --joint {joint} compares with the frames.")
-    if len(found[source].shape) != 2 or 0 in found[source].shape:
-        raise VideoError(f"{path} ({source}): shape {found[source].shape}, expected (words, channels).")
-    tokens = found[source].read()
-    sentence = _vector(found[SENTENCE]) if SENTENCE in found else tokens.mean(axis=0)
-    length = float(np.linalg.norm(sentence))
-    if length == 0:
-        raise VideoError(f"{path}: the sentence is all zeros. Make these features again.")
-    # What was published are the words in context; the words by themselves, our first half, were not kept.
-    both = np.concatenate([np.zeros_like(tokens), tokens], axis=1)
-    layout = f"{source} {tokens.shape[1]}, {SENTENCE if SENTENCE in found else 'mean of words'} {len(sentence)}"
-    return Words(tokens=as_half(both, path), sentence=(sentence / length).astype(np.float32)), layout
+def _read_query(path: Path, *, joint: str | None) -> tuple[SentenceTokens, str]:
+    """Returns the tokens of a file, and the keys and widths they have as text. Raises VideoError."""
+    arrays = read_headers(path, (WORDS_KEY, FEATURES_KEY, SENTENCE_KEY))
+    words_key = next((key for key in (WORDS_KEY, FEATURES_KEY) if key in arrays), None)
+    if words_key is None:
+        raise VideoError(f"{path}: no {WORDS_KEY!r} or {FEATURES_KEY!r}, it has {', '.join(arrays)}.")
+    if joint is not None and SENTENCE_KEY not in arrays:
+        raise VideoError(f"{path}: no {SENTENCE_KEY!r}, which --joint {joint} compares with the frames.")
+    shape = arrays[words_key].shape
+    if len(shape) != 2 or 0 in shape:
+        raise VideoError(f"{path} ({words_key}): shape {shape}, expected (words, channels).")
+    words = arrays[words_key].read()
+    sentence = _read_vector(arrays[SENTENCE_KEY]) if SENTENCE_KEY in arrays else words.mean(axis=0)
+    norm = float(np.linalg.norm(sentence))
+    if norm == 0:
+        raise VideoError(f"{path}: the sentence is all zeros. Extract these features again.")
+    # A cached token is the word embedding followed by the contextual word. Only the contextual words are published.
+    tokens = np.concatenate([np.zeros_like(words), words], axis=1)
+    sentence_source = SENTENCE_KEY if SENTENCE_KEY in arrays else "mean of words"
+    layout = f"{words_key} {words.shape[1]}, {sentence_source} {len(sentence)}"
+    return SentenceTokens(tokens=to_float16(tokens, path), sentence=(sentence / norm).astype(np.float32)), layout
 
 
-def _vector(array: Array) -> np.ndarray:
+def _read_vector(array: StoredArray) -> np.ndarray:
     """[c] of an array [c] or [1 c]."""
     if array.shape[:-1] not in ((), (1,)) or 0 in array.shape or not array.shape:
         raise VideoError(f"{array.path} ({array.key}): shape {array.shape}, expected (channels,).")

@@ -1,4 +1,4 @@
-"""Videos as tasks on an existing Dask cluster, by joblib's Dask backend; the client alone holds the cache's lock."""
+"""Extraction on an existing Dask cluster through joblib: each video is a task, and the client holds the cache's lock."""
 
 from __future__ import annotations
 
@@ -22,30 +22,37 @@ from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.options import FAILURES_IN_A_ROW
-from costl.pipeline.progress import Progress, Tell
-from costl.pipeline.run import cluster_worker as station
-from costl.pipeline.run.cluster_worker import Made, Order, Worker
+from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.run.cluster_worker import (
+    RunSpec,
+    VideoResult,
+    WorkerInfo,
+    extract_one,
+    inspect_worker,
+    prepare_worker,
+    versions,
+)
 from costl.pipeline.videos import Video
 
 _CONNECT_S = 10.0
-_ANSWER_S = 600.0  # to load CLIP from a slow disk
+_ANSWER_S = 600.0  # long enough to load CLIP from a slow disk
 _NO_WORKER_S = 60.0
-_SEEN_S = 60.0  # network file systems show a new file late
+_VISIBLE_S = 60.0  # network file systems show a new file late
 _SAMPLE = 50
 _DAEMON = "DASK_DISTRIBUTED__WORKER__DAEMON=False"
 
 
 def agree_on_precision(address: str, *, device: str, precision: str | None, workers: int | None = None) -> str:
-    """What the workers of the scheduler at `address` compute in, unless it is given: one for all, since it decides features.
+    """The precision in which all workers of the scheduler at `address` compute: `precision`, or what their devices prefer.
 
-    Raises UsageError when the package is missing, nobody answers, or there are no workers; and naming the worker, for one
-    that may not start processes, has other versions than this machine, none of this code, or another kind of device.
+    Raises UsageError if the package `distributed` is missing, no scheduler answers, or it has no workers; and with the
+    worker's name, if a worker may not start processes, has other versions than this machine, or another type of device.
     """
     if workers is not None:
         raise UsageError(
             "--workers is for one machine: on a cluster each thread of a worker decodes a video (--nthreads)."
         )
-    with _connected(address) as cluster:
+    with _connect(address) as cluster:
         return cluster.precision(device, precision)
 
 
@@ -54,27 +61,45 @@ def extract_on_cluster(
     writer: CacheWriter,
     videos: Sequence[Video],
     *,
-    order: Order,
-    forgiven: Set[str] = frozenset(),
-    tell: Tell,
+    spec: RunSpec,
+    failed_before: Set[str] = frozenset(),
+    report_progress: ProgressCallback,
 ) -> list[VideoRow]:
-    """As `encoding.extract_into`: every video is a task on whatever worker of the scheduler at `address` is free.
+    """As `engine.extract_into`, but each video is a task for the next free worker of the scheduler at `address`.
 
-    The workers write the parts, into the writer's folder as they see it, and send rows. A lost worker costs the videos
-    that it had in hand, which others do again. Raises UsageError naming a worker that does not see the folder or the
-    videos or has another CLIP, CostlError when the scheduler or all workers are lost.
+    The workers write the parts, into the writer's folder as they see it, and return rows. Other workers repeat the videos
+    of a lost worker. Raises UsageError naming a worker that does not see the folder or the videos or has another CLIP, and
+    CostlError if the scheduler or all workers are lost.
     """
     if not videos:
         return []
-    # Not Path.resolve, which raises for a link that leads round in a circle.
+    # Not Path.resolve, which raises for a link that leads to itself.
     videos = [Video(video.id, Path(os.path.realpath(video.path))) for video in videos]
-    with _run_folder(writer.parts) as folder, _connected(address) as cluster:
-        order = replace(order, out=writer.path.resolve(), folder=folder)
-        return cluster.extract(writer, videos, order, forgiven, tell)
+    with _run_folder(writer.parts) as folder, _connect(address) as cluster:
+        spec = replace(spec, out=writer.path.resolve(), folder=folder)
+        return cluster.extract(writer, videos, spec, failed_before, report_progress)
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[_Cluster]:
+def _run_folder(parts: Path) -> Iterator[Path]:
+    """A folder for this run's marks; the workers stop when it is gone. Removes the folders of killed runs."""
+    for old in parts.glob(".run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    folder = parts.resolve() / f".run-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise CacheError(f"{folder}: cannot be made ({error.strerror}). Choose another --out.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for stray in parts.glob(".*.tmp"):  # of lost workers
+            stray.unlink(missing_ok=True)
+
+
+@contextmanager
+def _connect(address: str) -> Iterator[_Cluster]:
     try:
         from distributed import Client
     except ImportError as error:
@@ -95,87 +120,96 @@ class _Cluster:
     """The workers of one scheduler."""
 
     def __init__(self, client: Any, address: str):
-        self._client, self._address = client, address
+        self._client = client
+        self._address = address
 
-    def precision(self, device: str, given: str | None) -> str:
-        workers: dict[str, Worker] = self._ask_all(station.look, device)
-        here = station.versions()
+    def precision(self, device: str, precision: str | None) -> str:
+        workers: dict[str, WorkerInfo] = self._run_on_all(inspect_worker, device)
+        here = versions()
         for name, worker in workers.items():
             if not worker.may_start_processes:
                 raise UsageError(
                     f"worker {name} may not start processes, which decoding needs. Start it with {_DAEMON} dask worker "
                     f"{self._address}, or with dask worker --no-nanny."
                 )
-            _refuse_versions(name, worker.versions, here)
-        kinds = {worker.device: name for name, worker in workers.items()}
-        if len(kinds) > 1 and not given:
-            told = ", ".join(f"{name} has {kind}" for kind, name in kinds.items())
-            raise UsageError(f"The workers have different devices ({told}). Name one for all by --device.")
-        return given or ("fp16" if "cuda" in kinds else "fp32")
+            _refuse_other_versions(name, worker.versions, here)
+        by_type = {worker.device_type: name for name, worker in workers.items()}
+        if len(by_type) > 1 and not precision:
+            devices = ", ".join(f"{name} has {device_type}" for device_type, name in by_type.items())
+            raise UsageError(f"The workers have different devices ({devices}). Name one for all by --device.")
+        return precision or ("fp16" if "cuda" in by_type else "fp32")
 
     def extract(
-        self, writer: CacheWriter, videos: Sequence[Video], order: Order, forgiven: Set[str], tell: Tell
+        self,
+        writer: CacheWriter,
+        videos: Sequence[Video],
+        spec: RunSpec,
+        failed_before: Set[str],
+        report_progress: ProgressCallback,
     ) -> list[VideoRow]:
-        self._make_ready(order, videos, tell)
+        self._prepare_workers(spec, videos, report_progress)
         rows: list[VideoRow] = []
-        for made in self._results(order, videos):
-            rows.append(_taken(writer, made))
-            tell(Progress("videos", len(rows), len(videos), rows[-1].reason or rows[-1].name))
-            _stop_when_nothing_works([row for row in rows if row.id not in forgiven])
+        for result in self._results(spec, videos):
+            row = _adopt_result(writer, result)
+            rows.append(row)
+            report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
+            _stop_after_failures([row for row in rows if row.id not in failed_before])
         return rows
 
-    def _make_ready(self, order: Order, videos: Sequence[Video], tell: Tell) -> None:
+    def _prepare_workers(self, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback) -> None:
         step = -(-len(videos) // _SAMPLE)
         sample = [(video.path, video.path.stat().st_size) for video in videos[::step] if video.path.is_file()]
         marks = {name: f"worker-{number}" for number, name in enumerate(self._workers())}
-        tell(Progress("workers", 0, len(marks)))
-        problems = self._ask_all(station.make_ready, order, each=marks, more=(sample,))
+        report_progress(Progress("workers", 0, len(marks)))
+        problems = self._run_on_all(prepare_worker, spec, by_worker=marks, more=(sample,))
         for number, (name, problem) in enumerate(problems.items(), start=1):
-            if not problem and not _appears(order.folder / marks[name]):
+            if not problem and not _wait_until_visible(spec.folder / marks[name]):
                 problem = (
-                    f"writes to another {order.folder.parent} than this machine sees: --out must be on shared storage"
+                    f"writes to another {spec.folder.parent} than this machine sees: --out must be on shared storage"
                 )
             if problem:
                 raise UsageError(f"worker {name} {problem}.")
-            tell(Progress("workers", number, len(marks), name))
+            report_progress(Progress("workers", number, len(marks), name))
 
-    def _results(self, order: Order, videos: Sequence[Video]) -> Iterator[Made]:
-        """What comes back, as it comes."""
-        with self._forgiving(), self._watched() as watch:
+    def _results(self, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoResult]:
+        """The results in the order they arrive."""
+        with self._retrying_lost_tasks(), self._watching_workers() as watch:
             with joblib.parallel_config("dask", client=self._client):
-                _never_here()
-                # All at once, not as many as there are workers now: more may come.
+                _never_run_locally()
+                # All at once, and not as many as there are workers now: more workers may join.
                 parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered", pre_dispatch="all")
-                made = parallel(joblib.delayed(station.extract_one)(order, video) for video in videos)
+                results = parallel(joblib.delayed(extract_one)(spec, video) for video in videos)
             try:
-                yield from made
+                yield from results
             except CostlError:
                 raise
             except Exception as error:
                 if self._client.status == "running":
                     raise
-                lost = watch.problem or f"{self._address}: the scheduler is gone."
-                raise CostlError(f"{lost} What was finished is kept; the same command goes on from there.") from error
+                problem = watch.problem or f"{self._address}: the scheduler is gone."
+                raise CostlError(f"{problem} Finished videos are kept. Run the same command to continue.") from error
             finally:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # joblib says that results are thrown away: they are
-                    made.close()
+                    warnings.simplefilter("ignore")  # joblib warns that results are discarded, as intended
+                    results.close()
 
     @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """The scheduler gives up on a task after a few lost workers, a task that only waited its turn there, too; and
-        joblib never hears of it and waits for ever. Whom to blame is known better by the marks of `station`.
+    def _retrying_lost_tasks(self) -> Iterator[None]:
+        """Keeps the scheduler from giving up on tasks whose workers died.
+
+        It would give up after a few lost workers, also on a task that was only queued there, and joblib would wait forever
+        because it is not notified. The marks of `cluster_worker` tell more reliably which video kills its workers.
         """
         from distributed import SchedulerPlugin
 
-        class Forgive(SchedulerPlugin):
+        class ClearSuspicion(SchedulerPlugin):
             def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
                 for key, task in scheduler.tasks.items():
                     if "extract_one" in str(key):
                         task.suspicious = 0
 
         name = f"costl-{secrets.token_hex(4)}"
-        self._client.register_plugin(Forgive(), name=name)
+        self._client.register_plugin(ClearSuspicion(), name=name)
         try:
             yield
         finally:
@@ -184,8 +218,8 @@ class _Cluster:
                     self._client.unregister_scheduler_plugin(name)
 
     @contextmanager
-    def _watched(self) -> Iterator[_Watch]:
-        watch = _Watch(self._client)
+    def _watching_workers(self) -> Iterator[_WorkerWatch]:
+        watch = _WorkerWatch(self._client)
         watch.start()
         try:
             yield watch
@@ -193,32 +227,34 @@ class _Cluster:
             watch.over.set()
             watch.join()
 
-    def _workers(self) -> list[str]:
-        return sorted(self._client.nthreads())
-
-    def _ask_all(
-        self, question: Callable[..., Any], *arguments: Any, each: Mapping[str, Any] | None = None, more: Sequence = ()
+    def _run_on_all(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        by_worker: Mapping[str, Any] | None = None,
+        more: Sequence = (),
     ) -> dict[str, Any]:
-        """Every worker's answer: `question(*arguments, each[worker], *more)`, all at once."""
-        names = list(each or self._workers())
+        """The result of `function(*arguments, by_worker[name], *more)` on every worker, all at once."""
+        names = list(by_worker or self._workers())
         if not names:
             raise UsageError(
                 f"{self._address}: the scheduler has no workers. Start some: {_DAEMON} dask worker {self._address}"
             )
-        asked = {
-            name: self._client.submit(
-                question, *arguments, *([each[name], *more] if each else more), workers=[name], pure=False
-            )
-            for name in names
-        }
-        return {name: self._answer(name, future) for name, future in asked.items()}
+        futures = {}
+        for name in names:
+            own = [by_worker[name], *more] if by_worker else more
+            futures[name] = self._client.submit(function, *arguments, *own, workers=[name], pure=False)
+        return {name: self._result(name, future) for name, future in futures.items()}
 
-    def _answer(self, name: str, future: Any) -> Any:
+    def _workers(self) -> list[str]:
+        return sorted(self._client.nthreads())
+
+    def _result(self, name: str, future: Any) -> Any:
         try:
             return future.result(timeout=_ANSWER_S)
         except CostlError as error:
             raise UsageError(f"worker {name}: {error}") from error
-        except Exception as error:  # whatever its Python could not import, or what the scheduler could not read
+        except Exception as error:  # whatever its Python could not import, or the scheduler could not read
             cause = error.__cause__ or error
             raise UsageError(
                 f"worker {name} cannot run CoSTL ({type(cause).__name__}: {str(cause)[:200]}). "
@@ -226,76 +262,59 @@ class _Cluster:
             ) from error
 
 
-class _Watch(threading.Thread):
-    """Ends the waiting when there has been nobody to do the work for a minute: joblib would wait for ever."""
+class _WorkerWatch(threading.Thread):
+    """Closes the client when there has been no worker for a minute, since joblib would wait forever."""
 
     def __init__(self, client: Any):
         super().__init__(daemon=True, name="costl-watch")
-        self.over, self.problem, self._client = threading.Event(), "", client
+        self.over = threading.Event()
+        self.problem = ""
+        self._client = client
 
     def run(self) -> None:
-        """Until `over` is set."""
-        seen_s = time.monotonic()
+        """Watches until `over` is set."""
+        last_worker_s = time.monotonic()
         while not self.over.wait(min(2.0, _NO_WORKER_S / 4)):
-            with suppress(OSError, ValueError, RuntimeError):  # the scheduler is gone, which the tasks will say
+            with suppress(OSError, ValueError, RuntimeError):  # if the scheduler is gone, the tasks report it
                 if self._client.nthreads():
-                    seen_s = time.monotonic()
-            if time.monotonic() - seen_s > _NO_WORKER_S:
+                    last_worker_s = time.monotonic()
+            if time.monotonic() - last_worker_s > _NO_WORKER_S:
                 self.problem = f"No worker has been left for {_NO_WORKER_S:.0f} s."
                 self._client.close()  # which ends every wait for a result
                 return
 
 
-@contextmanager
-def _run_folder(parts: Path) -> Iterator[Path]:
-    """A folder for this run's marks; while it is there the workers go on. Those of killed runs are taken away."""
-    for old in parts.glob(".run-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    folder = parts.resolve() / f".run-{secrets.token_hex(8)}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise CacheError(f"{folder}: cannot be made ({error.strerror}). Choose another --out.") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for stray in parts.glob(".*.tmp"):  # of workers that were lost
-            stray.unlink(missing_ok=True)
-
-
-def _never_here() -> None:
-    """joblib does the tasks of a cluster of one thread in this process instead, unless it believes there are two."""
-    backend, _ = get_active_backend()
-    threads = backend.effective_n_jobs
-    backend.effective_n_jobs = lambda n_jobs: max(2, threads(n_jobs))
-
-
-def _refuse_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+def _refuse_other_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
     differences = explain_difference(here, there, was="here", now="there")
     if differences:
         raise UsageError(f"worker {name} has other versions ({'; '.join(differences)}). Install the same everywhere.")
 
 
-def _appears(path: Path) -> bool:
-    until_s = time.monotonic() + _SEEN_S
+def _never_run_locally() -> None:
+    """joblib runs the tasks of a cluster of one thread in this process, unless it believes that there are two threads."""
+    backend, _ = get_active_backend()
+    threads = backend.effective_n_jobs
+    backend.effective_n_jobs = lambda n_jobs: max(2, threads(n_jobs))
+
+
+def _adopt_result(writer: CacheWriter, result: VideoResult) -> VideoRow:
+    row = result.row
+    if row.ok and not _wait_until_visible(writer.parts / row.part):
+        raise CacheError(f"worker {result.worker} wrote {row.part}, but this machine does not see it in {writer.parts}.")
+    return writer.adopt_row(row)
+
+
+def _wait_until_visible(path: Path) -> bool:
+    until_s = time.monotonic() + _VISIBLE_S
     while not path.exists() and time.monotonic() < until_s:
         time.sleep(0.2)
     return path.exists()
 
 
-def _taken(writer: CacheWriter, made: Made) -> VideoRow:
-    if made.row.ok and not _appears(writer.parts / made.row.part):
-        raise CacheError(
-            f"worker {made.worker} has written {made.row.part}, but it is not in {writer.parts} as seen here."
-        )
-    return writer.adopt(made.row)
-
-
-def _stop_when_nothing_works(rows: Sequence[VideoRow]) -> None:
+def _stop_after_failures(rows: Sequence[VideoRow]) -> None:
     last = rows[-FAILURES_IN_A_ROW:]
     if len(last) == FAILURES_IN_A_ROW and not any(row.ok for row in last):
         raise CostlError(
             f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {last[-1].reason} "
-            "This looks like the machines or the folder, not the videos; what was finished is kept."
+            "The cause looks like the machines or the folder, not the videos. Finished videos are kept."
         )

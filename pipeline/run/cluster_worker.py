@@ -1,6 +1,6 @@
-"""What runs on a worker of a cluster: CLIP loaded once and kept, one video after another into parts on shared storage.
+"""What runs on a worker of a cluster: it loads CLIP once and extracts one video after another into shared storage.
 
-The scheduler reads these functions too, so that loading this module loads nothing heavy.
+The scheduler imports these functions too, so this module imports nothing heavy when it is loaded.
 """
 
 from __future__ import annotations
@@ -20,213 +20,245 @@ from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.fingerprint import explain_difference
-from costl.pipeline.progress import Progress
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import Video, content_hash
 
 if TYPE_CHECKING:
     from costl.pipeline.cache.index import VideoRow
-    from costl.pipeline.encode.clip import Clip
-    from costl.pipeline.options import Effort, Form, How
+    from costl.pipeline.encode.clip import CLIPEncoder
+    from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 
-TRIES = 3  # workers that one video may cost
-_LOOK_EVERY_S = 2.0
+TRIES = 3  # a video that was on so many workers when they died is not tried again
+_CHECK_EVERY_S = 2.0
 _LIBRARIES = ("torch", "open_clip_torch", "decord", "decord2", "h5py", "numpy")
 
 
 @dataclass(frozen=True)
-class Order:
-    """What all videos of a run have in common: the CLIP and what it must be, how frames are made and tokens stored, and
-    with what `effort`.
+class RunSpec:
+    """What all videos of a run share: the CLIP and its fingerprint, how tokens and frames are made, and how work is run.
 
-    `out` is the cache and `folder` the run's own folder beside its parts: full paths, set when the run begins.
+    `out` is the cache and `folder` the run's own folder among its parts: full paths, set when the run begins.
     """
 
     model: str
     weights: str
     device: str
     fingerprint: Mapping[str, Any]
-    form: Form
-    how: How
-    effort: Effort
+    token_format: TokenFormat
+    frame_options: FrameOptions
+    run_options: RunOptions
     out: Path = Path()
     folder: Path = Path()
 
 
 @dataclass(frozen=True)
-class Worker:
-    """How a worker is: whether it may start processes, the kind of its device, and the versions that decide features."""
+class WorkerInfo:
+    """Whether a worker may start processes, the type of its device, and the versions that decide features."""
 
     may_start_processes: bool
-    device: str
+    device_type: str
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of one video, and on which worker."""
+class VideoResult:
+    """The row of one video, and the address of the worker that made it."""
 
     row: VideoRow
     worker: str
 
 
-def look(device: str) -> Worker:
-    """What a worker says about itself. Raises UsageError for a device that it does not have."""
+def inspect_worker(device: str) -> WorkerInfo:
+    """The properties of the worker that runs this. Raises UsageError for a device that it does not have."""
     from costl.pipeline.encode.clip import pick_device
 
     daemonic = multiprocessing.current_process().daemon
-    return Worker(not daemonic, pick_device(device).type, versions())
+    return WorkerInfo(not daemonic, pick_device(device).type, versions())
 
 
 def versions() -> dict[str, str]:
-    """Of this very code (a hash of its text) and of the libraries that decide features; builds for a device count alike."""
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))))
-    found = {"CoSTL's code": code.hexdigest()}
+    """A hash of this package's code, and the versions of the libraries that decide features, without build suffixes."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    by_name = {"CoSTL's code": code.hexdigest()}
     for library in _LIBRARIES:
         try:
-            found[library] = version(library).partition("+")[0]
-        except PackageNotFoundError:  # decord or decord2: nobody has both
+            by_name[library] = version(library).partition("+")[0]
+        except PackageNotFoundError:  # either decord or decord2 is missing
             continue
-    return found
+    return by_name
 
 
-def make_ready(order: Order, mark: str, sample: Sequence[tuple[Path, int]]) -> str:
-    """Loads CLIP, looks for the videos in `sample` (path, bytes), leaves the file `mark` in the run's folder.
+def prepare_worker(spec: RunSpec, mark: str, sample: Sequence[tuple[Path, int]]) -> str:
+    """Loads CLIP, checks the videos in `sample` (path, bytes), and leaves the file `mark` in the run's folder.
 
-    Returns a sentence about what is wrong with this worker, or nothing.
+    Returns a sentence about the problem with this worker, empty if there is none.
     """
-    if not order.folder.is_dir():
-        return f"does not see {order.folder.parent}: the folder of --out must be on storage that all workers share"
+    if not spec.folder.is_dir():
+        return f"does not see {spec.folder.parent}: the folder of --out must be on storage that all workers share"
     for path, size in sample:
-        found = path.stat().st_size if path.is_file() else -1
-        if found != size:
-            what = "does not see it" if found < 0 else f"sees {found} bytes, here it has {size}"
-            return f"{path}: {what}; the videos must be on storage that all workers share"
+        problem = _video_problem(path, size)
+        if problem:
+            return problem
     try:
-        (order.folder / mark).touch()
+        (spec.folder / mark).touch()
     except OSError as error:
-        return f"cannot write in {order.folder.parent} ({error.strerror}): run the workers as a user who may"
-    return _differences(order, _clip_of(order))
+        return f"cannot write in {spec.folder.parent} ({error.strerror}): run the workers as a user who may"
+    return _differences(spec, _encoder_for(spec))
 
 
-def extract_one(order: Order, video: Video) -> Made:
-    """One video into its part; a video that was on `TRIES` workers when they died becomes a row of status "crashed".
+def _video_problem(path: Path, size: int) -> str:
+    bytes_here = path.stat().st_size if path.is_file() else None
+    if bytes_here == size:
+        return ""
+    problem = "does not see it" if bytes_here is None else f"sees {bytes_here} bytes, the client sees {size}"
+    return f"{path}: {problem}; the videos must be on storage that all workers share"
 
-    Raises what `extract_into` raises, the worker's name put before it, and CacheError when the run is over.
+
+def extract_one(spec: RunSpec, video: Video) -> VideoResult:
+    """Extracts one video into its part. A video that was on `TRIES` workers when they died gets the status "crashed".
+
+    Raises what `extract_into` raises, with the worker's address in front, and CacheError when the run is over.
     """
     from distributed import get_worker
 
     worker = str(get_worker().address)
     try:
-        tries = _tries(order, video)
-        if len(tries) >= TRIES:
-            return Made(_crashed(video), worker)
-        # Next to others it would take them along, and they would be blamed for it.
-        with _ROOM.enter(alone=bool(tries)), _at_work(order, video):
-            return Made(_extract(order, video), worker)
+        earlier_tries = _marks(spec, video)
+        if len(earlier_tries) >= TRIES:
+            return VideoResult(_crashed(video), worker)
+        # If it kills this process, other videos in the process would be blamed as well.
+        with _WORK_LOCK.enter(exclusive=bool(earlier_tries)), _marked(spec, video):
+            return VideoResult(_extract(spec, video), worker)
     except CostlError as error:
         error.args = (f"worker {worker}: {error}",)
         raise
 
 
-def _extract(order: Order, video: Video) -> VideoRow:
+def _extract(spec: RunSpec, video: Video) -> VideoRow:
     from costl.pipeline.cache.index import Contents
     from costl.pipeline.cache.part import parts_folder
     from costl.pipeline.cache.writer import CacheWriter
     from costl.pipeline.run.engine import extract_into
 
-    clip = _clip_of(order)
-    differences = _differences(order, clip)
+    encoder = _encoder_for(spec)
+    differences = _differences(spec, encoder)
     if differences:
         raise CacheError(f"{differences}.")
-    fps = float(order.fingerprint["fps"])
     contents = Contents(
-        fingerprint=order.fingerprint, fps=fps, patch_grid=clip.patch_grid, joint=clip.joint, form=order.form
+        fingerprint=spec.fingerprint,
+        fps=float(spec.fingerprint["fps"]),
+        patch_grid=encoder.patch_grid,
+        joint=encoder.joint,
+        token_format=spec.token_format,
     )
-    writer = CacheWriter(order.out, contents, {})  # never entered: lock and index are the client's
-    if (parts_folder(order.out) / f"{video.id}.h5").exists():  # of a try whose answer was lost with its worker
-        kept = writer.keep(video.id, content_hash(video.path))
-        if kept:
-            return kept
+    writer = CacheWriter(spec.out, contents, {})  # never entered: the client holds the lock and writes the index
+    if (parts_folder(spec.out) / f"{video.id}.h5").exists():  # by a try whose result was lost with its worker
+        existing = writer.reuse_if_unchanged(video.id, content_hash(video.path))
+        if existing:
+            return existing
     (row,) = extract_into(
-        writer, [video], clips=[clip], fps=fps, how=order.how, effort=order.effort, tell=_until_over(order)
+        writer,
+        [video],
+        encoders=[encoder],
+        fps=contents.fps,
+        frame_options=spec.frame_options,
+        run_options=spec.run_options,
+        report_progress=_stop_when_over(spec),
     )
     return row
 
 
-def _differences(order: Order, clip: Clip) -> str:
-    mine = clip.fingerprint()
-    asked = {name: order.fingerprint[name] for name in mine}
-    found = explain_difference(asked, mine, was="asked for", now="this worker has")
-    return "; ".join(found)
+def _differences(spec: RunSpec, encoder: CLIPEncoder) -> str:
+    fingerprint = encoder.fingerprint()
+    requested = {name: spec.fingerprint[name] for name in fingerprint}
+    return "; ".join(explain_difference(requested, fingerprint, was="asked for", now="this worker has"))
 
 
-def _clip_of(order: Order) -> Clip:
+def _encoder_for(spec: RunSpec) -> CLIPEncoder:
     from costl.pipeline.encode.weights import find_source
 
-    about = find_source(order.model, order.weights).file.stat()
+    status = find_source(spec.model, spec.weights).file.stat()
+    file_version = (status.st_size, status.st_mtime_ns)
+    precision = str(spec.fingerprint["precision"])
     with _LOADING:
-        precision = str(order.fingerprint["precision"])
-        touched = (about.st_size, about.st_mtime_ns)
-        return _load(order.model, order.weights, order.device, precision, order.form, touched)
+        return _load(spec.model, spec.weights, spec.device, precision, spec.token_format, file_version)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model: str, weights: str, device: str, precision: str, form: Form, _touched: tuple[int, int]) -> Clip:
-    from costl.pipeline.encode.clip import load_clip
+def _load(
+    model: str, weights: str, device: str, precision: str, token_format: TokenFormat, _file_version: tuple[int, int]
+) -> CLIPEncoder:
+    from costl.pipeline.encode.clip import load_encoder
 
-    return load_clip(model, weights, device=device, precision=precision, layers=form.layers, patches=form.patches)
+    return load_encoder(
+        model,
+        weights,
+        device=device,
+        precision=precision,
+        layers=token_format.layers,
+        patches=token_format.has_patches,
+    )
 
 
-class _Room:
-    """Lets many threads in at once, or one alone."""
+class _SharedOrExclusiveLock:
+    """Lets in many threads at once, or one thread exclusively."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = self._waiting = 0
-        self._closed = False
+        self._inside = 0
+        self._waiting_exclusive = 0
+        self._exclusive = False
 
     @contextmanager
-    def enter(self, *, alone: bool) -> Iterator[None]:
+    def enter(self, *, exclusive: bool) -> Iterator[None]:
+        """Waits until the thread may enter. Threads that want the lock exclusively go first."""
         with self._changed:
-            self._waiting += alone
-            self._changed.wait_for(lambda: not self._closed and (self._inside == 0 if alone else self._waiting == 0))
-            self._waiting -= alone
-            self._inside, self._closed = self._inside + 1, alone
+            self._waiting_exclusive += exclusive
+            self._changed.wait_for(lambda: self._may_enter(exclusive))
+            self._waiting_exclusive -= exclusive
+            self._inside += 1
+            self._exclusive = exclusive
         try:
             yield
         finally:
             with self._changed:
-                self._inside, self._closed = self._inside - 1, False
+                self._inside -= 1
+                self._exclusive = False
                 self._changed.notify_all()
 
+    def _may_enter(self, exclusive: bool) -> bool:
+        others = self._inside if exclusive else self._waiting_exclusive
+        return not self._exclusive and others == 0
 
-# What a worker keeps between tasks, for as long as its process lives.
+
+# These live as long as the worker's process, across tasks.
 _LOADING = threading.Lock()
-_ROOM = _Room()
+_WORK_LOCK = _SharedOrExclusiveLock()
 
 
-def _tries(order: Order, video: Video) -> list[Path]:
-    """The marks of tries that were begun and never ended."""
-    marks = (order.folder / f"{video.id}.{number}" for number in range(TRIES))
+def _marks(spec: RunSpec, video: Video) -> list[Path]:
+    """The marks of tries that began and did not end."""
+    marks = (spec.folder / f"{video.id}.{number}" for number in range(TRIES))
     return [mark for mark in marks if mark.exists()]
 
 
 @contextmanager
-def _at_work(order: Order, video: Video) -> Iterator[None]:
-    """Leaves a mark on shared storage that outlives this worker, should it die."""
+def _marked(spec: RunSpec, video: Video) -> Iterator[None]:
+    """Leaves a mark on shared storage while the video is at work; the mark remains if the worker dies."""
     try:
         for number in range(TRIES):
             with suppress(FileExistsError):
-                os.close(os.open(order.folder / f"{video.id}.{number}", os.O_CREAT | os.O_EXCL))
+                os.close(os.open(spec.folder / f"{video.id}.{number}", os.O_CREAT | os.O_EXCL))
                 break
     except OSError as error:
         raise CacheError(
-            f"{order.folder}: cannot be written ({error}). Either the run is over or the disk is full."
+            f"{spec.folder}: cannot be written ({error}). Either the run is over or the disk is full."
         ) from error
     try:
         yield
     finally:
-        for mark in _tries(order, video):
+        for mark in _marks(spec, video):
             mark.unlink(missing_ok=True)
 
 
@@ -237,15 +269,15 @@ def _crashed(video: Video) -> VideoRow:
     return VideoRow(video.id, "crashed", video.path.stem, reason=reason)
 
 
-def _until_over(order: Order) -> Any:
-    """A `Tell` that ends the video in hand when the run's folder is gone: nobody waits for it any more."""
-    looked_s = time.monotonic()
+def _stop_when_over(spec: RunSpec) -> ProgressCallback:
+    """A progress callback that raises CacheError once the run's folder is gone, because the result is no longer needed."""
+    checked_s = time.monotonic()
 
-    def tell(_: Progress) -> None:
-        nonlocal looked_s
-        if time.monotonic() - looked_s > _LOOK_EVERY_S:
-            looked_s = time.monotonic()
-            if not order.folder.is_dir():
-                raise CacheError(f"{order.out}: the run that asked for this is over.")
+    def report_progress(_: Progress) -> None:
+        nonlocal checked_s
+        if time.monotonic() - checked_s > _CHECK_EVERY_S:
+            checked_s = time.monotonic()
+            if not spec.folder.is_dir():
+                raise CacheError(f"{spec.out}: the run that asked for this is over.")
 
-    return tell
+    return report_progress

@@ -1,4 +1,4 @@
-"""One device at work in a thread of its own: decoded frames in, tokens out, in batches of one size across videos."""
+"""One thread per device: it prepares decoded frames, packs them into batches across videos, and encodes them."""
 
 from __future__ import annotations
 
@@ -6,49 +6,53 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from costl.pipeline.decode.pool import Chunk
-from costl.pipeline.encode.clip import Clip
+from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
-from costl.pipeline.run.batches import Packer, Stretch, with_tokens
-from costl.pipeline.run.meter import Waits
+from costl.pipeline.run.batch_packer import BatchPacker, FrameRun, with_tokens
+from costl.pipeline.run.meter import WaitTimes
 
-_BATCH = {"cuda": 256, "cpu": 8}  # more is no faster: ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
-_TRIED = 4
+_USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
+_TRIAL_FRAMES = 4
 
 
-class Encoder:
-    """Takes chunks from `chunks`, which several encoders may share, and gives batches of tokens to `give`.
+class EncoderThread:
+    """Takes chunks from `chunks`, which several encoders may share, and passes batches of tokens to `deliver`.
 
-    Beside the slots of the chunks that wait it holds less than a batch and one chunk of prepared frames, and the tokens
-    of two batches: on a GPU the next one is begun before the last one is fetched. When the device is full the batch is
-    halved, and stays so. A thread that has failed (`error`) or is to `stop` goes on releasing chunks until the None
-    that ends them, so that nobody waits for it.
+    It holds less than one batch and one chunk of prepared frames, and the tokens of two batches: on a GPU the next batch
+    is started before the last one is fetched. When the device runs out of memory the batch is halved for the rest of the
+    run. After a failure (`error`) or when `stop` is set, it keeps releasing chunks until the None that ends them, so that
+    no decode process waits for a slot.
     """
 
     def __init__(
         self,
-        clip: Clip,
+        encoder: CLIPEncoder,
         *,
         batch: int | None,
         compiled: bool,
         chunks: SimpleQueue[Chunk | None],
-        give: Callable[[list[Stretch]], None],
+        deliver: Callable[[list[FrameRun]], None],
         stop: threading.Event,
-        say: Callable[[str], None],
+        report_message: Callable[[str], None],
     ):
-        self.frames, self.waits = 0, Waits()
+        self.frames = 0
+        self.waits = WaitTimes()
         self.error: BaseException | None = None
-        self._clip, self._chunks, self._give, self._stop, self._say = clip, chunks, give, stop, say
+        self._encoder = encoder
         self._compiled = compiled
-        self._packer = Packer(batch=batch or usual_batch(clip))
-        self._begun: tuple[list[Stretch], Callable[[], np.ndarray]] | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True, name=f"costl-{clip.device}")
+        self._chunks = chunks
+        self._deliver = deliver
+        self._stop = stop
+        self._report_message = report_message
+        self._packer = BatchPacker(batch=batch or usual_batch(encoder))
+        self._started: tuple[list[FrameRun], Callable[[], np.ndarray]] | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True, name=f"costl-{encoder.device}")
 
     @property
     def batch(self) -> int:
@@ -59,19 +63,26 @@ class Encoder:
         try:
             if self._compiled:
                 self._compile()
-            for chunk in iter(self._next, None):
+            for chunk in iter(self._next_chunk, None):
                 self._take(chunk)
             if not self._stop.is_set():
-                self._encode(self._packer.rest())
-                self._hand_over()
+                self._encode(self._packer.remaining_batches())
+                self._deliver_started()
         except BaseException as error:
             self.error = error
             for chunk in iter(self._chunks.get, None):
                 chunk.release()
 
-    def _next(self) -> Chunk | None:
-        if self._chunks.empty():  # nothing to begin before
-            self._hand_over()
+    def _compile(self) -> None:
+        try:
+            self._encoder.compile(self.batch)
+        except Exception as error:  # a compiler can fail in a hundred ways, and all of them end here
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._report_message(f"{self._encoder.device}: cannot compile here ({reason}); going on without --compile.")
+
+    def _next_chunk(self) -> Chunk | None:
+        if self._chunks.empty():  # no batch can be started before the last one is delivered
+            self._deliver_started()
         with self.waits.waiting("decode"):
             return self._chunks.get()
 
@@ -82,104 +93,103 @@ class Encoder:
             images = self._prepare(chunk.pixels)
         finally:
             chunk.release()
-        self._packer.add(Stretch(chunk.video_id, chunk.first_index, chunk.times_s, images))
-        self._encode(self._packer.full())
+        self._packer.add(FrameRun(chunk.video_id, chunk.first_index, chunk.times_s, images))
+        self._encode(self._packer.full_batches())
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         try:
-            with self._named():
-                return self._clip.prepare(pixels)
-        except _Full as error:
+            with self._translated_errors():
+                return self._encoder.prepare(pixels)
+        except _OutOfMemory as error:
             half = len(pixels) // 2
             if not half:
                 raise self._too_small() from error
-        return torch.cat([self._prepare(pixels[:half]), self._prepare(pixels[half:])])
+        first_half = self._prepare(pixels[:half])
+        second_half = self._prepare(pixels[half:])
+        return torch.cat([first_half, second_half])
 
-    def _encode(self, batches: Iterable[list[Stretch]]) -> None:
-        for stretches in batches:
+    def _encode(self, batches: Iterable[list[FrameRun]]) -> None:
+        for frame_runs in batches:
             if self._stop.is_set():
                 return
             try:
-                with self._named():
-                    begun = self._clip.start(self._packer.images(stretches))
-            except _Full:
-                self._packer.put_back(stretches)
-                self._halve()
+                with self._translated_errors():
+                    fetch = self._encoder.start(self._packer.stack_images(frame_runs))
+            except _OutOfMemory:
+                self._packer.put_back(frame_runs)
+                self._halve_batch()
                 continue
-            self._hand_over()
-            self._begun = (stretches, begun)
+            self._deliver_started()
+            self._started = (frame_runs, fetch)
 
-    def _hand_over(self) -> None:
-        """Gives the tokens of the batch that was begun last."""
-        if self._begun is None:
+    def _deliver_started(self) -> None:
+        """Fetches and delivers the tokens of the batch that was started last."""
+        if self._started is None:
             return
-        (stretches, begun), self._begun = self._begun, None
-        with self._named():
-            tokens = begun()
-        self.frames += sum(map(len, stretches))
+        frame_runs, fetch = self._started
+        self._started = None
+        with self._translated_errors():
+            tokens = fetch()
+        self.frames += sum(map(len, frame_runs))
         with self.waits.waiting("disk"):
-            self._give(with_tokens(stretches, tokens))
+            self._deliver(with_tokens(frame_runs, tokens))
 
-    def _halve(self) -> None:
+    def _halve_batch(self) -> None:
         if self.batch == 1:
             raise self._too_small()
-        self._say(f"{self._clip.device} is full: {self.batch} frames at once become {self.batch // 2} from here on.")
+        device = self._encoder.device
+        self._report_message(f"{device} is full: {self.batch} frames at once become {self.batch // 2} from here on.")
         self._packer.batch //= 2
-        if self._clip.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _too_small(self) -> CostlError:
         return CostlError(
-            f"{self._clip.device}: not even one frame fits into its memory. What was finished is kept; free some, or "
-            "go on with another --device."
+            f"{self._encoder.device}: not even one frame fits into its memory. Finished videos are kept. Free some "
+            "memory, or continue with another --device."
         )
 
-    def _compile(self) -> None:
-        try:
-            self._clip.compile(self.batch)
-        except Exception as error:  # a compiler has a hundred ways to fail, and all of them end here
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._say(f"{self._clip.device}: cannot compile here ({why}); going on without --compile.")
-
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-                raise _Full from error
+                raise _OutOfMemory from error
+            reason = str(error).strip().splitlines()[0]
             raise CostlError(
-                f"{self._clip.device} failed ({str(error).strip().splitlines()[0]}). What was finished is kept: give the "
-                "same command again; if it fails again, the device or its driver is broken: go on with another --device."
+                f"{self._encoder.device} failed ({reason}). Finished videos are kept: run the same command again. If it "
+                "fails again, the device or its driver is broken: continue with another --device."
             ) from error
 
 
-class _Full(Exception):
+class _OutOfMemory(Exception):
     """The device has no memory left."""
 
 
-def usual_batch(clip: Clip) -> int:
-    """Frames encoded at once unless the person says how many: what is fast on the device and fits beside the rest."""
-    most = _BATCH.get(clip.device.type, 64)
-    if clip.device.type != "cuda":
+def usual_batch(encoder: CLIPEncoder) -> int:
+    """Frames encoded at once by default: what is fast on the device and fits into its free memory."""
+    most = _USUAL_BATCH.get(encoder.device.type, 64)
+    if encoder.device.type != "cuda":
         return most
     try:
-        return batch_that_fits(torch.cuda.mem_get_info(clip.device)[0], _frame_bytes(clip), most=most)
+        free_bytes, _ = torch.cuda.mem_get_info(encoder.device)
+        return batch_that_fits(free_bytes, _frame_bytes(encoder), most=most)
     except torch.OutOfMemoryError:
         return 1
 
 
 def batch_that_fits(free_bytes: float, frame_bytes: float, *, most: int) -> int:
-    """The largest of `most`, a half of it, a quarter, ... whose frames take at most half of what is free."""
+    """The largest of `most`, half of it, a quarter, ... whose frames take at most half of the free memory."""
     batch = most
     while batch > 1 and batch * frame_bytes > free_bytes / 2:
         batch //= 2
     return batch
 
 
-def _frame_bytes(clip: Any) -> float:
-    """What one frame takes on the GPU while it is encoded, measured."""
-    torch.cuda.reset_peak_memory_stats(clip.device)
-    before = torch.cuda.memory_allocated(clip.device)
-    clip.start(clip.blank(_TRIED))()
-    return (torch.cuda.max_memory_allocated(clip.device) - before) / _TRIED
+def _frame_bytes(encoder: CLIPEncoder) -> float:
+    """Measured bytes that one frame takes on the GPU while it is encoded."""
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    before = torch.cuda.memory_allocated(encoder.device)
+    encoder.start(encoder.blank(_TRIAL_FRAMES))()
+    return (torch.cuda.max_memory_allocated(encoder.device) - before) / _TRIAL_FRAMES

@@ -1,13 +1,13 @@
-"""Videos through decoding and CLIP into an open cache, nothing waiting for anything but the slower half.
+"""Decodes and encodes videos into an open cache: decoding, CLIP and the disk work at the same time.
 
-    decode processes --slots--> this thread --chunks--> a thread a device --tokens--> the saving thread --> parts
-    (`workers`)                 listens, hands out       resizes, packs,               gathers, publishes,
-                                jobs, tells              encodes (`device`)            writes rows (`saving`)
+    decode processes --slots--> this thread --chunks--> one thread per device --tokens--> the saver thread --> parts
+    (`decode.pool`)             assigns jobs,           prepares, packs, encodes          collects, publishes,
+                                reports progress        (`encoder_thread`)                adds rows (`saver_thread`)
 
-What is in flight is bounded at every arrow, whatever the length, size or number of videos: `SLOTS` slots of
-`SLOT_BYTES` for each decode process (a chunk keeps its slot until a device has copied it; a process without a free slot
-waits), less than a batch and a chunk of prepared frames and the tokens of two batches on each device, and
-`saving.UNSAVED` batches of tokens before the disk. Tokens of unfinished videos lie in nameless files.
+Everything in flight is bounded, whatever the length, size or number of videos. Each decode process has `SLOTS` slots of
+`SLOT_BYTES`: a chunk keeps its slot until a device has copied it, and a process without a free slot waits. Each device
+holds less than a batch and a chunk of prepared frames, and the tokens of two batches. `saver_thread.UNSAVED` batches of
+tokens may wait for the disk. The tokens of unfinished videos lie in unnamed files.
 """
 
 from __future__ import annotations
@@ -15,119 +15,132 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from queue import SimpleQueue
 
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.decode.pool import Chunk, Decoded, Event, decode_videos
+from costl.pipeline.decode.pool import Chunk, Decoded, Event, Failed, decode_videos
 from costl.pipeline.decode.worker import Job
-from costl.pipeline.encode.clip import Clip
+from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
-from costl.pipeline.options import FAILURES_IN_A_ROW, Effort, How
-from costl.pipeline.progress import Flow, Progress
-from costl.pipeline.run.encoder_thread import Encoder
+from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions
+from costl.pipeline.progress import Progress, ProgressCallback, Throughput
+from costl.pipeline.run.encoder_thread import EncoderThread
 from costl.pipeline.run.meter import Meter
-from costl.pipeline.run.saver_thread import Saver
+from costl.pipeline.run.saver_thread import SaverThread
 from costl.pipeline.videos import Video
 
-_TELL_EVERY_S = 0.5
+_REPORT_EVERY_S = 0.5
 
 
 def extract_into(
     writer: CacheWriter,
     videos: Sequence[Video],
     *,
-    clips: Sequence[Clip],
+    encoders: Sequence[CLIPEncoder],
     fps: float,
-    how: How,
-    effort: Effort | None = None,
+    frame_options: FrameOptions,
+    run_options: RunOptions | None = None,
     meter: Meter | None = None,
-    forgiven: Set[str] = frozenset(),
-    tell: Callable[[Progress], None],
+    failed_before: Set[str] = frozenset(),
+    report_progress: ProgressCallback,
 ) -> list[VideoRow]:
-    """Decodes and encodes every one of `videos` into an open cache; a row for each, in the order they are finished.
+    """Decodes and encodes all `videos` into an open cache; returns a row for each, in the order they finish.
 
-    `clips`: one and the same CLIP on every device; frames go to whichever is free. `meter` counts, for a caller who wants
-    to know more. Raises CostlError after too many failures in a row (of others than the `forgiven`, which failed before) or
-    when a device fails, CacheError when the disk does; what was finished is kept.
+    `encoders`: the same CLIP on each device; a free device takes the next frames. `meter` measures the run for the caller.
+    Raises CostlError after `FAILURES_IN_A_ROW` failures in a row, not counting the video ids in `failed_before`, or when a
+    device fails; CacheError when the disk fails. Finished videos are kept.
     """
     if not videos:
         return []
-    effort = effort or Effort()
-    run = _Run(clips, writer, videos, effort=effort, meter=meter or Meter(), forgiven=forgiven, tell=tell)
-    run.work(fps=fps, how=how, processes=effort.workers or cores(), time_limit_s=effort.time_limit_s)
+    run_options = run_options or RunOptions()
+    run = _Run(
+        encoders,
+        writer,
+        videos,
+        run_options=run_options,
+        meter=meter or Meter(),
+        failed_before=failed_before,
+        report_progress=report_progress,
+    )
+    processes = run_options.workers or cpu_cores()
+    run.work(fps=fps, frame_options=frame_options, processes=processes, time_limit_s=run_options.time_limit_s)
     return run.rows
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def cpu_cores() -> int:
+    """The number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Run:
-    """Hands chunks to the devices and ends to the saver, and tells what has come of it; it never waits for either."""
+    """Passes chunks to the encoders and ends of videos to the saver, and reports progress; it never blocks on either."""
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        encoders: Sequence[CLIPEncoder],
         writer: CacheWriter,
         videos: Sequence[Video],
         *,
-        effort: Effort,
+        run_options: RunOptions,
         meter: Meter,
-        forgiven: Set[str],
-        tell: Callable[[Progress], None],
+        failed_before: Set[str],
+        report_progress: ProgressCallback,
     ):
         self.rows: list[VideoRow] = []
         self._videos = {video.id: video for video in videos}
-        self._meter, self._forgiven, self._tell = meter, forgiven, tell
+        self._meter = meter
+        self._failed_before = failed_before
+        self._report_progress = report_progress
         self._stop = threading.Event()
         self._chunks: SimpleQueue[Chunk | None] = SimpleQueue()
-        self._words: SimpleQueue[str] = SimpleQueue()
-        self._saver = Saver(writer, self._videos, stop=self._stop)
+        self._messages: SimpleQueue[str] = SimpleQueue()
+        self._saver = SaverThread(writer, self._videos, stop=self._stop)
         self._encoders = [
-            Encoder(
-                clip,
-                batch=effort.batch,
-                compiled=effort.compiled,
+            EncoderThread(
+                encoder,
+                batch=run_options.batch,
+                compiled=run_options.compiled,
                 chunks=self._chunks,
-                give=self._saver.tokens,
+                deliver=self._saver.add_tokens,
                 stop=self._stop,
-                say=self._words.put,
+                report_message=self._messages.put,
             )
-            for clip in clips
+            for encoder in encoders
         ]
-        self._threads: list[Encoder | Saver] = [*self._encoders, self._saver]
-        self._begun: dict[str, float] = {}  # videos at work, and the share of each that is decoded
-        self._ended = self._decoded_frames = self._failed_in_a_row = 0
-        self._flow: Flow | None = None
-        self._told_s = 0.0
+        self._threads: list[EncoderThread | SaverThread] = [*self._encoders, self._saver]
+        self._decoded_share: dict[str, float] = {}  # of each video at work, 0 to 1
+        self._ended = 0
+        self._decoded_frames = 0
+        self._failed_in_a_row = 0
+        self._throughput: Throughput | None = None
+        self._reported_at_s = 0.0
 
-    def work(self, *, fps: float, how: How, processes: int, time_limit_s: float) -> None:
-        """Works until every video is a row. Raises CostlError after too many failures in a row."""
-        jobs = [Job(video.id, str(video.path), fps, how) for video in self._videos.values()]
+    def work(self, *, fps: float, frame_options: FrameOptions, processes: int, time_limit_s: float) -> None:
+        """Runs until each video has a row. Raises CostlError after too many failures in a row."""
+        jobs = [Job(video.id, str(video.path), fps, frame_options) for video in self._videos.values()]
         self._meter.watch(self._encoders, processes=min(processes, len(jobs)))
         with (
-            self._working(),
-            decode_videos(jobs, processes=processes, time_limit_s=time_limit_s, look=self._look) as events,
+            self._running_threads(),
+            decode_videos(jobs, processes=processes, time_limit_s=time_limit_s, check=self._poll) as events,
         ):
             for event in events:
-                self._take(event)
+                self._handle(event)
                 if self._failed_in_a_row == FAILURES_IN_A_ROW:
                     break
         if self._failed_in_a_row == FAILURES_IN_A_ROW:
             raise CostlError(
                 f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {event.reason} "  # type: ignore[union-attr]
-                "This looks like the machine or the folder, not the videos; what was finished is kept."
+                "The cause looks like the machine or the folder, not the videos. Finished videos are kept."
             )
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        """The devices and the saver at work; on leaving they finish what they have, but for an exception."""
-        for one in self._threads:
-            one.thread.start()
+    def _running_threads(self) -> Iterator[None]:
+        """Starts the encoders and the saver; on leaving they finish their work, after an exception they stop at once."""
+        for worker in self._threads:
+            worker.thread.start()
         try:
             yield
             self._end_chunks()
@@ -144,63 +157,72 @@ class _Run:
             self._saver.finish()
             self._saver.thread.join()
             self._meter.batches = [encoder.batch for encoder in self._encoders]
-            list(self._count_rows())
+            list(self._new_rows())
 
     def _end_chunks(self) -> None:
         for _ in self._encoders:
             self._chunks.put(None)
 
-    def _join(self, threads: Sequence[Encoder | Saver]) -> None:
-        for one in threads:
-            while one.thread.is_alive():
-                one.thread.join(0.05)
-                self._look()
-        self._look()
+    def _join(self, threads: Sequence[EncoderThread | SaverThread]) -> None:
+        for worker in threads:
+            while worker.thread.is_alive():
+                worker.thread.join(0.05)
+                self._poll()
+        self._poll()
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         if isinstance(event, Chunk):
-            done = event.first_index + len(event.times_s)
-            self._begun[event.video_id] = done / max(done, event.clips)
-            self._decoded_frames += len(event.times_s)
-            self._meter.decode_waited_s += event.waited_s
-            self._chunks.put(event)
-            if len(self._videos) == 1:  # of many, the finished ones are progress enough
-                name = self._videos[event.video_id].path.name
-                self._tell(Progress("frames", done, event.clips, name, flow=self._flow))
-            return
+            self._pass_on(event)
+        else:
+            self._end_video(event)
+
+    def _pass_on(self, chunk: Chunk) -> None:
+        done = chunk.first_index + len(chunk.times_s)
+        self._decoded_share[chunk.video_id] = done / max(done, chunk.clips)
+        self._decoded_frames += len(chunk.times_s)
+        self._meter.decode_waited_s += chunk.waited_s
+        self._chunks.put(chunk)
+        if len(self._videos) == 1:  # with several videos, finished videos show the progress
+            name = self._videos[chunk.video_id].path.name
+            self._report_progress(Progress("frames", done, chunk.clips, name, speed=self._throughput))
+
+    def _end_video(self, event: Decoded | Failed) -> None:
         if isinstance(event, Decoded):
             self._failed_in_a_row = 0
-        elif event.video_id not in self._forgiven:
+        elif event.video_id not in self._failed_before:
             self._failed_in_a_row += 1
-        self._begun.pop(event.video_id, None)
+        self._decoded_share.pop(event.video_id, None)
         self._ended += 1
-        self._saver.ended(event)
+        self._saver.end_video(event)
 
-    def _look(self) -> None:
-        """Raises what a thread has failed with, and tells what is new."""
-        for one in self._threads:
-            if one.error is not None:
-                raise one.error
-        for row in self._count_rows():
-            self._tell(self._where(row.reason or row.name, video=row.name, status=row.status))
-        while not self._words.empty():
-            self._tell(self._where(word=self._words.get()))
-        if time.monotonic() - self._told_s >= _TELL_EVERY_S:
-            self._told_s = time.monotonic()
-            self._flow = self._meter.flow(done=self._done(), total=len(self._videos))
+    def _poll(self) -> None:
+        """Raises the error of a thread that has failed, and reports new rows, messages and the speed."""
+        for worker in self._threads:
+            if worker.error is not None:
+                raise worker.error
+        for row in self._new_rows():
+            self._report_progress(self._progress(row.reason or row.name, video=row.name, status=row.status))
+        while not self._messages.empty():
+            self._report_progress(self._progress(message=self._messages.get()))
+        if time.monotonic() - self._reported_at_s >= _REPORT_EVERY_S:
+            self._reported_at_s = time.monotonic()
+            self._throughput = self._meter.throughput(done=self._done(), total=len(self._videos))
             if len(self._videos) > 1:
-                self._tell(self._where())
+                self._report_progress(self._progress())
 
     def _done(self) -> float:
-        """Videos behind us, begun ones in part: what is decoded and still waits for CLIP is not yet done."""
-        encoded = self._meter.frames / max(1, self._decoded_frames)
-        return (self._ended + sum(self._begun.values())) * encoded
+        """Videos done, those at work in part; frames that are decoded but not encoded do not count."""
+        encoded_share = self._meter.frames / max(1, self._decoded_frames)
+        return (self._ended + sum(self._decoded_share.values())) * encoded_share
 
-    def _where(self, detail: str = "", *, video: str = "", status: str = "", word: str = "") -> Progress:
-        done, total = len(self.rows), len(self._videos)
-        return Progress("videos", done, total, detail, video=video, status=status, flow=self._flow, word=word)
+    def _progress(self, detail: str = "", *, video: str = "", status: str = "", message: str = "") -> Progress:
+        done = len(self.rows)
+        total = len(self._videos)
+        return Progress(
+            "videos", done, total, detail, video=video, status=status, speed=self._throughput, message=message
+        )
 
-    def _count_rows(self) -> Iterator[VideoRow]:
+    def _new_rows(self) -> Iterator[VideoRow]:
         while not self._saver.rows.empty():
             row = self._saver.rows.get()
             self.rows.append(row)

@@ -1,4 +1,4 @@
-"""How fast frames run through an extraction and who waits for whom, measured while it goes on."""
+"""How fast frames run through an extraction and which half waits for the other, measured while it runs."""
 
 from __future__ import annotations
 
@@ -8,73 +8,84 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from costl.pipeline.progress import Flow
+from costl.pipeline.progress import Throughput
 
-_WINDOW_S = 10.0  # "just now"
+_WINDOW_S = 10.0  # the current speed is measured over these seconds
 
 
-class Waits:
-    """How long one thread has waited for what; another thread may ask while it still waits."""
+class WaitTimes:
+    """How long one thread has waited for each thing; other threads may read it during a wait."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._seconds = clock, defaultdict[str, float](float)
-        self._now: tuple[str, float] | None = None
+        self._clock = clock
+        self._seconds = defaultdict[str, float](float)
+        self._current: tuple[str, float] | None = None
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """What happens inside is waiting."""
+        """Counts the time spent inside as waiting for `what`."""
         began = self._clock()
-        self._now = (what, began)
+        self._current = (what, began)
         try:
             yield
         finally:
-            self._now = None
+            self._current = None
             self._seconds[what] += self._clock() - began
 
     def seconds(self, what: str) -> float:
-        """So far, the wait that is not over included."""
-        now = self._now
-        return self._seconds[what] + (self._clock() - now[1] if now and now[0] == what else 0.0)
+        """Seconds so far, with those of a wait that is not over."""
+        current = self._current
+        unfinished_s = self._clock() - current[1] if current and current[0] == what else 0.0
+        return self._seconds[what] + unfinished_s
 
 
-class Working(Protocol):
+class WorkingEncoder(Protocol):
     """A device at work: the frames it has encoded, and its thread's waits for "decode" and "disk"."""
 
     frames: int
-    waits: Waits
+    waits: WaitTimes
 
 
 class Meter:
-    """What a run has done so far. `videos` counts what became of them, `decoders` who decoded those that are done,
-    `batches` the frames encoded at once by each device; `decode_waited_s` is summed over the decode processes.
+    """What a run has done so far.
+
+    `videos` counts videos by status, `decoders` counts finished videos by decoder, `batches` holds the frames encoded at
+    once by each device. `decode_waited_s` is summed over the decode processes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.videos, self.decoders = Counter[str](), Counter[str]()
+        self.videos = Counter[str]()
+        self.decoders = Counter[str]()
         self.batches: list[int] = []
-        self.processes, self.decode_waited_s = 0, 0.0
-        self._devices: Sequence[Working] = ()
-        self._clock, self._began = clock, clock()
+        self.processes = 0
+        self.decode_waited_s = 0.0
+        self._encoders: Sequence[WorkingEncoder] = ()
+        self._clock = clock
+        self._began = clock()
         self._marks: deque[tuple[float, int, dict[str, float]]] = deque()
 
-    def watch(self, devices: Sequence[Working], *, processes: int) -> None:
-        """From now on these encode what so many processes decode."""
-        self._devices, self.processes, self._began = devices, processes, self._clock()
+    def watch(self, encoders: Sequence[WorkingEncoder], *, processes: int) -> None:
+        """Starts measuring these encoders, which encode what `processes` processes decode."""
+        self._encoders = encoders
+        self.processes = processes
+        self._began = self._clock()
         self._marks = deque([(self._began, 0, self.waited_s())])
 
     @property
     def frames(self) -> int:
-        """Encoded so far."""
-        return sum(device.frames for device in self._devices)
+        """Frames encoded so far."""
+        return sum(encoder.frames for encoder in self._encoders)
 
     def waited_s(self) -> dict[str, float]:
-        """Seconds that others have waited for "decode", "disk" and "CLIP", summed over devices or processes."""
-        of_devices = {what: sum(device.waits.seconds(what) for device in self._devices) for what in ("decode", "disk")}
-        return {**of_devices, "CLIP": self.decode_waited_s}
+        """Seconds spent waiting for "decode", "disk" and "CLIP", summed over devices or decode processes."""
+        by_devices = {what: sum(encoder.waits.seconds(what) for encoder in self._encoders) for what in ("decode", "disk")}
+        return {**by_devices, "CLIP": self.decode_waited_s}
 
-    def flow(self, *, done: float, total: int) -> Flow:
-        """How it goes just now; `done` of `total` videos are behind us, begun ones in part."""
-        now, frames, waited = self._clock(), self.frames, self.waited_s()
+    def throughput(self, *, done: float, total: int) -> Throughput:
+        """The current speed. `done` of `total` videos are finished, those at work counted in part."""
+        now = self._clock()
+        frames = self.frames
+        waited = self.waited_s()
         self._marks.append((now, frames, waited))
         while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW_S:
             self._marks.popleft()
@@ -83,9 +94,9 @@ class Meter:
         shares = self.shares({what: waited[what] - waited_then[what] for what in waited}, past_s)
         slowest = max(shares, key=lambda what: shares[what])
         left_s = (now - self._began) * (total - done) / done if done > 0 else None
-        return Flow(frames, (frames - frames_then) / past_s, slowest, shares[slowest], left_s)
+        return Throughput(frames, (frames - frames_then) / past_s, slowest, shares[slowest], left_s)
 
     def shares(self, waited_s: Mapping[str, float], past_s: float) -> dict[str, float]:
-        """Which part of `past_s` those who waited for each spent on it, 0 to 1."""
-        many = {"decode": len(self._devices), "disk": len(self._devices), "CLIP": self.processes}
-        return {what: min(1.0, seconds / (past_s * max(1, many[what]))) for what, seconds in waited_s.items()}
+        """The share of `past_s`, 0 to 1, that threads or processes spent waiting for each thing."""
+        waiting = {"decode": len(self._encoders), "disk": len(self._encoders), "CLIP": self.processes}
+        return {what: min(1.0, seconds / (past_s * max(1, waiting[what]))) for what, seconds in waited_s.items()}

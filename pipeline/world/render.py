@@ -1,4 +1,4 @@
-"""The sample world: small coloured things on a drifting texture, drawn into frames. It knows nothing of time or words."""
+"""Draws frames of the sample world: small coloured things on a drifting texture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = ("ball", "box", "triangle", "star", "cross", "ring", "heart", "cup")
 
 @dataclass(frozen=True)
 class Thing:
-    """What an object is, in the words of captions and queries."""
+    """An object, by the words that captions and queries use for it."""
 
     size: str
     colour: str
@@ -35,8 +35,8 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A thing in a frame: centre (x right, y down) and diameter, as shares of the frame's side."""
+class PlacedThing:
+    """A thing in a frame: its centre (x right, y down) and diameter, as shares of the frame's side."""
 
     thing: Thing
     x: float
@@ -45,28 +45,32 @@ class Placed:
 
 
 def is_unseen(thing: Thing) -> bool:
-    """True for the 13 pairs of colour and shape that are kept for the test of unseen objects."""
-    colour, shape = list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)
+    """Whether its colour and shape are one of the 13 pairs that are reserved for the test of unseen objects."""
+    colour = list(COLOURS).index(thing.colour)
+    shape = SHAPES.index(thing.shape)
     return (colour + 3 * shape) % 5 == 2
 
 
 def random_thing(rng: np.random.Generator, *, unseen: bool | None = None) -> Thing:
-    """A thing at random; `unseen` True or False draws from the one or the other set of pairs, None from both."""
+    """A random thing. `unseen`: True draws from the reserved pairs, False from the others, None from all."""
     while True:
-        thing = Thing(str(rng.choice(list(SIZES))), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
+        size = str(rng.choice(list(SIZES)))
+        colour = str(rng.choice(list(COLOURS)))
+        shape = str(rng.choice(SHAPES))
+        thing = Thing(size, colour, shape)
         if unseen is None or is_unseen(thing) == unseen:
             return thing
 
 
 def random_diameter(rng: np.random.Generator, thing: Thing) -> float:
-    """A diameter within the range that the thing's size word allows."""
+    """A random diameter in the range of the thing's size."""
     return float(rng.uniform(*SIZES[thing.size]))
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A muted texture, uint8 [3*side 3*side 3] with period 2*side; frames look at it through a drifting window."""
+    """A muted texture, uint8 [3*side 3*side 3] with period 2*side; a frame shows a window of it."""
     hue = rng.uniform(60, 170, 3)
-    hue = hue.mean() + 0.35 * (hue - hue.mean())  # muted: nothing in it has a thing's saturation
+    hue = hue.mean() + 0.35 * (hue - hue.mean())  # muted: less saturated than any thing
     layers = ((4, 22), (12, 16), (40, 10))
     field = np.sum([strength * _smooth_noise(rng, 2 * side, cells) for cells, strength in layers], axis=0)
     tint = _smooth_noise(rng, 2 * side, 6)[..., None] * rng.uniform(-14, 14, 3)
@@ -74,21 +78,25 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.pad(period, ((0, side), (0, side), (0, 0)), mode="wrap")
 
 
-def draw(background: np.ndarray, things: Sequence[Placed], *, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
-    """One frame, uint8 [side side 3]: the window of `background` at `offset` (pixels) with the things upon it, last on top."""
+def draw(background: np.ndarray, things: Sequence[PlacedThing], *, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+    """One frame, uint8 [side side 3]: the window of `background` at `offset` (pixels) and the things on it, the last on top."""
     side = background.shape[0] // 3
-    top, left = (int(o) % (2 * side) for o in offset)
+    top, left = (int(pixels) % (2 * side) for pixels in offset)
     frame = background[top : top + side, left : left + side].copy()
     for placed in things:
-        _stamp(frame, placed, side)
+        _draw_thing(frame, placed, side)
     return frame
 
 
-def _stamp(frame: np.ndarray, placed: Placed, side: int) -> None:
+def _draw_thing(frame: np.ndarray, placed: PlacedThing, side: int) -> None:
+    """Draw one thing into `frame` in place, cropped at the frame's border."""
     pixels = max(5, round(placed.diameter * side))
     body, rim = _sprite(placed.thing.shape, pixels)
-    top, left = round(placed.y * side - body.shape[0] / 2), round(placed.x * side - body.shape[1] / 2)
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + body.shape[0], side), min(left + body.shape[1], side)
+    height, width = body.shape
+    top = round(placed.y * side - height / 2)
+    left = round(placed.x * side - width / 2)
+    y0, y1 = max(top, 0), min(top + height, side)
+    x0, x1 = max(left, 0), min(left + width, side)
     if y0 >= y1 or x0 >= x1:
         return
     window = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
@@ -101,7 +109,7 @@ def _stamp(frame: np.ndarray, placed: Placed, side: int) -> None:
 
 @lru_cache(maxsize=512)
 def _sprite(shape: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of the shape's body and of body with rim, float32 [pixels+2 pixels+2], antialiased by 4 x 4 samples."""
+    """(coverage of the body, of body and rim) of a shape, float32 [pixels+2 pixels+2], antialiased by 4 x 4 samples."""
     grid, fine = pixels + 2, 4
     axis = ((np.arange(grid * fine) + 0.5) / fine - grid / 2) / (pixels / 2)
     x, y = np.meshgrid(axis, axis)
@@ -110,13 +118,14 @@ def _sprite(shape: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     def coverage(inside: np.ndarray) -> np.ndarray:
         return inside.reshape(grid, fine, grid, fine).mean((1, 3)).astype(np.float32)
 
-    grown = np.zeros_like(x, dtype=bool)
+    with_rim = np.zeros_like(x, dtype=bool)
     for angle in np.arange(8) * np.pi / 4:
-        grown |= _inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle))
-    return coverage(_inside(shape, x, y)), coverage(grown)
+        with_rim |= _inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle))
+    return coverage(_inside(shape, x, y)), coverage(with_rim)
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether points lie inside a shape of radius 1 around the origin."""
     radius = np.hypot(x, y)
     if shape == "ball":
         return radius < 0.95
@@ -144,7 +153,8 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
     """Noise in [-1, 1], float32 [side side], smooth between `cells` x `cells` random values, and periodic."""
     values = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
     position = np.arange(side) * cells / side
-    low, share = position.astype(int), position - position.astype(int)
+    low = position.astype(int)
+    share = position - low
     share = (share * share * (3 - 2 * share)).astype(np.float32)
     rows = values[low] * (1 - share)[:, None] + values[(low + 1) % cells] * share[:, None]
     return rows[:, low] * (1 - share) + rows[:, (low + 1) % cells] * share

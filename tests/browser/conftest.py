@@ -1,4 +1,4 @@
-"""A real browser for the tests marked `browser`: Chromium without a window, and what it asked for and complained of."""
+"""A headless Chromium for the tests marked `browser`, with its network requests and its console errors."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"),
 )
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 class Browser:
-    """One window. `driver` is selenium's; the rest is what tests ask for again and again."""
+    """One browser window; `driver` is selenium's driver."""
 
     def __init__(self, driver: Any):
         self.driver = driver
         self._requests: list[str] = []
-        self._complaints: list[str] = []
+        self._errors: list[str] = []
 
-    def wait(self, what: Callable[[], Any], why: str, patience_s: float = PATIENCE_S) -> Any:
-        """What `what` gives as soon as it gives something; fails with `why` when it takes too long."""
+    def wait(self, condition: Callable[[], Any], message: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """The first true value of `condition`. Fails with `message` after the timeout."""
         from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
         ignored = (NoSuchElementException, StaleElementReferenceException)
-        return WebDriverWait(self.driver, patience_s, 0.1, ignored).until(lambda _: what(), why)
+        return WebDriverWait(self.driver, timeout_s, 0.1, ignored).until(lambda _: condition(), message)
 
     def find(self, selector: str) -> Any:
-        """The first element that is shown, waited for."""
+        """Waits for a visible element, and returns the first one."""
         return self.wait(lambda: next((e for e in self.all(selector) if e.is_displayed()), None), f"no {selector}")
 
     def all(self, selector: str) -> list[Any]:
@@ -43,11 +43,11 @@ class Browser:
         return self.driver.find_elements("css selector", selector)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a piece of JavaScript returns."""
+        """The return value of a piece of JavaScript."""
         return self.driver.execute_script(script, *arguments)
 
     def screenshot(self, path: Path, *, width: int, height: int = 0) -> None:
-        """The page as a window of this width shows it, in full unless `height` is given."""
+        """Saves a screenshot in a window of this width: of the whole page, or of the given height."""
         size = {"width": width, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": height or 900})
         tall = height or int(self.run("return document.documentElement.scrollHeight"))
@@ -56,16 +56,16 @@ class Browser:
         self.driver.save_screenshot(str(path))
 
     def hosts(self) -> set[str]:
-        """Every host that was asked for anything since the window was opened."""
+        """All hosts that the browser has sent a request to."""
         self._read_logs()
-        # Not the browser's own pages (chrome:), nor what a page carries with it (data:, blob:).
+        # Without the browser's own pages (chrome:) and embedded content (data:, blob:).
         parts = map(urlsplit, self._requests)
         return {part.hostname or "" for part in parts if part.scheme in ("http", "https", "ws", "wss")}
 
-    def complaints(self) -> list[str]:
-        """Errors in the console since the window was opened."""
+    def console_errors(self) -> list[str]:
+        """All errors in the browser's console."""
         self._read_logs()
-        return self._complaints
+        return self._errors
 
     def _read_logs(self) -> None:
         for entry in self.driver.get_log("performance"):
@@ -74,7 +74,7 @@ class Browser:
                 self._requests.append(message["params"]["request"]["url"])
             elif message["method"] == "Network.webSocketCreated":
                 self._requests.append(message["params"]["url"])
-        self._complaints += [e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE"]
+        self._errors += [e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The demo as somebody at the browser meets it: upload, ask, jump, look; nothing leaves this machine."""
+"""The demo in a browser: uploads, queries, moments, heatmaps and errors. It sends no request to another host."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ QUERY = "#costl-query input, #costl-query textarea"
 
 @pytest.fixture(scope="module")
 def address(world, tmp_path_factory) -> Iterator[str]:
-    """A demo of a small trained run, with one video to choose and one that is broken."""
+    """The address of a running demo of a small run, with one good and one broken video to choose."""
     home = tmp_path_factory.mktemp("demo")
     train(world.cache, overrides=["train.epochs=1"], out=home / "run", device="cpu")
     (home / "videos").mkdir()
-    shutil.copy(world.videos / "test_0000.mp4", home / "videos" / "one of mine.mp4")
+    shutil.copy(world.videos / "test_0000.mp4", home / "videos" / "holiday.mp4")
     (home / "videos" / "broken.mp4").write_text("not a video")
     (home / "secret.mp4").write_text("outside")
     (home / "videos" / "link.mp4").symlink_to(home / "secret.mp4")
@@ -42,7 +42,7 @@ def address(world, tmp_path_factory) -> Iterator[str]:
         "--videos",
         "videos",
     ]
-    command += ["--run", "run", "--cache-dir", "kept", "--port", "0", "--device", "cpu", "--max-mb", "1"]
+    command += ["--run", "run", "--cache-dir", "features", "--port", "0", "--device", "cpu", "--max-mb", "1"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(home)}
     with (home / "stderr").open("w") as stderr:
         server = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -59,9 +59,8 @@ def address(world, tmp_path_factory) -> Iterator[str]:
 
 
 def upload(browser, path: Path) -> None:
-    browser.wait(lambda: browser.all("#costl-upload input[type=file]"), "nothing to upload with")[0].send_keys(
-        str(path)
-    )
+    inputs = browser.wait(lambda: browser.all("#costl-upload input[type=file]"), "there is no upload field")
+    inputs[0].send_keys(str(path))
 
 
 def ask(browser, text: str) -> None:
@@ -71,11 +70,11 @@ def ask(browser, text: str) -> None:
     browser.find("#costl-ask").click()
 
 
-def seconds(browser) -> float:
+def player_time(browser) -> float:
     return float(browser.run("return document.querySelector('#costl-player video').currentTime"))
 
 
-def test_uploading_asking_and_clicking_a_moment_makes_the_player_jump(browser, address, world, tmp_path):
+def test_clicking_a_moment_of_an_answer_moves_the_player(browser, address, world, tmp_path):
     browser.driver.get(address)
     upload(browser, world.videos / "test_0001.mp4")
     browser.find("#costl-player video")
@@ -87,44 +86,44 @@ def test_uploading_asking_and_clicking_a_moment_makes_the_player_jump(browser, a
     assert 1 <= len(moments) <= 5 and len(browser.all(".curve .mark")) == len(moments)
     last = max(range(len(starts)), key=starts.__getitem__)
     moments[last].click()
-    browser.wait(lambda: abs(seconds(browser) - starts[last]) < 0.3, f"the player is not at {starts[last]}")
-    look = browser.find(".look")
-    assert look.get_attribute("data-rank") == str(last)
-    assert browser.run("return arguments[0].querySelector('img').naturalWidth", look) > 50
-    box = browser.find(".curve svg")
-    browser.run("arguments[0].scrollIntoView({block: 'center'})", box)
-    box.click()  # its middle: half of 24 s
-    browser.wait(lambda: abs(seconds(browser) - 12) < 0.5, "a click on the curve does not move the player")
+    browser.wait(lambda: abs(player_time(browser) - starts[last]) < 0.3, f"the player is not at {starts[last]}")
+    heatmap = browser.find(".heatmap")
+    assert heatmap.get_attribute("data-rank") == str(last)
+    assert browser.run("return arguments[0].querySelector('img').naturalWidth", heatmap) > 50
+    curve = browser.find(".curve svg")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", curve)
+    curve.click()  # at its centre: half of 24 s
+    browser.wait(lambda: abs(player_time(browser) - 12) < 0.5, "a click on the curve does not move the player")
     for width in (390, 1440):
         browser.screenshot(tmp_path / f"demo-{width}.png", width=width)
-        wide = browser.run("return document.documentElement.scrollWidth")
-        assert wide <= width, f"{wide} pixels on a screen of {width}"
+        page_width = browser.run("return document.documentElement.scrollWidth")
+        assert page_width <= width, f"{page_width} pixels on a screen of {width}"
     assert browser.hosts() == {"127.0.0.1"}
-    assert browser.complaints() == []
+    assert browser.console_errors() == []
 
 
-def test_a_video_can_be_chosen_and_links_out_of_the_folder_are_none(browser, address):
+def test_videos_can_be_chosen_but_not_links_out_of_the_folder(browser, address):
     browser.driver.get(address)
     browser.find("#costl-choice input").click()
     options = "#costl-choice [role=option], ul[role=listbox] li"
 
     def names() -> list[str]:
-        # Not `text`, which is empty while the list is still unfolding.
+        # Not `text`, which is empty during the opening animation.
         return [option.get_attribute("textContent").strip("✓ \n") for option in browser.all(options)]
 
-    browser.wait(lambda: names() == ["broken.mp4", "one of mine.mp4"], "not the two videos of the folder")
+    browser.wait(lambda: names() == ["broken.mp4", "holiday.mp4"], "the list has not exactly the videos of the folder")
     browser.all(options)[1].click()
-    assert browser.find("#costl-player video").get_attribute("aria-label") == "one of mine.mp4"
+    assert browser.find("#costl-player video").get_attribute("aria-label") == "holiday.mp4"
     ask(browser, "the blue star")
     assert browser.find(".answer").get_attribute("data-query") == "the blue star"
 
 
-def test_an_answer_is_never_shown_beside_another_query(browser, address, world):
+def test_an_answer_to_an_old_query_is_never_shown(browser, address, world):
     browser.driver.get(address)
     upload(browser, world.videos / "test_0001.mp4")
     browser.find("#costl-player video")
     ask(browser, "the green heart")
-    browser.find(QUERY).send_keys(" is small")  # while the first is under way
+    browser.find(QUERY).send_keys(" is small")  # before the first answer arrives
     browser.find("#costl-ask").click()
     deadline = time.monotonic() + 60
     while not (shown := [e for e in browser.all(".answer") if e.is_displayed()]):
@@ -135,17 +134,17 @@ def test_an_answer_is_never_shown_beside_another_query(browser, address, world):
     browser.wait(lambda: not any(e.is_displayed() for e in browser.all(".answer")), "the old answer stays")
 
 
-def test_what_is_wrong_is_a_sentence_in_the_page(browser, address, tmp_path):
-    (tmp_path / "notes.mp4").write_text("no video")
+def test_errors_are_shown_on_the_page(browser, address, tmp_path):
+    (tmp_path / "notes.mp4").write_text("not a video")
     (tmp_path / "large.mp4").write_bytes(bytes(1_200_000))
     browser.driver.get(address)
     ask(browser, "a cat")
     assert browser.find(".problem").text == "Choose or upload a video first."
     upload(browser, tmp_path / "notes.mp4")
-    browser.wait(lambda: "notes.mp4: cannot be read as a video" in browser.find(".problem").text, "nothing is said")
+    browser.wait(lambda: "notes.mp4: cannot be read as a video" in browser.find(".problem").text, "no error message")
     browser.driver.get(address)
     upload(browser, tmp_path / "large.mp4")
-    browser.wait(lambda: "size" in browser.find("body").text.lower(), "the limit is not told")
+    browser.wait(lambda: "size" in browser.find("body").text.lower(), "no message about the limit")
     assert not browser.all("#costl-player video")
 
 
@@ -157,7 +156,7 @@ def test_no_other_file_is_served(address, path):
     caught.value.close()
 
 
-def test_a_page_that_claims_to_be_this_machine_is_not_answered(address):
+def test_a_request_with_a_foreign_host_name_is_refused(address):
     request = urllib.request.Request(address, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="400") as caught:
         urllib.request.urlopen(request, timeout=30)

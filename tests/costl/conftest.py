@@ -1,4 +1,4 @@
-"""What the tests of benchmarks share: the command `costl prepare` as typed, and the official files where they are."""
+"""Fixtures for the tests of benchmarks: `costl prepare` as a command, and the folder of official files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ANNOTATIONS = Path(__file__).parents[3] / "shared" / "data" / "annotations"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a call of `costl prepare` did: its exit code and words, and the folder it wrote."""
+    """The result of `costl prepare`: its exit code, both outputs and the folder it wrote."""
 
     code: int
     table: str
-    words: str
+    messages: str
     out: Path
 
     @property
@@ -47,9 +47,9 @@ def prepare(tmp_path) -> Prepare:
     """`costl prepare NAME --annotations FOLDER ...`; without --videos among `more`, videos may be missing."""
 
     def run(name: str, annotations: Path, *more: object, out: str = "out") -> Prepared:
-        given = [str(argument) for argument in more]
-        given += [] if "--videos" in given else ["--allow-missing-videos"]
-        arguments = ["prepare", name, "--annotations", str(annotations), "--out", str(tmp_path / out), *given]
+        options = [str(argument) for argument in more]
+        options += [] if "--videos" in options else ["--allow-missing-videos"]
+        arguments = ["prepare", name, "--annotations", str(annotations), "--out", str(tmp_path / out), *options]
         result = CliRunner().invoke(main, arguments)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -60,11 +60,11 @@ def prepare(tmp_path) -> Prepare:
 
 @pytest.fixture
 def official() -> Callable[[str], Path]:
-    """The folder of a benchmark's official files; skips where they are not."""
+    """The folder of the official files of a benchmark; skips the test if they are missing."""
 
     def find(name: str) -> Path:
         if not (ANNOTATIONS / name).is_dir():
-            pytest.skip("the benchmarks' annotations are not here")
+            pytest.skip("the official annotations are missing")
         return ANNOTATIONS / name
 
     return find

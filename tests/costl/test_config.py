@@ -1,4 +1,4 @@
-"""Settings: complete defaults, strict layers, every mistake named at once."""
+"""Settings: complete defaults, strict layers, all problems reported at once."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def test_later_layers_win_and_change_only_what_they_name(tmp_path):
     ],
 )
 def test_an_override_has_the_type_of_its_setting(override, section, name, value):
-    found = getattr(getattr(load_config(overrides=[override]), section), name)
-    assert found == value and type(found) is type(value)
+    actual = getattr(getattr(load_config(overrides=[override]), section), name)
+    assert actual == value and type(actual) is type(value)
 
 
 @pytest.mark.promise(17)
-def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
+def test_all_problems_are_reported_at_once_with_the_nearest_name(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("trian:\n  epochs: 3\ntrain:\n  epoch: 3\n  batch_size: many\nmodel: 5\n")
-    told = refusal(file, overrides=["spatial.steps=3", "loss.focal=-1", "train.epochs", "predict.min_score=.nan"])
+    message = refusal(file, overrides=["spatial.steps=3", "loss.focal=-1", "train.epochs", "predict.min_score=.nan"])
     for part in (
         "mine.yaml: unknown section 'trian'. Did you mean 'train'?",
         "mine.yaml: unknown setting train.epoch. Did you mean 'epochs'?",
@@ -77,8 +77,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
         "--set train.epochs: expected section.name=value",
         "predict.min_score is nan, expected from 0 to 1.",
     ):
-        assert part in told
-    assert len(told.splitlines()) == 8
+        assert part in message
+    assert len(message.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_impossible_value_is_refused(override, part):
     assert part in refusal(overrides=[override])
 
 
-# What passed these checks once and failed in the middle of the work, or made it learn nothing.
+# Values that earlier versions accepted and that failed during training, or with which nothing was learned.
 FAILED_LATER = [
     ({"model": {"width": 9, "heads": 3}}, "an even number and a multiple of model.heads (3), such as 6 or 12."),
     (
@@ -163,10 +163,10 @@ def test_the_ends_of_every_range_are_accepted(layer):
     assert all(config[section][name] == value for section, fields in layer.items() for name, value in fields.items())
 
 
-HUGE = 10**5000  # Python writes no more than 4300 digits
+HUGE = 10**5000  # Python converts at most 4300 digits to text
 
 
-def test_a_number_too_long_to_be_written_is_refused_in_words():
+def test_a_number_with_too_many_digits_is_refused_with_a_message():
     values = [{section: {name: HUGE}} for section, fields in Config().to_dict().items() for name in fields]
     names = [{HUGE: {}}, {"train": {HUGE: 1}}, {"train": HUGE}, HUGE]
     for layer in [*values, *names]:
@@ -174,7 +174,7 @@ def test_a_number_too_long_to_be_written_is_refused_in_words():
     assert "a huge tuple" in refusal({"temporal": {"strides": [HUGE]}})
 
 
-# What people write for a number, unquoted: what the setting becomes, or a part of the refusal.
+# Text for a number in YAML -> the value of the setting, or a part of the error.
 WRITTEN = {
     "1e-4": 1e-4,
     "5e-4": 5e-4,
@@ -202,16 +202,16 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_a_number_is_taken_as_it_looks_and_a_text_never_passes_for_one(tmp_path, text):
+def test_a_plain_number_is_read_and_a_string_is_never_taken_for_one(tmp_path, text):
     expected, file = WRITTEN[text], tmp_path / "mine.yaml"
     file.write_text(f"train:\n  clip_norm: {text}\n")
     override = f"train.clip_norm={text}"
     if isinstance(expected, str):
-        for told in (refusal(file), refusal(overrides=[override])):
-            assert f"train.clip_norm {expected}" in told and told.count("\n") == 0
+        for message in (refusal(file), refusal(overrides=[override])):
+            assert f"train.clip_norm {expected}" in message and message.count("\n") == 0
     else:
-        found = [load_config(file), load_config(overrides=[override])]
-        assert [config.train.clip_norm for config in found] == [expected, expected]
+        configs = [load_config(file), load_config(overrides=[override])]
+        assert [config.train.clip_norm for config in configs] == [expected, expected]
 
 
 @pytest.mark.parametrize(
@@ -223,18 +223,18 @@ def test_a_number_is_taken_as_it_looks_and_a_text_never_passes_for_one(tmp_path,
         ("data.domain=7", "data.domain is 7, expected a text."),
     ],
 )
-def test_whole_numbers_switches_and_texts_are_no_less_strict(override, part):
+def test_whole_numbers_booleans_and_strings_are_strict_too(override, part):
     assert refusal(overrides=[override]).endswith(part)
 
 
-def test_a_number_that_a_cache_holds_as_a_text_is_refused_with_what_to_do():
-    told = refusal({"train": {"learning_rate": "5e-4"}})
-    assert told.endswith("expected a number. Leave out the quotes; if it is of a cache, costl extract it again.")
+def test_a_number_that_a_cache_stores_as_a_string_is_refused():
+    message = refusal({"train": {"learning_rate": "5e-4"}})
+    assert message.endswith("expected a number. Leave out the quotes; for a cache, run costl extract again.")
 
 
 @settings(deadline=None)
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
-def test_every_float_survives_the_way_through_yaml_and_the_command_line(value):
+def test_every_float_survives_yaml_and_the_command_line(value):
     config = load_config(overrides=[f"train.clip_norm={value!r}"])
     assert config.train.clip_norm == value
     assert load_config(read_yaml(config.to_yaml())) == config
@@ -242,7 +242,7 @@ def test_every_float_survives_the_way_through_yaml_and_the_command_line(value):
 
 @settings(deadline=None)
 @given(st.sampled_from(["1e4", "NO", "012", "null", "~", "1:30", "'", "a: b"]) | st.text(max_size=8))
-def test_every_domain_survives_the_way_through_yaml(domain):
+def test_every_domain_survives_yaml(domain):
     config = load_config({"data": {"domain": domain}})
     assert load_config(read_yaml(config.to_yaml())) == config
 
@@ -251,12 +251,18 @@ def test_no_loss_at_all_is_refused():
     assert "nothing to learn" in refusal({"loss": dict.fromkeys(Config().to_dict()["loss"], 0)})
 
 
-def test_values_that_do_not_go_together_are_told_with_the_others():
-    told = refusal({"model": {"width": 9, "heads": 3}, "loss": dict.fromkeys(Config().to_dict()["loss"], 0)}, {"x": {}})
-    assert [line.split(",")[0].split(":")[0] for line in told.splitlines()] == ["settings", "model.width is 9", "loss"]
+def test_contradicting_values_are_reported_with_the_other_problems():
+    message = refusal(
+        {"model": {"width": 9, "heads": 3}, "loss": dict.fromkeys(Config().to_dict()["loss"], 0)}, {"x": {}}
+    )
+    assert [line.split(",")[0].split(":")[0] for line in message.splitlines()] == [
+        "settings",
+        "model.width is 9",
+        "loss",
+    ]
 
 
-def test_a_pair_is_not_judged_by_a_value_that_is_refused():
+def test_a_value_out_of_range_is_reported_once():
     assert refusal({"model": {"width": 9, "heads": 0}}).splitlines() == [
         "model.heads is 0, expected above zero and at most 1024."
     ]
@@ -275,11 +281,11 @@ def test_a_pair_is_not_judged_by_a_value_that_is_refused():
 def test_a_bad_file_is_refused_by_name(tmp_path, text, part):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    told = refusal(file)
-    assert str(file) in told and part in told
+    message = refusal(file)
+    assert str(file) in message and part in message
 
 
-def test_a_missing_or_binary_file_is_refused_and_an_empty_one_changes_nothing(tmp_path):
+def test_an_unreadable_file_is_refused_and_an_empty_one_changes_nothing(tmp_path):
     assert "cannot be read" in refusal(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refusal(tmp_path / "binary.yaml")
@@ -287,7 +293,7 @@ def test_a_missing_or_binary_file_is_refused_and_an_empty_one_changes_nothing(tm
     assert load_config(tmp_path / "empty.yaml") == Config()
 
 
-def test_settings_survive_the_way_through_yaml_and_dict(tmp_path):
+def test_settings_survive_yaml_and_dict(tmp_path):
     config = load_config(overrides=["train.learning_rate=1e-5", "temporal.strides=[1]", "train.threads=3"])
     file = tmp_path / "resolved.yaml"
     file.write_text(config.to_yaml())
@@ -306,7 +312,7 @@ json_values = json_scalars | st.lists(json_scalars, max_size=3)
         st.dictionaries(st.sampled_from(["width", "threads", "select", "strides", "ema"]), json_values) | json_values,
     )
 )
-def test_any_layer_is_loaded_or_refused_in_words(layer):
+def test_any_layer_is_loaded_or_refused_with_a_message(layer):
     try:
         config = load_config(layer)
     except UsageError as error:
@@ -315,14 +321,14 @@ def test_any_layer_is_loaded_or_refused_in_words(layer):
         assert load_config(config.to_dict()) == config
 
 
-def test_the_selectable_numbers_and_benchmarks_are_those_that_metrics_reports():
+def test_the_metrics_that_can_select_are_all_that_are_computed():
     from costl.data.annotations import Prediction, Query
     from costl.metrics.compute import BENCHMARKS as SCORED
     from costl.metrics.compute import compute_metrics
 
     query = Query(1, "a cat", "v", 100.0, ((0, 5), (10, 30), (40, 90)), (0,), ((4, 4, 4),))
-    found = [compute_metrics([Prediction(1, "a cat", "v")], [query], benchmark=name)["brief"] for name in SCORED]
-    assert set().union(*found) == set(SELECTABLE)
+    metrics = [compute_metrics([Prediction(1, "a cat", "v")], [query], benchmark=name)["brief"] for name in SCORED]
+    assert set().union(*metrics) == set(SELECTABLE)
     assert tuple(SCORED) == BENCHMARKS
 
 
@@ -366,7 +372,7 @@ FIELDS = {
 
 @settings(max_examples=settings.default.max_examples // 2, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries({name: st.fixed_dictionaries(fields) for name, fields in FIELDS.items()}))
-def test_every_setting_survives_the_way_through_yaml_and_a_layer_of_all_of_them_leaves_nothing_at_its_default(layer):
+def test_every_setting_of_a_full_layer_is_used_and_survives_yaml(layer):
     config = load_config(layer)
     plain = {name: {key: getattr(getattr(config, name), key) for key in section} for name, section in layer.items()}
     assert plain == layer

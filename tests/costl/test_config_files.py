@@ -1,4 +1,4 @@
-"""Files of settings: by path or by a benchmark's bare name, in either layout, and what they say about the grid."""
+"""Settings files: by path or by the name of a benchmark, in both layouts, and the fps that they state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_settings_of_a_benchmark_serve_both_stages(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_settings_of_a_benchmark_say_what_to_expect_and_what_to_type(name):
+def test_the_settings_of_a_benchmark_list_its_commands(name):
     text = benchmark_settings(name).read_text()
     comment = text[: text.index("\nextract:")]
     assert all(line.startswith("#") for line in comment.strip().splitlines())
@@ -41,7 +41,7 @@ def test_the_settings_of_a_benchmark_say_what_to_expect_and_what_to_type(name):
 
 
 @pytest.mark.parametrize("name", ["tvsum", "youtube-highlights"])
-def test_without_moments_only_the_losses_that_need_none_are_on(name):
+def test_settings_without_moments_use_only_the_saliency_losses(name):
     loss = load_config(Path(name)).loss
     assert (loss.focal, loss.iou, loss.contrast) == (0, 0, 0) and loss.saliency > 0
 
@@ -50,7 +50,7 @@ def test_long_videos_have_scales_for_their_moments():
     assert load_config(Path("tacos")).temporal.strides[-1] == 32
 
 
-def test_a_file_beside_us_wins_over_a_benchmark_and_a_folder_does_not(tmp_path, monkeypatch):
+def test_a_file_in_the_current_folder_overrides_a_benchmark(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tacos").mkdir()
     assert load_config(Path("tacos")).data.benchmark == "tacos"
@@ -58,13 +58,13 @@ def test_a_file_beside_us_wins_over_a_benchmark_and_a_folder_does_not(tmp_path, 
     assert load_config(Path("tvsum")).train.epochs == 7 and stated_fps([Path("tvsum")]) == {}
 
 
-def test_a_bare_name_that_is_neither_is_refused_with_the_names(tmp_path, monkeypatch):
+def test_a_name_of_no_file_or_benchmark_is_refused_with_a_hint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(Path("charade")) == "charade: neither a file nor a benchmark. Did you mean 'charades'?"
     assert "Known: qvhighlights, charades, tacos, tvsum, youtube-highlights." in refusal(Path("imagenet"))
 
 
-def test_of_a_folders_settings_the_part_about_training_counts(tmp_path):
+def test_training_reads_the_train_section_of_a_data_folder(tmp_path):
     file = tmp_path / "costl.yaml"
     file.write_text("extract: {fps: 2}\ntrain:\n  train: {epochs: 7}\n")
     assert load_config(file).train.epochs == 7 and stated_fps([file, {"train": {}}]) == {str(file): 2.0}

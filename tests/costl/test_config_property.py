@@ -1,4 +1,4 @@
-"""Whatever settings are accepted can be worked with: the model is built, learns from a batch, and predicts."""
+"""All accepted settings work: the model is built, trains on a batch, and predicts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from costl import train as module
 from costl.config import KINDS, PRECISIONS, SELECTABLE, Config, load_config
 from costl.config_files import BENCHMARKS
 from costl.data.annotations import Query
-from costl.data.batch import plan_epoch
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
+from costl.data.sampler import plan_epoch
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_yaml import read_yaml
 from costl.predict.predict import predict_split
-from costl.training.micro_batches import Plan
-from costl.training.state import State, fresh_state
+from costl.training.micro_batches import MicroBatchPlan
+from costl.training.schedule import set_learning_rate
+from costl.training.state import TrainingState, fresh_state
 
 CPU = torch.device("cpu")
 
-# Ordinary values and the ends of what is accepted, as far as they are cheap.
-# `compile` takes minutes, `workers` and `tensorboard` have no part in a step; their own tests are elsewhere.
+# Ordinary values and the limits of the accepted ranges that run fast.
+# `compile` takes minutes; `workers` and `tensorboard` do not affect a step. They have tests of their own.
 ORDINARY: dict[str, dict[str, list[Any]]] = {
     "data": {"benchmark": [*BENCHMARKS]},
     "model": {
@@ -74,7 +75,7 @@ ORDINARY: dict[str, dict[str, list[Any]]] = {
         "window_clips": [None, 8, 12, 10**9],
     },
 }
-# Values of every type that have broken programs; load_config must refuse those that break this one.
+# Values of every type that often break programs; load_config must refuse those that break this one.
 ODD_NUMBERS = [-1, 0, 1, 2, 3, 4, 5, 9, 16, 64, 1023, 1024, 10**9, 10**9 + 1, 2**31, 2**63, 10**400, 10**5000]
 ODD_FLOATS = [
     -1.0,
@@ -103,7 +104,7 @@ NOT_TRIED = {("train", "compile"), ("train", "tensorboard")}
 
 @st.composite
 def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
-    """Ordinary settings with up to two odd ones among them."""
+    """Ordinary settings, up to two of which are replaced by odd ones."""
     layer = {
         section: {name: draw(st.sampled_from(values)) for name, values in fields.items()}
         for section, fields in ORDINARY.items()
@@ -116,12 +117,12 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Task:
-    """A cache, a few sentences to learn from, the same without any label, and a few to answer."""
+    """A cache, a few training queries, the same without labels, and a few queries to predict."""
 
     features: CacheReader
     labelled: list[Query]
-    bare: list[Query]
-    asked: list[Query]
+    unlabelled: list[Query]
+    val: list[Query]
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +131,16 @@ def task(world) -> Task:
     of_three_videos = [query for query in read_queries(features, "train") if query.vid[-1] in "012"]
     labelled = of_three_videos[::7]
     assert len({query.vid for query in labelled}) == 3
-    bare = [replace(query, windows=(), clip_ids=(), saliency=()) for query in labelled]
-    return Task(features, labelled, bare, read_queries(features, "val")[::9])
+    unlabelled = [replace(query, windows=(), clip_ids=(), saliency=()) for query in labelled]
+    return Task(features, labelled, unlabelled, read_queries(features, "val")[::9])
 
 
-def one_step(config: Config, task: Task, queries: list[Query]) -> State | None:
-    """The state after the first batch; None where the data have too few videos for `train.accumulate`."""
+def one_step(config: Config, task: Task, queries: list[Query]) -> TrainingState | None:
+    """The state after the first batch; None if the data have too few videos for `train.accumulate`."""
     threads = torch.get_num_threads()
     state = fresh_state(config, task.features, CPU)
-    torch.set_num_threads(threads)  # a thousand of them would take turns on a few cores
-    plan = Plan(0, 1, config.train.accumulate)
+    torch.set_num_threads(threads)  # a thousand threads would be slow on a few cores
+    plan = MicroBatchPlan(0, 1, config.train.accumulate)
     try:
         plan.refuse_too_many(queries, config.train.batch_size)
     except UsageError:
@@ -148,43 +149,43 @@ def one_step(config: Config, task: Task, queries: list[Query]) -> State | None:
         queries,
         task.features,
         batch_size=config.train.batch_size,
-        wrong=config.loss.wrong_query > 0,
-        generator=state.shuffle,
+        negative_pairs=config.loss.wrong_query > 0,
+        generator=state.shuffle_generator,
         bucket_batches=config.train.bucket_batches,
     )
-    batch = plan.collate(first.queries, task.features, patches=config.patches, wrong=first.wrong)
+    batch = plan.collate(first.queries, task.features, patches=config.patches, negative_pairs=first.negative_pairs)
     state.model.train()
-    module._set_rate(state, config, share=0.5 / config.train.epochs)
-    module._step(state, batch, config)
+    set_learning_rate(state, config, progress=0.5 / config.train.epochs)
+    module._train_step(state, batch, config)
     return state
 
 
 def check_accepted(config: Config, task: Task, queries: list[Query]) -> None:
-    """One step with finite losses, and an answer to every sentence."""
+    """Trains one step with finite losses, and predicts every query."""
     state = one_step(config, task, queries)
     if state is None:
         return
-    assert all(map(math.isfinite, state.midway.means().values()))
-    for model in (state.model, state.average):
-        predictions = predict_split(model, task.asked, task.features, config=config, device=CPU)
+    assert all(map(math.isfinite, state.epoch_progress.means().values()))
+    for model in (state.model, state.ema_model):
+        predictions = predict_split(model, task.val, task.features, config=config, device=CPU)
         assert all(prediction.windows and prediction.saliency for prediction in predictions)
-    brief = compute_metrics(predictions, task.asked, benchmark=config.data.benchmark)["brief"]
+    brief = compute_metrics(predictions, task.val, benchmark=config.data.benchmark)["brief"]
     assert all(map(math.isfinite, brief.values()))
 
 
-def check(layer: dict[str, dict[str, Any]], task: Task, *, bare: bool) -> bool:
-    """Settings are refused in words, or can be worked with; gives whether they were accepted."""
+def check(layer: dict[str, dict[str, Any]], task: Task, *, unlabelled: bool) -> bool:
+    """Returns whether the settings are accepted; fails if they are and do not work."""
     try:
         config = load_config(layer)
     except UsageError as error:
         assert str(error)
         return False
-    check_accepted(config, task, task.bare if bare else task.labelled)
+    check_accepted(config, task, task.unlabelled if unlabelled else task.labelled)
     return True
 
 
 def small(*overrides: str) -> dict[str, dict[str, Any]]:
-    """Cheap settings with these changes; not checked yet."""
+    """Fast settings with these changes, not validated."""
     layer = {section: dict(fields) for section, fields in CHEAP.items()}
     for override in overrides:
         name, _, value = override.partition("=")
@@ -198,7 +199,7 @@ ONLY_IOU = [f"loss.{name}=0" for name in ("focal", "saliency", "wrong_query", "c
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-# What was accepted once, and then failed.
+# Settings that earlier versions accepted, and that then failed.
 @example(small("model.width=9", "model.heads=3"), False)
 @example(small("model.kind=cls", "model.width=9", "model.heads=3"), False)
 @example(small("model.kind=adapter", "train.precision=float16"), False)
@@ -213,12 +214,12 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 @example(small(*ONLY_IOU, "train.accumulate=2", "train.precision=float16"), True)
 @settings(max_examples=40, suppress_health_check=SLOW, phases=[Phase.explicit, Phase.generate])
 @given(layers(), st.booleans())
-def test_whatever_is_accepted_trains_and_predicts(task, layer, bare):
-    check(layer, task, bare=bare)
+def test_accepted_settings_train_and_predict(task, layer, unlabelled):
+    check(layer, task, unlabelled=unlabelled)
 
 
 @pytest.mark.long
 @settings(max_examples=1000, suppress_health_check=SLOW)
 @given(layers(), st.booleans())
-def test_whatever_is_accepted_trains_and_predicts_at_length(task, layer, bare):
-    check(layer, task, bare=bare)
+def test_accepted_settings_train_and_predict_long(task, layer, unlabelled):
+    check(layer, task, unlabelled=unlabelled)

@@ -1,4 +1,4 @@
-"""Evaluation: the path that validates, files for others, and refusals that say what to do."""
+"""Evaluation: the same numbers as validation, the written files, and refusals that name the next step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from costl.data.annotations import Prediction, Query, parse_predictions
-from costl.data.splits import data_notes, read_queries
+from costl.data.queries import data_notes, read_queries
 from costl.evaluate import choose_examples, evaluate
 from costl.experiments.ablate import ablate
-from costl.experiments.references import ZeroShot, choose_zero_shot, zero_shot
 from costl.experiments.repeat import repeat
+from costl.experiments.untrained_baselines import ZeroShot, choose_zero_shot, zero_shot
 from costl.metrics.compute import compute_metrics
-from costl.model.build import build_for
+from costl.model.build import build_model_for_cache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.errors import CacheError, UsageError
@@ -49,28 +49,30 @@ def copy(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
-def test_an_evaluation_leaves_metrics_predictions_and_a_picture_in_the_run(world, copy):
-    found = evaluate(copy, split="test", device="cpu")
-    assert found.folder == copy / "eval-test"
-    text = (found.folder / "predictions.jsonl").read_text()
+def test_an_evaluation_writes_metrics_predictions_and_a_picture(world, copy):
+    evaluation = evaluate(copy, split="test", device="cpu")
+    assert evaluation.folder == copy / "eval-test"
+    text = (evaluation.folder / "predictions.jsonl").read_text()
     predictions = parse_predictions(text, "predictions.jsonl")
     queries = read_queries(CacheReader(world.cache), "test")
     assert [p.qid for p in predictions] == [q.qid for q in queries]
-    intervals = found.metrics["intervals"]
+    intervals = evaluation.metrics["intervals"]
     assert compute_metrics(predictions, queries) == {
-        name: part for name, part in found.metrics.items() if name not in ("intervals", "scored")
+        name: part for name, part in evaluation.metrics.items() if name not in ("intervals", "scored")
     }
-    assert intervals and all(low <= found.metrics["brief"][name] <= high for name, (low, high) in intervals.items())
-    assert json.loads((found.folder / "metrics.json").read_text()) == found.metrics
-    assert pq.read_table(found.folder / "predictions.parquet").num_rows == len(queries)
-    with Image.open(found.folder / "predictions.png") as picture:
+    assert intervals and all(
+        low <= evaluation.metrics["brief"][name] <= high for name, (low, high) in intervals.items()
+    )
+    assert json.loads((evaluation.folder / "metrics.json").read_text()) == evaluation.metrics
+    assert pq.read_table(evaluation.folder / "predictions.parquet").num_rows == len(queries)
+    with Image.open(evaluation.folder / "predictions.png") as picture:
         assert picture.width > 1000 and picture.height > 600
 
 
-def test_evaluation_on_validation_gives_the_number_the_checkpoint_was_chosen_by(copy):
+def test_evaluating_val_gives_the_score_that_chose_the_checkpoint(copy):
     _, meta = load_checkpoint(copy, "best")
-    found = evaluate(copy, split="val", device="cpu")
-    assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(meta["score"])
+    evaluation = evaluate(copy, split="val", device="cpu")
+    assert evaluation.metrics["brief"]["MR-full-mAP"] == pytest.approx(meta["score"])
 
 
 def test_last_weights_are_the_average_of_the_last_epoch(world, copy):
@@ -79,14 +81,14 @@ def test_last_weights_are_the_average_of_the_last_epoch(world, copy):
         loaded = open_run(copy, weights=which, device="cpu").model.state_dict()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
-    found = evaluate(copy, split="val", weights="last", device="cpu").metrics["brief"]
-    assert found == {name: pytest.approx(value) for name, value in rows[-1]["val"].items()}
+    metrics = evaluate(copy, split="val", weights="last", device="cpu").metrics["brief"]
+    assert metrics == {name: pytest.approx(value) for name, value in rows[-1]["val"].items()}
     with pytest.raises(UsageError, match="weights is 'lsat', expected one of best, last"):
         evaluate(copy, weights="lsat", device="cpu")
 
 
 def with_domains(text: str) -> str:
-    """Every other video in another domain, without windows: as TVSum."""
+    """Videos in two domains, without windows, as TVSum has them."""
     rows = [json.loads(line) for line in text.splitlines()]
     vids = sorted({row["vid"] for row in rows})
     for row in rows:
@@ -102,12 +104,12 @@ def test_a_run_is_trained_and_evaluated_on_its_domain_by_its_benchmark(world, tm
     copy = world.copy(tmp_path, **splits)
     settings = ["data.benchmark=tvsum", "data.domain=BT", "train.select=HL-top5-mAP", "train.epochs=1"]
     train(copy.cache, overrides=settings, out=tmp_path / "run", device="cpu")
-    found = evaluate(tmp_path / "run", device="cpu")
-    assert set(found.metrics["brief"]) == {"HL-top5-mAP", "HL-top5-mAP-BT"}
-    asked = [q for q in read_queries(CacheReader(copy.cache), "test") if q.domain == "BT"]
-    assert 0 < len(asked) < len(read_queries(CacheReader(copy.cache), "test"))
-    rows = (found.folder / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(row)["qid"] for row in rows] == [q.qid for q in asked]
+    evaluation = evaluate(tmp_path / "run", device="cpu")
+    assert set(evaluation.metrics["brief"]) == {"HL-top5-mAP", "HL-top5-mAP-BT"}
+    in_domain = [q for q in read_queries(CacheReader(copy.cache), "test") if q.domain == "BT"]
+    assert 0 < len(in_domain) < len(read_queries(CacheReader(copy.cache), "test"))
+    rows = (evaluation.folder / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(row)["qid"] for row in rows] == [q.qid for q in in_domain]
     other = evaluate(tmp_path / "run", benchmark="qvhighlights", device="cpu").metrics["brief"]
     assert "HL-min-VeryGood-mAP" in other and "HL-top5-mAP" not in other
     with pytest.raises(UsageError, match="split 'train' has no domain 'BKK', only BK, BT"):
@@ -121,28 +123,32 @@ def test_a_run_is_trained_and_evaluated_on_its_domain_by_its_benchmark(world, tm
 def test_a_split_without_labels_is_predicted_and_has_no_metrics(world, copy, tmp_path):
     evaluate(copy, device="cpu")
     rows = [json.loads(line) for line in CacheReader(world.cache).annotations("test").splitlines()]
-    bare = "".join(json.dumps({key: row[key] for key in ("qid", "query", "vid", "duration")}) + "\n" for row in rows)
-    small = world.copy(tmp_path / "bare", test=bare)
-    found = evaluate(copy, cache=small.cache, device="cpu")
-    assert found.metrics == {} and found.notes == ("test: no labels, so that there are predictions and no metrics.",)
-    names = {path.name for path in found.folder.iterdir()}
+    unlabelled = "".join(
+        json.dumps({key: row[key] for key in ("qid", "query", "vid", "duration")}) + "\n" for row in rows
+    )
+    small = world.copy(tmp_path / "unlabelled", test=unlabelled)
+    evaluation = evaluate(copy, cache=small.cache, device="cpu")
+    assert evaluation.metrics == {} and evaluation.notes == (
+        "test: no labels, so that there are predictions and no metrics.",
+    )
+    names = {path.name for path in evaluation.folder.iterdir()}
     assert names == {"predictions.jsonl", "predictions.parquet", "predictions.png"}  # the old metrics.json is gone
-    assert len((found.folder / "predictions.jsonl").read_text().splitlines()) == len(rows)
+    assert len((evaluation.folder / "predictions.jsonl").read_text().splitlines()) == len(rows)
 
 
-def test_windows_are_rounded_as_asked(world, copy):
+def test_windows_are_rounded_to_the_set_unit(world, copy):
     config = (copy / "config.yaml").read_text()
     assert "round_s: 0.0" in config
     (copy / "config.yaml").write_text(config.replace("round_s: 0.0", "round_s: 2.0"))
-    found = evaluate(copy, device="cpu")
+    evaluation = evaluate(copy, device="cpu")
     windows = [
-        w for row in parse_predictions((found.folder / "predictions.jsonl").read_text(), "p") for w in row.windows
+        w for row in parse_predictions((evaluation.folder / "predictions.jsonl").read_text(), "p") for w in row.windows
     ]
     assert windows and all(start % 2 == 0 and end % 2 == 0 and 0 <= start < end <= 24 for start, end, _ in windows)
 
 
 def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:
-    """The same videos, each shorter than the one before: in a batch all but one are padded."""
+    """The same videos cut to different lengths, each shorter than the one before, so that batches have padding."""
     with CacheWriter(path, features.contents, features.all_words()) as writer:
         for less, name in enumerate(features.video_ids):
             tokens, times_s = features.tokens(name)[less:], features.times_s(name)[: len(features.times_s(name)) - less]
@@ -153,30 +159,35 @@ def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:
 
 
 @pytest.mark.promise(14)
-def test_the_order_of_queries_and_their_company_change_nothing(world, run, tmp_path, tell):
-    whole, config = CacheReader(world.cache), read_run(run).config
+def test_predictions_depend_on_neither_order_nor_batch(world, run, tmp_path, report_figure):
+    whole = CacheReader(world.cache)
+    config = read_run(run).config
     features = of_all_lengths(whole, tmp_path / "feats.h5")
-    model = build_for(config, features)
+    model = build_model_for_cache(config, features)
     model.load_state_dict(load_checkpoint(run, "best")[0])
-    asked = [q for split in whole.splits for q in read_queries(whole, split)]
-    queries = [Query(q.qid, q.query, q.vid, features.grid(q.vid).duration_s) for q in asked]
+    labelled = [q for split in whole.splits for q in read_queries(whole, split)]
+    queries = [Query(q.qid, q.query, q.vid, features.grid(q.vid).duration_s) for q in labelled]
     assert len({q.duration_s for q in queries}) == len(features.video_ids)
 
-    def ask(some):
-        found = predict_split(model, some, features, config=config, device=torch.device("cpu"))
-        return {p.qid: np.concatenate([np.ravel(p.windows), p.saliency]) for p in found}
+    def predict(some_queries):
+        predictions = predict_split(model, some_queries, features, config=config, device=torch.device("cpu"))
+        return {p.qid: np.concatenate([np.ravel(p.windows), p.saliency]) for p in predictions}
 
-    together, backwards = ask(queries), ask(queries[::-1])
-    alone = {qid: row for query in queries[::3] for qid, row in ask([query]).items()}
-    most = max(np.abs(together[qid] - other[qid]).max() for other in (backwards, alone) for qid in other)
-    tell(f"{len(backwards)} queries backwards, {len(alone)} alone: seconds and scores differ by {most:.0e} at most")
+    together = predict(queries)
+    backwards = predict(queries[::-1])
+    single = {qid: row for query in queries[::3] for qid, row in predict([query]).items()}
+    most = max(np.abs(together[qid] - other[qid]).max() for other in (backwards, single) for qid in other)
+    report_figure(
+        f"{len(backwards)} queries backwards, {len(single)} of them alone: seconds and scores differ by {most:.0e} at most"
+    )
     assert all(np.allclose(together[qid], backwards[qid], atol=1e-4) for qid in together)
-    assert all(np.allclose(together[qid], alone[qid], atol=1e-4) for qid in alone)
+    assert all(np.allclose(together[qid], single[qid], atol=1e-4) for qid in single)
 
 
-def test_predicting_leaves_the_model_in_the_mode_it_was_in(world, run):
-    features, config = CacheReader(world.cache), read_run(run).config
-    model = build_for(config, features).train()
+def test_predicting_does_not_change_the_mode_of_the_model(world, run):
+    features = CacheReader(world.cache)
+    config = read_run(run).config
+    model = build_model_for_cache(config, features).train()
     predict_split(model, read_queries(features, "val"), features, config=config, device=torch.device("cpu"))
     assert model.training and next(model.parameters()).requires_grad
 
@@ -213,10 +224,10 @@ def test_saliency_is_one_score_for_two_seconds_whatever_the_features(world, tmp_
 )
 def test_scores_are_averaged_into_two_seconds(saliency, fps, duration_s, expected):
     query = Query(1, "a sentence", "v", duration_s)
-    assert rated_saliency(saliency, query, fps=fps) == pytest.approx(expected)
+    assert rated_saliency([float(score) for score in saliency], query, fps=fps) == pytest.approx(expected)
 
 
-def test_saliency_is_told_for_the_windows_that_were_rated_where_those_are_no_two_seconds():
+def test_saliency_is_averaged_over_the_rated_windows_of_a_query():
     query = Query(1, "dog", "v", 8.0, (), (0,), ((1.0,),), ((0.0, 3.0), (2.0, 5.0), (5.1, 5.3), (5.0, 8.0)))
     scores = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]  # one a second, centres at 0.5, 1.5, ...
     assert rated_saliency(scores, query, fps=1.0) == pytest.approx((1.0, 3.0, 5.0, 6.0))
@@ -234,7 +245,7 @@ def test_the_newest_run_is_the_one_started_last(copy, tmp_path, monkeypatch):
     assert evaluate(device="cpu").run == Path("runs/z-older")
 
 
-def test_without_any_run_the_next_step_is_said(tmp_path, monkeypatch):
+def test_without_a_run_the_error_names_the_next_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"runs/: no trained run\. Train one with costl train"):
         evaluate()
@@ -242,18 +253,18 @@ def test_without_any_run_the_next_step_is_said(tmp_path, monkeypatch):
         evaluate(Path("elsewhere"))
 
 
-def test_a_split_that_is_not_there_is_answered_with_those_that_are(copy):
+def test_a_missing_split_is_refused_with_the_names_of_the_splits(copy):
     with pytest.raises(UsageError, match="no split 'tset', only test, test_unseen, train, val"):
         evaluate(copy, split="tset")
 
 
-def test_a_cache_of_other_features_is_refused_by_naming_what_differs(world, copy, tmp_path):
+def test_a_cache_with_other_features_is_refused_with_the_difference(world, copy, tmp_path):
     other = extract(world.videos / "test_0000.mp4", out=tmp_path / "other.h5", annotations=_one(world), fps=1.0)
     with pytest.raises(CacheError, match=r"holds other features than .*fps: cache has 1\.0, asked for 0\.5"):
         evaluate(copy, cache=other.cache)
 
 
-def test_a_cache_that_moved_is_found_by_saying_where(world, copy, tmp_path):
+def test_a_moved_cache_is_used_when_its_path_is_given(world, copy, tmp_path):
     moved = world.copy(tmp_path)
     about = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(about | {"cache": str(tmp_path / "gone.h5")}))
@@ -276,15 +287,15 @@ def test_weights_of_another_model_are_refused(copy):
 
 
 @pytest.mark.promise(13)
-def test_queries_about_videos_without_features_count_nothing_and_are_named(world, copy, tmp_path):
+def test_queries_about_videos_without_features_score_0_and_are_named(world, copy, tmp_path):
     lines = CacheReader(world.cache).annotations("test").splitlines()
-    lost = json.dumps(json.loads(lines[0]) | {"qid": 1, "vid": "lost"})
-    small = world.copy(tmp_path, test="\n".join([*lines, lost]))
+    without_features = json.dumps(json.loads(lines[0]) | {"qid": 1, "vid": "missing"})
+    small = world.copy(tmp_path, test="\n".join([*lines, without_features]))
     full = evaluate(copy, device="cpu").metrics["brief"]
-    found = evaluate(copy, cache=small.cache, device="cpu")
-    share = len(lines) / (len(lines) + 1)
-    assert found.metrics["brief"]["MR-full-mAP"] == pytest.approx(share * full["MR-full-mAP"])
-    assert any("1 of 7 queries ask about videos without features (lost)" in note for note in found.notes)
+    evaluation = evaluate(copy, cache=small.cache, device="cpu")
+    answered = len(lines) / (len(lines) + 1)
+    assert evaluation.metrics["brief"]["MR-full-mAP"] == pytest.approx(answered * full["MR-full-mAP"])
+    assert any("1 of 7 queries ask about videos without features (missing)" in note for note in evaluation.notes)
 
 
 @dataclass(frozen=True)
@@ -380,15 +391,15 @@ def test_a_split_without_features_is_refused_and_no_file_changes(home, name):
 def test_a_domain_without_features_is_refused_and_others_are_not(world, tmp_path):
     texts = {split: with_domains(CacheReader(world.cache).annotations(split)) for split in ("train", "val", "test")}
     rows = [json.loads(line) for line in texts["test"].splitlines()]
-    gone = [row | ({"vid": "absent"} if row["domain"] == "BT" else {}) for row in rows]
-    texts["test"] = "".join(json.dumps(row) + "\n" for row in gone)
+    changed = [row | ({"vid": "absent"} if row["domain"] == "BT" else {}) for row in rows]
+    texts["test"] = "".join(json.dumps(row) + "\n" for row in changed)
     features = CacheReader(world.copy(tmp_path, **texts).cache)
     with pytest.raises(UsageError, match="no video of split 'test' in domain 'BT' has features"):
         read_queries(features, "test", domain="BT")
     assert len(read_queries(features, "test", domain="BK")) == 3 and len(read_queries(features, "test")) == 6
 
 
-def test_a_duration_that_means_another_cut_is_pointed_out(world):
+def test_an_annotated_duration_that_differs_is_noted(world):
     features = CacheReader(world.cache)
     queries = [Query(1, "a", "test_0000", 24.0), Query(2, "b", "test_0001", 60.0)]
     (note,) = data_notes("test", queries, features)
@@ -398,11 +409,11 @@ def test_a_duration_that_means_another_cut_is_pointed_out(world):
 def test_examples_run_from_the_best_to_the_worst(world):
     queries = [Query(i, "q", "v", 100.0, ((0.0, 50.0),)) for i in range(20)]
     predictions = [Prediction(i, "q", "v", ((0.0, 50.0 - 2 * i, 0.5),)) for i in range(20)]
-    picked = [query.qid for query, _ in choose_examples(queries, predictions[::-1])]
-    assert picked[0] == 0 and picked[-1] == 19 and picked == sorted(picked) and len(picked) == 8
+    qids = [query.qid for query, _ in choose_examples(queries, predictions[::-1])]
+    assert qids[0] == 0 and qids[-1] == 19 and qids == sorted(qids) and len(qids) == 8
 
 
-def test_a_device_that_is_not_there_is_a_usage_error():
+def test_a_missing_device_is_a_usage_error():
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="device 'abacus' cannot be used here"):
         pick_device("abacus")

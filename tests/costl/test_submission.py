@@ -36,11 +36,11 @@ def run(world, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_submission_of_a_run_is_what_the_evaluator_asserts(world, run, tmp_path):
+def test_a_submission_has_what_the_evaluator_asserts(world, run, tmp_path):
     arguments = ["evaluate", "--run", str(run), "--device", "cpu", "--submission"]
     for name in ("a.zip", "b.zip"):
-        told = CliRunner().invoke(main, [*arguments, str(tmp_path / name)])
-        assert told.exit_code == 0 and told.stdout == f"{tmp_path / name}\n"
+        result = CliRunner().invoke(main, [*arguments, str(tmp_path / name)])
+        assert result.exit_code == 0 and result.stdout == f"{tmp_path / name}\n"
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as file:
         assert file.namelist() == NAMES
@@ -53,11 +53,11 @@ def test_a_submission_of_a_run_is_what_the_evaluator_asserts(world, run, tmp_pat
             truth = parse_jsonl(CacheReader(world.cache).annotations(split), split)
             predictions = parse_predictions(text, name)
             assert {p.qid for p in predictions} == {q.qid for q in truth}
-            check_official({p.qid: p for p in predictions}, truth, ranking=False)
+            check_official({p.qid: p for p in predictions}, truth, ratings_only=False)
             assert compute_metrics(predictions, truth)["brief"]["MR-full-mAP"] >= 0
 
 
-def test_the_clock_and_the_folder_leave_no_trace(tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_clock_or_the_folder(tmp_path, monkeypatch):
     write_submission(tmp_path / "a.zip", {"val": rows(1, 2), "test": rows(3)})
     monkeypatch.setattr("time.time", lambda: 2e9)
     write_submission(tmp_path / "else" / "b.zip", {"test": rows(3), "val": rows(1, 2)})
@@ -65,23 +65,25 @@ def test_the_clock_and_the_folder_leave_no_trace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("val", "test", "told"),
+    ("val", "test", "message"),
     [
-        (queries(1, "s1_0"), queries(2), "val: 's1_0' is no whole number, which a submission to QVHighlights needs"),
-        (queries(1), queries("a", "b"), "test: 'a', 'b' are no whole number"),
-        (queries(1), queries(2, 5, 6, 7, 8), "test: no features of 'v5', 'v6', 'v7' and 1 more.*each of 5 queries"),
+        (queries(1, "s1_0"), queries(2), "val: 's1_0' is not a whole number, which a submission to QVHighlights needs"),
+        (queries(1), queries("a", "b"), "test: 'a', 'b' are not a whole number"),
+        (queries(1), queries(2, 5, 6, 7, 8), "test: no features of 'v5', 'v6', 'v7' and 1 more.*each of the 5 queries"),
     ],
 )
-def test_what_the_evaluator_would_not_take_is_refused_by_name(val, test, told):
-    with pytest.raises(UsageError, match=told):
+def test_rows_that_the_evaluator_refuses_are_named(val, test, message):
+    with pytest.raises(UsageError, match=message):
         check_queries({"val": val, "test": test}, {"v1", "v2"})
 
 
 def test_a_missing_split_is_named_and_nothing_is_written(world, run, tmp_path):
     copy = world.copy(tmp_path, val=None)
     arguments = ["evaluate", "--run", str(run), "--cache", str(copy.cache), "--device", "cpu"]
-    told = CliRunner().invoke(main, [*arguments, "--submission", str(tmp_path / "hl.zip")])
-    assert told.exit_code == 2 and "no split 'val', only test, test_unseen, train" in told.stderr
+    result = CliRunner().invoke(main, [*arguments, "--submission", str(tmp_path / "hl.zip")])
+    assert result.exit_code == 2 and "no split 'val', only test, test_unseen, train" in result.stderr
     assert not (tmp_path / "hl.zip").exists()
-    told = CliRunner().invoke(main, [*arguments, "--submission", "hl.zip", "--split", "val"])
-    assert told.exit_code == 2 and "--submission cannot be combined with --split: it holds val and test" in told.stderr
+    result = CliRunner().invoke(main, [*arguments, "--submission", "hl.zip", "--split", "val"])
+    assert (
+        result.exit_code == 2 and "--submission cannot be combined with --split: it holds val and test" in result.stderr
+    )

@@ -1,4 +1,4 @@
-"""The training loop: it learns, stops, keeps the best, and goes on as if it had never been interrupted."""
+"""The training loop: it learns, stops early, keeps the best epoch, and resumes as if it had never been interrupted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from costl.pipeline.progress import Progress
 from costl.train import Report, resume, train
 from costl.training.checkpoint import load_checkpoint
 from costl.training.run_folder import read_run
-from costl.training.state import follow, fresh_state
+from costl.training.schedule import set_learning_rate
+from costl.training.state import fresh_state, update_ema
 
 
 class Stop(Exception):
-    """What a test throws where a person would press Ctrl-C."""
+    """Raised where a person would press Ctrl-C."""
 
 
 def run(world, folder: Path, *settings: str, **options) -> Report:
@@ -31,21 +32,21 @@ def run(world, folder: Path, *settings: str, **options) -> Report:
 
 
 def stop_after(epochs: int, *, of: int):
-    """Throws when so many epochs are done and saved, or in the middle of one when not whole."""
+    """A progress callback that raises Stop when `epochs` of them are done and saved."""
 
-    def tell(progress: Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.done / progress.total >= epochs / of and f"epoch {epochs}:" in progress.detail:
             raise Stop
 
-    return tell
+    return stop
 
 
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def lasting(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor and number that a run ends with, but for the clock."""
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor and number in the checkpoints of a run except for the times."""
     weights, meta = load_checkpoint(folder, "last")
     best, _ = load_checkpoint(folder, "best")
     moments = {f"adam {i} {k}": v for i, s in meta["optimizer"]["state"].items() for k, v in s.items()}
@@ -61,13 +62,13 @@ def without_clock(row: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory) -> Path:
-    """Three epochs without interruption."""
+    """A run of three epochs without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     run(world, folder)
     return folder
 
 
-def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world, whole):
+def test_a_run_folder_has_settings_provenance_rows_and_checkpoints(world, whole):
     names = {path.name for path in whole.iterdir()}
     weights = {"best.safetensors", "last.safetensors"}
     assert names == {"config.yaml", "run.json", "metrics.jsonl", "curves.png", "summary.json", "eval-val"} | weights
@@ -81,13 +82,13 @@ def test_a_run_folder_holds_settings_provenance_rows_and_both_checkpoints(world,
     assert "MR-full-mAP" in row["val"]
 
 
-def test_moments_fit_better_from_epoch_to_epoch(whole):
-    """Not the sum of all losses: what focal asks for grows with the moments' overlap."""
+def test_moments_fit_better_after_three_epochs(whole):
+    """The sum of all losses need not fall: the target of the focal loss grows with the IoU of the moments."""
     first, *_, last = (row["losses"] for row in rows(whole))
     assert last["iou"] < 0.9 * first["iou"]
 
 
-def test_settings_come_from_the_defaults_then_the_cache_then_the_file_then_the_command_line(world, tmp_path):
+def test_the_command_line_overrides_the_file_the_cache_and_the_defaults(world, tmp_path):
     (tmp_path / "mine.yaml").write_text("train: {epochs: 1, patience: 9}\nmodel: {dropout: 0.2}\n")
     run(world, tmp_path / "run", "model.dropout=0.0", config=[tmp_path / "mine.yaml"])
     settings = load_config(tmp_path / "run" / "config.yaml")
@@ -101,34 +102,36 @@ def test_settings_come_from_the_defaults_then_the_cache_then_the_file_then_the_c
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world, whole, tmp_path):
     run(world, tmp_path / "again")
     run(world, tmp_path / "other", "train.seed=1")
-    same, again, other = (lasting(folder) for folder in (whole, tmp_path / "again", tmp_path / "other"))
+    same, again, other = (final_state(folder) for folder in (whole, tmp_path / "again", tmp_path / "other"))
     assert all(torch.equal(same[name], again[name]) for name in same)
     assert any(not torch.equal(same[name], other[name]) for name in same)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.promise(11)
-def test_k_epochs_and_then_the_rest_are_as_good_as_all_at_once_to_the_last_bit(world, whole, tmp_path, epochs):
+def test_a_training_resumed_after_some_epochs_ends_with_the_same_bits(world, whole, tmp_path, epochs):
     with pytest.raises(Stop):
         run(world, tmp_path / "run", progress=stop_after(epochs, of=3))
     assert not read_run(tmp_path / "run").finished
-    torch.manual_seed(99)  # whatever happened in between must not matter
+    torch.manual_seed(99)  # resuming must not depend on it
     resume(tmp_path / "run", device="cpu")
-    once, twice = lasting(whole), lasting(tmp_path / "run")
-    assert once.keys() == twice.keys()
-    assert [name for name in once if not torch.equal(once[name], twice[name])] == []
+    expected = final_state(whole)
+    resumed = final_state(tmp_path / "run")
+    assert expected.keys() == resumed.keys()
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
     assert [without_clock(row) for row in rows(tmp_path / "run")] == [without_clock(row) for row in rows(whole)]
 
 
-def test_a_run_stopped_before_its_first_epoch_ended_starts_over_to_the_same_end(world, whole, tmp_path):
+def test_a_run_stopped_in_its_first_epoch_ends_with_the_same_bits(world, whole, tmp_path):
     def at_once(progress: Progress) -> None:
         raise Stop
 
     with pytest.raises(Stop):
         run(world, tmp_path / "run", progress=at_once)
     resume(tmp_path / "run", device="cpu")
-    once, twice = lasting(whole), lasting(tmp_path / "run")
-    assert all(torch.equal(once[name], twice[name]) for name in once)
+    expected = final_state(whole)
+    resumed = final_state(tmp_path / "run")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_a_row_written_by_an_epoch_that_was_not_saved_is_written_once(world, whole, tmp_path, monkeypatch):
@@ -148,7 +151,8 @@ def test_a_row_written_by_an_epoch_that_was_not_saved_is_written_once(world, who
     resume(tmp_path / "run", device="cpu")
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
     assert all(
-        torch.equal(a, b) for a, b in zip(lasting(whole).values(), lasting(tmp_path / "run").values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(final_state(whole).values(), final_state(tmp_path / "run").values(), strict=True)
     )
 
 
@@ -162,7 +166,7 @@ def test_a_missing_run_is_a_usage_error(tmp_path):
         resume(tmp_path / "nowhere")
 
 
-def test_a_folder_that_holds_something_is_never_overwritten(world, whole):
+def test_a_folder_with_files_is_never_overwritten(world, whole):
     before = (whole / "best.safetensors").read_bytes()
     with pytest.raises(UsageError, match="holds files already"):
         run(world, whole)
@@ -178,22 +182,24 @@ def test_training_stops_when_validation_stops_improving(world, tmp_path, monkeyp
     assert meta == {"epoch": 2, "score": 30.0}
 
 
-def test_without_a_validation_split_the_last_epoch_is_kept_and_the_report_says_so(world, tmp_path):
+def test_without_a_validation_split_the_last_epoch_is_kept(world, tmp_path):
     copy = world.copy(tmp_path, val=None)
     report = run(copy, tmp_path / "run", "train.epochs=2", "train.patience=1")
     assert (report.epochs, report.best_epoch, report.score) == (2, 2, None)
     assert any("no split 'val'" in note for note in report.notes)
 
 
-def test_what_the_test_split_holds_changes_nothing_in_training(world, whole, tmp_path):
+def test_training_does_not_depend_on_the_test_split(world, whole, tmp_path):
     copy = world.copy(tmp_path, test="no JSON at all", test_unseen="{")
     run(copy, tmp_path / "run")
-    once, twice = lasting(whole), lasting(tmp_path / "run")
-    assert all(torch.equal(once[name], twice[name]) for name in once)
+    expected = final_state(whole)
+    resumed = final_state(tmp_path / "run")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_choosing_on_test_is_labelled_wherever_a_number_is_printed(world, tmp_path):
-    copy, told = world.copy(tmp_path, val="nobody reads this"), []
+    copy = world.copy(tmp_path, val="not read")
+    details = []
     settings = ["--set", "train.select_on=test", "--set", "train.epochs=2", "--out", str(tmp_path / "run")]
     command = CliRunner().invoke(main, ["train", "--cache", str(copy.cache), *settings, "--device", "cpu"])
     assert command.exit_code == 0 and " on test (legacy: chosen on test)." in command.stderr
@@ -202,29 +208,29 @@ def test_choosing_on_test_is_labelled_wherever_a_number_is_printed(world, tmp_pa
     assert any("legacy: chosen on test" in note for note in summary["notes"])
     assert all("test" in row and "val" not in row for row in rows(tmp_path / "run"))
     assert summary["score"] == max(row["test"]["MR-full-mAP"] for row in rows(tmp_path / "run"))
-    run(copy, tmp_path / "again", "train.select_on=test", "train.epochs=1", progress=lambda p: told.append(p.detail))
-    assert "MR-full-mAP" in told[-1] and told[-1].endswith("(legacy: chosen on test)")
+    run(copy, tmp_path / "again", "train.select_on=test", "train.epochs=1", progress=lambda p: details.append(p.detail))
+    assert "MR-full-mAP" in details[-1] and details[-1].endswith("(legacy: chosen on test)")
     evaluated = CliRunner().invoke(main, ["evaluate", "--run", str(tmp_path / "run"), "--device", "cpu"])
     assert evaluated.stdout.startswith("legacy: chosen on test")
     metrics = json.loads((tmp_path / "run" / "eval-test" / "metrics.json").read_text())
     assert metrics["legacy"].startswith("legacy: chosen on test")
-    with pytest.raises(UsageError, match="labels of 'test' cannot tell"):
+    with pytest.raises(UsageError, match="cannot be computed from the labels of 'test'"):
         run(copy, tmp_path / "third", "train.select_on=test", "train.select=HL-mAP")
 
 
-def test_a_run_that_chooses_on_validation_has_no_such_label(whole):
+def test_a_run_selected_on_val_has_no_legacy_label(whole):
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["select_on"] == "val" and summary["legacy"] == "" and "legacy" not in str(summary["notes"])
 
 
-def test_without_a_training_split_there_is_nothing_to_do(world, tmp_path):
+def test_a_cache_without_a_training_split_is_refused(world, tmp_path):
     copy = world.copy(tmp_path, train=None)
     with pytest.raises(UsageError, match="no split 'train', only test, test_unseen, val"):
         run(copy, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_choice_that_validation_cannot_make_is_refused_before_training(world, tmp_path):
+def test_a_metric_that_val_cannot_give_is_refused_before_training(world, tmp_path):
     only_saliency = "".join(
         json.dumps({name: value for name, value in json.loads(line).items() if name != "relevant_windows"}) + "\n"
         for line in CacheReader(world.cache).annotations("val").splitlines()
@@ -235,13 +241,13 @@ def test_a_choice_that_validation_cannot_make_is_refused_before_training(world, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_slip_in_the_settings_is_told_before_a_folder_is_made(world, tmp_path):
+def test_a_wrong_setting_is_refused_before_the_run_is_created(world, tmp_path):
     with pytest.raises(UsageError, match="Did you mean 'learning_rate'"):
         run(world, tmp_path / "run", "train.lerning_rate=1")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_stops_at_once_and_names_the_queries(world, tmp_path, monkeypatch):
+def test_a_non_finite_loss_stops_training_and_names_the_queries(world, tmp_path, monkeypatch):
     whole_loss = module.total_loss
 
     def broken(outputs, batch, weights):
@@ -263,12 +269,12 @@ def test_resuming_with_other_annotations_is_refused(world, tmp_path):
         resume(tmp_path / "run")
 
 
-def test_training_without_the_spatial_encoder_reads_the_frame_token_alone(world, tmp_path, monkeypatch):
-    seen = []
-    step = module._step
-    monkeypatch.setattr(module, "_step", lambda s, b, c: seen.append(b.tokens.shape[2]) or step(s, b, c))
+def test_training_without_the_spatial_encoder_reads_only_frame_tokens(world, tmp_path, monkeypatch):
+    token_counts = []
+    step = module._train_step
+    monkeypatch.setattr(module, "_train_step", lambda s, b, c: token_counts.append(b.tokens.shape[2]) or step(s, b, c))
     run(world, tmp_path / "run", "spatial.steps=0", "train.epochs=1")
-    assert set(seen) == {1}
+    assert set(token_counts) == {1}
 
 
 def test_biases_and_norms_do_not_decay(world):
@@ -280,14 +286,14 @@ def test_biases_and_norms_do_not_decay(world):
     assert len(decayed["params"]) + len(free["params"]) == len(list(state.model.parameters()))
 
 
-def test_the_rate_rises_then_falls_to_nothing(world):
+def test_the_learning_rate_rises_then_falls_to_zero(world):
     features = CacheReader(world.cache)
     config = load_config(features.settings, overrides=["train.warmup_steps=10", "train.learning_rate=1.0"])
     state = fresh_state(config, features, torch.device("cpu"))
 
-    def rate(step: int, share: float) -> float:
+    def rate(step: int, progress: float) -> float:
         state.step = step
-        module._set_rate(state, config, share=share)
+        set_learning_rate(state, config, progress=progress)
         return state.optimizer.param_groups[1]["lr"]
 
     assert rate(0, 0.0) == pytest.approx(0.1)
@@ -296,13 +302,13 @@ def test_the_rate_rises_then_falls_to_nothing(world):
     assert rate(999, 1.0) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_averaged_weights_follow_as_asked(world):
+def test_ema_weights_follow_the_model_with_the_given_decay(world):
     features = CacheReader(world.cache)
     state = fresh_state(load_config(features.settings), features, torch.device("cpu"))
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.fill_(1.0)
-        for parameter in state.average.parameters():
+        for parameter in state.ema_model.parameters():
             parameter.fill_(0.0)
-    follow(state.average, state.model, memory=0.75)
-    assert all(torch.allclose(p, torch.tensor(0.25)) for p in state.average.parameters())
+    update_ema(state.ema_model, state.model, decay=0.75)
+    assert all(torch.allclose(p, torch.tensor(0.25)) for p in state.ema_model.parameters())

@@ -1,6 +1,6 @@
-"""The `costl` command with a decoder that does to a video what the name of its file says, and a time limit of a second.
+"""The `costl` command with a decoder that fails as the name of each video says, and a time limit of one second.
 
-python tricky.py extract --videos w
+python adversarial_process.py extract --videos w
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ import numpy as np
 
 from costl.pipeline.decode.worker import open_video
 
-ODD = "odd-"  # how the names of such files begin
+PREFIX = "fails-"  # of the names of the videos that fail
 
 
-def open_tricky(path: str) -> Any:
-    """Opens the video, unless that is when its trick is due."""
+def open_failing_video(path: str) -> Any:
+    """Opens a video; `fails-stop` stops the decode process first."""
     name = Path(path).stem
-    if name == f"{ODD}stop":
+    if name == f"{PREFIX}stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     video = open_video(path)
-    return _Tricky(video, Path(path)) if name.startswith(ODD) else video
+    return _FailingVideo(video, Path(path)) if name.startswith(PREFIX) else video
 
 
-class _Tricky:
-    """A video whose frames come as they should, but for what happens on the way."""
+class _FailingVideo:
+    """A video that decodes as usual and fails after each batch of frames."""
 
     def __init__(self, video: Any, path: Path):
-        self._video, self._path = video, path
+        self._video = video
+        self._path = path
 
-    def __enter__(self) -> _Tricky:
+    def __enter__(self) -> _FailingVideo:
         self._video.__enter__()
         return self
 
@@ -45,31 +46,31 @@ class _Tricky:
     def sample(self, *arguments: Any, **options: Any) -> Any:
         for frames in self._video.sample(*arguments, **options):
             yield frames
-            self._trick(self._path.stem.removeprefix(ODD))
+            self._fail(self._path.stem.removeprefix(PREFIX))
 
-    def _trick(self, kind: str) -> None:
+    def _fail(self, kind: str) -> None:
         if kind == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif kind == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif kind == "greedy":
+        elif kind == "memory":
             np.empty(1 << 40, np.uint8)
         elif kind == "growing":
             with self._path.open("ab") as file:
                 file.write(b"more")
         elif kind == "replaced":
             before = self._path.stat()
-            self._path.write_bytes(self._path.read_bytes()[::-1])  # the same size, and the old time of modification
+            self._path.write_bytes(self._path.read_bytes()[::-1])  # the size and the modification time stay
             os.utime(self._path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        elif kind == "gone":
+        elif kind == "deleted":
             self._path.unlink()
 
 
-if __name__ == "__main__":  # alone: the decode processes import this file, too, and need no more than they know
+if __name__ == "__main__":  # the decode processes import this file too, and need nothing below
     from costl.commands import main
     from costl.pipeline import extract
-    from costl.pipeline.decode import pool as workers
+    from costl.pipeline.decode import pool
 
-    workers.decode_videos.__wrapped__.__kwdefaults__["open_video"] = open_tricky
+    pool.decode_videos.__wrapped__.__kwdefaults__["open_video"] = open_failing_video
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
     main()

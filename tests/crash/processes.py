@@ -1,4 +1,4 @@
-"""The command as a process of its own, to be killed, stopped and starved; and what a cache on disk then holds."""
+"""Runs the `costl` command as a separate process that tests can kill or stop, and reads what it left on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,23 @@ import pytest
 from click.testing import CliRunner
 
 from costl.commands import main
+from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.world.sample import WorldSettings, write_sample
 
 ROOT = Path(__file__).parents[2]
-FPS = 1.0  # twice as many frames as by default: long enough for a kill to hit a video halfway
+FPS = 1.0  # twice the default, so that a kill can hit the middle of a video
 
 
 def write_videos(folder: Path, count: int, *, processes: int = 1) -> Path:
-    """`count` rendered videos of 24 seconds and 64 pixels with their annotations and a small CLIP."""
+    """Writes `count` rendered videos of 24 seconds and 64 x 64 pixels, with annotations and a small CLIP."""
     videos = {"train": count - 3, "val": 1, "test": 1, "test_unseen": 1}
     settings = WorldSettings(videos=videos, queries=1, train_queries=1, clips=(12, 12), side=64)
     write_sample(folder, settings=settings, processes=processes)
     return folder
 
 
-def start(*arguments: object, cwd: Path, script: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-    """`costl ARGUMENTS` in a session of its own; `script` is a program that calls the command after its own fashion."""
+def start_command(*arguments: object, cwd: Path, script: Path | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts `costl ARGUMENTS` in a new session; `script` is a program to run in place of `python -m costl`."""
     program = ["-m", "costl"] if script is None else [str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -48,7 +49,7 @@ def start(*arguments: object, cwd: Path, script: Path | None = None, **options: 
 
 
 def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a process that ends by itself."""
+    """Waits until the process ends; -> its exit code, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
@@ -57,81 +58,93 @@ def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[in
     return process.returncode, out, err
 
 
-def run(*arguments: object, cwd: Path, within_s: float = 240, **options: Any) -> tuple[int, str, str]:
-    return finish(start(*arguments, cwd=cwd, **options), within_s=within_s)
+def run_command(*arguments: object, cwd: Path, within_s: float = 240, **options: Any) -> tuple[int, str, str]:
+    return finish(start_command(*arguments, cwd=cwd, **options), within_s=within_s)
 
 
-def here(*arguments: object, cwd: Path) -> tuple[int, str, str]:
-    """The command without a process of its own, which is quicker; for what nobody kills."""
+def run_in_process(*arguments: object, cwd: Path) -> tuple[int, str, str]:
+    """Runs the command inside this process, which is faster; for commands that no test kills."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
-def told(out: str) -> dict[str, Any]:
-    """What a command with --json says at its end."""
-    return json.loads(out.splitlines()[-1])
+def json_summary(stdout: str) -> dict[str, Any]:
+    """The summary that a command with --json prints as its last line."""
+    return json.loads(stdout.splitlines()[-1])
 
 
 def wait_for(condition: Callable[[], Any], *, within_s: float = 200) -> Any:
-    """What `condition` gives as soon as it gives something."""
+    """Calls `condition` until it returns a true value; -> that value."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+        value = condition()
+        if value:
+            return value
         time.sleep(0.002)
-    raise AssertionError("waited in vain")
+    raise AssertionError(f"the condition was not met within {within_s} s")
 
 
 def parts_of(cache: Path) -> list[Path]:
-    """Every part that has its name, whatever the index says."""
+    """Every published part on disk, whether the index lists it or not."""
     return sorted(cache.with_name(f"{cache.name}.parts").glob("[!.]*.h5"))
 
 
 def contents_of(cache: Path) -> dict[str, bytes]:
-    """The bytes of the index, of every part, and of the words."""
+    """The bytes of the index, of every part, and of the query features."""
     words = cache.with_name(f"{cache.name}.parts") / "words"
     return {file.name: file.read_bytes() for file in [cache, *parts_of(cache), *sorted(words.glob("*.h5"))]}
 
 
 def is_whole(part: Path) -> bool:
-    """By the checksum that the part itself states; with h5py alone, none of our readers."""
+    """Whether the part matches its own checksum; reads it with h5py alone and not with the project's readers."""
     with h5py.File(part, "r") as file:
-        tokens, times_s = file["tokens"][()], file["times_s"][()]
+        tokens = file["tokens"][()]
+        times_s = file["times_s"][()]
         stated = bytes(file.attrs["checksum"]).decode()
     return hashlib.sha256(tokens.tobytes() + times_s.tobytes()).hexdigest() == stated
 
 
-def written(cache: Path) -> Mapping[str, tuple[int, int]]:
-    """Which file each part is and when it was written: another file after a run was made again by it."""
+def check_cache(cache: Path, reported: Iterable[str]) -> None:
+    """Checks that every part is whole, that every reported video has one, and that an existing index can be read."""
+    names = {part.stem for part in parts_of(cache)}
+    assert names >= set(reported) and all(map(is_whole, parts_of(cache)))
+    if cache.exists():
+        reader = CacheReader(cache)
+        reader.verify_words()
+        for name in reader.video_ids:
+            reader.verify(name)
+
+
+def part_stamps(cache: Path) -> Mapping[str, tuple[int, int]]:
+    """The inode and modification time of each part, by name: they differ if a run wrote the part again."""
     return {part.stem: (part.stat().st_ino, part.stat().st_mtime_ns) for part in parts_of(cache)}
 
 
-def lasting(folder: Path) -> dict[str, object]:
-    """All that a finished run holds, but for the clock."""
+def run_contents(folder: Path) -> dict[str, object]:
+    """All that a finished run folder holds, except clock times."""
     from costl.training.checkpoint import load_checkpoint
 
-    found: dict[str, object] = {}
+    contents: dict[str, object] = {}
     for name in ("best", "last"):
         tensors, meta = load_checkpoint(folder, name)
         meta.get("counts", {}).pop("seconds", None)
-        found |= {f"{name} {key}": plain(value) for key, value in (tensors | meta).items()}
+        contents |= {f"{name} {key}": comparable(value) for key, value in (tensors | meta).items()}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
+    contents["rows"] = [{k: v for k, v in row.items() if k not in ("seconds", "waiting")} for row in rows]
     for path in [folder / "config.yaml", folder / "curves.png", *sorted((folder / "eval-val").iterdir())]:
-        found[str(path.relative_to(folder))] = path.read_bytes()
+        contents[str(path.relative_to(folder))] = path.read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
-    found["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
-    return found
+    contents["summary"] = {name: summary[name] for name in summary if name not in ("seconds", "run")}
+    return contents
 
 
-def plain(value: Any) -> Any:
-    """Tensors as their bytes, however deep."""
+def comparable(value: Any) -> Any:
+    """The value with every tensor in it replaced by its type, shape and bytes."""
     if hasattr(value, "numpy"):
         return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
     if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: comparable(inner) for key, inner in value.items()}
+    return [comparable(inner) for inner in value] if isinstance(value, list | tuple) else value

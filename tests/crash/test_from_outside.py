@@ -1,7 +1,7 @@
-"""The installed command from outside, in an environment that holds nothing: exit codes, streams, interruption, and what it
-leaves alone: the network, and every place that was not named.
+"""The installed command in an empty environment: its exit codes and streams, Ctrl-C, no network, and no files but the
+requested ones.
 
-The commands that load PyTorch to refuse something take a while, so that most of them wait for:
+Commands that load PyTorch before they refuse something are slow; most of them are tested by:
 
     python -m pytest tests/crash/test_from_outside.py -m long -n 0
 """
@@ -27,14 +27,14 @@ from costl.commands import main
 from costl.training.run_folder import read_run
 
 ROOT = Path(__file__).parents[2]
-FAST_S = 20.0  # two seconds are promised; a machine with other work to do needs longer
+FAST_S = 20.0  # more than the promised two seconds, for a busy machine
 PROMISED_S = 2.0
-# Read by Python when it starts: whoever asks for another machine leaves a line, and gets nothing.
+# Python reads this at its start: every attempt to reach another machine is logged and fails.
 NO_NETWORK = """\
 import os, socket
 
 def refuse(*arguments, **options):
-    with open(os.environ["ASKED"], "a") as file:
+    with open(os.environ["NETWORK_LOG"], "a") as file:
         file.write(repr(arguments) + "\\n")
     raise OSError("no network here")
 
@@ -52,8 +52,8 @@ socket.getaddrinfo = socket.create_connection = socket.gethostbyname = refuse
 """
 
 
-class Done(NamedTuple):
-    """How a command ended."""
+class Result(NamedTuple):
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -61,14 +61,17 @@ class Done(NamedTuple):
 
 
 class Outside:
-    """The command as a user has it, with a home, a folder for what is temporary and a working folder that are its own."""
+    """The command as a user runs it, with its own home folder, temporary folder and working folder."""
 
     def __init__(self, root: Path):
-        self.home, self.temporary, self.here, self._aside = (root / n for n in ("home", "tmp", "here", "aside"))
-        for folder in (self.home, self.temporary, self.here, self._aside):
+        self.home = root / "home"
+        self.temporary = root / "tmp"
+        self.cwd = root / "cwd"
+        self._site = root / "site"
+        for folder in (self.home, self.temporary, self.cwd, self._site):
             folder.mkdir()
-        (self._aside / "sitecustomize.py").write_text(NO_NETWORK)
-        self.asked = self._aside / "asked"
+        (self._site / "sitecustomize.py").write_text(NO_NETWORK)
+        self.network_log = self._site / "network.log"
         self.command = [shutil.which("costl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")]
         if self.command == [None]:
             pytest.skip("the command is not installed here")
@@ -76,16 +79,16 @@ class Outside:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
-            "ASKED": str(self.asked),
+            "NETWORK_LOG": str(self.network_log),
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": os.pathsep.join([str(self._aside), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(self._site), str(ROOT)]),
         }
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.command, *map(str, arguments)],
-            cwd=self.here,
+            cwd=self.cwd,
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -94,15 +97,15 @@ class Outside:
             start_new_session=True,
         )
 
-    def run(self, *arguments: object, **environment: str) -> Done:
+    def run(self, *arguments: object, **environment: str) -> Result:
         process = self.start(*arguments, **environment)
         out, err = process.communicate(timeout=280)
-        return Done(process.returncode, out, err)
+        return Result(process.returncode, out, err)
 
-    def elsewhere(self) -> list[Path]:
-        """Every file and folder where nothing was asked for, but for the empty one that torch makes with any optimizer."""
-        found = [*self.home.rglob("*"), *self.temporary.rglob("*")]
-        return [path for path in found if path.is_file() or not path.name.startswith("torchinductor_")]
+    def unrequested_files(self) -> list[Path]:
+        """Every file and folder in the home and temporary folders, except the empty one that torch makes."""
+        paths = [*self.home.rglob("*"), *self.temporary.rglob("*")]
+        return [path for path in paths if path.is_file() or not path.name.startswith("torchinductor_")]
 
 
 @pytest.fixture
@@ -111,32 +114,32 @@ def outside(tmp_path) -> Outside:
 
 
 def all_commands() -> list[tuple[str, ...]]:
-    """Every command of `costl --help`, with those inside a group."""
-    found: list[tuple[str, ...]] = []
+    """Every command of `costl --help`, including those inside a group."""
+    names: list[tuple[str, ...]] = []
     for name, command in main.commands.items():
-        found += [(name, inner) for inner in command.commands] if isinstance(command, click.Group) else [(name,)]
-    return found
+        names += [(name, inner) for inner in command.commands] if isinstance(command, click.Group) else [(name,)]
+    return names
 
 
-def refused(done: Done, code: int) -> None:
-    """One sentence on standard error, and nothing on the other."""
-    assert done.code == code and done.out == "", done
-    assert "Traceback" not in done.err and "Error: " in done.err, done.err
+def check_refusal(result: Result, code: int) -> None:
+    """Checks the exit code, that standard error has an error message, and that standard output is empty."""
+    assert result.code == code and result.out == "", result
+    assert "Traceback" not in result.err and "Error: " in result.err, result.err
 
 
 @pytest.mark.promise(16)
-def test_every_command_explains_itself_on_stdout_with_0_and_refuses_a_slip_on_stderr_with_2(outside):
+def test_every_command_has_help_and_refuses_an_unknown_option_with_2(outside):
     assert len(all_commands()) > 20
     for number, command in enumerate(all_commands()):
-        # Help comes from the same place for all; one slip each.
-        refused(outside.run(*command, "--no-such-option"), 2)
+        # Every command gets an unknown option; every eighth is asked for its help, which all share.
+        check_refusal(outside.run(*command, "--no-such-option"), 2)
         if number % 8 == 0:
-            done = outside.run(*command, "--help")
-            assert done.code == 0 and done.err == "" and f"costl {' '.join(command)}" in done.out
-    assert list(outside.here.iterdir()) == [] and not outside.asked.exists()
+            result = outside.run(*command, "--help")
+            assert result.code == 0 and result.err == "" and f"costl {' '.join(command)}" in result.out
+    assert list(outside.cwd.iterdir()) == [] and not outside.network_log.exists()
 
 
-DAMAGED = {
+CACHE_COMMANDS = {
     "status": ["cache", "status", "bad.h5"],
     "verify": ["cache", "verify", "bad.h5"],
     "inspect": ["cache", "inspect", "bad.h5"],
@@ -145,7 +148,7 @@ DAMAGED = {
     "gc": ["cache", "gc", "bad.h5"],
     "merge": ["cache", "merge", "new.h5", "bad.h5"],
 }
-DAMAGED_TORCH = {
+TORCH_COMMANDS = {
     "add-queries": ["cache", "add-queries", "bad.h5", "--annotations", "more.jsonl"],
     "train": ["train", "--cache", "bad.h5"],
     "evaluate": ["evaluate", "--run", "bad"],
@@ -158,64 +161,65 @@ DAMAGED_TORCH = {
 }
 
 
-def damage(here: Path) -> None:
-    """A cache and a run that are none."""
-    (here / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    (here / "more.jsonl").write_text('{"qid": 1, "query": "a dog", "vid": "a", "duration": 4.0}\n')
-    (here / "bad").mkdir()
-    (here / "bad" / "run.json").write_text("{")
-    (here / "bad" / "config.yaml").write_text("{}")
-    (here / "bad" / "best.safetensors").write_bytes(b"{")
+def write_damaged_files(folder: Path) -> None:
+    """Writes a damaged cache and a damaged run."""
+    (folder / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (folder / "more.jsonl").write_text('{"qid": 1, "query": "a dog", "vid": "a", "duration": 4.0}\n')
+    (folder / "bad").mkdir()
+    (folder / "bad" / "run.json").write_text("{")
+    (folder / "bad" / "config.yaml").write_text("{}")
+    (folder / "bad" / "best.safetensors").write_bytes(b"{")
 
 
-def refuses_damage(outside: Outside, arguments: list[str]) -> None:
-    damage(outside.here)
-    before = sorted(outside.here.rglob("*"))
-    refused(outside.run(*arguments), 3)
-    assert [path for path in sorted(outside.here.rglob("*")) if path not in before] == []
+def check_damage_is_refused(outside: Outside, arguments: list[str]) -> None:
+    write_damaged_files(outside.cwd)
+    before = sorted(outside.cwd.rglob("*"))
+    check_refusal(outside.run(*arguments), 3)
+    assert [path for path in sorted(outside.cwd.rglob("*")) if path not in before] == []
 
 
 @pytest.mark.promise(16)
-@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("name", CACHE_COMMANDS)
 def test_a_damaged_cache_is_refused_with_3_by_every_command(outside, name):
-    refuses_damage(outside, DAMAGED[name])
+    check_damage_is_refused(outside, CACHE_COMMANDS[name])
 
 
 @pytest.mark.promise(16)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "train")) for name in DAMAGED_TORCH]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "train")) for name in TORCH_COMMANDS]
 )
-def test_a_damaged_cache_or_run_is_refused_with_3_by_every_command_that_loads_torch(outside, name):
-    refuses_damage(outside, DAMAGED_TORCH[name])
+def test_damage_is_refused_with_3_by_every_command_that_loads_torch(outside, name):
+    check_damage_is_refused(outside, TORCH_COMMANDS[name])
 
 
 @pytest.mark.promise(17)
-def test_every_slip_in_the_settings_is_told_at_once_in_less_than_a_second_and_before_torch_is_loaded(outside, tell):
+def test_all_mistakes_in_settings_are_reported_before_torch_is_loaded(outside, report_figure):
     import resource
 
-    slips = ["--set", "train.lerning_rate=1", "--set", "modl.width=8", "--set", "train.epochs=many"]
+    mistakes = ["--set", "train.lerning_rate=1", "--set", "modl.width=8", "--set", "train.epochs=many"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = outside.run("train", "--cache", "feats.h5", *slips, PYTHONPROFILEIMPORTTIME="1")
+    result = outside.run("train", "--cache", "feats.h5", *mistakes, PYTHONPROFILEIMPORTTIME="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = done.err.splitlines()
+    lines = result.err.splitlines()
     imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
-    said = "\n".join(line for line in lines if not line.startswith("import time:"))
-    assert done.code == 2 and done.out == "" and "Traceback" not in said
-    assert "learning_rate" in said and "model" in said and "epochs" in said and said.lower().count("did you mean") >= 2
-    assert "click" in imported and not imported & {"torch", "h5py", "open_clip"}, "CUDA cannot have been touched"
-    # Of the processor: what else the machine does costs it nothing.
+    message = "\n".join(line for line in lines if not line.startswith("import time:"))
+    assert result.code == 2 and result.out == "" and "Traceback" not in message
+    assert "learning_rate" in message and "model" in message and "epochs" in message
+    assert message.lower().count("did you mean") >= 2
+    assert "click" in imported and not imported & {"torch", "h5py", "open_clip"}, "torch must not be loaded"
+    # Processor time, which other work on the machine does not change.
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    tell(f"slips in the settings: told after {seconds:.2f} s of the processor")
+    report_figure(f"mistakes in the settings: reported after {seconds:.2f} s of the processor")
     assert seconds < 1.0
-    assert list(outside.here.iterdir()) == []
+    assert list(outside.cwd.iterdir()) == []
 
 
-# From videos to numbers
+# From videos to metrics
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """Six small videos with annotations and a CLIP."""
+    """Six small videos with annotations and the weights of a small CLIP."""
     from processes import write_videos
 
     return write_videos(tmp_path_factory.mktemp("small") / "dir", 6)
@@ -226,10 +230,10 @@ TRAIN = ["--set", "train.epochs=2", "--set", "model.width=32", "--set", "model.h
 
 @pytest.mark.promise(18)
 @pytest.mark.promise(16)
-def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdout_is_json(outside, small, tell):
-    shutil.copytree(small, outside.here / "dir")
-    given = {path: path.read_bytes() for path in (outside.here / "dir").rglob("*") if path.is_file()}
-    found = {}
+def test_no_network_no_other_file_and_json_on_stdout_for_six_commands(outside, small, report_figure):
+    shutil.copytree(small, outside.cwd / "dir")
+    videos_before = {path: path.read_bytes() for path in (outside.cwd / "dir").rglob("*") if path.is_file()}
+    printed = {}
     for command in (
         ["extract", "--videos", "dir/", "--device", "cpu", "--workers", "2", "--json"],
         ["cache", "verify", "feats.h5", "--json"],
@@ -238,37 +242,37 @@ def test_from_videos_to_numbers_nobody_is_asked_nothing_else_is_written_and_stdo
         ["train", "--cache", "feats.h5", "--out", "run", "--device", "cpu", *TRAIN],
         ["evaluate", "--run", "run", "--device", "cpu", "--json"],
     ):
-        done = outside.run(*command)
-        assert done.code == 0 and "Traceback" not in done.err, done
-        lines = done.out.splitlines() if command[0] == "extract" else [done.out]
-        found[command[1] if command[0] == "cache" else command[0]] = [json.loads(line) for line in lines]
-        assert not outside.asked.exists(), outside.asked.read_text()
-    assert found["extract"][-1]["event"] == "done" and len(found["status"][0]) == 6
-    assert found["train"][0]["epochs"] == 2 and "brief" in found["evaluate"][0]
-    assert outside.elsewhere() == [], "something was written where nobody asked for it"
-    tell(f"{len(found)} commands from videos to numbers asked nobody and wrote nothing elsewhere")
-    names = {path.name for path in outside.here.iterdir()}
+        result = outside.run(*command)
+        assert result.code == 0 and "Traceback" not in result.err, result
+        lines = result.out.splitlines() if command[0] == "extract" else [result.out]
+        printed[command[1] if command[0] == "cache" else command[0]] = [json.loads(line) for line in lines]
+        assert not outside.network_log.exists(), outside.network_log.read_text()
+    assert printed["extract"][-1]["event"] == "done" and len(printed["status"][0]) == 6
+    assert printed["train"][0]["epochs"] == 2 and "brief" in printed["evaluate"][0]
+    assert outside.unrequested_files() == [], "files were written outside of the working folder"
+    report_figure(f"{len(printed)} commands from videos to metrics used no network and wrote nothing else")
+    names = {path.name for path in outside.cwd.iterdir()}
     assert names == {"dir", "feats.h5", "feats.h5.parts", "feats.h5.runs.jsonl", "run"}
-    assert {path: path.read_bytes() for path in (outside.here / "dir").rglob("*") if path.is_file()} == given
+    assert {path: path.read_bytes() for path in (outside.cwd / "dir").rglob("*") if path.is_file()} == videos_before
 
 
 @pytest.mark.promise(18)
-def test_the_guard_of_the_network_sees_who_asks(outside):
+def test_the_network_guard_records_a_connection(outside):
     code = "import urllib.request as r\ntry: r.urlopen('http://127.0.0.1:9/')\nexcept OSError as e: print(e)"
-    done = subprocess.run([sys.executable, "-c", code], env=outside.environment, capture_output=True, text=True)
-    assert "no network here" in done.stdout and "127.0.0.1" in outside.asked.read_text()
+    result = subprocess.run([sys.executable, "-c", code], env=outside.environment, capture_output=True, text=True)
+    assert "no network here" in result.stdout and "127.0.0.1" in outside.network_log.read_text()
 
 
 # Ctrl-C
 
 
-def interrupt(outside: Outside, process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
-    """As a terminal does: to all processes of the command at once; it ends soon, in a sentence."""
+def interrupt(outside: Outside, process: subprocess.Popen[str], report_figure: Callable[[str], None]) -> None:
+    """Sends SIGINT to all processes of the command, as a terminal does; it must end soon, with a message."""
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     seconds = time.monotonic() - began
-    tell(f"interrupted: {process.args[1]} ended after {seconds:.2f} s ({PROMISED_S:g} s are promised)")
+    report_figure(f"interrupted: {process.args[1]} ended after {seconds:.2f} s (promised: {PROMISED_S:g} s)")
     assert process.returncode == 130 and "Interrupted." in err and "Traceback" not in err, (process.returncode, err)
     assert seconds < FAST_S
     lines = out.splitlines()
@@ -276,34 +280,34 @@ def interrupt(outside: Outside, process: subprocess.Popen[str], tell: Callable[[
 
 
 @pytest.mark.promise(16)
-def test_ctrl_c_ends_an_extraction_with_130_and_the_same_command_goes_on(outside, small, tell):
-    shutil.copytree(small, outside.here / "dir")
+def test_ctrl_c_ends_an_extraction_with_130_and_the_same_command_goes_on(outside, small, report_figure):
+    shutil.copytree(small, outside.cwd / "dir")
     command = ["extract", "--videos", "dir/", "--fps", "1", "--device", "cpu", "--workers", "1", "--json"]
     process = outside.start(*command)
-    wait_for(lambda: parts_of(outside.here / "feats.h5") or process.poll() is not None)
-    interrupt(outside, process, tell)
-    kept = {part.stem: part.stat().st_mtime_ns for part in parts_of(outside.here / "feats.h5")}
-    assert kept and not list(outside.here.rglob("*.tmp"))
-    done = outside.run(*command)
-    assert done.code == 0, done.err
-    assert set(json.loads(done.out.splitlines()[-1])["skipped"]) >= set(kept)
-    now = {part.stem: part.stat().st_mtime_ns for part in parts_of(outside.here / "feats.h5")}
-    assert kept.items() <= now.items(), "what was finished was made again"
+    wait_for(lambda: parts_of(outside.cwd / "feats.h5") or process.poll() is not None)
+    interrupt(outside, process, report_figure)
+    finished = {part.stem: part.stat().st_mtime_ns for part in parts_of(outside.cwd / "feats.h5")}
+    assert finished and not list(outside.cwd.rglob("*.tmp"))
+    result = outside.run(*command)
+    assert result.code == 0, result.err
+    assert set(json.loads(result.out.splitlines()[-1])["skipped"]) >= set(finished)
+    now = {part.stem: part.stat().st_mtime_ns for part in parts_of(outside.cwd / "feats.h5")}
+    assert finished.items() <= now.items(), "a finished video was extracted again"
 
 
 @pytest.mark.promise(16)
-def test_ctrl_c_ends_a_training_and_an_evaluation_with_130_and_both_go_on(outside, world, tell):
-    epochs = ["--set", "train.epochs=4000", "--set", "train.patience=4000"]
-    process = outside.start("train", "--cache", world.cache, "--out", "run", "--device", "cpu", *epochs)
-    run = outside.here / "run"
+def test_ctrl_c_ends_a_training_and_an_evaluation_with_130_and_both_go_on(outside, world, report_figure):
+    overrides = ["--set", "train.epochs=4000", "--set", "train.patience=4000"]
+    process = outside.start("train", "--cache", world.cache, "--out", "run", "--device", "cpu", *overrides)
+    run = outside.cwd / "run"
     wait_for(lambda: (run / "last.safetensors").exists() or process.poll() is not None)
-    interrupt(outside, process, tell)
+    interrupt(outside, process, report_figure)
     assert not read_run(run).finished and not list(run.glob(".*"))
     process = outside.start("evaluate", "--run", "run", "--device", "cpu")
     wait_for(lambda: (run / "eval-test").exists() or process.poll() is not None)
-    interrupt(outside, process, tell)
-    assert not list((run / "eval-test").glob(".*")), "nothing half-written stays"
+    interrupt(outside, process, report_figure)
+    assert not list((run / "eval-test").glob(".*")), "a temporary file is left"
     process = outside.start("train", "--resume", "run", "--device", "cpu")
     before = (run / "last.safetensors").stat().st_mtime_ns
     wait_for(lambda: (run / "last.safetensors").stat().st_mtime_ns > before or process.poll() is not None)
-    interrupt(outside, process, tell)
+    interrupt(outside, process, report_figure)

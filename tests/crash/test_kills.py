@@ -1,6 +1,6 @@
-"""Killed at any moment, nothing finished is lost, and the rest is all that a rerun does.
+"""A kill at any moment loses no finished video, and a rerun extracts only the others.
 
-The long variant takes minutes on two idle cores and is left out unless it is asked for:
+The long variant takes minutes on two idle cores:
 
     python -m pytest tests/crash/test_kills.py -m long
     COSTL_LONG_VIDEOS=60 python -m pytest tests/crash/test_kills.py -m long
@@ -17,7 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from processes import FPS, contents_of, here, is_whole, parts_of, run, start, told, wait_for, write_videos, written
+from processes import (
+    FPS,
+    check_cache,
+    contents_of,
+    json_summary,
+    part_stamps,
+    parts_of,
+    run_command,
+    run_in_process,
+    start_command,
+    wait_for,
+    write_videos,
+)
 
 from costl.pipeline.cache.reader import CacheReader
 
@@ -27,121 +39,120 @@ EXTRACT = ("extract", "--videos", "w", "--fps", FPS, "--device", "cpu", "--worke
 
 
 @dataclass
-class Seen:
-    """What a series of kills left behind: after each, how many videos were kept and how many the index knew of."""
+class Survivors:
+    """How many videos were whole after each kill, and how many of them the index listed."""
 
-    kept: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
     indexed: list[int] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """A folder of twelve videos, `w`, with the cache of a run that nobody disturbed."""
-    home = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory) -> Path:
+    """A folder with twelve videos in `w` and the cache of a run without any kill."""
+    home = tmp_path_factory.mktemp("uninterrupted")
     write_videos(home / "w", 12)
-    code, out, err = here(*EXTRACT, cwd=home)
-    assert code == 0 and len(told(out)["done"]) == 12, err
+    code, out, err = run_in_process(*EXTRACT, cwd=home)
+    assert code == 0 and len(json_summary(out)["done"]) == 12, err
     return home
 
 
-def kill_when_told(home: Path, line: str) -> None:
-    """Kills the command as soon as it says it is at `line`."""
-    process = start(*EXTRACT, cwd=home)
+def kill_at_line(home: Path, start: str) -> None:
+    """Kills the command as soon as it prints a line that begins with `start`."""
+    process = start_command(*EXTRACT, cwd=home)
     assert process.stderr is not None
-    assert any(said.startswith(line) for said in process.stderr), f"never said {line!r}"
-    end(process, whole_group=True)
+    assert any(line.startswith(start) for line in process.stderr), f"no line begins with {start!r}"
+    kill(process, whole_group=True)
 
 
-def kill_at(home: Path, parts: int, *, after_s: float, whole_group: bool) -> None:
-    """Kills the command a moment after so many videos are finished."""
-    process = start(*EXTRACT, cwd=home)
+def kill_after_parts(home: Path, parts: int, *, after_s: float, whole_group: bool) -> None:
+    """Kills the command `after_s` seconds after `parts` videos are finished."""
+    process = start_command(*EXTRACT, cwd=home)
     wait_for(lambda: len(parts_of(home / "feats.h5")) >= parts or process.poll() is not None, within_s=3600)
     time.sleep(after_s)
-    end(process, whole_group=whole_group)
+    kill(process, whole_group=whole_group)
 
 
-def end(process, *, whole_group: bool) -> None:
-    """By SIGKILL: the command alone, so that its decode processes are orphans, or all of them, as when power fails."""
+def kill(process, *, whole_group: bool) -> None:
+    """Sends SIGKILL to the command and its decode processes, or to the command only, which leaves them as orphans."""
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert process.returncode == -signal.SIGKILL, "the command ended before the kill"
 
 
-def look(home: Path, truth: dict[str, bytes], seen: Seen) -> None:
-    """All that has its name is whole, and what the index calls finished is there."""
+def check_survivors(home: Path, truth: dict[str, bytes], survivors: Survivors) -> None:
+    """Checks that every part is as in `truth` and the index can be read; adds how many there are to `survivors`."""
     cache = home / "feats.h5"
-    parts = parts_of(cache)
-    for part in parts:
-        assert is_whole(part), part
+    check_cache(cache, reported=())
+    for part in parts_of(cache):
         assert part.read_bytes() == truth[part.name], part
-    indexed = []
-    if cache.exists():
-        reader = CacheReader(cache)
-        reader.verify_words()
-        indexed = reader.video_ids
-        for name in indexed:
-            reader.verify(name)
-    seen.kept.append(len(parts))
-    seen.indexed.append(len(indexed))
+    survivors.parts.append(len(parts_of(cache)))
+    survivors.indexed.append(len(CacheReader(cache).video_ids) if cache.exists() else 0)
 
 
 def complete(home: Path, total: int) -> list[str]:
-    """Runs to the end; -> names of the videos decoded now. Those that were finished are neither decoded nor written."""
-    before = written(home / "feats.h5")
-    code, out, err = here(*EXTRACT, cwd=home)
+    """Runs to the end; -> the videos decoded now. Finished videos must be neither decoded nor written again."""
+    before = part_stamps(home / "feats.h5")
+    code, out, err = run_in_process(*EXTRACT, cwd=home)
     assert code == 0, err
-    said, after = told(out), written(home / "feats.h5")
-    made = {name for name in after if after[name] != before.get(name)}
-    assert made == set(said["done"]) and set(said["skipped"]) == set(before)
-    assert len(after) == total and not made & set(before)
-    return said["done"]
+    summary = json_summary(out)
+    after = part_stamps(home / "feats.h5")
+    decoded = {name for name in after if after[name] != before.get(name)}
+    assert decoded == set(summary["done"]) and set(summary["skipped"]) == set(before)
+    assert len(after) == total and not decoded & set(before)
+    return summary["done"]
 
 
 @pytest.mark.promise(1)
-def test_a_run_killed_again_and_again_loses_nothing_and_ends_with_the_same_bytes(undisturbed, tmp_path, tell):
-    shutil.copytree(undisturbed / "w", tmp_path / "w")
-    truth, seen, dice = contents_of(undisturbed / "feats.h5"), Seen(), random.Random(3)
-    kill_when_told(tmp_path, "check")
-    look(tmp_path, truth, seen)
-    for number, target in enumerate(sorted(dice.sample(range(1, 11), 2))):
-        kill_at(tmp_path, target, after_s=dice.uniform(0, 0.02), whole_group=number % 2 == 0)
-        look(tmp_path, truth, seen)
-        assert seen.kept[-1] >= target
-    assert seen.kept == sorted(seen.kept), "a finished video was lost"
-    assert len(complete(tmp_path, 12)) == 12 - seen.kept[-1]
+def test_a_killed_run_loses_nothing_and_ends_with_the_same_bytes(uninterrupted, tmp_path, report_figure):
+    shutil.copytree(uninterrupted / "w", tmp_path / "w")
+    truth = contents_of(uninterrupted / "feats.h5")
+    survivors = Survivors()
+    rng = random.Random(3)
+    kill_at_line(tmp_path, "check")
+    check_survivors(tmp_path, truth, survivors)
+    for number, target in enumerate(sorted(rng.sample(range(1, 11), 2))):
+        kill_after_parts(tmp_path, target, after_s=rng.uniform(0, 0.02), whole_group=number % 2 == 0)
+        check_survivors(tmp_path, truth, survivors)
+        assert survivors.parts[-1] >= target
+    assert survivors.parts == sorted(survivors.parts), "a finished video was lost"
+    assert len(complete(tmp_path, 12)) == 12 - survivors.parts[-1]
     assert contents_of(tmp_path / "feats.h5") == truth
-    assert not list(tmp_path.rglob("*.tmp")), "what was half-written is swept away"
-    tell(f"extraction: {len(seen.kept)} kills survived, with {seen.kept} of 12 videos kept")
+    assert not list(tmp_path.rglob("*.tmp")), "a temporary file is left"
+    report_figure(f"extraction: {len(survivors.parts)} kills, after which {survivors.parts} of 12 videos were finished")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.promise(1)
-def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, tell):
+def test_hundreds_of_videos_killed_ten_times_are_each_finished_once(tmp_path, report_figure):
     began = time.monotonic()
-    write_videos(tmp_path / "alone" / "w", LONG, processes=-1)
-    shutil.copytree(tmp_path / "alone" / "w", tmp_path / "w")
-    tell(f"{LONG} videos rendered in {time.monotonic() - began:.0f} s")
+    write_videos(tmp_path / "uninterrupted" / "w", LONG, processes=-1)
+    shutil.copytree(tmp_path / "uninterrupted" / "w", tmp_path / "w")
+    report_figure(f"{LONG} videos rendered in {time.monotonic() - began:.0f} s")
     began = time.monotonic()
-    code, _, err = run(*EXTRACT, cwd=tmp_path / "alone", within_s=3600)
+    code, _, err = run_command(*EXTRACT, cwd=tmp_path / "uninterrupted", within_s=3600)
     assert code == 0, err
-    alone_s, truth = time.monotonic() - began, contents_of(tmp_path / "alone" / "feats.h5")
-    tell(f"undisturbed: {alone_s:.0f} s")
-    began, seen, dice, former = time.monotonic(), Seen(), random.Random(7), {}
+    uninterrupted_s = time.monotonic() - began
+    report_figure(f"uninterrupted: {uninterrupted_s:.0f} s")
+    truth = contents_of(tmp_path / "uninterrupted" / "feats.h5")
+    survivors = Survivors()
+    rng = random.Random(7)
+    former: dict[str, tuple[int, int]] = {}
+    began = time.monotonic()
     for number in range(10):
-        target = int(LONG * (number + dice.random()) / 10.5) + 1
-        kill_at(tmp_path, target, after_s=dice.uniform(0, 1), whole_group=number % 2 == 0)
-        look(tmp_path, truth, seen)
-        now = written(tmp_path / "feats.h5")
-        assert {name: now.get(name) for name in former} == former, "a finished video was made again"
-        former = now
-        tell(
-            f"kill {number + 1}: {seen.kept[-1]} videos whole on disk, {seen.indexed[-1]} of them in the index, "
-            f"{time.monotonic() - began:.0f} s"
+        target = int(LONG * (number + rng.random()) / 10.5) + 1
+        kill_after_parts(tmp_path, target, after_s=rng.uniform(0, 1), whole_group=number % 2 == 0)
+        check_survivors(tmp_path, truth, survivors)
+        now = part_stamps(tmp_path / "feats.h5")
+        assert {name: now.get(name) for name in former} == former, "a finished video was extracted again"
+        former = dict(now)
+        report_figure(
+            f"kill {number + 1}: {survivors.parts[-1]} videos whole on disk, {survivors.indexed[-1]} of them in the "
+            f"index, {time.monotonic() - began:.0f} s"
         )
     rest = complete(tmp_path, LONG)
-    assert contents_of(tmp_path / "feats.h5") == truth and seen.kept == sorted(seen.kept)
-    tell(
-        f"10 kills survived; the last run decoded {len(rest)}; {seen.kept[-1] + len(rest)} videos finished in all, each "
-        f"once; {time.monotonic() - began:.0f} s beside {alone_s:.0f} s undisturbed; the same bytes."
+    assert contents_of(tmp_path / "feats.h5") == truth and survivors.parts == sorted(survivors.parts)
+    report_figure(
+        f"10 kills; the last run decoded {len(rest)}; {survivors.parts[-1] + len(rest)} videos finished in all, each "
+        f"once; {time.monotonic() - began:.0f} s, uninterrupted {uninterrupted_s:.0f} s; the same bytes."
     )

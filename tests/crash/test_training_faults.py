@@ -1,7 +1,7 @@
-"""Training and evaluation killed, stopped beside each other and refused by the disk: nothing reported is lost, and the
-same command again ends with the same bytes.
+"""Kills, parallel runs and disk errors during training and evaluation: nothing reported is lost, and the same command
+ends with the same bytes.
 
-More kills, and every call of the disk in turn:
+More kills, and a disk error at every call:
 
     python -m pytest tests/crash/test_training_faults.py -m long -n 0
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import finish, lasting, start, wait_for
+from processes import finish, run_contents, start_command, wait_for
 
 from costl.evaluate import evaluate
 from costl.pipeline.errors import CacheError, CostlError
@@ -31,7 +31,7 @@ from costl.training.run_folder import read_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 SETTINGS = ("spatial.top_k=2", "train.patience=99")
-LONG = 12  # epochs, so that a kill finds it at work
+EPOCHS = 12  # enough that a kill comes before the end
 
 
 def settings(epochs: int) -> list[str]:
@@ -39,10 +39,10 @@ def settings(epochs: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory) -> Path:
-    """The run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(world.cache, overrides=settings(LONG), out=folder, device="cpu")
+def uninterrupted(world, tmp_path_factory) -> Path:
+    """A run without any kill."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(world.cache, overrides=settings(EPOCHS), out=folder, device="cpu")
     return folder
 
 
@@ -52,50 +52,62 @@ def rows_in(run: Path) -> int:
 
 
 def kill_training(*arguments: object, home: Path, rows: int, after_s: float) -> None:
-    """By SIGKILL, a moment after so many epochs have left their row."""
-    process = start("train", *arguments, "--device", "cpu", cwd=home)
+    """Sends SIGKILL `after_s` seconds after `rows` epochs have written their row."""
+    process = start_command("train", *arguments, "--device", "cpu", cwd=home)
     wait_for(lambda: rows_in(home / "run") >= rows or process.poll() is not None)
     time.sleep(after_s)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert process.returncode == -signal.SIGKILL, "the command ended before the kill"
 
 
 def kill_and_resume(world, home: Path, *, kills: int, seed: int) -> list[int]:
-    """Killed so often, and resumed in a process of its own each time; -> the epochs that were kept each time."""
-    dice, kept = random.Random(seed), []
-    begin = ["--cache", world.cache, "--out", "run", *(word for value in settings(LONG) for word in ("--set", value))]
-    for number, rows in enumerate(sorted(dice.sample(range(1, LONG - 2), kills))):
-        kill_training(
-            *(begin if number == 0 else ["--resume", "run"]), home=home, rows=rows, after_s=dice.uniform(0, 0.05)
-        )
-        assert not read_run(home / "run").finished
-        for name in ("best", "last"):
-            if (home / "run" / f"{name}.safetensors").exists():
-                load_checkpoint(home / "run", name)
-        saved = (home / "run" / "last.safetensors").exists()
-        kept.append(load_checkpoint(home / "run", "last")[1]["counts"]["epoch"] if saved else 0)
-        assert kept[-1] >= rows - 1, "the row is written first, then the checkpoint"
+    """Kills a training `kills` times, resumes it each time; -> the epochs in the last checkpoint after each kill."""
+    rng = random.Random(seed)
+    saved_epochs = []
+    arguments = start_arguments(world)
+    for rows in sorted(rng.sample(range(1, EPOCHS - 2), kills)):
+        kill_training(*arguments, home=home, rows=rows, after_s=rng.uniform(0, 0.05))
+        saved_epochs.append(check_killed_run(home / "run"))
+        assert saved_epochs[-1] >= rows - 1, "an epoch writes its row first, then its checkpoint"
+        arguments = ["--resume", "run"]
     torch.manual_seed(99)
     resume(home / "run", device="cpu")
-    return kept
+    return saved_epochs
 
 
-def differs(found: Path, truth: Path) -> list[str]:
-    here, there = lasting(found), lasting(truth)
-    return [name for name in there if here.get(name) != there[name]]
+def start_arguments(world) -> list[object]:
+    overrides = [argument for setting in settings(EPOCHS) for argument in ("--set", setting)]
+    return ["--cache", world.cache, "--out", "run", *overrides]
+
+
+def check_killed_run(run: Path) -> int:
+    """Checks that the run is unfinished and its checkpoints can be read; -> the epochs in the last one."""
+    assert not read_run(run).finished
+    for name in ("best", "last"):
+        if (run / f"{name}.safetensors").exists():
+            load_checkpoint(run, name)
+    if not (run / "last.safetensors").exists():
+        return 0
+    return load_checkpoint(run, "last")[1]["counts"]["epoch"]
+
+
+def differences(run: Path, truth: Path) -> list[str]:
+    contents = run_contents(run)
+    expected = run_contents(truth)
+    return [name for name in expected if contents.get(name) != expected[name]]
 
 
 @pytest.mark.promise(11)
 @pytest.mark.promise(12)
-def test_a_training_killed_at_seeded_moments_and_resumed_ends_with_the_bits_of_one_that_nobody_disturbed(
-    world, undisturbed, tmp_path, tell
+def test_a_training_killed_and_resumed_ends_with_the_same_bits(
+    world, uninterrupted, tmp_path, report_figure
 ):
-    kept = kill_and_resume(world, tmp_path, kills=2, seed=5)
-    tell(f"training: {len(kept)} kills survived, with {kept} of {LONG} epochs kept")
-    assert kept == sorted(kept), "an epoch that was saved was lost"
-    assert differs(tmp_path / "run", undisturbed) == []
-    assert not list((tmp_path / "run").glob(".*")), "what was half-written is swept away"
+    saved_epochs = kill_and_resume(world, tmp_path, kills=2, seed=5)
+    report_figure(f"training: {len(saved_epochs)} kills, after which {saved_epochs} of {EPOCHS} epochs were saved")
+    assert saved_epochs == sorted(saved_epochs), "a saved epoch was lost"
+    assert differences(tmp_path / "run", uninterrupted) == []
+    assert not list((tmp_path / "run").glob(".*")), "a temporary file is left"
 
 
 @pytest.mark.long
@@ -103,41 +115,43 @@ def test_a_training_killed_at_seeded_moments_and_resumed_ends_with_the_bits_of_o
 @pytest.mark.promise(11)
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("seed", range(5))
-def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(world, undisturbed, tmp_path, seed, tell):
-    kept = kill_and_resume(world, tmp_path, kills=4, seed=seed)
-    tell(f"training: {len(kept)} kills survived, with {kept} of {LONG} epochs kept")
-    assert differs(tmp_path / "run", undisturbed) == []
+def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(
+    world, uninterrupted, tmp_path, seed, report_figure
+):
+    saved_epochs = kill_and_resume(world, tmp_path, kills=4, seed=seed)
+    report_figure(f"training: {len(saved_epochs)} kills, after which {saved_epochs} of {EPOCHS} epochs were saved")
+    assert differences(tmp_path / "run", uninterrupted) == []
 
 
 @pytest.mark.promise(12)
-def test_an_evaluation_killed_at_seeded_moments_leaves_whole_files_and_ends_with_the_same_bytes(undisturbed, tmp_path):
-    evaluate(undisturbed, split="test", out=tmp_path / "truth", device="cpu")
+def test_an_evaluation_killed_and_repeated_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    evaluate(uninterrupted, split="test", out=tmp_path / "truth", device="cpu")
     truth = {path.name: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
-    out, dice = tmp_path / "out", random.Random(2)
-    process = start("evaluate", "--run", undisturbed, "--out", out, "--device", "cpu", cwd=tmp_path)
+    out = tmp_path / "out"
+    rng = random.Random(2)
+    process = start_command("evaluate", "--run", uninterrupted, "--out", out, "--device", "cpu", cwd=tmp_path)
     wait_for(lambda: (out.exists() and any(out.iterdir())) or process.poll() is not None)
-    time.sleep(dice.uniform(0, 0.02))
+    time.sleep(rng.uniform(0, 0.02))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert process.returncode == -signal.SIGKILL, "the command ended before the kill"
     left = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
     assert left.items() <= truth.items()
-    evaluate(undisturbed, split="test", out=out, device="cpu")
+    evaluate(uninterrupted, split="test", out=out, device="cpu")
     assert {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")} == truth
 
 
 @pytest.mark.promise(5)
-def test_a_second_training_in_one_folder_is_refused_while_the_first_is_alive_and_hurts_nothing(world, tmp_path):
-    begin = ["--cache", world.cache, "--out", "run", *(word for value in settings(LONG) for word in ("--set", value))]
-    first = start("train", *begin, "--device", "cpu", cwd=tmp_path)
+def test_a_second_training_in_a_folder_is_refused_and_changes_nothing(world, tmp_path):
+    first = start_command("train", *start_arguments(world), "--device", "cpu", cwd=tmp_path)
     wait_for(lambda: rows_in(tmp_path / "run") or first.poll() is not None)
-    os.kill(first.pid, signal.SIGSTOP)  # it cannot finish meanwhile
+    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot finish in the meantime
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    said = r"run: another costl train is writing here\. Wait for it, or choose another --out\."
+    message = r"run: another costl train is writing here\. Wait for it, or choose another --out\."
     try:
-        with pytest.raises(CacheError, match=said):
+        with pytest.raises(CacheError, match=message):
             resume(tmp_path / "run", device="cpu")
-        with pytest.raises(CacheError, match=said):
+        with pytest.raises(CacheError, match=message):
             train(world.cache, overrides=settings(1), out=tmp_path / "run", device="cpu")
         assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     finally:
@@ -146,16 +160,16 @@ def test_a_second_training_in_one_folder_is_refused_while_the_first_is_alive_and
     assert code == 0 and read_run(tmp_path / "run").finished, err
 
 
-def test_a_start_that_was_killed_before_it_was_a_run_is_begun_again_and_other_files_are_not_touched(world, tmp_path):
+def test_a_training_killed_at_its_start_is_begun_again(world, tmp_path):
     folder = tmp_path / "run"
     train(world.cache, overrides=settings(1), out=folder, device="cpu")
     config = (folder / "config.yaml").read_bytes()
-    for number, (text, begun) in enumerate([(config, True), (b"somebody: else\n", False)]):
+    for number, (text, is_started) in enumerate([(config, True), (b"other: settings\n", False)]):
         other = tmp_path / str(number)
         other.mkdir()
         (other / "config.yaml").write_bytes(text)
         (other / ".run.json.123.part").write_bytes(b"{")
-        if begun:
+        if is_started:
             train(world.cache, overrides=settings(1), out=other, device="cpu")
             assert read_run(other).finished and not list(other.glob(".*"))
         else:
@@ -164,55 +178,55 @@ def test_a_start_that_was_killed_before_it_was_a_run_is_begun_again_and_other_fi
             assert (other / "config.yaml").read_bytes() == text
 
 
-# A disk that refuses
+# Disk errors
 
 
 @contextmanager
-def failing(number: int, code: int) -> Iterator[list[str]]:
-    """The `number`-th of all the calls by which a run folder comes to be fails, and every later one."""
-    made: list[str] = []
+def failing_disk(number: int, code: int) -> Iterator[list[str]]:
+    """The `number`-th call that writes and all later ones fail, as on a full disk; yields the names of the calls."""
+    calls: list[str] = []
 
-    def step(call: Callable, name: str) -> Callable:
-        def instead(*arguments: Any, **options: Any) -> Any:
-            writes = name != "open" or "w" in (arguments[1] if len(arguments) > 1 else options.get("mode", "r"))
-            if writes:
-                made.append(name)
-                if len(made) >= number:
+    def wrap(call: Callable, name: str) -> Callable:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            mode = arguments[1] if len(arguments) > 1 else options.get("mode", "r")
+            if name != "open" or "w" in mode:
+                calls.append(name)
+                if len(calls) >= number:
                     raise OSError(code, os.strerror(code))
-            return call(*arguments, **options) if name != "fsync" else None  # nobody pulls the plug here
+            return call(*arguments, **options) if name != "fsync" else None  # these tests lose no power
 
-        return instead
+        return wrapped
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((os, "replace"), (os, "fsync"), (io, "open")):
-            patch.setattr(owner, name, step(getattr(owner, name), name))
-        yield made
+            patch.setattr(owner, name, wrap(getattr(owner, name), name))
+        yield calls
 
 
 def complete(folder: Path, cache: Path, epochs: int) -> None:
     if (folder / "summary.json").exists():
-        return  # only that its name is on the disk was refused: nothing is left to do
+        return  # only the fsync of its folder failed: nothing is left to do
     if (folder / "run.json").exists():
         resume(folder, device="cpu")
     else:
         train(cache, overrides=settings(epochs), out=folder, device="cpu")
 
 
-def refuse_at(number: int, code: int, world, home: Path, truth: Path) -> bool:
-    """Whether the disk refused: then it is told in a sentence, nothing is half, and the rest is made when there is room."""
-    with failing(number, code) as made:
+def fails_and_completes(number: int, code: int, world, home: Path, truth: Path) -> bool:
+    """Whether the `number`-th call was reached: its error must have a message, and the run must be completed."""
+    with failing_disk(number, code) as calls:
         try:
             train(world.cache, overrides=settings(2), out=home / "run", device="cpu")
         except CostlError as error:
-            assert f"cannot be written ({os.strerror(code)})" in str(error), made
+            assert f"cannot be written ({os.strerror(code)})" in str(error), calls
         else:
             return False
     left = [path for path in (home / "run").rglob("*") if path.name.startswith(".")]
-    assert left == [], "nothing half-written stays"
+    assert left == [], "a temporary file is left"
     for path in (home / "run").glob("*.safetensors"):
         load_checkpoint(home / "run", path.stem)
     complete(home / "run", world.cache, 2)
-    assert differs(home / "run", truth) == [], (number, made)
+    assert differences(home / "run", truth) == [], (number, calls)
     return True
 
 
@@ -227,31 +241,31 @@ def short(world, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("number", "code"), [(2, errno.EACCES), (13, errno.ENOSPC), (19, errno.EIO), (30, errno.ENOSPC)]
 )
-def test_a_disk_that_refuses_stops_a_training_in_a_sentence_and_the_rest_is_made_later(
+def test_a_disk_error_stops_a_training_which_completes_later(
     world, short, tmp_path, number, code
 ):
-    assert refuse_at(number, code, world, tmp_path, short)
+    assert fails_and_completes(number, code, world, tmp_path, short)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
-def test_a_disk_that_refuses_at_any_call_stops_a_training_in_a_sentence(world, short, tmp_path, code, tell):
+def test_a_disk_error_at_any_call_stops_a_training_which_completes_later(world, short, tmp_path, code, report_figure):
     number = 1
-    while refuse_at(number, code, world, tmp_path / str(number), short):
+    while fails_and_completes(number, code, world, tmp_path / str(number), short):
         number += 1
     assert number > 40
-    tell(f"{errno.errorcode[code]}: a disk that refuses at each of {number - 1} calls of a training")
+    report_figure(f"{errno.errorcode[code]}: an error at each of {number - 1} calls of a training")
 
 
 @pytest.mark.promise(12)
-def test_a_disk_that_refuses_stops_an_evaluation_and_leaves_whole_files(short, tmp_path):
+def test_a_disk_error_stops_an_evaluation_and_leaves_whole_files(short, tmp_path):
     evaluate(short, split="test", out=tmp_path / "truth", device="cpu")
     truth = {path.name: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
     for number, code in ((1, errno.EACCES), (7, errno.ENOSPC), (14, errno.EIO)):
         out = tmp_path / str(number)
-        with failing(number, code), pytest.raises(CostlError, match="cannot be written"):
+        with failing_disk(number, code), pytest.raises(CostlError, match="cannot be written"):
             evaluate(short, split="test", out=out, device="cpu")
         left = {path.name: path.read_bytes() for path in out.iterdir()}
         assert left.items() <= truth.items() and len(left) < len(truth)

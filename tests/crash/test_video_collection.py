@@ -1,6 +1,6 @@
-"""One extraction over a whole zoo of videos: it ends by itself, and each ends as the row that the list says.
+"""Extracts a collection of good, damaged and fake videos: each gives the row of the cache that its case expects.
 
-The long variant cuts films at hundreds of points and flips bytes at hundreds of places:
+The long tests truncate videos at hundreds of positions and flip bytes at hundreds of positions:
 
     COSTL_FIGURES=1 python -m pytest tests/crash/test_video_collection.py -n 0 -m long
 """
@@ -16,29 +16,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import videos as clips
 from click.testing import CliRunner
-from processes import told, written
+from numbered_videos import decode_with_pyav, frame_times, make_video, read_number, read_numbers
+from processes import json_summary, part_stamps
 from video_collection import (
     DECODERS,
     EITHER,
     FASTSTART,
     OK,
-    Animal,
+    VideoCase,
+    expected_times_s,
+    ffprobe_times_s,
     flipped,
-    populate,
-    probed_s,
-    right_times_s,
-    shown_s,
+    frame_indices_at,
+    pyav_times_s,
     skip_without,
+    write_collection,
 )
 
 from costl.commands import main
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import open_video
 from costl.pipeline.grid import Grid
-from costl.pipeline.options import How
-from costl.pipeline.videos import readable, safe_id
+from costl.pipeline.options import FrameOptions
+from costl.pipeline.videos import printable, safe_id
 from costl.pipeline.world.sample import TINY_CLIP
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
@@ -46,11 +47,11 @@ FPS = 2.0
 
 
 @dataclass(frozen=True)
-class Zoo:
-    """A zoo, the decoder it was extracted with, and its cache."""
+class Collection:
+    """The written collection (in `home`/w), the decoder that it was extracted with, and its cache."""
 
     home: Path
-    animals: dict[str, Animal]
+    cases: dict[str, VideoCase]
     decoder: str
 
     @property
@@ -65,110 +66,118 @@ class Zoo:
 
 
 def extract(home: Path, decoder: str) -> tuple[int, dict, str]:
-    """Exit code, what the command said at its end, and its words."""
-    where = ("--videos", home / "w", "--annotations", home / "ask.jsonl", "--out", home / "feats.h5")
-    how = ("--weights", TINY_CLIP, "--fps", FPS, "--decoder", decoder, "--device", "cpu", "--workers", 2, "--json")
-    return here("extract", *where, *how)
+    """(exit code, summary from --json, stderr) of `costl extract`."""
+    paths = ("--videos", home / "w", "--annotations", home / "queries.jsonl", "--out", home / "feats.h5")
+    options = ("--weights", TINY_CLIP, "--fps", FPS, "--decoder", decoder, "--device", "cpu", "--workers", 2, "--json")
+    code, out, err = run_command("extract", *paths, *options)
+    return code, json_summary(out), err
 
 
-def here(*arguments: object) -> tuple[int, dict, str]:
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, told(done.stdout) if "--json" in arguments else done.stdout, done.stderr
+def run_command(*arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a `costl` command in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
-def ask(home: Path, name: str) -> None:
-    row = {"qid": 1, "query": "a number", "vid": name, "duration": 2.4}
-    (home / "ask.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+def write_query(home: Path, video_id: str) -> None:
+    row = {"qid": 1, "query": "a number", "vid": video_id, "duration": 2.4}
+    (home / "queries.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> tuple[Path, dict[str, Animal]]:
-    home = tmp_path_factory.mktemp("zoo")
-    ask(home, "steady")
-    return home, populate(home / "w")
+def written(tmp_path_factory) -> tuple[Path, dict[str, VideoCase]]:
+    """(the folder of the written collection, its cases)."""
+    home = tmp_path_factory.mktemp("collection")
+    write_query(home, "steady")
+    return home, write_collection(home / "w")
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def zoo(home, request, tmp_path_factory) -> Zoo:
-    """The zoo after one extraction, once for each decoder."""
+def collection(written, request, tmp_path_factory) -> Collection:
+    """The collection after one extraction, once for each decoder."""
     skip_without(request.param)
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / "w").symlink_to(home[0] / "w")
-    shutil.copy(home[0] / "ask.jsonl", folder)
-    zoo = Zoo(folder, home[1], request.param)
-    code, _, err = zoo.extract()
+    source, cases = written
+    (folder / "w").symlink_to(source / "w")
+    shutil.copy(source / "queries.jsonl", folder)
+    collection = Collection(folder, cases, request.param)
+    code, _, err = collection.extract()
     assert code == 1 and "Traceback" not in err, err
-    return zoo
+    return collection
 
 
 @pytest.mark.promise(2)
-def test_every_animal_ends_as_the_row_that_the_list_says(zoo, tell):
-    rows = {row.id: row for row in CacheReader(zoo.cache).rows}
-    assert len(rows) == len(zoo.animals) >= 75
-    for name, animal in zoo.animals.items():
-        row, (status, reason) = rows[safe_id(Path(name).stem)], animal.expected(zoo.decoder)
-        assert row.name == readable(Path(name).stem)
+def test_every_video_of_the_collection_gives_the_expected_row(collection, report_figure):
+    rows = {row.id: row for row in CacheReader(collection.cache).rows}
+    assert len(rows) == len(collection.cases) >= 75
+    for name, case in collection.cases.items():
+        row = rows[safe_id(Path(name).stem)]
+        status, reason = case.expected(collection.decoder)
+        assert row.name == printable(Path(name).stem)
         assert row.status == status or status == EITHER, (name, row)
         assert reason in row.reason and "\n" not in row.reason.replace(row.name, ""), (name, row)
-        assert row.ok or row.reason.startswith(readable(name)), (name, row)
-    tell(f"{zoo.decoder}: a zoo of {len(rows)} videos: {dict(Counter(row.status for row in rows.values()))}")
+        assert row.ok or row.reason.startswith(printable(name)), (name, row)
+    counts = dict(Counter(row.status for row in rows.values()))
+    report_figure(f"{collection.decoder}: a collection of {len(rows)} videos: {counts}")
 
 
 @pytest.mark.promise(6)
-def test_every_frame_has_the_time_at_which_pyav_and_ffprobe_show_it(zoo, tell):
-    reader, looked_at = CacheReader(zoo.cache), 0
-    witnesses = [shown_s, *([probed_s] if shutil.which("ffprobe") else [])]
-    for name, animal in zoo.animals.items():
-        if animal.expected(zoo.decoder)[0] != OK:
-            continue
-        row, found_s = reader.row(Path(name).stem), reader.times_s(Path(name).stem)
-        for witness in witnesses:
-            frames_s = witness(zoo.path(name))
+def test_every_frame_has_the_time_that_pyav_and_ffprobe_give(collection, report_figure):
+    reader = CacheReader(collection.cache)
+    references = [pyav_times_s]
+    if shutil.which("ffprobe"):
+        references.append(ffprobe_times_s)
+    names = [name for name, case in collection.cases.items() if case.expected(collection.decoder)[0] == OK]
+    for name in names:
+        row = reader.row(Path(name).stem)
+        cached_s = reader.times_s(Path(name).stem)
+        for reference in references:
+            frames_s = reference(collection.path(name))
             assert frames_s[-1] < row.duration_s <= frames_s[-1] + 2 * np.diff(frames_s, prepend=-0.04).max(), name
-            right_s, half_s = right_times_s(frames_s, Grid(FPS, row.duration_s).centres_s())
-            assert (np.abs(found_s - right_s) <= half_s).all(), (name, witness, found_s, right_s)
-        looked_at += 1
-    tell(f"{zoo.decoder}: {looked_at} videos with the times that {' and '.join(w.__name__ for w in witnesses)} give")
-    assert looked_at >= 35
+            expected_s, half_s = expected_times_s(frames_s, Grid(FPS, row.duration_s).centres_s())
+            assert (np.abs(cached_s - expected_s) <= half_s).all(), (name, reference, cached_s, expected_s)
+    sources = " and ".join(reference.__name__ for reference in references)
+    report_figure(f"{collection.decoder}: {len(names)} videos with the times of {sources}")
+    assert len(names) >= 35
 
 
-def test_the_pictures_are_those_of_their_times(zoo):
-    for name, animal in zoo.animals.items():
-        if animal.expected(zoo.decoder)[0] != OK or name.startswith("turned"):
+def test_sampled_frames_are_those_on_screen_at_their_times(collection):
+    for name, case in collection.cases.items():
+        if case.expected(collection.decoder)[0] != OK or name.startswith("rotated"):
             continue
-        with open_video(zoo.path(name), How(zoo.decoder)) as video:
+        with open_video(collection.path(name), FrameOptions(collection.decoder)) as video:
             wanted_s = Grid(FPS, video.duration_s).centres_s()
-            found = [number for frames in video.sample(wanted_s) for number in clips.read_numbers(frames.pixels)]
-        _, pictures = clips.shown_pictures(zoo.path(name))
-        which = np.searchsorted(shown_s(zoo.path(name)), wanted_s + 1e-6, side="right") - 1
-        assert found == [clips.read_number(pictures[i]) for i in np.maximum(which, 0)], name
+            sampled = [number for frames in video.sample(wanted_s) for number in read_numbers(frames.pixels)]
+        _, pictures = decode_with_pyav(collection.path(name))
+        indices = frame_indices_at(pyav_times_s(collection.path(name)), wanted_s)
+        assert sampled == [read_number(pictures[i]) for i in indices], name
 
 
-def test_a_second_run_decodes_nothing_again_and_status_and_verify_are_right(zoo):
-    before = written(zoo.cache)
-    rows = CacheReader(zoo.cache).rows
-    code, said, _ = zoo.extract()
+def test_a_second_run_decodes_nothing_and_status_and_verify_agree(collection):
+    before = part_stamps(collection.cache)
+    rows = CacheReader(collection.cache).rows
+    code, summary, _ = collection.extract()
     whole = {row.name for row in rows if row.ok}
-    assert code == 1 and said["done"] == said["changed"] == [] and set(said["skipped"]) == whole
-    assert {row["name"]: row["status"] for row in said["failed"]} == {r.name: r.status for r in rows if not r.ok}
-    assert written(zoo.cache) == before and CacheReader(zoo.cache).rows == rows
-    code, out, _ = here("cache", "verify", zoo.cache, "--videos", zoo.home / "w")
+    assert code == 1 and summary["done"] == summary["changed"] == [] and set(summary["skipped"]) == whole
+    assert {row["name"]: row["status"] for row in summary["failed"]} == {r.name: r.status for r in rows if not r.ok}
+    assert part_stamps(collection.cache) == before and CacheReader(collection.cache).rows == rows
+    code, out, _ = run_command("cache", "verify", collection.cache, "--videos", collection.home / "w")
     assert code == 0 and f"{len(whole) + 1} of {len(whole) + 1} files are whole." in out
     assert f"{len(whole)} of {len(whole)} videos are those that were extracted." in out
-    code, out, _ = here("cache", "status", zoo.cache)
+    code, out, _ = run_command("cache", "status", collection.cache)
     assert code == 0 and f"{len(whole)} of {len(rows)} videos have features." in out
-    code, out, _ = here("cache", "status", zoo.cache, "--all")
+    code, out, _ = run_command("cache", "status", collection.cache, "--all")
     counts = Counter(row.status for row in rows if not row.ok)
     assert f"Without: {counts['failed']} failed." in out and len(counts) == 1
     lines = out.splitlines()
     assert sum(line.split()[-1] == "s" for line in lines) == len(whole), "a line for every video, whatever its name"
 
 
-# The long variant
+# Long tests
 
 
-FILMS = {
+FORMATS = {
     "mp4, index last": ("mp4", {}),
     "mp4, index first": ("mp4", {"container_options": FASTSTART}),
     "mkv": ("mkv", {}),
@@ -178,69 +187,70 @@ FILMS = {
 CUTS, FLIPS = 120, 120
 
 
-def films(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Each film's suffix and bytes."""
+def videos_of_formats(folder: Path) -> list[tuple[str, bytes]]:
+    """(suffix, content) of a video in each format."""
     folder.mkdir()
-    made = {}
-    for number, (film, (suffix, options)) in enumerate(FILMS.items()):
-        path = clips.make_clip(folder / f"{number}.{suffix}", clips.steady(50), **options)
-        made[film] = suffix, path.read_bytes()
-    return made
+    videos = []
+    for number, (suffix, options) in enumerate(FORMATS.values()):
+        path = make_video(folder / f"{number}.{suffix}", frame_times(50), **options)
+        videos.append((suffix, path.read_bytes()))
+    return videos
 
 
-def between_whole_ones(home: Path, broken: list[tuple[str, bytes]]) -> None:
-    """Writes them as files in a row, every fifth a whole film: twenty failures in a row would end the run."""
+def write_damaged(home: Path, damaged: list[tuple[str, bytes]]) -> None:
+    """Write damaged videos and a good one after every four, because twenty failures in a row would stop the run."""
     (home / "w").mkdir()
-    clips.make_clip(home / "w" / "0-steady.mp4", clips.steady(10))
-    for number, (suffix, data) in enumerate(broken):
+    make_video(home / "w" / "0-steady.mp4", frame_times(10))
+    for number, (suffix, data) in enumerate(damaged):
         (home / "w" / f"1-{number:05}.{suffix}").write_bytes(data)
         if number % 4 == 3:
             os.link(home / "w" / "0-steady.mp4", home / "w" / f"1-{number:05}-whole.mp4")
-    ask(home, "0-steady")
+    write_query(home, "0-steady")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_films_cut_anywhere_have_no_features_and_say_why(tmp_path, decoder, tell):
+def test_a_video_truncated_anywhere_has_no_features_but_a_reason(tmp_path, decoder, report_figure):
     skip_without(decoder)
-    dice = np.random.default_rng(5)
-    broken = [
+    rng = np.random.default_rng(5)
+    damaged = [
         (suffix, data[:length])
-        for suffix, data in films(tmp_path / "films").values()
-        for length in sorted({0, 1, len(data) - 1, *dice.integers(2, len(data) - 1, CUTS).tolist()})
+        for suffix, data in videos_of_formats(tmp_path / "formats")
+        for length in sorted({0, 1, len(data) - 1, *rng.integers(2, len(data) - 1, CUTS).tolist()})
     ]
-    between_whole_ones(tmp_path, broken)
+    write_damaged(tmp_path, damaged)
     code, _, err = extract(tmp_path, decoder)
     assert code == 1 and "Traceback" not in err
     rows = [
         row for row in CacheReader(tmp_path / "feats.h5").rows if "whole" not in row.name and "steady" not in row.name
     ]
-    assert len(rows) == len(broken) and {row.status for row in rows} == {"failed"}
-    told = Counter(row.reason.partition(": ")[2] for row in rows)
-    tell(f"{decoder}: {len(broken)} cuts of {len(FILMS)} films, {len(rows)} refused")
-    tell("\n".join(f"{count:6} {reason}" for reason, count in told.most_common()))
+    assert len(rows) == len(damaged) and {row.status for row in rows} == {"failed"}
+    reasons = Counter(row.reason.partition(": ")[2] for row in rows)
+    report_figure(f"{decoder}: {len(damaged)} truncations of {len(FORMATS)} videos, {len(rows)} refused")
+    report_figure("\n".join(f"{count:6} {reason}" for reason, count in reasons.most_common()))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_films_with_flipped_bytes_have_features_or_a_sentence(tmp_path, decoder, tell):
+def test_a_video_with_flipped_bytes_has_features_or_a_reason(tmp_path, decoder, report_figure):
     skip_without(decoder)
-    broken = [
+    damaged = [
         (suffix, flipped(seed, 600 if seed % 2 else None)(data))
-        for suffix, data in films(tmp_path / "films").values()
+        for suffix, data in videos_of_formats(tmp_path / "formats")
         for seed in range(FLIPS)
     ]
-    between_whole_ones(tmp_path, broken)
+    write_damaged(tmp_path, damaged)
     code, _, err = extract(tmp_path, decoder)
     assert code == 1 and "Traceback" not in err
     reader = CacheReader(tmp_path / "feats.h5")
     rows = [row for row in reader.rows if "whole" not in row.name and "steady" not in row.name]
-    assert len(rows) == len(broken) and "pending" not in {row.status for row in rows}
+    assert len(rows) == len(damaged) and "pending" not in {row.status for row in rows}
     assert all(row.ok or (row.reason.startswith(row.name) and "\n" not in row.reason) for row in rows)
     for row in rows:
         if row.ok:
             reader.verify(row.name)
             assert np.isfinite(reader.tokens(row.name)).all()
-    tell(f"{decoder}: {len(broken)} films with eight flipped bytes: {dict(Counter(row.status for row in rows))}")
+    counts = dict(Counter(row.status for row in rows))
+    report_figure(f"{decoder}: {len(damaged)} videos with eight flipped bytes: {counts}")

@@ -1,4 +1,4 @@
-"""Damage from a seed: bytes flipped, cut, moved and spliced; values of JSON replaced by what nobody would write."""
+"""Seeded damage: flipped, cut, moved and spliced bytes, and JSON in which some values are replaced by invalid ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 48, (1 << 63) - 1, (1 << 64) - 1)
-DEEP = "<deep>"  # stands for a nest that neither json.dumps nor copy could make
+DEEP = "<deep>"  # replaced by a nesting too deep for json.dumps and copy
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e-320, 1e308, -1e308, 2**31, 2**63, 2**64, -(10**30), 10**400),
     *(math.nan, math.inf, -math.inf, 1e16, 3.0000000001),
@@ -48,46 +48,46 @@ ODD: tuple[Any, ...] = (
 
 
 def damaged(random: Random, content: bytes, donor: bytes) -> bytes:
-    """The content after one blow or a few; `donor` is another file that it may be spliced with."""
-    found = bytearray(content)
+    """A copy of the content after one change or a few; bytes of `donor`, another file, may be spliced in."""
+    data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 5, 20))):
-        if found:
-            random.choice(BLOWS)(random, found, donor)
-    return bytes(found)
+        if data:
+            random.choice(CHANGES)(random, data, donor)
+    return bytes(data)
 
 
 def odd_value(random: Random) -> Any:
-    """Something of any type."""
+    """An unusual value of any type."""
     return copy.deepcopy(random.choice(ODD))
 
 
 def odd_json(random: Random, value: Any) -> Any:
-    """A copy of a nest of dicts and lists in which one thing, or a few, are other than they were."""
-    found = copy.deepcopy(value)
+    """A copy of nested dicts and lists with one change or a few."""
+    changed = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
-        found = _changed_somewhere(random, found)
-    return found
+        changed = _change_somewhere(random, changed)
+    return changed
 
 
 def as_json(random: Random, value: Any) -> bytes:
-    """The text of a value as odd as its content: escaped or not, halves of surrogates left as they are, far too deep."""
+    """The value as JSON text: escaped or not, with unpaired surrogates, and with a deep nesting in place of DEEP."""
     text = json.dumps(value, ensure_ascii=random.random() < 0.5)
     depth = random.choice((100, 2000, 50_000))
     nest = "[" * depth + "]" * depth if random.random() < 0.5 else '{"a":' * depth + "1" + "}" * depth
     return text.replace(json.dumps(DEEP), nest).encode(errors="surrogatepass")
 
 
-def _changed_somewhere(random: Random, value: Any) -> Any:
-    inside = isinstance(value, (dict, list)) and len(value) and random.random() < 0.85
-    if not inside:
+def _change_somewhere(random: Random, value: Any) -> Any:
+    descend = isinstance(value, (dict, list)) and len(value) and random.random() < 0.85
+    if not descend:
         return odd_value(random)
     key = random.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    how = random.random()
-    if how < 0.7:
-        value[key] = _changed_somewhere(random, value[key])
-    elif how < 0.8:
+    kind = random.random()
+    if kind < 0.7:
+        value[key] = _change_somewhere(random, value[key])
+    elif kind < 0.8:
         del value[key]
-    elif how < 0.9 and isinstance(value, dict):
+    elif kind < 0.9 and isinstance(value, dict):
         value[random.choice((str(key) + "s", str(key).upper(), "", "extra", "~tensor", "label"))] = odd_value(random)
     elif isinstance(value, dict):
         value[key] = copy.deepcopy(value[random.choice(list(value))])
@@ -96,67 +96,70 @@ def _changed_somewhere(random: Random, value: Any) -> Any:
     return value
 
 
-# --- blows to bytes, in place -------------------------------------------------------------------------------------------
+# Changes to bytes, in place
 
 
-def _place(random: Random, found: bytearray) -> int:
-    """Mostly where something stands: files of HDF5 are full of zeros that nobody reads."""
+def _offset(random: Random, data: bytearray) -> int:
+    """Mostly the offset of a byte other than zero, since HDF5 files are full of unused zeros."""
     for _ in range(20):
-        place = random.randrange(len(found))
-        if found[place] or random.random() < 0.02:
-            return place
-    return random.randrange(len(found))
+        offset = random.randrange(len(data))
+        if data[offset] or random.random() < 0.02:
+            return offset
+    return random.randrange(len(data))
 
 
-def _flip(random: Random, found: bytearray, donor: bytes) -> None:
-    found[_place(random, found)] ^= 1 << random.randrange(8)
+def _flip(random: Random, data: bytearray, donor: bytes) -> None:
+    data[_offset(random, data)] ^= 1 << random.randrange(8)
 
 
-def _byte(random: Random, found: bytearray, donor: bytes) -> None:
-    found[_place(random, found)] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
+def _byte(random: Random, data: bytearray, donor: bytes) -> None:
+    data[_offset(random, data)] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
 
 
-def _number(random: Random, found: bytearray, donor: bytes) -> None:
+def _number(random: Random, data: bytearray, donor: bytes) -> None:
     width = random.choice((2, 4, 8))
-    place = max(0, min(_place(random, found), len(found) - width)) // random.choice((1, width)) * 1
-    number = random.choice((*NUMBERS, len(found), len(found) - 1, random.randrange(1, 1 << 20)))
-    found[place : place + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
+    offset = max(0, min(_offset(random, data), len(data) - width)) // random.choice((1, width))
+    number = random.choice((*NUMBERS, len(data), len(data) - 1, random.randrange(1, 1 << 20)))
+    data[offset : offset + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
 
 
-def _cut(random: Random, found: bytearray, donor: bytes) -> None:
+def _cut(random: Random, data: bytearray, donor: bytes) -> None:
     if random.random() < 0.4:
-        del found[random.randrange(len(found)) :]
+        del data[random.randrange(len(data)) :]
 
 
-def _zeros(random: Random, found: bytearray, donor: bytes) -> None:
-    place, length = _place(random, found), random.choice((1, 8, 64, 512))
-    found[place : place + length] = bytes(len(found[place : place + length]))
+def _zeros(random: Random, data: bytearray, donor: bytes) -> None:
+    offset = _offset(random, data)
+    length = random.choice((1, 8, 64, 512))
+    data[offset : offset + length] = bytes(len(data[offset : offset + length]))
 
 
-def _lose(random: Random, found: bytearray, donor: bytes) -> None:
-    place = _place(random, found)
-    del found[place : place + random.choice((1, 2, 8, 100))]
+def _delete(random: Random, data: bytearray, donor: bytes) -> None:
+    offset = _offset(random, data)
+    del data[offset : offset + random.choice((1, 2, 8, 100))]
 
 
-def _insert(random: Random, found: bytearray, donor: bytes) -> None:
-    place = _place(random, found)
-    found[place:place] = random.randbytes(random.choice((1, 2, 8, 100)))
+def _insert(random: Random, data: bytearray, donor: bytes) -> None:
+    offset = _offset(random, data)
+    data[offset:offset] = random.randbytes(random.choice((1, 2, 8, 100)))
 
 
-def _splice(random: Random, found: bytearray, donor: bytes) -> None:
+def _splice(random: Random, data: bytearray, donor: bytes) -> None:
     length = random.choice((8, 64, 512, 4096))
-    here, there = _place(random, found), random.randrange(max(1, len(donor)))
+    target = _offset(random, data)
+    source = random.randrange(max(1, len(donor)))
     if random.random() < 0.5:
-        there = here
-    found[here : here + length] = donor[there : there + length]
+        source = target
+    data[target : target + length] = donor[source : source + length]
 
 
-def _move(random: Random, found: bytearray, donor: bytes) -> None:
+def _move(random: Random, data: bytearray, donor: bytes) -> None:
     length = random.choice((4, 8, 40, 512))
-    one, other = _place(random, found), _place(random, found)
-    found[other : other + length] = found[one : one + length]
+    source = _offset(random, data)
+    target = _offset(random, data)
+    data[target : target + length] = data[source : source + length]
 
 
-BLOWS: tuple[Callable[[Random, bytearray, bytes], None], ...] = (
-    *(_flip, _flip, _byte, _byte, _number, _number, _number, _cut, _zeros, _lose, _insert, _splice, _move),
+CHANGES: tuple[Callable[[Random, bytearray, bytes], None], ...] = (
+    *(_flip, _flip, _byte, _byte, _number, _number, _number, _cut, _zeros, _delete, _insert, _splice, _move),
 )

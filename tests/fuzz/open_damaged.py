@@ -1,8 +1,8 @@
-"""Opens damaged files, one after the other, in a process that may die of it: `open_damaged.py KIND FIRST COUNT FOLDER`.
+"""Opens damaged files one after the other in a process that may crash: `open_damaged.py KIND FIRST COUNT FOLDER`.
 
-FOLDER/whole holds a cache, the same packed, and checkpoints (see `test_fuzz_files.py`). Prints, as JSON, how many inputs were
-refused and how many were read, every error that was none of ours with the seed and the place, and by how many MB the
-process grew. FOLDER/at tells the seed in hand when it dies.
+FOLDER/whole holds a cache, the same packed, and checkpoints (see `test_fuzz_files.py`). Prints as JSON how many files
+were refused and how many were read, every error other than CostlError with its seed and traceback, and by how many MB
+the process grew. FOLDER/seed holds the current seed, for when the process crashes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from costl.pipeline.cache.inspect import inspect_cache, status_table
 from costl.pipeline.cache.pack_table import ENDS, TABLE
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
-from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.words import stored_words
 from costl.pipeline.errors import CostlError
 
 MORE_MEMORY = 512 << 20
@@ -38,17 +38,17 @@ TEXTS = ("rows", "features", "fingerprint", "settings", "joint/scalars", "words"
 Read = Callable[[], object]
 
 
-def reads(cache: Path) -> Iterator[Read]:
-    """All that is ever read of a cache, a step at a time; each may refuse."""
+def cache_reads(cache: Path) -> Iterator[Read]:
+    """Everything that is ever read from a cache, step by step; each step may refuse the file."""
     yield lambda: status_table(CacheReader(cache).rows, everything=True)
     yield lambda: inspect_cache(cache)
     yield lambda: verify(cache, threads=1)
     yield lambda: verify(cache, threads=1, quick=True)
-    yield lambda: known_words(cache)
+    yield lambda: stored_words(cache)
     yield lambda: CacheReader(cache)
     try:
         reader = CacheReader(cache)
-    except Exception:  # told by the step before
+    except Exception:  # reported by the step before
         return
     yield lambda: (reader.videos, reader.source, reader.digest, reader.splits)
     for split in reader.splits:
@@ -69,10 +69,10 @@ def index_bytes(random: Random, folder: Path) -> Path:
 
 def part_bytes(random: Random, folder: Path) -> Path:
     part = random.choice([_part(folder), *sorted((folder / "whole" / "feats.h5.parts" / "words").iterdir())])
-    for whole in (folder / "whole" / "feats.h5.parts").rglob("*.h5"):  # mended, after the one before
+    for whole in (folder / "whole" / "feats.h5.parts").rglob("*.h5"):  # undoes the damage of the seed before
         shutil.copy(whole, folder / whole.relative_to(folder / "whole"))
-    place = folder / part.relative_to(folder / "whole")
-    place.write_bytes(damaged(random, part.read_bytes(), (folder / "whole" / "feats.h5").read_bytes()))
+    target = folder / part.relative_to(folder / "whole")
+    target.write_bytes(damaged(random, part.read_bytes(), (folder / "whole" / "feats.h5").read_bytes()))
     return folder / "feats.h5"
 
 
@@ -83,7 +83,7 @@ def packed_bytes(random: Random, folder: Path) -> Path:
 
 
 def index_texts(random: Random, folder: Path) -> Path:
-    """A sound HDF5 file whose JSON says something else."""
+    """A valid HDF5 file in which some JSON is changed."""
     path = folder / "feats.h5"
     shutil.copy(folder / "whole" / "feats.h5", path)
     with h5py.File(path, "r+") as file:
@@ -97,7 +97,7 @@ def index_texts(random: Random, folder: Path) -> Path:
 
 
 def packed_table(random: Random, folder: Path) -> Path:
-    """A sound packed file whose table says something else."""
+    """A valid packed file in which a line of the table is changed."""
     path = folder / "packed.h5"
     shutil.copy(folder / "whole" / "packed.h5", path)
     with h5py.File(path, "r+") as file:
@@ -106,7 +106,8 @@ def packed_table(random: Random, folder: Path) -> Path:
         lines[number] = as_json(random, odd_json(random, json.loads(lines[number])))
         lines = [line + b"\n" for line in lines]
         del file[TABLE], file[ENDS]
-        file[TABLE], file[ENDS] = np.frombuffer(b"".join(lines), np.uint8), np.cumsum([len(line) for line in lines])
+        file[TABLE] = np.frombuffer(b"".join(lines), np.uint8)
+        file[ENDS] = np.cumsum([len(line) for line in lines])
     return path
 
 
@@ -124,7 +125,7 @@ CACHES = {
 
 
 def checkpoint_reads(folder: Path) -> Iterator[Read]:
-    """Only here is torch loaded, which the caches do without."""
+    """Everything that is read from a checkpoint. Loads torch, which the caches do not need."""
     from costl.training.checkpoint import load_checkpoint
     from costl.training.state import load_state
 
@@ -133,20 +134,21 @@ def checkpoint_reads(folder: Path) -> Iterator[Read]:
 
 
 def small_state() -> Any:
-    """A training of something very small, with all that `last` carries."""
+    """The state of a very small training, with everything that `last` stores."""
     import torch
 
     from costl.training.precision import make_scaler
-    from costl.training.state import State
+    from costl.training.state import TrainingState
 
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    cpu, shuffle = torch.device("cpu"), torch.Generator().manual_seed(0)
+    cpu = torch.device("cpu")
+    shuffle = torch.Generator().manual_seed(0)
     scaler = make_scaler(cpu, torch.float32)
-    return State(model, copy.deepcopy(model), optimizer, shuffle, torch.float32, scaler)
+    return TrainingState(model, copy.deepcopy(model), optimizer, shuffle, torch.float32, scaler)
 
 
 def checkpoint_bytes(random: Random, folder: Path) -> Path:
@@ -156,31 +158,31 @@ def checkpoint_bytes(random: Random, folder: Path) -> Path:
 
 
 def checkpoint_header(random: Random, folder: Path) -> Path:
-    """A checkpoint with a header that says something else, half of them with the checksum that belongs to it."""
+    """A checkpoint with a changed header; half of them have the matching checksum."""
     content = (folder / "whole" / "last.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     if random.random() < 0.5:
         header = odd_json(random, header)
     else:
-        about = odd_json(random, json.loads(header["__metadata__"]["costl"]))
-        if isinstance(about, dict):
-            about |= {"sha256": _checksum(folder, about)}
-        header["__metadata__"]["costl"] = as_json(random, about).decode(errors="replace")
-    said = as_json(random, header)
-    said += b" " * (-len(said) % 8)
-    (folder / "last.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + content[8 + length :])
+        metadata = odd_json(random, json.loads(header["__metadata__"]["costl"]))
+        if isinstance(metadata, dict):
+            metadata |= {"sha256": _checksum(folder, metadata)}
+        header["__metadata__"]["costl"] = as_json(random, metadata).decode(errors="replace")
+    encoded = as_json(random, header)
+    encoded += b" " * (-len(encoded) % 8)
+    (folder / "last.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
     return folder
 
 
-def _checksum(folder: Path, about: dict) -> str:
+def _checksum(folder: Path, metadata: dict) -> str:
     from safetensors.torch import load_file
 
     from costl.training import checkpoint
 
-    about = {key: value for key, value in about.items() if key != "sha256"}
+    metadata = {key: value for key, value in metadata.items() if key != "sha256"}
     try:
-        return checkpoint._digest(about, load_file(folder / "whole" / "last.safetensors"))
+        return checkpoint._digest(metadata, load_file(folder / "whole" / "last.safetensors"))
     except (ValueError, RecursionError):
         return hashlib.sha256().hexdigest()
 
@@ -190,22 +192,23 @@ CHECKPOINTS = {"checkpoint": checkpoint_bytes, "checkpoint header": checkpoint_h
 
 def main() -> None:
     kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    make, read = (CACHES[kind], reads) if kind in CACHES else (CHECKPOINTS[kind], checkpoint_reads)
+    make, read = (CACHES[kind], cache_reads) if kind in CACHES else (CHECKPOINTS[kind], checkpoint_reads)
     restore(folder)
-    for step in read(folder / "feats.h5" if kind in CACHES else folder):  # what is whole is read; libraries are loaded
+    for step in read(folder / "feats.h5" if kind in CACHES else folder):  # reads the whole files, which loads libraries
         step()
     before_mb = limit_memory()
-    found, foreign = Counter[str](), dict[str, tuple[int, str]]()
+    outcomes = Counter[str]()
+    foreign: dict[str, tuple[int, str]] = {}
     for seed in range(first, first + count):
-        (folder / "at").write_text(str(seed))
+        (folder / "seed").write_text(str(seed))
         signal.alarm(LONGEST_S)
-        found[outcome(list(read(make(Random(seed), folder))), seed, foreign)] += 1
+        outcomes[outcome(list(read(make(Random(seed), folder))), seed, foreign)] += 1
     signal.alarm(0)
-    print(json.dumps({"counts": found, "foreign": foreign, "grown_mb": peak_mb() - before_mb}))
+    print(json.dumps({"counts": outcomes, "foreign": foreign, "grown_mb": peak_mb() - before_mb}))
 
 
 def outcome(steps: list[Read], seed: int, foreign: dict[str, tuple[int, str]]) -> str:
-    """What became of one file: `whole` when nothing was refused. Errors that are none of ours go to `foreign`."""
+    """The outcome for one file: `whole` if no step refused it. Errors other than CostlError are added to `foreign`."""
     kinds = set()
     for step in steps:
         try:
@@ -215,16 +218,16 @@ def outcome(steps: list[Read], seed: int, foreign: dict[str, tuple[int, str]]) -
             kinds.add("refused")
         except Exception as error:
             kinds.add("foreign")
-            where = traceback.format_exc().splitlines()[-6:]
-            foreign.setdefault(f"{type(error).__name__}: {error}"[:200], (seed, "\n".join(where)))
+            trace = traceback.format_exc().splitlines()[-6:]
+            foreign.setdefault(f"{type(error).__name__}: {error}"[:200], (seed, "\n".join(trace)))
     return next(kind for kind in ("foreign", "refused", "whole") if kind in kinds)
 
 
 def limit_memory() -> float:
-    """A file that asks for more than its size has to fail; -> the most memory so far, MB."""
+    """Limits the memory, so that a file that claims too much makes its reader fail; -> the peak so far, MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MORE_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * resource.getpagesize() + MORE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return peak_mb()
 
 
@@ -233,7 +236,7 @@ def peak_mb() -> float:
 
 
 def restore(folder: Path) -> None:
-    """Everything as it was."""
+    """Restores all files."""
     shutil.copytree(folder / "whole", folder, dirs_exist_ok=True)
 
 

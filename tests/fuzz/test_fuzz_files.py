@@ -1,4 +1,4 @@
-"""Caches and checkpoints damaged in every way a seed can think of: read, or refused in words, in bounded memory, in time."""
+"""Caches and checkpoints with seeded damage are read, or refused by a CostlError, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from open_damaged import CACHES, CHECKPOINTS, small_state
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import Joint, Words
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.training.state import save_state
 
 HERE = Path(__file__).parent
@@ -28,11 +28,11 @@ ROW = {"qid": 1, "query": "a dog", "vid": "v_a", "duration": 6, "relevant_window
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """What `open_damaged` damages: a cache of three videos, the same packed, and a checkpoint."""
+    """The files that `open_damaged` damages: a cache of three videos, the same packed, and a checkpoint."""
     whole = tmp_path / "whole"
     whole.mkdir()
     rng = np.random.default_rng(0)
-    joint = Joint(np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, np.eye(8, 4, dtype=np.float32), 100.0)
+    joint = JointSpace(np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, np.eye(8, 4, dtype=np.float32), 100.0)
     contents = Contents(
         fingerprint={"model": "tiny", "fps": 0.5},
         fps=0.5,
@@ -43,47 +43,50 @@ def folder(tmp_path) -> Path:
         videos="videos",
         source={"model": "tiny", "weights": "./weights.pt"},
     )
-    words = {"a dog": Words(np.ones((2, 6), np.float16), np.ones(4, np.float32), texts=("a ", "dog "))}
+    words = {"a dog": SentenceTokens(np.ones((2, 6), np.float16), np.ones(4, np.float32), texts=("a ", "dog "))}
     with CacheWriter(whole / "feats.h5", contents, words) as writer:
         writer.write_index()
         for name, clips in (("v_a", 3), ("v_b", 5), ("v_c", 1)):
             tokens = rng.normal(size=(clips, 7, 8)).astype(np.float16)
-            times_s, duration_s = np.arange(clips) * 2.0 + 1, clips * 2.0
-            writer.store(name, tokens=tokens, times_s=times_s, duration_s=duration_s, content_hash="0" * 64)
-        writer.note("bad", status="failed", reason="no video stream")
+            times_s = np.arange(clips) * 2.0 + 1
+            writer.store(name, tokens=tokens, times_s=times_s, duration_s=clips * 2.0, content_hash="0" * 64)
+        writer.record_without_features("bad", status="failed", reason="no video stream")
     pack(whole / "feats.h5", out=whole / "packed.h5")
     save_state(small_state(), whole)
     return tmp_path
 
 
-def opened(kind: str, count: int, folder: Path) -> tuple[dict[str, int], list[str]]:
-    """How many of `count` damaged files came to what, and everything that should not have happened."""
-    counts, problems, first = dict[str, int](), list[str](), 0
+def open_files(kind: str, count: int, folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Opens `count` damaged files; -> how many had each outcome, and every problem."""
+    counts: dict[str, int] = {}
+    problems: list[str] = []
+    first = 0
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     while first < count:
         program = [sys.executable, str(HERE / "open_damaged.py"), kind, str(first), str(count - first), str(folder)]
-        ended = subprocess.run(program, env=environment, capture_output=True, text=True)
-        if ended.returncode:
-            seed = int((folder / "at").read_text())
-            why = signal.Signals(-ended.returncode).name if ended.returncode < 0 else ended.stderr[-1000:]
-            problems.append(f"{kind} {seed}: the process ended by {why}")
-            counts["died"] = counts.get("died", 0) + 1
+        process = subprocess.run(program, env=environment, capture_output=True, text=True)
+        if process.returncode:
+            seed = int((folder / "seed").read_text())
+            killed = process.returncode < 0
+            reason = signal.Signals(-process.returncode).name if killed else process.stderr[-1000:]
+            problems.append(f"{kind} {seed}: the process ended by {reason}")
+            counts["crashed"] = counts.get("crashed", 0) + 1
             first = seed + 1
             continue
-        found = json.loads(ended.stdout.splitlines()[-1])
-        counts |= {name: counts.get(name, 0) + number for name, number in found["counts"].items()}
-        problems += [f"{kind} {seed}: {error}\n{where}" for error, (seed, where) in found["foreign"].items()]
-        if found["grown_mb"] > GROWN_MB:
-            problems.append(f"{kind}: grew by {found['grown_mb']:.0f} MB")
+        report = json.loads(process.stdout.splitlines()[-1])
+        counts |= {name: counts.get(name, 0) + number for name, number in report["counts"].items()}
+        problems += [f"{kind} {seed}: {error}\n{trace}" for error, (seed, trace) in report["foreign"].items()]
+        if report["grown_mb"] > GROWN_MB:
+            problems.append(f"{kind}: grew by {report['grown_mb']:.0f} MB")
         first = count
     return counts, problems
 
 
 @pytest.mark.promise(9)
 @pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
-def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(folder, kind, tell):
-    counts, problems = opened(kind, FEW, folder)
-    tell(f"{kind}: {sum(counts.values())} files, {counts}")
+def test_a_damaged_file_is_read_or_refused_in_bounded_memory(folder, kind, report_figure):
+    counts, problems = open_files(kind, FEW, folder)
+    report_figure(f"{kind}: {sum(counts.values())} files, {counts}")
     assert not problems, "\n".join(problems)
     assert counts["refused"] > FEW / 4 and sum(counts.values()) == FEW
 
@@ -91,7 +94,7 @@ def test_a_damaged_file_is_read_or_refused_in_words_and_never_fills_the_memory(f
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("kind", [*CACHES, *CHECKPOINTS])
-def test_ten_thousand_damaged_files_are_read_or_refused_in_words(folder, kind, tell):
-    counts, problems = opened(kind, MANY, folder)
-    tell(f"{kind}: {sum(counts.values())} files, {counts}")
+def test_ten_thousand_damaged_files_are_read_or_refused(folder, kind, report_figure):
+    counts, problems = open_files(kind, MANY, folder)
+    report_figure(f"{kind}: {sum(counts.values())} files, {counts}")
     assert not problems, "\n".join(problems)

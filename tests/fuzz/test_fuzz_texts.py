@@ -1,4 +1,4 @@
-"""Annotations, predictions, settings and the JSON of runs as nobody would write them: read, or refused in words."""
+"""Invalid annotations, predictions, settings and JSON of runs are read, or refused by a CostlError with a message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUERY = {
     "rated_windows": None,
     "domain": "BK",
 }
-ANSWER = {
+PREDICTION = {
     "qid": 1,
     "query": "a dog",
     "vid": "v",
@@ -52,10 +52,10 @@ RUN = {
     "versions": {"python": "3.11"},
 }
 FOLDER = {"extract": {"model": "ViT-B-32", "weights": "openai", "fps": 0.5, "layers": 1}, "train": Config().to_dict()}
-LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+BILLION_LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-MERGES = LAUGHS.replace("[x,x,x,x,x,x,x,x,x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}")
+MERGES = BILLION_LAUGHS.replace("[x,x,x,x,x,x,x,x,x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}")
 SNIPPETS = (
     *("&a [*a]", "&a {b: *a}", "*nowhere", "&a", "!!bool maybe", "!!int ''", "!!int x", "!!float x", "!!timestamp x"),
     *(
@@ -107,43 +107,45 @@ Read = Callable[[Random, Path], object]
 
 
 def annotations(random: Random, folder: Path) -> None:
-    text = lines(random, QUERY)
-    attempts(lambda: parse_jsonl(text, "train.jsonl"), lambda: checked(text))
+    text = odd_lines(random, QUERY)
+    attempt_all(lambda: parse_jsonl(text, "train.jsonl"), lambda: check_as_extraction(text))
 
 
-def checked(text: str) -> None:
-    """As extraction does, which reads them before anybody else."""
+def check_as_extraction(text: str) -> None:
+    """Checks annotations as an extraction does."""
     check_annotations({"train": text}, allow_missing=True)
     for query in queries_in({"train": text}):
-        query.encode()  # what it is stored as
+        query.encode()  # the cache stores it as UTF-8
 
 
 def predictions(random: Random, folder: Path) -> None:
-    truth, answers = folder / "truth.jsonl", folder / "predictions.jsonl"
+    truth = folder / "truth.jsonl"
+    predictions_path = folder / "predictions.jsonl"
     truth.write_bytes(as_json(random, QUERY if random.random() < 0.7 else odd_json(random, QUERY)) + b"\n")
-    answers.write_bytes(lines(random, ANSWER).encode(errors="surrogatepass"))
+    predictions_path.write_bytes(odd_lines(random, PREDICTION).encode(errors="surrogatepass"))
     official = random.random() < 0.3
-    attempts(
-        lambda: parse_predictions(answers.read_bytes().decode(errors="replace"), "predictions.jsonl"),
-        lambda: json.dumps(score_files(answers, truth, official=official), allow_nan=False),
+    attempt_all(
+        lambda: parse_predictions(predictions_path.read_bytes().decode(errors="replace"), "predictions.jsonl"),
+        lambda: json.dumps(score_files(predictions_path, truth, official=official), allow_nan=False),
     )
 
 
 def annotation_bytes(random: Random, folder: Path) -> None:
-    path, whole = folder / "train.jsonl", "".join(json.dumps(QUERY | {"qid": qid}) + "\n" for qid in range(3)).encode()
+    path = folder / "train.jsonl"
+    whole = "".join(json.dumps(QUERY | {"qid": qid}) + "\n" for qid in range(3)).encode()
     path.write_bytes(damaged(random, whole, whole))
-    attempts(lambda: parse_jsonl(read_annotations(path, allow_missing=True)["train"], "train.jsonl"))
+    attempt_all(lambda: parse_jsonl(read_annotations(path, allow_missing=True)["train"], "train.jsonl"))
 
 
 def settings_files(random: Random, folder: Path) -> None:
-    path, odd = folder / "costl.yaml", random.choice(("folder", "settings", "variants", "override"))
-    path.write_bytes(
-        odd_yaml(random, FOLDER if odd != "settings" else Config().to_dict(), odd in ("folder", "settings"))
-    )
+    path = folder / "costl.yaml"
+    odd = random.choice(("folder", "settings", "variants", "override"))
+    settings = Config().to_dict() if odd == "settings" else FOLDER
+    path.write_bytes(odd_yaml(random, settings, odd in ("folder", "settings")))
     variants = {"small": {"spatial.top_k": 2, "loss.focal": 1.5}, "none": {"train.epochs": 60}}
     (folder / "variants.yaml").write_bytes(odd_yaml(random, variants, odd == "variants"))
     value = random.choice(SNIPPETS) if odd == "override" else "1.5"
-    attempts(
+    attempt_all(
         lambda: load_config(load_config(path).to_dict()),
         lambda: load_config(read_settings(folder).train) if odd != "settings" else None,
         lambda: stated_fps([path]),
@@ -158,11 +160,11 @@ def runs(random: Random, folder: Path) -> None:
     (run / "best.safetensors").touch()
     (run / "config.yaml").write_text(Config().to_yaml(), encoding="utf-8")
     (run / "run.json").write_bytes(as_json(random, odd_json(random, RUN)))
-    attempts(lambda: read_run(run).settled, lambda: newest_run(folder / "runs"))
+    attempt_all(lambda: read_run(run).resolved_config, lambda: newest_run(folder / "runs"))
 
 
-def lines(random: Random, row: dict) -> str:
-    """A JSONL text of a few rows, at least one of them odd."""
+def odd_lines(random: Random, row: dict) -> str:
+    """A JSONL text of one or three rows, most of them changed."""
     rows = [
         row | {"qid": qid} if random.random() < 0.3 else odd_json(random, row) for qid in range(random.choice((1, 3)))
     ]
@@ -173,31 +175,31 @@ def lines(random: Random, row: dict) -> str:
 
 
 def odd_yaml(random: Random, whole: dict, odd: bool) -> bytes:
-    """Settings as YAML: other values, something of YAML's own in the place of one, or damaged bytes."""
+    """Settings as YAML: with changed values, with special YAML syntax in places, or with damaged bytes."""
     if not odd:
         return yaml.safe_dump(whole, sort_keys=False).encode()
     text = yaml.safe_dump(odd_json(random, whole) if random.random() < 0.5 else whole, sort_keys=False)
     for _ in range(random.choice((0, 1, 1, 3))):
-        at = [place for place, letter in enumerate(text) if letter in ":-\n"] or [0]
-        place = random.choice(at)
-        rest = text.find("\n", place + 1) if random.random() < 0.7 else place + 1
-        text = f"{text[: place + 1]} {random.choice(SNIPPETS)}{text[rest:] if rest >= 0 else ''}"
+        offsets = [offset for offset, letter in enumerate(text) if letter in ":-\n"] or [0]
+        start = random.choice(offsets)
+        end = text.find("\n", start + 1) if random.random() < 0.7 else start + 1
+        text = f"{text[: start + 1]} {random.choice(SNIPPETS)}{text[end:] if end >= 0 else ''}"
     content = text.encode(errors="surrogatepass")
     return damaged(random, content, content) if random.random() < 0.3 else content
 
 
 class Foreign(Exception):
-    """An error that is none of ours came out."""
+    """A reader raised an error other than CostlError."""
 
 
-def attempts(*reads: Callable[[], object]) -> None:
-    """Each is done, whatever became of the one before; the first refusal is raised at the end."""
+def attempt_all(*reads: Callable[[], object]) -> None:
+    """Calls every reader, even after a refusal; raises the first refusal at the end."""
     refusals = []
     for read in reads:
         try:
             read()
         except CostlError as error:
-            assert str(error).strip(), "a refusal without a word"
+            assert str(error).strip(), "a refusal without a message"
             refusals.append(error)
         except Exception as error:
             raise Foreign(f"{type(error).__name__}: {error}"[:300]) from error
@@ -206,7 +208,8 @@ def attempts(*reads: Callable[[], object]) -> None:
 
 
 def fuzz(read: Read, seeds: range, folder: Path) -> tuple[Counter[str], list[str]]:
-    counts, problems = Counter[str](), list[str]()
+    counts = Counter[str]()
+    problems: list[str] = []
     for seed in seeds:
         try:
             read(Random(seed), folder)
@@ -224,10 +227,10 @@ KINDS = pytest.mark.parametrize("read", [annotations, predictions, annotation_by
 
 @pytest.mark.promise(9)
 @KINDS
-def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch, tell):
+def test_an_invalid_text_is_read_or_refused(read, tmp_path, monkeypatch, report_figure):
     monkeypatch.chdir(tmp_path)
     counts, problems = fuzz(read, range(FEW // 5 if read in (settings_files, predictions) else FEW), tmp_path)
-    tell(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
+    report_figure(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
     assert not problems, "\n\n".join(problems[:3])
     assert counts["refused"] and counts["read"] and not (tmp_path / "pwned").exists()
 
@@ -235,16 +238,16 @@ def test_an_odd_text_is_read_or_refused_in_words(read, tmp_path, monkeypatch, te
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
 @KINDS
-def test_fifty_thousand_odd_texts_are_read_or_refused_in_words(read, tmp_path, monkeypatch, tell):
+def test_fifty_thousand_invalid_texts_are_read_or_refused(read, tmp_path, monkeypatch, report_figure):
     monkeypatch.chdir(tmp_path)
     counts, problems = fuzz(read, range(MANY // 5 if read in (settings_files, predictions) else MANY), tmp_path)
-    tell(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
+    report_figure(f"{read.__name__}: {counts.total()} texts, {dict(counts)}")
     assert not problems, f"{len(problems)} problems\n" + "\n\n".join(problems[:10])
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("text", [LAUGHS, MERGES, "a: &a [*a]\n", "a: &a {b: {<<: *a}}\n"])
-def test_a_few_lines_that_stand_for_more_than_any_memory_are_refused(text, tmp_path):
+@pytest.mark.parametrize("text", [BILLION_LAUGHS, MERGES, "a: &a [*a]\n", "a: &a {b: {<<: *a}}\n"])
+def test_yaml_aliases_that_expand_beyond_memory_are_refused(text, tmp_path):
     path = tmp_path / "laughs.yaml"
     path.write_text(text)
     for read in (lambda: load_config(path), lambda: read_variants(path)):

@@ -1,9 +1,9 @@
-"""What each process of a shared training does in the tests: several trainings, one after another, in one meeting.
+"""The work of each process in the tests of distributed training: several trainings, one after another, in one group.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python in_ranks.py CACHE FOLDER [STOPPED]
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python distributed_training.py CACHE FOLDER STOPPED
 
-STOPPED is a run that one process began. What went wrong, as it should, is written to FOLDER/errors-RANK.json, and to
-FOLDER/threads-RANK.json which threads are alive when the processes have parted.
+STOPPED is a run that a single process started. Writes the expected errors to FOLDER/errors-RANK.json, and the threads that
+are alive after the process group has ended to FOLDER/threads-RANK.json.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError
 from costl.train import resume, train
-from costl.training.distributed import Ranks, joined
+from costl.training.distributed import Ranks, process_group
 
 SIZE = "train.batch_size=32"
-STILL = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE)
+NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE)
 
 
 class Stop(Exception):
-    """Where all processes are killed at once."""
+    """Stops all processes at the same point."""
 
 
 def work(ranks: Ranks, cache: Path, folder: Path, stopped: Path) -> dict[str, list]:
-    """-> by name, what was raised: its kind, its words, and whether another process says it."""
-    module._show = lambda *_, **__: None  # pictures are not what this is about
+    """-> by name, the raised error: its type, its message, and whether another process prints it."""
+    module._draw_and_evaluate = lambda *_, **__: None  # these tests need no pictures
     errors: dict[str, list] = {}
 
     def run(name: str, *settings: str) -> None:
@@ -43,49 +43,49 @@ def work(ranks: Ranks, cache: Path, folder: Path, stopped: Path) -> dict[str, li
         try:
             run(name, *settings)
         except CostlError as error:
-            errors[name] = [type(error).__name__, str(error), error.told]
+            errors[name] = [type(error).__name__, str(error), error.reported]
 
-    run("still", *STILL)
-    run("uneven", *STILL, "train.batch_size=6")  # most batches are about one video: one process has nothing to do
-    run("dropped", SIZE)
+    run("no-dropout", *NO_DROPOUT)
+    run("uneven", *NO_DROPOUT, "train.batch_size=6")  # most batches are about one video: one process is idle
+    run("dropout", SIZE)
     resume(stopped, device="cpu", ranks=ranks)
     stop_after_one_epoch(lambda: run("continued", SIZE))
     resume(folder / "continued", device="cpu", ranks=ranks)
-    evaluate(folder / "still", split="test", out=folder / "evaluated", device="cpu", ranks=ranks)
+    evaluate(folder / "no-dropout", split="test", out=folder / "evaluated", device="cpu", ranks=ranks)
     refused("too-many", "train.accumulate=2")
-    refused("still", *STILL)  # is there already
-    refused("of-two-minds", f"train.epochs={3 + ranks.rank}")
-    with_infinite_loss(lambda: refused("no-number", SIZE))
+    refused("no-dropout", *NO_DROPOUT)  # the run exists
+    refused("other-settings", f"train.epochs={3 + ranks.rank}")
+    with_infinite_loss(lambda: refused("non-finite", SIZE))
     break_reading(on=ranks.rank == 1)
     refused("damaged", SIZE)
     return errors
 
 
 def stop_after_one_epoch(work) -> None:
-    known = module._out_of_patience
+    original = module._out_of_patience
 
     def stop(state, config):
         if state.epoch == 1:
             raise Stop
-        return known(state, config)
+        return original(state, config)
 
     module._out_of_patience = stop
     try:
         work()
     except Stop:
-        module._out_of_patience = known
+        module._out_of_patience = original
 
 
 def with_infinite_loss(work) -> None:
-    known = module.total_loss
+    original = module.total_loss
 
     def infinite(*args):
-        total, parts = known(*args)
+        total, parts = original(*args)
         return total * float("inf"), parts
 
     module.total_loss = infinite
     work()
-    module.total_loss = known
+    module.total_loss = original
 
 
 def break_reading(*, on: bool) -> None:
@@ -102,7 +102,7 @@ def threads() -> list[str]:
 
 if __name__ == "__main__":
     cache, folder, stopped = map(Path, sys.argv[1:])
-    with joined() as ranks:
-        found = work(ranks, cache, folder, stopped)
-    (folder / f"errors-{ranks.rank}.json").write_text(json.dumps(found))
+    with process_group() as ranks:
+        errors = work(ranks, cache, folder, stopped)
+    (folder / f"errors-{ranks.rank}.json").write_text(json.dumps(errors))
     (folder / f"threads-{ranks.rank}.json").write_text(json.dumps(threads()))

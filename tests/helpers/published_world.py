@@ -1,4 +1,4 @@
-"""A made-up benchmark as people publish them: annotations, two streams of frame features, features of the sentences."""
+"""A small synthetic benchmark of published features: annotations, two streams of frame features, and text features."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-WIDE, JOINT, THINGS = 12, 16, 8
+SLOW_WIDTH, CLIP_WIDTH, THINGS = 12, 16, 8  # channels of the streams `slow` and `clip`; things that queries name
 COUNTS = {"train": 40, "val": 8, "test": 24}
 
 
 @dataclass(frozen=True)
 class Published:
-    """A folder of annotations, the folder of each stream, and that of the sentences."""
+    """The folder of annotations, the folder of each stream, and the folder of text features."""
 
     annotations: Path
     streams: dict[str, Path]
@@ -28,33 +28,35 @@ class Published:
 
 
 def publish_world(folder: Path, *, fps: float = 0.5, counts: dict[str, int] | None = None, seed: int = 0) -> Published:
-    """Videos of 15 to 25 clips; in one window of each, the frames of both streams show the thing that is asked for.
+    """Writes videos of 15 to 25 clips; in one window of each, both streams show the thing that its query names.
 
-    `clip` lies in one space with the sentences; `slow` shows the thing in a space of its own, under much noise.
+    `clip` shares its space with the text features; `slow` shows the thing in another space, with much noise.
     """
     rng = np.random.default_rng(seed)
-    things, own = unit(rng.normal(size=(THINGS, JOINT))), rng.normal(size=(THINGS, WIDE))
-    world = Published(folder / "annotations", {name: folder / name for name in ("slow", "clip")}, folder / "text")
+    things = unit(rng.normal(size=(THINGS, CLIP_WIDTH)))
+    slow_things = rng.normal(size=(THINGS, SLOW_WIDTH))
+    streams = {name: folder / name for name in ("slow", "clip")}
+    world = Published(folder / "annotations", streams, folder / "text")
     for path in (world.annotations, *world.streams.values(), world.text):
         path.mkdir(parents=True)
     qid = 0
     for split, videos in (counts or COUNTS).items():
         rows = []
         for number in range(videos):
-            clips, vid = int(rng.integers(15, 26)), f"{split}_{number}"
+            clips = int(rng.integers(15, 26))
+            vid = f"{split}_{number}"
             start = int(rng.integers(0, clips - 6))
             end = start + int(rng.integers(3, 7))
-            asked, other = rng.permutation(THINGS)[:2]
-            shown = np.where((np.arange(clips) >= start) & (np.arange(clips) < end), asked, other)
-            save(world.frames("clip", vid), features=things[shown] + 0.1 * rng.normal(size=(clips, JOINT)))
-            save(world.frames("slow", vid), features=40 * own[shown] + 40 * rng.normal(size=(clips, WIDE)))
-            words = things[asked] + 0.1 * rng.normal(size=(4, JOINT))
-            save(world.text / f"qid{qid}.npz", last_hidden_state=words, pooler_output=7 * things[asked])
-            window = [start / fps, end / fps]
-            rows.append(
-                {"qid": qid, "query": f"thing {asked}, {qid}", "vid": vid, "duration": clips / fps}
-                | {"relevant_windows": [window]}
-            )
+            named, other = rng.permutation(THINGS)[:2]
+            shown = np.where((np.arange(clips) >= start) & (np.arange(clips) < end), named, other)
+            clip_noise = rng.normal(size=(clips, CLIP_WIDTH))
+            save(world.frames("clip", vid), features=things[shown] + 0.1 * clip_noise)
+            slow_noise = rng.normal(size=(clips, SLOW_WIDTH))
+            save(world.frames("slow", vid), features=40 * slow_things[shown] + 40 * slow_noise)
+            words = things[named] + 0.1 * rng.normal(size=(4, CLIP_WIDTH))
+            save(world.text / f"qid{qid}.npz", last_hidden_state=words, pooler_output=7 * things[named])
+            row = {"qid": qid, "query": f"thing {named}, {qid}", "vid": vid, "duration": clips / fps}
+            rows.append(row | {"relevant_windows": [[start / fps, end / fps]]})
             qid += 1
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (world.annotations / f"{split}.jsonl").write_text(text, encoding="utf-8")

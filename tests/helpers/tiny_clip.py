@@ -1,4 +1,4 @@
-"""A CLIP small enough to be made on the spot: random, seeded, in open_clip's own folder layout."""
+"""A very small CLIP with seeded random weights, written in the folder layout of open_clip."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def model_config(*, quick_gelu: bool = False, **vision: Any) -> dict[str, Any]:
     return {"embed_dim": 32, "quick_gelu": quick_gelu, "vision_cfg": VISION | vision, "text_cfg": dict(TEXT)}
 
 
-def write_clip(folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """A folder that `load_clip` takes as its weights; the same seed gives the same weights."""
+def write_clip_weights(folder: Path, *, seed: int = 0, **config: Any) -> Path:
+    """Writes a folder that `load_encoder` accepts as weights; the same seed gives the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
     model = model_config(**config)
     text = json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS})
@@ -33,7 +33,8 @@ def random_network(folder: Path, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-        # Norms start as the identity and activations near zero, which would hide a forgotten one and a wrong one.
+        # Norms start as the identity, which would hide a missing norm; activations start near zero, which would hide a
+        # wrong one.
         for name, parameter in network.named_parameters():
             if "ln_" in name:
                 torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)

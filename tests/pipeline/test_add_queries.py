@@ -1,4 +1,4 @@
-"""Words of new annotations go into a cache that is there, and into nothing else."""
+"""The queries of new annotations are added to a finished cache, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from click.testing import CliRunner
 
 from costl.commands import main
 from costl.evaluate import evaluate
-from costl.pipeline.add_queries import SplitChange, add_words
+from costl.pipeline.add_queries import SplitChange, add_queries
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import Clip
+from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CacheError, UsageError
 from costl.train import train
 
 
 @pytest.fixture
 def home(world, tmp_path) -> Path:
-    """A folder with a finished cache and its CLIP, without a single video."""
+    """A folder with a finished cache and its CLIP, without videos."""
     copy = world.copy(tmp_path)
     for video in copy.videos.glob("*.mp4"):
         video.unlink()
@@ -48,63 +48,66 @@ def write(path: Path, *rows: tuple[str, str]) -> Path:
 
 
 def add(home: Path, *rows: tuple[str, str], **options):
-    return add_words(home / "feats.h5", write(home / "more.jsonl", *rows), device="cpu", **options)
+    return add_queries(home / "feats.h5", write(home / "more.jsonl", *rows), device="cpu", **options)
 
 
 def parts(home: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in parts_folder(home / "feats.h5").glob("*.h5")}
 
 
-def asked_before(home: Path) -> str:
+def existing_query(home: Path) -> str:
     return json.loads(CacheReader(home / "feats.h5").annotations("test").splitlines()[0])["query"]
 
 
-def test_a_split_is_added_with_its_words_and_nothing_else_changes(home, monkeypatch):
+def test_a_split_is_added_with_its_queries_and_nothing_else_changes(home, monkeypatch):
     encoded: list[str] = []
-    encode = Clip.encode_text
-    monkeypatch.setattr(Clip, "encode_text", lambda self, texts: encoded.extend(texts) or encode(self, texts))
-    before, bytes_before, old = CacheReader(home / "feats.h5"), parts(home), asked_before(home)
-    told = add(home, ("a thing never asked for", "test_0000"), (old, "val_0001"))
-    assert (told.splits, told.new, told.known) == ((SplitChange("more", None, 2),), 1, 1)
-    assert told.exit_code == 0 and set(encoded) == {"a thing never asked for"}
+    encode = CLIPEncoder.encode_text
+    monkeypatch.setattr(CLIPEncoder, "encode_text", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    before = CacheReader(home / "feats.h5")
+    bytes_before = parts(home)
+    old = existing_query(home)
+    report = add(home, ("a thing never annotated", "test_0000"), (old, "val_0001"))
+    assert (report.splits, report.new, report.known) == ((SplitChange("more", None, 2),), 1, 1)
+    assert report.exit_code == 0 and set(encoded) == {"a thing never annotated"}
     after = CacheReader(home / "feats.h5")
     assert after.rows == before.rows and parts(home) == bytes_before
     assert after.splits == ["more", *before.splits]
     assert all(after.annotations(split) == before.annotations(split) for split in before.splits)
-    assert set(known_words(home / "feats.h5")) == {*known_words_of(before), "a thing never asked for"}
+    assert set(stored_words(home / "feats.h5")) == {*annotated_queries(before), "a thing never annotated"}
     assert len(list(after.words_path.parent.glob("*.h5"))) == 1
     after.verify_words()
 
 
-def known_words_of(reader: CacheReader) -> set[str]:
+def annotated_queries(reader: CacheReader) -> set[str]:
     texts = [reader.annotations(split) for split in reader.splits]
     return {json.loads(line)["query"] for text in texts for line in text.splitlines()}
 
 
-def test_added_words_are_those_that_an_extraction_would_have_made(home):
-    old = asked_before(home)
-    was = CacheReader(home / "feats.h5").words(old)
+def test_added_queries_have_the_tokens_that_an_extraction_gives(home):
+    old = existing_query(home)
+    before = CacheReader(home / "feats.h5").words(old)
     reader = CacheReader(home / "feats.h5")
     reader.words_path.unlink()  # so that every query is new
-    told = add(home, (old, "test_0000"))
-    assert told.new == len(known_words_of(reader)) and told.known == 0
-    now = CacheReader(home / "feats.h5").words(old)
-    assert now.tokens.tobytes() == was.tokens.tobytes() and now.sentence.tobytes() == was.sentence.tobytes()
+    report = add(home, (old, "test_0000"))
+    assert report.new == len(annotated_queries(reader)) and report.known == 0
+    after = CacheReader(home / "feats.h5").words(old)
+    assert after.tokens.tobytes() == before.tokens.tobytes()
+    assert after.sentence.tobytes() == before.sentence.tobytes()
 
 
-def test_a_run_is_evaluated_on_a_split_that_was_added_later(home):
+def test_a_run_can_be_evaluated_on_a_split_that_was_added_later(home):
     run = train(home / "feats.h5", overrides=["train.epochs=1"], out=home / "run", device="cpu").run
     with pytest.raises(UsageError, match=r"no split 'more'.* costl cache add-queries \S+ --annotations more\.jsonl"):
         evaluate(run, split="more", device="cpu")
-    add(home, ("a thing never asked for", "test_0000"), ("another", "test_0001"))
+    add(home, ("a thing never annotated", "test_0000"), ("another", "test_0001"))
     assert evaluate(run, split="more", device="cpu").metrics["scored"]["queries"] == 2
 
 
-def test_a_split_of_the_same_name_is_replaced_and_said_to_be(home):
+def test_a_split_of_the_same_name_is_replaced_and_reported(home):
     add(home, ("first", "val_0000"), ("second", "val_0000"))
-    told = add(home, ("third", "val_0000"))
-    assert told.splits == (SplitChange("more", 2, 1),)
-    words = known_words(home / "feats.h5")
+    report = add(home, ("third", "val_0000"))
+    assert report.splits == (SplitChange("more", 2, 1),)
+    words = stored_words(home / "feats.h5")
     assert "third" in words and "first" not in words
 
 
@@ -112,26 +115,27 @@ def test_a_folder_brings_all_its_splits(home):
     (home / "new").mkdir()
     for name in ("val", "test_hard", "notes"):
         write(home / "new" / f"{name}.jsonl", ("something new", "val_0000"))
-    told = add_words(home / "feats.h5", home / "new", device="cpu")
-    assert [(split.name, split.before is None) for split in told.splits] == [("val", False), ("test_hard", True)]
+    report = add_queries(home / "feats.h5", home / "new", device="cpu")
+    assert [(split.name, split.before is None) for split in report.splits] == [("val", False), ("test_hard", True)]
 
 
 def test_videos_without_features_are_refused_by_name_or_become_rows(home):
-    rows, before = [("a", "test_0000"), ("b", "nowhere/1")], CacheReader(home / "feats.h5")
+    rows = [("a", "test_0000"), ("b", "nowhere/1")]
+    before = CacheReader(home / "feats.h5")
     with pytest.raises(UsageError, match=r"1 videos without features in .*: nowhere/1\. .*--allow-missing-videos"):
         add(home, *rows)
     assert CacheReader(home / "feats.h5").splits == before.splits
-    told = add(home, *rows, allow_missing_videos=True)
-    assert told.missing == ("nowhere/1",) and told.exit_code == 1
+    report = add(home, *rows, allow_missing_videos=True)
+    assert report.missing == ("nowhere/1",) and report.exit_code == 1
     after = CacheReader(home / "feats.h5")
     assert [row for row in after.rows if row.name != "nowhere/1"] == before.rows
     (row,) = (row for row in after.rows if row not in before.rows)
     assert (row.status, row.reason) == ("missing", "annotated, but its video is not there.")
     again = add(home, *rows, allow_missing_videos=True)
-    assert CacheReader(again.cache).rows == after.rows, "a row that is there stays as it is"
+    assert CacheReader(again.cache).rows == after.rows, "an existing row stays as it is"
 
 
-def test_words_of_another_clip_are_refused_naming_both(home):
+def test_queries_for_another_clip_model_are_refused_naming_both(home):
     from safetensors.torch import load_file, save_file
 
     other = Path(shutil.copytree(home / "videos" / "clip", home / "other"))
@@ -145,7 +149,7 @@ def test_words_of_another_clip_are_refused_naming_both(home):
         add(home, ("a", "test_0000"), weights=str(other))
 
 
-def test_weights_that_have_moved_are_asked_for_and_then_remembered(home):
+def test_moved_weights_must_be_named_once_and_are_then_recorded(home):
     (home / "videos" / "clip").rename(home / "elsewhere")
     with pytest.raises(UsageError, match=r"if it has moved, say where it is with --weights"):
         add(home, ("a", "test_0000"))
@@ -160,16 +164,16 @@ def test_a_cache_that_is_being_written_is_refused_at_once(home):
         add(home, ("a", "test_0000"))
 
 
-def test_what_cannot_be_a_split_is_refused_and_changes_nothing(home):
+def test_an_invalid_split_is_refused_and_changes_nothing(home):
     before = (home / "feats.h5").read_bytes()
     for name, answer in (("..jsonl", "cannot be the name of a split"), ("a:b.jsonl", "cannot be the name")):
         with pytest.raises(UsageError, match=answer):
-            add_words(home / "feats.h5", write(home / name, ("a", "test_0000")), device="cpu")
+            add_queries(home / "feats.h5", write(home / name, ("a", "test_0000")), device="cpu")
     with pytest.raises(UsageError, match=r"more\.jsonl:1: no query"):
         (home / "more.jsonl").write_text('{"qid": 1, "vid": "test_0000", "duration": 24}\n')
-        add_words(home / "feats.h5", home / "more.jsonl", device="cpu")
+        add_queries(home / "feats.h5", home / "more.jsonl", device="cpu")
     with pytest.raises(UsageError, match="nowhere: no annotations"):
-        add_words(home / "feats.h5", home / "nowhere", device="cpu")
+        add_queries(home / "feats.h5", home / "nowhere", device="cpu")
     assert (home / "feats.h5").read_bytes() == before
 
 
@@ -182,30 +186,30 @@ def test_a_cache_without_its_parts_or_of_imported_features_is_refused(home):
     with pytest.raises(CacheError, match="its features were imported"):
         add(home, ("a", "test_0000"))
     shutil.rmtree(home / "feats.h5.parts")
-    with pytest.raises(CacheError, match="a cache with its parts beside it"):
+    with pytest.raises(CacheError, match="a cache with its parts next to it"):
         add(home, ("a", "test_0000"))
     with pytest.raises(CacheError, match="no such file"):
-        add_words(home / "none.h5", home / "more.jsonl")
+        add_queries(home / "none.h5", home / "more.jsonl")
 
 
-def test_the_command_says_what_it_did(home, monkeypatch):
+def test_the_command_reports_what_it_did(home, monkeypatch):
     monkeypatch.chdir(home)
     write(home / "more.jsonl", ("a new one", "test_0000"), ("dog " * 100, "val_0000"), ("b", "gone"))
     plain = ["cache", "add-queries", "feats.h5", "--annotations", "more.jsonl", "--device", "cpu"]
     first = CliRunner().invoke(main, [*plain, "--allow-missing-videos"])
     assert (first.exit_code, first.stdout) == (1, "feats.h5\n"), first.output
-    for said in (
+    for message in (
         "split more: 3 rows, is new.",
         "missing: gone",
         "cut: longer",
         "3 queries encoded, 0 were there already.",
     ):
-        assert said in first.stderr
+        assert message in first.stderr
     again = CliRunner().invoke(main, [*plain, "--allow-missing-videos", "--json"])
     assert "split more: 3 rows, replaces one of 3 rows." in again.stderr
-    told = json.loads(again.stdout)
-    assert told["splits"] == [{"name": "more", "before": 3, "after": 3}] and told["missing"] == ["gone"]
-    assert (told["new"], told["known"]) == (0, 3)
+    data = json.loads(again.stdout)
+    assert data["splits"] == [{"name": "more", "before": 3, "after": 3}] and data["missing"] == ["gone"]
+    assert (data["new"], data["known"]) == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +220,12 @@ def test_the_command_says_what_it_did(home, monkeypatch):
         (["extract"], "Missing option '--videos', for example: costl extract --videos dir/"),
     ],
 )
-def test_a_missing_or_foreign_option_is_refused(arguments, message):
+def test_a_missing_or_unknown_option_is_refused(arguments, message):
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2 and message in done.stderr
 
 
-def test_extracting_again_without_the_added_annotations_says_what_leaves(world, tmp_path):
+def test_extracting_without_the_added_annotations_reports_dropped_splits(world, tmp_path):
     from costl.pipeline.extract import extract
 
     copy = world.copy(tmp_path)

@@ -1,4 +1,4 @@
-"""A data folder's settings and annotations are read strictly, and what is wrong with them is said at once."""
+"""The settings and annotations of a data folder are read strictly, and errors are reported at once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def line(**changes) -> str:
     return json.dumps({key: value for key, value in row.items() if value is not ...})
 
 
-def test_a_folder_without_settings_says_nothing(tmp_path):
+def test_a_folder_without_a_settings_file_has_empty_settings(tmp_path):
     assert read_settings(tmp_path) == FolderSettings()
 
 
-def test_both_sections_are_read_and_weights_are_taken_from_the_folder(tmp_path):
+def test_both_sections_are_read_and_weights_are_relative_to_the_folder(tmp_path):
     (tmp_path / "clip").mkdir()
     (tmp_path / "costl.yaml").write_text("extract: {weights: clip, fps: 1}\ntrain: {any: {thing: 3}}\n")
-    found = read_settings(tmp_path)
-    assert found.extract == {"weights": str(tmp_path / "clip"), "fps": 1}
-    assert found.train == {"any": {"thing": 3}}
+    settings = read_settings(tmp_path)
+    assert settings.extract == {"weights": str(tmp_path / "clip"), "fps": 1}
+    assert settings.train == {"any": {"thing": 3}}
 
 
 def test_a_tag_stays_a_tag_and_a_tagged_file_is_found(tmp_path):
@@ -55,7 +55,7 @@ def test_a_tag_stays_a_tag_and_a_tagged_file_is_found(tmp_path):
         ("extract: !!python/object/apply:os.getcwd []\n", "cannot be read"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(tmp_path, text, answer):
+def test_invalid_settings_are_refused(tmp_path, text, answer):
     (tmp_path / "costl.yaml").write_text(text)
     with pytest.raises(UsageError, match=answer):
         read_settings(tmp_path)
@@ -70,7 +70,7 @@ def test_impossible_values_are_refused_by_name(values):
         ExtractSettings(**values)
 
 
-def test_annotations_are_found_beside_the_videos_or_above_them(tmp_path):
+def test_annotations_are_found_next_to_the_videos_or_above_them(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     (tmp_path / "train.jsonl").write_text(line())
@@ -80,8 +80,9 @@ def test_annotations_are_found_beside_the_videos_or_above_them(tmp_path):
     assert data_folder(videos) == videos
 
 
-def test_settings_beside_the_annotations_take_the_place_of_those_beside_the_videos(tmp_path):
-    videos, annotations = tmp_path / "videos", tmp_path / "annotations"
+def test_settings_of_the_annotations_replace_those_of_the_videos(tmp_path):
+    videos = tmp_path / "videos"
+    annotations = tmp_path / "annotations"
     videos.mkdir()
     annotations.mkdir()
     (videos / "costl.yaml").write_text("extract: {fps: 2}\n")
@@ -91,18 +92,18 @@ def test_settings_beside_the_annotations_take_the_place_of_those_beside_the_vide
     assert settings_folder(videos, annotations) == annotations
 
 
-def test_every_split_is_read_and_nothing_else(tmp_path):
+def test_all_split_files_are_read_and_no_other_files(tmp_path):
     for name in ("train", "val", "test", "test_unseen", "objects", "training"):
         (tmp_path / f"{name}.jsonl").write_text(line(query=name))
-    found = read_annotations(tmp_path, ["v_a"])
-    assert list(found) == ["train", "val", "test", "test_unseen"]
-    assert queries_in(found) == ["train", "val", "test", "test_unseen"]
+    texts = read_annotations(tmp_path, ["v_a"])
+    assert list(texts) == ["train", "val", "test", "test_unseen"]
+    assert queries_in(texts) == ["train", "val", "test", "test_unseen"]
 
 
 def test_one_file_may_have_any_name(tmp_path):
     (tmp_path / "mine.jsonl").write_text(line() + "\n\n" + line(query="a cat") + "\n" + line())
-    found = read_annotations(tmp_path / "mine.jsonl", ["v_a"])
-    assert queries_in(found) == ["a dog", "a cat"]
+    texts = read_annotations(tmp_path / "mine.jsonl", ["v_a"])
+    assert queries_in(texts) == ["a dog", "a cat"]
 
 
 def test_a_folder_without_annotations_is_refused(tmp_path):
@@ -111,17 +112,17 @@ def test_a_folder_without_annotations_is_refused(tmp_path):
         read_annotations(tmp_path, ["v_a"])
 
 
-def test_missing_videos_are_counted_and_some_are_named():
+def test_missing_videos_are_counted_and_the_first_are_named():
     text = "\n".join(line(vid=f"v_{n}") for n in (1, 2, 1, 3, 4, 5, 6, 7))
     with pytest.raises(UsageError, match="7 videos that are not here: v_1, v_2, v_3, v_4, v_5, and 2 more"):
         check_annotations({"train": text}, ["v_a"])
 
 
-def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
+def test_missing_videos_can_be_allowed(tmp_path):
     text = "\n".join(line(vid=vid) for vid in ("v_b", "v_a", "v_c", "v_b"))
     (tmp_path / "train.jsonl").write_text(text)
-    found = read_annotations(tmp_path, ["v_a"], allow_missing=True)
-    assert found == {"train": text} and missing_videos(found, ["v_a"]) == ["v_b", "v_c"]
+    texts = read_annotations(tmp_path, ["v_a"], allow_missing=True)
+    assert texts == {"train": text} and missing_videos(texts, ["v_a"]) == ["v_b", "v_c"]
     with pytest.raises(UsageError, match="not JSON"):
         check_annotations({"train": "{"}, ["v_a"], allow_missing=True)
 
@@ -144,6 +145,6 @@ def test_missing_videos_are_passed_over_when_that_is_allowed(tmp_path):
     ],
     ids=range(12),
 )
-def test_a_row_that_is_no_annotation_is_named_by_file_and_line(bad, answer):
+def test_an_invalid_annotation_is_named_by_file_and_line(bad, answer):
     with pytest.raises(UsageError, match=rf"val\.jsonl:2: {answer}"):
         check_annotations({"train": line(), "val": f"{line()}\n{bad}\n"}, ["v_a"])

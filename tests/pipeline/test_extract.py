@@ -1,4 +1,4 @@
-"""From a folder of videos to a cache: once, completely, and never twice."""
+"""A folder of videos becomes a complete cache, and finished videos are not extracted again."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import videos as clips
-from tiny_clip import write_clip
+from numbered_videos import decode_with_pyav, frame_times, frames_on_screen, make_video
+from tiny_clip import write_clip_weights
 
-from costl.pipeline import extract as module
+from costl.pipeline import extract as extract_module
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import load_clip
+from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.extract import ExtractReport, Progress, extract
-from costl.pipeline.run import engine as encoding
+from costl.pipeline.run import engine
 from costl.pipeline.run.history import last_run, runs_file
 
 SECONDS = {"v_a": 3.0, "v_b_0.0_2.0": 2.0, "Ünder way": 5.2}
@@ -34,10 +34,10 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for number, (name, seconds) in enumerate(SECONDS.items()):
         size = (48, 64) if number else (96, 64)
-        clips.make_clip(folder / f"{name}.mp4", clips.steady(round(seconds / FRAME)), size=size)
+        make_video(folder / f"{name}.mp4", frame_times(round(seconds / FRAME)), size=size)
     write_rows(folder / "train.jsonl", [("a dog", "v_a"), ("a red ball", "Ünder way"), ("a dog", "v_b_0.0_2.0")])
     write_rows(folder / "test.jsonl", [("a cat runs", "v_a")])
-    write_clip(folder / "clip")
+    write_clip_weights(folder / "clip")
     (folder / "costl.yaml").write_text("extract:\n  weights: clip\n  fps: 2\ntrain:\n  epochs: 7\n", encoding="utf-8")
     return folder
 
@@ -60,7 +60,7 @@ def run(folder: Path, **options) -> ExtractReport:
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory) -> Path:
-    """A whole cache, to be copied."""
+    """A complete cache, to be copied."""
     home = tmp_path_factory.mktemp("finished")
     report = run(Path(shutil.copytree(world, home / "world")))
     assert report.failed == ()
@@ -69,7 +69,7 @@ def finished(world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def done(finished, tmp_path) -> Path:
-    """The data folder of a finished extraction; the cache lies beside it."""
+    """The data folder of a finished extraction; the cache is next to it."""
     return Path(shutil.copytree(finished, tmp_path / "home")) / "world"
 
 
@@ -78,37 +78,37 @@ def contents_of(cache: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_videos_become_the_tokens_of_the_frames_on_screen(done):
+def test_tokens_are_those_of_the_frames_on_screen_at_the_centres(done):
     reader = CacheReader(done.parent / "feats.h5")
-    clip = load_clip(weights=str(done / "clip"))
+    encoder = load_encoder(weights=str(done / "clip"))
     assert sorted(reader.video_ids) == sorted(SECONDS)
     for name, seconds in SECONDS.items():
         grid = reader.grid(name)
         assert grid.fps == 2.0 and grid.duration_s == pytest.approx(seconds, abs=1e-3)
-        times_s, pictures = clips.shown_pictures(done / f"{name}.mp4")
-        shown = clips.on_screen(times_s, list(range(len(pictures))), grid.centres_s())
+        times_s, pictures = decode_with_pyav(done / f"{name}.mp4")
+        shown = frames_on_screen(times_s, list(range(len(pictures))), grid.centres_s())
         np.testing.assert_allclose(reader.times_s(name), times_s[shown], atol=1e-4)
-        expected = clip.tokens(np.stack([pictures[index] for index in shown]))
+        expected = encoder.tokens(np.stack([pictures[index] for index in shown]))
         np.testing.assert_allclose(reader.tokens(name).astype(np.float32), expected, atol=0.02)
         reader.verify(name)
 
 
-def test_the_cache_is_all_that_training_needs(done):
+def test_the_cache_holds_all_that_training_needs(done):
     reader = CacheReader(done.parent / "feats.h5")
     assert reader.splits == ["test", "train"]
     assert reader.annotations("train") == (done / "train.jsonl").read_text(encoding="utf-8")
     assert reader.settings == {"epochs": 7}
     assert (reader.fps, reader.patch_grid) == (2.0, (4, 4))
     assert reader.fingerprint["fps"] == 2.0
-    clip = load_clip(weights=str(done / "clip"))
-    for query, words in zip(("a dog", "a cat runs"), clip.encode_text(["a dog", "a cat runs"]), strict=True):
+    encoder = load_encoder(weights=str(done / "clip"))
+    for query, words in zip(("a dog", "a cat runs"), encoder.encode_text(["a dog", "a cat runs"]), strict=True):
         np.testing.assert_allclose(reader.words(query).sentence, words.sentence, atol=1e-6)
-    np.testing.assert_array_equal(reader.joint.projection, clip.joint.projection)
+    np.testing.assert_array_equal(reader.joint.projection, encoder.joint.projection)
 
 
 def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
     before = contents_of(done.parent / "feats.h5")
-    monkeypatch.setattr(encoding, "decode_videos", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(engine, "decode_videos", lambda *_, **__: pytest.fail("decoded"))
     report = run(done)
     assert report.done == () and sorted(report.skipped) == sorted(SECONDS) and report.exit_code == 0
     assert contents_of(done.parent / "feats.h5") == before
@@ -116,7 +116,7 @@ def test_a_second_run_decodes_nothing_and_changes_nothing(done, monkeypatch):
 
 @pytest.mark.promise(1)
 def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeypatch):
-    told: list[Progress] = []
+    reported: list[Progress] = []
     saved, interrupted = [], threading.Event()
     store = CacheWriter.store
 
@@ -128,7 +128,7 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeyp
         return store(self, video_id, **features)
 
     def interrupt(progress: Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         if progress.status == "ok":
             interrupted.set()
             raise KeyboardInterrupt
@@ -143,23 +143,24 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(folder, done, monkeyp
     report = run(folder)
     assert sorted(report.skipped) == sorted(half.video_ids)
     assert contents_of(folder.parent / "feats.h5") == contents_of(done.parent / "feats.h5")
-    assert [progress.stage for progress in told][:2] == ["load", "words"]
+    assert [progress.stage for progress in reported][:2] == ["load", "words"]
 
 
 @pytest.mark.promise(7)
 def test_the_batch_and_the_number_of_processes_do_not_change_the_features(folder, done):
     run(folder, batch=5, workers=2)
-    ours, theirs = CacheReader(folder.parent / "feats.h5"), CacheReader(done.parent / "feats.h5")
+    small_batches = CacheReader(folder.parent / "feats.h5")
+    default = CacheReader(done.parent / "feats.h5")
     for name in SECONDS:
-        np.testing.assert_allclose(ours.tokens(name).astype(np.float32), theirs.tokens(name), atol=4e-3)
+        np.testing.assert_allclose(small_batches.tokens(name).astype(np.float32), default.tokens(name), atol=4e-3)
 
 
-def test_several_devices_make_the_bytes_of_one(folder, done):
+def test_several_devices_give_the_same_bytes_as_one(folder, done):
     assert run(folder, device="cpu,cpu", workers=2).failed == ()
     assert contents_of(folder.parent / "feats.h5") == contents_of(done.parent / "feats.h5")
 
 
-def test_every_run_leaves_a_line_beside_the_cache(done, monkeypatch):
+def test_each_run_adds_a_line_to_the_history_of_the_cache(done, monkeypatch):
     cache = done.parent / "feats.h5"
     (done / "v_a.mp4").write_text("not a video")
     run(done, precision="fp32")
@@ -173,7 +174,7 @@ def test_every_run_leaves_a_line_beside_the_cache(done, monkeypatch):
     assert third["ended"] == "interrupted" and last_run(cache) == third
 
 
-def test_a_bad_video_is_a_row_and_the_exit_code_tells(folder):
+def test_a_bad_video_is_a_row_and_sets_the_exit_code(folder):
     (folder / "broken.mp4").write_text("not a video")
     write_rows(folder / "val.jsonl", [("a dog", "broken")])
     report = run(folder)
@@ -182,13 +183,13 @@ def test_a_bad_video_is_a_row_and_the_exit_code_tells(folder):
     assert (row.name, row.status, report.exit_code) == ("broken", "failed", 1)
     reader = CacheReader(folder.parent / "feats.h5")
     assert sorted(reader.video_ids) == sorted(SECONDS)
-    assert [found.reason for found in reader.rows if not found.ok] == [row.reason]
+    assert [failed.reason for failed in reader.rows if not failed.ok] == [row.reason]
     again = run(folder)
-    assert again.done == () and len(again.failed) == 1, "what failed is tried again, what is done is not"
+    assert again.done == () and len(again.failed) == 1, "only failed videos are tried again"
 
 
-def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatch):
-    monkeypatch.setattr(encoding, "FAILURES_IN_A_ROW", 3)
+def test_failures_in_a_row_stop_the_run_and_keep_finished_videos(folder, monkeypatch):
+    monkeypatch.setattr(engine, "FAILURES_IN_A_ROW", 3)
     for n in range(5):
         (folder / f"z{n}.mp4").write_text("not a video")
     with pytest.raises(CostlError, match="3 videos in a row failed"):
@@ -198,7 +199,7 @@ def test_failures_in_a_row_stop_the_run_and_keep_what_is_done(folder, monkeypatc
 
 
 @pytest.mark.promise(4)
-def test_every_field_of_the_fingerprint_is_noticed_when_it_changes_or_is_missing(finished, tell):
+def test_each_changed_or_missing_fingerprint_field_is_refused(finished, report_figure):
     cache = finished / "feats.h5"
     before, contents = contents_of(cache), CacheReader(cache).contents
     fields = dict(contents.fingerprint)
@@ -210,7 +211,7 @@ def test_every_field_of_the_fingerprint_is_noticed_when_it_changes_or_is_missing
             ):
                 pass
     assert contents_of(cache) == before
-    tell(f"each of {len(fields)} fields of a fingerprint changed and taken away, each refused by its name")
+    report_figure(f"each of {len(fields)} fields of a fingerprint changed and removed, each refused by its name")
 
 
 @pytest.mark.parametrize(
@@ -230,13 +231,13 @@ def test_other_settings_are_refused_by_name(done, option, answer):
 
 @pytest.mark.promise(4)
 def test_other_weights_are_refused_by_name(done):
-    write_clip(done / "clip", seed=1)
+    write_clip_weights(done / "clip", seed=1)
     with pytest.raises(CacheError, match=r"weights: cache has .*, asked for"):
         run(done)
 
 
 @pytest.mark.promise(4)
-def test_a_replaced_video_is_done_again_and_only_that(done):
+def test_only_a_replaced_video_is_extracted_again(done):
     old = CacheReader(done.parent / "feats.h5").tokens("v_a").copy()
     stamp = (done / "v_a.mp4").stat()
     shutil.copy(done / "v_b_0.0_2.0.mp4", done / "v_a.mp4")
@@ -257,7 +258,7 @@ def test_new_annotations_need_no_decoding(done):
     assert len(reader.words("something new").tokens) == 2
 
 
-def test_a_video_that_is_gone_leaves_the_index(done):
+def test_a_deleted_video_leaves_the_index(done):
     (done / "v_a.mp4").unlink()
     (done / "test.jsonl").unlink()
     write_rows(done / "train.jsonl", [("a dog", "Ünder way")])
@@ -270,14 +271,14 @@ def test_a_query_too_long_for_clip_is_reported(folder):
     assert run(folder).truncated == ("dog " * 40,)
 
 
-def test_one_video_and_one_sentence_are_enough(world, tmp_path):
+def test_one_video_file_and_one_sentence_are_enough(world, tmp_path):
     rows = {"test": json.dumps({"qid": 0, "query": "a dog", "vid": "v_a", "duration": 3.0})}
     report = extract(world / "v_a.mp4", out=tmp_path / "one.h5", annotations=rows, device="cpu", workers=1)
     reader = CacheReader(report.cache)
     assert reader.video_ids == ["v_a"] and reader.splits == ["test"]
 
 
-def test_videos_in_a_folder_of_their_own_find_their_annotations_above(folder):
+def test_annotations_above_a_folder_called_videos_are_found(folder):
     (folder / "videos").mkdir()
     for file in folder.glob("*.mp4"):
         file.rename(folder / "videos" / file.name)
@@ -285,7 +286,7 @@ def test_videos_in_a_folder_of_their_own_find_their_annotations_above(folder):
     assert [sorted(report.done) for report in reports] == [sorted(SECONDS)] * 2
 
 
-def test_flags_win_over_the_folder(folder):
+def test_options_win_over_the_settings_of_the_folder(folder):
     run(folder, fps=1.0)
     assert CacheReader(folder.parent / "feats.h5").fps == 1.0
 
@@ -317,10 +318,10 @@ def drop_videos(folder: Path) -> None:
     ],
     ids=[
         *("annotations", "videos", "unknown video", "setting", "fps", "model", "workers"),
-        *("device", "no device", "precision", "place"),
+        *("device", "no device", "precision", "path"),
     ],
 )
-def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder, change, options, answer):
+def test_a_wrong_input_is_refused_before_anything_is_written(folder, change, options, answer):
     change(folder)
     with pytest.raises(UsageError, match=answer):
         run(folder, **options)
@@ -330,12 +331,12 @@ def test_what_is_wrong_with_the_input_is_said_before_anything_is_written(folder,
 @pytest.mark.promise(5)
 def test_a_second_run_at_the_same_time_is_refused_at_once(done, monkeypatch):
     reader = CacheReader(done.parent / "feats.h5")
-    monkeypatch.setattr(module, "load_clips", lambda *_, **__: pytest.fail("loaded CLIP first"))
+    monkeypatch.setattr(extract_module, "load_encoders", lambda *_, **__: pytest.fail("loaded CLIP first"))
     with CacheWriter(reader.path, reader.contents, {}), pytest.raises(CacheError, match="another costl extract"):
         run(done)
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(folder, monkeypatch):
+def test_a_full_disk_stops_the_run_and_keeps_finished_videos(folder, monkeypatch):
     saved = []
     store = CacheWriter.store
 
@@ -353,7 +354,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(folder, monke
     assert len(run(folder).skipped) == 1
 
 
-def test_annotated_videos_that_are_not_there_are_rows_where_that_is_allowed(done):
+def test_missing_annotated_videos_become_rows_if_allowed(done):
     write_rows(done / "test.jsonl", [("a cat runs", "gone/../1"), ("a dog", "v_a"), ("a bird", "gone/../1")])
     with pytest.raises(UsageError, match=r"1 videos that are not here: gone/\.\./1.*--allow-missing-videos"):
         run(done)
@@ -363,19 +364,19 @@ def test_annotated_videos_that_are_not_there_are_rows_where_that_is_allowed(done
     (row,) = (row for row in reader.rows if not row.ok)
     assert (row.name, row.reason) == ("gone/../1", "annotated, but its video is not there.") and "/" not in row.id
     assert sorted(reader.video_ids) == sorted(SECONDS) and reader.words("a bird") is not None
-    clips.make_clip(done / "late.mp4", clips.steady(50))
+    make_video(done / "late.mp4", frame_times(50))
     write_rows(done / "test.jsonl", [("a cat runs", "late")])
     assert run(done).done == ("late",) and all(row.ok for row in CacheReader(report.cache).rows)
 
 
-def test_settings_beside_the_annotations_take_the_place_of_the_videos_and_options_win(folder):
-    apart = folder.parent / "prepared"
-    apart.mkdir()
-    shutil.copy(folder / "train.jsonl", apart / "train.jsonl")
-    without = run(folder, annotations=apart)
+def test_settings_of_the_annotations_count_and_options_win(folder):
+    prepared = folder.parent / "prepared"
+    prepared.mkdir()
+    shutil.copy(folder / "train.jsonl", prepared / "train.jsonl")
+    without = run(folder, annotations=prepared)
     assert (CacheReader(without.cache).fps, CacheReader(without.cache).settings) == (2.0, {"epochs": 7})
-    (apart / "costl.yaml").write_text("extract: {weights: ../world/clip, fps: 1}\ntrain: {train: {epochs: 9}}\n")
-    beside = CacheReader(run(folder, annotations=apart, out=folder.parent / "beside.h5").cache)
-    assert (beside.fps, beside.settings, beside.splits) == (1.0, {"train": {"epochs": 9}}, ["train"])
-    asked = CacheReader(run(folder, annotations=apart, out=folder.parent / "asked.h5", fps=4).cache)
-    assert (asked.fps, asked.settings) == (4.0, {"train": {"epochs": 9}})
+    (prepared / "costl.yaml").write_text("extract: {weights: ../world/clip, fps: 1}\ntrain: {train: {epochs: 9}}\n")
+    with_settings = CacheReader(run(folder, annotations=prepared, out=folder.parent / "with_settings.h5").cache)
+    assert (with_settings.fps, with_settings.settings, with_settings.splits) == (1.0, {"train": {"epochs": 9}}, ["train"])
+    with_option = CacheReader(run(folder, annotations=prepared, out=folder.parent / "with_option.h5", fps=4).cache)
+    assert (with_option.fps, with_option.settings) == (4.0, {"train": {"epochs": 9}})

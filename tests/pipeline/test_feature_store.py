@@ -1,4 +1,4 @@
-"""Where features of single videos are kept, and how a cache remembers by which weights its CLIP can be loaded again."""
+"""The store of features of single videos, and the path under which a cache finds the weights of its CLIP again."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costl.pipeline import feature_store as kept
-from costl.pipeline.cache.index import seen_from, told_from
+from costl.pipeline import feature_store
+from costl.pipeline.cache.index import absolute_weights, relative_weights
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, VideoError
-from costl.pipeline.feature_store import Kept, user_folder
+from costl.pipeline.feature_store import FeatureStore, user_folder
 
 
 @pytest.mark.parametrize("weights", ["openai", "no/such/place", "laion2b_s34b_b79k"])
-def test_a_tag_stays_what_it_is(tmp_path, weights):
-    assert told_from(tmp_path, weights) == weights == seen_from(tmp_path, weights)
+def test_a_weights_tag_is_stored_unchanged(tmp_path, weights):
+    assert relative_weights(tmp_path, weights) == weights == absolute_weights(tmp_path, weights)
 
 
 @pytest.mark.parametrize("prefix", ["", "openai=", "local-dir:"])
 def test_weights_are_found_again_when_cache_and_weights_move_together(tmp_path, prefix):
     (tmp_path / "a" / "clip").mkdir(parents=True)
-    told = told_from(tmp_path / "a" / "deep", f"{prefix}{tmp_path / 'a' / 'clip'}")
-    assert str(tmp_path) not in told
+    stored = relative_weights(tmp_path / "a" / "deep", f"{prefix}{tmp_path / 'a' / 'clip'}")
+    assert str(tmp_path) not in stored
     moved = Path(shutil.move(tmp_path / "a", tmp_path / "b"))
-    found = seen_from(moved / "deep", told).rpartition("=")[2]
-    assert Path(found) == moved / "clip" and Path(found).is_dir()
+    restored = absolute_weights(moved / "deep", stored).rpartition("=")[2]
+    assert Path(restored) == moved / "clip" and Path(restored).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_weights_are_found_again_when_cache_and_weights_move_together(tmp_path, 
         ("win32", "LOCALAPPDATA", "place/costl/Cache"),
     ],
 )
-def test_the_users_cache_is_where_the_platform_has_it(tmp_path, monkeypatch, platform, variable, ends):
+def test_the_user_folder_is_that_of_the_platform(tmp_path, monkeypatch, platform, variable, ends):
     monkeypatch.setattr("sys.platform", platform)
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
@@ -48,25 +48,26 @@ def test_the_users_cache_is_where_the_platform_has_it(tmp_path, monkeypatch, pla
     assert user_folder().as_posix().endswith(ends)
 
 
-def test_features_of_unknown_making_cannot_be_made_again(tmp_path):
+def test_a_store_refuses_features_that_were_imported(tmp_path):
     with pytest.raises(CacheError, match="my model was trained on features that were not made here"):
-        Kept(tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
+        FeatureStore(tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
 
 
-def test_a_video_that_becomes_another_while_it_is_asked_about_is_refused_and_then_known_as_what_it_is(
+def test_a_video_replaced_while_it_is_read_is_refused_and_then_accepted(
     world, tmp_path, monkeypatch
 ):
-    features, load = CacheReader(world.cache), kept.load_clip
+    features = CacheReader(world.cache)
+    load = feature_store.load_encoder
     video = Path(shutil.copy(world.videos / "test_0000.mp4", tmp_path / "mine.mp4"))
 
-    def meanwhile(*arguments, **options):
+    def load_and_replace_the_video(*arguments, **options):
         shutil.copy(world.videos / "val_0000.mp4", video)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(kept, "load_clip", meanwhile)
+    monkeypatch.setattr(feature_store, "load_encoder", load_and_replace_the_video)
     weights = str(world.videos / "clip")
-    place = Kept(
-        tmp_path / "kept",
+    store = FeatureStore(
+        tmp_path / "store",
         fingerprint=features.fingerprint,
         model="ViT-B-32",
         weights=weights,
@@ -75,8 +76,8 @@ def test_a_video_that_becomes_another_while_it_is_asked_about_is_refused_and_the
         workers=1,
     )
     with pytest.raises(VideoError, match=r"mine\.mp4: was changed while it was read\. Ask again\."):
-        place.features(video, ["a query"])
-    found, name = place.features(video, ["a query"])
+        store.features(video, ["a query"])
+    stored, name = store.features(video, ["a query"])
     np.testing.assert_allclose(
-        found.tokens(name).astype(np.float32), features.tokens("val_0000").astype(np.float32), atol=4e-3
+        stored.tokens(name).astype(np.float32), features.tokens("val_0000").astype(np.float32), atol=4e-3
     )

@@ -1,4 +1,4 @@
-"""The feature grid: how many clips a video has, and where each is looked at."""
+"""The feature grid: how many clips a video has, and where their centres are."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_centres_are_in_the_middle_of_their_clips():
     assert Grid(0.5, 8.0).clip_s == 2.0
 
 
-def test_a_video_shorter_than_half_a_clip_is_seen_at_its_own_middle():
+def test_a_video_shorter_than_half_a_clip_has_its_middle_as_centre():
     assert Grid(0.5, 0.6).centres_s().tolist() == [0.3]
     assert Grid(0.5, 1.0).centres_s().tolist() == [0.5]  # just half a clip: its centre would be the video's end
 
 
-def test_noise_in_duration_times_fps_adds_no_clip():
+def test_rounding_errors_add_no_clip():
     assert Grid(0.1, 35.0 + 1e-9).clips == 3
     assert Grid(1 / 3, 3 * 2.5).clips == 2
-    assert Grid(0.5, 151.0004).clips == 76  # no noise: video containers count finer than that
+    assert Grid(0.5, 151.0004).clips == 76  # not a rounding error: video containers store finer times
 
 
 @settings(deadline=None)
@@ -50,7 +50,7 @@ def test_centres_rise_evenly_inside_the_video(fps, duration_s):
 
 
 @given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000), more_s=st.floats(0, 100))
-def test_the_clips_reach_the_end_to_half_a_clip_and_a_longer_video_never_has_fewer(fps, duration_s, more_s):
+def test_clips_reach_the_end_and_a_longer_video_never_has_fewer(fps, duration_s, more_s):
     grid = Grid(fps, duration_s)
     covered_s = grid.clips * grid.clip_s
     assert grid.clips == 1 or abs(covered_s - duration_s) <= 0.5 * grid.clip_s + 1e-6 / fps
@@ -61,15 +61,15 @@ def test_the_clips_reach_the_end_to_half_a_clip_and_a_longer_video_never_has_few
 @given(fps=st.floats(0.01, 60), duration_s=st.floats(0.01, 36_000))
 def test_every_centre_lies_in_the_middle_of_its_own_clip(fps, duration_s):
     grid = Grid(fps, duration_s)
-    begins_s = np.arange(grid.clips) / fps
-    whole = begins_s + 0.5 / fps < duration_s
-    assert np.allclose((grid.centres_s() - begins_s)[whole], 0.5 / fps, rtol=1e-6)
-    assert whole[:-1].all() and (grid.centres_s()[~whole] == duration_s / 2).all()
+    starts_s = np.arange(grid.clips) / fps
+    has_centre = starts_s + 0.5 / fps < duration_s
+    assert np.allclose((grid.centres_s() - starts_s)[has_centre], 0.5 / fps, rtol=1e-6)
+    assert has_centre[:-1].all() and (grid.centres_s()[~has_centre] == duration_s / 2).all()
 
 
 @settings(deadline=None)
 @given(tenths=st.integers(1, 40_000), fps=st.sampled_from([Fraction(1, 2), Fraction(1), Fraction(2), Fraction(1, 3)]))
-def test_the_count_is_the_definition_in_exact_arithmetic(tenths, fps):
+def test_the_number_of_clips_follows_the_definition_exactly(tenths, fps):
     exact = max(1, math.ceil(Fraction(tenths, 10) * fps - Fraction(1, 2)))
     assert Grid(float(fps), tenths / 10).clips == exact
 

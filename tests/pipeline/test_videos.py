@@ -1,4 +1,4 @@
-"""Which files of a folder are videos, what they are called, and the hash of their content."""
+"""Which files of a folder are videos, their ids, and the hash of their content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.errors import UsageError, VideoError
-from costl.pipeline.videos import SUFFIXES, Video, content_hash, find_videos, safe_id, stamp
+from costl.pipeline.videos import SUFFIXES, Video, content_hash, file_stamp, find_videos, safe_id
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -34,12 +34,12 @@ def test_every_known_suffix_counts(tmp_path):
     assert len(find_videos(tmp_path)) == len(SUFFIXES) == 11
 
 
-def test_the_id_is_the_whole_stem_dots_included(tmp_path):
+def test_the_id_is_the_whole_stem_with_dots(tmp_path):
     touch(tmp_path, "-0abC_d.e_60.0_210.0.mp4")
     assert [video.id for video in find_videos(tmp_path)] == ["-0abC_d.e_60.0_210.0"]
 
 
-def test_a_folder_without_videos_of_its_own_may_hold_them_in_videos(tmp_path):
+def test_a_folder_may_hold_its_videos_in_a_folder_called_videos(tmp_path):
     touch(tmp_path / "videos", "a.mp4")
     touch(tmp_path / "other", "b.mp4")
     assert [video.id for video in find_videos(tmp_path)] == ["a"]
@@ -47,7 +47,7 @@ def test_a_folder_without_videos_of_its_own_may_hold_them_in_videos(tmp_path):
     assert [video.id for video in find_videos(tmp_path)] == ["top"]
 
 
-def test_what_only_looks_like_a_video_is_found_to_be_told_of_but_makes_no_folder_of_videos(tmp_path):
+def test_a_non_file_with_a_video_suffix_counts_only_next_to_videos(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UsageError, match="no videos"):
         find_videos(tmp_path)
@@ -56,14 +56,14 @@ def test_what_only_looks_like_a_video_is_found_to_be_told_of_but_makes_no_folder
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
-    found = {video.id: video.path for video in find_videos(tmp_path)}
-    assert list(found) == ["dangling", "folder", "link", "loop", "pipe", "real"]
+    paths = {video.id: video.path for video in find_videos(tmp_path)}
+    assert list(paths) == ["dangling", "folder", "link", "loop", "pipe", "real"]
     for name in ("dangling", "folder", "loop", "pipe"):
         with pytest.raises(VideoError, match=f"^{name}.mp4: "):
-            content_hash(found[name])
+            content_hash(paths[name])
 
 
-def test_an_unusable_folder_is_one_sentence_with_what_was_found(tmp_path):
+def test_an_unusable_folder_is_refused_with_its_contents(tmp_path):
     touch(tmp_path, "a.jpg", "b.jpg", "c.txt")
     with pytest.raises(UsageError, match=r"no videos \(2 \.jpg, 1 \.txt\), expected .*\.mp4"):
         find_videos(tmp_path)
@@ -86,15 +86,15 @@ WINDOWS = {"CON", "PRN", "AUX", "NUL", *(f"COM{i}" for i in range(10)), *(f"LPT{
 STEMS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
 
 
-# What a file name on Linux may hold, halves of characters (bytes that are no UTF-8) included, and what is a trap elsewhere.
-TRAPS = st.sampled_from(
+# Names that are legal on Linux, with bytes that are not UTF-8, and names that other systems treat specially.
+SPECIAL_STEMS = st.sampled_from(
     ["CON", "con", "nul.tar", "Aux ", "COM1", "lpt9.x", "..", ".", " ", "a.", "a ", "é", "e\u0301", "%41", "A"]
 )
-ANY_STEM = STEMS | TRAPS | st.text(st.sampled_from("aA%. \udc80\u0301\u00e9"), min_size=1, max_size=90)
+ANY_STEM = STEMS | SPECIAL_STEMS | st.text(st.sampled_from("aA%. \udc80\u0301\u00e9"), min_size=1, max_size=90)
 
 
 @given(st.lists(ANY_STEM, min_size=2, max_size=20, unique=True))
-def test_ids_are_plain_file_names_and_all_different(stems):
+def test_ids_are_plain_file_names_and_unique(stems):
     ids = [safe_id(stem) for stem in stems]
     assert len(set(ids)) == len(ids)
     for name in ids:
@@ -102,18 +102,19 @@ def test_ids_are_plain_file_names_and_all_different(stems):
         assert not set(name) & set('/\\:*?"<>|') and name.partition(".")[0].strip().upper() not in WINDOWS
         assert 0 < len(name) <= 200 and len(f".{name}.h5.1234567-abcdef12.tmp") <= 255
         assert unicodedata.normalize("NFD", name) == name == unicodedata.normalize("NFC", name)
-        VideoRow(name, "failed", "any")  # which refuses an id that climbs out of its folder
+        VideoRow(name, "failed", "any")  # raises for an id that leads out of its folder
 
 
 @given(STEMS)
-def test_the_length_of_an_id_says_nothing_about_the_rest_of_a_long_name(stem):
-    one, other = safe_id("x" * 300 + stem), safe_id("x" * 300 + stem + "y")
-    assert one != other and len(one) == len(other) == 200 and one[:100] == other[:100]
+def test_long_names_with_the_same_beginning_have_different_ids(stem):
+    first = safe_id("x" * 300 + stem)
+    second = safe_id("x" * 300 + stem + "y")
+    assert first != second and len(first) == len(second) == 200 and first[:100] == second[:100]
 
 
 @settings(deadline=None)
 @given(st.text("ABCxyz019._-+ ", min_size=1, max_size=60).filter(lambda stem: not stem.startswith(".")))
-def test_an_ordinary_name_is_its_own_id(stem):
+def test_a_plain_name_is_its_own_id(stem):
     assert safe_id(stem) == stem
 
 
@@ -132,18 +133,19 @@ def test_the_content_hash_is_over_size_and_bytes(tmp_path):
     assert content_hash(path) != first
 
 
-def test_the_hash_of_a_file_that_changed_since_it_was_read_is_refused(tmp_path):
+def test_the_hash_of_a_file_that_changed_after_it_was_read_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"abc")
-    before, times = stamp(path), path.stat()
+    before = file_stamp(path)
+    times = path.stat()
     assert content_hash(path, since=before) == content_hash(path)
     path.write_bytes(b"abd")
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had happened
-    with pytest.raises(VideoError, match=r"a\.mp4: was changed while this run was at work") as refusal:
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the old modification time
+    with pytest.raises(VideoError, match=r"a\.mp4: was changed during this run") as refusal:
         content_hash(path, since=before)
     assert refusal.value.status == "changed"
     with pytest.raises(VideoError, match="was changed"):
-        content_hash(path, since=stamp(tmp_path / "missing.mp4"))
+        content_hash(path, since=file_stamp(tmp_path / "missing.mp4"))
 
 
 def test_a_file_that_cannot_be_read_is_a_video_error(tmp_path):

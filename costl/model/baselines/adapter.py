@@ -1,8 +1,10 @@
-"""The published idea closest to ours as a baseline: patches pooled by the query, refined again and again over layers.
+"""The patch-adapter baseline: queries pool the patches, and one layer refines the frames again and again.
 
-After R2-Tuning (Liu et al. 2024): one block, its weights shared, walks from CLIP's last layer to earlier ones. At every
-step the words pool the tokens of each frame, what they found joins the frame token through a gate, then words and frames
-exchange. Written anew from the paper's description, under the heads and losses of this project.
+After R2-Tuning (Liu et al. 2024): one block with shared weights goes from CLIP's last layer to earlier ones. In each
+round the words pool the tokens of each frame, the result is added to the frame token through a gate, then words and
+frames exchange. Written from the description in the paper, with the heads and losses of this project.
+
+Axes: see `costl.model.costl`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from costl.model.baselines.cls import Heads, Mlp, TextLayer
-from costl.model.contrast import Match, match_frames, unit_length
-from costl.model.costl import Outputs, WordTokens, keep_joint
+from costl.model.contrast import Similarities, frame_similarities, unit_length
+from costl.model.costl import Outputs, WordProjection, register_joint_space
 from costl.model.temporal import TextPool
-from costl.model.tokens import Asks, of_each
+from costl.model.tokens import QueryGroups, gather_per_query
 
-TEMPERATURE = 0.07  # of the match between frames and sentences, as published
+TEMPERATURE = 0.07  # of the similarity between frames and sentences, as published
 
 
 class AdapterModel(nn.Module):
@@ -29,7 +31,7 @@ class AdapterModel(nn.Module):
     def __init__(
         self,
         *,
-        clip_width: int,
+        encoder_width: int,
         word_width: int,
         joint: dict[str, Tensor],
         width: int,
@@ -40,23 +42,23 @@ class AdapterModel(nn.Module):
         input_dropout: float,
     ):
         super().__init__()
-        keep_joint(self, joint)
-        self.words = WordTokens(word_width=word_width, width=width, dropout=input_dropout)
-        self.word_mlp = nn.Sequential(nn.ReLU(), Mlp(given=width, width=width, dropout=input_dropout))
-        self.tokens = Mlp(given=clip_width, width=width, dropout=input_dropout)
+        register_joint_space(self, joint)
+        self.word_projection = WordProjection(word_width=word_width, width=width, dropout=input_dropout)
+        self.word_mlp = nn.Sequential(nn.ReLU(), Mlp(input_width=width, width=width, dropout=input_dropout))
+        self.token_mlp = Mlp(input_width=encoder_width, width=width, dropout=input_dropout)
         self.pool = QueryPool(width=width)
         self.layer = TextLayer(width=width, heads=heads, dropout=dropout)
         self.norm = nn.LayerNorm(width)
-        self.open = nn.Parameter(torch.zeros(rounds))  # how much of what was pooled joins the frame token
-        self.renew = nn.Parameter(torch.zeros(rounds))  # how much of a round takes the place of the one before
-        self.text = TextPool(width=width)
-        self.levels = ConvPyramid(width=width, strides=strides)
+        self.pool_gate = nn.Parameter(torch.zeros(rounds))  # how much of the pooled tokens is added to the frame token
+        self.update_gate = nn.Parameter(torch.zeros(rounds))  # how much of a round replaces the one before
+        self.text_pool = TextPool(width=width)
+        self.pyramid = ConvPyramid(width=width, strides=strides)
         self.heads = Heads(width=width, strides=strides)
 
     def forward(
         self,
         *,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
@@ -64,42 +66,48 @@ class AdapterModel(nn.Module):
         sentence: Float[Tensor, "b e"],
         most_queries: int | None = None,
         real_words: int | None = None,
-        matching: bool = True,
+        contrast: bool = True,
     ) -> Outputs:
-        """What the model's own forward takes and gives. A cache holds one layer of CLIP: every round reads that one."""
-        return self.refine([tokens], frame_mask, video, words, word_mask, most_queries=most_queries, matching=matching)
+        """Inputs and outputs are those of `CoSTL.forward`. A cache holds one layer of CLIP, which every round reads."""
+        return self.refine([tokens], frame_mask, video, words, word_mask, most_queries=most_queries, contrast=contrast)
 
     def refine(
         self,
-        layers: Sequence[Float[Tensor, "v t n c"]],
+        layers: Sequence[Float[Tensor, "v t s c"]],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
         word_mask: Bool[Tensor, "b l"],
         *,
         most_queries: int | None = None,
-        matching: bool = True,
+        contrast: bool = True,
     ) -> Outputs:
-        """From the tokens of CLIP's last `layers`, the last one first; the rounds beyond them stay with the earliest."""
-        asked = self.word_mlp(self.words(words))
-        asks = Asks.of(video, len(frame_mask), most_queries)
+        """The outputs from the tokens of CLIP's last `layers`, the last one first.
+
+        Each round reads the next layer. With more rounds than layers, the remaining rounds read the earliest layer.
+        """
+        word_features = self.word_mlp(self.word_projection(words))
+        groups = QueryGroups.from_video(video, len(frame_mask), most_queries)
         mask = frame_mask[video]
-        text = self.text(asked, word_mask)
-        read = [self.tokens(layer) for layer in layers]
-        frames = mask.new_zeros(*mask.shape, asked.shape[-1], dtype=asked.dtype)
-        for step in range(len(self.open)):
-            tokens = read[min(step, len(read) - 1)]
-            pooled = self.pool(tokens, asked, word_mask, asks)
-            seen = of_each(tokens[:, :, 0], video) + self.open[step].tanh() * pooled
-            share = self.renew[step].sigmoid() if step else 1.0
-            frames = self.norm(self.layer(share * seen + (1 - share) * frames, mask, asked, word_mask))
-        match = _match([tokens[:, :, 0] for tokens in read], text, video) if matching else None
-        levels, masks = self.levels(frames, mask)
-        return self.heads(levels, masks, text, match)
+        text = self.text_pool(word_features, word_mask)
+        layer_features = [self.token_mlp(layer) for layer in layers]
+        frames = mask.new_zeros(*mask.shape, word_features.shape[-1], dtype=word_features.dtype)
+        for step in range(len(self.pool_gate)):
+            tokens = layer_features[min(step, len(layer_features) - 1)]
+            pooled = self.pool(tokens, word_features, word_mask, groups)
+            update = gather_per_query(tokens[:, :, 0], video) + self.pool_gate[step].tanh() * pooled
+            share = self.update_gate[step].sigmoid() if step else 1.0
+            frames = share * update + (1 - share) * frames
+            frames = self.norm(self.layer(frames, mask, word_features, word_mask))
+        similarities = None
+        if contrast:
+            similarities = _layer_similarities([tokens[:, :, 0] for tokens in layer_features], text, video)
+        levels, masks = self.pyramid(frames, mask)
+        return self.heads(levels, masks, text, similarities)
 
 
 class QueryPool(nn.Module):
-    """Each word gathers from all tokens of a frame; of the words the strongest in each channel is kept."""
+    """Each word attends to all tokens of a frame; then the maximum over the words in each channel."""
 
     def __init__(self, *, width: int):
         super().__init__()
@@ -109,22 +117,22 @@ class QueryPool(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "v t n d"],
+        tokens: Float[Tensor, "v t s d"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
-        asks: Asks,
+        groups: QueryGroups,
     ) -> Float[Tensor, "b t d"]:
-        """One vector a frame, as its sentence sees it."""
-        asked = asks.by_video(self.query(words))
-        score = torch.einsum("vqld,vtnd->vqtln", asked, self.key(tokens)) / tokens.shape[-1] ** 0.5
-        found = torch.einsum("vqtln,vtnd->vqtld", score.softmax(-1), self.value(tokens))
-        gathered = asks.by_query(found) + words[:, None]
-        # Minus infinity, which every precision has; the sentence has at least one real word.
-        return gathered.masked_fill(~word_mask[:, None, :, None], -torch.inf).amax(2)
+        """One vector for each query and frame."""
+        query = groups.pack(self.query(words))
+        scores = torch.einsum("vqld,vtsd->vqtls", query, self.key(tokens)) / tokens.shape[-1] ** 0.5
+        attended = torch.einsum("vqtls,vtsd->vqtld", scores.softmax(-1), self.value(tokens))
+        word_features = groups.unpack(attended) + words[:, None]
+        # Minus infinity exists in every precision. A query has at least one real word.
+        return word_features.masked_fill(~word_mask[:, None, :, None], -torch.inf).amax(2)
 
 
 class ConvPyramid(nn.Module):
-    """Scales of stride 1, 2, 4, ...: each its own stack of strided convolutions over the frames, without a way back."""
+    """Scales of stride 1, 2, 4, ...: each a stack of strided convolutions over the frames, without a top-down path."""
 
     def __init__(self, *, width: int, strides: tuple[int, ...]):
         super().__init__()
@@ -133,29 +141,29 @@ class ConvPyramid(nn.Module):
     def forward(
         self, frames: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
     ) -> tuple[list[Float[Tensor, "b _ d"]], list[Bool[Tensor, "b _"]]]:
-        """-> one tensor for each scale and its mask; a coarse position is real if any clip under it is."""
+        """One tensor for each scale and its mask; a coarse position is real if any clip under it is."""
         levels, masks = zip(*(scale(frames, mask) for scale in self.scales), strict=True)
         return list(levels), list(masks)
 
 
 class Scale(nn.Module):
-    """One scale of the pyramid: the frames, halved so many times."""
+    """One scale of the pyramid: the frames after `halvings` strided convolutions."""
 
     def __init__(self, *, width: int, halvings: int):
         super().__init__()
-        self.halve = nn.ModuleList(Halve(width) for _ in range(halvings))
+        self.convs = nn.ModuleList(HalvingConv(width) for _ in range(halvings))
 
     def forward(
         self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
-    ) -> tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]]:
-        """-> the positions of this scale, and which of them are real."""
-        for halve in self.halve:
-            x, mask = halve(x, mask)
+    ) -> tuple[Float[Tensor, "b _ d"], Bool[Tensor, "b _"]]:
+        """The positions of this scale and their mask."""
+        for conv in self.convs:
+            x, mask = conv(x, mask)
         return F.relu(x), mask
 
 
-class Halve(nn.Module):
-    """Two positions to one; padding counts as zero."""
+class HalvingConv(nn.Module):
+    """From two positions to one by a strided convolution; padding counts as zero."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -164,14 +172,17 @@ class Halve(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
-    ) -> tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]]:
-        """-> half as many positions, and which of them are real."""
+    ) -> tuple[Float[Tensor, "b _ d"], Bool[Tensor, "b _"]]:
+        """Half as many positions and their mask."""
         odd = x.shape[1] % 2
-        even = F.pad(x * mask[..., None], (0, 0, 0, odd)).transpose(1, 2)
-        return F.relu(self.norm(self.conv(even).transpose(1, 2))), F.pad(mask, (0, odd)).unflatten(1, (-1, 2)).any(-1)
+        padded = F.pad(x * mask[..., None], (0, 0, 0, odd)).transpose(1, 2)
+        halved = F.relu(self.norm(self.conv(padded).transpose(1, 2)))
+        return halved, F.pad(mask, (0, odd)).unflatten(1, (-1, 2)).any(-1)
 
 
-def _match(layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], video: Int[Tensor, "b"]) -> Match:
-    """Cosine similarity over a temperature, the mean over the layers."""
-    mean = torch.stack([unit_length(frames) for frames in layers]).mean(0)
-    return match_frames(unit_length(text) / TEMPERATURE, mean, video)
+def _layer_similarities(
+    layers: Sequence[Float[Tensor, "v t d"]], text: Float[Tensor, "b d"], video: Int[Tensor, "b"]
+) -> Similarities:
+    """Cosine similarity over a temperature; the frames are the mean over the layers."""
+    frames = torch.stack([unit_length(frames) for frames in layers]).mean(0)
+    return frame_similarities(unit_length(text) / TEMPERATURE, frames, video)

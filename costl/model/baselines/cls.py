@@ -1,4 +1,7 @@
-"""The plain baseline, one token a frame and one scale, and the parts that it shares with the other baseline."""
+"""The frame-token baseline: one token for each frame, one scale; and the parts that both baselines share.
+
+Axes: see `costl.model.costl`.
+"""
 
 from __future__ import annotations
 
@@ -7,65 +10,20 @@ import math
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from costl.model.contrast import Match, match_frames
-from costl.model.costl import Outputs, WordTokens, keep_joint, read_out
+from costl.model.contrast import Similarities, frame_similarities
+from costl.model.costl import Outputs, WordProjection, apply_heads, register_joint_space
 from costl.model.heads import MomentHead, SaliencyHead
-from costl.model.temporal import time_waves
-from costl.model.tokens import of_each
-
-
-class Mlp(nn.Module):
-    """CLIP's numbers to model width through two normed layers: how the field's models begin."""
-
-    def __init__(self, *, given: int, width: int, dropout: float):
-        super().__init__()
-        first = (nn.LayerNorm(given), nn.Dropout(dropout), nn.Linear(given, width), nn.ReLU())
-        self.layers = nn.Sequential(*first, nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, width))
-
-    def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
-        """Each by itself; padding stays what it is."""
-        return self.layers(x)
-
-
-class TextLayer(nn.Module):
-    """Pre-norm: words -> frames, all frames -> frames (with sine positions), each frame by itself."""
-
-    def __init__(self, *, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.from_words = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.from_frames = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.alone = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        frames: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
-        words: Float[Tensor, "b l d"],
-        word_mask: Bool[Tensor, "b l"],
-    ) -> Float[Tensor, "b t d"]:
-        """-> the frames, refined; padding is never looked at."""
-        place = time_waves(frames.shape[1], frames.shape[2], frames.device)
-        asked = self.norms[0](frames) + place
-        found, _ = self.from_words(asked, words, words, key_padding_mask=~word_mask, need_weights=False)
-        frames = frames + self.dropout(found)
-        normed = self.norms[1](frames)
-        placed = normed + place
-        found, _ = self.from_frames(placed, placed, normed, key_padding_mask=~mask, need_weights=False)
-        frames = frames + self.dropout(found)
-        return frames + self.dropout(self.alone(self.norms[2](frames)))
+from costl.model.temporal import sine_positions
+from costl.model.tokens import gather_per_query
 
 
 class ClsModel(nn.Module):
-    """CLIP's frame token alone, a transformer over frames and words, one scale; heads and losses are the model's own."""
+    """A transformer over CLIP's frame tokens and the words, at one scale, with the heads and losses of CoSTL."""
 
     def __init__(
         self,
         *,
-        clip_width: int,
+        encoder_width: int,
         word_width: int,
         joint: dict[str, Tensor],
         width: int,
@@ -75,11 +33,11 @@ class ClsModel(nn.Module):
         input_dropout: float,
     ):
         super().__init__()
-        keep_joint(self, joint)
-        self.words = WordTokens(word_width=word_width, width=width, dropout=input_dropout)
-        space = joint["projection"].shape[1]
-        self.sentence = nn.Sequential(nn.LayerNorm(space), nn.Linear(space, width))
-        self.tokens = Mlp(given=clip_width, width=width, dropout=input_dropout)
+        register_joint_space(self, joint)
+        joint_width = joint["projection"].shape[1]
+        self.word_projection = WordProjection(word_width=word_width, width=width, dropout=input_dropout)
+        self.sentence_projection = nn.Sequential(nn.LayerNorm(joint_width), nn.Linear(joint_width, width))
+        self.token_mlp = Mlp(input_width=encoder_width, width=width, dropout=input_dropout)
         self.layers = nn.ModuleList(TextLayer(width=width, heads=heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.heads = Heads(width=width, strides=(1,))
@@ -87,7 +45,7 @@ class ClsModel(nn.Module):
     def forward(
         self,
         *,
-        tokens: Float[Tensor, "v t n c"],
+        tokens: Float[Tensor, "v t s c"],
         frame_mask: Bool[Tensor, "v t"],
         video: Int[Tensor, "b"],
         words: Float[Tensor, "b l w"],
@@ -95,32 +53,82 @@ class ClsModel(nn.Module):
         sentence: Float[Tensor, "b e"],
         most_queries: int | None = None,
         real_words: int | None = None,
-        matching: bool = True,
+        contrast: bool = True,
     ) -> Outputs:
-        """What the model's own forward takes and gives; of the tokens of a frame only the first is read."""
-        plain, asked, mask = self.tokens(tokens[:, :, 0]), self.words(words), frame_mask[video]
-        query = self.sentence(sentence)
-        frames = of_each(plain, video)
+        """Inputs and outputs are those of `CoSTL.forward`. Only the first token of a frame is read."""
+        frame_features = self.token_mlp(tokens[:, :, 0])
+        word_features = self.word_projection(words)
+        mask = frame_mask[video]
+        sentence_features = self.sentence_projection(sentence)
+        frames = gather_per_query(frame_features, video)
         for layer in self.layers:
-            frames = layer(frames, mask, asked, word_mask)
-        match = match_frames(query / math.sqrt(plain.shape[-1]), plain, video) if matching else None
-        return self.heads([self.norm(frames)], [mask], query, match)
+            frames = layer(frames, mask, word_features, word_mask)
+        similarities = None
+        if contrast:
+            query = sentence_features / math.sqrt(frame_features.shape[-1])
+            similarities = frame_similarities(query, frame_features, video)
+        return self.heads([self.norm(frames)], [mask], sentence_features, similarities)
+
+
+class Mlp(nn.Module):
+    """From the encoder's width to the model's width through two normalised layers, as is usual in the field."""
+
+    def __init__(self, *, input_width: int, width: int, dropout: float):
+        super().__init__()
+        first = (nn.LayerNorm(input_width), nn.Dropout(dropout), nn.Linear(input_width, width), nn.ReLU())
+        self.layers = nn.Sequential(*first, nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, width))
+
+    def forward(self, x: Float[Tensor, "*rest c"]) -> Float[Tensor, "*rest d"]:
+        """One vector for each token. Padding is projected as well; masks exclude it later."""
+        return self.layers(x)
+
+
+class TextLayer(nn.Module):
+    """Pre-norm layer: cross-attention to words, self-attention (both with sine positions), feed-forward."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "b t d"],
+        frame_mask: Bool[Tensor, "b t"],
+        words: Float[Tensor, "b l d"],
+        word_mask: Bool[Tensor, "b l"],
+    ) -> Float[Tensor, "b t d"]:
+        """The refined frames. Padding changes no real frame."""
+        positions = sine_positions(frames.shape[1], frames.shape[2], frames.device)
+        query = self.norms[0](frames) + positions
+        attended, _ = self.cross_attention(query, words, words, key_padding_mask=~word_mask, need_weights=False)
+        frames = frames + self.dropout(attended)
+        value = self.norms[1](frames)
+        query = value + positions
+        attended, _ = self.self_attention(query, query, value, key_padding_mask=~frame_mask, need_weights=False)
+        frames = frames + self.dropout(attended)
+        return frames + self.dropout(self.feed_forward(self.norms[2](frames)))
 
 
 class Heads(nn.Module):
-    """The model's two heads over frames at one scale or several."""
+    """The two heads of CoSTL over frames at one scale or several."""
 
     def __init__(self, *, width: int, strides: tuple[int, ...]):
         super().__init__()
-        self.moments = MomentHead(width=width, strides=strides)
-        self.saliency = SaliencyHead(width=width)
+        self.moment_head = MomentHead(width=width, strides=strides)
+        self.saliency_head = SaliencyHead(width=width)
 
     def forward(
         self,
         levels: list[Float[Tensor, "b _ d"]],
         masks: list[Bool[Tensor, "b _"]],
-        query: Float[Tensor, "b d"],
-        match: Match | None,
+        sentence: Float[Tensor, "b d"],
+        similarities: Similarities | None,
     ) -> Outputs:
-        """See `read_out`."""
-        return read_out(self.moments, self.saliency, levels, masks, query, match)
+        """See `costl.model.costl.apply_heads`."""
+        return apply_heads(self.moment_head, self.saliency_head, levels, masks, sentence, similarities)

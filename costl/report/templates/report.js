@@ -1,17 +1,18 @@
 "use strict";
-// Sorting, filtering, the view of one query and its maps. Without this script all of it is still on the page, in a row.
+// Sorts and filters the list, opens the detail view of a query, and draws its attention maps. Without this script, the
+// page shows all detail views one after the other.
 document.documentElement.classList.add("scripted");
 const list = document.querySelector("table.list");
 const rows = [...list.tBodies[0].rows];
 const form = document.querySelector(".filters");
-const dialog = document.getElementById("look");
+const dialog = document.getElementById("detail");
 const body = dialog.querySelector(".body");
-const stories = document.querySelector(".stories");
+const details = document.querySelector(".details");
 const maps = JSON.parse(document.getElementById("maps").textContent);
 
 // --- the list
 
-const value = {
+const sortKeys = {
   query: (row) => row.cells[0].textContent.toLowerCase(),
   video: (row) => row.cells[1].textContent.toLowerCase(),
   length: (row) => Number(row.dataset.length),
@@ -20,12 +21,12 @@ const value = {
 };
 
 function sortBy(head) {
-  const falling = head.getAttribute("aria-sort") === "ascending";
+  const descending = head.getAttribute("aria-sort") === "ascending";
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-  const of = value[head.dataset.key];
-  const keyed = rows.map((row, place) => [of(row), place, row]);
-  keyed.sort(([a, i], [b, j]) => (a < b ? -1 : a > b ? 1 : 0) * (falling ? -1 : 1) || i - j);
+  head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const key = sortKeys[head.dataset.key];
+  const keyed = rows.map((row, index) => [key(row), index, row]);
+  keyed.sort(([a, i], [b, j]) => (a < b ? -1 : a > b ? 1 : 0) * (descending ? -1 : 1) || i - j);
   list.tBodies[0].append(...keyed.map(([, , row]) => row));
 }
 
@@ -36,9 +37,9 @@ function filter() {
   const detailed = form.elements.detailed.checked;
   let shown = 0;
   for (const row of rows) {
-    const words = `${value.query(row)} ${value.video(row)} ${row.dataset.qid.toLowerCase()}`;
+    const searched = `${sortKeys.query(row)} ${sortKeys.video(row)} ${row.dataset.qid.toLowerCase()}`;
     row.hidden = !(
-      words.includes(text) &&
+      searched.includes(text) &&
       (!length || row.dataset.bin === length) &&
       (!outcome || row.dataset.outcome === outcome) &&
       (!detailed || "detailed" in row.dataset)
@@ -56,31 +57,31 @@ filter();
 
 // --- one query
 
-let from = null;
+let openedFrom = null;
 
-function put(story) {
-  for (const shown of [...body.children]) stories.append(shown);
-  if (!story) return;
-  body.append(story);
-  dialog.setAttribute("aria-labelledby", `h${story.id.slice(1)}`);
+function showInDialog(article) {
+  for (const previous of [...body.children]) details.append(previous);
+  if (!article) return;
+  body.append(article);
+  dialog.setAttribute("aria-labelledby", `h${article.id.slice(1)}`);
   dialog.scrollTop = 0;
-  choose(story, -1);
+  choose(article, -1);
 }
 
 function open(id) {
-  const story = document.getElementById(id);
-  if (!story || story.localName !== "article") return;
-  put(story);
+  const article = document.getElementById(id);
+  if (!article || article.localName !== "article") return;
+  showInDialog(article);
   if (!dialog.open) dialog.showModal();
-  story.querySelector("h3").focus();
-  from = list.querySelector(`tr[data-id="${id}"] a`);
+  article.querySelector("h3").focus();
+  openedFrom = list.querySelector(`tr[data-id="${id}"] a`);
   history.replaceState(null, "", `#${id}`);
 }
 
 function step(by) {
   const ids = [...list.tBodies[0].rows].filter((row) => !row.hidden && "detailed" in row.dataset).map((row) => row.dataset.id);
-  const place = ids.indexOf(body.firstElementChild.id);
-  if (ids.length) open(ids[(Math.max(place, by > 0 ? -1 : 0) + by + ids.length) % ids.length]);
+  const index = ids.indexOf(body.firstElementChild.id);
+  if (ids.length) open(ids[(Math.max(index, by > 0 ? -1 : 0) + by + ids.length) % ids.length]);
 }
 
 list.addEventListener("click", (event) => {
@@ -94,53 +95,61 @@ dialog.querySelector("[name=after]").addEventListener("click", () => step(1));
 dialog.querySelector("[name=close]").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("close", () => {
-  put(null);
+  showInDialog(null);
   history.replaceState(null, "", location.pathname + location.search);
-  if (from) from.focus();
+  if (openedFrom) openedFrom.focus();
 });
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 if (location.hash) open(location.hash.slice(1));
 
 // --- the maps
 
-function choose(story, word) {
-  for (const button of story.querySelectorAll(".words button"))
+// `word` is the index of a word, -1 for the whole sentence, -2 for no map.
+
+function choose(article, word) {
+  for (const button of article.querySelectorAll(".words button"))
     button.setAttribute("aria-pressed", String(Number(button.dataset.word) === word));
-  paint(story, word);
+  paint(article, word);
 }
 
-function paint(story, word) {
-  for (const map of story.querySelectorAll(".map")) {
-    const shot = maps.shots[map.dataset.map];
-    if (!shot) continue;
-    const patches = word < 0 ? shot.share.map((share, patch) => [patch, share]) : shot.chosen.map((patch, i) => [patch, shot.words[word][i]]);
-    const most = Math.max(1, ...patches.map(([, share]) => share));
-    const squares = word === -2 ? [] : patches.filter(([, share]) => share * 50 > most).map(([patch, share]) => square(patch, share / most));
-    map.querySelector(".heat").replaceChildren(...squares);
+function paint(article, word) {
+  for (const map of article.querySelectorAll(".map")) {
+    const weights = maps.shots[map.dataset.map];
+    if (!weights) continue;
+    const ofSentence = () => weights.share.map((weight, patch) => [patch, weight]);
+    const ofWord = () => weights.chosen.map((patch, i) => [patch, weights.words[word][i]]);
+    const patches = word < 0 ? ofSentence() : ofWord();
+    const largest = Math.max(1, ...patches.map(([, weight]) => weight));
+    const visible = word === -2 ? [] : patches.filter(([, weight]) => weight * 50 > largest);
+    map.querySelector(".heat").replaceChildren(...visible.map(([patch, weight]) => square(patch, weight / largest)));
     map.classList.toggle("off", word === -2);
-    const found = Math.round(most / 10), none = word < 0 ? 0 : Math.round(shot.nothing[word] / 10);
-    story.querySelector(`[data-said="${map.dataset.map}"]`).textContent =
-      word === -2 ? "" : word < 0 ? `brightest patch ${found} %` : `brightest patch ${found} %, found nothing ${none} %`;
+    article.querySelector(`[data-peak="${map.dataset.map}"]`).textContent = peakText(weights, word, largest);
   }
+}
+
+function peakText(weights, word, largest) {
+  if (word === -2) return "";
+  const peak = `brightest patch ${Math.round(largest / 10)} %`;
+  return word === -1 ? peak : `${peak}, no patch ${Math.round(weights.nothing[word] / 10)} %`;
 }
 
 function square(patch, strength) {
   const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-  const given = {
+  const attributes = {
     x: (patch % maps.columns) / maps.columns, y: Math.floor(patch / maps.columns) / maps.rows,
     width: 1 / maps.columns, height: 1 / maps.rows, "fill-opacity": (0.08 + 0.54 * strength).toFixed(3),
   };
-  for (const [name, content] of Object.entries(given)) rect.setAttribute(name, content);
+  for (const [name, content] of Object.entries(attributes)) rect.setAttribute(name, content);
   return rect;
 }
 
 for (const group of document.querySelectorAll(".words")) {
-  const story = group.closest("article");
+  const article = group.closest("article");
   const pressed = () => Number(group.querySelector("[aria-pressed=true]").dataset.word);
   for (const button of group.querySelectorAll("button")) {
     const word = Number(button.dataset.word);
-    button.addEventListener("click", () => choose(story, word));
-    for (const look of ["pointerenter", "focus"]) button.addEventListener(look, () => paint(story, word));
-    for (const leave of ["pointerleave", "blur"]) button.addEventListener(leave, () => paint(story, pressed()));
+    button.addEventListener("click", () => choose(article, word));
+    for (const enter of ["pointerenter", "focus"]) button.addEventListener(enter, () => paint(article, word));
+    for (const leave of ["pointerleave", "blur"]) button.addEventListener(leave, () => paint(article, pressed()));
   }
 }

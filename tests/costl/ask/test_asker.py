@@ -1,4 +1,4 @@
-"""Asking: the features and the code of evaluation, whatever the video; made once, known by content, refused by name."""
+"""`Asker` answers like extraction and evaluation, stores features by the content of the video, and refuses wrong weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import costl.pipeline.run.engine
 from costl.ask.answer import Answer, check_queries
 from costl.ask.asker import Asker
 from costl.data.batch import collate
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, VideoError
@@ -35,12 +35,12 @@ def run(world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def asker(run, tmp_path) -> Asker:
-    return costl.load(run, cache_dir=tmp_path / "kept", device="cpu", workers=1)
+    return costl.load(run, cache_dir=tmp_path / "features", device="cpu", workers=1)
 
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    def decode(*arguments, **more):
+    def decode(*_, **__):
         pytest.fail("decoded")
 
     def forbid() -> None:
@@ -49,34 +49,35 @@ def no_decoding(monkeypatch):
     return forbid
 
 
-def a_query(world, split="test") -> tuple[Path, str]:
-    query = read_queries(CacheReader(world.cache), split)[0]
+def a_query(world) -> tuple[Path, str]:
+    """A video of the test split and its query."""
+    query = read_queries(CacheReader(world.cache), "test")[0]
     return world.videos / f"{query.vid}.mp4", query.query
 
 
-def test_the_answer_is_that_of_extract_and_evaluate(world, run, asker, tmp_path):
+def test_ask_gives_the_same_answer_as_extract_and_evaluate(world, run, asker, tmp_path):
     evaluate(run, split="test", out=tmp_path / "eval", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "eval" / "predictions.jsonl").read_text().splitlines()]
     for vid in {row["vid"] for row in rows}:
-        about = [row for row in rows if row["vid"] == vid]
-        answers = asker.ask(world.videos / f"{vid}.mp4", [row["query"] for row in about])
-        for row, answer in zip(about, answers, strict=True):
+        rows_of_video = [row for row in rows if row["vid"] == vid]
+        answers = asker.ask(world.videos / f"{vid}.mp4", [row["query"] for row in rows_of_video])
+        for row, answer in zip(rows_of_video, answers, strict=True):
             windows = [[m.start_s, m.end_s, m.score] for m in answer.moments]
             np.testing.assert_allclose(windows, row["pred_relevant_windows"], atol=1e-3)
             np.testing.assert_allclose(answer.saliency.scores, row["pred_saliency_scores"], atol=1e-3)
             assert (answer.query, answer.duration_s, answer.saliency.clip_s) == (row["query"], 24.0, 2.0)
 
 
-def test_a_second_ask_decodes_nothing_and_loads_no_clip_even_under_another_name(
+def test_asking_a_renamed_video_again_needs_neither_decoding_nor_clip(
     world, run, asker, tmp_path, monkeypatch, no_decoding
 ):
     video, query = a_query(world)
     (first,) = asker.ask(video, query)
     no_decoding()
-    monkeypatch.setattr(costl.pipeline.feature_store, "load_clip", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(costl.pipeline.feature_store, "load_encoder", lambda *_, **__: pytest.fail("loaded"))
     other = Path(shutil.copy(video, tmp_path / "Ünder an other name.mp4"))
-    (again,) = costl.load(run, cache_dir=tmp_path / "kept", device="cpu").ask(str(other), [query])
-    assert (again.moments, again.saliency) == (first.moments, first.saliency) and again.video == other
+    (second,) = costl.load(run, cache_dir=tmp_path / "features", device="cpu").ask(str(other), [query])
+    assert (second.moments, second.saliency) == (first.moments, first.saliency) and second.video == other
 
 
 def test_a_new_query_encodes_only_its_words(world, asker, monkeypatch, no_decoding):
@@ -84,42 +85,46 @@ def test_a_new_query_encodes_only_its_words(world, asker, monkeypatch, no_decodi
     asker.ask(video, query)
     no_decoding()
     encoded: list[str] = []
-    clip = asker._kept._clip
-    whole = clip.encode_text
-    monkeypatch.setattr(clip, "encode_text", lambda texts: encoded.extend(texts) or whole(texts))
+    encoder = asker._feature_store._encoder
+    encode_text = encoder.encode_text
+    monkeypatch.setattr(encoder, "encode_text", lambda texts: encoded.extend(texts) or encode_text(texts))
     asker.ask(video, [query, "the blue star", "the red ring"])
     asker.ask(video, [query, "the red ring"])
     assert encoded == ["the blue star", "the red ring"]
 
 
-def test_several_queries_cost_one_look_at_the_video(world, asker, monkeypatch):
+def test_several_queries_decode_the_video_once(world, asker, monkeypatch):
     video, query = a_query(world)
-    jobs: list[str] = []
-    real = costl.pipeline.run.engine.decode_videos
-    monkeypatch.setattr(
-        costl.pipeline.run.engine, "decode_videos", lambda some, **more: jobs.extend(j.path for j in some) or real(some, **more)
-    )
+    decoded: list[str] = []
+    decode_videos = costl.pipeline.run.engine.decode_videos
+
+    def record(jobs, **options):
+        decoded.extend(job.path for job in jobs)
+        return decode_videos(jobs, **options)
+
+    monkeypatch.setattr(costl.pipeline.run.engine, "decode_videos", record)
     answers = asker.ask(video, [query, "the blue star", "the red ring"])
-    assert [answer.query for answer in answers] == [query, "the blue star", "the red ring"] and jobs == [str(video)]
+    assert [answer.query for answer in answers] == [query, "the blue star", "the red ring"]
+    assert decoded == [str(video)]
 
 
-def test_a_file_that_changed_is_another_video(world, asker, tmp_path):
+def test_a_changed_file_is_decoded_again(world, asker, tmp_path):
     one, other = (world.videos / f"test_000{i}.mp4" for i in (0, 1))
-    mine = Path(shutil.copy(one, tmp_path / "mine.mp4"))
-    (first,) = asker.ask(mine, "the red ring")
-    shutil.copy(other, mine)
-    (second,) = asker.ask(mine, "the red ring")
+    video = Path(shutil.copy(one, tmp_path / "holiday.mp4"))
+    (first,) = asker.ask(video, "the red ring")
+    shutil.copy(other, video)
+    (second,) = asker.ask(video, "the red ring")
     assert first.saliency != second.saliency
     assert second.saliency == asker.ask(other, "the red ring")[0].saliency
 
 
-def test_features_kept_but_damaged_are_made_again(world, asker):
+def test_damaged_stored_features_are_extracted_again(world, asker):
     video, query = a_query(world)
     (first,) = asker.ask(video, query)
-    (index,) = asker._kept.folder.glob("*.h5")
+    (index,) = asker._feature_store.folder.glob("*.h5")
     index.write_bytes(index.read_bytes()[:1000])
     assert asker.ask(video, query)[0].moments == first.moments
-    (part,) = asker._kept.folder.glob("*.h5.parts/*.h5")
+    (part,) = asker._feature_store.folder.glob("*.h5.parts/*.h5")
     part.write_bytes(b"")
     assert asker.ask(video, query)[0].moments == first.moments
 
@@ -127,36 +132,37 @@ def test_features_kept_but_damaged_are_made_again(world, asker):
 @pytest.mark.parametrize("queries", [[], [""], ["a cat", "?!"], ["  "], "…"])
 def test_a_query_without_letters_is_refused_before_any_work(world, asker, no_decoding, queries):
     no_decoding()
-    with pytest.raises(UsageError, match=r"no query|no letter in it"):
+    with pytest.raises(UsageError, match=r"no query|no letter or digit in it"):
         asker.ask(a_query(world)[0], queries)
 
 
-def test_a_query_in_another_script_is_one():
+def test_queries_in_other_scripts_are_accepted():
     check_queries(["猫が跳ぶ", "кот", "3"])
 
 
-def test_what_is_no_video_is_said_in_a_sentence_and_leaves_nothing(asker, tmp_path):
+def test_a_file_that_is_not_a_video_is_refused_and_stores_nothing(asker, tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video at all")
     for name in ("empty", "text", "gone"):
         with pytest.raises(VideoError, match=rf"{name}\.mp4"):
             asker.ask(tmp_path / f"{name}.mp4", "a cat")
-    assert not list(asker._kept.folder.glob("*.h5"))
+    assert not list(asker._feature_store.folder.glob("*.h5"))
 
 
-def test_a_query_longer_than_clip_reads_is_noted(world, asker):
+def test_a_query_that_clip_cuts_off_gets_a_note(world, asker):
     (answer,) = asker.ask(a_query(world)[0], "the red star " * 60)
-    assert answer.notes == ("the query is longer than CLIP reads, its end was not heard.",) and "note:" in repr(answer)
+    assert answer.notes == ("the query is longer than CLIP can read, so its end was ignored.",)
+    assert "note: the query" in repr(answer)
 
 
-def test_another_clip_is_refused_by_name(world, run, tmp_path):
+def test_different_clip_weights_are_refused(world, run, tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
     try:
-        from tiny_clip import write_clip
+        from tiny_clip import write_clip_weights
     finally:
         sys.path.pop(0)
-    other = write_clip(tmp_path / "other", seed=1)
-    asker = costl.load(run, weights=str(other), cache_dir=tmp_path / "kept", device="cpu")
+    other = write_clip_weights(tmp_path / "other", seed=1)
+    asker = costl.load(run, weights=str(other), cache_dir=tmp_path / "features", device="cpu")
     with pytest.raises(
         CacheError, match=r"another CLIP than .*other \(.*weights: trained with \w+…, here is"
     ) as caught:
@@ -164,7 +170,7 @@ def test_another_clip_is_refused_by_name(world, run, tmp_path):
     assert caught.value.exit_code == 3 and "--weights" in str(caught.value)
 
 
-def test_the_run_needs_neither_its_cache_nor_its_videos_but_its_clip(world, tmp_path):
+def test_asking_needs_the_clip_weights_but_not_the_cache_or_the_videos(world, tmp_path):
     here = world.copy(tmp_path / "there")
     train(here.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     video = Path(shutil.copy(here.videos / "test_0000.mp4", tmp_path / "my.mp4"))
@@ -176,55 +182,57 @@ def test_the_run_needs_neither_its_cache_nor_its_videos_but_its_clip(world, tmp_
         json.dumps(about | {"source": {"model": "ViT-B-32", "weights": str(tmp_path / "gone")}})
     )
     with pytest.raises(CacheError, match=r"gone: the CLIP weights that .*elsewhere was trained with .*--weights"):
-        costl.load(moved, cache_dir=tmp_path / "kept", device="cpu")
-    asker = costl.load(moved, weights=str(clip), cache_dir=tmp_path / "kept", device="cpu", workers=1)
+        costl.load(moved, cache_dir=tmp_path / "features", device="cpu")
+    asker = costl.load(moved, weights=str(clip), cache_dir=tmp_path / "features", device="cpu", workers=1)
     assert asker.ask(video, "the red ring")[0].moments
 
 
-def test_another_release_of_open_clip_is_no_other_clip(world, run, tmp_path):
+def test_another_release_of_open_clip_is_accepted(world, run, tmp_path):
     old = Path(shutil.copytree(run, tmp_path / "run"))
     about = json.loads((old / "run.json").read_text())
     about["fingerprint"]["open_clip"] = "2.0.0"
     (old / "run.json").write_text(json.dumps(about))
-    asker = costl.load(old, cache_dir=tmp_path / "kept", device="cpu", workers=1)
+    asker = costl.load(old, cache_dir=tmp_path / "features", device="cpu", workers=1)
     assert asker.ask(a_query(world)[0], "the red ring")
 
 
-def test_features_that_were_not_made_here_cannot_be_asked(run, tmp_path):
-    foreign = Path(shutil.copytree(run, tmp_path / "run"))
-    about = json.loads((foreign / "run.json").read_text())
-    about["fingerprint"] = {"imported": "somebody's features", "fps": 0.5}
-    (foreign / "run.json").write_text(json.dumps(about))
+def test_a_model_trained_on_imported_features_cannot_be_asked(run, tmp_path):
+    imported = Path(shutil.copytree(run, tmp_path / "run"))
+    about = json.loads((imported / "run.json").read_text())
+    about["fingerprint"] = {"imported": "published features", "fps": 0.5}
+    (imported / "run.json").write_text(json.dumps(about))
     with pytest.raises(CacheError, match="trained on features that were not made here"):
-        costl.load(foreign, cache_dir=tmp_path / "kept", device="cpu")
+        costl.load(imported, cache_dir=tmp_path / "features", device="cpu")
 
 
-def test_where_the_model_looked_is_step_ones_share_of_the_frame(world, asker):
+def test_patch_attention_is_the_attention_of_step_one(world, asker):
     video, query = a_query(world)
     asker.ask(video, query)
-    looks = asker.looks(video, query, [0.5, 7.9, 99.0])
-    assert [look.at_s for look in looks] == [1.0, 7.0, 23.0]
-    features = CacheReader(next(asker._kept.folder.glob("*.h5")))
+    attention = asker.patch_attention(video, query, [0.5, 7.9, 99.0])
+    assert [one.centre_s for one in attention] == [1.0, 7.0, 23.0]
+    features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
     whole = collate([read_queries(CacheReader(world.cache), "test")[0]], CacheReader(world.cache), patches=True)
-    seen = []
-    hook = asker._model.spatial.where.register_forward_hook(lambda module, given, found: seen.append(found.share))
+    step_one = []
+    hook = asker._model.spatial.coarse.register_forward_hook(
+        lambda module, inputs, output: step_one.append(output.attention)
+    )
     asker._model(**whole.model_inputs())
     hook.remove()
-    for look, clip in zip(looks, (0, 3, 11), strict=True):
-        assert look.share.shape == features.patch_grid and look.share.sum() == pytest.approx(1.0, abs=1e-4)
-        np.testing.assert_allclose(look.share.ravel(), seen[0][0, clip].detach().numpy(), atol=2e-3)
+    for one, clip in zip(attention, (0, 3, 11), strict=True):
+        assert one.weights.shape == features.patch_grid and one.weights.sum() == pytest.approx(1.0, abs=1e-4)
+        np.testing.assert_allclose(one.weights.ravel(), step_one[0][0, clip].detach().numpy(), atol=2e-3)
 
 
-def test_loading_the_package_loads_nothing_heavy():
+def test_importing_costl_loads_no_heavy_library():
     code = "import sys, costl; costl.load; sys.exit(bool({'torch', 'h5py', 'decord', 'av'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(costl.__file__).parents[1]).returncode == 0
 
 
-def test_a_difference_is_told_in_the_words_of_who_asks():
+def test_explain_difference_uses_the_words_of_its_caller():
     assert explain_difference({"a": 1}, {"a": 2}, was="trained with", now="here is") == ["a: trained with 1, here is 2"]
 
 
-def test_an_answer_shows_itself_in_a_notebook(world, asker):
+def test_an_answer_has_a_picture_in_a_notebook(world, asker):
     (answer,) = asker.ask(a_query(world)[0], "the <red> & ring")
     assert isinstance(answer, Answer) and answer._repr_png_().startswith(b"\x89PNG")
     assert "&lt;red&gt; &amp; ring" in answer._repr_html_() and "<red>" not in answer._repr_html_()

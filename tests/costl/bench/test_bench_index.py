@@ -1,4 +1,4 @@
-"""The measurement runs and its table adds up; reading an epoch leaves nothing open behind it."""
+"""The measurement of the index runs, its table is complete, and reading an epoch leaves no file open."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def test_a_table_has_a_line_for_each_measurement_and_the_ratio():
 
 
 def test_both_caches_are_written_measured_and_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("costl.bench.index.FEW", 8)
-    found = bench_index(videos=24, folder=tmp_path)
-    assert list(found.rows) == ["8", "24"] and list(tmp_path.iterdir()) == []
-    for row in found.rows.values():
+    monkeypatch.setattr("costl.bench.index.FEW_VIDEOS", 8)
+    cost = bench_index(videos=24, folder=tmp_path)
+    assert list(cost.rows) == ["8", "24"] and list(tmp_path.iterdir()) == []
+    for row in cost.rows.values():
         assert list(row) == [
             *("open, s", "open, MB", "the first words, s", "status, s", "verify --quick, s"),
             *("write index, s", "first epoch, ms a sample", "next epochs, ms a sample"),

@@ -1,4 +1,4 @@
-"""The measurement of metrics is fair: both sides do the same work and give the same numbers."""
+"""The bench of metrics is fair: both implementations do the same work and give the same numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_plain_loop_agrees_to_the_last_digit(seed):
     assert plain_metrics(predictions, queries) == {name: metrics[name] for name in metrics if name != "brief"}
 
 
-def test_synthetic_predictions_are_as_large_as_qvhighlights_val_and_neither_all_right_nor_all_wrong():
+def test_synthetic_predictions_have_the_size_of_qvhighlights_val():
     predictions, queries = synthetic()
     assert len(queries) == 1550
     assert {len(row.windows) for row in predictions} == {10} and {len(row.saliency) for row in predictions} == {75}
@@ -29,7 +29,7 @@ def test_synthetic_predictions_are_as_large_as_qvhighlights_val_and_neither_all_
     assert synthetic(1, count=5) == synthetic(1, count=5) != synthetic(2, count=5)
 
 
-def test_a_disagreement_is_never_passed_over(monkeypatch):
+def test_a_disagreement_is_an_error(monkeypatch):
     monkeypatch.setattr(bench, "synthetic", lambda seed: synthetic(seed, count=20))
     monkeypatch.setattr(bench, "plain_metrics", lambda *rows: plain_metrics(*rows) | {"full": {}})
     with pytest.raises(CostlError, match="disagree with the plain loop in full"):
@@ -45,8 +45,8 @@ def test_the_command_prints_seconds_of_both_and_their_ratio(monkeypatch):
     monkeypatch.setattr(bench, "synthetic", lambda seed: synthetic(seed, count=40))
     table = CliRunner().invoke(main, ["bench", "metrics"])
     assert table.exit_code == 0 and "40 queries" in table.stdout and "times as long" in table.stdout
-    found = json.loads(CliRunner().invoke(main, ["bench", "metrics", "--json"]).stdout)
-    assert found["ratio"] == pytest.approx(found["loop_s"] / found["ours_s"])
+    data = json.loads(CliRunner().invoke(main, ["bench", "metrics", "--json"]).stdout)
+    assert data["ratio"] == pytest.approx(data["loop_s"] / data["ours_s"])
     assert "costl bench metrics" in CliRunner().invoke(main, ["bench", "metrics", "--help"]).stdout
 
 

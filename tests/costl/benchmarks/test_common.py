@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costl.benchmarks.common import CLIPPED, EMPTY, LONG, LOST, OUTSIDE, REVERSED, to_row, window_row
+from costl.benchmarks.common import CLIPPED, EMPTY, LONG, NO_WINDOW, OUTSIDE, REVERSED, row_with_windows, to_row
 from costl.data.annotations import Query, parse_jsonl
 
 times = st.floats(-50, 400, allow_nan=False) | st.integers(-5, 400).map(float)
@@ -23,8 +23,8 @@ queries = st.builds(
 
 
 @given(queries, windows)
-def test_every_window_is_kept_clipped_or_dropped_by_name(query, given_windows):
-    row = window_row(query, given_windows)
+def test_every_window_is_kept_clipped_or_counted_as_dropped(query, given_windows):
+    row = row_with_windows(query, given_windows)
     dropped = sum(row.quirks.count(name) for name in (REVERSED, EMPTY, OUTSIDE))
     assert len(row.query.windows) == len(given_windows) - dropped
     inside = [(max(start, 0), min(end, query.duration_s)) for start, end in given_windows]
@@ -32,15 +32,15 @@ def test_every_window_is_kept_clipped_or_dropped_by_name(query, given_windows):
     unchanged = sum(window in given_windows for window in row.query.windows)
     assert row.quirks.count(CLIPPED) >= len(row.query.windows) - unchanged
     assert row.quirks.count(LONG) == sum(end - start > 150 for start, end in row.query.windows)
-    assert (LOST in row.quirks) == (bool(given_windows) and not row.query.windows)
+    assert (NO_WINDOW in row.quirks) == (bool(given_windows) and not row.query.windows)
 
 
 @given(queries, windows, st.lists(st.tuples(st.floats(0, 4), st.integers(0, 4)), max_size=4), st.text())
-def test_what_is_written_is_read_back_as_it_was(query, given_windows, ratings, domain):
-    kept = window_row(query, given_windows).query.windows
+def test_a_written_row_is_read_back_unchanged(query, given_windows, ratings, domain):
+    usable = row_with_windows(query, given_windows).query.windows
     rated = ((0.0, query.duration_s),) * len(ratings)
     whole = replace(
-        query, windows=kept, saliency=tuple(ratings), clip_ids=tuple(range(len(ratings))), rated_s=rated, domain=domain
+        query, windows=usable, saliency=tuple(ratings), clip_ids=tuple(range(len(ratings))), rated_s=rated, domain=domain
     )
     line = json.dumps(to_row(whole), ensure_ascii=False)
     assert parse_jsonl(line + "\n", "train.jsonl") == [whole]

@@ -53,25 +53,25 @@ pytestmark = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason="the shared fol
 @pytest.mark.parametrize("benchmark", FILES)
 def test_a_benchmark_goes_from_its_own_files_to_its_own_numbers(benchmark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kept = _miniature(benchmark, Path("official"), Path("videos"))
-    told = _costl("prepare", benchmark, "--annotations", "official", "--videos", "videos", "--out", "prepared").stderr
-    assert "costl extract" in told
+    rows = _miniature(benchmark, Path("official"), Path("videos"))
+    messages = _costl("prepare", benchmark, "--annotations", "official", "--videos", "videos", "--out", "prepared").stderr
+    assert "costl extract" in messages
     _costl("extract", "--videos", "videos", "--annotations", "prepared", "--weights", TINY_CLIP, "--out", "b.h5")
     features = CacheReader(Path("b.h5"))
     assert features.fps == (1.0 if benchmark in ("charades", "youtube-highlights") else 0.5)
     _costl("train", "--cache", "b.h5", *(part for name in SMALL for part in ("--set", name)))
-    found = json.loads(_costl("evaluate", "--split", "test", "--json").stdout)
-    assert set(found["brief"]) >= NUMBERS[benchmark]
+    metrics = json.loads(_costl("evaluate", "--split", "test", "--json").stdout)
+    assert set(metrics["brief"]) >= NUMBERS[benchmark]
 
     (written,) = Path("runs").glob("*/eval-test/predictions.jsonl")
     truth = parse_jsonl(Path("prepared/test.jsonl").read_text(), "test.jsonl")
     predictions = parse_predictions(written.read_text(), "predictions.jsonl")
-    assert {p.qid for p in predictions} == {q.qid for q in truth} and len(truth) == kept
-    assert compute_metrics(predictions, truth, benchmark=benchmark)["brief"] == found["brief"]
+    assert {p.qid for p in predictions} == {q.qid for q in truth} and len(truth) == rows
+    assert compute_metrics(predictions, truth, benchmark=benchmark)["brief"] == metrics["brief"]
     again = _costl(
         "evaluate", "--predictions", written, "--truth", "prepared/test.jsonl", "--benchmark", benchmark, "--json"
     )
-    assert json.loads(again.stdout)["brief"] == found["brief"]
+    assert json.loads(again.stdout)["brief"] == metrics["brief"]
     assert _costl("evaluate", "--official", "--json").exit_code == 0
 
 

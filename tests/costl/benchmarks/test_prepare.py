@@ -43,33 +43,33 @@ def costl(*arguments: object):
     return result
 
 
-def test_the_benchmarks_are_those_that_settings_know():
+def test_every_benchmark_has_settings():
     assert tuple(BENCHMARKS) == NAMES
     assert all(benchmark_settings(name).is_file() for name in NAMES)
 
 
-def test_what_is_written_is_complete_and_the_next_command_is_said(prepare, charades):
-    found = prepare("charades", charades, "--val-share", "0.5", "--seed", "1")
-    assert found.code == 0
-    assert set(content(found.out)) == {
+def test_all_files_are_written_and_the_next_command_is_printed(prepare, charades):
+    prepared = prepare("charades", charades, "--val-share", "0.5", "--seed", "1")
+    assert prepared.code == 0
+    assert set(content(prepared.out)) == {
         *("train.jsonl", "val.jsonl", "test.jsonl", "costl.yaml", "report.json", "missing.txt"),
     }
-    assert (found.out / "costl.yaml").read_bytes() == benchmark_settings("charades").read_bytes()
-    assert (found.out / "missing.txt").read_text().split() == ["A", "B", "C", "D", "Y", "Z"]
-    header, rows, *_ = found.table.splitlines()
+    assert (prepared.out / "costl.yaml").read_bytes() == benchmark_settings("charades").read_bytes()
+    assert (prepared.out / "missing.txt").read_text().split() == ["A", "B", "C", "D", "Y", "Z"]
+    header, rows, *_ = prepared.table.splitlines()
     assert header.split() == ["Charades-STA", "train", "val", "test"] and rows.split() == ["rows", "2", "2", "2"]
-    assert f"Next: costl extract --videos DIR --annotations {found.out} --out charades.h5 --allow" in found.words
-    assert f"Read {FILES[0]}, {FILES[1]}." in found.words
+    assert f"Next: costl extract --videos DIR --annotations {prepared.out} --out charades.h5 --allow" in prepared.messages
+    assert f"Read {FILES[0]}, {FILES[1]}." in prepared.messages
 
 
-def test_the_same_input_gives_the_same_bytes_and_takes_the_place_of_an_earlier_output(prepare, charades):
+def test_the_same_input_gives_the_same_bytes_and_replaces_old_output(prepare, charades):
     first = content(prepare("charades", charades, "--val-share", "0.5", "--seed", "1").out)
     assert content(prepare("charades", charades, "--val-share", "0.5", "--seed", "1", out="other").out) == first
     assert content(prepare("charades", charades, "--val-share", "0.5", "--seed", "1").out) == first
     assert "val.jsonl" not in content(prepare("charades", charades, "--val-share", "0").out)
 
 
-def test_another_video_moves_no_other_and_another_seed_moves_some(prepare, tmp_path, jsonl):
+def test_the_split_of_a_video_depends_on_its_name_and_the_seed(prepare, tmp_path, jsonl):
     vids = [f"V{number:03}" for number in range(200)]
     few = prepare("charades", write_charades(tmp_path / "few", jsonl, train=vids[:-20]), out="1").splits
     many = prepare("charades", write_charades(tmp_path / "many", jsonl, train=vids), out="2").splits
@@ -106,29 +106,29 @@ def test_missing_videos_are_counted_and_named_unless_allowed(prepare, charades, 
     videos.mkdir()
     for vid in "ABY":
         (videos / f"{vid}.mp4").touch()
-    found = prepare("charades", charades, "--videos", videos)
-    assert found.code == 2 and not found.out.exists()
-    assert "3 of 6 videos that Charades-STA speaks of are not here: C, D, Z. Add them, or pass --allow" in found.words
-    found = prepare("charades", charades, "--videos", videos, "--allow-missing-videos", "--val-share", "0")
-    assert found.code == 0 and (found.out / "missing.txt").read_text() == "C\nD\nZ\n"
-    assert len(found.splits["train"]) == 4 and found.report["splits"]["train"]["missing"] == 2
+    prepared = prepare("charades", charades, "--videos", videos)
+    assert prepared.code == 2 and not prepared.out.exists()
+    assert "3 of 6 videos of Charades-STA are missing: C, D, Z. Add them, or pass --allow" in prepared.messages
+    prepared = prepare("charades", charades, "--videos", videos, "--allow-missing-videos", "--val-share", "0")
+    assert prepared.code == 0 and (prepared.out / "missing.txt").read_text() == "C\nD\nZ\n"
+    assert len(prepared.splits["train"]) == 4 and prepared.report["splits"]["train"]["missing"] == 2
     for vid in "CDZ":
         (videos / f"{vid}.mp4").touch()
-    found = prepare("charades", charades, "--videos", videos, "--val-share", "0")
-    assert found.code == 0 and not (found.out / "missing.txt").exists() and "--allow-missing" not in found.words
-    assert "that are not here" not in found.table
+    prepared = prepare("charades", charades, "--videos", videos, "--val-share", "0")
+    assert prepared.code == 0 and not (prepared.out / "missing.txt").exists() and "--allow-missing" not in prepared.messages
+    assert "missing videos" not in prepared.table
 
 
-def test_rows_that_repeat_and_videos_in_two_splits_are_told(prepare, tmp_path, jsonl):
-    found = prepare("charades", write_charades(tmp_path / "sta", jsonl, train="AAB", test="BZ"), "--val-share", "0")
-    assert found.quirks("train") == {"rows that repeat another one, kept": 1}
-    assert "train and test share 1 videos: B." in found.words and len(found.splits["train"]) == 3
+def test_repeated_rows_and_videos_in_two_splits_are_reported(prepare, tmp_path, jsonl):
+    prepared = prepare("charades", write_charades(tmp_path / "sta", jsonl, train="AAB", test="BZ"), "--val-share", "0")
+    assert prepared.quirks("train") == {"rows that repeat another one, kept": 1}
+    assert "train and test share 1 videos: B." in prepared.messages and len(prepared.splits["train"]) == 3
 
 
 def test_json_is_the_report(prepare, charades):
-    found = prepare("charades", charades, "--json", "--val-share", "0")
-    assert json.loads(found.table) == found.report and found.report["options"]["val_share"] == 0
-    assert set(found.report["sources"]) == set(FILES)
+    prepared = prepare("charades", charades, "--json", "--val-share", "0")
+    assert json.loads(prepared.table) == prepared.report and prepared.report["options"]["val_share"] == 0
+    assert set(prepared.report["sources"]) == set(FILES)
 
 
 def another_benchmark(folder: Path, jsonl) -> None:
@@ -195,18 +195,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_annotations_that_are_wrong_are_refused_in_one_sentence(prepare, tmp_path, jsonl, name):
+def test_wrong_annotations_are_refused_in_one_sentence(prepare, tmp_path, jsonl, name):
     write, part = WRONG[name]
     write(tmp_path / "sta", jsonl)
-    found = prepare("charades", tmp_path / "sta")
-    assert found.code == 2 and part in found.words and found.table == "" and not found.out.exists()
-    assert found.words.startswith("Error: ") and len(found.words.splitlines()) == 1
+    prepared = prepare("charades", tmp_path / "sta")
+    assert prepared.code == 2 and part in prepared.messages and prepared.table == "" and not prepared.out.exists()
+    assert prepared.messages.startswith("Error: ") and len(prepared.messages.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["charade"], "'charade' is no benchmark that is known. Did you mean 'charades'?"),
+        (["charade"], "'charade' is not a known benchmark. Did you mean 'charades'?"),
         (["imagenet"], "Expected one of qvhighlights, charades, tacos, tvsum, youtube-highlights."),
         (["charades", "--val-share", "1"], "--val-share is 1.0, expected 0 or more and below 1."),
         (["charades", "--val-share", "nan"], "--val-share is nan"),
@@ -214,9 +214,9 @@ def test_annotations_that_are_wrong_are_refused_in_one_sentence(prepare, tmp_pat
         (["charades", "--val-share", "0.99999"], "no row for train"),
     ],
 )
-def test_arguments_that_are_wrong_are_refused(prepare, charades, arguments, part):
-    found = prepare(arguments[0], charades, *arguments[1:])
-    assert found.code == 2 and part in found.words and not found.out.exists()
+def test_wrong_arguments_are_refused(prepare, charades, arguments, part):
+    prepared = prepare(arguments[0], charades, *arguments[1:])
+    assert prepared.code == 2 and part in prepared.messages and not prepared.out.exists()
 
 
 def test_videos_may_be_left_out_only_where_missing_ones_are_allowed(charades, tmp_path):
@@ -224,25 +224,25 @@ def test_videos_may_be_left_out_only_where_missing_ones_are_allowed(charades, tm
     assert result.exit_code == 2 and "--videos is missing" in result.stderr and not (tmp_path / "out").exists()
 
 
-def an_empty_videos_folder(place: Path) -> None:
-    place.mkdir()
+def an_empty_videos_folder(path: Path) -> None:
+    path.mkdir()
 
 
-def other_files(place: Path) -> None:
-    place.mkdir()
-    (place / "notes.txt").touch()
-    (place / "A.mp4").mkdir()  # a folder by the name of a video
+def other_files(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").touch()
+    (path / "A.mp4").mkdir()  # a folder by the name of a video
 
 
-def a_videos_folder_within(place: Path) -> None:
-    (place / "videos").mkdir(parents=True)
+def a_videos_folder_within(path: Path) -> None:
+    (path / "videos").mkdir(parents=True)
 
 
-def a_file(place: Path) -> None:
-    place.touch()
+def a_file(path: Path) -> None:
+    path.touch()
 
 
-def nothing_there(place: Path) -> None:
+def nothing_there(path: Path) -> None:
     """The folder does not exist."""
 
 
@@ -263,11 +263,11 @@ def test_a_folder_may_hold_no_videos_where_missing_ones_are_allowed(prepare, cha
     make, refusal = NO_VIDEOS[name]
     make(tmp_path / "videos")
     refused = prepare("charades", charades, "--videos", tmp_path / "videos", out="refused")
-    assert refused.code == 2 and f"{tmp_path / 'videos'}: {refusal}" in refused.words and not refused.out.exists()
+    assert refused.code == 2 and f"{tmp_path / 'videos'}: {refusal}" in refused.messages and not refused.out.exists()
     allowed = prepare("charades", charades, "--videos", tmp_path / "videos", "--allow-missing-videos")
     assert allowed.code == 0 and (allowed.out / "missing.txt").read_text().split() == ["A", "B", "C", "D", "Y", "Z"]
     assert content(allowed.out) == content(prepare("charades", charades, out="without the option").out)
-    assert f"Next: costl extract --videos {tmp_path / 'videos'} --annotations {allowed.out}" in allowed.words
+    assert f"Next: costl extract --videos {tmp_path / 'videos'} --annotations {allowed.out}" in allowed.messages
 
 
 @pytest.mark.parametrize("allowed", [[], ["--allow-missing-videos"]])
@@ -275,25 +275,25 @@ def test_a_folder_may_hold_no_videos_where_missing_ones_are_allowed(prepare, cha
 def test_a_folder_of_videos_that_does_not_exist_is_refused(prepare, charades, tmp_path, name, allowed):
     make, part = NO_FOLDER[name]
     make(tmp_path / "videos")
-    found = prepare("charades", charades, "--videos", tmp_path / "videos", *allowed)
-    assert found.code == 2 and part in found.words and not found.out.exists()
+    prepared = prepare("charades", charades, "--videos", tmp_path / "videos", *allowed)
+    assert prepared.code == 2 and part in prepared.messages and not prepared.out.exists()
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_durations_that_only_videos_tell_are_asked_for_with_what_to_do(prepare, tmp_path, named):
+def test_missing_durations_are_refused_with_the_next_step(prepare, tmp_path, named):
     (tmp_path / "sta").mkdir()
     for split in ("train", "test"):
         (tmp_path / "sta" / f"charades_sta_{split}.txt").write_text("AO8RW 0.0 6.9##a person reads.\n")
     (tmp_path / "videos").mkdir()
     videos = ["--videos", tmp_path / "videos"] if named else []
-    found = prepare("charades", tmp_path / "sta", *videos, "--allow-missing-videos")
-    assert found.code == 2 and not found.out.exists()
-    assert "how long is AO8RW? AO8RW: its video is not here" in found.words
+    prepared = prepare("charades", tmp_path / "sta", *videos, "--allow-missing-videos")
+    assert prepared.code == 2 and not prepared.out.exists()
+    assert "the duration of AO8RW is unknown: AO8RW: its video is missing" in prepared.messages
     remedy = f"Add these videos to {tmp_path / 'videos'}" if named else "Pass --videos with the folder of the videos"
-    assert f"these come from the videos. {remedy}, or add the files that have the durations." in found.words
+    assert f"these come from the videos. {remedy}, or add the files that have the durations." in prepared.messages
 
 
-def test_a_folder_of_something_else_is_never_overwritten(prepare, charades, tmp_path, jsonl):
+def test_a_folder_with_other_files_is_never_overwritten(prepare, charades, tmp_path, jsonl):
     cases = {
         "mine": ("train.jsonl", "{}", "holds files that costl prepare did not write (train.jsonl)"),
         "report": ("report.json", "[]", "holds files that costl prepare did not write (report.json)"),
@@ -303,46 +303,46 @@ def test_a_folder_of_something_else_is_never_overwritten(prepare, charades, tmp_
         path = tmp_path / out / name if name else tmp_path / out
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        found = prepare("charades", charades, out=out)
-        assert found.code == 2 and part in found.words and path.read_text() == text
+        prepared = prepare("charades", charades, out=out)
+        assert prepared.code == 2 and part in prepared.messages and path.read_text() == text
     with pytest.raises(UsageError, match="a file, expected a folder to write to"):
         costl_prepare("charades", annotations=charades, out=tmp_path / "file", allow_missing_videos=True)
     assert prepare("charades", charades, out="ours").code == 0
     (tmp_path / "ours" / "notes.txt").write_text("mine")
-    found = prepare("charades", charades, out="ours")
-    assert found.code == 2 and "did not write (notes.txt)" in found.words
+    prepared = prepare("charades", charades, out="ours")
+    assert prepared.code == 2 and "did not write (notes.txt)" in prepared.messages
     another_benchmark(tmp_path / "tacos", jsonl)
     assert prepare("tacos", tmp_path / "tacos", out="t").code == 0
-    found = prepare("charades", charades, out="t")
-    assert found.code == 2 and "holds TACoS. Choose another --out for Charades-STA." in found.words
+    prepared = prepare("charades", charades, out="t")
+    assert prepared.code == 2 and "holds TACoS. Choose another --out for Charades-STA." in prepared.messages
 
 
-def test_a_disk_that_refuses_is_named(prepare, charades, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_named(prepare, charades, tmp_path, monkeypatch):
     def refuse(self, *_, **__):
         raise PermissionError(13, "Permission denied")
 
     assert prepare("charades", charades).code == 0
     monkeypatch.setattr(Path, "unlink", refuse)
-    found = prepare("charades", charades)
-    assert found.code == 1 and "cannot be written (Permission denied)" in found.words
+    prepared = prepare("charades", charades)
+    assert prepared.code == 1 and "cannot be written (Permission denied)" in prepared.messages
 
 
 def test_help_names_every_benchmark_and_an_example():
-    told = costl("prepare", "--help").stdout
-    assert all(name in told for name in NAMES) and "costl prepare charades --annotations" in told
+    text = costl("prepare", "--help").stdout
+    assert all(name in text for name in NAMES) and "costl prepare charades --annotations" in text
     assert "--allow-missing-videos" in costl("extract", "--help").stdout
 
 
 def tvsum_rows(vids: list[str]) -> dict[str, list[dict]]:
-    about = {"query": "a title", "duration": 12, "domain": "VU"}
-    rows = [about | {"qid": vid, "vid": vid, "label": [[1 + n % 5] * 20 for n in range(12)]} for vid in vids]
+    fields = {"query": "a title", "duration": 12, "domain": "VU"}
+    rows = [fields | {"qid": vid, "vid": vid, "label": [[1 + n % 5] * 20 for n in range(12)]} for vid in vids]
     return {"tvsum_train": rows[:-1], "tvsum_val": rows[-1:]}
 
 
 def youtube_rows(vids: list[str]) -> dict[str, list[dict]]:
-    about = {"domain": "dog", "fps": 10.0, "frames": 240.0, "match": [-1, 0, 1] * 3}
-    about["clip"] = [[20 * n, 20 * n + 40] for n in range(9)]
-    rows = [about | {"qid": vid, "vid": vid} for vid in vids]
+    fields = {"domain": "dog", "fps": 10.0, "frames": 240.0, "match": [-1, 0, 1] * 3}
+    fields["clip"] = [[20 * n, 20 * n + 40] for n in range(9)]
+    rows = [fields | {"qid": vid, "vid": vid} for vid in vids]
     return {"youtube_train": rows[:-1], "youtube_valid": rows[-1:]}
 
 
@@ -353,10 +353,10 @@ def test_the_settings_of_a_benchmark_without_moments_train(prepare, world, jsonl
     vids = [path.stem for path in sorted(world.videos.glob("train_0*.mp4"))]
     for file, its in rows(vids).items():
         jsonl(tmp_path / "official" / f"{file}.jsonl", *its)
-    found = prepare(name, Path("official"), "--videos", "dir", "--val-share", "0")
-    assert found.code == 0 and found.splits["train"][0].duration_s == pytest.approx(24, abs=0.1)
+    prepared = prepare(name, Path("official"), "--videos", "dir", "--val-share", "0")
+    assert prepared.code == 0 and prepared.splits["train"][0].duration_s == pytest.approx(24, abs=0.1)
     flags = ["--weights", "dir/clip", "--device", "cpu", "--workers", "1", "--out", "feats.h5"]
-    assert costl("extract", "--videos", "dir", "--annotations", found.out, *flags).exit_code == 0
+    assert costl("extract", "--videos", "dir", "--annotations", prepared.out, *flags).exit_code == 0
     quick = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=2", "--out", "run"]
     assert costl("train", "--cache", "feats.h5", *quick).exit_code == 0
     losses = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["losses"]
@@ -368,9 +368,9 @@ def test_from_official_files_to_numbers(prepare, world, jsonl, tmp_path, monkeyp
     shutil.copytree(world.videos, tmp_path / "dir")
     names = {split: [path.stem for path in sorted(world.videos.glob(f"{split}_0*.mp4"))] for split in ("train", "test")}
     write_charades(tmp_path / "sta", jsonl, train=names["train"], test=[*names["test"], "GONE1"])
-    found = prepare("charades", Path("sta"), "--videos", "dir", "--allow-missing-videos", "--val-share", "0.3")
-    assert found.code == 0 and {"train", "val", "test"} == set(found.splits)
-    command = found.words.splitlines()[-1].removeprefix("Next: costl ").split()
+    prepared = prepare("charades", Path("sta"), "--videos", "dir", "--allow-missing-videos", "--val-share", "0.3")
+    assert prepared.code == 0 and {"train", "val", "test"} == set(prepared.splits)
+    command = prepared.messages.splitlines()[-1].removeprefix("Next: costl ").split()
     extracted = costl(*command, "--weights", "dir/clip", "--device", "cpu", "--workers", "1")
     assert (extracted.exit_code, extracted.stdout) == (1, "charades.h5\n")
     assert "1 missing: annotated, but its video is not there. (GONE1)" in extracted.stderr

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from costl.benchmarks.common import EMPTY, LONG, LOST
+from costl.benchmarks.common import EMPTY, LONG, NO_WINDOW
 from costl.benchmarks.prepare import REPEATED
 from costl.data.annotations import parse_jsonl
 
@@ -22,19 +22,19 @@ VIDEO = {
 def write_videos(folder, **changes):
     folder.mkdir(exist_ok=True)
     for number, split in enumerate(SPLITS):
-        about = VIDEO | (changes if split == "train" else {})
-        (folder / f"{split}.json").write_text(json.dumps({f"s{number}-d1.avi": about}, indent=1))
+        fields = VIDEO | (changes if split == "train" else {})
+        (folder / f"{split}.json").write_text(json.dumps({f"s{number}-d1.avi": fields}, indent=1))
     return folder
 
 
 def test_every_official_row_is_written_as_it_is(prepare, official):
-    found = prepare("tacos", official("tacos"))
-    assert [len(found.splits[split]) for split in SPLITS] == [9790, 4436, 4001]
+    prepared = prepare("tacos", official("tacos"))
+    assert [len(prepared.splits[split]) for split in SPLITS] == [9790, 4436, 4001]
     for split in SPLITS:
         text = (official("tacos") / f"{split}.jsonl").read_text(encoding="utf-8")
         queries = parse_jsonl(text, split)
-        assert found.splits[split] == queries
-        assert found.quirks(split) == {
+        assert prepared.splits[split] == queries
+        assert prepared.quirks(split) == {
             LONG: sum(end - start > 150 for query in queries for start, end in query.windows),
             REPEATED: len(queries) - len({(query.vid, query.query, query.windows) for query in queries}),
         }
@@ -46,14 +46,14 @@ def test_frames_become_seconds_and_give_the_same_rows_as_the_jsonl(prepare, offi
         videos: dict = {}
         for row in map(json.loads, (official("tacos") / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()):
             frames = [round(second * fps) for second in row["relevant_windows"][0]]
-            about = {"timestamps": [], "sentences": [], "fps": fps, "num_frames": round(row["duration"] * fps)}
-            video = videos.setdefault(row["vid"] + ".avi", about)
+            fields = {"timestamps": [], "sentences": [], "fps": fps, "num_frames": round(row["duration"] * fps)}
+            video = videos.setdefault(row["vid"] + ".avi", fields)
             video["timestamps"].append(frames)
             video["sentences"].append(row["query"])
         (tmp_path / f"{split}.json").write_text(json.dumps(videos))
     frames, seconds = prepare("tacos", tmp_path, out="frames"), prepare("tacos", official("tacos"), out="seconds")
     for split in SPLITS:
-        one, other = ({query.qid: query for query in found.splits[split]} for found in (frames, seconds))
+        one, other = ({query.qid: query for query in prepared.splits[split]} for prepared in (frames, seconds))
         assert one.keys() == other.keys()
         for qid, query in one.items():
             assert (query.query, query.vid) == (other[qid].query.strip(), other[qid].vid)
@@ -62,25 +62,25 @@ def test_frames_become_seconds_and_give_the_same_rows_as_the_jsonl(prepare, offi
 
 
 def test_small_files_in_frames(prepare, tmp_path):
-    found = prepare("tacos", write_videos(tmp_path / "tacos", timestamps=[[294, 588], [29, 29]]))
-    (query,) = found.splits["train"]
+    prepared = prepare("tacos", write_videos(tmp_path / "tacos", timestamps=[[294, 588], [29, 29]]))
+    (query,) = prepared.splits["train"]
     assert (query.qid, query.vid, query.windows, query.duration_s) == ("s0-d1_0", "s0-d1", ((10, 20),), 200)
-    assert found.quirks("train") == {EMPTY: 1, LOST: 1} and found.quirks("val") == {LONG: 1}
+    assert prepared.quirks("train") == {EMPTY: 1, NO_WINDOW: 1} and prepared.quirks("val") == {LONG: 1}
 
 
-def test_a_video_is_found_with_and_without_its_camera(prepare, tmp_path):
+def test_a_video_is_found_with_and_without_the_camera_in_its_name(prepare, tmp_path):
     for name in ("s0-d1.avi", "s1-d1-cam-002.mp4", "s2-d1-cam-002.avi"):
         (tmp_path / name).touch()
-    found = prepare("tacos", write_videos(tmp_path / "tacos"), "--videos", tmp_path)
-    assert found.code == 0 and found.report["splits"]["val"]["missing"] == 0
-    assert [found.splits[split][0].vid for split in SPLITS] == ["s0-d1", "s1-d1-cam-002", "s2-d1-cam-002"]
+    prepared = prepare("tacos", write_videos(tmp_path / "tacos"), "--videos", tmp_path)
+    assert prepared.code == 0 and prepared.report["splits"]["val"]["missing"] == 0
+    assert [prepared.splits[split][0].vid for split in SPLITS] == ["s0-d1", "s1-d1-cam-002", "s2-d1-cam-002"]
 
 
-def test_files_of_somebody_else_are_not_taken_for_tacos(prepare, jsonl, tmp_path):
+def test_files_of_other_videos_are_not_read_as_tacos(prepare, jsonl, tmp_path):
     for split in SPLITS:
         jsonl(tmp_path / f"{split}.jsonl", {"qid": 1, "query": "a", "vid": "holiday", "duration": 9})
-    found = prepare("tacos", tmp_path)
-    assert found.code == 2 and "speaks of a video 'holiday', expected names like 's17-d69'" in found.words
+    prepared = prepare("tacos", tmp_path)
+    assert prepared.code == 2 and "has a video 'holiday', expected names like 's17-d69'" in prepared.messages
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_files_of_somebody_else_are_not_taken_for_tacos(prepare, jsonl, tmp_path
     ],
 )
 def test_a_bad_video_is_named(prepare, tmp_path, changes, answer):
-    found = prepare("tacos", write_videos(tmp_path / "tacos", **changes))
-    assert found.code == 2 and "train.json: s0-d1.avi: " in found.words and answer in found.words
+    prepared = prepare("tacos", write_videos(tmp_path / "tacos", **changes))
+    assert prepared.code == 2 and "train.json: s0-d1.avi: " in prepared.messages and answer in prepared.messages
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_a_bad_video_is_named(prepare, tmp_path, changes, answer):
         ('{"a": {}, "a": {}}', "'a' is given twice"),
     ],
 )
-def test_what_is_no_json_is_named_by_line(prepare, tmp_path, text, answer):
+def test_invalid_json_is_refused_with_its_line(prepare, tmp_path, text, answer):
     folder = write_videos(tmp_path / "tacos")
     (folder / "train.json").write_text(text)
-    found = prepare("tacos", folder)
-    assert found.code == 2 and answer in found.words
+    prepared = prepare("tacos", folder)
+    assert prepared.code == 2 and answer in prepared.messages

@@ -1,4 +1,4 @@
-"""The command line: the three commands as typed, quickstart, and one sentence for whatever is wrong."""
+"""The command line: the three commands, quickstart, and one error message for every mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def costl(*arguments: str | Path) -> Result:
-    """The command in this process; whatever is no error of ours comes out as it is."""
+    """Runs the command in this process. Unexpected exceptions are raised."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=True)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -35,13 +35,13 @@ def costl(*arguments: str | Path) -> Result:
 
 
 def start(*arguments: str | Path) -> subprocess.Popen:
-    """The command in a process of its own, as a shell would start it."""
+    """Starts the command in its own process, as a shell does."""
     command = [sys.executable, "-c", "from costl.commands import main; main(prog_name='costl')", *map(str, arguments)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def sentence(result: Result) -> str:
-    """What went wrong, checked to be one line without a traceback and nothing on standard output."""
+def error_message(result: Result) -> str:
+    """The error message. Checks that it is one line without a traceback, and that standard output is empty."""
     (line,) = (line for line in result.stderr.splitlines() if not line.endswith(" ..."))
     assert line.startswith("Error: ") and line.endswith((".", "?")) and result.stdout == ""
     return line
@@ -49,15 +49,15 @@ def sentence(result: Result) -> str:
 
 @pytest.fixture
 def here(world, tmp_path, monkeypatch) -> Path:
-    """A working folder with the videos in `dir/` and, extracted, `feats.h5`."""
-    shutil.copytree(world.copy(tmp_path / "aside").videos, tmp_path / "dir")
-    shutil.copy(tmp_path / "aside" / "feats.h5", tmp_path / "feats.h5")
-    shutil.copytree(tmp_path / "aside" / "feats.h5.parts", tmp_path / "feats.h5.parts")
+    """A working folder with the videos in `dir/` and their cache `feats.h5`."""
+    shutil.copytree(world.copy(tmp_path / "other").videos, tmp_path / "dir")
+    shutil.copy(tmp_path / "other" / "feats.h5", tmp_path / "feats.h5")
+    shutil.copytree(tmp_path / "other" / "feats.h5.parts", tmp_path / "feats.h5.parts")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_help_is_printed_without_loading_anything_heavy():
+def test_help_loads_no_heavy_library():
     code = (
         "import sys\nfrom costl.commands import main\n"
         "try: main(['--help'])\n"
@@ -69,7 +69,7 @@ def test_help_is_printed_without_loading_anything_heavy():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_three_commands_as_typed_run_from_videos_to_metrics(here):
+def test_the_three_commands_run_from_videos_to_metrics(here):
     for path in (here / "feats.h5", here / "feats.h5.parts"):
         path.unlink() if path.is_file() else shutil.rmtree(path)
     first = costl("extract", "--videos", "dir/")
@@ -91,12 +91,12 @@ def test_the_three_commands_as_typed_run_from_videos_to_metrics(here):
 
 def test_a_second_extraction_decodes_nothing(here):
     again = costl("extract", "--videos", "dir/", "--json")
-    *events, found = map(json.loads, again.stdout.splitlines())
-    assert found.pop("event") == "done" and {event["event"] for event in events} == {"progress"}
-    assert again.exit_code == 0 and found["done"] == [] and len(found["skipped"]) == 10 and found["failed"] == []
+    *events, report = map(json.loads, again.stdout.splitlines())
+    assert report.pop("event") == "done" and {event["event"] for event in events} == {"progress"}
+    assert again.exit_code == 0 and report["done"] == [] and len(report["skipped"]) == 10 and report["failed"] == []
 
 
-def test_json_is_what_machines_read(here):
+def test_json_output_matches_the_written_files(here):
     trained = json.loads(costl("train", "--cache", "feats.h5", "--json", "--set", "train.epochs=1").stdout)
     assert trained["epochs"] == 1 and trained["select"] == "MR-full-mAP"
     metrics = json.loads(costl("evaluate", "--run", trained["run"], "--official", "--json").stdout)
@@ -105,14 +105,14 @@ def test_json_is_what_machines_read(here):
     assert len(rows) == 10 and {row["status"] for row in rows} == {"ok"}
 
 
-def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
-    (here / "dir" / "test_0000.mp4").write_bytes(b"this is no video, but long enough to look at" * 100)
+def test_an_unreadable_video_is_a_failed_row_and_exit_code_1(here):
+    (here / "dir" / "test_0000.mp4").write_bytes(b"this is not a video, but it is long enough" * 100)
     result = costl("extract", "--videos", "dir/")
     assert (result.exit_code, result.stdout) == (1, "feats.h5\n")
     assert "    1 failed: " in result.stderr and "(test_0000)\n" in result.stderr
     assert "9 were there already, 1 failed." in result.stderr
-    told = costl("cache", "status", "feats.h5").stdout
-    assert told.startswith("test_0000  ") and "test_0001" not in told and "9 of 10 videos have features." in told
+    status = costl("cache", "status", "feats.h5").stdout
+    assert status.startswith("test_0000  ") and "test_0001" not in status and "9 of 10 videos have features." in status
     assert len(costl("cache", "status", "feats.h5", "--all").stdout.splitlines()) == 12
     (row,) = (
         row for row in json.loads(costl("cache", "status", "feats.h5", "--json").stdout) if row["name"] == "test_0000"
@@ -129,7 +129,7 @@ def test_a_video_that_is_no_video_is_a_row_and_exit_code_1(here):
     assert "unanswered" in Path(costl("report").stdout.strip()).read_text()
 
 
-def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
+def test_a_query_longer_than_clip_reads_is_cut_with_a_message(here):
     rows = (here / "dir" / "test.jsonl").read_text().splitlines()
     long = "the red star " * 60
     (here / "dir" / "test.jsonl").write_text("\n".join([json.dumps(json.loads(rows[0]) | {"query": long}), *rows[1:]]))
@@ -137,13 +137,13 @@ def test_a_query_longer_than_clip_reads_is_cut_and_named(here):
     assert result.exit_code == 0 and "cut: longer than CLIP reads" in result.stderr and long in result.stderr
 
 
-def test_a_damaged_part_is_named_with_exit_code_3_and_made_again(here):
+def test_a_damaged_part_gives_exit_code_3_and_can_be_extracted_again(here):
     whole = costl("cache", "verify", "feats.h5")
     assert (whole.exit_code, whole.stdout) == (0, "11 of 11 files are whole.\n")
     part = here / "feats.h5.parts" / "val_0001.h5"
     part.write_bytes(part.read_bytes()[:-1])
-    for look in ([], ["--quick"]):
-        result = costl("cache", "verify", "feats.h5", *look)
+    for option in ([], ["--quick"]):
+        result = costl("cache", "verify", "feats.h5", *option)
         assert result.exit_code == 3 and result.stdout.startswith("val_0001  feats.h5.parts/val_0001.h5: ")
         assert result.stdout.endswith("\n10 of 11 files are whole.\n") and "Delete the damaged files" in result.stderr
     (damage,) = json.loads(costl("cache", "verify", "feats.h5", "--json").stdout)["damaged"]
@@ -157,20 +157,20 @@ def test_published_features_are_imported_trained_on_and_evaluated(tmp_path, monk
     published = publish_world(tmp_path, counts={"train": 8, "val": 2, "test": 4})
     monkeypatch.chdir(tmp_path)
     (published.frames("slow", "test_0")).unlink()
-    asked = ["data", "import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
-    asked += ["--text", "text", "--joint", "clip"]
-    assert "test_0 (slow)" in sentence(costl(*asked)) and not Path("feats.h5").exists()
-    done = costl(*asked, "--allow-missing")
+    command = ["data", "import", "--annotations", "annotations/", "--features", "slow=slow", "--features", "clip=clip"]
+    command += ["--text", "text", "--joint", "clip"]
+    assert "test_0 (slow)" in error_message(costl(*command)) and not Path("feats.h5").exists()
+    done = costl(*command, "--allow-missing")
     assert (done.exit_code, done.stdout) == (1, "feats.h5\n")
     assert "missing: test_0: no file of slow." in done.stderr and "13 videos imported, 0 were there" in done.stderr
-    again = json.loads(costl(*asked, "--allow-missing", "--json").stdout)
+    again = json.loads(costl(*command, "--allow-missing", "--json").stdout)
     assert len(again["skipped"]) == 13 and again["done"] == [] and again["failed"][0]["status"] == "missing"
     assert costl("cache", "verify", "feats.h5").stdout == "14 of 14 files are whole.\n"
     assert costl("train", "--cache", "feats.h5", *QUICK).exit_code == 0
     evaluated = costl("evaluate")
     assert evaluated.exit_code == 0 and "R1@0.5" in evaluated.stdout
     refused = costl("train", "--cache", "feats.h5", "--set", "spatial.steps=1")
-    assert refused.exit_code == 2 and "have no patches" in sentence(refused)
+    assert refused.exit_code == 2 and "have no patches" in error_message(refused)
 
 
 def no_videos(here: Path) -> list:
@@ -200,26 +200,26 @@ def an_unknown_video(here: Path) -> list:
     return ["extract", "--videos", "dir/"]
 
 
-def a_slip_in_costl_yaml(here: Path) -> list:
+def a_typo_in_costl_yaml(here: Path) -> list:
     (here / "dir" / "costl.yaml").write_text("extract:\n  wieghts: clip\n")
     return ["extract", "--videos", "dir/"]
 
 
-def a_cache_that_is_none(here: Path) -> list:
-    (here / "feats.h5").write_text("no HDF5")
+def a_file_that_is_not_a_cache(here: Path) -> list:
+    (here / "feats.h5").write_text("not HDF5")
     return ["train", "--cache", "feats.h5"]
 
 
-WRONG = {
+ERRORS = {
     "no videos": (no_videos, 2, "dir"),
-    # A disk that is not mounted looks like an empty folder: the features in the cache must survive it.
+    # The folder of an unmounted disk is empty. The features in the cache must not be lost then.
     "no videos, and missing ones are allowed": (no_videos_and_missing_ones_allowed, 2, "dir: no videos ("),
     "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
     "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
     "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
-    "a slip in costl.yaml": (a_slip_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
+    "a typo in costl.yaml": (a_typo_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
     "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),
-    "a model beside weights that bring their own": (
+    "a model in addition to a folder of weights": (
         ["extract", "--videos", "dir/", "--model", "ViT-B-16"],
         2,
         "bring their own architecture",
@@ -229,45 +229,45 @@ WRONG = {
         3,
         "fps: cache has 0.5, asked for 1.0",
     ),
-    "a slip in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean 'epochs'?"),
+    "a typo in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean 'epochs'?"),
     "an impossible setting": (["train", "--cache", "feats.h5", "--set", "train.epochs=0"], 2, "above zero"),
-    "no such file of settings": (["train", "--cache", "feats.h5", "--config", "my.yaml"], 2, "my.yaml: cannot be read"),
+    "no such settings file": (["train", "--cache", "feats.h5", "--config", "my.yaml"], 2, "my.yaml: cannot be read"),
     "no cache": (["train", "--cache", "nothing.h5"], 3, "nothing.h5"),
-    "a cache that is none": (a_cache_that_is_none, 3, "feats.h5"),
+    "a file that is not a cache": (a_file_that_is_not_a_cache, 3, "feats.h5"),
     "no run": (["evaluate", "--split", "test"], 2, "no trained run. Train one with costl train --cache feats.h5"),
-    "a run that is none": (["evaluate", "--run", "dir"], 2, "dir: not a run"),
+    "a folder that is not a run": (["evaluate", "--run", "dir"], 2, "dir: not a run"),
     "nothing to resume": (["train", "--resume", "dir"], 2, "dir: not a run"),
     "no device of that name": (["train", "--cache", "feats.h5", "--device", "abacus"], 2, "device 'abacus'"),
-    "no cache to ask about": (["cache", "status", "nothing.h5"], 3, "nothing.h5"),
+    "no cache for its status": (["cache", "status", "nothing.h5"], 3, "nothing.h5"),
     "no cache to verify": (["cache", "verify", "nothing.h5"], 3, "nothing.h5"),
-    "features of nothing": (
+    "no features": (
         ["data", "import", "--annotations", "dir", "--features", "clip=dir", "--text", "dir"],
         2,
         "10 of 10 annotated videos have no features",
     ),
-    "features of nothing, and missing ones are allowed": (
+    "no features, and missing ones are allowed": (
         no_features_and_missing_ones_allowed,
         2,
         "Check the folders (clip: empty, which is empty)",
     ),
-    "features in no folder": (
+    "no folder of features": (
         ["data", "import", "--annotations", "dir", "--features", "clip=nowhere", "--text", "dir"],
         2,
-        "nowhere is no folder",
+        "nowhere is not a folder",
     ),
-    "a folder of somebody else": (["data", "sample", "dir/../aside"], 2, "holds files that are no sample world"),
-    "a world that cannot be": (["data", "sample", "new", "--side", "3"], 2, "side of 64 pixels"),
+    "a folder with other files": (["data", "sample", "dir/../other"], 2, "holds files that are not a sample world"),
+    "impossible world settings": (["data", "sample", "new", "--side", "3"], 2, "side of 64 pixels"),
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.promise(16)
-def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
-    arguments, code, part = WRONG[name]
+def test_an_error_is_one_message_and_changes_no_file(here, name):
+    arguments, code, part = ERRORS[name]
     arguments = arguments if isinstance(arguments, list) else arguments(here)
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     result = costl(*arguments)
-    assert result.exit_code == code and part in sentence(result)
+    assert result.exit_code == code and part in error_message(result)
     after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == {path: content for path, content in before.items() if path.name != ".lock"}
 
@@ -286,7 +286,7 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_lost(here, name):
         ["bench", "indx"],
     ],
 )
-def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):
+def test_a_mistyped_command_is_refused_with_exit_code_2(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = costl(*arguments)
     assert result.exit_code == 2 and "Error: " in result.stderr and list(tmp_path.iterdir()) == []
@@ -294,7 +294,7 @@ def test_a_command_that_is_mistyped_is_refused_with_exit_code_2(arguments, tmp_p
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.promise(16)
-def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
+def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here, stop):
     def train_until_stopped(after: int, *arguments: str) -> None:
         with start("train", *arguments) as process:
             try:
@@ -318,7 +318,7 @@ def test_an_interrupted_training_says_130_and_goes_on_later(here, stop):
     assert not read_run(here / "run").finished
 
 
-def test_a_sample_is_written_where_asked(tmp_path):
+def test_data_sample_writes_into_the_given_folder(tmp_path):
     result = costl("data", "sample", tmp_path / "new", *TINY)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
     assert len(list((tmp_path / "new").glob("*.mp4"))) == 5
@@ -327,7 +327,7 @@ def test_a_sample_is_written_where_asked(tmp_path):
     }
 
 
-def test_quickstart_ends_with_the_table_and_a_second_call_does_nothing_again(tmp_path):
+def test_quickstart_prints_a_table_and_repeats_no_finished_work(tmp_path):
     first = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
     assert first.exit_code == 0
     rows = [line[:32].strip() for line in first.stdout.splitlines()[2:]]
@@ -338,11 +338,11 @@ def test_quickstart_ends_with_the_table_and_a_second_call_does_nothing_again(tmp
     ]
     assert all(picture.is_file() and str(picture) in first.stderr for picture in pictures)
     assert read_run(tmp_path / "q" / "runs" / "costl-without-spatial-encoder").config.spatial.steps == 0
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("*") if p.suffix in (".mp4", ".safetensors")}
+    written_ns = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("*") if p.suffix in (".mp4", ".safetensors")}
     again = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
     assert again.stdout == first.stdout and "render" not in again.stderr and "train ..." not in again.stderr
-    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert all(path.stat().st_mtime_ns == written for path, written in written_ns.items())
     other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--set", "train.seed=1")
-    assert other.exit_code == 2 and "was trained with other settings" in sentence(other)
+    assert other.exit_code == 2 and "was trained with other settings" in error_message(other)
     other = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK, "--seed", "1")
-    assert other.exit_code == 2 and "holds another sample world" in sentence(other)
+    assert other.exit_code == 2 and "holds another sample world" in error_message(other)

@@ -1,4 +1,4 @@
-"""What `--help` prints, for every command and group, and what becomes of a command's old name."""
+"""The help of every command and group, and the errors for old names of commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[
             yield (*path, name), command
 
 
-EVERY = [pytest.param(path, command, id=" ".join(("costl", *path))) for path, command in commands()]
+EVERY_COMMAND = [pytest.param(path, command, id=" ".join(("costl", *path))) for path, command in commands()]
 
 
 def help_of(path: tuple[str, ...], columns: int = 100) -> list[str]:
@@ -42,21 +42,21 @@ def help_of(path: tuple[str, ...], columns: int = 100) -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("path", "command"), EVERY)
-def test_help_says_in_the_imperative_what_a_command_does(path, command):
+@pytest.mark.parametrize(("path", "command"), EVERY_COMMAND)
+def test_the_help_of_a_command_is_in_the_imperative(path, command):
     assert command.help.split()[0].strip(",") in VERBS.split()
     assert re.match(r"[^\n]+\.\n|[^\n]+\.$", command.help), "the summary is one sentence on the first line"
 
 
-@pytest.mark.parametrize(("path", "command"), EVERY)
-def test_help_fits_the_screen(path, command):
+@pytest.mark.parametrize(("path", "command"), EVERY_COMMAND)
+def test_help_fits_into_45_lines_of_100_columns(path, command):
     lines = help_of(path)
     assert max(map(len, lines)) <= 100
     assert not [line for line in lines if line.endswith("-")], "a name is broken at its hyphen"
     assert len(lines) <= 45
 
 
-@pytest.mark.parametrize(("path", "command"), [one for one in EVERY if isinstance(one.values[1], click.Group)])
+@pytest.mark.parametrize(("path", "command"), [one for one in EVERY_COMMAND if isinstance(one.values[1], click.Group)])
 @pytest.mark.parametrize("columns", [80, 100])
 def test_the_summary_of_every_command_is_whole_and_on_one_line(path, command, columns):
     lines = [" ".join(line.split()) for line in help_of(path, columns)]
@@ -65,7 +65,7 @@ def test_the_summary_of_every_command_is_whole_and_on_one_line(path, command, co
         assert f"{name} {summary}" in lines
 
 
-@pytest.mark.parametrize(("path", "command"), EVERY)
+@pytest.mark.parametrize(("path", "command"), EVERY_COMMAND)
 def test_short_options_have_one_meaning(path, command):
     short = {option: parameter.name for parameter in command.params for option in parameter.opts if len(option) == 2}
     assert short.items() <= {"-o": "out", "-q": "quiet", "-V": "version", "-h": "help"}.items()
@@ -100,9 +100,9 @@ def test_the_old_option_is_refused_wherever_it_stands(arguments):
     assert (result.exit_code, result.stderr) == (2, "Error: costl extract --cache is now costl cache add-queries.\n")
 
 
-def test_every_new_name_is_a_command():
-    known = {" ".join(("costl", *path)) for path, _ in commands()}
-    assert {*moved.COMMANDS.values(), *moved.OPTIONS.values()} <= known
+def test_every_new_name_of_an_old_command_exists():
+    names = {" ".join(("costl", *path)) for path, _ in commands()}
+    assert {*moved.COMMANDS.values(), *moved.OPTIONS.values()} <= names
 
 
 @pytest.mark.parametrize("program", [["-m", "costl"], ["cli.py"]])
@@ -114,6 +114,6 @@ def test_the_module_and_the_script_run(program, option):
 
 def test_every_command_that_draws_progress_can_be_quiet():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "costl" / "commands").glob("*.py"))
-    assert source.count("Bars(") == source.count("Bars(silent=quiet)")
+    assert source.count("ProgressBars(") == source.count("ProgressBars(silent=quiet)")
     quiet = [path for path, command in commands() if any(parameter.name == "quiet" for parameter in command.params)]
     assert len(quiet) == 22

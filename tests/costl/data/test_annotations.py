@@ -45,7 +45,7 @@ def test_the_files_of_the_benchmarks_are_read_whole(name, rows, windows):
     assert (len(queries), sum(len(query.windows) for query in queries)) == (rows, windows)
 
 
-def test_a_row_becomes_a_query_with_every_label_in_place():
+def test_a_row_becomes_a_query_with_all_its_labels():
     (query,) = parse_jsonl(lines(RATED | {"source": "extra fields pass"}), "train.jsonl")
     assert query == Query(1, "a cat", "v", 10.0, ((0.0, 4.0),), (0, 1), ((4.0, 3.0, 2.0), (0.0, 1.0, 2.0)))
 
@@ -56,7 +56,7 @@ def test_absent_and_null_labels_are_empty():
     assert first.windows == second.windows == first.saliency == second.clip_ids == ()
 
 
-def test_blank_lines_a_byte_order_mark_windows_line_ends_and_odd_separators_are_no_trouble():
+def test_blank_lines_byte_order_mark_and_odd_separators_are_accepted():
     text = "\ufeff\r\n" + json.dumps(ROW | {"query": "one\u2028two"}, ensure_ascii=False) + "\r\n\r\n"
     assert [query.query for query in parse_jsonl(text, "train.jsonl")] == ["one\u2028two"]
 
@@ -82,7 +82,7 @@ def test_blank_lines_a_byte_order_mark_windows_line_ends_and_odd_separators_are_
         ({"relevant_window": [[0, 4]]}, "unknown field 'relevant_window', did you mean 'relevant_windows'?"),
         ({"relevant_clip_ids": [0, 0]}, "repeats a clip"),
         ({"relevant_clip_ids": [0, -1]}, "below zero"),
-        ({"relevant_clip_ids": [0, 1.0]}, "something else than whole numbers"),
+        ({"relevant_clip_ids": [0, 1.0]}, "a value that is not a whole number"),
         ({"relevant_clip_ids": [0]}, "1 relevant_clip_ids but 2 rows"),
         ({"saliency_scores": [[4, 3, 2], [4, 3]]}, "differ in length"),
         ({"saliency_scores": [[], []]}, "are empty"),
@@ -91,8 +91,8 @@ def test_blank_lines_a_byte_order_mark_windows_line_ends_and_odd_separators_are_
     ],
 )
 def test_a_bad_value_is_refused_by_file_and_line(change, part):
-    told = refusal("\n" + lines(ROW | {"qid": 7}, RATED | change))
-    assert told.startswith("train.jsonl:3: ") and part in told
+    message = refusal("\n" + lines(ROW | {"qid": 7}, RATED | change))
+    assert message.startswith("train.jsonl:3: ") and part in message
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_bad_value_is_refused_by_file_and_line(change, part):
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_line_that_is_no_row_is_refused(line, part):
+def test_a_line_that_is_not_a_row_is_refused(line, part):
     assert part in refusal(line)
 
 
@@ -115,8 +115,8 @@ def test_a_qid_that_occurs_twice_is_refused_with_both_lines():
 
 
 def test_many_bad_rows_are_counted_and_the_first_are_shown():
-    told = refusal(lines(*[ROW | {"duration": -1}] * 8)).splitlines()
-    assert len(told) == 6 and told[-1] == "... and 3 more bad rows."
+    message = refusal(lines(*[ROW | {"duration": -1}] * 8)).splitlines()
+    assert len(message) == 6 and message[-1] == "... and 3 more bad rows."
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -128,7 +128,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
     windows=st.lists(st.tuples(numbers, numbers, numbers), max_size=3),
     saliency=st.lists(numbers, max_size=3),
 )
-def test_a_prediction_survives_the_way_through_a_submission_file(qid, query, windows, saliency):
+def test_a_prediction_written_to_a_submission_file_is_read_back_equal(qid, query, windows, saliency):
     prediction = Prediction(qid, query, "v", tuple(windows), tuple(saliency))
     assert parse_predictions(lines(prediction.to_row()), "predictions.jsonl") == [prediction]
 
@@ -148,11 +148,11 @@ def test_a_prediction_takes_lists_and_holds_tuples():
         ([], [None], "holds a null"),
     ],
 )
-def test_a_prediction_that_holds_no_numbers_is_refused(windows, saliency, part):
+def test_a_prediction_with_a_non_finite_number_is_refused(windows, saliency, part):
     with pytest.raises(UsageError, match=part):
         Prediction(1, "a cat", "v", windows, saliency)
 
 
 def test_a_misspelt_prediction_field_is_refused():
-    told = refusal(lines({"qid": 1, "pred_relevant_window": []}), parse_predictions)
-    assert "did you mean 'pred_relevant_windows'?" in told
+    message = refusal(lines({"qid": 1, "pred_relevant_window": []}), parse_predictions)
+    assert "did you mean 'pred_relevant_windows'?" in message

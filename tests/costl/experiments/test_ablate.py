@@ -1,4 +1,4 @@
-"""The ablation: differences recomputed from the runs' own files, work that is done kept, slips told before any training."""
+"""The ablation: differences recomputed from the files of the runs, finished work reused, errors before any training."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ KEY = "MR-full-mAP"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
-def told(out: Path, variant: str, seed: int, split: str) -> float:
-    """The number as the run's own evaluation wrote it."""
+def written_number(out: Path, variant: str, seed: int, split: str) -> float:
+    """The number in the metrics of the run's evaluation."""
     path = out / variant / f"seed-{seed}" / f"eval-{split}" / "metrics.json"
     return json.loads(path.read_text())["brief"][KEY]
 
 
-def test_every_difference_is_that_of_the_runs_own_numbers_seed_by_seed(world, tmp_path):
+def test_differences_are_paired_by_seed_and_from_the_runs_own_numbers(world, tmp_path):
     splits = ("test", "test_unseen")
-    found = ablate(
+    ablation = ablate(
         world.cache, seeds=2, variants=["steps-0"], splits=splits, overrides=QUICK, out=tmp_path, device="cpu"
     )
     written = json.loads((tmp_path / "ablation.json").read_text())["rows"]
     assert list(written) == ["chance", "zero-shot CLIP", "full", "steps-0"]
     for split in splits:
-        full, plain = ([told(tmp_path, name, seed, split) for seed in (0, 1)] for name in ("full", "steps-0"))
-        apart = [b - a for a, b in zip(full, plain, strict=True)]
+        full, plain = ([written_number(tmp_path, name, seed, split) for seed in (0, 1)] for name in ("full", "steps-0"))
+        differences = [b - a for a, b in zip(full, plain, strict=True)]
         row = written["steps-0"]
         assert row["mean"][split][KEY] == pytest.approx(statistics.mean(plain))
         assert row["deviation"][split][KEY] == pytest.approx(statistics.stdev(plain))
-        assert row["difference"][split][KEY]["mean"] == pytest.approx(statistics.mean(apart))
-        assert row["difference"][split][KEY]["deviation"] == pytest.approx(statistics.stdev(apart))
-        half = 12.706 * statistics.stdev(apart) / math.sqrt(2)
+        assert row["difference"][split][KEY]["mean"] == pytest.approx(statistics.mean(differences))
+        assert row["difference"][split][KEY]["deviation"] == pytest.approx(statistics.stdev(differences))
+        half = 12.706 * statistics.stdev(differences) / math.sqrt(2)
         assert row["difference"][split][KEY]["half"] == pytest.approx(half)
-        assert f"{statistics.mean(apart):+.1f} ± {statistics.stdev(apart):.1f}" in "\n".join(found.lines())
+        assert f"{statistics.mean(differences):+.1f} ± {statistics.stdev(differences):.1f}" in "\n".join(ablation.lines())
     assert [read_run(tmp_path / "steps-0" / f"seed-{s}").config.train.seed for s in (0, 1)] == [0, 1]
     assert read_run(tmp_path / "steps-0" / "seed-1").config.spatial.steps == 0
     assert "| steps-0 |" in (tmp_path / "ablation.md").read_text()
     assert "- steps-0: `spatial.steps=0`" in (tmp_path / "ablation.md").read_text()
 
 
-def test_what_is_finished_is_kept_and_only_the_rest_is_trained(world, tmp_path):
+def test_finished_runs_are_reused_and_the_rest_is_trained(world, tmp_path):
     settings = {"overrides": QUICK, "out": tmp_path, "device": "cpu"}
     stages = []
 
@@ -71,19 +71,19 @@ def test_what_is_finished_is_kept_and_only_the_rest_is_trained(world, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ablate(world.cache, seeds=1, variants=["cls"], progress=stop_after_the_first, **settings)
     assert not (tmp_path / "ablation.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "full").rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "full").rglob("*") if path.is_file()}
     stages.clear()
     ablate(world.cache, seeds=1, variants=["cls"], progress=lambda p: stages.append(p.stage), **settings)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # neither trained nor evaluated again
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # neither trained nor evaluated again
     assert not any(stage.startswith("1/2 full seed 0: train") for stage in stages)
     assert any(stage.startswith("2/2 cls seed 0: train") for stage in stages)
     again = ablate(world.cache, seeds=1, variants=["cls"], **settings)
     assert again.difference(again.rows[1], "test", KEY).mean == pytest.approx(
-        told(tmp_path, "cls", 0, "test") - told(tmp_path, "full", 0, "test")
+        written_number(tmp_path, "cls", 0, "test") - written_number(tmp_path, "full", 0, "test")
     )
 
 
-def test_numbers_of_other_rules_or_older_than_the_weights_are_not_taken_for_these(world, tmp_path):
+def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, tmp_path):
     settings = {"seeds": 1, "variants": ["full"], "overrides": QUICK, "out": tmp_path, "device": "cpu"}
     first = ablate(world.cache, **settings)
     path = tmp_path / "full" / "seed-0" / "eval-test" / "metrics.json"
@@ -96,7 +96,7 @@ def test_numbers_of_other_rules_or_older_than_the_weights_are_not_taken_for_thes
     assert ablate(world.cache, **settings).rows == first.rows
 
 
-def test_side_by_side_gives_the_same_rows(world, tmp_path):
+def test_parallel_jobs_give_the_same_rows(world, tmp_path):
     settings = ("train.epochs=1", "train.threads=1")
     one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
     command = [
@@ -152,7 +152,7 @@ def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
     assert [path.read_text() for path in rows] == before and not read_run(rows[0].parent).finished
 
 
-def test_a_variant_that_the_cache_cannot_feed_is_refused_before_any_training(world, tmp_path, monkeypatch):
+def test_a_variant_that_does_not_fit_the_cache_is_refused_before_training(world, tmp_path, monkeypatch):
     monkeypatch.setattr(CacheReader, "patch_grid", (0, 0), raising=False)
     monkeypatch.setattr(CacheReader, "__setattr__", _keep_grid)
     with pytest.raises(UsageError, match=r"variant adapter: model\.kind is adapter, but the frames"):
@@ -175,14 +175,14 @@ def _keep_grid(self, name, value):
         ("small: {spatial.top_k: many}", "spatial.top_k is 'many', expected a whole number"),
         ("small: {spatial.top_k: 0}", "spatial.top_k is 0, expected above zero"),
         ("small: 3", "small: found 3, expected settings"),
-        ("full: {spatial.top_k: 2}", "full: the name of the model as it is"),
-        ("../a: {spatial.top_k: 2}", "names a folder"),
+        ("full: {spatial.top_k: 2}", "full: is reserved for the model without changes"),
+        ("../a: {spatial.top_k: 2}", "is the name of a folder"),
         ("[1, 2]", "expected variants such as"),
         ("a: {b: [}", "not valid YAML"),
         ("a: {spatial.top_k: 1}\na: {spatial.top_k: 2}", "'a' is given twice"),
     ],
 )
-def test_a_slip_in_a_file_of_variants_is_told_with_its_place(world, tmp_path, text, part):
+def test_an_error_in_a_file_of_variants_names_file_and_variant(world, tmp_path, text, part):
     (tmp_path / "mine.yaml").write_text(text)
     out = tmp_path / "out"
     arguments = [
@@ -210,13 +210,13 @@ def test_a_slip_in_a_file_of_variants_is_told_with_its_place(world, tmp_path, te
         (["--set", "train.epoch=1"], "Did you mean 'epochs'?"),
     ],
 )
-def test_what_is_wrong_with_an_ablation_is_told_before_any_training(world, tmp_path, arguments, part):
+def test_wrong_arguments_are_refused_before_any_training(world, tmp_path, arguments, part):
     out = tmp_path / "out"
     result = CliRunner().invoke(main, ["study", "ablate", "--cache", str(world.cache), "--out", str(out), *arguments])
     assert result.exit_code == 2 and part in result.stderr and not out.exists()
 
 
-def test_runs_of_other_settings_are_refused_before_any_other_is_trained(world, tmp_path):
+def test_runs_of_other_settings_are_refused_before_any_training(world, tmp_path):
     settings = {"seeds": 1, "out": tmp_path, "device": "cpu"}
     ablate(world.cache, variants=["full"], overrides=QUICK, **settings)
     with pytest.raises(UsageError, match="was trained with other settings"):
@@ -224,7 +224,7 @@ def test_runs_of_other_settings_are_refused_before_any_other_is_trained(world, t
     assert not (tmp_path / "cls").exists()
 
 
-def test_the_standard_list_changes_one_thing_each_and_takes_every_part_away():
+def test_standard_variants_change_one_thing_each_and_remove_every_part():
     variants = standard_variants(patches=49, learning_rate=1e-3)
     resolved, notes = resolve(variants, [], [])
     assert resolved[0].name == "full" and resolved[0].config == load_config()
@@ -238,7 +238,7 @@ def test_the_standard_list_changes_one_thing_each_and_takes_every_part_away():
     assert variants["top-k-all"] == ("spatial.top_k=49",)
 
 
-def test_names_and_files_are_mixed_and_settings_of_all_variants_come_first(tmp_path):
+def test_names_and_files_of_variants_can_be_mixed(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("wide: {model.width: 64, temporal.strides: [1, 2]}\nfine: {train.learning_rate: 5e-4}\n")
     assert read_variants(mine)["wide"] == ("model.width=64", "temporal.strides=[1, 2]")
@@ -250,10 +250,10 @@ def test_names_and_files_are_mixed_and_settings_of_all_variants_come_first(tmp_p
     assert notes == ["fine: the settings of the full model, left out."]
 
 
-def test_one_seed_has_no_deviation_and_a_number_that_labels_do_not_tell_is_a_dash(tmp_path):
+def test_one_seed_has_no_deviation_and_a_missing_number_is_a_dash(tmp_path):
     rows = [Row(name, (), ({"test": {KEY: value}, "hl": {}},)) for name, value in (("full", 50.0), ("b", 47.5))]
-    found = Ablation(tmp_path, ("test", "hl"), (0,), (), tuple(rows))
-    assert list(found.columns) == ["mAP"]
-    lines = found.lines()
+    ablation = Ablation(tmp_path, ("test", "hl"), (0,), (), tuple(rows))
+    assert list(ablation.columns) == ["mAP"]
+    lines = ablation.lines()
     assert lines[3].split() == ["full", "50.0", "-"] and lines[-1].split() == ["b", "-2.5", "-"]
-    assert "| b | -2.5 | - |" in markdown(found)
+    assert "| b | -2.5 | - |" in markdown(ablation)

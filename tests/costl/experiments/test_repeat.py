@@ -1,4 +1,4 @@
-"""Several seeds: numbers that are those of the single runs, kept when asked again, per domain where the benchmark is so."""
+"""Several seeds: the numbers of the single runs, finished runs reused, a model a domain for TVSum."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from costl.training.run_folder import read_run
 QUICK = ("train.epochs=1",)
 
 
-def test_each_seed_is_an_ordinary_run_and_the_table_is_their_mean_and_deviation(world, tmp_path):
-    found = repeat(world.cache, seeds=2, overrides=QUICK, out=tmp_path / "r", device="cpu")
+def test_each_seed_is_a_run_and_the_table_has_their_mean_and_deviation(world, tmp_path):
+    repeats = repeat(world.cache, seeds=2, overrides=QUICK, out=tmp_path / "r", device="cpu")
     singles = [evaluate(tmp_path / "r" / f"seed-{seed}", device="cpu").metrics["brief"] for seed in (0, 1)]
-    assert found.by_seed == {"chosen on val": singles} and singles[0] != singles[1]
+    assert repeats.by_seed == {"chosen on val": singles} and singles[0] != singles[1]
     assert [read_run(tmp_path / "r" / f"seed-{seed}").config.train.seed for seed in (0, 1)] == [0, 1]
-    for name, mean in found.mean("chosen on val").items():
+    for name, mean in repeats.mean("chosen on val").items():
         values = [row[name] for row in singles]
         assert mean == pytest.approx(statistics.mean(values))
-        assert found.deviation("chosen on val")[name] == pytest.approx(statistics.stdev(values))
+        assert repeats.deviation("chosen on val")[name] == pytest.approx(statistics.stdev(values))
     assert json.loads((tmp_path / "r" / "repeat.json").read_text())["ways"]["chosen on val"]["by_seed"] == singles
 
 
-def test_what_is_finished_is_not_trained_again_and_a_third_seed_joins_the_two(world, tmp_path):
+def test_finished_seeds_are_not_trained_again_when_one_is_added(world, tmp_path):
     two = repeat(world.cache, seeds=2, overrides=QUICK, out=tmp_path, device="cpu")
     trained_at = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     three = repeat(world.cache, seeds=3, overrides=QUICK, out=tmp_path, device="cpu")
@@ -36,7 +36,7 @@ def test_what_is_finished_is_not_trained_again_and_a_third_seed_joins_the_two(wo
     assert {path: path.stat().st_mtime_ns for path in trained_at} == trained_at
 
 
-def test_runs_of_other_settings_are_not_mixed_in(world, tmp_path):
+def test_runs_of_other_settings_are_refused(world, tmp_path):
     repeat(world.cache, seeds=1, overrides=QUICK, out=tmp_path, device="cpu")
     with pytest.raises(UsageError, match="was trained with other settings"):
         repeat(world.cache, seeds=1, overrides=["train.epochs=2"], out=tmp_path, device="cpu")
@@ -44,7 +44,7 @@ def test_runs_of_other_settings_are_not_mixed_in(world, tmp_path):
         repeat(world.cache, seeds=0, out=tmp_path, device="cpu")
 
 
-def test_tvsum_has_a_model_for_each_domain_and_the_best_epoch_on_test_only_under_its_legacy_name(world, tmp_path):
+def test_tvsum_has_a_model_a_domain_and_labels_selection_on_test_legacy(world, tmp_path):
     cache = _as_tvsum(world, tmp_path)
     settings = ("data.benchmark=tvsum", "train.select=HL-top5-mAP", "train.epochs=3", "loss.contrast=0")
     plain = repeat(cache, seeds=1, overrides=settings, out=tmp_path / "plain", device="cpu")
@@ -57,10 +57,10 @@ def test_tvsum_has_a_model_for_each_domain_and_the_best_epoch_on_test_only_under
     assert all(best["HL-top5-mAP"] >= row["HL-top5-mAP"] for best, row in zip(legacy, last, strict=True))
     rows = (tmp_path / "both" / "AA" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 3
-    assert last[0]["HL-top5-mAP"] == plain.by_seed[LAST][0]["HL-top5-mAP"]  # looking at test changes no weight
+    assert last[0]["HL-top5-mAP"] == plain.by_seed[LAST][0]["HL-top5-mAP"]  # selection on test changes no weight
 
 
-def test_one_seed_has_no_deviation_and_the_table_says_none(tmp_path):
+def test_one_seed_has_no_deviation(tmp_path):
     rows = [{"HL-top5-mAP": 50.0, "HL-top5-mAP-BK": 40.0}]
     one = Repeats(tmp_path, "test", (0,), {LAST: rows})
     assert "±" not in "\n".join(one.lines()) and "50.00" in "\n".join(one.lines())
@@ -69,7 +69,7 @@ def test_one_seed_has_no_deviation_and_the_table_says_none(tmp_path):
 
 
 def _as_tvsum(world, tmp_path):
-    """The small world with ratings alone, its videos in two domains, and no validation split."""
+    """The small world with ratings only, its videos in two domains, and no validation split."""
     annotations = {}
     for split in ("train", "test"):
         rows = [json.loads(line) for line in CacheReader(world.cache).annotations(split).splitlines()]

@@ -1,4 +1,4 @@
-"""Three videos, five queries, every headline number worked out on paper."""
+"""Three videos and five queries with every headline number computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUERIES = [
     Query(4, "four", "B", 60.0, ((0, 6), (50, 60))),
     Query(5, "five", "C", 20.0, ((4, 18),), (2,), ((1, 1, 1),)),
 ]
-# Query 3 ranks clip 11, a clip that nobody rated, clip 10, clip 12, and then the rest alike.
+# Query 3 ranks clip 11, a clip without ratings, clip 10, clip 12, and then the rest alike.
 SALIENCY = tuple({11: 5.0, 0: 4.0, 10: 3.0, 12: 2.0}.get(clip, 0.0) for clip in range(30))
 PREDICTIONS = [
     Prediction(1, "one", "A", ((10, 30, 0.9), (100, 120, 0.5))),
@@ -39,7 +39,7 @@ ON_PAPER = {
     "MR-full-R5@0.3": 4 / 5,
     "MR-full-R5@0.5": 4 / 5,
     "MR-full-R5@0.7": 4 / 5,
-    # Average precision at 0.5, then at 0.75. Query 4: found at ranks 1 and 3, of two; above 4/6 at rank 1 alone.
+    # Average precision at 0.5, then at 0.75. Query 4: hits at ranks 1 and 3, of two; above 4/6 at rank 1 alone.
     "MR-full-mAP@0.5": (1 + 1 + 1 / 2 + (1 + 2 / 3) / 2 + 0) / 5,
     "MR-full-mAP@0.75": (1 + 1 + 1 / 2 + 1 / 2 + 0) / 5,
     # Over ten thresholds: query 2 has both up to 0.8 (seven) and then none, query 3 at rank 2 up to 0.8, query 4 both up to
@@ -65,20 +65,20 @@ ON_PAPER = {
 
 
 @pytest.mark.promise(15)
-def test_every_headline_number_is_the_one_on_paper():
-    found = compute_metrics(PREDICTIONS, QUERIES)
-    assert found["brief"] == {name: pytest.approx(100 * value, abs=1e-9) for name, value in ON_PAPER.items()}
-    assert found["full"]["MR-R1"]["0.85"] == pytest.approx(40)  # 50/60 falls short
-    assert [note.split(" ")[0] for note in found["notes"]] == ["1", "1"]  # one without a window, one not sorted
+def test_every_headline_number_equals_the_hand_computed_one():
+    metrics = compute_metrics(PREDICTIONS, QUERIES)
+    assert metrics["brief"] == {name: pytest.approx(100 * value, abs=1e-9) for name, value in ON_PAPER.items()}
+    assert metrics["full"]["MR-R1"]["0.85"] == pytest.approx(40)  # 50/60 falls short
+    assert [note.split(" ")[0] for note in metrics["notes"]] == ["1", "1"]  # one without a window, one not sorted
 
 
 @pytest.mark.promise(15)
-def test_as_published_the_first_listed_counts_and_two_decimals():
+def test_official_mode_takes_the_first_listed_and_rounds_to_two_decimals():
     # Query 3 lists the better one first; mAP goes by score all the same. Query 5 gets an IoU of 14/20.
     third = Prediction(3, "three", "B", ((20, 36, 0.6), (0, 10, 0.9)))
     answered = [*PREDICTIONS[:2], third, PREDICTIONS[3], Prediction(5, "five", "C", ((0, 20, 0.1),))]
-    bare = [Prediction(p.qid, p.query, p.vid, p.windows) for p in answered]
-    brief = compute_metrics(bare, QUERIES, official=True)["brief"]
+    moments_only = [Prediction(p.qid, p.query, p.vid, p.windows) for p in answered]
+    brief = compute_metrics(moments_only, QUERIES, official=True)["brief"]
     assert "MR-full-mIoU" not in brief and "MR-full-R1@0.3" not in brief
     # Query 2 lists [0 10] first, of IoU 0.8 with [0 8]; query 5 counts up to 0.7.
     assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (100.0, 100.0)
@@ -86,8 +86,8 @@ def test_as_published_the_first_listed_counts_and_two_decimals():
     assert brief["MR-full-mAP"] == round(100 * sum(ten) / 5, 2) == 63.67
 
 
-def test_what_each_query_adds_is_the_one_on_paper():
-    added = contributions(PREDICTIONS, QUERIES)
+def test_contributions_of_queries_equal_the_hand_computed_ones():
+    values_by_name = contributions(PREDICTIONS, QUERIES)
     none, fourth = float("nan"), (4 * 5 / 6 + 6 / 2) / 10
     by_query = {
         "MR-full-mAP": [1, 7 / 10, 7 / 10 / 2, fourth, 0],
@@ -97,6 +97,6 @@ def test_what_each_query_adds_is_the_one_on_paper():
         "HL-min-VeryGood-Hit1": [none, none, 1, none, 0],
     }
     for name, values in by_query.items():
-        assert added[name].tolist() == pytest.approx([100 * value for value in values], abs=1e-9, nan_ok=True), name
+        assert values_by_name[name].tolist() == pytest.approx([100 * value for value in values], abs=1e-9, nan_ok=True), name
     half = [Prediction(1, "one", "A", ((10, 20, 1.0),))], QUERIES[:1]  # IoU 10/20, which is enough at 0.5
     assert contributions(*half)["MR-full-R5@0.5"].tolist() == [100.0]

@@ -1,4 +1,4 @@
-"""What others read: submission files, Parquet, JSON and the table."""
+"""The formats of the output: submission files, Parquet, JSON and tables."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_metrics_json_is_what_was_computed(tmp_path):
 
 
 @pytest.mark.parametrize("stops", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch, stops):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, stops):
     write_predictions(tmp_path / "p.jsonl", [ANSWER])
     before = (tmp_path / "p.jsonl").read_bytes()
 
@@ -105,7 +105,7 @@ def test_the_official_table_has_no_row_for_what_is_not_published():
     assert "mIoU" not in text and "R5" not in text and "95 %" not in text and "R1@0.7" in text
 
 
-def test_numbers_chosen_on_test_never_stand_without_their_label():
+def test_numbers_selected_on_test_are_labelled_legacy():
     assert metrics_table({"legacy": "legacy: chosen on test"} | compute_metrics([ANSWER], [QUERY])).startswith(
         "legacy:"
     )

@@ -1,4 +1,4 @@
-"""Anyone's files, scored and compared from outside: right numbers, or one sentence and exit code 2."""
+"""Prediction files, scored and compared by the commands: right numbers, or one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def truth_row(qid, **changes) -> dict:
     return row | {"relevant_clip_ids": [0, 1], "saliency_scores": [[4, 2, 0], [1, 4, 4]]} | changes
 
 
-def answer_row(qid, **changes) -> dict:
+def prediction_row(qid, **changes) -> dict:
     row = {"qid": qid, "query": "a cat", "vid": f"v{qid}", "pred_relevant_windows": [[0, 4, 0.9], [1, 6, 0.5]]}
     return row | {"pred_saliency_scores": [0.5, 1.0, -1.0]} | changes
 
@@ -46,61 +46,61 @@ def costl(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("truth.jsonl").write_text(lines(*map(truth_row, (1, 2, 3))))
-    Path("mine.jsonl").write_text(lines(*map(answer_row, (1, 2, 3))))
-    worse = [answer_row(qid, pred_relevant_windows=[[2, 6, 0.9]]) for qid in (1, 2)]
-    Path("worse.jsonl").write_text(lines(*worse, answer_row(3)))
+    Path("mine.jsonl").write_text(lines(*map(prediction_row, (1, 2, 3))))
+    worse = [prediction_row(qid, pred_relevant_windows=[[2, 6, 0.9]]) for qid in (1, 2)]
+    Path("worse.jsonl").write_text(lines(*worse, prediction_row(3)))
     return tmp_path
 
 
 SCORE = ("evaluate", "--predictions", "mine.jsonl", "--truth", "truth.jsonl")
 
 
-def test_files_are_scored_as_python_scores_them_with_an_interval_for_every_number(here):
-    found = json.loads(costl(*SCORE, "--json").stdout)
+def test_the_command_gives_the_metrics_and_an_interval_for_each(folder):
+    result = json.loads(costl(*SCORE, "--json").stdout)
     queries = parse_jsonl(Path("truth.jsonl").read_text(), "truth.jsonl")
     rows = parse_predictions(Path("mine.jsonl").read_text(), "mine.jsonl")
-    intervals, how = found.pop("intervals"), found.pop("scored")
-    assert how == {"benchmark": "qvhighlights", "official": False, "queries": 3, "clip_s": 2.0}
-    assert found == compute_metrics(rows, queries)
-    assert intervals.keys() == found["brief"].keys()
+    intervals = result.pop("intervals")
+    assert result.pop("scored") == {"benchmark": "qvhighlights", "official": False, "queries": 3, "clip_s": 2.0}
+    assert result == compute_metrics(rows, queries)
+    assert intervals.keys() == result["brief"].keys()
     for name, (low, high) in intervals.items():
-        assert low - 1e-9 <= found["brief"][name] <= high + 1e-9
+        assert low - 1e-9 <= result["brief"][name] <= high + 1e-9
     table = costl(*SCORE)
     assert table.exit_code == 0 and "95 %" in table.stdout and "HIT@1" in table.stdout
     assert table.stderr == "3 queries, scored as qvhighlights, clips of 2 s.\n"
 
 
 @pytest.mark.promise(14)
-def test_the_order_of_rows_changes_nothing(here):
+def test_the_order_of_rows_changes_nothing(folder):
     before = costl(*SCORE).stdout
-    Path("mine.jsonl").write_text(lines(*map(answer_row, (3, 1, 2))))
+    Path("mine.jsonl").write_text(lines(*map(prediction_row, (3, 1, 2))))
     assert costl(*SCORE).stdout == before
 
 
 @needs_fixtures
-def test_a_released_submission_scores_what_was_published(here):
+def test_a_released_submission_scores_what_was_published(folder):
     arguments = ("--predictions", FIXTURES / "cgdetr" / "val_preds.jsonl", "--truth", VAL, "--official", "--json")
-    found = json.loads(costl("evaluate", *arguments).stdout)
-    assert len(found.pop("intervals")) == len(found["brief"]) and found.pop("scored")["official"]
-    assert found == json.loads((FIXTURES / "cgdetr" / "val_metrics_recomputed.json").read_text())
+    result = json.loads(costl("evaluate", *arguments).stdout)
+    assert len(result.pop("intervals")) == len(result["brief"]) and result.pop("scored")["official"]
+    assert result == json.loads((FIXTURES / "cgdetr" / "val_metrics_recomputed.json").read_text())
     fork = json.loads(costl("evaluate", *arguments, "--benchmark", "charades").stdout)["brief"]
     assert fork == json.loads((FIXTURES / "cgdetr" / "val_metrics_upstream.json").read_text())["brief"]
 
 
-def test_the_truth_decides_the_benchmark_and_the_option_overrides_it(here):
+def test_labels_decide_the_benchmark_and_the_option_overrides_it(folder):
     rated = truth_row(1, relevant_windows=None, domain="BK")
     Path("truth.jsonl").write_text(lines(rated))
-    Path("mine.jsonl").write_text(lines(answer_row(1)))
+    Path("mine.jsonl").write_text(lines(prediction_row(1)))
     assert "scored as tvsum" in costl(*SCORE).stderr and "top5-mAP" in costl(*SCORE).stdout
     assert "scored as qvhighlights" in costl(*SCORE, "--benchmark", "qvhighlights").stderr
     Path("truth.jsonl").write_text(lines(rated | {"rated_windows": [[0, 3], [2, 5], [4, 6]]}))
     assert score_files(Path("mine.jsonl"), Path("truth.jsonl"))["scored"]["benchmark"] == "youtube-highlights"
 
 
-def test_scoring_loads_neither_torch_nor_h5py(here):
+def test_scoring_loads_neither_torch_nor_h5py(folder):
     code = (
         "import sys\nfrom costl.commands import main\n"
         f"try: main({[*SCORE, '--official']!r})\n"
@@ -118,34 +118,34 @@ BAD = {
     "no such file": (None, "mine.jsonl: cannot be read (No such file or directory)"),
     "not text": (b"\xff\xfe", "mine.jsonl: cannot be read (it is not UTF-8 text)"),
     "empty": ("\n\n", "mine.jsonl: no prediction in it, expected one JSON object a line for each query of truth.jsonl"),
-    "not JSON": (lines(answer_row(1), "{'qid': 2}"), "mine.jsonl:2: not JSON"),
+    "not JSON": (lines(prediction_row(1), "{'qid': 2}"), "mine.jsonl:2: not JSON"),
     "a list": (lines("[1]"), "mine.jsonl:1: a JSON list, expected an object"),
-    "NaN": (lines(answer_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "mine.jsonl:1: not JSON (NaN"),
+    "NaN": (lines(prediction_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "mine.jsonl:1: not JSON (NaN"),
     "infinite": (
-        lines(answer_row(1, pred_saliency_scores=[1, 2, 10**400])),
+        lines(prediction_row(1, pred_saliency_scores=[1, 2, 10**400])),
         "mine.jsonl:1: 'pred_saliency_scores' holds",
     ),
-    "extra": (lines(*map(answer_row, (1, 2, 3, 4))), "mine.jsonl: no query 4 in truth.jsonl (3 queries)"),
-    "twice": (lines(*map(answer_row, (1, 2, 3, 2))), "mine.jsonl:4: qid 2 is already on line 2"),
-    "text for number": (lines(*map(answer_row, ("1", 2, 3))), "mine.jsonl: no query '1' in truth.jsonl"),
+    "extra": (lines(*map(prediction_row, (1, 2, 3, 4))), "mine.jsonl: no query 4 in truth.jsonl (3 queries)"),
+    "twice": (lines(*map(prediction_row, (1, 2, 3, 2))), "mine.jsonl:4: qid 2 is already on line 2"),
+    "text for number": (lines(*map(prediction_row, ("1", 2, 3))), "mine.jsonl: no query '1' in truth.jsonl"),
     "reversed": (
-        lines(answer_row(1, pred_relevant_windows=[[4, 0, 1]]), *map(answer_row, (2, 3))),
+        lines(prediction_row(1, pred_relevant_windows=[[4, 0, 1]]), *map(prediction_row, (2, 3))),
         "query 1: window [4.0, 0.0] is not inside its video of 6.0 s",
     ),
     "outside": (
-        lines(answer_row(1), answer_row(2, pred_relevant_windows=[[0, 7, 1]]), answer_row(3)),
+        lines(prediction_row(1), prediction_row(2, pred_relevant_windows=[[0, 7, 1]]), prediction_row(3)),
         "query 2: window [0.0, 7.0] is not inside its video",
     ),
     "short saliency": (
-        lines(answer_row(1, pred_saliency_scores=[1]), *map(answer_row, (2, 3))),
+        lines(prediction_row(1, pred_saliency_scores=[1]), *map(prediction_row, (2, 3))),
         "query 1 has 1 saliency scores, its video 3 clips",
     ),
     "long saliency": (
-        lines(answer_row(1, pred_saliency_scores=[1] * 4), *map(answer_row, (2, 3))),
+        lines(prediction_row(1, pred_saliency_scores=[1] * 4), *map(prediction_row, (2, 3))),
         "query 1 has 4 saliency scores, its video 3 clips",
     ),
     "no score": (
-        lines(answer_row(1, pred_relevant_windows=[[0, 4]])),
+        lines(prediction_row(1, pred_relevant_windows=[[0, 4]])),
         "mine.jsonl:1: 'pred_relevant_windows' holds a list",
     ),
     "annotations": (
@@ -154,20 +154,20 @@ BAD = {
         "expected predictions with pred_relevant_windows and pred_saliency_scores",
     ),
     "nothing predicted": (
-        lines(answer_row(1), {"qid": 2, "windows": [[0, 4, 1]]}, answer_row(3)),
+        lines(prediction_row(1), {"qid": 2, "windows": [[0, 4, 1]]}, prediction_row(3)),
         "mine.jsonl:2: query 2 has neither pred_relevant_windows nor pred_saliency_scores",
     ),
     "another video": (
-        lines(answer_row(1, vid="v2"), *map(answer_row, (2, 3))),
+        lines(prediction_row(1, vid="v2"), *map(prediction_row, (2, 3))),
         "query 1 names the video 'v2', expected 'v1'",
     ),
 }
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
-@pytest.mark.parametrize(("content", "told"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
 @pytest.mark.promise(13)
-def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
+def test_bad_predictions_are_refused_in_one_sentence(folder, content, message, command):
     Path("mine.jsonl").unlink()
     if content is not None:
         Path("mine.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -177,31 +177,31 @@ def test_bad_predictions_are_told_in_one_sentence(here, content, told, command):
     result = costl(*files)
     (line,) = result.stderr.splitlines()
     assert result.exit_code == 2 and result.stdout == "" and line.startswith("Error: ") and line.endswith((".", "?"))
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "truth.jsonl: no row in it"),
         (lines(truth_row(1), "{"), "truth.jsonl:2: not JSON"),
         (lines(truth_row(1, relevant_windows=[[4, 0]])), r"truth.jsonl:1: window [4.0, 0.0] is not 0 <= start < end"),
-        (lines(*map(answer_row, (1, 2, 3))), "truth.jsonl: a file of predictions (it has pred_relevant_windows"),
+        (lines(*map(prediction_row, (1, 2, 3))), "truth.jsonl: a file of predictions (it has pred_relevant_windows"),
         (
             lines(*({"qid": qid, "query": "a cat", "vid": f"v{qid}", "duration": 6} for qid in (1, 2, 3))),
-            "3 queries without windows or saliency: there is no truth to compare with",
+            "truth: none of its 3 queries has windows or rated clips",
         ),
     ],
 )
-def test_bad_truth_is_told_in_one_sentence(here, content, told):
+def test_bad_annotations_are_refused_in_one_sentence(folder, content, message):
     Path("truth.jsonl").write_text(content)
     result = costl(*SCORE)
     assert result.exit_code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--run", "runs/x"), "--predictions and --truth cannot be combined with --run: they need no run."),
         (("--split", "val", "--cache", "f.h5"), "cannot be combined with --split, --cache"),
@@ -211,12 +211,12 @@ def test_bad_truth_is_told_in_one_sentence(here, content, told):
         (("--benchmark", "youtube-highlights", "--out", "x"), "cannot be combined with --out"),
     ],
 )
-def test_options_that_do_not_go_together_are_named(here, arguments, told):
+def test_options_that_do_not_go_together_are_named(folder, arguments, message):
     result = costl(*SCORE, *arguments)
-    assert result.exit_code == 2 and result.stdout == "" and told in result.stderr
+    assert result.exit_code == 2 and result.stdout == "" and message in result.stderr
 
 
-def test_one_file_alone_is_refused(here):
+def test_one_file_without_the_other_is_refused(folder):
     for option in ("--predictions", "--truth"):
         result = costl("evaluate", option, "mine.jsonl")
         assert result.exit_code == 2 and "belong together: give both" in result.stderr
@@ -224,8 +224,8 @@ def test_one_file_alone_is_refused(here):
 
 @pytest.mark.parametrize("mode", [(), ("--official",)])
 @pytest.mark.promise(13)
-def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
-    Path("mine.jsonl").write_text(lines(answer_row(2)))
+def test_a_query_without_a_row_is_refused_by_name(folder, mode):
+    Path("mine.jsonl").write_text(lines(prediction_row(2)))
     for command in (SCORE, ("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl")):
         refused = costl(*command, *mode)
         assert refused.exit_code == 2 and refused.stdout == ""
@@ -233,13 +233,13 @@ def test_a_query_without_a_row_is_refused_by_name_with_what_to_do(here, mode):
         assert "empty lists" in refused.stderr
 
 
-def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
+def test_a_query_with_empty_lists_counts_zero_and_is_noted(folder):
     Path("mine.jsonl").write_text(
-        lines(answer_row(1), answer_row(2), answer_row(3, pred_relevant_windows=[], pred_saliency_scores=[]))
+        lines(prediction_row(1), prediction_row(2), prediction_row(3, pred_relevant_windows=[], pred_saliency_scores=[]))
     )
-    found = json.loads(costl(*SCORE, "--json").stdout)
-    assert found["brief"]["MR-full-R1@0.7"] == pytest.approx(200 / 3)
-    assert found["notes"] == ["1 queries have no predicted window and count 0; the published evaluator stops."]
+    result = json.loads(costl(*SCORE, "--json").stdout)
+    assert result["brief"]["MR-full-R1@0.7"] == pytest.approx(200 / 3)
+    assert result["notes"] == ["1 queries have no predicted window and count 0; the published evaluator stops."]
     official = costl(*SCORE, "--official")
     assert official.exit_code == 2 and "query 3 has no predicted windows" in official.stderr
 
@@ -247,27 +247,27 @@ def test_a_query_with_empty_lists_counts_zero_and_is_told(here):
 # --- compare ------------------------------------------------------------------------------------------------------
 
 
-def test_a_comparison_holds_both_numbers_their_difference_and_how_sure_it_is(here):
-    found = json.loads(
+def test_a_comparison_has_both_numbers_difference_interval_and_p(folder):
+    result = json.loads(
         costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl", "--json").stdout
     )
-    row = found["rows"]["MR-full-R1@0.5"]
+    row = result["rows"]["MR-full-R1@0.5"]
     assert (row["a"], row["b"], row["queries"]) == (pytest.approx(100 / 3), 100, 3)
     assert row["difference"] == pytest.approx(200 / 3) and row["interval"][1] == 100
     assert row["p"] == 0.5  # of the four patterns of two signs, two reach it
-    assert found["rows"]["HL-min-VeryGood-mAP"]["p"] == 1.0 and found["rows"]["HL-min-VeryGood-mAP"]["difference"] == 0
+    assert result["rows"]["HL-min-VeryGood-mAP"]["p"] == 1.0 and result["rows"]["HL-min-VeryGood-mAP"]["difference"] == 0
 
 
-def test_the_table_of_a_comparison_can_be_read_and_says_what_it_means(here):
+def test_the_table_of_a_comparison_explains_itself(folder):
     text = costl("study", "compare", "worse.jsonl", "mine.jsonl", "--truth", "truth.jsonl").stdout
     header, row = (next(line for line in text.splitlines() if part in line) for part in ("B - A", "MR-full-R1@0.5"))
     assert header.split() == ["A", "B", "B", "-", "A", "95", "%", "interval", "p", "queries"]
     assert row.split() == ["MR-full-R1@0.5", "33.33", "100.00", "+66.67", "+0.00", "..", "+100.00", "0.5000", "3"]
-    assert "B is better in 0 and worse in 0 at p < 0.05" in text and "nothing of another training run" in text
+    assert "B is better in 0 and worse in 0 at p < 0.05" in text and "not what another training run would" in text
     assert "costl study compare mine.jsonl theirs.jsonl --truth val.jsonl" in costl("study", "compare", "--help").stdout
 
 
-def test_swapping_the_files_turns_the_difference_round(here):
+def test_swapping_the_files_negates_the_difference(folder):
     forth = compare(Path("worse.jsonl"), Path("mine.jsonl"), truth=Path("truth.jsonl")).rows
     back = compare(Path("mine.jsonl"), Path("worse.jsonl"), truth=Path("truth.jsonl")).rows
     for name, row in forth.items():
@@ -276,13 +276,13 @@ def test_swapping_the_files_turns_the_difference_round(here):
 
 
 @needs_fixtures
-def test_two_released_methods_differ_as_published_and_beyond_doubt():
+def test_two_released_methods_differ_as_published_and_significantly():
     a, b = FIXTURES / "moment_detr_sample" / "val_preds.jsonl", FIXTURES / "cgdetr" / "val_preds.jsonl"
-    found = compare(a, b, truth=VAL, official=True)
+    result = compare(a, b, truth=VAL, official=True)
     for path, name in ((a, "a"), (b, "b")):
         published = json.loads((path.parent / "val_metrics_recomputed.json").read_text())["brief"]
-        assert {key: round(getattr(row, name), 2) for key, row in found.rows.items()} == published
-    row = found.rows["MR-full-mAP"]
+        assert {key: round(getattr(row, name), 2) for key, row in result.rows.items()} == published
+    row = result.rows["MR-full-mAP"]
     assert row.p < 0.001 and row.interval[0] > 5
     queries = parse_jsonl(VAL.read_text(), "val")
     values = [
@@ -293,8 +293,8 @@ def test_two_released_methods_differ_as_published_and_beyond_doubt():
     assert row.interval == pytest.approx((row.difference - half, row.difference + half), abs=0.15)
 
 
-def test_files_that_share_no_number_are_refused(here):
-    Path("moments.jsonl").write_text(lines(*(answer_row(qid, pred_saliency_scores=[]) for qid in (1, 2, 3))))
-    Path("saliency.jsonl").write_text(lines(*(answer_row(qid, pred_relevant_windows=[]) for qid in (1, 2, 3))))
+def test_files_that_share_no_number_are_refused(folder):
+    Path("moments.jsonl").write_text(lines(*(prediction_row(qid, pred_saliency_scores=[]) for qid in (1, 2, 3))))
+    Path("saliency.jsonl").write_text(lines(*(prediction_row(qid, pred_relevant_windows=[]) for qid in (1, 2, 3))))
     result = costl("study", "compare", "moments.jsonl", "saliency.jsonl", "--truth", "truth.jsonl", "--official")
     assert result.exit_code == 2 and "nothing to compare" in result.stderr

@@ -1,4 +1,4 @@
-"""The baselines: what they share with the model is held to the same tests, what is their own is set against plain loops."""
+"""The baselines: the tests of CoSTL for the parts that they share, and plain loops for their own parts."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from dataclasses import fields
 import pytest
 import torch
 from test_model import (
-    ASKED,
     CLIPS,
+    NEGATIVE_PAIRS,
+    QUERIES,
     SMALL,
     C,
     Sprites,
     W,
-    alone,
+    batch_of_one,
+    check_more_padding,
     close,
     joint_space,
-    learn_by_heart,
+    overfit,
     random_inputs,
     run,
-    same_with_more_padding,
 )
 from torch import Tensor
 
-from costl.ask.trained_model import read_trained
+from costl.ask.trained_model import read_trained_model
 from costl.config import load_config
 from costl.data.batch import collate
 from costl.evaluate import evaluate
 from costl.model.baselines.adapter import AdapterModel, QueryPool
 from costl.model.baselines.cls import ClsModel
 from costl.model.build import Model, build_model
-from costl.model.tokens import Asks
+from costl.model.tokens import QueryGroups
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
-from costl.predict.attention_maps import has_maps, looks_at
+from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
 from costl.predict.loaded_run import load_model
 from costl.report.build import report
 from costl.train import train
@@ -44,91 +45,91 @@ BASELINES = ("cls", "adapter")
 each = pytest.mark.parametrize("kind", BASELINES)
 
 
-def baseline(kind: str, *overrides: str, shaken: bool = True) -> Model:
-    """A small one in evaluation mode; `shaken`, no gate of it is at zero, so that every part has a say."""
+def baseline(kind: str, *overrides: str, perturbed: bool = True) -> Model:
+    """A small baseline in evaluation mode; with `perturbed` no gate is at zero, so that every part changes the outputs."""
     torch.manual_seed(0)
     config = load_config(SMALL, overrides=[f"model.kind={kind}", *overrides])
     joint = joint_space(torch.Generator().manual_seed(1))
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=(2, 3), joint=joint).eval()
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=(2, 3), joint=joint).eval()
     with torch.no_grad():
-        for parameter in model.parameters() if shaken else ():
+        for parameter in model.parameters() if perturbed else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
 @each
-def test_a_baseline_gives_what_the_model_gives_and_learns_in_all_its_parts(kind):
-    model = baseline(kind, shaken=False).train()
-    outputs = model(**random_inputs(CLIPS, ASKED))
+def test_a_baseline_has_the_outputs_of_costl_and_trains_every_parameter(kind):
+    model = baseline(kind, perturbed=False).train()
+    outputs = model(**random_inputs(CLIPS, QUERIES))
     positions = {"cls": 13, "adapter": 13 + 7 + 4 + 2}[kind]
-    assert outputs.foreground.shape == outputs.positions.shape == (6, positions)
+    assert outputs.foreground.shape == outputs.position_mask.shape == (6, positions)
     assert outputs.spans.shape == (6, positions, 2) and outputs.centres.shape == (positions,)
-    assert outputs.saliency.shape == (6, 13) and outputs.match.own.shape == (1, 6, 13)
+    assert outputs.saliency.shape == (6, 13) and outputs.similarities.positives.shape == (1, 6, 13)
     assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
-    said = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.match).values())
-    sum(x.square().mean() for x in said).backward()
+    values = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.similarities).values())
+    sum(value.square().mean() for value in values).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @each
 @pytest.mark.parametrize("garbage", [0.0, 50.0])
-def test_a_sentence_in_a_padded_batch_gets_from_a_baseline_what_it_gets_alone(kind, garbage):
-    model, inputs = baseline(kind), random_inputs(CLIPS, ASKED, garbage=garbage)
-    together = run(model, inputs)
-    for row, (video, _) in enumerate(ASKED):
-        single = run(model, alone(inputs, row))
-        real, clips = together.positions[row], CLIPS[video]
-        assert single.positions.all() and close(together.centres[real], single.centres)
+def test_padding_changes_no_output_of_a_baseline(kind, garbage):
+    model, inputs = baseline(kind), random_inputs(CLIPS, QUERIES, garbage=garbage)
+    batched = run(model, inputs)
+    for row, (video, _) in enumerate(QUERIES):
+        single = run(model, batch_of_one(inputs, row))
+        real, clips = batched.position_mask[row], CLIPS[video]
+        assert single.position_mask.all() and close(batched.centres[real], single.centres)
         for name in ("foreground", "spans"):
-            assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
-        assert close(together.saliency[row, :clips], single.saliency[0])
-        assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
+            assert close(getattr(batched, name)[row, real], getattr(single, name)[0]), name
+        assert close(batched.saliency[row, :clips], single.saliency[0])
+        assert close(batched.similarities.positives[:, row, :clips], single.similarities.positives[:, 0])
 
 
 @each
-def test_more_padding_in_time_and_words_changes_nothing_of_a_baseline(kind):
-    same_with_more_padding(baseline(kind))
+def test_more_padded_clips_and_words_change_no_output_of_a_baseline(kind):
+    check_more_padding(baseline(kind))
 
 
 @each
-def test_the_order_of_sentences_and_of_videos_does_not_matter_to_a_baseline(kind):
-    model, inputs = baseline(kind), random_inputs(CLIPS, ASKED)
+def test_the_order_of_queries_and_videos_does_not_matter_to_a_baseline(kind):
+    model, inputs = baseline(kind), random_inputs(CLIPS, QUERIES)
     rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
-    turned = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
-    turned |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
-    turned["video"] = videos.argsort()[inputs["video"]][rows]
-    before, after = run(model, inputs), run(model, turned)
-    for name in ("foreground", "spans", "saliency", "positions"):
+    permuted = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
+    permuted |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
+    permuted["video"] = videos.argsort()[inputs["video"]][rows]
+    before, after = run(model, inputs), run(model, permuted)
+    for name in ("foreground", "spans", "saliency", "position_mask"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
-    assert close(before.match.own[:, rows], after.match.own)
-    assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
+    assert close(before.similarities.positives[:, rows], after.similarities.positives)
+    assert close(before.similarities.negatives[:, rows][:, :, videos], after.similarities.negatives)
 
 
 @each
-def test_only_the_adapter_sees_patches(kind):
+def test_only_the_adapter_reads_patches(kind):
     model, inputs = baseline(kind), random_inputs([8], [(0, 3)])
     noise = torch.randn(1, 8, 6, C, generator=torch.Generator().manual_seed(3))
-    moved = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], noise], 2)}
-    assert close(run(model, moved).saliency, run(model, inputs).saliency) == (kind == "cls")
+    changed = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], noise], 2)}
+    assert close(run(model, changed).saliency, run(model, inputs).saliency) == (kind == "cls")
 
 
-def test_pooling_is_a_loop_over_sentences_frames_and_words():
+def test_query_pool_equals_a_loop_over_queries_frames_and_words():
     torch.manual_seed(0)
     pool, video = QueryPool(width=8), torch.tensor([1, 0, 1])
     tokens, words, real = torch.randn(2, 4, 5, 8), torch.randn(3, 6, 8), [6, 2, 3]
-    found = pool(tokens, words, torch.arange(6) < torch.tensor(real)[:, None], Asks.of(video, 2))
+    pooled = pool(tokens, words, torch.arange(6) < torch.tensor(real)[:, None], QueryGroups.from_video(video, 2))
     for b in range(3):
         for t in range(4):
-            here = tokens[video[b], t]
+            frame = tokens[video[b], t]
             gathered = []
             for word in words[b, : real[b]]:
-                share = (pool.key(here) @ pool.query(word) / 8**0.5).softmax(0)
-                gathered.append(share @ pool.value(here) + word)
-            assert close(found[b, t], torch.stack(gathered).max(0).values)
+                share = (pool.key(frame) @ pool.query(word) / 8**0.5).softmax(0)
+                gathered.append(share @ pool.value(frame) + word)
+            assert close(pooled[b, t], torch.stack(gathered).max(0).values)
 
 
-def test_the_adapter_walks_the_layers_it_is_given_and_stays_with_the_earliest():
+def test_the_adapter_reads_one_layer_a_round_then_repeats_the_earliest():
     model, inputs = baseline("adapter"), random_inputs([7, 4], [(0, 3), (1, 5)])
     assert isinstance(model, AdapterModel)
     others = {name: inputs[name] for name in ("frame_mask", "video", "words", "word_mask")}
@@ -141,8 +142,8 @@ def test_the_adapter_walks_the_layers_it_is_given_and_stays_with_the_earliest():
     assert close(one.saliency, run(model, inputs).saliency) and not close(one.saliency, two.saliency)
 
 
-def test_the_frame_token_baseline_has_about_as_many_parameters_as_the_model():
-    sizes = {"clip_width": 768, "word_width": 1024, "patch_grid": (7, 7)}
+def test_the_frame_token_baseline_has_about_as_many_parameters_as_costl():
+    sizes = {"encoder_width": 768, "word_width": 1024, "patch_grid": (7, 7)}
     joint = joint_space(torch.Generator().manual_seed(1)) | {"projection": torch.zeros(768, 512)}
     count = {
         kind: sum(
@@ -154,19 +155,19 @@ def test_the_frame_token_baseline_has_about_as_many_parameters_as_the_model():
 
 
 @each
-def test_a_baseline_learns_one_batch_by_heart(kind):
-    """Also what it cannot see in the patches: frames differ by their noise, and that can be learned by heart."""
+def test_a_baseline_overfits_one_batch(kind):
+    """Also without patches: frames differ by their noise, and a model can memorise the noise."""
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32", f"model.kind={kind}"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
-    batch = collate(world.queries, world, patches=config.patches, wrong=[(0, 2), (3, 5), (4, 0)])
-    first, loss = learn_by_heart(model, batch, config)
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS)
+    first, loss = overfit(model, batch, config)
     assert loss < 0.3 * first
 
 
 @each
-def test_a_baseline_trains_evaluates_loads_and_reports_like_the_model(world, tmp_path, kind):
+def test_a_baseline_trains_evaluates_loads_and_reports_like_costl(world, tmp_path, kind):
     out = tmp_path / "run"
     train(world.cache, overrides=[f"model.kind={kind}", "train.epochs=4"], out=out, device="cpu")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -178,17 +179,17 @@ def test_a_baseline_trains_evaluates_loads_and_reports_like_the_model(world, tmp
     assert found.metrics["brief"]["MR-full-mAP"] >= 0
     short = evaluate(out, device="cpu", out=tmp_path / "again")
     assert short.metrics == found.metrics
-    taken = read_trained(out)
-    assert type(taken.model()) is type(model) and taken.clip_width == features.joint.projection.shape[0]
+    taken = read_trained_model(out)
+    assert type(taken.model()) is type(model) and taken.encoder_width == features.joint.projection.shape[0]
     assert taken.word_width == features.words(next(iter(_queries(features))).query).tokens.shape[1]
-    assert not has_maps(model)
-    with pytest.raises(UsageError, match="a baseline: it has no maps"):
-        looks_at(model, next(iter(_queries(features))), [0], features)
+    assert not has_attention_maps(model)
+    with pytest.raises(UsageError, match="a baseline without attention maps"):
+        clip_attention_maps(model, next(iter(_queries(features))), [0], features)
     assert report(out, device="cpu").path.is_file()
 
 
 @each
-def test_a_long_video_is_walked_in_windows_by_a_baseline_too(world, tmp_path, kind):
+def test_a_baseline_predicts_long_videos_in_windows(world, tmp_path, kind):
     settings = [f"model.kind={kind}", "train.epochs=1", "predict.window_clips=8"]
     train(world.cache, overrides=settings, out=tmp_path / "run", device="cpu")
     rows = [
@@ -201,7 +202,7 @@ def test_a_long_video_is_walked_in_windows_by_a_baseline_too(world, tmp_path, ki
     assert rows and all(len(row["pred_saliency_scores"]) == 12 and row["pred_relevant_windows"] for row in rows)
 
 
-def test_weights_of_one_kind_are_refused_by_another(world, tmp_path):
+def test_weights_of_one_kind_of_model_are_refused_by_another(world, tmp_path):
     out = tmp_path / "run"
     train(world.cache, overrides=["model.kind=cls", "train.epochs=1"], out=out, device="cpu")
     text = (out / "config.yaml").read_text()
@@ -210,12 +211,12 @@ def test_weights_of_one_kind_are_refused_by_another(world, tmp_path):
         evaluate(out, device="cpu")
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_of_model_is_refused():
     with pytest.raises(UsageError, match=r"model\.kind is 'detr', expected one of costl, cls, adapter"):
         load_config(overrides=["model.kind=detr"])
 
 
 def _queries(features: CacheReader):
-    from costl.data.splits import read_queries
+    from costl.data.queries import read_queries
 
     return read_queries(features, "test")

@@ -1,4 +1,4 @@
-"""The model: its two spatial steps against plain loops, its indifference to padding, and one batch learned by heart."""
+"""The model: layers compared with plain loops, padding and order change nothing, and one batch can be overfitted."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch, collate
 from costl.metrics.compute import compute_metrics
-from costl.model.build import build_model as build_any
-from costl.model.contrast import RIVAL_STEP, Match, unit_length
-from costl.model.costl import CoSTL, Outputs, build_model
+from costl.model.build import build_costl, build_model
+from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities, unit_length
+from costl.model.costl import CoSTL, Outputs
 from costl.model.heads import anchors
-from costl.model.spatial import SpatialEncoder, WhatStep, WhereStep, place_waves
+from costl.model.spatial import CoarseAttention, FineAttention, SpatialEncoder, patch_position_encoding
 from costl.model.temporal import Attention, TextPool
-from costl.model.tokens import Asks, Tokens, score_own
-from costl.pipeline.encode.types import Joint, Words
+from costl.model.tokens import NormalisedTokens, QueryGroups, own_video_scores
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.errors import CacheError
 from costl.pipeline.grid import Grid
 from costl.predict.postprocess import to_predictions
-from costl.training.checkpoint import fit_weights, load_checkpoint, save_checkpoint
+from costl.training.checkpoint import load_checkpoint, load_matching_weights, save_checkpoint
 from costl.training.objective import total_loss
 
 C, W, E, D = 12, 10, 8, 16
@@ -47,45 +47,45 @@ VARIANTS = [
 every_variant = pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 
 
-def joint_space(draw: torch.Generator) -> dict[str, Tensor]:
-    weight, bias, projection = (torch.randn(*n, generator=draw) for n in ((C,), (C,), (C, E)))
+def joint_space(generator: torch.Generator) -> dict[str, Tensor]:
+    weight, bias, projection = (torch.randn(*n, generator=generator) for n in ((C,), (C,), (C, E)))
     scale = {"norm_eps": torch.tensor(1e-5), "logit_scale": torch.tensor(10.0), "normed": torch.tensor(True)}
     return {"norm_weight": 1 + 0.1 * weight, "norm_bias": 0.1 * bias, "projection": projection, **scale}
 
 
-def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), shaken: bool = True) -> CoSTL:
-    """A model in evaluation mode; `shaken`, no gate of it is at zero, so that every part has a say."""
+def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), perturbed: bool = True) -> CoSTL:
+    """A model in evaluation mode; with `perturbed` no gate is at zero, so that every part changes the outputs."""
     torch.manual_seed(0)
     config = load_config(SMALL, overrides=overrides)
     joint = joint_space(torch.Generator().manual_seed(1))
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=grid, joint=joint).eval()
+    model = build_costl(config, encoder_width=C, word_width=W, patch_grid=grid, joint=joint).eval()
     with torch.no_grad():
-        for parameter in model.parameters() if shaken else ():
+        for parameter in model.parameters() if perturbed else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
 def random_inputs(
-    clips: list[int], asked: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0
+    clips: list[int], queries: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0
 ) -> dict[str, Tensor]:
-    """Inputs of the model for videos of so many clips and sentences (video, words); `garbage` fills the padding."""
-    draw = torch.Generator().manual_seed(2)
+    """Inputs for videos with these numbers of clips and queries (video, number of words); `garbage` fills the padding."""
+    generator = torch.Generator().manual_seed(2)
     frame_mask = torch.arange(max(clips)) < torch.tensor(clips)[:, None]
-    word_mask = torch.arange(max(n for _, n in asked)) < torch.tensor([n for _, n in asked])[:, None]
-    tokens = torch.randn(*frame_mask.shape, 1 + patches, C, generator=draw)
-    words = torch.randn(*word_mask.shape, W, generator=draw)
+    word_mask = torch.arange(max(n for _, n in queries)) < torch.tensor([n for _, n in queries])[:, None]
+    tokens = torch.randn(*frame_mask.shape, 1 + patches, C, generator=generator)
+    words = torch.randn(*word_mask.shape, W, generator=generator)
     return {
         "tokens": torch.where(frame_mask[..., None, None], tokens, garbage),
         "frame_mask": frame_mask,
-        "video": torch.tensor([v for v, _ in asked]),
+        "video": torch.tensor([v for v, _ in queries]),
         "words": torch.where(word_mask[..., None], words, garbage),
         "word_mask": word_mask,
-        "sentence": nn.functional.normalize(torch.randn(len(asked), E, generator=draw), dim=-1),
+        "sentence": nn.functional.normalize(torch.randn(len(queries), E, generator=generator), dim=-1),
     }
 
 
-def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
-    """The batch of one that holds this sentence and its video, without any padding."""
+def batch_of_one(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """The batch of one with this query and its video, without any padding."""
     video, real_words = int(inputs["video"][row]), inputs["word_mask"][row]
     real_frames = inputs["frame_mask"][video]
     return {
@@ -107,9 +107,9 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def unchanged(tokens: Tensor) -> Tokens:
-    """These tokens as if they were normed already."""
-    return Tokens(
+def already_normalised(tokens: Tensor) -> NormalisedTokens:
+    """These tokens, as if they were normalised already."""
+    return NormalisedTokens(
         tokens, torch.zeros(tokens.shape[:3]), torch.ones(tokens.shape[:3]), torch.ones(len(tokens), tokens.shape[3])
     )
 
@@ -117,106 +117,118 @@ def unchanged(tokens: Tensor) -> Tokens:
 # --- layers against loops ----------------------------------------------------------------------------------------
 
 
-def test_step_one_is_a_loop_over_sentences_and_frames():
+def test_coarse_attention_equals_a_loop_over_queries_and_frames():
     torch.manual_seed(0)
-    step, video = WhereStep(top_k=3), torch.tensor([1, 0, 1])
-    tokens, learned = torch.randn(2, 4, 1 + 7, C), torch.randn(3, 4, 7)
-    found = step(unchanged(tokens), Asks.of(video, 2), learned)
+    coarse = CoarseAttention(top_k=3)
+    video = torch.tensor([1, 0, 1])
+    tokens = torch.randn(2, 4, 1 + 7, C)
+    scores = torch.randn(3, 4, 7)
+    output = coarse(already_normalised(tokens), QueryGroups.from_video(video, 2), scores)
     for b in range(3):
         for t in range(4):
-            here, share = tokens[video[b], t, 1:], learned[b, t].softmax(0)
-            best = sorted(range(7), key=lambda p: -share[p])[:3]
-            assert close(found.share[b, t], share)
-            assert close(found.summary[b, t], (share[:, None] * here).sum(0))
-            assert found.chosen[b, t].tolist() == best
-            assert close(found.short_list[b, t], here[best])
+            patches = tokens[video[b], t, 1:]
+            attention = scores[b, t].softmax(0)
+            best = sorted(range(7), key=lambda p: -attention[p])[:3]
+            assert close(output.attention[b, t], attention)
+            assert close(output.pooled[b, t], (attention[:, None] * patches).sum(0))
+            assert output.short_list_index[b, t].tolist() == best
+            assert close(output.short_list[b, t], patches[best])
 
 
-def test_step_two_is_a_loop_over_heads_frames_and_words():
+def test_fine_attention_equals_a_loop_over_heads_frames_and_words():
     torch.manual_seed(0)
-    step = WhatStep(clip_width=C, width=8, heads=2)
-    short_list, score, words = torch.randn(2, 3, 5, C), torch.randn(2, 3, 4, 5), torch.randn(2, 4, 8)
-    real = [4, 2]
-    word_mask = torch.arange(4) < torch.tensor(real)[:, None]
-    found = step(short_list, score, words, word_mask)
+    fine = FineAttention(encoder_width=C, width=8, heads=2)
+    short_list, scores, words = torch.randn(2, 3, 5, C), torch.randn(2, 3, 4, 5), torch.randn(2, 4, 8)
+    word_counts = [4, 2]
+    word_mask = torch.arange(4) < torch.tensor(word_counts)[:, None]
+    output = fine(short_list, scores, words, word_mask)
     for b in range(2):
-        standing = [number / (real[b] - 1) - 0.5 for number in range(real[b])]
-        parts = [step.part(word) + step.order * where for word, where in zip(words[b], standing, strict=False)]
-        heard = torch.stack(parts).softmax(0).T
-        assert close(found.heard[b], nn.functional.pad(heard, (0, 4 - real[b])))
+        positions = [number / (word_counts[b] - 1) - 0.5 for number in range(word_counts[b])]
+        logits = [
+            fine.head_logits(word) + fine.order_bias * position
+            for word, position in zip(words[b], positions, strict=False)
+        ]
+        word_weights = torch.stack(logits).softmax(0).T
+        assert close(output.word_weights[b], nn.functional.pad(word_weights, (0, 4 - word_counts[b])))
         for t in range(3):
-            by_word = []
-            for number, word in enumerate(words[b, : real[b]]):
-                by_word.append(torch.cat([score[b, t, number], step.null(word) + np.log(2)]).softmax(0))
-                assert close(found.by_word[b, t, number], by_word[-1])
-            brought = []
+            word_attention = []
+            for number, word in enumerate(words[b, : word_counts[b]]):
+                null = fine.null_logit(word) + np.log(2)
+                word_attention.append(torch.cat([scores[b, t, number], null]).softmax(0))
+                assert close(output.word_attention[b, t, number], word_attention[-1])
+            evidence = []
             for h in range(2):
-                attention = heard[h] @ torch.stack(by_word)[:, :-1]
-                assert close(found.attention[b, h, t], attention)
-                brought.append(attention @ short_list[b, t] @ step.value[h])
-            assert close(found.evidence[b, t], step.out(torch.cat(brought)))
+                head_attention = word_weights[h] @ torch.stack(word_attention)[:, :-1]
+                assert close(output.head_attention[b, h, t], head_attention)
+                evidence.append(head_attention @ short_list[b, t] @ fine.value[h])
+            assert close(output.evidence[b, t], fine.out(torch.cat(evidence)))
 
 
-def test_heads_begin_at_different_places_of_a_sentence():
-    """Untrained, on words that tell nothing: the first head listens to the first word most, the last to the last."""
-    step, words, score = WhatStep(clip_width=C, width=8, heads=4), torch.zeros(1, 5, 8), torch.zeros(1, 1, 5, 3)
-    heard = step(torch.zeros(1, 1, 3, C), score, words, torch.tensor([[True] * 4 + [False]])).heard[0]
-    assert heard[0].argmax() == 0 and heard[-1].argmax() == 3
-    standing = heard[:, :4] @ torch.arange(4.0)
-    assert (standing.diff() > 0).all()
+def test_untrained_heads_weight_words_from_the_first_to_the_last():
+    """With equal words, the first head has most weight on the first word, the last head on the last word."""
+    fine = FineAttention(encoder_width=C, width=8, heads=4)
+    words, scores, word_mask = torch.zeros(1, 5, 8), torch.zeros(1, 1, 5, 3), torch.tensor([[True] * 4 + [False]])
+    word_weights = fine(torch.zeros(1, 1, 3, C), scores, words, word_mask).word_weights[0]
+    assert word_weights[0].argmax() == 0 and word_weights[-1].argmax() == 3
+    mean_position = word_weights[:, :4] @ torch.arange(4.0)
+    assert (mean_position.diff() > 0).all()
 
 
-def test_frames_match_a_text_by_the_best_patches_of_each_word():
+def test_similarities_equal_a_soft_maximum_over_patches_for_each_text():
     torch.manual_seed(0)
-    encoder = SpatialEncoder(clip_width=C, width=D, patch_grid=(2, 3), heads=2, steps=2, top_k=4, dropout=0.0).eval()
+    sizes = {"encoder_width": C, "width": D, "patch_grid": (2, 3), "heads": 2}
+    encoder = SpatialEncoder(**sizes, steps=2, top_k=4, dropout=0.0).eval()
     tokens, video = torch.randn(2, 5, 7, C), torch.tensor([1, 0, 1])
     sentence, words = torch.randn(3, D), torch.randn(3, 3, D)
     word_mask = torch.tensor([[True] * 3, [True, False, False], [True, True, False]])
-    found = encoder(tokens, video, sentence, words, word_mask).match
-    normed = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
+    similarities = encoder(tokens, video, sentence, words, word_mask).similarities
+    patches = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
     for b in range(3):
-        asked = [encoder.ask_sentence(sentence[b]), *encoder.ask_words(words[b, word_mask[b]])]
-        asked = [encoder.to_clip(text) for text in asked]
+        texts = [encoder.sentence_query(sentence[b]), *encoder.word_query(words[b, word_mask[b]])]
+        texts = [encoder.to_encoder_space(text) for text in texts]
         for v in range(2):
             for t in range(5):
-                sentence_best, *best = ((normed[v, t] @ text).exp().sum().log() for text in asked)
-                by_words = sum(best) / len(best)
+                of_sentence, *of_words = ((patches[v, t] @ text).exp().sum().log() for text in texts)
+                expected = torch.stack([of_sentence, sum(of_words) / len(of_words)])
                 if v == video[b]:
-                    assert close(found.own[:, b, t], torch.stack([sentence_best, by_words]))
-                if t % RIVAL_STEP == 0:
-                    assert close(found.rivals[:, b, v, t // RIVAL_STEP], torch.stack([sentence_best, by_words]))
+                    assert close(similarities.positives[:, b, t], expected)
+                if t % NEGATIVE_CLIP_STEP == 0:
+                    assert close(similarities.negatives[:, b, v, t // NEGATIVE_CLIP_STEP], expected)
 
 
-def test_a_text_scores_the_tokens_of_its_own_video():
+def test_texts_are_scored_with_the_tokens_of_their_own_video():
     torch.manual_seed(0)
     texts, tokens, video = torch.randn(4, 2, C), torch.randn(3, 5, 7, C), torch.tensor([2, 0, 2, 1])
-    assert close(
-        score_own(texts, unchanged(tokens), Asks.of(video, 3)), torch.einsum("bmc,btnc->bmtn", texts, tokens[video])
-    )
+    scores = own_video_scores(texts, already_normalised(tokens), QueryGroups.from_video(video, 3))
+    assert close(scores, torch.einsum("bxc,btsc->bxts", texts, tokens[video]))
 
 
 @given(st.floats(-10, 10), st.floats(0.01, 100), st.integers(0, 2**31))
-def test_tokens_that_are_never_written_normed_give_what_normed_ones_do(mean, spread, seed):
-    """Wherever they lie and however wide, channels dropped or not."""
-    draw = torch.Generator().manual_seed(seed)
-    raw = spread * (mean + torch.randn(2, 3, 5, 64, generator=draw))
+def test_normalised_tokens_give_the_results_of_a_normalised_copy(mean, spread, seed):
+    """For any mean and spread of the tokens, with and without dropped channels."""
+    generator = torch.Generator().manual_seed(seed)
+    raw = spread * (mean + torch.randn(2, 3, 5, 64, generator=generator))
     raw[0, 1] = 0.0  # padding
-    kept = (torch.rand(2, 64, generator=draw) > 0.3) / 0.7
-    tokens, normed = Tokens.of(raw, kept), nn.functional.layer_norm(raw, (64,)) * kept[:, None, None]
-    texts, share = torch.randn(2, 4, 64, generator=draw) / 8, torch.rand(2, 4, 3, 5, generator=draw).softmax(-1)
+    channel_mask = (torch.rand(2, 64, generator=generator) > 0.3) / 0.7
+    tokens = NormalisedTokens.from_raw(raw, channel_mask)
+    normalised = nn.functional.layer_norm(raw, (64,)) * channel_mask[:, None, None]
+    texts = torch.randn(2, 4, 64, generator=generator) / 8
+    weights = torch.rand(2, 4, 3, 5, generator=generator).softmax(-1)
     near = partial(torch.allclose, rtol=1e-3, atol=1e-2)
-    assert near(tokens.frames(), normed[:, :, 0])
-    assert near(tokens.scores(texts), torch.einsum("vmc,vtnc->vmtn", texts, normed))
-    assert near(tokens.blended(share), torch.einsum("vmtn,vtnc->vmtc", share, normed))
-    assert near(tokens.some(2, 3).scores(texts), torch.einsum("vmc,vtnc->vmtn", texts, normed[:, ::2, 1::3]))
-    chosen, video = torch.randint(4, (3, 3, 2), generator=draw), torch.tensor([1, 0, 1])
-    by_hand = [[[normed[v, t, 1 + int(p)] for p in chosen[b, t]] for t in range(3)] for b, v in enumerate(video)]
-    assert near(
-        tokens.patches(video, chosen), torch.stack([torch.stack([torch.stack(x) for x in row]) for row in by_hand])
-    )
+    assert near(tokens.frame_tokens(), normalised[:, :, 0])
+    assert near(tokens.scores(texts), torch.einsum("vxc,vtsc->vxts", texts, normalised))
+    assert near(tokens.weighted_sum(weights), torch.einsum("vxts,vtsc->vxtc", weights, normalised))
+    subset = normalised[:, ::2, 1::3]
+    assert near(tokens.subsample(2, 3).scores(texts), torch.einsum("vxc,vtsc->vxts", texts, subset))
+    patch_index, video = torch.randint(4, (3, 3, 2), generator=generator), torch.tensor([1, 0, 1])
+    expected = torch.empty(3, 3, 2, 64)
+    for b, v in enumerate(video):
+        for t in range(3):
+            expected[b, t] = normalised[v, t, 1 + patch_index[b, t]]
+    assert near(tokens.gather_patches(video, patch_index), expected)
 
 
-def test_attention_is_softmax_of_scaled_products_over_what_is_real():
+def test_attention_is_a_softmax_of_scaled_products_over_real_rows():
     torch.manual_seed(0)
     layer, x, source = Attention(width=8, heads=2), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
     key, value = layer.key_value(source[0, :4]).chunk(2, -1)
@@ -226,28 +238,28 @@ def test_attention_is_softmax_of_scaled_products_over_what_is_real():
     assert close(layer(x, source, mask)[0], layer.out(torch.cat(heads, -1)))
 
 
-def test_text_is_pooled_over_its_real_words():
+def test_text_pool_is_a_softmax_over_real_words():
     torch.manual_seed(0)
     pool, words = TextPool(width=8), torch.randn(1, 3, 8)
     share = pool.score(words[0, :2]).softmax(0)
     assert close(pool(words, torch.tensor([[True, True, False]]))[0], pool.norm((share * words[0, :2]).sum(0)))
 
 
-def test_asks_come_back_as_they_went():
+def test_unpack_is_the_inverse_of_pack():
     video, x = torch.tensor([2, 0, 2, 1, 2]), torch.randn(5, 3)
-    asks = Asks.of(video, 4)  # nobody asks about the last
-    assert asks.slot.tolist() == [0, 0, 1, 0, 2]
-    assert asks.by_video(x).shape == (4, 3, 3)
-    assert torch.equal(asks.by_query(asks.by_video(x)), x)
+    groups = QueryGroups.from_video(video, 4)  # no query about the last video
+    assert groups.slot.tolist() == [0, 0, 1, 0, 2]
+    assert groups.pack(x).shape == (4, 3, 3)
+    assert torch.equal(groups.unpack(groups.pack(x)), x)
 
 
-def test_every_place_of_a_frame_has_waves_of_its_own():
-    waves = place_waves(7, 7)
-    assert torch.cdist(waves, waves).add(torch.eye(49) * 9).min() > 0.1
-    assert waves.abs().max() < 2
+def test_every_patch_has_a_position_encoding_of_its_own():
+    encoding = patch_position_encoding(7, 7)
+    assert torch.cdist(encoding, encoding).add(torch.eye(49) * 9).min() > 0.1
+    assert encoding.abs().max() < 2
 
 
-def test_anchors_are_the_middles_of_what_they_cover():
+def test_anchors_are_the_centres_of_the_positions():
     centres, strides = anchors(5, (1, 2, 4), torch.device("cpu"))
     assert centres.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 1, 3, 5, 2, 6]
     assert strides.tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 4, 4]
@@ -255,45 +267,48 @@ def test_anchors_are_the_middles_of_what_they_cover():
 
 # --- properties of the whole -------------------------------------------------------------------------------------
 
-CLIPS, ASKED = [1, 13, 6, 9, 2], [(0, 3), (1, 1), (3, 7), (2, 2), (1, 4), (4, 5)]
+CLIPS, QUERIES = [1, 13, 6, 9, 2], [(0, 3), (1, 1), (3, 7), (2, 2), (1, 4), (4, 5)]
 
 
 @every_variant
-def test_every_variant_builds_runs_and_learns_in_all_its_parts(overrides):
+def test_every_variant_runs_and_trains_every_parameter(overrides):
     model = small_model(*overrides).train()
-    outputs = model(**random_inputs(CLIPS, ASKED))
+    outputs = model(**random_inputs(CLIPS, QUERIES))
     assert outputs.saliency.shape == (6, 13)
-    ways = 1 + (model.spatial.what is not None)
-    assert outputs.match.own.shape == (ways, 6, 13) and outputs.match.rivals.shape == (ways, 6, 5, 7)
+    heads = 1 + (model.spatial.fine is not None)
+    assert outputs.similarities.positives.shape == (heads, 6, 13)
+    assert outputs.similarities.negatives.shape == (heads, 6, 5, 7)
     assert outputs.spans.shape == (*outputs.foreground.shape, 2)
     assert all(value.isfinite().all() for value in vars(outputs).values() if isinstance(value, Tensor))
     assert (outputs.spans[..., 0] <= outputs.centres).all() and (outputs.centres <= outputs.spans[..., 1]).all()
-    said = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.match).values())
-    sum(x.square().mean() for x in said).backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None]
-    assert silent == []
+    values = (outputs.foreground, outputs.spans, outputs.saliency, *vars(outputs.similarities).values())
+    sum(value.square().mean() for value in values).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 @every_variant
 @pytest.mark.parametrize("garbage", [0.0, 50.0])
 @pytest.mark.promise(14)
-def test_a_sentence_in_a_padded_batch_gets_what_it_gets_alone(overrides, garbage):
-    model, inputs = small_model(*overrides), random_inputs(CLIPS, ASKED, garbage=garbage)
-    together = run(model, inputs)
-    for row, (video, _) in enumerate(ASKED):
-        single = run(model, alone(inputs, row))
-        real, clips = together.positions[row], CLIPS[video]
-        assert single.positions.all()
-        assert close(together.centres[real], single.centres) and close(together.strides[real], single.strides)
+def test_a_query_in_a_padded_batch_gets_the_outputs_of_a_batch_of_one(overrides, garbage):
+    model, inputs = small_model(*overrides), random_inputs(CLIPS, QUERIES, garbage=garbage)
+    batched = run(model, inputs)
+    for row, (video, _) in enumerate(QUERIES):
+        single = run(model, batch_of_one(inputs, row))
+        real, clips = batched.position_mask[row], CLIPS[video]
+        assert single.position_mask.all()
+        assert close(batched.centres[real], single.centres) and close(batched.strides[real], single.strides)
         for name in ("foreground", "spans"):
-            assert close(getattr(together, name)[row, real], getattr(single, name)[0]), name
-        assert close(together.saliency[row, :clips], single.saliency[0])
-        assert close(together.match.own[:, row, :clips], single.match.own[:, 0])
-        assert close(together.match.rivals[:, row, video, : -(-clips // RIVAL_STEP)], single.match.rivals[:, 0, 0])
+            assert close(getattr(batched, name)[row, real], getattr(single, name)[0]), name
+        assert close(batched.saliency[row, :clips], single.saliency[0])
+        assert close(batched.similarities.positives[:, row, :clips], single.similarities.positives[:, 0])
+        assert close(
+            batched.similarities.negatives[:, row, video, : -(-clips // NEGATIVE_CLIP_STEP)],
+            single.similarities.negatives[:, 0, 0],
+        )
 
 
 def padded_further(inputs: dict[str, Tensor], *, clips: int, words: int, garbage: float) -> dict[str, Tensor]:
-    """The same batch with so many more clips behind every video and words behind every sentence, all of them masked."""
+    """The same batch with so many more masked clips behind every video and masked words behind every sentence."""
     pad = nn.functional.pad
     return inputs | {
         "tokens": pad(inputs["tokens"], (0, 0, 0, 0, 0, clips), value=garbage),
@@ -303,80 +318,82 @@ def padded_further(inputs: dict[str, Tensor], *, clips: int, words: int, garbage
     }
 
 
-def same_with_more_padding(model: nn.Module) -> None:
-    """Whether a model says the same of a batch that is padded further."""
-    inputs = random_inputs(CLIPS, ASKED)
+def check_more_padding(model: nn.Module) -> None:
+    """More padding of a batch must not change the outputs of the model."""
+    inputs = random_inputs(CLIPS, QUERIES)
     before = run(model, inputs)
     for clips, words in ((1, 0), (0, 3), (9, 5)):
         after = run(model, padded_further(inputs, clips=clips, words=words, garbage=50.0))
-        for row, (video, _) in enumerate(ASKED):
-            old, new, real = before.positions[row], after.positions[row], CLIPS[video]
+        for row, (video, _) in enumerate(QUERIES):
+            old, new, real = before.position_mask[row], after.position_mask[row], CLIPS[video]
             for name in ("foreground", "spans"):
                 assert close(getattr(after, name)[row, new], getattr(before, name)[row, old]), name
             assert close(after.centres[new], before.centres[old])
             assert close(after.saliency[row, :real], before.saliency[row, :real])
-            assert close(after.match.own[:, row, :real], before.match.own[:, row, :real])
+            assert close(after.similarities.positives[:, row, :real], before.similarities.positives[:, row, :real])
 
 
 @every_variant
-def test_more_padding_in_time_and_words_changes_nothing(overrides):
-    same_with_more_padding(small_model(*overrides))
+def test_more_padded_clips_and_words_change_no_output(overrides):
+    check_more_padding(small_model(*overrides))
 
 
-def test_the_order_of_sentences_and_of_videos_does_not_matter():
-    model, inputs = small_model(), random_inputs(CLIPS, ASKED)
+def test_the_order_of_queries_and_videos_does_not_matter():
+    model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
     rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
-    turned = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
-    turned |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
-    turned["video"] = videos.argsort()[inputs["video"]][rows]
-    before, after = run(model, inputs), run(model, turned)
-    for name in ("foreground", "spans", "saliency", "positions"):
+    permuted = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
+    permuted |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
+    permuted["video"] = videos.argsort()[inputs["video"]][rows]
+    before, after = run(model, inputs), run(model, permuted)
+    for name in ("foreground", "spans", "saliency", "position_mask"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
-    assert close(before.match.own[:, rows], after.match.own)
-    assert close(before.match.rivals[:, rows][:, :, videos], after.match.rivals)
+    assert close(before.similarities.positives[:, rows], after.similarities.positives)
+    assert close(before.similarities.negatives[:, rows][:, :, videos], after.similarities.negatives)
 
 
-def test_two_sentences_see_the_same_video_differently_and_patches_matter():
+def test_outputs_depend_on_the_sentence_and_on_patch_positions():
     model, inputs = small_model(), random_inputs([8], [(0, 3), (0, 3)])
     first = run(model, inputs)
     assert not close(first.saliency[0], first.saliency[1])
-    moved = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], inputs["tokens"][:, :, 1:].flip(2)], 2)}
-    assert not close(run(model, moved).saliency, first.saliency)  # the same patches in other places
+    swapped = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], inputs["tokens"][:, :, 1:].flip(2)], 2)}
+    assert not close(run(model, swapped).saliency, first.saliency)  # the same patches at other positions
 
 
-def test_the_cost_of_step_two_does_not_depend_on_the_number_of_patches():
+def test_the_cost_of_the_fine_step_does_not_depend_on_the_patches():
     costs, shapes = [], []
     for side in (7, 16):
-        model = SpatialEncoder(clip_width=C, width=D, patch_grid=(side, side), heads=2, steps=2, top_k=16, dropout=0.0)
-        assert model.what is not None
-        model.what.register_forward_hook(
-            lambda _, given, found: shapes.append([x.shape for x in (*given, *vars(found).values())])
+        model = SpatialEncoder(
+            encoder_width=C, width=D, patch_grid=(side, side), heads=2, steps=2, top_k=16, dropout=0.0
+        )
+        assert model.fine is not None
+        model.fine.register_forward_hook(
+            lambda _, inputs, output: shapes.append([x.shape for x in (*inputs, *vars(output).values())])
         )
         inputs = random_inputs([9, 4], [(0, 3), (1, 5)], patches=side * side)
         words, sentence = torch.randn(2, 5, D), torch.randn(2, D)
         with FlopCounterMode(display=False) as counter:
             model(inputs["tokens"], inputs["video"], sentence, words, inputs["word_mask"])
-        costs.append(sum(counter.get_flop_counts()["SpatialEncoder.what"].values()))
+        costs.append(sum(counter.get_flop_counts()["SpatialEncoder.fine"].values()))
     assert shapes[0] == shapes[1]
     assert costs[0] == costs[1] > 0
 
 
-def test_the_cost_of_an_answer_grows_with_the_patches_in_step_one_alone_whatever_the_words():
-    """Multiply-adds at the same top_k: after the short list is made, nothing knows how many patches there were."""
-    grown = [[cost_of(side, words) - cost_of(7, words) for side in (12, 16)] for words in (3, 9)]
-    assert grown[0] == grown[1]
-    assert grown[0][1] * (144 - 49) == grown[0][0] * (256 - 49) > 0
+def test_only_the_coarse_step_costs_more_with_more_patches():
+    """Multiply-adds at the same top_k: no layer after the short list depends on the number of patches."""
+    extra = [[cost_of(side, words) - cost_of(7, words) for side in (12, 16)] for words in (3, 9)]
+    assert extra[0] == extra[1]
+    assert extra[0][1] * (144 - 49) == extra[0][0] * (256 - 49) > 0
 
 
-def test_the_cost_of_the_contrast_stops_growing_at_a_hundred_patches():
-    contrast = [cost_of(side, 3, matching=True) - cost_of(side, 3) for side in (7, 10, 16, 20)]
-    assert 0 < contrast[0] < contrast[1] and max(contrast[2:]) <= contrast[1]
+def test_the_cost_of_the_contrast_stops_growing_at_100_patches():
+    costs = [cost_of(side, 3, contrast=True) - cost_of(side, 3) for side in (7, 10, 16, 20)]
+    assert 0 < costs[0] < costs[1] and max(costs[2:]) <= costs[1]
 
 
-def cost_of(side: int, words: int, *, matching: bool = False) -> int:
+def cost_of(side: int, words: int, *, contrast: bool = False) -> int:
     inputs = random_inputs([9, 4], [(0, words), (1, words), (0, words)], patches=side * side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        small_model(grid=(side, side))(**inputs, matching=matching)
+        small_model(grid=(side, side))(**inputs, contrast=contrast)
     return counter.get_total_flops()
 
 
@@ -386,11 +403,11 @@ def cost_of(side: int, words: int, *, matching: bool = False) -> int:
 EARLIER = {
     "joint_norm_eps": 0.3,
     "joint_logit_scale": 7.0,
-}  # what a checkpoint holds, unlike what the model is built with
+}  # numbers in the checkpoint, different from those of the model
 
 
-def checkpoint_of_an_earlier_version(model: nn.Module, folder) -> dict[str, Tensor]:
-    """Weights in which the two numbers are buffers: as tensors under their own names."""
+def checkpoint_with_joint_numbers_as_buffers(model: nn.Module, folder) -> dict[str, Tensor]:
+    """Weights of a version in which the two numbers of the joint space were buffers."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in EARLIER}
     weights |= {name: torch.tensor(value) for name, value in EARLIER.items()}
     save_checkpoint(folder, "best", weights, {})
@@ -398,42 +415,42 @@ def checkpoint_of_an_earlier_version(model: nn.Module, folder) -> dict[str, Tens
 
 
 def similarity_of_an_earlier_version(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """What the frozen similarity was computed by when its numbers were buffers."""
-    used, mask = inputs["tokens"][:, :, 0], inputs["frame_mask"][inputs["video"]]
+    """The similarity as it was computed when the numbers of the joint space were buffers."""
+    frames, mask = inputs["tokens"][:, :, 0], inputs["frame_mask"][inputs["video"]]
     norm = [weights[f"joint_norm_{name}"] for name in ("weight", "bias")]
-    used = nn.functional.layer_norm(used, used.shape[-1:], *norm, float(weights["joint_norm_eps"]))
-    space = nn.functional.normalize(used @ weights["joint_projection"], dim=-1)
-    like = torch.einsum("bte,be->bt", space[inputs["video"]], inputs["sentence"])
-    mean = (like * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-    return (like - mean) * weights["joint_logit_scale"]
+    frames = nn.functional.layer_norm(frames, frames.shape[-1:], *norm, float(weights["joint_norm_eps"]))
+    embeddings = nn.functional.normalize(frames @ weights["joint_projection"], dim=-1)
+    similarity = torch.einsum("bte,be->bt", embeddings[inputs["video"]], inputs["sentence"])
+    mean = (similarity * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    return (similarity - mean) * weights["joint_logit_scale"]
 
 
 @pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
 def test_the_numbers_of_the_joint_space_are_plain_values_not_buffers(kind):
     config, joint = load_config(SMALL, overrides=[f"model.kind={kind}"]), joint_space(torch.Generator())
-    model = build_any(config, clip_width=C, word_width=W, patch_grid=(2, 3), joint=joint)
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=(2, 3), joint=joint)
     assert type(model.joint_norm_eps) is type(model.joint_logit_scale) is float and model.joint_normed is True
     buffers = {name for name, _ in model.named_buffers() if name.startswith("joint_")}
     assert buffers == {"joint_norm_weight", "joint_norm_bias", "joint_projection"}
     assert {name for name in model.state_dict() if name.startswith("joint_")} == buffers | EARLIER.keys()
 
 
-def test_a_checkpoint_of_an_earlier_version_gives_the_same_to_the_last_bit(tmp_path):
-    model, inputs = small_model(), random_inputs(CLIPS, ASKED)
+def test_checkpoints_with_joint_numbers_as_buffers_give_the_same_bits(tmp_path):
+    model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
     other = copy.deepcopy(model)
-    weights = checkpoint_of_an_earlier_version(model, tmp_path)
-    fit_weights(model, weights, of="a run")
+    weights = checkpoint_with_joint_numbers_as_buffers(model, tmp_path)
+    load_matching_weights(model, weights, source="a run")
     names = ("tokens", "frame_mask", "video", "sentence")
-    found = model._clip_similarity(**{name: inputs[name] for name in names})
-    assert torch.equal(found, similarity_of_an_earlier_version(weights, inputs))
-    assert found.std() > 0.1
+    similarity = model._encoder_similarity(**{name: inputs[name] for name in names})
+    assert torch.equal(similarity, similarity_of_an_earlier_version(weights, inputs))
+    assert similarity.std() > 0.1
     saved = model.state_dict()
     assert saved.keys() == weights.keys()
     assert all(
         torch.equal(saved[name], tensor) and saved[name].dtype == tensor.dtype for name, tensor in weights.items()
     )
-    assert other.joint_logit_scale == 10.0  # a copy keeps numbers of its own
-    fit_weights(other, weights, of="a run")
+    assert other.joint_logit_scale == 10.0  # a copy has numbers of its own
+    load_matching_weights(other, weights, source="a run")
     assert torch.equal(run(other, inputs).saliency, run(model, inputs).saliency)
 
 
@@ -441,22 +458,22 @@ def test_a_checkpoint_without_the_numbers_of_the_joint_space_is_refused():
     model = small_model()
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "joint_norm_eps"}
     with pytest.raises(CacheError, match="no joint_norm_eps"):
-        fit_weights(model, weights, of="a run")
+        load_matching_weights(model, weights, source="a run")
     with pytest.raises(RuntimeError, match=r"Missing key.*joint_norm_eps"):
         model.load_state_dict(weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_zero_vector_has_no_direction_in_any_precision(dtype):
-    found = unit_length(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype))
-    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+def test_a_zero_vector_stays_zero_in_any_precision(dtype):
+    directions = unit_length(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype))
+    torch.testing.assert_close(directions, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
 
 
-# --- one batch by heart ------------------------------------------------------------------------------------------
+# --- one batch ------------------------------------------------------------------------------------------
 
 
 class Sprites:
-    """Three videos of twelve clips; while a moment lasts, one of the nine patches shows what its sentence names."""
+    """Three videos of twelve clips; during a moment, one of the nine patches shows the thing that its sentence names."""
 
     fps, patch_grid = 0.5, (3, 3)
 
@@ -465,7 +482,7 @@ class Sprites:
         self.things = rng.normal(size=(6, C)).astype(np.float32) * 2
         self.names = rng.normal(size=(6, 3, W)).astype(np.float16)
         self.noise = rng.normal(size=(3, 12, 10, C)).astype(np.float16) * np.float16(0.5)
-        self.joint = Joint(
+        self.joint = JointSpace(
             np.ones(C, np.float32), np.zeros(C, np.float32), 1e-5, rng.normal(size=(C, E)).astype(np.float32), 10.0
         )
         spans = [(0, 6), (12, 20), (4, 8), (10, 24), (0, 14), (18, 22)]
@@ -481,21 +498,21 @@ class Sprites:
             tokens[start:end, 1 + int(query.qid)] += self.things[int(query.qid)].astype(np.float16)
         return tokens[clips, : None if patches else 1]
 
-    def words(self, query: str) -> Words:
+    def words(self, query: str) -> SentenceTokens:
         number = int(query.split()[1])
         sentence = self.things[number] @ self.joint.projection
-        return Words(self.names[number], (sentence / np.linalg.norm(sentence)).astype(np.float32))
+        return SentenceTokens(self.names[number], (sentence / np.linalg.norm(sentence)).astype(np.float32))
 
 
 def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
     outputs = run(model, batch.model_inputs())
-    right = batch.right
+    positive = batch.is_positive_pair
     predictions = to_predictions(
         batch.queries,
-        scores=outputs.foreground.sigmoid()[right],
-        spans=outputs.spans[right],
-        positions=outputs.positions[right],
-        saliency=outputs.saliency[right],
+        scores=outputs.foreground.sigmoid()[positive],
+        spans=outputs.spans[positive],
+        position_mask=outputs.position_mask[positive],
+        saliency=outputs.saliency[positive],
         clips=batch.clips,
         clip_s=2.0,
         moments=config.predict.moments,
@@ -505,7 +522,7 @@ def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
     return compute_metrics(predictions, batch.queries)["brief"]
 
 
-def learn_by_heart(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+def overfit(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """The loss before and after 150 steps on one batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
@@ -520,10 +537,10 @@ def learn_by_heart(model: nn.Module, batch: Batch, config: Config) -> tuple[Tens
     return first, loss
 
 
-ALL_WRONG = [(0, 2), (3, 5), (4, 0)]
+NEGATIVE_PAIRS = [(0, 2), (3, 5), (4, 0)]
 
 
-def whole_loss(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
+def total_and_gradients(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and the gradient of every weight."""
     model.zero_grad()
     total, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
@@ -533,7 +550,7 @@ def whole_loss(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, 
 
 
 def longer(batch: Batch) -> Batch:
-    """The same batch with five more clips, three more words and two more moments for everyone, none of them real."""
+    """The same batch with five more clips, three more words and two more moments for each query, all masked."""
     pad = nn.functional.pad
     return replace(
         batch,
@@ -549,20 +566,21 @@ def longer(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
-@pytest.mark.parametrize("how", ["turned", "padded"])
-def test_neither_the_order_of_a_batch_nor_its_padding_changes_what_is_learned_from_it(kind, how):
+@pytest.mark.parametrize("change", ["reversed", "padded"])
+def test_order_and_padding_of_a_batch_change_neither_loss_nor_gradient(kind, change):
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_any(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
-    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
     other = longer(batch)
-    if how == "turned":  # sentences, and with them videos, the other way round
+    if change == "reversed":  # queries in reverse order, and videos with them
         count = len(world.queries) - 1
-        pairs = [(count - i, count - j) for i, j in reversed(ALL_WRONG)]
-        other = collate(world.queries[::-1], world, patches=True, wrong=pairs)
-    (value, gradients), (found, others) = (whole_loss(model, b, config) for b in (batch, other))
-    assert found.item() == pytest.approx(value.item(), rel=1e-5)
+        pairs = [(count - i, count - j) for i, j in reversed(NEGATIVE_PAIRS)]
+        other = collate(world.queries[::-1], world, patches=True, negative_pairs=pairs)
+    loss, gradients = total_and_gradients(model, batch, config)
+    other_loss, others = total_and_gradients(model, other, config)
+    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-5)
     largest = max(g.abs().max() for g in gradients.values())
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
@@ -570,36 +588,38 @@ def test_neither_the_order_of_a_batch_nor_its_padding_changes_what_is_learned_fr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_whole_loss_and_its_gradient_are_finite_at_the_ends_of_half_precision(dtype):
-    world, config, draw = Sprites(), load_config(SMALL), torch.Generator().manual_seed(0)
-    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
+def test_total_loss_and_gradient_are_finite_at_half_precision_limits(dtype):
+    world, config, generator = Sprites(), load_config(SMALL), torch.Generator().manual_seed(0)
+    batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
     outputs = run(small_model(grid=(3, 3)), batch.model_inputs())
-    ends = torch.tensor([65504.0, -65504.0, 1e4, -1e4, 6e-8, 0.0])
+    limits = torch.tensor([65504.0, -65504.0, 1e4, -1e4, 6e-8, 0.0])
     names = ("foreground", "saliency")
-    given = {name: getattr(outputs, name) for name in names} | vars(outputs.match)
-    said = {
-        name: ends[torch.randint(6, value.shape, generator=draw)].to(dtype).requires_grad_()
-        for name, value in given.items()
+    values = {name: getattr(outputs, name) for name in names} | vars(outputs.similarities)
+    extreme = {
+        name: limits[torch.randint(6, value.shape, generator=generator)].to(dtype).requires_grad_()
+        for name, value in values.items()
     }
-    reach = torch.tensor([-65504.0, 65504.0]).expand(*outputs.spans.shape)
-    said["spans"] = torch.where(
-        torch.rand(outputs.spans.shape[:2], generator=draw)[..., None] < 0.5, reach, outputs.spans
+    widest = torch.tensor([-65504.0, 65504.0]).expand(*outputs.spans.shape)
+    extreme["spans"] = torch.where(
+        torch.rand(outputs.spans.shape[:2], generator=generator)[..., None] < 0.5, widest, outputs.spans
     )
-    said["spans"] = said["spans"].to(dtype).requires_grad_()
-    match = Match(said["own"], said["rivals"])
-    wild = replace(outputs, spans=said["spans"], match=match, **{name: said[name] for name in names})
-    total, parts = total_loss(wild, batch, config.loss)
+    extreme["spans"] = extreme["spans"].to(dtype).requires_grad_()
+    similarities = Similarities(extreme["positives"], extreme["negatives"])
+    extreme_outputs = replace(
+        outputs, spans=extreme["spans"], similarities=similarities, **{name: extreme[name] for name in names}
+    )
+    total, parts = total_loss(extreme_outputs, batch, config.loss)
     assert total.isfinite() and all(part.isfinite() and part >= 0 for part in parts.values())
     total.backward()
-    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in said.values())
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in extreme.values())
 
 
-def test_one_batch_is_learned_by_heart():
+def test_costl_overfits_one_batch():
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
-    batch = collate(world.queries, world, patches=True, wrong=ALL_WRONG)
-    first, loss = learn_by_heart(model, batch, config)
+    model = build_costl(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
+    first, loss = overfit(model, batch, config)
     assert loss < 0.2 * first
     assert score(model.eval(), batch, config)["MR-full-R1@0.7"] == 100

@@ -1,4 +1,4 @@
-"""Where the model looked: the numbers are those of the forward itself, on real frames of the sample world."""
+"""Attention maps: their numbers are those of the forward, on frames of the sample world."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 from costl.config import load_config
 from costl.data.annotations import Query, parse_jsonl
 from costl.data.batch import Batch, collate
-from costl.model.build import build_for
+from costl.model.build import build_model_for_cache
 from costl.model.costl import CoSTL
 from costl.pipeline.cache.reader import CacheReader
-from costl.predict.attention_maps import looks, looks_at, name_words
+from costl.predict.attention_maps import batch_attention_maps, clip_attention_maps, name_words
 
 TOP_K = 5
 
@@ -28,16 +28,16 @@ def features(world) -> CacheReader:
 @pytest.fixture(scope="module")
 def queries(features) -> list[Query]:
     """Sentences of different lengths about several videos, two about the same."""
-    found = [query for split in ("test", "val") for query in parse_jsonl(features.annotations(split), split)]
-    assert len({len(query.query.split()) for query in found}) > 1
-    return found
+    queries = [query for split in ("test", "val") for query in parse_jsonl(features.annotations(split), split)]
+    assert len({len(query.query.split()) for query in queries}) > 1
+    return queries
 
 
-def shaken(features: CacheReader, steps: int) -> CoSTL:
-    """A model of which every part has a say, as after training."""
+def noisy_model(features: CacheReader, steps: int) -> CoSTL:
+    """A model with random changes to all weights, so that every part affects the outputs, as after training."""
     torch.manual_seed(0)
     settings = {"model": {"width": 32, "heads": 2}, "spatial": {"top_k": TOP_K, "steps": steps}}
-    model = build_for(load_config(settings), features)
+    model = build_model_for_cache(load_config(settings), features)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -49,89 +49,96 @@ def batch_of(queries: Sequence[Query], features: CacheReader, steps: int = 2) ->
 
 
 def test_shares_sum_to_one_and_the_short_list_holds_the_largest(features, queries):
-    for seen, query in zip(looks(shaken(features, 2), batch_of(queries, features)), queries, strict=True):
-        assert seen.share.shape == (features.grid(query.vid).clips, np.prod(features.patch_grid))
-        np.testing.assert_allclose(seen.share.sum(1), 1, atol=1e-5)
-        assert (seen.chosen.sum(1) == TOP_K).all()
-        for share, chosen in zip(seen.share, seen.chosen, strict=True):
+    for maps, query in zip(
+        batch_attention_maps(noisy_model(features, 2), batch_of(queries, features)), queries, strict=True
+    ):
+        assert maps.share.shape == (features.grid(query.vid).clips, np.prod(features.patch_grid))
+        np.testing.assert_allclose(maps.share.sum(1), 1, atol=1e-5)
+        assert (maps.short_list.sum(1) == TOP_K).all()
+        for share, chosen in zip(maps.share, maps.short_list, strict=True):
             assert share[chosen].min() >= share[~chosen].max()
 
 
-def test_every_word_attends_to_the_short_list_or_to_nothing(features, queries):
-    for seen in looks(shaken(features, 2), batch_of(queries, features)):
-        np.testing.assert_allclose(seen.attention.sum(2) + seen.nothing, 1, atol=1e-5)
-        np.testing.assert_allclose(seen.heard.sum(1), 1, atol=1e-5)
-        assert (seen.attention[~np.broadcast_to(seen.chosen[:, None], seen.attention.shape)] == 0).all()
-        assert (seen.attention >= 0).all() and seen.attention.max() > 0.01
+def test_every_word_attends_to_the_short_list_or_the_null_patch(features, queries):
+    for maps in batch_attention_maps(noisy_model(features, 2), batch_of(queries, features)):
+        np.testing.assert_allclose(maps.attention.sum(2) + maps.null_attention, 1, atol=1e-5)
+        np.testing.assert_allclose(maps.word_weights.sum(1), 1, atol=1e-5)
+        assert (maps.attention[~np.broadcast_to(maps.short_list[:, None], maps.attention.shape)] == 0).all()
+        assert (maps.attention >= 0).all() and maps.attention.max() > 0.01
 
 
-def test_from_the_looks_the_forward_can_be_made_again(features, queries):
-    """One head, so that its mean is itself: frame = frame token + gate(step one) + gate(step two), in plain numpy sums."""
+def test_the_forward_can_be_recomputed_from_the_attention_maps(features, queries):
+    """Frame = frame token + gate(coarse step) + gate(fine step), in plain sums; one head, so that it is the mean of all."""
     torch.manual_seed(0)
     settings = {"model": {"width": 32, "heads": 1}, "spatial": {"top_k": TOP_K}}
-    model, batch = build_for(load_config(settings), features).eval(), batch_of(queries, features)
+    model = build_model_for_cache(load_config(settings), features).eval()
+    batch = batch_of(queries, features)
     spatial = model.spatial
-    for gate in (spatial.where_gate, spatial.what_gate):
+    for gate in (spatial.coarse_gate, spatial.fine_gate):
         nn.init.normal_(gate.content.weight)
-    kept = []
-    spatial.register_forward_hook(lambda _, given, found: kept.append(found.frames))
+    outputs = []
+    spatial.register_forward_hook(lambda _, inputs, output: outputs.append(output.frames))
     with torch.no_grad():
         model(**batch.model_inputs())
         tokens = nn.functional.layer_norm(batch.tokens, batch.tokens.shape[-1:])
-        plain, patches = spatial.project(tokens[:, :, 0]), tokens[:, :, 1:]
-        for row, seen in enumerate(looks(model, batch)):
+        frame_tokens = spatial.project(tokens[:, :, 0])
+        patches = tokens[:, :, 1:]
+        for row, maps in enumerate(batch_attention_maps(model, batch)):
             video, clips = batch.video[row], batch.clips[row]
-            here, share = patches[video, :clips], torch.from_numpy(seen.share)
-            mix = torch.from_numpy(np.einsum("tl,tlp->tp", seen.heard, seen.attention))
-            summary = spatial.project(torch.einsum("tp,tpc->tc", share, here))
-            evidence = spatial.what.out(torch.einsum("tp,tpc->tc", mix, here) @ spatial.what.value[0])
-            found = mix.sum(1, keepdim=True)
-            spot = torch.cat([mix / (found + 1e-4) @ spatial.places, 2 * found - 1], 1)
+            own_patches = patches[video, :clips]
+            share = torch.from_numpy(maps.share)
+            mix = torch.from_numpy(np.einsum("tl,tlp->tp", maps.word_weights, maps.attention))
+            summary = spatial.project(torch.einsum("tp,tpc->tc", share, own_patches))
+            evidence = spatial.fine.out(torch.einsum("tp,tpc->tc", mix, own_patches) @ spatial.fine.value[0])
+            total = mix.sum(1, keepdim=True)
+            position = torch.cat([mix / (total + 1e-4) @ spatial.patch_positions, 2 * total - 1], 1)
             frames = (
-                plain[video, :clips]
-                + spatial.where_gate(summary[None], (share @ spatial.places)[None])[0]
-                + spatial.what_gate(evidence[None], spot[None])[0]
+                frame_tokens[video, :clips]
+                + spatial.coarse_gate(summary[None], (share @ spatial.patch_positions)[None])[0]
+                + spatial.fine_gate(evidence[None], position[None])[0]
             )
-            torch.testing.assert_close(frames, kept[0][row, :clips], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(frames, outputs[0][row, :clips], rtol=1e-4, atol=1e-4)
 
 
 def test_padding_is_never_attended_and_changes_nothing(features, queries):
-    model, batch = shaken(features, 2), batch_of(queries, features)
-    together = looks(model, batch)
+    model = noisy_model(features, 2)
+    batch = batch_of(queries, features)
+    together = batch_attention_maps(model, batch)
     for row, query in enumerate(queries):
         assert together[row].attention.shape[1] == len(features.words(query.query).tokens)
-        (alone,) = looks(model, batch_of([query], features))
-        assert alone.words == together[row].words
-        for name in ("share", "attention", "nothing", "heard"):
-            np.testing.assert_allclose(getattr(alone, name), getattr(together[row], name), atol=1e-4, err_msg=name)
-        assert (alone.chosen == together[row].chosen).all()
+        (single,) = batch_attention_maps(model, batch_of([query], features))
+        assert single.words == together[row].words
+        for name in ("share", "attention", "null_attention", "word_weights"):
+            np.testing.assert_allclose(getattr(single, name), getattr(together[row], name), atol=1e-4, err_msg=name)
+        assert (single.short_list == together[row].short_list).all()
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_step_that_is_not_there_shows_nothing(features, queries, steps):
+def test_maps_of_a_missing_step_are_empty(features, queries, steps):
     batch = batch_of(queries, features, steps)
-    for seen, query in zip(looks(shaken(features, steps), batch), queries, strict=True):
+    for maps, query in zip(batch_attention_maps(noisy_model(features, steps), batch), queries, strict=True):
         clips, patches = features.grid(query.vid).clips, steps * int(np.prod(features.patch_grid))
-        assert seen.share.shape == seen.chosen.shape == (clips, patches)
-        assert seen.attention.shape == (clips, 0, patches)
-        assert seen.nothing.shape == seen.heard.shape == (clips, 0)
-        assert "".join(seen.words) == query.query.replace(" ", "")
+        assert maps.share.shape == maps.short_list.shape == (clips, patches)
+        assert maps.attention.shape == (clips, 0, patches)
+        assert maps.null_attention.shape == maps.word_weights.shape == (clips, 0)
+        assert "".join(maps.words) == query.query.replace(" ", "")
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_some_clips_alone_look_as_they_do_among_the_others(features, queries, steps):
-    model, clips = shaken(features, steps), [7, 2, 3]
-    for query, among in zip(queries, looks(model, batch_of(queries, features, steps)), strict=True):
-        some = looks_at(model, query, clips, features)
-        assert some.words == among.words
-        for name in ("share", "chosen", "attention", "nothing", "heard"):
-            np.testing.assert_allclose(getattr(some, name), getattr(among, name)[clips], atol=1e-4, err_msg=name)
+def test_the_maps_of_some_clips_are_those_of_the_whole_video(features, queries, steps):
+    model = noisy_model(features, steps)
+    clips = [7, 2, 3]
+    for query, whole in zip(queries, batch_attention_maps(model, batch_of(queries, features, steps)), strict=True):
+        part = clip_attention_maps(model, query, clips, features)
+        assert part.words == whole.words
+        for name in ("share", "short_list", "attention", "null_attention", "word_weights"):
+            np.testing.assert_allclose(getattr(part, name), getattr(whole, name)[clips], atol=1e-4, err_msg=name)
 
 
-def test_looking_leaves_the_model_in_the_mode_it_was_in(features, queries):
-    model = shaken(features, 2).train()
-    first, again = (looks(model, batch_of(queries[:1], features))[0] for _ in range(2))
-    assert model.training and (first.share == again.share).all()  # no dropout while looking
+def test_attention_maps_do_not_change_the_mode_of_the_model(features, queries):
+    model = noisy_model(features, 2).train()
+    first, again = (batch_attention_maps(model, batch_of(queries[:1], features))[0] for _ in range(2))
+    assert model.training and (first.share == again.share).all()  # without dropout
 
 
 @pytest.mark.parametrize(
@@ -143,5 +150,5 @@ def test_looking_leaves_the_model_in_the_mode_it_was_in(features, queries):
         ("a skateboarder", 3, (), ("1", "2", "3")),
     ],
 )
-def test_words_are_named_as_far_as_they_can_be(sentence, count, texts, names):
+def test_words_are_named_where_possible(sentence, count, texts, names):
     assert name_words(sentence, count, texts) == names

@@ -1,4 +1,4 @@
-"""Predictions: whatever the heads say, windows are inside the video, ordered, finite, and there is at least one."""
+"""Predictions: for any output of the heads, windows are inside the video, sorted and finite, and there is one at least."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costl.data.annotations import Prediction, Query
-from costl.predict.postprocess import CANDIDATES, SHORTEST, to_predictions
+from costl.predict.postprocess import CANDIDATES, MIN_LENGTH_CLIPS, to_predictions
 
 
-def predict(spans, scores, *, duration=20.0, clip_s=2.0, positions=None, moments=10, min_score=0.0) -> Prediction:
+def predict(spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, moments=10, min_score=0.0) -> Prediction:
     """The prediction for one sentence; `spans` in clips."""
     rows = torch.tensor(spans, dtype=torch.float32).reshape(1, -1, 2)
-    real = torch.ones(rows.shape[:2], dtype=torch.bool) if positions is None else torch.tensor([positions])
+    real = torch.ones(rows.shape[:2], dtype=torch.bool) if position_mask is None else torch.tensor([position_mask])
     (prediction,) = to_predictions(
         [Query(7, "a cat", "v", duration)],
         scores=torch.tensor([scores], dtype=torch.float32),
         spans=rows,
-        positions=real,
+        position_mask=real,
         saliency=torch.arange(12.0)[None],
         clips=[3],
         clip_s=clip_s,
@@ -33,31 +33,33 @@ def predict(spans, scores, *, duration=20.0, clip_s=2.0, positions=None, moments
 
 
 edge = st.one_of(st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -0.0, 1.0, 1e-7, 10.0, 1e6]))
-said = st.tuples(edge, edge).map(sorted)
-rows = st.lists(st.tuples(said, st.floats(0, 1, width=32)), min_size=1, max_size=20)
+spans = st.tuples(edge, edge).map(sorted)
+rows = st.lists(st.tuples(spans, st.floats(0, 1, width=32)), min_size=1, max_size=20)
 
 
 @settings(max_examples=150)
 @given(rows, st.one_of(st.floats(0.01, 5), st.floats(5, 1e4)), st.sampled_from([0.1, 0.5, 1.0, 2.0]))
-def test_windows_are_inside_the_video_sorted_and_finite_whatever_the_heads_say(rows, duration, clip_s):
-    found = predict([row[0] for row in rows], [row[1] for row in rows], duration=duration, clip_s=clip_s, min_score=0.5)
-    assert 1 <= len(found.windows) <= 10
-    for start, end, score in found.windows:
+def test_windows_are_inside_the_video_sorted_and_finite(rows, duration, clip_s):
+    prediction = predict(
+        [row[0] for row in rows], [row[1] for row in rows], duration=duration, clip_s=clip_s, min_score=0.5
+    )
+    assert 1 <= len(prediction.windows) <= 10
+    for start, end, score in prediction.windows:
         assert all(map(math.isfinite, (start, end, score)))
         assert 0 <= start < end <= duration
         assert 0 <= score <= 1
-        assert end - start >= min(SHORTEST * clip_s, duration) * (1 - 1e-6)
-    scores = [score for *_, score in found.windows]
+        assert end - start >= min(MIN_LENGTH_CLIPS * clip_s, duration) * (1 - 1e-6)
+    scores = [score for *_, score in prediction.windows]
     assert scores == sorted(scores, reverse=True)
 
 
 def test_spans_in_clips_become_seconds():
-    found = predict([(1.0, 3.5), (6.0, 9.0)], [0.5, 0.75], clip_s=2.0)
-    assert found.windows == ((12.0, 18.0, 0.75), (2.0, 7.0, 0.5))
-    assert (found.qid, found.query, found.vid) == (7, "a cat", "v")
+    prediction = predict([(1.0, 3.5), (6.0, 9.0)], [0.5, 0.75], clip_s=2.0)
+    assert prediction.windows == ((12.0, 18.0, 0.75), (2.0, 7.0, 0.5))
+    assert (prediction.qid, prediction.query, prediction.vid) == (7, "a cat", "v")
 
 
-def test_windows_beyond_the_ends_are_cut_and_points_grow_around_their_middle():
+def test_windows_are_clipped_to_the_video_and_points_grow():
     assert predict([(-3.0, 4.0)], [1.0]).windows == ((0.0, 8.0, 1.0),)
     assert predict([(8.0, 99.0)], [1.0]).windows == ((16.0, 20.0, 1.0),)
     assert predict([(5.0, 5.0)], [1.0]).windows == ((9.75, 10.25, 1.0),)
@@ -75,30 +77,30 @@ def test_saliency_is_that_of_the_real_clips():
 
 
 def test_padded_positions_are_never_windows():
-    found = predict([(0.0, 1.0), (4.0, 5.0)], [0.25, 1.0], positions=[True, False])
-    assert found.windows == ((0.0, 2.0, 0.25),)
+    prediction = predict([(0.0, 1.0), (4.0, 5.0)], [0.25, 1.0], position_mask=[True, False])
+    assert prediction.windows == ((0.0, 2.0, 0.25),)
 
 
-def test_the_best_stays_even_below_the_least_score_and_no_more_than_asked_for():
+def test_the_best_window_is_kept_and_no_more_than_moments():
     spans, scores = [(i, i + 1.0) for i in range(0, 10, 2)], [0.0625, 0.5, 0.25, 0.125, 0.75]
     assert [w[2] for w in predict(spans, scores, min_score=0.25).windows] == [0.75, 0.5, 0.25]
     assert [w[2] for w in predict(spans, scores, min_score=1.0).windows] == [0.75]
     assert [w[2] for w in predict(spans, scores, moments=2).windows] == [0.75, 0.5]
 
 
-def test_a_duplicate_comes_behind_what_is_new():
-    found = predict([(0.0, 2.0), (0.0, 2.0), (6.0, 8.0)], [0.75, 0.5, 0.25])
-    assert [w[:2] for w in found.windows] == [(0.0, 4.0), (12.0, 16.0), (0.0, 4.0)]
+def test_a_duplicate_ranks_behind_another_moment():
+    prediction = predict([(0.0, 2.0), (0.0, 2.0), (6.0, 8.0)], [0.75, 0.5, 0.25])
+    assert [w[:2] for w in prediction.windows] == [(0.0, 4.0), (12.0, 16.0), (0.0, 4.0)]
 
 
-def test_sentences_of_one_batch_do_not_meet():
+def test_queries_of_a_batch_do_not_affect_each_other():
     queries = [Query(1, "a", "v", 4.0), Query(2, "b", "w", 40.0)]
     spans = torch.tensor([[[0.0, 1.0]] * 80, [[3.0, 19.0]] * 80])
     first, second = to_predictions(
         queries,
         scores=torch.full((2, 80), 0.5),
         spans=spans,
-        positions=torch.arange(80) < torch.tensor([[2], [CANDIDATES + 20]]),
+        position_mask=torch.arange(80) < torch.tensor([[2], [CANDIDATES + 20]]),
         saliency=torch.zeros(2, 20),
         clips=[2, 20],
         clip_s=2.0,

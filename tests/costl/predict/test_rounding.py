@@ -1,4 +1,4 @@
-"""Predicted times on a grid: near, inside the video, never empty."""
+"""Rounding of predicted times: to the nearest multiple, inside the video, never empty."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.data.annotations import Prediction
-from costl.predict.postprocess import rounded
+from costl.predict.postprocess import round_times
 
 
-def once(start: float, end: float, duration_s: float, unit_s: float) -> tuple[float, float]:
-    (window,) = rounded(Prediction(1, "a", "v", ((start, end, 0.5),), (1.0,)), duration_s, unit_s).windows
+def round_one(start: float, end: float, duration_s: float, unit_s: float) -> tuple[float, float]:
+    (window,) = round_times(Prediction(1, "a", "v", ((start, end, 0.5),), (1.0,)), duration_s, unit_s).windows
     assert window[2] == 0.5
     return window[:2]
 
@@ -21,7 +21,7 @@ def once(start: float, end: float, duration_s: float, unit_s: float) -> tuple[fl
     [
         ((3.2, 8.9), 150.0, 2.0, (4, 8)),
         ((0.26, 0.34), 9.0, 0.1, (0.3, 0.4)),  # both nearest to 0.3
-        ((5.1, 5.3), 150.0, 2.0, (4, 6)),  # would be empty at 6: the stretch of the grid that holds its middle
+        ((5.1, 5.3), 150.0, 2.0, (4, 6)),  # would be empty at 6: the unit that contains its middle
         ((148.6, 149.3), 149.3, 2.0, (148, 149.3)),  # the video's own end, as published code keeps it
         ((0.1, 0.6), 0.6, 2.0, (0, 0.6)),  # shorter than the grid
         ((10.0, 20.0), 30.0, 0.0, (10, 20)),
@@ -29,16 +29,16 @@ def once(start: float, end: float, duration_s: float, unit_s: float) -> tuple[fl
     ],
 )
 def test_times_go_to_the_nearest_multiple(window, duration_s, unit_s, expected):
-    assert once(*window, duration_s, unit_s) == expected
+    assert round_one(*window, duration_s, unit_s) == expected
 
 
 @given(st.floats(0.1, 900), st.sampled_from([0.1, 0.5, 1.0, 2.0, 7.3]), st.floats(0, 1), st.floats(0, 1))
-def test_a_window_stays_in_the_video_keeps_a_length_and_moves_by_less_than_the_unit(duration_s, unit_s, a, b):
+def test_a_rounded_window_stays_in_the_video_and_is_not_empty(duration_s, unit_s, a, b):
     start, end = sorted((a * duration_s, b * duration_s))
     if not start < end:
         return
-    new_start, new_end = once(start, end, duration_s, unit_s)
+    new_start, new_end = round_one(start, end, duration_s, unit_s)
     assert 0 <= new_start < new_end <= duration_s
     assert abs(new_start - start) <= unit_s + 1e-6 and abs(new_end - end) <= unit_s + 1e-6
-    again = once(new_start, new_end, duration_s, unit_s)
+    again = round_one(new_start, new_end, duration_s, unit_s)
     assert again == pytest.approx((new_start, new_end), abs=1e-6)

@@ -1,4 +1,4 @@
-"""A step of training leaves the device to itself: how often the host waits for it is counted, and the count is exact."""
+"""The number of times that the host waits for the device in a training step, counted exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_model import ALL_WRONG, SMALL, C, Sprites, W
+from test_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,11 +19,11 @@ from costl import train as module
 from costl.config import KINDS, Config, load_config
 from costl.data.batch import Batch
 from costl.model.build import Model, build_model
-from costl.model.tokens import Asks
-from costl.training.micro_batches import Plan, Split
+from costl.model.tokens import QueryGroups
+from costl.training.micro_batches import MicroBatchPlan, SplitBatch
 from costl.training.objective import total_loss
 from costl.training.precision import autocast, make_scaler
-from costl.training.state import State, follow
+from costl.training.state import TrainingState, update_ema
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,9 +37,9 @@ INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device, by their names; `host` are tensors that never leave the host.
+    """Counts the operations that make the host wait for a device, by name; `host` are tensors that stay on the host.
 
-    Copies between devices are seen only where there are two: on a CPU and a stand-in for a GPU.
+    Copies between devices need two of them to be counted: a CPU and a fake GPU.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Waits(TorchDispatchMode):
         if self._waits(func, args, kwargs):
             self.count[func.overloadpacket.__name__] += 1
             if isinstance(args[0], FakeTensor) and func is aten._local_scalar_dense.default:
-                return 1  # a stand-in has no values
+                return 1  # a fake tensor has no values
         return func(*args, **kwargs)
 
     def _waits(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -71,7 +71,7 @@ class Waits(TorchDispatchMode):
 X, MASK = torch.arange(6.0), torch.arange(6) % 2 == 0
 WAITS: dict[str, Callable[[], object]] = {
     "a number is read": lambda: X.sum().item(),
-    "a condition is asked": lambda: bool(MASK.any()),
+    "a condition is read": lambda: bool(MASK.any()),
     "nonzero": lambda: MASK.nonzero(),
     "a boolean index": lambda: X[MASK],
     "a boolean index is written to": lambda: X.clone().index_put_((MASK,), torch.tensor(0.0)),
@@ -99,13 +99,13 @@ COPIES: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("operation", COPIES.values(), ids=COPIES)
 def test_the_counter_sees_a_copy_between_the_host_and_a_gpu(operation):
     with FakeTensorMode(allow_non_fake_inputs=True):
-        on_gpu = stand_in(X)
+        on_gpu = fake_gpu_tensor(X)
         with Waits() as waits:
             operation(on_gpu)
     assert waits.count.total() == 1
 
 
-def test_the_counter_passes_over_operations_that_do_not_wait():
+def test_the_counter_ignores_operations_that_do_not_wait():
     with Waits() as waits:
         X[MASK.long()].masked_fill(MASK, 0.0).repeat_interleave(2)
         X.repeat_interleave(MASK.long(), output_size=3)
@@ -117,44 +117,49 @@ def test_the_counter_passes_over_operations_that_do_not_wait():
 
 
 def new_model(kind: str) -> tuple[Model, Config]:
-    world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}"])
+    world = Sprites()
+    config = load_config(SMALL, overrides=[f"model.kind={kind}"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
     return model.train(), config
 
 
-def new_state(kind: str, precision: torch.dtype, device: torch.device = CPU) -> tuple[State, Config]:
+def new_state(kind: str, precision: torch.dtype, device: torch.device = CPU) -> tuple[TrainingState, Config]:
     model, config = new_model(kind)
     model = model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     average = copy.deepcopy(model).requires_grad_(False)
-    return State(model, average, optimizer, torch.Generator(), precision, make_scaler(device, precision)), config
+    return TrainingState(
+        model, average, optimizer, torch.Generator(), precision, make_scaler(device, precision)
+    ), config
 
 
-def new_batch(config: Config, *, accumulate: int = 1) -> Batch | Split:
-    """Three videos, two sentences about each and a wrong one."""
+def new_batch(config: Config, *, accumulate: int = 1) -> Batch | SplitBatch:
+    """Three videos, each with two queries and a negative pair."""
     world = Sprites()
-    return Plan(accumulate=accumulate).collate(world.queries, world, patches=config.patches, wrong=ALL_WRONG)
+    return MicroBatchPlan(accumulate=accumulate).collate(
+        world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS
+    )
 
 
-def step_counts(state: State) -> list[Tensor]:
-    """AdamW counts its steps in tensors that stay on the host, whatever the device of the weights, and reads each of them."""
-    return [of_one_weight["step"] for of_one_weight in state.optimizer.state.values()]
+def step_counts(state: TrainingState) -> list[Tensor]:
+    """The step counters of AdamW, tensors that stay on the host whatever the device of the weights, and that it reads."""
+    return [weight_state["step"] for weight_state in state.optimizer.state.values()]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_waits_for_the_device_once_and_in_float16_twice(kind, precision, accumulate):
-    """Once to know that loss and gradient are numbers, before the weights are changed: the error names the step and its
-    queries, and the checkpoint is that of the step before. In float16 GradScaler asks for the same by itself."""
+def test_a_step_waits_for_the_device_once_or_in_float16_twice(kind, precision, accumulate):
+    """Once to check that loss and gradient are finite, before the weights change: the error names the step and its queries,
+    and the checkpoint is that of the step before. In float16, GradScaler also reads whether a gradient overflowed."""
     state, config = new_state(kind, precision)
     batch = new_batch(config, accumulate=accumulate)
-    while state.step < 1:  # the scale of float16 falls until no gradient overflows
-        module._step(state, batch, config)
+    while state.step < 1:  # the loss scale falls until no gradient overflows
+        module._train_step(state, batch, config)
     with Waits() as waits:
         waits.host = step_counts(state)
-        module._step(state, batch, config)
+        module._train_step(state, batch, config)
     assert state.step == 2
     assert waits.count == {"_local_scalar_dense": 2 if precision == torch.float16 else 1}
 
@@ -163,52 +168,52 @@ def test_a_step_waits_for_the_device_once_and_in_float16_twice(kind, precision, 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_losses_never_wait_for_a_gpu(kind, precision, accumulate, monkeypatch):
-    """On a stand-in for a GPU: tensors with shapes and no values, under the autocast of CUDA."""
+    """On a fake GPU: tensors with shapes but no values, under the autocast of CUDA."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     state, config = new_state(kind, precision)
     batch = new_batch(config, accumulate=accumulate)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        move_to_stand_in(state.model)
+        move_to_fake_gpu(state.model)
         with Waits() as waits:
             on_gpu = batch.to(CUDA)
             with autocast(CUDA, precision):
-                outputs = module._outputs(state, on_gpu, config)
-            total, _ = total_loss(outputs, on_gpu.whole if isinstance(on_gpu, Split) else on_gpu, config.loss)
+                outputs = module._forward(state, on_gpu, config)
+            total, _ = total_loss(outputs, on_gpu.full_batch if isinstance(on_gpu, SplitBatch) else on_gpu, config.loss)
     assert total.device.type == "cuda" and total.dtype == torch.float32
     assert outputs.foreground.dtype == (precision if accumulate == 1 else torch.float32)
     assert not waits.count
 
 
-def move_to_stand_in(model: nn.Module) -> None:
+def move_to_fake_gpu(model: nn.Module) -> None:
     for part in model.modules():
         for name, weight in part.named_parameters(recurse=False):
-            setattr(part, name, nn.Parameter(stand_in(weight)))
+            setattr(part, name, nn.Parameter(fake_gpu_tensor(weight)))
         for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, stand_in(buffer))
+            setattr(part, name, fake_gpu_tensor(buffer))
 
 
-def stand_in(tensor: Tensor) -> Tensor:
+def fake_gpu_tensor(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
 
 
-def test_the_shares_of_a_batch_carry_counts_of_their_own():
-    split = new_batch(load_config(SMALL), accumulate=2)
-    assert isinstance(split, Split) and len(split.shares) == 2
-    for share in split.shares:
-        videos = torch.searchsorted(share.videos, split.whole.video[share.rows])
-        assert share.most_queries == Asks.of(videos, len(share.videos)).most
-        assert share.real_words == split.whole.word_mask[share.rows].sum()
+def test_micro_batches_have_their_own_counts():
+    batch = new_batch(load_config(SMALL), accumulate=2)
+    assert isinstance(batch, SplitBatch) and len(batch.micro_batches) == 2
+    for micro_batch in batch.micro_batches:
+        videos = torch.searchsorted(micro_batch.videos, batch.full_batch.video[micro_batch.rows])
+        assert micro_batch.most_queries == QueryGroups.from_video(videos, len(micro_batch.videos)).most_queries
+        assert micro_batch.real_words == batch.full_batch.word_mask[micro_batch.rows].sum()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here; the tests above count without one")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the tests above count without one")
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_only_the_check_of_loss_and_gradient_waits(kind, precision):
     state, config = new_state(kind, precision, CUDA)
     batch = new_batch(config).to(CUDA)
     for _ in range(3):
-        module._step(state, batch, config)
+        module._train_step(state, batch, config)
     torch.cuda.set_sync_debug_mode("error")
     try:
         with autocast(CUDA, precision):
@@ -220,8 +225,8 @@ def test_on_a_gpu_only_the_check_of_loss_and_gradient_waits(kind, precision):
         nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
         if precision != torch.float16:  # where GradScaler reads whether a gradient overflowed
             state.scaler.step(state.optimizer)
-        follow(state.average, state.model, memory=0.9)
-        state.midway.add(parts)
+        update_ema(state.ema_model, state.model, decay=0.9)
+        state.epoch_progress.add(parts)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert total.isfinite()

@@ -1,4 +1,4 @@
-"""From published features to metrics: the temporal module learns from frames that have no patches."""
+"""Training on published features: the temporal module learns from frames without patches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_world import JOINT, publish_world
+from published_world import CLIP_WIDTH, publish_world
 
 from costl.config import load_config
-from costl.data.batch import evaluation_batches
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
+from costl.data.sampler import evaluation_batches
 from costl.evaluate import evaluate
-from costl.experiments.references import ZeroShot, chance, zero_shot
-from costl.model.build import build_for
+from costl.experiments.untrained_baselines import ZeroShot, chance, zero_shot
+from costl.model.build import build_model_for_cache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.published.import_features import import_features
@@ -28,7 +28,7 @@ train:
 """
 
 
-def imported(folder: Path, joint: str | None) -> CacheReader:
+def import_world(folder: Path, joint: str | None) -> CacheReader:
     published = publish_world(folder)
     (published.annotations / "costl.yaml").write_text(SETTINGS, encoding="utf-8")
     return CacheReader(import_features(**published.arguments(), out=folder / "feats.h5", joint=joint).cache)
@@ -36,37 +36,38 @@ def imported(folder: Path, joint: str | None) -> CacheReader:
 
 @pytest.mark.parametrize("joint", [None, "clip"])
 def test_a_model_learns_from_published_features_clearly_above_chance(tmp_path, joint):
-    features = imported(tmp_path, joint)
+    features = import_world(tmp_path, joint)
     run = train(features.path, out=tmp_path / "run", device="cpu").run
-    found, by_chance = evaluate(run, split="test", device="cpu").metrics["brief"], chance(features, "test").brief
-    # In a joint space the answer lies open; without it the things must be learned from forty videos.
+    metrics = evaluate(run, split="test", device="cpu").metrics["brief"]
+    chance_metrics = chance(features, "test").brief
+    # With a joint space the task is easy. Without it, the model must learn the objects from forty videos.
     factor = 2 if joint is None else 4
-    assert found["MR-full-R1@0.5"] > factor * by_chance["MR-full-R1@0.5"]
+    assert metrics["MR-full-R1@0.5"] > factor * chance_metrics["MR-full-R1@0.5"]
 
 
-def test_the_spatial_encoder_is_refused_where_there_are_no_patches_and_leaves_no_run(tmp_path):
-    features = imported(tmp_path, None)
+def test_the_spatial_encoder_is_refused_for_features_without_patches(tmp_path):
+    features = import_world(tmp_path, None)
     with pytest.raises(UsageError, match=r"spatial.steps is 2, but the frames in .*feats.h5 have no patches"):
         train(features.path, overrides=["spatial.steps=2"], out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
-def test_zero_shot_clip_is_refused_without_a_joint_space_and_works_with_one(tmp_path):
+def test_zero_shot_clip_needs_a_joint_space(tmp_path):
     with pytest.raises(UsageError, match="there is no zero-shot CLIP"):
-        zero_shot(imported(tmp_path / "unknown", None), "test", ZeroShot())
-    features = imported(tmp_path / "known", "clip")
+        zero_shot(import_world(tmp_path / "unknown", None), "test", ZeroShot())
+    features = import_world(tmp_path / "known", "clip")
     assert zero_shot(features, "test", ZeroShot(0.0, (0.5,))).brief["MR-full-R1@0.5"] > 90
 
 
 @pytest.mark.parametrize("joint", [None, "clip"])
-def test_the_similarity_the_model_sees_is_the_centred_cosine_or_nothing(tmp_path, joint):
-    features = imported(tmp_path, joint)
-    model = build_for(load_config(features.settings), features)
+def test_the_clip_similarity_is_the_centred_cosine_or_zero(tmp_path, joint):
+    features = import_world(tmp_path, joint)
+    model = build_model_for_cache(load_config(features.settings), features)
     (batch,) = evaluation_batches(read_queries(features, "val")[:1], features, batch_size=4, patches=False)
-    frame = model._clip_similarity(batch.tokens, batch.frame_mask, batch.video, batch.sentence)
+    similarity = model._encoder_similarity(batch.tokens, batch.frame_mask, batch.video, batch.sentence)
     assert "joint_normed" not in model.state_dict()
     query = batch.queries[0]
-    frames = np.asarray(features.tokens(query.vid)[:, 0, -JOINT:], np.float32)
+    frames = np.asarray(features.tokens(query.vid)[:, 0, -CLIP_WIDTH:], np.float32)
     cosine = frames @ features.words(query.query).sentence / np.linalg.norm(frames, axis=1)
     expected = 100 * (cosine - cosine.mean()) if joint else np.zeros(len(frames))
-    torch.testing.assert_close(frame[0], torch.tensor(expected, dtype=torch.float32), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(similarity[0], torch.tensor(expected, dtype=torch.float32), atol=1e-3, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: what is trained so far is kept, and the end is the one of a run that nobody stopped."""
+"""Ctrl-C and SIGTERM at any moment: every finished step is saved, and resuming ends with the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import pytest
 import torch
 
 from costl import train as module
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.train import resume, train
 from costl.training.checkpoint import load_checkpoint
 from costl.training.run_folder import read_rows, read_run
-from costl.training.signals import unbroken
+from costl.training.signals import defer_signals
 
 ROOT = Path(__file__).parents[3]
-# Names in costl.train that are called in the order of a step or of an epoch's end: before, within and after what is whole.
+# The function at whose n-th call a signal arrives, in the order of a step and of the end of an epoch.
 MOMENTS = {
     "before the first step": ("total_loss", 1),
     "between forward and backward": ("total_loss", 7),
     "between backward and step": ("may_clip", 9),
     "within the optimizer's step": ("adam", 8),
-    "between step and average": ("follow", 5),
+    "between step and average": ("update_ema", 5),
     "in the last step of an epoch": ("total_loss", 10),
     "before validation": ("_validate", 1),
     "after validation": ("_score", 2),
@@ -38,8 +38,8 @@ SETTINGS = ["train.epochs=2"]
 BY_ONES = ["train.epochs=2", "train.batch_size=1"]
 
 
-def lasting(folder: Path) -> dict[str, object]:
-    """All that a run ends with, but for the clock."""
+def final_state(folder: Path) -> dict[str, object]:
+    """Everything in a run except for the times."""
     weights, meta = load_checkpoint(folder, "last")
     best, about = load_checkpoint(folder, "best")
     rows = [
@@ -47,7 +47,7 @@ def lasting(folder: Path) -> dict[str, object]:
         for row in read_rows(read_run(folder), up_to=meta["counts"]["epoch"])
     ]
     meta["counts"].pop("seconds")
-    meta["random"] = meta["random"]["torch"]  # nothing draws from Python's own
+    meta["random"] = meta["random"]["torch"]  # training draws from torch only
     return {"weights": weights, "best": best, "about": about, "rows": rows, **meta}
 
 
@@ -67,19 +67,20 @@ def whole(world, tmp_path_factory) -> dict[str, object]:
     """Two epochs without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train(world.cache, overrides=SETTINGS, out=folder, device="cpu")
-    return lasting(folder)
+    return final_state(folder)
 
 
-def strike(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, number: int, *, after: bool = False) -> None:
-    """Sends this process a signal as something is called for the n-th time."""
+def send_signal(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, number: int) -> None:
+    """Sends a signal to this process at the n-th call of a function."""
     owner, attribute = {
         "adam": (torch.optim.AdamW, "step"),
         "may_clip": (torch.nn.utils, "clip_grad_norm_"),
         "_score": (module, "_validate"),
     }.get(name, (module, name))
-    real, calls = getattr(owner, attribute), []
+    real = getattr(owner, attribute)
+    calls = []
 
-    def struck(*args, **options):
+    def with_signal(*args, **options):
         calls.append(name)
         if len(calls) == nth and name != "_score":
             os.kill(os.getpid(), number)
@@ -88,12 +89,12 @@ def strike(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, number: int, *,
             os.kill(os.getpid(), number)
         return result
 
-    monkeypatch.setattr(owner, attribute, struck)
+    monkeypatch.setattr(owner, attribute, with_signal)
 
 
 @pytest.fixture(autouse=True)
 def interrupts():
-    """As the command line has them, also where these tests run in the background of a shell, which ignores Ctrl-C."""
+    """The handlers of the command line, also when these tests run in the background of a shell, which ignores Ctrl-C."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -101,47 +102,49 @@ def interrupts():
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_stopped_at_any_moment_ends_as_if_nobody_had_stopped_it(world, whole, tmp_path, monkeypatch, moment):
+def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(world, whole, tmp_path, monkeypatch, moment):
     number = signal.SIGTERM if len(moment) % 2 else signal.SIGINT
     with monkeypatch.context() as patch:
-        strike(patch, *MOMENTS[moment], number)
+        send_signal(patch, *MOMENTS[moment], number)
         with pytest.raises(KeyboardInterrupt, match=r"Every step is kept; costl train --resume .*run goes on"):
             train(world.cache, overrides=SETTINGS, out=tmp_path / "run", device="cpu")
     assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-    torch.manual_seed(99)  # whatever happened in between must not matter
+    torch.manual_seed(99)  # resuming must not depend on it
     resume(tmp_path / "run", device="cpu")
-    ended = lasting(tmp_path / "run")
+    ended = final_state(tmp_path / "run")
     assert [name for name in whole if not same(whole[name], ended[name])] == []
 
 
-def test_a_run_stopped_in_every_third_step_gets_to_the_same_end(world, whole, tmp_path, monkeypatch):
-    stops, go = 0, lambda: train(world.cache, overrides=SETTINGS, out=tmp_path / "run", device="cpu")
+def test_a_run_stopped_in_every_third_step_ends_with_the_same_bits(world, whole, tmp_path, monkeypatch):
+    stops = 0
+    start = lambda: train(world.cache, overrides=SETTINGS, out=tmp_path / "run", device="cpu")  # noqa: E731
     while True:
         with monkeypatch.context() as patch:
-            strike(patch, "total_loss", 4, signal.SIGINT)
+            send_signal(patch, "total_loss", 4, signal.SIGINT)
             try:
-                go()
+                start()
                 break
             except KeyboardInterrupt:
                 stops += 1
                 _, meta = load_checkpoint(tmp_path / "run", "last")
                 assert meta["counts"]["step"] == 3 * stops
-        go = lambda: resume(tmp_path / "run", device="cpu")  # noqa: E731
+        start = lambda: resume(tmp_path / "run", device="cpu")  # noqa: E731
     assert stops >= 5
-    ended = lasting(tmp_path / "run")
+    ended = final_state(tmp_path / "run")
     assert [name for name in whole if not same(whole[name], ended[name])] == []
 
 
-def test_steps_that_are_done_are_not_read_again(world, tmp_path, monkeypatch):
-    done, step = [], module._step
+def test_resuming_does_not_read_finished_steps_again(world, tmp_path, monkeypatch):
+    done = []
+    step = module._train_step
 
-    def counted(state, batch, config) -> None:
+    def step_and_count(state, batch, config) -> None:
         step(state, batch, config)
         done.extend(query.qid for query in batch.queries)
 
-    monkeypatch.setattr(module, "_step", counted)
+    monkeypatch.setattr(module, "_train_step", step_and_count)
     with monkeypatch.context() as patch:
-        strike(patch, "total_loss", 8, signal.SIGINT)
+        send_signal(patch, "total_loss", 8, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     _, meta = load_checkpoint(tmp_path / "run", "last")
@@ -150,8 +153,8 @@ def test_steps_that_are_done_are_not_read_again(world, tmp_path, monkeypatch):
     assert sorted(done) == sorted(query.qid for query in read_queries(CacheReader(world.cache), "train"))
 
 
-def test_a_part_that_is_damaged_costs_no_step_that_was_done(world, whole, tmp_path, monkeypatch):
-    tell, batches = [], []
+def test_a_damaged_part_costs_no_finished_step(world, whole, tmp_path, monkeypatch):
+    batches = []
     read = module.Loader.batches
 
     def damaged(self, plan):
@@ -164,9 +167,9 @@ def test_a_part_that_is_damaged_costs_no_step_that_was_done(world, whole, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(module.Loader, "batches", damaged)
         with pytest.raises(CacheError, match=r"^feats\.h5\.parts/a\.h5: damaged\.$"):
-            train(world.cache, overrides=SETTINGS, out=tmp_path / "run", device="cpu", progress=tell.append)
+            train(world.cache, overrides=SETTINGS, out=tmp_path / "run", device="cpu")
     resume(tmp_path / "run", device="cpu")
-    ended = lasting(tmp_path / "run")
+    ended = final_state(tmp_path / "run")
     assert [name for name in whole if not same(whole[name], ended[name])] == []
 
 
@@ -175,14 +178,14 @@ def by_ones(world, tmp_path_factory) -> dict[str, object]:
     """Two epochs of sixty steps without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "by_ones"
     train(world.cache, overrides=BY_ONES, out=folder, device="cpu")
-    return lasting(folder)
+    return final_state(folder)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize(
     ("number", "wait_s", "workers"), [(signal.SIGTERM, 0.0, 0), (signal.SIGINT, 0.6, 0), (signal.SIGINT, 0.4, 1)]
 )
-def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, by_ones, tmp_path, number, wait_s, workers):
+def test_the_command_stops_soon_and_resumes_to_the_same_bits(world, by_ones, tmp_path, number, wait_s, workers):
     options = [option for setting in (*BY_ONES, f"train.workers={workers}") for option in ("--set", setting)]
     command = [sys.executable, "-m", "costl", "train", "--cache", str(world.cache), "--out", str(tmp_path / "run")]
     command += ["--device", "cpu", *options]
@@ -191,25 +194,26 @@ def test_the_command_stops_soon_and_can_be_resumed_to_the_same_end(world, by_one
             assert process.stderr is not None and process.stderr.readline() == "train ...\n"  # the first step is done
             time.sleep(wait_s)
             started = time.monotonic()
-            os.killpg(process.pid, number)  # as a terminal does, and a scheduler: all processes of the command get it
-            _, said = process.communicate(timeout=60)
+            os.killpg(process.pid, number)  # to all processes of the command, as a terminal and a scheduler do
+            _, stderr = process.communicate(timeout=60)
             took_s = time.monotonic() - started
         finally:
             process.kill()
-    assert process.returncode == 130, said
-    assert took_s < 10  # a machine that has nothing else to do takes less than 2
-    assert said.startswith("Interrupted. Every step is kept; costl train --resume") and "Traceback" not in said, said
+    assert process.returncode == 130, stderr
+    assert took_s < 10  # an idle machine takes less than 2
+    assert stderr.startswith("Interrupted. Every step is kept; costl train --resume"), stderr
+    assert "Traceback" not in stderr, stderr
     _, meta = load_checkpoint(tmp_path / "run", "last")
     assert meta["midway"]["batches"] > 0
     resume(tmp_path / "run", device="cpu")
-    ended = lasting(tmp_path / "run")
+    ended = final_state(tmp_path / "run")
     assert [name for name in by_ones if not same(by_ones[name], ended[name])] == []
 
 
-def test_what_is_whole_is_done_to_its_end_and_then_interrupted():
+def test_signals_are_raised_after_the_deferring_block():
     done = []
     with pytest.raises(KeyboardInterrupt):
-        with unbroken():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
@@ -219,7 +223,7 @@ def test_what_is_whole_is_done_to_its_end_and_then_interrupted():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_is_whole_and_fails_says_why():
-    with pytest.raises(ValueError, match="the disk is full"), unbroken():
+def test_an_error_in_the_deferring_block_is_raised():
+    with pytest.raises(ValueError, match="the disk is full"), defer_signals():
         raise ValueError("the disk is full")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""A batch in shares has the loss and the gradient of the whole batch, whoever works through them."""
+"""Micro-batches give the loss and the gradient of the whole batch, in one process and in several."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from hypothesis import strategies as st
 
 from costl.config import load_config
 from costl.data.annotations import Query, parse_jsonl
-from costl.data.batch import training_batches
-from costl.model.negatives import rivals_of, ways
+from costl.data.sampler import training_batches
+from costl.model.negatives import cross_batch_negatives, similarity_heads
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.encode.types import Words
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.grid import Grid
 from costl.train import train
-from costl.training.distributed import ALONE, Ranks
+from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.launch import Launch
-from costl.training.micro_batches import Plan, Split, deal, most_videos, outputs_in_shares, seed_of, sum_gradients
+from costl.training.micro_batches import (
+    MicroBatchPlan,
+    SplitBatch,
+    assign_videos,
+    dropout_seed,
+    forward_micro_batches,
+    max_videos_per_batch,
+    sum_gradients,
+)
 from costl.training.objective import total_loss
 from costl.training.state import fresh_state
 
 CPU = torch.device("cpu")
-STILL = ["model.dropout=0.0", "model.input_dropout=0.0"]
-SEEDING = threading.Lock()  # threads draw from one generator
+NO_DROPOUT = ["model.dropout=0.0", "model.input_dropout=0.0"]
+SEEDING = threading.Lock()  # the threads share one random generator
 KINDS = {
     "two steps": [],
     "frame tokens": ["spatial.steps=0"],
@@ -39,46 +47,47 @@ KINDS = {
 }
 
 
-class Together:
-    """Processes played by threads: what each says is put together when all have said it."""
+class ThreadGroup:
+    """A process group of threads."""
 
-    def __init__(self, count: int):
-        self._said: list = [None] * count
-        self._barrier = threading.Barrier(count, timeout=60)
+    def __init__(self, world_size: int):
+        self._values: list = [None] * world_size
+        self._barrier = threading.Barrier(world_size, timeout=60)
 
-    def all(self, rank: int, value: object) -> list:
-        self._said[rank] = value
+    def all_gather(self, rank: int, value: object) -> list:
+        self._values[rank] = value
         self._barrier.wait()
-        said = list(self._said)
+        values = list(self._values)
         self._barrier.wait()
-        return said
+        return values
 
     def run(self, work: Callable[[Ranks], object]) -> list:
-        """What `work` gives, or raises, in each of them."""
-        found: list = [None] * len(self._said)
+        """The result of `work` in each thread, or the exception that it raised."""
+        results: list = [None] * len(self._values)
 
-        def one(rank: int) -> None:
+        def run_rank(rank: int) -> None:
             try:
-                found[rank] = work(ThreadRanks(Launch(rank, len(self._said)), self))
+                results[rank] = work(ThreadRanks(Launch(rank, len(self._values)), self))
             except Exception as error:
-                found[rank] = error
+                results[rank] = error
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(self._said))]
+        threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in range(len(self._values))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return found
+        return results
 
 
 class ThreadRanks(Ranks):
-    """Ranks that meet in `tensors`, a Together."""
+    """The ranks of a ThreadGroup, which is in `tensors`."""
 
-    def gather(self, value):
-        return [copy.deepcopy(said) for said in self.tensors.all(self.rank, value)]  # as if it came from elsewhere
+    def all_gather(self, value):
+        # Copies, as if the values came from other processes.
+        return [copy.deepcopy(other) for other in self.tensors.all_gather(self.rank, value)]
 
-    def total(self, tensor):
-        return tensor.copy_(torch.stack(self.gather(tensor.clone())).sum(0))
+    def all_reduce(self, tensor):
+        return tensor.copy_(torch.stack(self.all_gather(tensor.clone())).sum(0))
 
 
 @pytest.fixture(scope="module")
@@ -97,67 +106,76 @@ def some_of_each_video(queries: list[Query], videos: int) -> list[Query]:
     return [q for n, vid in enumerate(vids) for q in [query for query in queries if query.vid == vid][: 5 - n]]
 
 
-def learned(
-    features, queries, *changes: str, ranks: Ranks = ALONE, accumulate: int = 1, videos: int = 4, broken=None
+def losses_and_gradients(
+    features, queries, *changes: str, ranks: Ranks = SINGLE_PROCESS, accumulate: int = 1, videos: int = 4, broken=None
 ) -> tuple[dict, dict]:
-    """Losses and gradients (None where there is none) of a batch; `broken` are features to read it from instead."""
-    plan = Plan(ranks.rank, ranks.count, accumulate)
-    config = load_config(features.settings, overrides=[*STILL, *changes])
+    """Losses and gradients (None where there is none) of a batch; `broken` are other features to read it from."""
+    plan = MicroBatchPlan(ranks.rank, ranks.world_size, accumulate)
+    config = load_config(features.settings, overrides=[*NO_DROPOUT, *changes])
     with SEEDING:
         state = fresh_state(config, features, CPU)
-    ranks.gather(None)  # nobody draws for a share while another still draws its first weights
+    ranks.all_gather(None)  # no thread draws dropout while another one draws its initial weights
     state.model.train()
     group = some_of_each_video(queries, videos)
-    # The last sentence is put to the first video and the first one to the last: they lie in other shares than these.
-    wrong = [(len(group) - 1, 0), (0, len(group) - 1)] if videos > 1 else []
-    batch = plan.collate(group, broken or features, patches=config.patches, wrong=wrong)
-    if isinstance(batch, Split):
-        outputs = outputs_in_shares(state.model, batch, ranks, draws=(0, 0), contrast=config.loss.contrast > 0)
-        total, parts = total_loss(outputs, batch.whole, config.loss)
+    # The last query with the first video, and the first query with the last: their videos are in other micro-batches.
+    negative_pairs = [(len(group) - 1, 0), (0, len(group) - 1)] if videos > 1 else []
+    batch = plan.collate(group, broken or features, patches=config.patches, negative_pairs=negative_pairs)
+    if isinstance(batch, SplitBatch):
+        outputs = forward_micro_batches(state.model, batch, ranks, draws=(0, 0), contrast=config.loss.contrast > 0)
+        loss, losses = total_loss(outputs, batch.full_batch, config.loss)
     else:
-        total, parts = total_loss(state.model(**batch.model_inputs()), batch, config.loss)
-    total.backward()
+        loss, losses = total_loss(state.model(**batch.model_inputs()), batch, config.loss)
+    loss.backward()
     sum_gradients(state.model, ranks)
     gradients = {name: weight.grad for name, weight in state.model.named_parameters()}
-    return {name: value.item() for name, value in parts.items()}, gradients
+    return {name: value.item() for name, value in losses.items()}, gradients
 
 
-def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    assert {name for name, g in found[1].items() if g is None} == {n for n, g in expected[1].items() if g is None}
-    largest = max(g.abs().max() for g in expected[1].values() if g is not None)
-    for name, gradient in expected[1].items():
+def assert_same(actual: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    losses, gradients = actual
+    expected_losses, expected_gradients = expected
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert without_gradient(gradients) == without_gradient(expected_gradients)
+    largest = max(g.abs().max() for g in expected_gradients.values() if g is not None)
+    for name, gradient in expected_gradients.items():
         if gradient is not None:
-            torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5 * largest.item(), msg=name)
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * largest.item(), msg=name)
+
+
+def without_gradient(gradients: dict) -> set[str]:
+    return {name for name, gradient in gradients.items() if gradient is None}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_shares_one_after_another_give_the_losses_and_the_gradient_of_the_batch(features, queries, kind):
-    whole = learned(features, queries, *kind)
-    assert_same(learned(features, queries, *kind, accumulate=3), whole)
+def test_accumulated_micro_batches_give_the_gradient_of_the_batch(features, queries, kind):
+    whole = losses_and_gradients(features, queries, *kind)
+    assert_same(losses_and_gradients(features, queries, *kind, accumulate=3), whole)
 
 
 @pytest.mark.parametrize(("processes", "accumulate", "videos"), [(2, 1, 4), (3, 2, 4), (3, 1, 1)])
-def test_processes_give_them_too_however_uneven_their_shares_and_though_some_are_empty(
+def test_processes_give_the_gradient_of_the_batch_also_when_some_are_idle(
     features, queries, processes, accumulate, videos
 ):
-    whole = learned(features, queries, videos=videos)
-    for found in Together(processes).run(
-        lambda ranks: learned(features, queries, ranks=ranks, accumulate=accumulate, videos=videos)
-    ):
-        if isinstance(found, Exception):
-            raise found
-        assert_same(found, whole)
+    whole = losses_and_gradients(features, queries, videos=videos)
+    results = ThreadGroup(processes).run(
+        lambda ranks: losses_and_gradients(features, queries, ranks=ranks, accumulate=accumulate, videos=videos)
+    )
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        assert_same(result, whole)
 
 
-def test_what_one_process_cannot_read_all_of_them_say_and_the_first_aloud(features, queries):
+def test_all_processes_raise_a_read_error_and_the_main_one_prints_it(features, queries):
     def work(ranks: Ranks) -> object:
-        return learned(features, queries, ranks=ranks, broken=Damaged(features) if ranks.rank == 1 else None)
+        return losses_and_gradients(
+            features, queries, ranks=ranks, broken=Damaged(features) if ranks.rank == 1 else None
+        )
 
-    errors = Together(2).run(work)
+    errors = ThreadGroup(2).run(work)
     assert [str(error) for error in errors] == ["process 1 of 2: part 7 is damaged."] * 2
     assert [type(error) for error in errors] == [CacheError] * 2
-    assert [error.told for error in errors] == [False, True]
+    assert [error.reported for error in errors] == [False, True]
 
 
 class Damaged:
@@ -174,31 +192,31 @@ class Damaged:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_other_sentences_are_matched_as_the_model_matches_its_own(features, queries, kind):
+def test_cross_batch_negatives_are_those_of_the_model(features, queries, kind):
     config = load_config(features.settings, overrides=kind)
     model = fresh_state(config, features, CPU).model.eval()
-    batch = Plan().collate(queries[:20:4], features, patches=config.patches)
-    with rivals_of(model) as rivals:
-        expected = model(**batch.model_inputs()).match.rivals
-        found = rivals(batch.words, batch.word_mask, batch.sentence)
-    assert len(found) == ways(model)
-    torch.testing.assert_close(found, expected)
+    batch = MicroBatchPlan().collate(queries[:20:4], features, patches=config.patches)
+    with cross_batch_negatives(model) as negatives_of:
+        expected = model(**batch.model_inputs()).similarities.negatives
+        negatives = negatives_of(batch.words, batch.word_mask, batch.sentence)
+    assert len(negatives) == similarity_heads(model)
+    torch.testing.assert_close(negatives, expected)
     assert expected.std() > 0
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=12), st.integers(1, 6))
-def test_every_video_is_dealt_to_one_share_and_shares_are_about_even(sentences, shares):
-    dealt = deal(sentences, shares)
-    assert sorted(v for share in dealt for v in share) == list(range(len(sentences)))
-    loads = [sum(sentences[v] for v in share) for share in dealt]
-    assert max(loads) - min(loads) <= max(sentences)
-    assert dealt == [sorted(share) for share in dealt] and len(dealt) == shares
-    assert all(dealt[: min(shares, len(sentences))])  # none is empty while another one could be divided
+def test_every_video_is_in_one_of_about_even_micro_batches(queries_per_video, micro_batches):
+    assigned = assign_videos(queries_per_video, micro_batches)
+    assert sorted(v for videos in assigned for v in videos) == list(range(len(queries_per_video)))
+    loads = [sum(queries_per_video[v] for v in videos) for videos in assigned]
+    assert max(loads) - min(loads) <= max(queries_per_video)
+    assert assigned == [sorted(videos) for videos in assigned] and len(assigned) == micro_batches
+    assert all(assigned[: min(micro_batches, len(queries_per_video))])  # none is empty while another could be divided
 
 
-class Bare:
-    """Features of any video and sentence, of the least size."""
+class MinimalFeatures:
+    """The smallest features, for any video and sentence."""
 
     fps, patch_grid, joint = 1.0, (0, 0), None
 
@@ -208,61 +226,63 @@ class Bare:
     def tokens(self, video_id: str, *, clips: object = None, patches: bool = True) -> np.ndarray:
         return np.zeros((1, 1, 2), np.float16)
 
-    def words(self, query: str) -> Words:
-        return Words(np.zeros((1, 2), np.float16), np.array([1.0, 0.0], np.float32))
+    def words(self, query: str) -> SentenceTokens:
+        return SentenceTokens(np.zeros((1, 2), np.float16), np.array([1.0, 0.0], np.float32))
 
 
 def videos_together(counts: tuple[int, ...] | list[int], size: int, seed: int) -> int:
-    """The most videos in a batch of an epoch, where so many queries ask about each video."""
+    """The most videos in a batch of an epoch, for so many queries about each video."""
     queries = [Query(f"{v}-{i}", "a", f"v{v}", 10.0) for v, count in enumerate(counts) for i in range(count)]
     shuffle = torch.Generator().manual_seed(seed)
-    given = {"batch_size": size, "patches": False, "wrong": False, "generator": shuffle}
-    most = max(len(batch.frame_mask) for batch in training_batches(queries, Bare(), **given))
-    assert most <= most_videos(queries, size)
+    options = {"batch_size": size, "patches": False, "negative_pairs": False, "generator": shuffle}
+    most = max(len(batch.frame_mask) for batch in training_batches(queries, MinimalFeatures(), **options))
+    assert most <= max_videos_per_batch(queries, size)
     return most
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 24), st.integers(0, 5))
-def test_no_batch_has_more_videos_than_are_said_to_fit(counts, size, seed):
+def test_no_batch_has_more_than_the_maximum_of_videos(counts, size, seed):
     assert videos_together(counts, size, seed) >= 1
 
 
-def test_as_many_videos_as_are_said_to_fit_do_meet_in_some_batch():
+def test_some_batch_has_the_maximum_of_videos():
     queries = [Query(f"{v}-{i}", "a", f"v{v}", 10.0) for v, count in enumerate((1, 2, 9)) for i in range(count)]
-    assert max(videos_together((1, 2, 9), 4, seed) for seed in range(30)) == most_videos(queries, 4) == 3
+    assert max(videos_together((1, 2, 9), 4, seed) for seed in range(30)) == max_videos_per_batch(queries, 4) == 3
 
 
-def test_more_shares_than_a_batch_has_videos_are_refused_before_there_is_a_run(world, tmp_path):
-    with pytest.raises(UsageError, match=r"train\.accumulate is 3, more shares .*at most 2 of the training videos"):
+def test_more_micro_batches_than_videos_are_refused_before_training(world, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"train\.accumulate is 3, more micro-batches .*at most 2 of the training videos"
+    ):
         train(world.cache, overrides=["train.accumulate=3"], out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
-def test_more_processes_than_that_are_told_how_many_to_start(queries):
-    plan = Plan(count=4)
+def test_the_error_for_too_many_processes_names_the_maximum(queries):
+    plan = MicroBatchPlan(world_size=4)
     with pytest.raises(UsageError, match=r"4 processes are more .*Start at most 2 \(torchrun --nproc_per_node=2\)"):
         plan.refuse_too_many(queries, batch_size=6)
     plan.refuse_too_many(queries, batch_size=32)
 
 
-def test_dropout_draws_by_seed_step_and_share_alone():
-    drawn = {seed_of(seed, step, share) for seed in range(4) for step in range(4) for share in range(4)}
-    assert len(drawn) == 64 and seed_of(1, 2, 3) == seed_of(1, 2, 3)
+def test_dropout_depends_on_the_seed_the_step_and_the_micro_batch():
+    seeds = {dropout_seed(seed, step, number) for seed in range(4) for step in range(4) for number in range(4)}
+    assert len(seeds) == 64 and dropout_seed(1, 2, 3) == dropout_seed(1, 2, 3)
 
 
-def test_with_dropout_the_draws_on_the_way_back_are_those_of_the_way_there(features, queries):
-    """Shares made again with other draws would give the gradient of another loss; by differences it is this one's."""
-    still = "loss.quality=0"  # what focal asks for would move with the weight
-    config = load_config(features.settings, overrides=["model.dropout=0.5", still])
+def test_recomputing_a_micro_batch_repeats_its_dropout(features, queries):
+    """With other masks the backward pass would give the gradient of another loss than finite differences do."""
+    fixed_target = "loss.quality=0"  # the IoU target of the focal loss would change with the weight
+    config = load_config(features.settings, overrides=["model.dropout=0.5", fixed_target])
     state = fresh_state(config, features, CPU)
     state.model.train()
-    split = Plan(accumulate=2).collate(queries[::6], features, patches=True)
-    assert isinstance(split, Split) and len(split.shares) == 2
+    batch = MicroBatchPlan(accumulate=2).collate(queries[::6], features, patches=True)
+    assert isinstance(batch, SplitBatch) and len(batch.micro_batches) == 2
 
     def loss() -> torch.Tensor:
-        outputs = outputs_in_shares(state.model, split, ALONE, draws=(0, 5), contrast=True)
-        return total_loss(outputs, split.whole, config.loss)[0]
+        outputs = forward_micro_batches(state.model, batch, SINGLE_PROCESS, draws=(0, 5), contrast=True)
+        return total_loss(outputs, batch.full_batch, config.loss)[0]
 
     loss().backward()
     weight = state.model.pyramid.local[0].mix[1].weight

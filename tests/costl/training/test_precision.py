@@ -1,4 +1,4 @@
-"""Half precision: it learns, overflows are survived and never those of a loss, and resuming stays exact. Compiling."""
+"""Half precision: it learns, a step that overflows is skipped, no loss overflows, and resuming is exact. Compiling."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import ALL_WRONG, SMALL, C, Sprites, W, longer
+from test_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer
 
 from costl import train as module
 from costl.config import KINDS, Loss, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch, collate
 from costl.model.build import build_model
-from costl.model.contrast import RIVAL_STEP, Match
+from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
 from costl.pipeline.errors import CostlError, UsageError
@@ -44,15 +44,15 @@ def rows(folder: Path) -> list[dict]:
 # --- which precision ---------------------------------------------------------------------------------------------
 
 
-def test_auto_is_half_precision_on_a_gpu_as_it_can_and_float32_elsewhere(monkeypatch):
+def test_auto_is_half_precision_on_a_gpu_and_float32_elsewhere(monkeypatch):
     for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, value=capability: value)
         assert choose_precision("auto", CUDA) == expected
     assert choose_precision("auto", CPU) == choose_precision("float32", CUDA) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
 
 
-def test_another_precision_is_refused_with_those_there_are():
+def test_an_unknown_precision_is_refused_with_the_valid_ones():
     with pytest.raises(
         UsageError, match=r"train\.precision is 'fp8', expected one of auto, float32, bfloat16, float16"
     ):
@@ -81,15 +81,16 @@ def full(world, tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("precision", HALVES)
 def test_half_precision_learns_what_float32_does_and_weights_stay_float32(world, full, tmp_path, precision):
     run(world, tmp_path / "run", "train.epochs=2", f"train.precision={precision}")
-    exact, close = ([sum(row["losses"].values()) for row in some] for some in (full, rows(tmp_path / "run")))
-    assert close == pytest.approx(exact, rel=0.1) and close != exact
+    exact = [sum(row["losses"].values()) for row in full]
+    half = [sum(row["losses"].values()) for row in rows(tmp_path / "run")]
+    assert half == pytest.approx(exact, rel=0.1) and half != exact
     weights, meta = load_checkpoint(tmp_path / "run", "last")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
     assert bool(meta["scaler"]) == (precision == "float16")
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_half_precision_is_resumed_in_the_middle_of_an_epoch_to_the_last_bit(world, tmp_path, monkeypatch, precision):
+def test_half_precision_resumes_within_an_epoch_to_the_last_bit(world, tmp_path, monkeypatch, precision):
     changes = ["train.epochs=1", f"train.precision={precision}"]
     run(world, tmp_path / "whole", *changes)
     real, calls = module.total_loss, []
@@ -105,12 +106,14 @@ def test_half_precision_is_resumed_in_the_middle_of_an_epoch_to_the_last_bit(wor
         with pytest.raises(KeyboardInterrupt):
             run(world, tmp_path / "run", *changes)
     resume(tmp_path / "run", device="cpu")
-    (once, about), (twice, again) = (load_checkpoint(tmp_path / name, "last") for name in ("whole", "run"))
-    assert all(torch.equal(once[name], twice[name]) for name in once)
-    assert about["scaler"] == again["scaler"] and about["counts"]["step"] == again["counts"]["step"] > 0
+    weights, meta = load_checkpoint(tmp_path / "whole", "last")
+    resumed_weights, resumed_meta = load_checkpoint(tmp_path / "run", "last")
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+    assert meta["scaler"] == resumed_meta["scaler"]
+    assert meta["counts"]["step"] == resumed_meta["counts"]["step"] > 0
 
 
-def test_a_step_that_float16_overflows_in_is_left_out_and_the_scale_falls(world, tmp_path, monkeypatch):
+def test_a_step_that_overflows_float16_is_skipped_and_reduces_the_scale(world, tmp_path, monkeypatch):
     real, calls = module.total_loss, []
 
     def steep(outputs, batch, weights):
@@ -122,26 +125,26 @@ def test_a_step_that_float16_overflows_in_is_left_out_and_the_scale_falls(world,
     monkeypatch.setattr(module, "total_loss", steep)
     run(world, tmp_path / "run", "train.epochs=1", "train.precision=float16")
     weights, meta = load_checkpoint(tmp_path / "run", "last")
-    left_out = len(calls) - meta["counts"]["step"]
-    assert left_out >= 1 and meta["scaler"]["scale"] == 2.0 ** (16 - left_out)
+    skipped = len(calls) - meta["counts"]["step"]
+    assert skipped >= 1 and meta["scaler"]["scale"] == 2.0 ** (16 - skipped)
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_an_endless_gradient_is_the_models_own_where_no_scale_can_be_its_reason():
+def test_a_non_finite_gradient_at_any_loss_scale_stops_the_training():
     scaler = make_scaler(CPU, torch.float16)
-    scaler.scale(torch.ones(1))  # it begins with the first loss
+    scaler.scale(torch.ones(1))  # the scale exists from the first loss on
     assert may_overflow(scaler)
     scaler.update(0.5)
     assert not may_overflow(scaler) and not may_overflow(make_scaler(CPU, torch.bfloat16))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_gradient_that_is_no_number_names_the_queries(world, tmp_path, monkeypatch, precision):
+def test_a_non_finite_gradient_names_the_queries(world, tmp_path, monkeypatch, precision):
     real = module.total_loss
 
     def broken(outputs, batch, weights):
         total, parts = real(outputs, batch, weights)
-        # Zero, and finite, with an endless slope.
+        # Zero and finite, with an infinite gradient.
         return total + (outputs.saliency.float()[0, 0].detach() - outputs.saliency.float()[0, 0]).abs().sqrt(), parts
 
     monkeypatch.setattr(module, "total_loss", broken)
@@ -159,7 +162,7 @@ LEAST_SCALE = 2**12  # a scale of float16 that is still far above the small grad
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch gives: the loss, what the model outputs for all that is no padding, the gradient of all weights."""
+    """The results of one batch: the loss, the outputs without padding, and the gradient of all weights."""
 
     loss: float
     outputs: dict[str, torch.Tensor]
@@ -167,14 +170,15 @@ class Step:
 
 
 def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
-    """Forward, losses and backward as training computes them, on a batch with wrong pairs and much padding."""
-    world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
+    """Forward, losses and backward as training computes them, on a batch with negative pairs and much padding."""
+    world = Sprites()
+    config = load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    if not joint_space:  # as the cache says that none is there
+    if not joint_space:  # a projection of zeros is that of an unknown joint space
         joint["projection"] = torch.zeros_like(joint["projection"])
     torch.manual_seed(0)
-    model = build_model(config, clip_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
-    batch = longer(collate(world.queries, world, patches=config.patches, wrong=ALL_WRONG))
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    batch = longer(collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS))
     with autocast(CPU, precision):
         outputs = model(**batch.model_inputs())
     total, _ = total_loss(outputs, batch, config.loss)
@@ -183,11 +187,11 @@ def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
     gradients = [weight.grad.flatten() / scale for weight in model.parameters() if weight.grad is not None]
     frames = batch.frame_mask[batch.video]
     real = {
-        "foreground": outputs.foreground[outputs.positions],
-        "spans": outputs.spans[outputs.positions],
+        "foreground": outputs.foreground[outputs.position_mask],
+        "spans": outputs.spans[outputs.position_mask],
         "saliency": outputs.saliency[frames],
-        "own": outputs.match.own[:, frames],
-        "rivals": outputs.match.rivals[:, :, batch.frame_mask[:, ::RIVAL_STEP]],
+        "positives": outputs.similarities.positives[:, frames],
+        "negatives": outputs.similarities.negatives[:, :, batch.frame_mask[:, ::NEGATIVE_CLIP_STEP]],
     }
     return Step(total.item(), {name: x.detach().float() for name, x in real.items()}, torch.cat(gradients))
 
@@ -197,15 +201,15 @@ def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
 @pytest.mark.parametrize("precision", HALVES)
 def test_every_model_in_half_precision_stays_near_float32(precision, kind, joint_space):
     exact = step_in(torch.float32, kind, joint_space=joint_space)
-    found = step_in(getattr(torch, precision), kind, joint_space=joint_space)
+    half = step_in(getattr(torch, precision), kind, joint_space=joint_space)
     output_error, gradient_error = ERRORS[precision]
-    assert found.loss == pytest.approx(exact.loss, rel=output_error)
+    assert half.loss == pytest.approx(exact.loss, rel=output_error)
     for name, value in exact.outputs.items():
-        assert found.outputs[name].isfinite().all(), name
-        assert (found.outputs[name] - value).abs().max() <= output_error * value.abs().max(), name
-    assert found.gradient.isfinite().all()
-    assert (found.gradient - exact.gradient).norm() <= gradient_error * exact.gradient.norm()
-    assert not torch.equal(found.gradient, exact.gradient)
+        assert half.outputs[name].isfinite().all(), name
+        assert (half.outputs[name] - value).abs().max() <= output_error * value.abs().max(), name
+    assert half.gradient.isfinite().all()
+    assert (half.gradient - exact.gradient).norm() <= gradient_error * exact.gradient.norm()
+    assert not torch.equal(half.gradient, exact.gradient)
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -223,14 +227,14 @@ def test_no_loss_overflows_at_the_ends_of_float16(seed, clips, moments):
 
 
 def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[torch.Tensor]]:
-    """Two sentences about two videos and a wrong one; what the model says is float16, most of it as far as that goes."""
+    """Two queries about two videos and a negative pair; the outputs are float16, most of them the largest or smallest."""
     draw = torch.Generator().manual_seed(seed)
     strides = (1, 2, 4, 8)
     centres, widths = anchors(clips, strides, CPU)
 
     leaves: list[torch.Tensor] = []
 
-    def said(*shape: int) -> torch.Tensor:
+    def draw_extremes(*shape: int) -> torch.Tensor:
         ends = torch.tensor([-65504.0, 65504.0, 0.0, 6e-8, 1.0])
         leaves.append(ends[torch.randint(len(ends), shape, generator=draw)].half().requires_grad_())
         return leaves[-1]
@@ -247,22 +251,23 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
         word_mask=torch.ones(3, 1, dtype=torch.bool),
         sentence=torch.zeros(3, 1),
         texts=((), (), ()),
-        right=torch.tensor([True, True, False]),
+        is_positive_pair=torch.tensor([True, True, False]),
         moments=torch.stack([start, start + clips / 2], -1),
         moment_mask=mask,
         ratings=torch.rand(3, clips, generator=draw),
         relevant=torch.rand(3, clips, generator=draw) > 0.5,
     )
     count = len(centres)
-    before, after = (said(3, count).abs() for _ in range(2))
+    before = draw_extremes(3, count).abs()
+    after = draw_extremes(3, count).abs()
     outputs = Outputs(
-        foreground=said(3, count),
+        foreground=draw_extremes(3, count),
         spans=torch.stack([centres.half() - before, centres.half() + after], -1),
-        positions=torch.ones(3, count, dtype=torch.bool),
+        position_mask=torch.ones(3, count, dtype=torch.bool),
         centres=centres,
         strides=widths,
-        saliency=said(3, clips),
-        match=Match(said(2, 3, clips), said(2, 3, 2, -(-clips // RIVAL_STEP))),
+        saliency=draw_extremes(3, clips),
+        similarities=Similarities(draw_extremes(2, 3, clips), draw_extremes(2, 3, 2, -(-clips // NEGATIVE_CLIP_STEP))),
     )
     return batch, outputs, leaves
 
@@ -270,12 +275,12 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
 # --- compiling ---------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_compiler_is_told_before_a_folder_is_made(world, tmp_path, monkeypatch):
-    def without(_):
+def test_a_missing_compiler_is_refused_before_the_run_is_created(world, tmp_path, monkeypatch):
+    def fail(_):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
-    monkeypatch.setattr(torch, "compile", without)
-    with pytest.raises(UsageError, match=r"nothing can be compiled for cpu here \(.*No working C\+\+.*Install a C\+\+"):
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UsageError, match=r"torch\.compile does not work for cpu .*No working C\+\+.*Install a C\+\+"):
         run(world, tmp_path / "run", "train.compile=true")
     assert not (tmp_path / "run").exists()
 
@@ -301,20 +306,20 @@ try:
 except KeyboardInterrupt:
     module.resume(folder / "run", device="cpu")
 module.train(cache, overrides=[*changes, "train.compile=false"], out=folder / "plain", device="cpu")
-once, twice = (load_checkpoint(folder / name, "last")[0] for name in ("plain", "run"))
-assert once.keys() == twice.keys()
-apart = max(float((once[name] - twice[name]).abs().max()) for name in once)
+plain, compiled = (load_checkpoint(folder / name, "last")[0] for name in ("plain", "run"))
+assert plain.keys() == compiled.keys()
+difference = max(float((plain[name] - compiled[name]).abs().max()) for name in plain)
 assert evaluate(folder / "run", split="test", device="cpu").metrics["brief"]
-print(apart)
+print(difference)
 """
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)  # compiling takes a while
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_compiled_model_is_stopped_resumed_and_evaluated_under_the_same_names(world, tmp_path, kind):
+def test_a_compiled_model_is_resumed_and_evaluated(world, tmp_path, kind):
     command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
-    # Dropout draws other numbers when compiled: the weights are others, and of the same size.
+    # Dropout draws other numbers when compiled, so the weights differ a little.
     assert float(done.stdout.splitlines()[-1]) < 0.1

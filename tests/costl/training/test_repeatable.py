@@ -1,4 +1,4 @@
-"""The same step gives the same gradients again, to the last bit, also where several threads share the work."""
+"""A step repeated in several threads gives the same gradients to the last bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from costl.bench.train import Contestant, Shape, made_up_batch
+from costl.bench.train import Candidate, Shape, synthetic_batch
 from costl.config import KINDS
 
-# Large enough for torch to divide its work; every video is asked eight times.
+# Large enough for torch to use both threads; each video has eight queries.
 SHAPE = Shape("shared", (3, 3), 192, 512, 128, queries=32, clips=28)
 
 
@@ -25,13 +25,13 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.promise(11)
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_change_no_bit_of_a_gradient_from_one_time_to_the_next(two_threads, kind):
-    batch = made_up_batch(SHAPE, 4, patches=SHAPE.config(kind).patches)
-    contestant = Contestant(kind, SHAPE, batch, torch.device("cpu"))
+    batch = synthetic_batch(SHAPE, 4, patches=SHAPE.config(kind).patches)
+    candidate = Candidate(kind, SHAPE, batch, torch.device("cpu"))
 
     def gradients() -> dict[str, torch.Tensor]:
         torch.manual_seed(1)  # of dropout
-        contestant.backward()
-        named = contestant.model.named_parameters()
+        candidate.backward()
+        named = candidate.model.named_parameters()
         return {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
 
     first = gradients()

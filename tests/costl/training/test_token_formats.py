@@ -1,4 +1,4 @@
-"""Every form of the stored tokens goes the whole way: extracted, learned from, resumed, asked; never mixed with another."""
+"""Every token format is extracted, trained on, resumed and asked, and never mixed with another."""
 
 from __future__ import annotations
 
@@ -13,68 +13,71 @@ from click.testing import CliRunner
 
 import costl
 from costl.commands import main
-from costl.data.batch import evaluation_batches
-from costl.data.splits import read_queries
+from costl.data.queries import read_queries
+from costl.data.sampler import evaluation_batches
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.extract import extract
-from costl.pipeline.options import Form
+from costl.pipeline.options import TokenFormat
 from costl.pipeline.progress import Progress
-from costl.predict.sliding_window import WindowOf
+from costl.predict.sliding_window import WindowFeatures
 from costl.train import resume, train
 from costl.training.run_folder import read_run
 
-FORMS = {"int8": {"dtype": "int8"}, "layers": {"layers": 2}, "cls": {"tokens": "cls"}, "cls8": None}
-FORMS["cls8"] = {"dtype": "int8", "tokens": "cls", "layers": 2}
-each_form = pytest.mark.parametrize("name", FORMS)
+FORMATS = {"int8": {"dtype": "int8"}, "layers": {"layers": 2}, "cls": {"tokens": "cls"}, "cls8": None}
+FORMATS["cls8"] = {"dtype": "int8", "tokens": "cls", "layers": 2}
+each_format = pytest.mark.parametrize("name", FORMATS)
 
 
 @pytest.fixture(scope="module")
 def caches(world, tmp_path_factory) -> dict[str, CacheReader]:
-    """The small world in each form."""
-    folder = tmp_path_factory.mktemp("forms")
-    for name, options in FORMS.items():
+    """The cache of the small world in each token format."""
+    folder = tmp_path_factory.mktemp("formats")
+    for name, options in FORMATS.items():
         report = extract(world.videos, out=folder / name / "feats.h5", device="cpu", workers=1, **options)
         assert report.failed == () and len(report.done) == 10
-    return {name: CacheReader(folder / name / "feats.h5") for name in FORMS}
+    return {name: CacheReader(folder / name / "feats.h5") for name in FORMATS}
 
 
-@each_form
-def test_a_model_trains_on_every_form_and_is_evaluated(caches, tmp_path, name):
+@each_format
+def test_a_model_trains_on_every_token_format_and_is_evaluated(caches, tmp_path, name):
     features = caches[name]
     train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     assert read_run(tmp_path / "run").config.spatial.steps == (0 if "cls" in name else 2)
-    found = evaluate(tmp_path / "run", split="test", device="cpu")
-    assert 0 <= found.metrics["brief"]["MR-full-mAP"] <= 100
+    evaluation = evaluate(tmp_path / "run", split="test", device="cpu")
+    assert 0 <= evaluation.metrics["brief"]["MR-full-mAP"] <= 100
 
 
-def test_forms_hold_the_same_features(world, caches):
+def test_token_formats_have_the_same_features(world, caches):
     whole = CacheReader(world.cache)
-    assert caches["layers"].contents.form == Form(layers=2) and caches["int8"].patch_grid == whole.patch_grid
+    assert (
+        caches["layers"].contents.token_format == TokenFormat(layers=2)
+        and caches["int8"].patch_grid == whole.patch_grid
+    )
     for video in whole.video_ids:
         tokens = whole.tokens(video).astype(np.float32)
         np.testing.assert_array_equal(caches["layers"].tokens(video), tokens)
         np.testing.assert_array_equal(caches["cls"].tokens(video), tokens[:, :1])
-        off = np.linalg.norm(caches["int8"].tokens(video) - tokens) / np.linalg.norm(tokens)
-        assert 0 < off < 0.01
+        error = np.linalg.norm(caches["int8"].tokens(video) - tokens) / np.linalg.norm(tokens)
+        assert 0 < error < 0.01
         below = caches["layers"].tokens(video, layer=-2).astype(np.float32)
         assert below.shape == tokens.shape and np.linalg.norm(below - tokens) > 0.1 * np.linalg.norm(tokens)
 
 
-@each_form
-def test_the_page_of_the_format_reads_every_form(caches, monkeypatch, name):
+@each_format
+def test_the_documented_reader_reads_every_token_format(caches, monkeypatch, name):
     page = (Path(__file__).parents[3] / "docs" / "cache-format.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     features = caches[name]
     monkeypatch.chdir(features.path.parent)
-    found: dict = {}
-    exec(compile(block, "cache-format.md", "exec"), found)
+    names: dict = {}
+    exec(compile(block, "cache-format.md", "exec"), names)
     for video in features.video_ids:
-        np.testing.assert_array_equal(found["tokens"][video], features.tokens(video))
+        np.testing.assert_array_equal(names["tokens"][video], features.tokens(video))
 
 
-def test_sizes_are_what_was_promised(world, caches):
+def test_token_formats_have_the_documented_sizes(world, caches):
     sizes = {name: sum(part.stat().st_size for part in parts(features)) for name, features in caches.items()}
     whole = sum(part.stat().st_size for part in parts(CacheReader(world.cache)))
     assert sizes["int8"] < 0.75 * whole and sizes["cls"] < 0.5 * whole and sizes["layers"] > 1.5 * whole
@@ -84,17 +87,17 @@ def parts(features: CacheReader) -> list[Path]:
     return [features.part_path(video) for video in features.video_ids]
 
 
-def test_the_form_is_in_the_fingerprint_and_the_index_and_a_second_run_finds_everything(world, caches):
+def test_the_token_format_is_in_the_fingerprint_and_in_the_index(world, caches):
     features = caches["cls8"]
-    form = {"dtype": "int8", "layers": 2, "tokens": "cls"}
-    assert form.items() <= features.fingerprint.items() and features.contents.form == Form(**form)
-    again = extract(world.videos, out=features.path, device="cpu", workers=1, **FORMS["cls8"])
+    options = {"dtype": "int8", "layers": 2, "tokens": "cls"}
+    assert options.items() <= features.fingerprint.items() and features.contents.token_format == TokenFormat(**options)
+    again = extract(world.videos, out=features.path, device="cpu", workers=1, **FORMATS["cls8"])
     assert again.done == () and len(again.skipped) == 10
     with pytest.raises(CacheError, match=r"layers: cache has 2, asked for 1"):
         extract(world.videos, out=features.path, device="cpu", workers=1, dtype="int8", tokens="cls")
 
 
-def test_the_folders_settings_choose_the_form_and_options_win(world, tmp_path):
+def test_options_override_the_token_format_of_the_data_folder(world, tmp_path):
     videos = Path(shutil.copytree(world.videos, tmp_path / "videos"))
     for video in sorted(videos.glob("*.mp4"))[1:]:
         video.unlink()
@@ -105,78 +108,78 @@ def test_the_folders_settings_choose_the_form_and_options_win(world, tmp_path):
     arguments = ["extract", "--videos", str(videos), "--out", str(tmp_path / "feats.h5"), "--allow-missing-videos"]
     result = CliRunner().invoke(main, [*arguments, "--layers", "1", "--device", "cpu"])
     assert result.exit_code == 1, result.stderr  # nine videos are missing
-    assert CacheReader(tmp_path / "feats.h5").contents.form == Form("int8")
+    assert CacheReader(tmp_path / "feats.h5").contents.token_format == TokenFormat("int8")
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [(["--dtype", "int4"], "is not one of 'float16', 'int8'"), (["--layers", "0"], "layers is 0, expected how many")],
 )
-def test_a_wrong_form_is_refused_before_any_work(world, tmp_path, options, sentence):
+def test_a_wrong_token_format_is_refused_before_any_work(world, tmp_path, options, message):
     arguments = ["extract", "--videos", str(world.videos), "--out", str(tmp_path / "feats.h5"), *options]
     result = CliRunner().invoke(main, arguments)
-    said = result.stderr or str(result.exception)
-    assert sentence in said and not (tmp_path / "feats.h5").exists()
+    error = result.stderr or str(result.exception)
+    assert message in error and not (tmp_path / "feats.h5").exists()
 
 
-def test_the_spatial_encoder_is_refused_where_frame_tokens_alone_were_kept(caches, tmp_path):
-    with pytest.raises(UsageError, match=r"have no patches to look at: they were imported, or .* --tokens cls"):
+def test_the_spatial_encoder_is_refused_for_features_of_cls_tokens(caches, tmp_path):
+    with pytest.raises(UsageError, match=r"have no patches: they were imported, or .* --tokens cls"):
         train(caches["cls"].path, overrides=["spatial.steps=2"], out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("int8", "dtype: cache has int8, asked for float16"),
         ("layers", "layers: cache has 2, asked for 1"),
         ("cls", "tokens: cache has cls, asked for all"),
     ],
 )
-def test_a_run_goes_on_with_its_own_form_alone(world, caches, tmp_path, name, sentence):
+def test_a_run_resumes_only_with_its_own_token_format(world, caches, tmp_path, name, message):
     def stop(progress: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(world.cache, out=tmp_path / "run", device="cpu", progress=stop)
-    with pytest.raises(CacheError, match=sentence):
+    with pytest.raises(CacheError, match=message):
         resume(tmp_path / "run", cache=caches[name].path, device="cpu")
 
 
-@each_form
-def test_an_asked_video_gets_features_of_the_form_that_the_model_learned_from(world, caches, tmp_path, name):
+@each_format
+def test_an_asked_video_gets_features_in_the_format_of_the_model(world, caches, tmp_path, name):
     features = caches[name]
     train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     evaluate(tmp_path / "run", split="test", out=tmp_path / "eval", device="cpu")
     row = json.loads((tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    asker = costl.load(tmp_path / "run", cache_dir=tmp_path / "kept", device="cpu", workers=1)
+    asker = costl.load(tmp_path / "run", cache_dir=tmp_path / "store", device="cpu", workers=1)
     (answer,) = asker.ask(world.videos / f"{row['vid']}.mp4", row["query"])
-    (kept,) = (tmp_path / "kept").rglob("*.h5.parts")
-    made = CacheReader(kept.with_suffix(""))
-    assert made.contents.form == features.contents.form and made.patch_grid == features.patch_grid
-    for layer in range(-1, -features.contents.form.layers - 1, -1):
+    (parts_folder,) = (tmp_path / "store").rglob("*.h5.parts")
+    stored = CacheReader(parts_folder.with_suffix(""))
+    assert stored.contents.token_format == features.contents.token_format and stored.patch_grid == features.patch_grid
+    for layer in range(-1, -features.contents.token_format.layers - 1, -1):
         np.testing.assert_array_equal(
-            made.tokens(made.video_ids[0], layer=layer), features.tokens(row["vid"], layer=layer)
+            stored.tokens(stored.video_ids[0], layer=layer), features.tokens(row["vid"], layer=layer)
         )
     windows = [[m.start_s, m.end_s, m.score] for m in answer.moments]
     np.testing.assert_allclose(windows, row["pred_relevant_windows"], atol=1e-3)
 
 
-def test_a_batch_and_a_window_read_what_they_show_and_no_more(caches, monkeypatch):
+def test_a_batch_and_a_window_read_only_the_tokens_they_need(caches, monkeypatch):
     from costl.pipeline.cache import part as module
 
     features = caches["int8"]
     sizes: list[tuple[int, ...]] = []
-    whole = module.restore
-    monkeypatch.setattr(module, "restore", lambda tokens, *more: sizes.append(tokens.shape) or whole(tokens, *more))
+    whole = module.dequantise
+    monkeypatch.setattr(module, "dequantise", lambda tokens, *more: sizes.append(tokens.shape) or whole(tokens, *more))
     query = read_queries(features, "test")[0]
     (batch,) = evaluation_batches([query], features, batch_size=1, patches=False)
     clips, tokens, channels = 12, 1 + features.patch_grid[0] * features.patch_grid[1], batch.tokens.shape[-1]
-    window = WindowOf(features, range(4, 9))
+    window = WindowFeatures(features, range(4, 9))
     np.testing.assert_array_equal(window.tokens(query.vid), features.tokens(query.vid)[4:9])
     np.testing.assert_array_equal(window.tokens(query.vid, clips=[0, 3]), features.tokens(query.vid)[[4, 7]])
     np.testing.assert_array_equal(
         window.tokens(query.vid, clips=slice(1, 3), patches=False), features.tokens(query.vid)[5:7, :1]
     )
-    counts = [sizes[place] for place in (0, 1, 3, 5)]
+    counts = [sizes[i] for i in (0, 1, 3, 5)]
     assert counts == [(clips, 1, channels), (5, tokens, channels), (2, tokens, channels), (2, 1, channels)]

@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory of this process and of its children, against children that use a known amount."""
+"""Measured CPU seconds and peak memory of this process and of child processes that use a known amount."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from costl.pipeline.bench.measure import Cost, best, can_see_memory, cost_of, peak_memory
+from costl.pipeline.bench.measure import Cost, best, can_measure_memory, cost_of, peak_memory
 from costl.pipeline.errors import CostlError
 
 BURNED_S = 0.4
-# Burns until it has had so many CPU seconds, whatever else the machine does, and says by its own clock how many.
+# Uses this many CPU seconds, whatever other load there is, and prints how many it has used by its own clock.
 BURN = f"import time\nwhile time.process_time() < {BURNED_S}: sum(range(1000))\nprint(time.process_time())"
-linux = pytest.mark.skipif(not can_see_memory(), reason="this system does not tell the memory of other processes")
+linux = pytest.mark.skipif(not can_measure_memory(), reason="this system does not report the memory of other processes")
 
 
 def burn(seconds: float) -> None:
@@ -30,14 +30,14 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="counts no children there")
-def test_cpu_seconds_of_a_child_are_counted_as_it_counts_them_itself():
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count children")
+def test_cpu_seconds_of_a_child_are_counted():
     burned, cost = cost_of(lambda: float(run(BURN)))
     assert burned >= BURNED_S
-    assert burned <= cost.cpu_s < burned + 0.3  # and what it takes to start and wait for a process
+    assert burned <= cost.cpu_s < burned + 0.3  # starting and waiting for a process takes some time too
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="counts no children there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count children")
 def test_cpu_seconds_of_a_child_that_is_killed_are_counted():
     def work() -> float:
         receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
@@ -60,20 +60,20 @@ def burn_and_wait(send) -> None:
     time.sleep(60)
 
 
-def test_waiting_takes_time_but_no_cpu_and_burning_takes_both():
+def test_sleeping_takes_no_cpu_time_and_computing_does():
     _, waited = cost_of(lambda: time.sleep(0.3))
     _, burned = cost_of(lambda: burn(0.3))
     assert waited.wall_s >= 0.3 and waited.cpu_s < 0.1
     assert burned.wall_s >= 0.29 and 0.3 <= burned.cpu_s < 0.4
 
 
-def test_costs_scale_and_the_best_takes_the_least_of_each():
-    assert Cost(2.0, 3.0).times(0.5) == Cost(1.0, 1.5)
+def test_costs_scale_and_best_takes_the_minimum_of_each():
+    assert Cost(2.0, 3.0).scaled(0.5) == Cost(1.0, 1.5)
     assert best([Cost(2.0, 3.0), Cost(1.0, 4.0)]) == Cost(1.0, 3.0)
 
 
 @linux
-def test_peak_memory_adds_up_a_process_and_its_children_even_what_they_have_given_back():
+def test_peak_memory_includes_children_and_memory_freed_since():
     megabytes = 150
     hold = f"import numpy, time; a = numpy.ones({megabytes} << 17); del a; time.sleep(0.4)"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}]); {hold}"
@@ -84,6 +84,6 @@ def test_peak_memory_adds_up_a_process_and_its_children_even_what_they_have_give
 
 
 @linux
-def test_a_command_that_fails_is_an_error_with_its_last_words():
+def test_a_failed_command_is_an_error_with_its_last_line():
     with pytest.raises(CostlError, match=r"exit code 1.*no such thing"):
         peak_memory([sys.executable, "-c", "raise SystemExit('no such thing')"])

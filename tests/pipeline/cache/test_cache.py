@@ -1,6 +1,5 @@
-"""The cache keeps what it was given, says what differs, and refuses what is damaged or hostile."""
+"""A cache is read back as it was written, names every difference in settings, and is refused if it is damaged."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -16,79 +15,32 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from small_cache import (
+    CHANNELS,
+    CLIP_COUNTS,
+    JOINT_CHANNELS,
+    PATCH_GRID,
+    WORD_CHANNELS,
+    joint_space,
+    sentence_tokens,
+    small_contents,
+    video_features,
+    write_small_cache,
+)
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.index import Contents, VideoRow
+from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.cache.words import known_words
+from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import Joint, Words
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.grid import Grid
-
-CHANNELS, PATCHES, EMBEDDING, TEXT = 8, (2, 3), 4, 6
-CLIPS = {"v_a": 3, "v_b": 5, "v_c": 1}
-
-
-def joint() -> Joint:
-    rng = np.random.default_rng(0)
-    return Joint(
-        norm_weight=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_bias=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_eps=1e-5,
-        projection=rng.normal(size=(CHANNELS, EMBEDDING)).astype(np.float32),
-        logit_scale=100.0,
-    )
-
-
-def contents(**changes) -> Contents:
-    plain = Contents(
-        fingerprint={"model": "tiny", "fps": 0.5},
-        fps=0.5,
-        patch_grid=PATCHES,
-        joint=joint(),
-        annotations={"train": '{"qid": 1, "query": "a dog"}\n', "val": ""},
-        settings={"epochs": 3},
-    )
-    return dataclasses.replace(plain, **changes)
-
-
-def words() -> dict[str, Words]:
-    rng = np.random.default_rng(1)
-    return {
-        query: Words(
-            tokens=rng.normal(size=(count, TEXT)).astype(np.float16),
-            sentence=rng.normal(size=EMBEDDING).astype(np.float32),
-            truncated=count > 3,
-            texts=tuple(f"{word} " for word in query.split()),
-        )
-        for query, count in (("a dog", 2), ("ein Hund läuft weg", 4), ("日本", 1))
-    }
-
-
-def features(video_id: str) -> dict:
-    rng = np.random.default_rng(len(video_id) + CLIPS[video_id])
-    clips = CLIPS[video_id]
-    return {
-        "tokens": rng.normal(size=(clips, 7, CHANNELS)).astype(np.float16),
-        "times_s": np.arange(clips) * 2.0 + 1.0,
-        "duration_s": clips * 2.0,
-        "content_hash": f"hash of {video_id}",
-        "repaired": 1,
-        "decoder": "decord 0.6.0",
-    }
 
 
 @pytest.fixture
 def cache(tmp_path) -> Path:
-    path = tmp_path / "feats.h5"
-    with CacheWriter(path, contents(), words()) as writer:
-        writer.write_index()
-        for video_id in CLIPS:
-            writer.store(video_id, **features(video_id))
-        writer.note("bad", status="failed", reason="no video stream")
-    return path
+    return write_small_cache(tmp_path / "feats.h5")
 
 
 def words_file(path: Path) -> Path:
@@ -115,45 +67,45 @@ def change_row(path: Path, **values) -> None:
     rewrite(path, change)
 
 
-# What is put in comes out
+# Writing and reading
 
 
-def test_everything_that_was_stored_is_read_back(cache):
+def test_everything_that_is_stored_is_read_back(cache):
     reader = CacheReader(cache)
     assert reader.video_ids == ["v_a", "v_b", "v_c"]
-    assert (reader.fps, reader.patch_grid, reader.settings) == (0.5, PATCHES, {"epochs": 3})
+    assert (reader.fps, reader.patch_grid, reader.settings) == (0.5, PATCH_GRID, {"epochs": 3})
     assert reader.fingerprint == {"model": "tiny", "fps": 0.5}
     assert reader.splits == ["train", "val"]
     assert reader.annotations("train") == '{"qid": 1, "query": "a dog"}\n'
     assert reader.annotations("val") == ""
-    for video_id, clips in CLIPS.items():
-        np.testing.assert_array_equal(reader.tokens(video_id), features(video_id)["tokens"])
-        np.testing.assert_array_equal(reader.times_s(video_id), features(video_id)["times_s"])
+    for video_id, clips in CLIP_COUNTS.items():
+        np.testing.assert_array_equal(reader.tokens(video_id), video_features(video_id)["tokens"])
+        np.testing.assert_array_equal(reader.times_s(video_id), video_features(video_id)["times_s"])
         assert reader.grid(video_id) == Grid(fps=0.5, duration_s=clips * 2.0)
-    np.testing.assert_array_equal(reader.joint.projection, joint().projection)
+    np.testing.assert_array_equal(reader.joint.projection, joint_space().projection)
     assert reader.joint.logit_scale == 100.0
 
 
-def test_the_words_of_every_query_are_read_back(cache):
+def test_the_tokens_of_every_query_are_read_back(cache):
     reader = CacheReader(cache)
-    for query, stored in words().items():
-        found = reader.words(query)
-        np.testing.assert_array_equal(found.tokens, stored.tokens)
-        np.testing.assert_array_equal(found.sentence, stored.sentence)
-        assert found.truncated == stored.truncated
-        assert found.texts == stored.texts
+    for query, stored in sentence_tokens().items():
+        tokens = reader.words(query)
+        np.testing.assert_array_equal(tokens.tokens, stored.tokens)
+        np.testing.assert_array_equal(tokens.sentence, stored.sentence)
+        assert tokens.truncated == stored.truncated
+        assert tokens.texts == stored.texts
 
 
-def test_the_videos_are_found_from_the_place_of_the_cache_if_it_says_where(tmp_path):
-    for noted, found in (("../dir", tmp_path / "dir"), ("", None)):
+def test_the_folder_of_the_videos_is_relative_to_the_cache(tmp_path):
+    for stored, expected in (("../dir", tmp_path / "dir"), ("", None)):
         path = tmp_path / "deep" / "feats.h5"
-        with CacheWriter(path, contents(videos=noted), words()) as writer:
+        with CacheWriter(path, small_contents(videos=stored), sentence_tokens()) as writer:
             writer.write_index()
-        assert CacheReader(path).videos == found
+        assert CacheReader(path).videos == expected
 
 
-def test_a_cache_without_queries_is_a_cache(tmp_path):
-    with CacheWriter(tmp_path / "feats.h5", contents(annotations={}), {}) as writer:
+def test_a_cache_without_queries_can_be_read(tmp_path):
+    with CacheWriter(tmp_path / "feats.h5", small_contents(annotations={}), {}) as writer:
         writer.write_index()
     reader = CacheReader(tmp_path / "feats.h5")
     assert reader.splits == [] and reader.video_ids == []
@@ -161,7 +113,7 @@ def test_a_cache_without_queries_is_a_cache(tmp_path):
         reader.words("a dog")
 
 
-def test_the_memory_map_is_what_h5py_reads(cache):
+def test_the_memory_map_equals_what_h5py_reads(cache):
     mapped = CacheReader(cache).tokens("v_b")
     assert isinstance(mapped, np.memmap) and not mapped.flags.writeable and mapped.flags.aligned
     with h5py.File(parts_folder(cache) / "v_b.h5") as file:
@@ -170,9 +122,9 @@ def test_the_memory_map_is_what_h5py_reads(cache):
         np.testing.assert_array_equal(mapped, dataset[()])
 
 
-def test_a_video_is_found_by_the_name_that_annotations_use(cache):
-    with CacheWriter(cache, contents(), words()) as writer:
-        writer.store("caf%C3%A9", name="café", **features("v_a"))
+def test_a_video_is_read_by_its_name_in_annotations(cache):
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        writer.store("caf%C3%A9", name="café", **video_features("v_a"))
         writer.write_index()
     reader = CacheReader(cache)
     assert reader.video_ids == ["café"]
@@ -188,27 +140,27 @@ def test_a_failed_video_keeps_its_reason(cache):
 
 
 @pytest.mark.parametrize(
-    ("ask", "answer"),
+    ("read", "message"),
     [
         (lambda reader: reader.tokens("v_x"), "no video 'v_x'"),
         (lambda reader: reader.words("a cat"), "'a cat' was not extracted"),
         (lambda reader: reader.annotations("test"), "no split 'test', only train, val"),
     ],
 )
-def test_what_is_not_there_is_named(cache, ask, answer):
-    with pytest.raises(CacheError, match=answer):
-        ask(CacheReader(cache))
+def test_a_missing_video_query_or_split_is_named(cache, read, message):
+    with pytest.raises(CacheError, match=message):
+        read(CacheReader(cache))
 
 
 def test_the_same_features_give_the_same_bytes(cache, tmp_path):
     again = tmp_path / "again" / "feats.h5"
-    with CacheWriter(again, contents(), words()) as writer:
-        writer.note("bad", status="failed", reason="no video stream")
-        for video_id in reversed(CLIPS):
-            writer.store(video_id, **features(video_id))
+    with CacheWriter(again, small_contents(), sentence_tokens()) as writer:
+        writer.record_without_features("bad", status="failed", reason="no video stream")
+        for video_id in reversed(CLIP_COUNTS):
+            writer.store(video_id, **video_features(video_id))
         writer.write_index()
     assert again.read_bytes() == cache.read_bytes()
-    for video_id in CLIPS:
+    for video_id in CLIP_COUNTS:
         part = f"{video_id}.h5"
         assert (parts_folder(again) / part).read_bytes() == (parts_folder(cache) / part).read_bytes()
 
@@ -224,9 +176,9 @@ def test_a_moved_cache_still_works(cache, tmp_path):
 # Words
 
 
-def test_words_are_written_once_a_run_and_the_old_ones_go(cache):
+def test_words_are_written_once_a_run_and_replace_the_old_ones(cache):
     before = words_file(cache)
-    with CacheWriter(cache, contents(), {"a dog": words()["a dog"]}) as writer:
+    with CacheWriter(cache, small_contents(), {"a dog": sentence_tokens()["a dog"]}) as writer:
         writer.write_index()
         written = words_file(cache).stat().st_mtime_ns
         writer.write_index()
@@ -235,20 +187,20 @@ def test_words_are_written_once_a_run_and_the_old_ones_go(cache):
         CacheReader(cache).words("日本")
 
 
-def test_a_reader_keeps_the_words_it_has_begun_to_read(cache):
+def test_a_reader_keeps_its_words_when_the_file_is_replaced(cache):
     reader = CacheReader(cache)
     reader.words("日本")
-    with CacheWriter(cache, contents(), {}) as writer:
+    with CacheWriter(cache, small_contents(), {}) as writer:
         writer.write_index()
-    np.testing.assert_array_equal(reader.words("a dog").tokens, words()["a dog"].tokens)
+    np.testing.assert_array_equal(reader.words("a dog").tokens, sentence_tokens()["a dog"].tokens)
 
 
-def test_a_reader_travels_to_another_process_without_what_it_has_mapped(cache):
+def test_a_pickled_reader_does_not_contain_its_memory_maps(cache):
     reader = CacheReader(cache)
     size = len(pickle.dumps(reader))
     reader.words("日本"), reader.tokens("v_a")
     assert len(pickle.dumps(reader)) < size + 1000
-    assert pickle.loads(pickle.dumps(reader)).words("a dog").tokens.shape == (2, TEXT)
+    assert pickle.loads(pickle.dumps(reader)).words("a dog").tokens.shape == (2, WORD_CHANNELS)
 
 
 @pytest.mark.parametrize(
@@ -258,13 +210,13 @@ def test_a_reader_travels_to_another_process_without_what_it_has_mapped(cache):
         ("ends", np.array([2, 6, 8])),
         ("ends", np.array([-1, 6, 7])),
         ("ends", np.array([7])),
-        ("tokens", np.zeros((7, TEXT), np.float32)),
+        ("tokens", np.zeros((7, WORD_CHANNELS), np.float32)),
         ("truncated", np.zeros(2, np.uint8)),
-        ("sentences", np.zeros((4, EMBEDDING), np.float32)),
-        ("tokens", np.full((7, TEXT), np.nan, np.float16)),
+        ("sentences", np.zeros((4, JOINT_CHANNELS), np.float32)),
+        ("tokens", np.full((7, WORD_CHANNELS), np.nan, np.float16)),
     ],
 )
-def test_words_that_do_not_fit_are_refused_and_encoded_again(cache, name, data):
+def test_inconsistent_words_are_refused_and_encoded_again(cache, name, data):
     def change(file):
         del file[name]
         file[name] = data
@@ -272,10 +224,10 @@ def test_words_that_do_not_fit_are_refused_and_encoded_again(cache, name, data):
     rewrite(words_file(cache), change)
     with pytest.raises(CacheError, match=re.escape(str(words_file(cache)))):
         CacheReader(cache).words("a dog")
-    assert known_words(cache) == {}
+    assert stored_words(cache) == {}
 
 
-def test_words_cut_short_anywhere_are_refused(cache):
+def test_a_truncated_file_of_words_is_refused(cache):
     whole = words_file(cache).read_bytes()
     for length in range(0, len(whole), len(whole) // 20):
         words_file(cache).write_bytes(whole[:length])
@@ -295,7 +247,7 @@ def test_a_flipped_bit_in_the_words_is_found(cache):
 
 
 @pytest.mark.parametrize("name", ["../v_a.h5", "v_a.h5", "/etc/passwd", ""])
-def test_words_elsewhere_are_not_looked_for(cache, name):
+def test_words_outside_of_their_folder_are_refused(cache, name):
     rewrite(cache, lambda file: replace_text(file, "words", name))
     with pytest.raises(CacheError, match="foreign or damaged"):
         CacheReader(cache)
@@ -304,30 +256,30 @@ def test_words_elsewhere_are_not_looked_for(cache, name):
 # Resuming
 
 
-def test_a_finished_part_is_kept_and_a_replaced_video_is_not(cache):
-    with CacheWriter(cache, contents(), words()) as writer:
-        assert writer.keep("v_a", "hash of v_a").clips == 3
-        assert writer.keep("v_b", "hash of another file") is None
-        assert writer.keep("v_new", "hash") is None
+def test_a_part_is_reused_unless_its_video_was_replaced(cache):
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        assert writer.reuse_if_unchanged("v_a", "hash of v_a").clips == 3
+        assert writer.reuse_if_unchanged("v_b", "hash of another file") is None
+        assert writer.reuse_if_unchanged("v_new", "hash") is None
         writer.write_index()
     assert CacheReader(cache).video_ids == ["v_a"]
 
 
-def test_a_kept_row_says_what_the_stored_one_said(cache):
-    with CacheWriter(cache, contents(), words()) as writer:
-        kept = writer.keep("v_b", "hash of v_b")
-    assert kept == next(row for row in CacheReader(cache).rows if row.id == "v_b")
+def test_a_reused_row_equals_the_stored_row(cache):
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        reused = writer.reuse_if_unchanged("v_b", "hash of v_b")
+    assert reused == next(row for row in CacheReader(cache).rows if row.id == "v_b")
 
 
 def test_a_damaged_part_is_made_again(cache):
     (parts_folder(cache) / "v_a.h5").write_bytes(b"not a part")
-    with CacheWriter(cache, contents(), words()) as writer:
-        assert writer.keep("v_a", "hash of v_a") is None
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        assert writer.reuse_if_unchanged("v_a", "hash of v_a") is None
 
 
 @pytest.mark.promise(4)
 def test_other_settings_are_refused_by_field(cache):
-    changed = contents(fingerprint={"model": "tiny", "fps": 1.0}, fps=1.0)
+    changed = small_contents(fingerprint={"model": "tiny", "fps": 1.0}, fps=1.0)
     before = cache.read_bytes()
     with (
         pytest.raises(CacheError, match=r"other settings \(fps: cache has 0.5, asked for 1.0\)"),
@@ -337,38 +289,40 @@ def test_other_settings_are_refused_by_field(cache):
     assert cache.read_bytes() == before
 
 
-def test_a_part_of_other_settings_is_neither_kept_nor_read(cache, tmp_path):
+def test_a_part_of_other_settings_is_neither_reused_nor_read(cache, tmp_path):
     other = tmp_path / "other" / "feats.h5"
-    with CacheWriter(other, contents(fingerprint={"model": "other"}), words()) as writer:
-        writer.store("v_a", **features("v_a"))
+    with CacheWriter(other, small_contents(fingerprint={"model": "other"}), sentence_tokens()) as writer:
+        writer.store("v_a", **video_features("v_a"))
     shutil.copy(parts_folder(other) / "v_a.h5", parts_folder(cache) / "v_a.h5")
     with pytest.raises(CacheError, match="other settings than its index"):
         CacheReader(cache).tokens("v_a")
-    with CacheWriter(cache, contents(), words()) as writer:
-        assert writer.keep("v_a", "hash of v_a") is None
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        assert writer.reuse_if_unchanged("v_a", "hash of v_a") is None
 
 
-def test_where_capitals_are_not_told_apart_the_second_of_two_videos_is_refused_and_the_first_kept(cache):
-    with CacheWriter(cache, contents(), words()) as writer:
-        writer.store("Clip", **features("v_a"))
-        os.link(writer.parts / "Clip.h5", writer.parts / "clip.h5")  # as such a file system answers
-        with pytest.raises(VideoError, match=r"clip: differs from Clip in capitals alone.*Rename one of them"):
-            writer.store("clip", **features("v_b"))
+def test_a_second_video_is_refused_where_the_disk_ignores_letter_case(cache):
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
+        writer.store("Clip", **video_features("v_a"))
+        os.link(writer.parts / "Clip.h5", writer.parts / "clip.h5")  # as on a file system that ignores case
+        with pytest.raises(
+            VideoError, match=r"clip: differs from Clip only in upper and lower case.*Rename one of them"
+        ):
+            writer.store("clip", **video_features("v_b"))
         (writer.parts / "clip.h5").unlink()
-        writer.store("clip", **features("v_b"))
+        writer.store("clip", **video_features("v_b"))
         writer.write_index()
     assert [len(CacheReader(cache).tokens(name)) for name in ("Clip", "clip")] == [3, 5]
 
 
 @pytest.mark.promise(5)
-def test_two_writers_at_once_the_second_is_refused(cache):
+def test_a_second_writer_is_refused(cache):
     with (
-        CacheWriter(cache, contents(), words()),
+        CacheWriter(cache, small_contents(), sentence_tokens()),
         pytest.raises(CacheError, match="another costl extract is writing"),
-        CacheWriter(cache, contents(), words()),
+        CacheWriter(cache, small_contents(), sentence_tokens()),
     ):
         pass
-    with CacheWriter(cache, contents(), words()):
+    with CacheWriter(cache, small_contents(), sentence_tokens()):
         pass
 
 
@@ -377,8 +331,8 @@ import os, signal
 from pathlib import Path
 import h5py
 import numpy as np
-from costl.pipeline.cache import hdf5
-from test_cache import CLIPS, CacheWriter, contents, features, words
+from costl.pipeline.cache.writer import CacheWriter
+from small_cache import CLIP_COUNTS, sentence_tokens, small_contents, video_features
 
 boundary, count = int({boundary}), 0
 
@@ -402,53 +356,56 @@ def stepping(function):
 os.replace, os.fsync = stepping(os.replace), stepping(os.fsync)
 h5py.Group.create_dataset = stepping(h5py.Group.create_dataset)
 h5py.File.close = stepping(h5py.File.close)
-with CacheWriter(Path({path!r}), contents(), words()) as writer:
+with CacheWriter(Path({path!r}), small_contents(), sentence_tokens()) as writer:
     writer.write_index()
-    for video_id in CLIPS:
-        writer.store(video_id, **features(video_id))
+    for video_id in CLIP_COUNTS:
+        writer.store(video_id, **video_features(video_id))
         print(video_id, flush=True)
 """
 
 
 def run_killed(path: Path, boundary: int) -> subprocess.CompletedProcess:
     script = textwrap.dedent(KILLED).format(boundary=boundary, path=str(path))
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")])}
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("boundary", [3, 8, 14, 20, 25, 29, 33, 37, 41, 44])
 @pytest.mark.promise(1)
-def test_a_kill_at_a_write_boundary_loses_nothing_that_was_reported(tmp_path, boundary):
+def test_a_kill_at_a_write_boundary_loses_no_reported_video(tmp_path, boundary):
     path = tmp_path / "feats.h5"
     run = run_killed(path, boundary)
     assert run.returncode == -signal.SIGKILL, run.stderr
     reported = run.stdout.split()
     if path.exists():
         CacheReader(path)
-    with CacheWriter(path, contents(), words()) as writer:
+    with CacheWriter(path, small_contents(), sentence_tokens()) as writer:
         assert not list(tmp_path.rglob(".*.tmp"))
         for video_id in reported:
-            assert writer.keep(video_id, f"hash of {video_id}") is not None
-        for video_id in CLIPS.keys() - set(reported):
-            writer.store(video_id, **features(video_id))
+            assert writer.reuse_if_unchanged(video_id, f"hash of {video_id}") is not None
+        for video_id in CLIP_COUNTS.keys() - set(reported):
+            writer.store(video_id, **video_features(video_id))
         writer.write_index()
     reader = CacheReader(path)
-    for video_id in CLIPS:
+    for video_id in CLIP_COUNTS:
         reader.verify(video_id)
-        np.testing.assert_array_equal(reader.tokens(video_id), features(video_id)["tokens"])
+        np.testing.assert_array_equal(reader.tokens(video_id), video_features(video_id)["tokens"])
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_full_disk_is_reported_and_leaves_no_half_file(cache, monkeypatch, call):
+def test_a_full_disk_is_reported_and_leaves_no_temporary_file(cache, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = cache.read_bytes()
-    with pytest.raises(CacheError, match="No space left"), CacheWriter(cache, contents(), words()) as writer:
+    with (
+        pytest.raises(CacheError, match="No space left"),
+        CacheWriter(cache, small_contents(), sentence_tokens()) as writer,
+    ):
         monkeypatch.setattr(os, call, full)
-        writer.store("v_a", **features("v_a"))
+        writer.store("v_a", **video_features("v_a"))
     monkeypatch.undo()
     assert cache.read_bytes() == before
     assert not list(cache.parent.rglob(".*.tmp"))
@@ -459,48 +416,50 @@ def test_a_full_disk_is_reported_and_leaves_no_half_file(cache, monkeypatch, cal
 
 
 @pytest.mark.promise(10)
-def test_a_flipped_bit_is_found(cache, tell):
-    part, dice = parts_folder(cache) / "v_b.h5", np.random.default_rng(0)
-    told = {"tokens": "content has changed", "times_s": "content has changed|times that do not rise"}
+def test_a_flipped_bit_is_found(cache, report_figure):
+    part, rng = parts_folder(cache) / "v_b.h5", np.random.default_rng(0)
+    messages = {"tokens": "content has changed", "times_s": "content has changed|times that do not rise"}
     with h5py.File(part) as file:
-        stored = {name: (file[name].id.get_offset(), file[name].id.get_storage_size()) for name in told}
+        extents = {name: (file[name].id.get_offset(), file[name].id.get_storage_size()) for name in messages}
     whole = part.read_bytes()
-    places = [(name, begin + at) for name, (begin, size) in stored.items() for at in range(size)]
-    for name, at in places:
-        part.write_bytes(flipped(whole, at, dice))
-        with pytest.raises(CacheError, match=told[name]):
+    positions = [(name, start + position) for name, (start, size) in extents.items() for position in range(size)]
+    for name, position in positions:
+        part.write_bytes(flipped(whole, position, rng))
+        with pytest.raises(CacheError, match=messages[name]):
             CacheReader(cache).verify("v_b")
     CacheReader(cache).verify("v_a")
-    tell(f"a bit flipped in each of the {len(places)} bytes of a part's numbers: each found")
+    report_figure(f"a bit flipped in each of the {len(positions)} bytes of a part's numbers: each found")
 
 
 @pytest.mark.promise(10)
-def test_a_flipped_bit_elsewhere_in_a_part_is_found_or_changes_nothing_that_is_read(cache, tell):
-    part, dice, truth = parts_folder(cache) / "v_b.h5", np.random.default_rng(0), features("v_b")
-    whole, found, read = part.read_bytes(), 0, 0
-    for at in range(0, len(whole), 7):
-        part.write_bytes(flipped(whole, at, dice))
+def test_a_flipped_bit_in_the_rest_of_a_part_changes_no_value(cache, report_figure):
+    part, rng, truth = parts_folder(cache) / "v_b.h5", np.random.default_rng(0), video_features("v_b")
+    whole = part.read_bytes()
+    found = 0
+    unread = 0
+    for position in range(0, len(whole), 7):
+        part.write_bytes(flipped(whole, position, rng))
         reader = CacheReader(cache)
         try:
             reader.verify("v_b")
         except CacheError:
             found += 1
             continue
-        assert np.array_equal(reader.tokens("v_b"), truth["tokens"]), at
-        assert np.array_equal(reader.times_s("v_b"), truth["times_s"]), at
-        read += 1
-    assert found and read
-    tell(f"a bit flipped in every seventh byte of a part: {found} found, {read} in what nobody reads")
+        assert np.array_equal(reader.tokens("v_b"), truth["tokens"]), position
+        assert np.array_equal(reader.times_s("v_b"), truth["times_s"]), position
+        unread += 1
+    assert found and unread
+    report_figure(f"a bit flipped in every seventh byte of a part: {found} found, {unread} in bytes that are not read")
 
 
-def flipped(whole: bytes, at: int, dice: np.random.Generator) -> bytes:
-    return whole[:at] + bytes([whole[at] ^ 1 << int(dice.integers(8))]) + whole[at + 1 :]
+def flipped(whole: bytes, position: int, rng: np.random.Generator) -> bytes:
+    return whole[:position] + bytes([whole[position] ^ 1 << int(rng.integers(8))]) + whole[position + 1 :]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"a text file\n", b"\x89HDF\r\n\x1a\n" + b"\0" * 600], ids=["empty", "text", "torso"]
 )
-def test_what_is_not_a_cache_is_refused_in_a_sentence(tmp_path, content):
+def test_a_file_that_is_not_a_cache_is_refused(tmp_path, content):
     path = tmp_path / "feats.h5"
     path.write_bytes(content)
     with pytest.raises(CacheError, match=r"feats\.h5"):
@@ -513,7 +472,7 @@ def test_a_missing_cache_is_named(tmp_path):
 
 
 @pytest.mark.promise(9)
-def test_an_index_cut_short_anywhere_is_refused_or_whole(cache):
+def test_a_truncated_index_is_refused(cache):
     whole = cache.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
         cache.write_bytes(whole[:length])
@@ -536,7 +495,7 @@ def test_another_format_is_refused_by_number(cache):
 
 
 @pytest.mark.parametrize("value", ["1", 1.0, np.arange(3)], ids=["text", "float", "array"])
-def test_a_format_that_is_no_whole_number_is_refused(cache, value):
+def test_a_format_that_is_not_an_integer_is_refused(cache, value):
     rewrite(cache, lambda file: file.attrs.__setitem__("format", value))
     with pytest.raises(CacheError, match="'format' is not one int"):
         CacheReader(cache)
@@ -626,7 +585,7 @@ def test_a_shape_larger_than_its_file_is_refused_before_it_is_read(cache):
 
 
 @pytest.mark.parametrize("times", [[1.0, 3.0], [1.0, 0.5, 2.0], [1.0, np.nan, 2.0]], ids=["few", "falling", "nan"])
-def test_times_that_cannot_be_are_refused(cache, times):
+def test_impossible_times_are_refused(cache, times):
     def change(file):
         del file["times_s"]
         file["times_s"] = np.array(times)
@@ -655,7 +614,7 @@ def test_times_that_cannot_be_are_refused(cache, times):
     ],
     ids=str,
 )
-def test_a_row_that_climbs_out_or_makes_no_sense_is_refused(cache, values):
+def test_an_unsafe_or_impossible_row_is_refused(cache, values):
     change_row(cache, **values)
     with pytest.raises(CacheError):
         CacheReader(cache)
@@ -683,10 +642,10 @@ def test_damaged_json_is_refused(cache, text):
             CacheReader(cache)
 
 
-def test_a_place_that_is_no_path_is_refused():
+def test_a_path_with_a_null_character_is_refused():
     for changes in ({"videos": "a\0b"}, {"source": {"weights": "./\0"}}):
-        with pytest.raises(CacheError, match="a place that is no path"):
-            contents(**changes)
+        with pytest.raises(CacheError, match="a path with a null character"):
+            small_contents(**changes)
 
 
 def test_a_row_cannot_be_made_with_an_unsafe_id():

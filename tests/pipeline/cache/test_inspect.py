@@ -1,4 +1,4 @@
-"""What is told of a cache and of a video is what they hold."""
+"""`costl cache inspect` prints facts that match the content of a cache and of a video."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cache import contents, features, words
+from small_cache import sentence_tokens, small_contents, video_features
 
 from costl.commands import main
-from costl.pipeline.cache.inspect import bars, inspect_cache, inspect_video, size_text, statistics
+from costl.pipeline.cache.inspect import format_bytes, histogram_text, inspect_cache, inspect_video, token_statistics
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
@@ -21,7 +21,7 @@ from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.errors import CacheError, UsageError
 
 
-def test_a_whole_cache_is_told(world, tmp_path):
+def test_the_facts_of_a_cache_match_its_content(world, tmp_path):
     facts = inspect_cache(world.cache).facts
     reader = CacheReader(world.cache)
     rows = [json.loads(line) for line in reader.annotations("train").splitlines()]
@@ -45,16 +45,18 @@ def test_a_whole_cache_is_told(world, tmp_path):
     assert "(there)" in table and "10 of 10 are there" in table and reader.digest in table
 
 
-def test_a_packed_file_is_told_as_its_parts_are(world, tmp_path):
+def test_a_packed_file_has_the_facts_of_its_parts(world, tmp_path):
     packed = pack(world.cache, out=tmp_path / "p.h5").path
-    one, other = inspect_cache(world.cache).facts, inspect_cache(packed).facts
-    apart = {"cache", "packed", "sizes"}
-    assert {k: v for k, v in one.items() if k not in apart} == {k: v for k, v in other.items() if k not in apart}
-    assert other["packed"] and other["sizes"]["parts"] == one["sizes"]["parts"]
-    assert sum(other["sizes"].values()) == packed.stat().st_size
+    parts_facts, packed_facts = inspect_cache(world.cache).facts, inspect_cache(packed).facts
+    different = {"cache", "packed", "sizes"}
+    assert parts_facts.keys() == packed_facts.keys()
+    for name in parts_facts.keys() - different:
+        assert parts_facts[name] == packed_facts[name], name
+    assert packed_facts["packed"] and packed_facts["sizes"]["parts"] == parts_facts["sizes"]["parts"]
+    assert sum(packed_facts["sizes"].values()) == packed.stat().st_size
 
 
-def test_what_has_moved_away_is_said(world, tmp_path):
+def test_missing_weights_and_videos_are_reported(world, tmp_path):
     copy = world.copy(tmp_path)
     assert inspect_cache(copy.cache).facts["there"]["videos"] == 10
     shutil.rmtree(copy.videos)
@@ -64,7 +66,7 @@ def test_what_has_moved_away_is_said(world, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["parts", "packed"])
-def test_a_video_is_told_and_its_bytes_lie_where_it_says(world, tmp_path, form):
+def test_the_facts_of_a_video_locate_its_bytes(world, tmp_path, form):
     cache = world.cache if form == "parts" else pack(world.cache, out=tmp_path / "p.h5").path
     facts = inspect_video(cache, "val_0000").facts
     tokens = CacheReader(world.cache).tokens("val_0000")
@@ -80,9 +82,9 @@ def test_a_video_is_told_and_its_bytes_lie_where_it_says(world, tmp_path, form):
 
 
 def test_times_are_compared_with_the_centres_of_the_clips(tmp_path):
-    path, about = tmp_path / "f.h5", features("v_b")
+    path, about = tmp_path / "f.h5", video_features("v_b")
     about["times_s"] = np.array([0.5, 3.0, 3.0, 7.0, 9.25])  # centres: 1 3 5 7 9
-    with CacheWriter(path, contents(), words()) as writer:
+    with CacheWriter(path, small_contents(), sentence_tokens()) as writer:
         writer.store("v_b", **about)
         writer.write_index()
     times = inspect_video(path, "v_b").facts["times"]
@@ -96,35 +98,37 @@ def test_times_are_compared_with_the_centres_of_the_clips(tmp_path):
     }
 
 
-def test_values_that_are_not_finite_are_said_aloud(tmp_path):
-    path, about = tmp_path / "f.h5", features("v_b")
+def test_nonfinite_values_are_reported(tmp_path):
+    path, about = tmp_path / "f.h5", video_features("v_b")
     about["tokens"][2, 3, 4] = np.inf
-    with CacheWriter(path, contents(), words()) as writer:
+    with CacheWriter(path, small_contents(), sentence_tokens()) as writer:
         writer.store("v_b", **about)
         writer.write_index()
     assert "NOT ALL" in "\n".join(inspect_video(path, "v_b").lines())
 
 
 @pytest.mark.parametrize("shape", [(200, 5, 8), (3, 1, 8), (70, 2, 3, 8)], ids=["long", "no patches", "layers"])
-def test_statistics_in_blocks_are_those_of_the_whole(shape):
+def test_statistics_in_blocks_equal_those_of_all_tokens(shape):
     tokens = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    found, norms = statistics(tokens), np.linalg.norm(tokens.astype(np.float32), axis=-1)
+    statistics = token_statistics(tokens)
+    norms = np.linalg.norm(tokens.astype(np.float32), axis=-1)
     patches = norms[..., 1:]
-    assert found.frame_norm == pytest.approx(norms[..., 0].mean(), rel=1e-5)
-    assert found.patch_norm == (pytest.approx(patches.mean(), rel=1e-5) if patches.size else None)
-    shown = patches if patches.size else norms
-    assert (found.least, found.most, sum(found.histogram)) == (shown.min(), shown.max(), shown.size)
+    assert statistics.frame_norm == pytest.approx(norms[..., 0].mean(), rel=1e-5)
+    assert statistics.patch_norm == (pytest.approx(patches.mean(), rel=1e-5) if patches.size else None)
+    in_histogram = patches if patches.size else norms
+    assert (statistics.least, statistics.most) == (in_histogram.min(), in_histogram.max())
+    assert sum(statistics.histogram) == in_histogram.size
 
 
 @given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
 def test_a_bar_is_empty_exactly_where_the_count_is(counts):
-    drawn = bars(tuple(counts))
+    drawn = histogram_text(tuple(counts))
     assert [mark == " " for mark in drawn] == [count == 0 for count in counts]
     assert (drawn[counts.index(max(counts))] == "█") == (max(counts) > 0)
 
 
-def test_sizes_are_told_in_the_unit_that_fits():
-    assert [size_text(n) for n in (0, 999, 1000, 5_800_000, 58 * 10**9)] == [
+def test_sizes_have_the_unit_that_fits():
+    assert [format_bytes(n) for n in (0, 999, 1000, 5_800_000, 58 * 10**9)] == [
         *("0 bytes", "999 bytes", "1.0 kB", "5.8 MB", "58.0 GB"),
     ]
 
@@ -135,7 +139,7 @@ def test_damaged_annotations_are_named(world, tmp_path):
         inspect_cache(copy.cache)
 
 
-def test_the_command_says_what_there_is_and_names_what_is_not(world):
+def test_the_command_prints_facts_and_names_a_missing_video(world):
     def costl(*more: str):
         return CliRunner().invoke(main, ["cache", "inspect", str(world.cache), *more])
 
@@ -149,28 +153,28 @@ def test_the_command_says_what_there_is_and_names_what_is_not(world):
 # Videos that changed since: verify --videos
 
 
-def test_videos_that_changed_or_went_are_named(world, tmp_path):
+def test_changed_and_missing_videos_are_named(world, tmp_path):
     copy = world.copy(tmp_path)
     with open(copy.videos / "val_0000.mp4", "ab") as file:
         file.write(b"\0")
     (copy.videos / "val_0001.mp4").unlink()
     assert verify(copy.cache, videos=world.videos).changed == ()
-    found = verify(copy.cache, quick=True, videos=copy.videos)
-    assert [(one.name, one.path.name) for one in found.changed] == [
+    report = verify(copy.cache, quick=True, videos=copy.videos)
+    assert [(video.name, video.path.name) for video in report.changed] == [
         ("val_0000", "val_0000.mp4"),
         ("val_0001", "val_0001"),
     ]
-    assert (found.exit_code, found.damaged, found.videos) == (1, (), 10)
-    assert found.lines()[-1] == "8 of 10 videos are those that were extracted."
-    told = CliRunner().invoke(main, ["cache", "verify", str(copy.cache), "--videos", str(copy.videos), "--json"])
-    assert told.exit_code == 1 and [one["name"] for one in json.loads(told.stdout)["changed"]] == [
+    assert (report.exit_code, report.damaged, report.videos) == (1, (), 10)
+    assert report.lines()[-1] == "8 of 10 videos are those that were extracted."
+    result = CliRunner().invoke(main, ["cache", "verify", str(copy.cache), "--videos", str(copy.videos), "--json"])
+    assert result.exit_code == 1 and [video["name"] for video in json.loads(result.stdout)["changed"]] == [
         "val_0000",
         "val_0001",
     ]
 
 
-def test_features_that_came_from_no_videos_cannot_be_compared_with_any(tmp_path, world):
-    with CacheWriter(tmp_path / "f.h5", contents(), words()) as writer:
+def test_features_not_made_from_videos_cannot_be_compared(tmp_path, world):
+    with CacheWriter(tmp_path / "f.h5", small_contents(), sentence_tokens()) as writer:
         writer.write_index()
     with pytest.raises(UsageError, match="were not made of videos"):
         verify(tmp_path / "f.h5", videos=world.videos)

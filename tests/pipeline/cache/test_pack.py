@@ -1,4 +1,4 @@
-"""One packed file holds what the parts held, gives them back byte for byte, and is refused where it is made to do harm."""
+"""A packed file is unpacked byte for byte, and is refused if it is damaged or malicious."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cache import CLIPS, contents, features, words
+from small_cache import CLIP_COUNTS, sentence_tokens, small_contents, video_features, write_small_cache
 
 from costl.commands import main
 from costl.pipeline.cache import pack as packing_module
 from costl.pipeline.cache.pack import pack, unpack
-from costl.pipeline.cache.pack_table import ENDS, TABLE, Piece, pieces_of
+from costl.pipeline.cache.pack_table import ENDS, TABLE, ByteRange, split_into_ranges
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
@@ -36,13 +36,7 @@ from costl.pipeline.videos import safe_id
 
 @pytest.fixture
 def cache(tmp_path) -> Path:
-    path = tmp_path / "feats.h5"
-    with CacheWriter(path, contents(), words()) as writer:
-        writer.write_index()
-        for video_id in CLIPS:
-            writer.store(video_id, **features(video_id))
-        writer.note("bad", status="failed", reason="no video stream")
-    return path
+    return write_small_cache(tmp_path / "feats.h5")
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ def change_line(path: Path, number: int, change) -> None:
         file[TABLE], file[ENDS] = np.frombuffer(b"".join(lines), np.uint8), np.cumsum([len(line) for line in lines])
 
 
-# What is put in comes out
+# Packing and unpacking
 
 
 def test_pack_then_unpack_gives_back_every_file_byte_for_byte(cache, packed, tmp_path):
@@ -79,7 +73,7 @@ def test_pack_then_unpack_gives_back_every_file_byte_for_byte(cache, packed, tmp
     assert cache.read_bytes() == (tmp_path / "first.h5").read_bytes()
 
 
-def test_parts_of_any_content_are_carried(cache, tmp_path):
+def test_parts_with_other_arrays_and_attributes_are_packed(cache, tmp_path):
     part = parts_folder(cache) / "v_b.h5"
     with h5py.File(part, "r+") as file:
         file["scales"] = np.arange(5, dtype=np.float32)
@@ -89,38 +83,41 @@ def test_parts_of_any_content_are_carried(cache, tmp_path):
         file.attrs["layers"] = 2
         file.attrs["list"] = np.arange(3)
     packed = pack(cache, out=tmp_path / "p.h5").path
-    arrays = CacheReader(packed).arrays("v_b")
+    arrays = CacheReader(packed).array_locations("v_b")
     assert sorted(arrays) == ["layers/11/tokens", "note", "nothing", "scales", "times_s", "tokens"]
-    for name, where in CacheReader(cache).arrays("v_b").items():
+    for name, where in CacheReader(cache).array_locations("v_b").items():
         np.testing.assert_array_equal(arrays[name].array(), where.array())
     unpack(packed, out=tmp_path / "out" / "feats.h5")
     assert files_of(tmp_path / "out" / "feats.h5") == files_of(cache)
 
 
-def test_a_packed_file_reads_as_the_parts_do(cache, packed):
-    shutil.move(packed, packed.with_name("alone.h5"))
-    one, other = CacheReader(cache), CacheReader(packed.with_name("alone.h5"))
-    assert (one.rows, one.digest, one.contents.annotations) == (other.rows, other.digest, other.contents.annotations)
-    for name in one.video_ids:
-        np.testing.assert_array_equal(one.tokens(name), other.tokens(name))
-        np.testing.assert_array_equal(one.times_s(name), other.times_s(name))
-    for query in words():
-        np.testing.assert_array_equal(one.words(query).tokens, other.words(query).tokens)
-    assert verify(other.path).damaged == () and verify(other.path, quick=True).checked == 4
-    assert pickle.loads(pickle.dumps(other)).tokens("v_a").shape == (3, 7, 8)
+def test_a_packed_file_reads_like_its_parts(cache, packed):
+    shutil.move(packed, packed.with_name("moved.h5"))
+    parts_reader = CacheReader(cache)
+    packed_reader = CacheReader(packed.with_name("moved.h5"))
+    assert packed_reader.rows == parts_reader.rows
+    assert packed_reader.digest == parts_reader.digest
+    assert packed_reader.contents.annotations == parts_reader.contents.annotations
+    for name in parts_reader.video_ids:
+        np.testing.assert_array_equal(parts_reader.tokens(name), packed_reader.tokens(name))
+        np.testing.assert_array_equal(parts_reader.times_s(name), packed_reader.times_s(name))
+    for query in sentence_tokens():
+        np.testing.assert_array_equal(parts_reader.words(query).tokens, packed_reader.words(query).tokens)
+    assert verify(packed_reader.path).damaged == () and verify(packed_reader.path, quick=True).checked == 4
+    assert pickle.loads(pickle.dumps(packed_reader)).tokens("v_a").shape == (3, 7, 8)
 
 
 def test_reading_opens_no_hdf5_once_the_index_is_read(packed, monkeypatch):
     reader = CacheReader(packed)
     monkeypatch.setattr(h5py, "File", None)
-    assert [len(reader.times_s(name)) for name in reader.video_ids] == list(CLIPS.values())
-    assert [len(reader.tokens(name)) for name in reader.video_ids] == list(CLIPS.values())
+    assert [len(reader.times_s(name)) for name in reader.video_ids] == list(CLIP_COUNTS.values())
+    assert [len(reader.tokens(name)) for name in reader.video_ids] == list(CLIP_COUNTS.values())
     assert reader.words("a dog").tokens.shape == (2, 6)
 
 
-def test_large_arrays_are_contiguous_begin_at_a_page_and_any_program_finds_them(cache, tmp_path):
+def test_large_arrays_are_contiguous_and_begin_at_a_page(cache, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(40, 7, 8)).astype(np.float16)
-    with CacheWriter(cache, contents(), words()) as writer:
+    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
         facts = {"duration_s": 80.0, "content_hash": "x", "decoder": "d"}
         writer.store("long", tokens=tokens, times_s=np.arange(40.0), **facts)
         writer.write_index()
@@ -128,9 +125,9 @@ def test_large_arrays_are_contiguous_begin_at_a_page_and_any_program_finds_them(
     mapped = CacheReader(packed).tokens("long")
     assert isinstance(mapped, np.memmap) and not mapped.flags.writeable and mapped.flags.aligned
     with h5py.File(packed) as file:
-        found = file["packed/parts/long/tokens"]
-        assert found.chunks is None and found.id.get_offset() % 4096 == 0
-        np.testing.assert_array_equal(found[()], tokens)
+        dataset = file["packed/parts/long/tokens"]
+        assert dataset.chunks is None and dataset.id.get_offset() % 4096 == 0
+        np.testing.assert_array_equal(dataset[()], tokens)
         assert bytes(file["packed/parts/long"].attrs["decoder"]) == b"d"
 
 
@@ -138,7 +135,7 @@ def test_the_same_cache_gives_the_same_bytes(cache, packed):
     assert pack(cache, out=cache.with_name("again.h5")).path.read_bytes() == packed.read_bytes()
 
 
-def test_a_run_trained_from_the_parts_is_evaluated_from_the_packed_file_to_the_same_numbers(world, tmp_path):
+def test_evaluation_of_a_packed_cache_gives_the_same_numbers(world, tmp_path):
     from costl.evaluate import evaluate
     from costl.train import train
 
@@ -150,7 +147,7 @@ def test_a_run_trained_from_the_parts_is_evaluated_from_the_packed_file_to_the_s
     assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
 
 
-def test_videos_and_weights_are_found_from_wherever_the_packed_file_lies(world, tmp_path):
+def test_a_packed_file_in_another_folder_finds_videos_and_weights(world, tmp_path):
     (tmp_path / "deep").mkdir()
     packed = pack(world.cache, out=tmp_path / "deep" / "p.h5").path
     here, there = CacheReader(world.cache), CacheReader(packed)
@@ -159,33 +156,34 @@ def test_videos_and_weights_are_found_from_wherever_the_packed_file_lies(world, 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(min_size=1, max_size=40))
-def test_every_name_of_a_video_comes_back(tmp_path_factory, name):
+def test_a_video_of_any_name_is_packed_and_unpacked(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("names")
     name = name.encode(errors="replace").decode()
-    with CacheWriter(folder / "f.h5", contents(), {}) as writer:
-        writer.store(safe_id(name), name=name, **features("v_a"))
-        writer.store("words", **features("v_b"))
+    with CacheWriter(folder / "f.h5", small_contents(), {}) as writer:
+        writer.store(safe_id(name), name=name, **video_features("v_a"))
+        writer.store("words", **video_features("v_b"))
         writer.write_index()
     pack(folder / "f.h5", out=folder / "p.h5")
-    np.testing.assert_array_equal(CacheReader(folder / "p.h5").tokens(name), features("v_a")["tokens"])
+    np.testing.assert_array_equal(CacheReader(folder / "p.h5").tokens(name), video_features("v_a")["tokens"])
     unpack(folder / "p.h5", out=folder / "o" / "f.h5")
     assert files_of(folder / "o" / "f.h5") == files_of(folder / "f.h5")
 
 
 @given(data=st.data())
-def test_pieces_cover_a_file_once_and_in_order(data):
+def test_ranges_cover_a_file_once_and_in_order(data):
     size = data.draw(st.integers(1, 200))
     cuts = sorted(data.draw(st.sets(st.integers(0, size), max_size=8)))
-    arrays = [Piece(a, 1000 + a, b - a) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
-    whole, shell = pieces_of(size, arrays, 5000)
-    assert [i for piece in whole for i in range(piece.start, piece.start + piece.length)] == list(range(size))
-    assert set(whole) == set(shell) | {piece for piece in arrays if piece.length}
-    assert [piece.at for piece in shell] == [5000 + sum(p.length for p in shell[:i]) for i in range(len(shell))]
+    arrays = [ByteRange(a, 1000 + a, b - a) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    whole, shell = split_into_ranges(size, arrays, 5000)
+    assert [i for part in whole for i in range(part.file_offset, part.file_offset + part.length)] == list(range(size))
+    assert set(whole) == set(shell) | {part for part in arrays if part.length}
+    lengths = [part.length for part in shell]
+    assert [part.packed_offset for part in shell] == [5000 + sum(lengths[:i]) for i in range(len(shell))]
 
 
 def test_memory_does_not_grow_with_the_size_of_a_part(tmp_path):
-    clips, most = 400_000, 16e6
-    with CacheWriter(tmp_path / "f.h5", contents(), {}) as writer:
+    clips, limit = 400_000, 16e6
+    with CacheWriter(tmp_path / "f.h5", small_contents(), {}) as writer:
         about = {"duration_s": 2.0 * clips, "content_hash": "x", "decoder": "d"}
         writer.store("v", tokens=np.ones((clips, 7, 8), np.float16), times_s=np.arange(clips) * 1.0, **about)
         writer.write_index()
@@ -195,7 +193,7 @@ def test_memory_does_not_grow_with_the_size_of_a_part(tmp_path):
         packing = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         unpack(tmp_path / "p.h5", out=tmp_path / "o" / "f.h5")
-        assert packing < most and tracemalloc.get_traced_memory()[1] < most < (tmp_path / "p.h5").stat().st_size / 2
+        assert packing < limit and tracemalloc.get_traced_memory()[1] < limit < (tmp_path / "p.h5").stat().st_size / 2
     finally:
         tracemalloc.stop()
 
@@ -220,7 +218,7 @@ def stepping(function):
     return call
 
 os.replace, os.fsync = stepping(os.replace), stepping(os.fsync)
-h5py.File.close, module.blocks = stepping(h5py.File.close), stepping(module.blocks)
+h5py.File.close, module.read_blocks = stepping(h5py.File.close), stepping(module.read_blocks)
 module.hdf5.reserve = stepping(module.hdf5.reserve)
 module.{what}(Path({path!r}), out=Path({out!r}))
 """
@@ -234,7 +232,7 @@ def run_killed(what: str, path: Path, out: Path, boundary: int) -> int:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("boundary", [1, 9, 20, 30, 36, 40, 44, 46, 48, 49])
-def test_a_kill_while_packing_leaves_no_half_file_under_the_final_name(cache, packed, tmp_path, boundary):
+def test_a_kill_while_packing_publishes_no_half_written_file(cache, packed, tmp_path, boundary):
     out = tmp_path / "out" / "p.h5"
     code = run_killed("pack", cache, out, boundary)
     assert code == -signal.SIGKILL
@@ -249,7 +247,7 @@ def test_a_kill_while_packing_leaves_no_half_file_under_the_final_name(cache, pa
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("boundary", [5, 14, 20, 26, 32, 37, 39])
-def test_a_killed_unpacking_goes_on(cache, packed, tmp_path, boundary):
+def test_a_killed_unpacking_is_completed_by_the_same_call(cache, packed, tmp_path, boundary):
     out = tmp_path / "out" / "feats.h5"
     assert run_killed("unpack", packed, out, boundary) == -signal.SIGKILL
     for name, content in (files_of(out) if parts_folder(out).exists() else {}).items():
@@ -260,7 +258,7 @@ def test_a_killed_unpacking_goes_on(cache, packed, tmp_path, boundary):
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_disk_that_is_full_is_reported_and_nothing_is_left(cache, monkeypatch, call):
+def test_a_full_disk_is_reported_and_nothing_is_left(cache, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -271,7 +269,7 @@ def test_a_disk_that_is_full_is_reported_and_nothing_is_left(cache, monkeypatch,
 
 
 @pytest.mark.parametrize("what", [pack, unpack])
-def test_a_disk_without_room_is_refused_before_anything_is_written(cache, packed, tmp_path, monkeypatch, what):
+def test_a_disk_without_room_is_refused_before_writing(cache, packed, tmp_path, monkeypatch, what):
     monkeypatch.setattr(packing_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CacheError, match=r"needs 0\.\d\d GB, .* has 0\.00 GB free"):
         what({pack: cache, unpack: packed}[what], out=tmp_path / "new" / "x.h5")
@@ -281,14 +279,14 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(cache, packed
 def test_a_damaged_part_is_named_or_left_out_when_asked(cache, tmp_path):
     part = parts_folder(cache) / "v_b.h5"
     content = bytearray(part.read_bytes())
-    content[CacheReader(cache).arrays("v_b")["tokens"].offset] ^= 1
+    content[CacheReader(cache).array_locations("v_b")["tokens"].offset] ^= 1
     part.write_bytes(content)
     with pytest.raises(CacheError, match=r"damaged: v_b\. .*--without-damaged"):
         pack(cache, out=tmp_path / "p.h5")
     assert not (tmp_path / "p.h5").exists()
-    found = pack(cache, out=tmp_path / "p.h5", without_damaged=True)
-    assert (found.videos, [damage.name for damage in found.damaged]) == (2, ["v_b"])
-    reader = CacheReader(found.path)
+    report = pack(cache, out=tmp_path / "p.h5", without_damaged=True)
+    assert (report.videos, [damage.name for damage in report.damaged]) == (2, ["v_b"])
+    reader = CacheReader(report.path)
     assert reader.video_ids == ["v_a", "v_c"]
     with pytest.raises(CacheError, match=r"'v_b' has no features \(damaged: damaged when it was packed"):
         reader.tokens("v_b")
@@ -303,34 +301,40 @@ def test_damaged_words_cannot_be_left_out(cache, tmp_path):
 @pytest.mark.parametrize("where", ["tokens", "times_s", "shell", "words"])
 @pytest.mark.promise(10)
 def test_a_flipped_bit_in_a_packed_file_is_found_and_not_unpacked(packed, tmp_path, where):
-    table = CacheReader(packed).table
+    table = CacheReader(packed).pack_table
     entry = table.entry("v_b.h5")
     if where == "words":
-        offset = table.entry(f"words/{CacheReader(packed).words_name}").listed.arrays["sentences"].offset
+        offset = table.entry(f"words/{CacheReader(packed).words_file}").file.arrays["sentences"].offset
     else:
-        offset = entry.shell[0].at if where == "shell" else entry.listed.arrays[where].offset
+        offset = entry.shell[0].packed_offset if where == "shell" else entry.file.arrays[where].offset
     content = bytearray(packed.read_bytes())
     content[offset] ^= 1
     packed.write_bytes(content)
-    assert [one.name for one in verify(packed).damaged] == ["(words)" if where == "words" else "v_b"]
+    assert [damage.name for damage in verify(packed).damaged] == ["(words)" if where == "words" else "v_b"]
     with pytest.raises(CacheError, match=r"has changed since|times that do not rise"):
         unpack(packed, out=tmp_path / "out" / "feats.h5")
     assert not (tmp_path / "out" / "feats.h5").exists()
 
 
-def test_what_is_whole_of_a_damaged_packed_file_is_saved_when_asked(cache, packed, tmp_path):
+def test_undamaged_parts_of_a_packed_file_can_be_unpacked(cache, packed, tmp_path):
     content = bytearray(packed.read_bytes())
-    content[CacheReader(packed).arrays("v_b")["tokens"].offset] ^= 1
+    content[CacheReader(packed).array_locations("v_b")["tokens"].offset] ^= 1
     packed.write_bytes(content)
-    found = unpack(packed, out=tmp_path / "out" / "feats.h5", without_damaged=True)
-    assert (found.videos, [damage.name for damage in found.damaged]) == (2, ["v_b"])
-    assert files_of(found.path) == {name: one for name, one in files_of(cache).items() if name != "v_b.h5"}
-    assert {row.name: row.status for row in CacheReader(found.path).rows}["v_b"] == "damaged"
-    with CacheWriter(found.path, contents(), words()) as writer:  # an extraction makes only what is lost
-        assert [writer.keep(name, f"hash of {name}") is None for name in CLIPS] == [False, True, False]
+    report = unpack(packed, out=tmp_path / "out" / "feats.h5", without_damaged=True)
+    assert (report.videos, [damage.name for damage in report.damaged]) == (2, ["v_b"])
+    assert files_of(report.path) == {name: content for name, content in files_of(cache).items() if name != "v_b.h5"}
+    assert {row.name: row.status for row in CacheReader(report.path).rows}["v_b"] == "damaged"
+    with CacheWriter(
+        report.path, small_contents(), sentence_tokens()
+    ) as writer:  # an extraction makes only the damaged part
+        assert [writer.reuse_if_unchanged(name, f"hash of {name}") is None for name in CLIP_COUNTS] == [
+            False,
+            True,
+            False,
+        ]
 
 
-def test_damage_in_the_list_of_queries_of_a_packed_file_is_one_sentence(packed):
+def test_damaged_queries_of_a_packed_file_are_refused(packed):
     content = packed.read_bytes()
     assert content.count(b'["a dog"') == 1
     packed.write_bytes(content.replace(b'["a dog"', b'{"a dog"'))
@@ -338,12 +342,12 @@ def test_damage_in_the_list_of_queries_of_a_packed_file_is_one_sentence(packed):
         CacheReader(packed).all_words()
 
 
-def test_a_packed_file_may_be_reached_by_a_link(packed, tmp_path):
+def test_a_packed_file_can_be_read_through_a_link(packed, tmp_path):
     (tmp_path / "link.h5").symlink_to(packed)
     assert verify(tmp_path / "link.h5", quick=True).damaged == () == verify(tmp_path / "link.h5").damaged
 
 
-def test_a_packed_file_cut_short_anywhere_is_refused_or_whole(packed):
+def test_a_truncated_packed_file_is_refused(packed):
     whole = packed.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
         packed.write_bytes(whole[:length])
@@ -357,16 +361,19 @@ def test_a_packed_file_cut_short_anywhere_is_refused_or_whole(packed):
 # Refusals
 
 
-def test_extraction_onto_a_packed_file_says_to_unpack_it(packed):
+def test_extraction_into_a_packed_file_is_refused(packed):
     before = packed.read_bytes()
-    with pytest.raises(CacheError, match="Unpack it first: costl cache unpack"), CacheWriter(packed, contents(), {}):
+    with (
+        pytest.raises(CacheError, match="Unpack it first: costl cache unpack"),
+        CacheWriter(packed, small_contents(), {}),
+    ):
         pass
     assert packed.read_bytes() == before and not parts_folder(packed).exists()
 
 
-def test_what_is_there_is_never_written_over(cache, packed, tmp_path):
+def test_existing_files_are_never_overwritten(cache, packed, tmp_path):
     for what, path in ((pack, cache), (unpack, packed)):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="already exists"):
             what(path, out=cache)
     with pytest.raises(UsageError, match="is one packed file already"):
         pack(packed, out=tmp_path / "q.h5")
@@ -374,24 +381,24 @@ def test_what_is_there_is_never_written_over(cache, packed, tmp_path):
         unpack(cache, out=tmp_path / "q.h5")
 
 
-def test_the_part_of_another_cache_is_not_written_over(packed, tmp_path):
+def test_a_part_of_another_cache_is_not_overwritten(packed, tmp_path):
     out = tmp_path / "out" / "feats.h5"
-    with CacheWriter(out, contents(), {}) as writer:
-        writer.store("v_b", **features("v_a"))
+    with CacheWriter(out, small_contents(), {}) as writer:
+        writer.store("v_b", **video_features("v_a"))
     with pytest.raises(UsageError, match=r"v_b\.h5: is another file than the packed one"):
         unpack(packed, out=out)
 
 
 @pytest.mark.parametrize("what", [pack, unpack])
-def test_a_place_where_no_folder_can_be_made_is_refused_in_a_sentence(cache, packed, tmp_path, what):
+def test_an_output_folder_that_cannot_be_made_is_refused(cache, packed, tmp_path, what):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CacheError, match="cannot be made"):
         what({pack: cache, unpack: packed}[what], out=tmp_path / "file" / "deep" / "x.h5")
 
 
-def test_unpacking_waits_for_nobody_who_is_writing_there(packed, tmp_path):
+def test_unpacking_is_refused_while_another_process_writes(packed, tmp_path):
     out = tmp_path / "out" / "feats.h5"
-    with CacheWriter(out, contents(), {}), pytest.raises(CacheError, match="another costl extract is writing"):
+    with CacheWriter(out, small_contents(), {}), pytest.raises(CacheError, match="another costl extract is writing"):
         unpack(packed, out=out)
 
 
@@ -443,11 +450,13 @@ HOSTILE = [climb, huge, outside, negative, overlapping, objects, nested, bomb, n
 
 
 @pytest.mark.parametrize("change", HOSTILE, ids=lambda change: change.__name__)
-def test_a_line_that_lies_is_refused_and_nothing_leaves_the_folder(packed, tmp_path, change):
+def test_a_forged_table_line_is_refused(packed, tmp_path, change):
     change_line(packed, 0, change)
     with pytest.raises(CacheError):
         CacheReader(packed).tokens("v_a")
-    assert [one.name for one in verify(packed, quick=True).damaged] == ([] if change is numbers_for_texts else ["v_a"])
+    assert [damage.name for damage in verify(packed, quick=True).damaged] == (
+        [] if change is numbers_for_texts else ["v_a"]
+    )
     inside = {file for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(CacheError):
         unpack(packed, out=tmp_path / "out" / "deep" / "feats.h5")
@@ -455,8 +464,8 @@ def test_a_line_that_lies_is_refused_and_nothing_leaves_the_folder(packed, tmp_p
     assert all((tmp_path / "out" / "deep") in file.parents for file in after - inside)
 
 
-def test_bytes_that_are_told_to_be_many_files_are_not_unpacked(tmp_path):
-    with CacheWriter(tmp_path / "f.h5", contents(), {}) as writer:
+def test_files_that_share_the_same_bytes_are_not_unpacked(tmp_path):
+    with CacheWriter(tmp_path / "f.h5", small_contents(), {}) as writer:
         for i in range(40):
             tokens = np.zeros((100, 7, 8), np.float16)
             facts = {"duration_s": 200.0, "content_hash": "x", "decoder": "d"}
@@ -464,11 +473,11 @@ def test_bytes_that_are_told_to_be_many_files_are_not_unpacked(tmp_path):
         writer.write_index()
     packed = pack(tmp_path / "f.h5", out=tmp_path / "p.h5").path
 
-    def again(about):  # a part of padding alone: all of it said to be the shell
+    def use_all_bytes(about):  # a part without arrays, all of whose bytes are its shell
         about["bytes"], about["arrays"] = packed.stat().st_size - about["shell"], {}
 
     for i in range(40):
-        change_line(packed, i, again)
+        change_line(packed, i, use_all_bytes)
     with pytest.raises(CacheError, match="bytes that claim to hold"):
         unpack(packed, out=tmp_path / "out" / "feats.h5")
     assert not (tmp_path / "out").exists()
@@ -476,7 +485,7 @@ def test_bytes_that_are_told_to_be_many_files_are_not_unpacked(tmp_path):
 
 @pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/packed"), h5py.SoftLink("/joint")])
 @pytest.mark.parametrize("name", ["packed", TABLE, ENDS])
-def test_a_link_in_the_place_of_the_table_is_not_followed(packed, link, name):
+def test_a_link_instead_of_the_table_is_not_followed(packed, link, name):
     shutil.copy(packed, packed.with_name("other.h5"))
     with h5py.File(packed, "r+") as file:
         del file[name]
@@ -494,10 +503,10 @@ def test_a_table_of_another_number_of_files_is_refused(packed):
         CacheReader(packed)
 
 
-def test_a_table_and_groups_that_differ_are_found(packed):
+def test_a_difference_between_table_and_groups_is_found(packed):
     with h5py.File(packed, "r+") as file:
         file["packed/parts/v_a"].move("tokens", "other")
-    assert ["its table and its groups differ" in one.problem for one in verify(packed).damaged] == [True]
+    assert ["its table and its groups differ" in damage.problem for damage in verify(packed).damaged] == [True]
 
 
 def cycle(file):
@@ -517,7 +526,7 @@ def objects_inside(file):
 
 
 @pytest.mark.parametrize("change", [cycle, twice, elsewhere, objects_inside], ids=lambda change: change.__name__)
-def test_a_part_made_to_do_harm_is_not_packed(cache, tmp_path, change):
+def test_a_malicious_part_is_not_packed(cache, tmp_path, change):
     with h5py.File(parts_folder(cache) / "v_a.h5", "r+") as file:
         change(file)
     with pytest.raises(CacheError, match=r"v_a\.h5"):
@@ -541,4 +550,4 @@ def test_the_commands_as_typed(cache, tmp_path, monkeypatch):
     assert costl("cache verify p.h5").exit_code == 0
     assert "3 of 4 videos have features" in costl("cache status p.h5").stdout
     refused = costl("cache pack feats.h5 --out p.h5")
-    assert refused.exit_code == 2 and "is there already" in refused.stderr
+    assert refused.exit_code == 2 and "already exists" in refused.stderr

@@ -1,4 +1,4 @@
-"""Every way in which a cache can be damaged is found, by name and with the next step; status counts what is there."""
+"""`costl cache verify` finds every kind of damage and names the file; `costl cache status` counts the videos."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from costl.bench.index import write_synthetic
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import VideoRow
-from costl.pipeline.cache.inspect import SHOWN, status_table
-from costl.pipeline.cache.part import part_bytes, parts_folder
+from costl.pipeline.cache.inspect import MAX_LISTED, status_table
+from costl.pipeline.cache.part import min_part_bytes, parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
@@ -88,17 +88,17 @@ ONLY_IN_FULL = {
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_a_whole_cache_is_whole_and_every_step_is_told(cache, quick):
-    told: list[Progress] = []
-    found = verify(cache, quick=quick, threads=3, progress=told.append)
-    assert (found.checked, found.damaged, found.exit_code) == (VIDEOS + 1, (), 0)
-    assert [progress.done for progress in told] == list(range(1, VIDEOS + 2)) and told[-1].total == VIDEOS + 1
-    assert "\n".join(found.lines()) == "13 of 13 files are whole."
+def test_an_undamaged_cache_passes_and_every_check_is_reported(cache, quick):
+    reported: list[Progress] = []
+    report = verify(cache, quick=quick, threads=3, progress=reported.append)
+    assert (report.checked, report.damaged, report.exit_code) == (VIDEOS + 1, (), 0)
+    assert [progress.done for progress in reported] == list(range(1, VIDEOS + 2)) and reported[-1].total == VIDEOS + 1
+    assert "\n".join(report.lines()) == "13 of 13 files are whole."
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_is_missing_cut_short_or_foreign_is_found_even_by_a_quick_look(cache, name, quick):
+def test_missing_truncated_and_foreign_parts_are_found(cache, name, quick):
     part = part_of(cache, 4)
     DAMAGE[name][0](part)
     (damage,) = verify(cache, quick=quick).damaged
@@ -109,14 +109,14 @@ def test_what_is_missing_cut_short_or_foreign_is_found_even_by_a_quick_look(cach
 
 @pytest.mark.parametrize("name", ONLY_IN_FULL)
 @pytest.mark.promise(10)
-def test_what_only_reading_finds_is_found_by_a_full_look(cache, name):
+def test_damage_inside_a_part_is_found_by_a_full_check(cache, name):
     part = part_of(cache, 4)
-    spoil, told = ONLY_IN_FULL[name]
-    spoil(part)
-    found = verify(cache)
-    (damage,) = found.damaged
-    assert damage.path == part and told in damage.problem and found.exit_code == 3
-    assert found.lines()[-1] == "12 of 13 files are whole."
+    damage_part, message = ONLY_IN_FULL[name]
+    damage_part(part)
+    report = verify(cache)
+    (damage,) = report.damaged
+    assert damage.path == part and message in damage.problem and report.exit_code == 3
+    assert report.lines()[-1] == "12 of 13 files are whole."
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
@@ -128,25 +128,25 @@ def test_words_are_checked_too(cache, quick):
     assert (damage.name, damage.path) == ("(words)", words)
 
 
-def test_several_damaged_parts_are_told_in_the_order_of_the_videos(cache):
+def test_damaged_parts_are_listed_in_the_order_of_the_videos(cache):
     for number in (7, 2, 9):
         part_of(cache, number).unlink()
     names = CacheReader(cache).video_ids
     assert [damage.name for damage in verify(cache, threads=4).damaged] == [names[2], names[7], names[9]]
 
 
-def test_a_part_smaller_than_its_row_asks_is_found_by_a_quick_look(cache):
+def test_a_part_too_small_for_its_row_is_found_by_a_quick_check(cache):
     part, size = part_of(cache, 3), part_of(cache, 3).stat().st_size
-    hdf5.check_header(part, least=size)
+    hdf5.check_header(part, min_bytes=size)
     with pytest.raises(CacheError, match=f"{size} bytes, expected {size + 1}"):
-        hdf5.check_header(part, least=size + 1)
+        hdf5.check_header(part, min_bytes=size + 1)
     reader = CacheReader(cache)
-    assert part_bytes(reader.row(reader.video_ids[3]), reader.contents) == 2 * 2 * 8 * 2 + 2 * 8
+    assert min_part_bytes(reader.row(reader.video_ids[3]), reader.contents) == 2 * 2 * 8 * 2 + 2 * 8
 
 
-def test_videos_without_features_are_nothing_to_verify(cache):
+def test_videos_without_features_are_not_verified(cache):
     with CacheWriter(cache, CacheReader(cache).contents, {}) as writer:
-        writer.note("bad", status="failed", reason="no video stream.")
+        writer.record_without_features("bad", status="failed", reason="no video stream.")
         writer.write_index()
     assert verify(cache).checked == 1
 
@@ -160,13 +160,13 @@ def test_a_damaged_index_is_refused(cache):
 # Status
 
 
-def rows(ok: int, lost: int) -> list[VideoRow]:
-    there = [VideoRow(f"v{i}", "ok", f"v{i}", part=f"v{i}.h5", clips=75, duration_s=150.0) for i in range(ok)]
-    kinds = ("failed", "failed", "missing")
-    return there + [VideoRow(f"x{i}", kinds[i % 3], f"x{i}", reason=f"reason {i}.") for i in range(lost)]
+def rows(ok: int, failed: int) -> list[VideoRow]:
+    with_features = [VideoRow(f"v{i}", "ok", f"v{i}", part=f"v{i}.h5", clips=75, duration_s=150.0) for i in range(ok)]
+    statuses = ("failed", "failed", "missing")
+    return with_features + [VideoRow(f"x{i}", statuses[i % 3], f"x{i}", reason=f"reason {i}.") for i in range(failed)]
 
 
-def test_status_lists_what_is_lost_and_counts_the_rest():
+def test_status_lists_failed_videos_and_counts_the_others():
     assert status_table(rows(48, 3)).splitlines() == [
         "x0  failed    reason 0.",
         "x1  failed    reason 1.",
@@ -178,14 +178,14 @@ def test_status_lists_what_is_lost_and_counts_the_rest():
     ]
 
 
-def test_status_of_very_many_stays_a_page_unless_everything_is_asked_for():
+def test_status_of_many_videos_is_short_unless_all_are_requested():
     many = rows(10_000, 400)
-    told = status_table(many).splitlines()
-    assert told[SHOWN + 1] == "  267 failed: reason 0. (x0, x1, x3 and 264 more)"
-    assert len(told) == SHOWN + 5 and told[SHOWN] == "... and 380 more; --all lists every video."
+    lines = status_table(many).splitlines()
+    assert lines[MAX_LISTED + 1] == "  267 failed: reason 0. (x0, x1, x3 and 264 more)"
+    assert len(lines) == MAX_LISTED + 5 and lines[MAX_LISTED] == "... and 380 more; --all lists every video."
     everything = status_table(many, everything=True).splitlines()
     assert len(everything) == 10_404 and everything[0].split() == ["v0", "ok", "75", "clips,", "150.0", "s"]
 
 
-def test_status_of_nothing_says_so():
+def test_status_of_an_empty_cache():
     assert status_table([]) == "0 of 0 videos have features. 0 clips, 0.0 hours."

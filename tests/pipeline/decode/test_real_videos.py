@@ -1,4 +1,4 @@
-"""Real videos through a real architecture: the tokens are open_clip's own, of the frames that PyAV shows at those times."""
+"""Tokens of real videos equal those of open_clip for the frames that PyAV shows at the same times."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from costl.pipeline.extract import extract
 
 REAL_VIDEOS = Path(__file__).parents[3] / "../shared/data/videos"
 NAMES = ("vid1.mp4", "vid2.mp4", "flipping_a_pancake.mkv", "v_GGSY1Qvo990.mp4", "corrupted.mp4")
-TOLERANCE = 2e-3  # relative L2 of tokens: float16 storage, and one pixel in a thousand that rounds the other way
+TOLERANCE = 2e-3  # relative L2 of tokens: float16 storage, and one pixel in a thousand is rounded differently
 
-pytestmark = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason="the shared folder of real videos is not here")
+pytestmark = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason="the folder of real videos is missing")
 
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """ViT-B-32 as its OpenAI weights want it (QuickGELU), with random weights: nothing is downloaded."""
+    """ViT-B-32 with QuickGELU, as its OpenAI weights need it, with random weights: no download."""
     torch.manual_seed(0)
     return open_clip.create_model("ViT-B-32-quickgelu").eval()
 
@@ -50,17 +50,17 @@ def cache(network, tmp_path_factory) -> CacheReader:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "corrupted.mp4"])
-def test_tokens_of_real_videos_equal_open_clips_own(network, cache, name):
+def test_tokens_of_real_videos_equal_those_of_open_clip(network, cache, name):
     vid = Path(name).stem
     pictures = on_screen(REAL_VIDEOS / name, cache.grid(vid).centres_s())
     prepare = image_transform_v2(PreprocessCfg(size=224), is_train=False)
     images = torch.stack([prepare(Image.fromarray(picture)) for picture in pictures])
     with torch.inference_mode():
-        found = network.visual.forward_intermediates(
+        output = network.visual.forward_intermediates(
             images, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
         )
         pooled = network.encode_image(images, normalize=True).numpy()
-    prefix, patches = found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]
+    prefix, patches = output["image_intermediates_prefix"][-1], output["image_intermediates"][-1]
     expected = torch.cat([prefix, patches], dim=1).numpy()
     tokens = cache.tokens(vid).astype(np.float32)
     assert tokens.shape == expected.shape
@@ -69,10 +69,11 @@ def test_tokens_of_real_videos_equal_open_clips_own(network, cache, name):
 
 
 def on_screen(path: Path, times_s: np.ndarray) -> list[np.ndarray]:
-    """The picture that a player shows at each time, the first picture being shown at zero; by decoding everything."""
+    """The picture that a player shows at each time, with the first at time 0; PyAV decodes every frame."""
     with av.open(str(path)) as container:
         frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     starts = np.array([time for time, _ in frames])
-    shown = starts >= min(0.0, starts[-1])
-    starts, pictures = starts[shown], [picture for (_, picture), here in zip(frames, shown, strict=True) if here]
+    visible = starts >= min(0.0, starts[-1])
+    starts = starts[visible]
+    pictures = [picture for (_, picture), is_visible in zip(frames, visible, strict=True) if is_visible]
     return [pictures[max(0, np.searchsorted(starts, t + starts[0] + 1e-6, side="right") - 1)] for t in times_s]

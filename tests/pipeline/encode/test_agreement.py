@@ -1,4 +1,4 @@
-"""Whatever the decoder, sampling, batch, dtype and resize: the cache holds open_clip's own tokens of the frames it names."""
+"""The cache holds open_clip's own tokens of its frames, with each decoder, sampling, batch size, dtype and resize."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import videos as clips
+from numbered_videos import frame_times, make_video, variable_frame_times
 from PIL import Image
-from tiny_clip import PREPROCESS, VISION, write_clip
+from tiny_clip import PREPROCESS, VISION, write_clip_weights
 
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import resolve
@@ -28,10 +28,10 @@ FLOAT16, INT8, SCALED = 0.001, 0.006, 0.05
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("agreement")
-    write_clip(folder / "clip")
+    write_clip_weights(folder / "clip")
     (folder / "videos").mkdir()
-    clips.make_clip(folder / "videos" / "even.mp4", clips.steady(90), size=(96, 128), options={"bf": "3", "g": "25"})
-    clips.make_clip(folder / "videos" / "uneven.mp4", clips.uneven(40), size=(128, 80))
+    make_video(folder / "videos" / "even.mp4", frame_times(90), size=(96, 128), options={"bf": "3", "g": "25"})
+    make_video(folder / "videos" / "uneven.mp4", variable_frame_times(40), size=(128, 80))
     return folder
 
 
@@ -40,7 +40,7 @@ def network(home):
     return open_clip.create_model(f"local-dir:{home / 'clip'}").eval()
 
 
-def here(name: str) -> str:
+def skip_unless_available(name: str) -> str:
     try:
         return resolve(name)
     except UsageError as error:
@@ -50,29 +50,31 @@ def here(name: str) -> str:
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])
 @pytest.mark.parametrize("sampling", ["centre", "cheapest"])
 @pytest.mark.promise(7)
-def test_tokens_are_open_clips_own(home, network, tmp_path, decoder, sampling, tell):
-    here(decoder)
-    apart = dict[str, float]()
+def test_tokens_equal_open_clips(home, network, tmp_path, decoder, sampling, report_figure):
+    skip_unless_available(decoder)
+    largest_error = dict[str, float]()
     for batch, dtype in itertools.product((1, 5, 16), ("float16", "int8")):
-        out, asked = tmp_path / f"{batch}-{dtype}.h5", {"batch": batch, "dtype": dtype}
-        found = tokens_of(home, out, network, decoder=decoder, sampling=sampling, **asked)
-        assert max(found.values()) < (FLOAT16 if dtype == "float16" else INT8), (asked, found)
-        apart[dtype] = max(apart.get(dtype, 0), *found.values())
-    told = ", ".join(f"{value:.2%} in {dtype}" for dtype, value in apart.items())
-    tell(
-        f"{decoder}, {sampling}: from open_clip's own tokens of the same frames by {told} at most, in batches of 1, 5, 16"
+        out = tmp_path / f"{batch}-{dtype}.h5"
+        errors = token_errors(
+            home, out, network, decoder=decoder, sampling=sampling, batch=batch, dtype=dtype
+        )
+        assert max(errors.values()) < (FLOAT16 if dtype == "float16" else INT8), (batch, dtype, errors)
+        largest_error[dtype] = max(largest_error.get(dtype, 0), *errors.values())
+    listed = ", ".join(f"{value:.2%} in {dtype}" for dtype, value in largest_error.items())
+    report_figure(
+        f"{decoder}, {sampling}: from open_clip's own tokens of the same frames by {listed} at most, in batches of 1, 5, 16"
     )
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])
 def test_frames_that_the_decoder_scales_give_nearly_the_same_tokens(home, network, tmp_path, decoder):
-    here(decoder)
-    found = tokens_of(home, tmp_path / "feats.h5", network, decoder=decoder, resize="decoder")
-    assert max(found.values()) < SCALED
+    skip_unless_available(decoder)
+    errors = token_errors(home, tmp_path / "feats.h5", network, decoder=decoder, resize="decoder")
+    assert max(errors.values()) < SCALED
 
 
-def tokens_of(home: Path, out: Path, network, **options) -> dict[str, float]:
-    """Each video's error beside the tokens of its frames at the times that the cache tells, by open_clip and PIL alone."""
+def token_errors(home: Path, out: Path, network, **options) -> dict[str, float]:
+    """The relative error of each video's tokens, compared with open_clip and PIL on the frames at the cache's times."""
     extract(
         home / "videos",
         out=out,
@@ -93,11 +95,11 @@ def _error(cache: CacheReader, name: str, path: Path, network) -> float:
         frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     starts = np.array([time for time, _ in frames]) - frames[0][0]
     nearest = [int(np.abs(starts - time).argmin()) for time in cache.times_s(name)]
-    assert np.abs(starts[nearest] - cache.times_s(name)).max() < 1e-3, "the times told are times of frames"
+    assert np.abs(starts[nearest] - cache.times_s(name)).max() < 1e-3, "the times in the cache are times of frames"
     images = torch.stack([_prepared(frames[index][1]) for index in nearest])
     with torch.inference_mode():
-        found = network.visual.forward_intermediates(images, indices=1, output_fmt="NLC", output_extra_tokens=True)
-    expected = torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], 1).numpy()
+        output = network.visual.forward_intermediates(images, indices=1, output_fmt="NLC", output_extra_tokens=True)
+    expected = torch.cat([output["image_intermediates_prefix"][-1], output["image_intermediates"][-1]], 1).numpy()
     ours = cache.tokens(name).astype(np.float32)
     assert ours.shape == expected.shape
     return float(np.linalg.norm(ours - expected) / np.linalg.norm(expected))

@@ -1,4 +1,4 @@
-"""The part of a picture that CLIP sees, against a picture that says of every pixel where it is."""
+"""The region of a picture that CLIP sees, checked with a picture whose pixel values are their positions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from costl.pipeline.encode.preprocess import Preprocess, part_seen, prepare
+from costl.pipeline.encode.preprocess import Preprocess, prepare, visible_region
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (60, 100), (100, 60), (33, 240)])
 @pytest.mark.parametrize("size", [(32, 32), (24, 48)])
-def test_the_part_seen_is_where_the_pixels_of_the_input_come_from(mode, height, width, size):
+def test_the_visible_region_is_where_the_input_pixels_come_from(mode, height, width, size):
     preprocess = Preprocess(
         size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", resize_mode=mode
     )
@@ -20,11 +20,11 @@ def test_the_part_seen_is_where_the_pixels_of_the_input_come_from(mode, height, 
     y = np.broadcast_to(np.linspace(40, 240, height)[:, None], (height, width))
     ramp = torch.from_numpy(np.stack([x, y, y], -1).round().astype(np.uint8))[None]
     (red, green, _) = prepare(ramp, preprocess)[0].numpy() * 255
-    left, top, wide, tall = part_seen(height, width, preprocess)
-    real = (red > 30) & (green > 30)  # not what was padded
+    left, top, width_share, height_share = visible_region(height, width, preprocess)
+    real = (red > 30) & (green > 30)  # not padding
     shares = (red - 40) / 200, (green - 40) / 200
-    for found, begin, length, axis in ((shares[0], left, wide, 1), (shares[1], top, tall, 0)):
+    for positions, begin, length, axis in ((shares[0], left, width_share, 1), (shares[1], top, height_share, 0)):
         count = red.shape[axis]
         expected = begin + (np.arange(count) + 0.5) / count * length
         expected = expected if axis else expected[:, None]
-        np.testing.assert_allclose(found[real], np.broadcast_to(expected, red.shape)[real], atol=0.03)
+        np.testing.assert_allclose(positions[real], np.broadcast_to(expected, red.shape)[real], atol=0.03)

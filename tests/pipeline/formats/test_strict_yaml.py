@@ -1,4 +1,4 @@
-"""YAML as people write it: numbers, texts and switches, unquoted and quoted, and the way back."""
+"""YAML 1.2 as people write it: numbers, texts and booleans, quoted and unquoted, read and written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
-# What is written, and what it is: the numbers of YAML 1.2, and whatever else there is a text, for its setting to refuse.
+# A text and its value: the numbers of YAML 1.2. Everything else is a text, which the setting refuses.
 READ = {
     "1e-4": 1e-4,
     "5e-4": 5e-4,
@@ -63,10 +63,10 @@ READ = {
 
 
 @pytest.mark.parametrize("text", READ)
-def test_a_value_is_read_as_it_looks(text):
-    found = read_yaml(text)
-    assert found == READ[text] and type(found) is type(READ[text])
-    assert is_number(text) == (type(found) in (int, float))
+def test_a_plain_value_is_read_as_yaml_1_2_defines_it(text):
+    value = read_yaml(text)
+    assert value == READ[text] and type(value) is type(READ[text])
+    assert is_number(text) == (type(value) in (int, float))
 
 
 def test_not_a_number_is_written_with_a_dot():
@@ -79,7 +79,7 @@ def test_a_key_given_twice_is_refused(text):
         read_yaml(text)
 
 
-def test_nothing_but_plain_values_is_made():
+def test_only_plain_values_are_accepted():
     for text in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!what 1"):
         with pytest.raises(yaml.YAMLError):
             read_yaml(text)
@@ -87,10 +87,10 @@ def test_nothing_but_plain_values_is_made():
 
 @settings(deadline=None)
 @given(st.floats(allow_nan=False))
-def test_every_float_comes_back_from_the_file_and_from_its_own_repr(value):
+def test_every_float_is_read_back_exactly(value):
     assert read_yaml(write_yaml({"x": value})) == {"x": value}
-    found = read_yaml(repr(value)) if math.isfinite(value) else value
-    assert found == value and type(found) is float and math.copysign(1, found) == math.copysign(1, value)
+    read_back = read_yaml(repr(value)) if math.isfinite(value) else value
+    assert read_back == value and type(read_back) is float and math.copysign(1, read_back) == math.copysign(1, value)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.sampled_from(list(READ))
@@ -99,12 +99,12 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 @settings(deadline=None)
 @given(st.dictionaries(texts, st.lists(scalars | texts, max_size=3) | scalars | texts, max_size=4))
-def test_whatever_is_written_is_read_back(value):
-    found = read_yaml(write_yaml(value))
-    assert found == value and str(found) == str(value)  # str tells 1 from 1.0 and from True
+def test_every_written_value_is_read_back(value):
+    read_back = read_yaml(write_yaml(value))
+    assert read_back == value and str(read_back) == str(value)  # str tells 1 from 1.0 and from True
 
 
-def test_a_number_that_python_would_not_print_is_refused():
+def test_an_integer_too_large_to_print_is_refused():
     assert read_yaml("0x" + "f" * 1024) == 2**4096 - 1
     with pytest.raises(ValueError, match="found a number too large"):
         read_yaml("0x1" + "0" * 1024)

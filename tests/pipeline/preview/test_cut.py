@@ -1,4 +1,4 @@
-"""Clips and frames for people: what is cut is what was on screen, from its first picture to its last, sound and all."""
+"""Excerpts and frames for people: an excerpt shows what was on screen in its time, with its sound."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import videos as clips
+from numbered_videos import (
+    cut_without_decoding,
+    decode_with_pyav,
+    frame_times,
+    frames_on_screen,
+    make_audio_only,
+    make_video,
+    pyav_frame_numbers,
+    read_numbers,
+    set_rotation,
+    variable_frame_times,
+)
 
 from costl.pipeline.errors import VideoError
 from costl.pipeline.preview.cut import cut, frames_at, probe
 
 SOURCES = {
-    "steady": lambda folder: clips.make_clip(folder / "a.mp4", clips.steady(150)),
-    "uneven": lambda folder: clips.make_clip(folder / "a.mp4", clips.uneven(60)),
-    "late start": lambda folder: clips.make_clip(folder / "a.mkv", clips.steady(150, start_s=3.0)),
-    "with a hidden beginning": lambda folder: clips.cut_without_decoding(
-        clips.make_clip(folder / "whole.mp4", clips.steady(200)), folder / "a.mp4", 1.5
+    "constant rate": lambda folder: make_video(folder / "a.mp4", frame_times(150)),
+    "variable rate": lambda folder: make_video(folder / "a.mp4", variable_frame_times(60)),
+    "late start": lambda folder: make_video(folder / "a.mkv", frame_times(150, start_s=3.0)),
+    "hidden beginning": lambda folder: cut_without_decoding(
+        make_video(folder / "whole.mp4", frame_times(200)), folder / "a.mp4", 1.5
     ),
-    "no seeking": lambda folder: clips.make_clip(folder / "a.avi", clips.steady(150), codec="mpeg4", ticks=25),
+    "no timestamps": lambda folder: make_video(folder / "a.avi", frame_times(150), codec="mpeg4", ticks=25),
 }
 
 
@@ -27,63 +38,62 @@ SOURCES = {
 @pytest.mark.parametrize(("start_s", "end_s"), [(0.0, 1.0), (1.3, 2.5), (2.02, 4.0), (4.9, 99.0)])
 def test_a_cut_shows_what_was_on_screen_and_begins_at_its_start(tmp_path, name, start_s, end_s):
     source = SOURCES[name](tmp_path)
-    times_s, numbers = clips.shown_frames(source)
+    times_s, numbers = pyav_frame_numbers(source)
     cut(source, tmp_path / "out" / "cut.mp4", start_s=start_s, end_s=end_s)
-    found_s, found = clips.shown_frames(tmp_path / "out" / "cut.mp4")
-    expected = [n for t, n in zip(times_s, numbers, strict=True) if start_s + 1e-4 < t < end_s - 1e-4]
-    first = clips.on_screen(times_s, numbers, [start_s])
-    assert found == [*first, *(n for n in expected if n not in first)]
-    np.testing.assert_allclose(
-        found_s[1:], [t - start_s for t in times_s if start_s + 1e-4 < t < end_s - 1e-4], atol=2e-3
-    )
+    cut_times_s, cut_numbers = pyav_frame_numbers(tmp_path / "out" / "cut.mp4")
+    inside = [(t, n) for t, n in zip(times_s, numbers, strict=True) if start_s + 1e-4 < t < end_s - 1e-4]
+    first = frames_on_screen(times_s, numbers, [start_s])
+    assert cut_numbers == [*first, *(n for _, n in inside if n not in first)]
+    np.testing.assert_allclose(cut_times_s[1:], [t - start_s for t, _ in inside], atol=2e-3)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cut.mp4"]
 
 
-def test_sound_is_kept_and_as_long_as_the_pictures(tmp_path):
+def test_sound_is_cut_to_the_same_time_as_the_pictures(tmp_path):
     source = _with_beep(tmp_path / "a.mp4", beep_s=2.5)
     cut(source, tmp_path / "cut.mp4", start_s=2.0, end_s=4.0)
     with av.open(str(tmp_path / "cut.mp4")) as container:
         sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
     loud = np.flatnonzero(np.abs(sound) > 0.2) / 16_000
-    assert 0.45 < loud.min() < 0.55 and 0.55 < loud.max() < 0.7  # 0.5 s after the cut begins, a tenth long
+    assert 0.45 < loud.min() < 0.55 and 0.55 < loud.max() < 0.7  # from 0.5 s of the cut on, for 0.1 s
     assert len(sound) / 16_000 == pytest.approx(2.0, abs=0.1)
 
 
 def test_a_rotated_video_is_cut_upright(tmp_path):
-    source = clips.rotate(clips.make_clip(tmp_path / "a.mp4", clips.steady(50), size=(96, 128)), 1)
+    source = set_rotation(make_video(tmp_path / "a.mp4", frame_times(50), size=(96, 128)), 1)
     cut(source, tmp_path / "cut.mp4", start_s=0.4, end_s=1.0)
-    _, pictures = clips.shown_pictures(tmp_path / "cut.mp4")
+    _, pictures = decode_with_pyav(tmp_path / "cut.mp4")
     (expected,) = frames_at(source, [0.42])
     assert pictures[0].shape == expected.shape == (128, 96, 3)
     assert np.abs(pictures[0].astype(int) - expected).mean() < 12
 
 
 def test_frames_are_those_on_screen_and_scaled(tmp_path):
-    source = clips.make_clip(tmp_path / "a.mp4", clips.steady(100))
-    times_s, numbers = clips.shown_frames(source)
+    source = make_video(tmp_path / "a.mp4", frame_times(100))
+    times_s, numbers = pyav_frame_numbers(source)
     wanted = [0.0, 0.5, 1.99, 3.9, 80.0]
-    found = clips.read_numbers(frames_at(source, wanted))
-    assert found[:4] == clips.on_screen(times_s, numbers, wanted[:4]) and found[4] == 99
+    shown = read_numbers(frames_at(source, wanted))
+    assert shown[:4] == frames_on_screen(times_s, numbers, wanted[:4])
+    assert shown[4] == 99
     assert frames_at(source, [1.0], height=24)[0].shape == (24, 32, 3)
 
 
-def test_what_is_no_video_is_one_sentence(tmp_path):
+def test_a_file_without_a_video_is_refused_with_a_reason(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video")
-    clips.make_sound_only(tmp_path / "sound.mp4")
+    make_audio_only(tmp_path / "sound.mp4")
     for name, part in (("empty", "empty"), ("text", "cannot be read as a video"), ("sound", "no video stream")):
         with pytest.raises(VideoError, match=part):
             probe(tmp_path / f"{name}.mp4")
         with pytest.raises(VideoError, match=part):
             cut(tmp_path / f"{name}.mp4", tmp_path / "cut.mp4", start_s=0.0, end_s=1.0)
-    source = clips.make_clip(tmp_path / "a.mp4", clips.steady(25))
+    source = make_video(tmp_path / "a.mp4", frame_times(25))
     assert probe(source).duration_s == pytest.approx(1.0, abs=0.05)
     assert not (tmp_path / "cut.mp4").exists()
 
 
 def _with_beep(path: Path, beep_s: float) -> Path:
-    """Six seconds of pictures, and silence but for a tenth of a second."""
-    clips.make_clip(path.with_name("silent.mp4"), clips.steady(150))
+    """Six seconds of pictures, with a tone of a tenth of a second at `beep_s`."""
+    make_video(path.with_name("silent.mp4"), frame_times(150))
     with av.open(str(path.with_name("silent.mp4"))) as source, av.open(str(path), "w") as target:
         pictures = target.add_stream_from_template(source.streams.video[0])
         sound = target.add_stream("aac", rate=16_000, layout="mono")

@@ -1,4 +1,4 @@
-"""Many machines, one cache: a real Dask cluster that loses a worker, and shares that are merged."""
+"""One cache from several machines: a real Dask cluster that loses a worker, and shares that are merged."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import videos as clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_clip import write_clip
+from numbered_videos import frame_times, make_video
+from tiny_clip import write_clip_weights
 
+from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.merge import merge
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import load_clip
+from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.extract import extract
-from costl.pipeline.options import Effort, Form, How
+from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress
-from costl.pipeline.run import cluster as module
-from costl.pipeline.run.cluster_worker import TRIES, Order, _Room, versions
-from costl.pipeline.run.shards import Share, lines_of, parse_share
+from costl.pipeline.run import cluster
+from costl.pipeline.run.cluster_worker import TRIES, RunSpec, _SharedOrExclusiveLock, versions
+from costl.pipeline.run.shards import Share, lines_with_ends, parse_share
 
 ROOT = Path(__file__).parents[3]
 NAMES = [f"v{number}" for number in range(6)]
@@ -40,19 +42,19 @@ NAMES = [f"v{number}" for number in range(6)]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A home with a data folder, one of its videos broken, and what one machine makes of it."""
+    """A folder with a data folder, one of its videos broken, and the cache that one machine makes of it."""
     home = tmp_path_factory.mktemp("whole")
     folder = home / "world"
     folder.mkdir()
     for number, name in enumerate(NAMES):
-        clips.make_clip(folder / f"{name}.mp4", clips.steady(25 + 10 * number))
+        make_video(folder / f"{name}.mp4", frame_times(25 + 10 * number))
     (folder / "broken.mp4").write_text("not a video")
     rows = [(f"a dog number {n}", NAMES[n % len(NAMES)]) for n in range(20)]
     write_rows(folder / "train.jsonl", [*rows, ("a dog", "gone")])
-    # No line end at the end, and a blank line in the middle.
+    # Without a line end at the end, and with a blank line in the middle.
     text = "\n\n".join(lines_text([("a cat", "v1"), ("a dog number 3", "v4")]))
     (folder / "test.jsonl").write_text(text, encoding="utf-8")
-    write_clip(folder / "clip")
+    write_clip_weights(folder / "clip")
     (folder / "costl.yaml").write_text("extract:\n  weights: clip\n  fps: 4\ntrain:\n  epochs: 7\n", encoding="utf-8")
     run(home)
     return home
@@ -60,7 +62,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def home(whole, tmp_path) -> Path:
-    """The data folder alone, to be extracted in another way."""
+    """A copy of the data folder without a cache."""
     shutil.copytree(whole / "world", tmp_path / "home" / "world")
     return tmp_path / "home"
 
@@ -74,9 +76,9 @@ def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
 
 
 def run(home: Path, **options: Any) -> Any:
-    given = {"out": home / "feats.h5", "device": "cpu", "allow_missing_videos": True}
-    given |= {} if "cluster" in options else {"workers": 1}
-    return extract(home / "world", **(given | options))
+    defaults = {"out": home / "feats.h5", "device": "cpu", "allow_missing_videos": True}
+    defaults |= {} if "cluster" in options else {"workers": 1}
+    return extract(home / "world", **(defaults | options))
 
 
 def contents_of(cache: Path) -> dict[str, bytes]:
@@ -88,16 +90,16 @@ def contents_of(cache: Path) -> dict[str, bytes]:
 
 
 class Machines:
-    """A scheduler and workers in processes of their own, as `dask scheduler` and `dask worker` start them."""
+    """A scheduler and workers, each in its own process, as `dask scheduler` and `dask worker` start them."""
 
     def __init__(self, log: Path):
         self._log = log.open("w")
-        self._place = log.with_suffix(".json")
+        self._scheduler_file = log.with_suffix(".json")
         self._running = [
-            self._start("scheduler", "--scheduler-file", str(self._place), "--host", "127.0.0.1", "--port", "0")
+            self._start("scheduler", "--scheduler-file", str(self._scheduler_file), "--host", "127.0.0.1", "--port", "0")
         ]
-        until(lambda: self._place.exists() and self._place.read_text().endswith("}"))
-        self.address = json.loads(self._place.read_text())["address"]
+        wait_until(lambda: self._scheduler_file.exists() and self._scheduler_file.read_text().endswith("}"))
+        self.address = json.loads(self._scheduler_file.read_text())["address"]
 
     def worker(self, *options: str, **environment: str) -> subprocess.Popen:
         started = self._start("worker", self.address, "--nthreads", "1", *(options or ("--no-nanny",)), **environment)
@@ -117,9 +119,9 @@ class Machines:
         return subprocess.Popen(command, stdout=self._log, stderr=self._log, env=where)
 
 
-def until(true: Any, seconds: float = 60.0) -> None:
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 
@@ -127,55 +129,55 @@ def until(true: Any, seconds: float = 60.0) -> None:
 @pytest.fixture
 def machines(tmp_path) -> Iterator[Machines]:
     pytest.importorskip("distributed", reason="distributed is not installed; it comes with the extra `cluster`")
-    found = Machines(tmp_path / "dask.log")
-    yield found
-    found.close()
+    machines = Machines(tmp_path / "dask.log")
+    yield machines
+    machines.close()
 
 
-def connected(address: str, workers: int) -> None:
+def wait_for_workers(address: str, workers: int) -> None:
     from distributed import Client
 
     with Client(address, set_as_default=False) as client:
         client.wait_for_workers(workers, timeout=60)
 
 
-def test_a_cluster_that_loses_a_worker_makes_the_bytes_of_one_machine(whole, home, machines):
-    doomed = machines.worker()
+def test_a_cluster_that_loses_a_worker_gives_the_bytes_of_one_machine(whole, home, machines):
+    killed = machines.worker()
     machines.worker()
-    connected(machines.address, 2)
-    told: list[Progress] = []
+    wait_for_workers(machines.address, 2)
+    reported: list[Progress] = []
 
     def kill_one(progress: Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         if progress.stage == "videos" and progress.done == 1:
-            # One of the two is at work on a video now, or will be in a moment.
-            until(lambda: list(parts_folder(home / "feats.h5").glob(".run-*/v*.0")))
-            doomed.send_signal(signal.SIGKILL)
+            # One of the two works on a video now, or will in a moment.
+            wait_until(lambda: list(parts_folder(home / "feats.h5").glob(".run-*/v*.0")))
+            killed.send_signal(signal.SIGKILL)
 
     report = run(home, cluster=machines.address, progress=kill_one)
-    assert doomed.wait() == -signal.SIGKILL
+    assert killed.wait() == -signal.SIGKILL
     assert sorted(report.done) == NAMES
     assert sorted((row.name, row.status) for row in report.failed) == [("broken", "failed"), ("gone", "missing")]
     assert contents_of(home / "feats.h5") == contents_of(whole / "feats.h5")
-    assert {"load", "words", "workers", "videos"} <= {progress.stage for progress in told}
+    assert {"load", "words", "workers", "videos"} <= {progress.stage for progress in reported}
     assert not [path.name for path in parts_folder(home / "feats.h5").iterdir() if path.name.startswith((".run", ".v"))]
     again = run(home, cluster=machines.address)
     assert again.done == () and sorted(again.skipped) == NAMES
 
 
-def test_a_worker_that_may_not_start_processes_or_none_at_all_is_named(home, machines):
+def test_missing_workers_and_workers_without_processes_are_refused(home, machines):
     with pytest.raises(UsageError, match=r"has no workers. Start some: .*dask worker tcp://"):
         run(home, cluster=machines.address)
     machines.worker("--nanny")
-    connected(machines.address, 1)
+    wait_for_workers(machines.address, 1)
     with pytest.raises(UsageError, match=r"worker tcp://\S+ may not start processes.*DAEMON=False"):
         run(home, cluster=machines.address)
     assert not (home / "feats.h5").exists()
 
 
-def test_nobody_at_the_address_and_what_is_not_one_are_said_at_once(home, monkeypatch):
+def test_an_address_without_a_scheduler_is_refused_at_once(home, monkeypatch):
     pytest.importorskip("distributed", reason="distributed is not installed; it comes with the extra `cluster`")
-    monkeypatch.setattr(module, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
     for address in ("tcp://127.0.0.1:1", "nonsense://x:1"):
         with pytest.raises(UsageError, match=f"{address}: no Dask scheduler answers there"):
             run(home, cluster=address)
@@ -183,30 +185,37 @@ def test_nobody_at_the_address_and_what_is_not_one_are_said_at_once(home, monkey
         run(home, cluster="tcp://127.0.0.1:1", workers=2)
 
 
-def test_without_the_package_the_error_says_how_to_get_it(home, monkeypatch):
+def test_the_error_for_a_missing_package_says_how_to_install_it(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match=r"pip install 'costl\[cluster\]'"):
         run(home, cluster="tcp://127.0.0.1:1")
 
 
-def test_other_versions_are_named():
+def test_workers_with_other_versions_are_refused_by_name():
     here = versions()
     assert {"CoSTL's code", "torch", "h5py"} <= here.keys()
     with pytest.raises(UsageError, match=r"worker w has other versions \(torch: here .*, there 1\.0\)"):
-        module._refuse_versions("w", here | {"torch": "1.0"}, here)
+        cluster._refuse_other_versions("w", here | {"torch": "1.0"}, here)
 
 
-# One worker, without a cluster
+# A single worker, without a cluster
 
 
 @pytest.fixture
-def order(home) -> Order:
-    clip = load_clip(weights=str(home / "world" / "clip"))
+def spec(home) -> RunSpec:
+    encoder = load_encoder(weights=str(home / "world" / "clip"))
     folder = parts_folder(home / "feats.h5") / ".run-1"
     folder.mkdir(parents=True)
-    fingerprint = clip.fingerprint() | {"fps": 4.0}
-    return Order(
-        "ViT-B-32", str(home / "world" / "clip"), "cpu", fingerprint, Form(), How(), Effort(), home / "feats.h5", folder
+    return RunSpec(
+        model="ViT-B-32",
+        weights=str(home / "world" / "clip"),
+        device="cpu",
+        fingerprint=encoder.fingerprint() | {"fps": 4.0},
+        token_format=TokenFormat(),
+        frame_options=FrameOptions(),
+        run_options=RunOptions(),
+        out=home / "feats.h5",
+        folder=folder,
     )
 
 
@@ -216,50 +225,52 @@ def on_worker(monkeypatch) -> Any:
     return importlib.import_module("costl.pipeline.run.cluster_worker")
 
 
-def test_a_video_that_workers_died_of_becomes_a_row(order, home, monkeypatch):
-    station = on_worker(monkeypatch)
-    video = station.Video("v0", home / "world" / "v0.mp4")
+def test_a_video_on_which_three_workers_died_becomes_a_crashed_row(spec, home, monkeypatch):
+    worker = on_worker(monkeypatch)
+    video = worker.Video("v0", home / "world" / "v0.mp4")
     for number in range(TRIES):
-        (order.folder / f"v0.{number}").touch()
-    made = station.extract_one(order, video)
-    assert (made.row.status, made.worker) == ("crashed", "tcp://me") and "v0.mp4: 3 workers died" in made.row.reason
-    (order.folder / "v0.0").unlink()
-    assert station.extract_one(order, video).row.ok
-    assert not list(order.folder.iterdir()), "a video that ends leaves no mark"
+        (spec.folder / f"v0.{number}").touch()
+    result = worker.extract_one(spec, video)
+    assert (result.row.status, result.worker) == ("crashed", "tcp://me")
+    assert "v0.mp4: 3 workers died" in result.row.reason
+    (spec.folder / "v0.0").unlink()
+    assert worker.extract_one(spec, video).row.ok
+    assert not list(spec.folder.iterdir()), "a finished video leaves no mark"
 
 
-def test_a_part_whose_answer_was_lost_is_not_made_again(order, home, monkeypatch):
-    station = on_worker(monkeypatch)
-    video = station.Video("v0", home / "world" / "v0.mp4")
-    row = station.extract_one(order, video).row
+def test_a_part_whose_result_was_lost_is_not_extracted_again(spec, home, monkeypatch):
+    worker = on_worker(monkeypatch)
+    video = worker.Video("v0", home / "world" / "v0.mp4")
+    row = worker.extract_one(spec, video).row
     monkeypatch.setattr("costl.pipeline.run.engine.decode_videos", lambda *_, **__: pytest.fail("decoded"))
-    assert station.extract_one(order, video).row == row
+    assert worker.extract_one(spec, video).row == row
 
 
-def test_a_worker_with_another_clip_or_other_storage_says_so(order, home, tmp_path, monkeypatch):
-    station = on_worker(monkeypatch)
+def test_a_worker_with_another_encoder_or_storage_is_refused(spec, home, tmp_path, monkeypatch):
+    worker = on_worker(monkeypatch)
     video = home / "world" / "v0.mp4"
-    assert station.make_ready(order, "worker-0", [(video, video.stat().st_size)]) == ""
-    assert (order.folder / "worker-0").exists()
-    assert "sees" in station.make_ready(order, "worker-0", [(video, 1)])
-    assert "does not see it" in station.make_ready(order, "worker-0", [(tmp_path / "none.mp4", 1)])
-    elsewhere = module.replace(order, folder=tmp_path / "elsewhere" / ".run-1")
-    assert "must be on storage that all workers share" in station.make_ready(elsewhere, "worker-0", [])
-    other = module.replace(order, fingerprint=dict(order.fingerprint) | {"weights": "0" * 64})
-    assert station.make_ready(other, "worker-0", []).startswith("weights: asked for 000000000000…")
+    assert worker.prepare_worker(spec, "worker-0", [(video, video.stat().st_size)]) == ""
+    assert (spec.folder / "worker-0").exists()
+    assert "sees" in worker.prepare_worker(spec, "worker-0", [(video, 1)])
+    assert "does not see it" in worker.prepare_worker(spec, "worker-0", [(tmp_path / "none.mp4", 1)])
+    elsewhere = replace(spec, folder=tmp_path / "elsewhere" / ".run-1")
+    assert "must be on storage that all workers share" in worker.prepare_worker(elsewhere, "worker-0", [])
+    other = replace(spec, fingerprint=dict(spec.fingerprint) | {"weights": "0" * 64})
+    assert worker.prepare_worker(other, "worker-0", []).startswith("weights: asked for 000000000000…")
     with pytest.raises(CacheError, match="worker tcp://me: weights: asked for"):
-        station.extract_one(other, station.Video("v0", video))
-    shutil.rmtree(order.folder)
+        worker.extract_one(other, worker.Video("v0", video))
+    shutil.rmtree(spec.folder)
     with pytest.raises(CacheError, match=r"worker tcp://me: .*run is over"):
-        station.extract_one(order, station.Video("v0", video))
+        worker.extract_one(spec, worker.Video("v0", video))
 
 
-def test_a_suspect_has_the_worker_to_itself():
-    room, seen = _Room(), []
+def test_an_exclusive_thread_is_the_only_one_inside_the_lock():
+    lock = _SharedOrExclusiveLock()
+    entries = []
 
-    def stay(alone: bool) -> None:
-        with room.enter(alone=alone):
-            seen.append((alone, room._inside))
+    def stay(exclusive: bool) -> None:
+        with lock.enter(exclusive=exclusive):
+            entries.append((exclusive, lock._inside))
             time.sleep(0.02)
 
     threads = [threading.Thread(target=stay, args=(number % 3 == 0,)) for number in range(9)]
@@ -267,29 +278,29 @@ def test_a_suspect_has_the_worker_to_itself():
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert len(seen) == 9 and all(inside == 1 for alone, inside in seen if alone)
+    assert len(entries) == 9 and all(inside == 1 for exclusive, inside in entries if exclusive)
 
 
 def test_failures_in_a_row_stop_a_cluster_too():
-    bad = [module.VideoRow(f"v{n}", "failed", f"v{n}", reason="bad.") for n in range(20)]
-    module._stop_when_nothing_works(bad[:19])
+    bad = [VideoRow(f"v{n}", "failed", f"v{n}", reason="bad.") for n in range(20)]
+    cluster._stop_after_failures(bad[:19])
     with pytest.raises(CostlError, match="20 videos in a row failed, the last one: bad"):
-        module._stop_when_nothing_works(bad)
+        cluster._stop_after_failures(bad)
 
 
 # Shares
 
 
-def test_shares_become_the_bytes_of_one_machine_in_any_order_and_again(whole, home):
+def test_merged_shares_give_the_bytes_of_one_machine_in_any_order(whole, home):
     shares = [home / f"share-{number}.h5" for number in (1, 2, 3)]
     reports = [run(home, shard=f"{number}/3", out=out) for number, out in enumerate(shares, start=1)]
     assert sorted(name for report in reports for name in report.done) == NAMES
     assert sorted(row.name for report in reports for row in report.failed) == ["broken", "gone"]
-    one = CacheReader(shares[0])
-    about = {json.loads(line)["vid"] for split in one.splits for line in one.annotations(split).split("\n") if line}
-    assert about <= {row.name for row in one.rows}
-    some = merge(home / "feats.h5", [shares[2], shares[0]])
-    assert some.notes == ("Not all shares are here: 2/3 can be joined later.",)
+    share = CacheReader(shares[0])
+    lines = [line for split in share.splits for line in share.annotations(split).split("\n") if line]
+    assert {json.loads(line)["vid"] for line in lines} <= {row.name for row in share.rows}
+    partial = merge(home / "feats.h5", [shares[2], shares[0]])
+    assert partial.notes == ("Not all shares are here: 2/3 can be joined later.",)
     report = merge(home / "feats.h5", shares[1:2])
     assert report.notes == () and report.exit_code == 1 and report.videos == len(NAMES)
     expected = contents_of(whole / "feats.h5")
@@ -305,7 +316,7 @@ def test_shares_become_the_bytes_of_one_machine_in_any_order_and_again(whole, ho
 
 @pytest.fixture
 def copied(whole, tmp_path) -> Path:
-    """The finished home, to be changed."""
+    """A copy of the finished folder, to be changed."""
     return Path(shutil.copytree(whole, tmp_path / "copied"))
 
 
@@ -325,12 +336,12 @@ def test_where_links_are_not_possible_parts_are_copied_and_verified(copied, monk
 
 
 def flipped(content: bytes) -> bytes:
-    """Another bit in the middle, which is a token."""
-    at = len(content) // 2
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    """`content` with one bit in the middle changed, which is part of a token."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_what_differs_is_named_and_never_mixed(home, copied):
+def test_caches_that_differ_are_not_merged(home, copied):
     (home / "world" / "broken.mp4").unlink()
     run(home, fps=2.0, out=home / "other.h5")
     with pytest.raises(CacheError, match=r"fps: \S*feats\.h5 has 4\.0, \S*other\.h5 has 2\.0"):
@@ -340,23 +351,24 @@ def test_what_differs_is_named_and_never_mixed(home, copied):
     assert not (home / "all.h5").exists()
 
 
-def test_features_win_over_a_failure_and_two_different_ones_are_refused(copied, home):
-    clips.make_clip(home / "world" / "broken.mp4", clips.steady(30))
+def test_merge_prefers_features_to_failures_and_refuses_conflicts(copied, home):
+    make_video(home / "world" / "broken.mp4", frame_times(30))
     run(home, out=home / "b.h5")
     report = merge(home / "all.h5", [copied / "feats.h5", home / "b.h5"])
     assert [row.name for row in report.failed] == ["gone"]
     assert CacheReader(home / "all.h5").annotations("train") == (home / "world" / "train.jsonl").read_text()
-    clips.make_clip(home / "world" / "v2.mp4", clips.steady(30))
+    make_video(home / "world" / "v2.mp4", frame_times(30))
     run(home, out=home / "b.h5")
     with pytest.raises(CacheError, match=r"1 videos have different features in two caches: v2 \(.*: of another file\)"):
         merge(home / "more.h5", [copied / "feats.h5", home / "b.h5"])
 
 
-def test_annotations_of_caches_that_were_never_one_are_joined_by_qid(home):
-    folder, rows = home / "world", [("a dog", "v0"), ("a cat", "v1")]
+def test_annotations_of_unrelated_caches_are_joined_by_qid(home):
+    folder = home / "world"
+    rows = [("a dog", "v0"), ("a cat", "v1")]
     (folder / "test.jsonl").unlink()
-    for out, some in (("a.h5", rows[:1]), ("b.h5", rows), ("c.h5", [("a cow", "v0")])):
-        write_rows(folder / "train.jsonl", some)
+    for out, annotated in (("a.h5", rows[:1]), ("b.h5", rows), ("c.h5", [("a cow", "v0")])):
+        write_rows(folder / "train.jsonl", annotated)
         run(home, out=home / out)
     merge(home / "all.h5", [home / "a.h5", home / "b.h5"])
     reader = CacheReader(home / "all.h5")
@@ -366,18 +378,18 @@ def test_annotations_of_caches_that_were_never_one_are_joined_by_qid(home):
         merge(home / "more.h5", [home / "a.h5", home / "c.h5"])
 
 
-def test_a_killed_merge_goes_on(copied, monkeypatch):
-    adopt = CacheWriter.adopt
+def test_a_killed_merge_can_be_repeated(copied, monkeypatch):
+    adopt_row = CacheWriter.adopt_row
 
     def die(self, row):
         if row.name == "v3":
             raise KeyboardInterrupt
-        return adopt(self, row)
+        return adopt_row(self, row)
 
-    monkeypatch.setattr(CacheWriter, "adopt", die)
+    monkeypatch.setattr(CacheWriter, "adopt_row", die)
     with pytest.raises(KeyboardInterrupt):
         merge(copied / "b.h5", [copied / "feats.h5"])
-    assert not (copied / "b.h5").exists(), "nothing is called whole that is not"
+    assert not (copied / "b.h5").exists(), "an incomplete cache must not have the final name"
     monkeypatch.undo()
     assert merge(copied / "b.h5", [copied / "feats.h5"]).linked == 2
     assert CacheReader(copied / "b.h5").rows == CacheReader(copied / "feats.h5").rows
@@ -385,7 +397,7 @@ def test_a_killed_merge_goes_on(copied, monkeypatch):
 
 @settings(deadline=None)
 @given(st.lists(st.text(min_size=1), unique=True), st.text(min_size=1), st.integers(1, 9))
-def test_every_video_is_of_one_share_whatever_else_there_is(names, late, of):
+def test_each_video_belongs_to_one_share_whatever_else_is_there(names, late, of):
     shares = [Share(number, of) for number in range(1, of + 1)]
     encoded = [name.encode("utf-8", "replace").decode() for name in [*names, late]]
     for name in encoded:
@@ -397,7 +409,7 @@ def test_every_video_is_of_one_share_whatever_else_there_is(names, late, of):
     ]
 
 
-def test_shares_are_even_and_an_assignment_once_made_stays():
+def test_shares_are_even_and_their_assignment_is_fixed():
     sizes = [sum(Share(number, 4).holds(f"video_{n}") for n in range(10_000)) for number in range(1, 5)]
     assert all(2300 < size < 2700 for size in sizes)
     # `printf %s v0 | sha256sum` begins with 0270da4daac514f3, and so on for v1, v2, v3.
@@ -415,16 +427,17 @@ row_lines = st.builds(
 @given(st.lists(st.one_of(row_lines, st.sampled_from(["", "  "]))), st.integers(1, 5))
 def test_the_lines_of_all_shares_are_the_file(lines, of):
     text = "\n".join(lines)
-    assert "".join(lines_of(text)) == text
-    placed: dict[int, str] = {}
+    assert "".join(lines_with_ends(text)) == text
+    by_number: dict[int, str] = {}
     for number in range(1, of + 1):
-        mine, share = Share(number, of).cut({"train": text})
-        assert share["shares"] == [number] and not placed.keys() & set(share["places"]["train"])
-        placed |= zip(share["places"]["train"], lines_of(mine["train"]), strict=True)
-    assert "".join(placed[place] for place in sorted(placed)) == text
+        selected, fields = Share(number, of).select_annotations({"train": text})
+        numbers = fields["places"]["train"]
+        assert fields["shares"] == [number] and not by_number.keys() & set(numbers)
+        by_number |= zip(numbers, lines_with_ends(selected["train"]), strict=True)
+    assert "".join(by_number[number] for number in sorted(by_number)) == text
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""])
-def test_what_is_no_share_is_refused(text):
+def test_an_invalid_shard_is_refused(text):
     with pytest.raises(UsageError, match="expected I/N, such as 1/4"):
         parse_share(text)

@@ -1,4 +1,4 @@
-"""The sample world: the same from the same seed, to the byte."""
+"""The sample world: the same settings give the same bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_settings_give_the_same_bytes_whatever_the_number_of_processes(tmp_path):
+def test_the_same_settings_give_the_same_bytes_with_any_processes(tmp_path):
     for name, processes in (("a", 1), ("b", 1), ("c", 2)):
         write_sample(tmp_path / name, settings=SMALL, processes=processes)
     first = files(tmp_path / "a")
@@ -24,7 +24,7 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_number_of_processes(
     assert first == files(tmp_path / "b") == files(tmp_path / "c")
 
 
-def test_a_sample_that_was_interrupted_is_made_whole_by_the_same_call(tmp_path):
+def test_an_interrupted_sample_is_completed_by_the_same_call(tmp_path):
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -35,8 +35,8 @@ def test_a_sample_that_was_interrupted_is_made_whole_by_the_same_call(tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds files that are no sample world"):
+    with pytest.raises(UsageError, match="holds files that are not a sample world"):
         write_sample(tmp_path, settings=SMALL)
     assert files(tmp_path) == {"thesis.txt": b"mine"}

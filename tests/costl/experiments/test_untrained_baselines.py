@@ -1,4 +1,4 @@
-"""The rows a trained model has to beat: honest chance, and CLIP at its untrained best."""
+"""References for a trained model: chance, and zero-shot CLIP with its best settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from costl.data.annotations import Query
-from costl.data.splits import read_queries
-from costl.experiments.references import ZeroShot, chance, choose_zero_shot, zero_shot, zero_shot_prediction
+from costl.data.queries import read_queries
+from costl.experiments.untrained_baselines import ZeroShot, chance, choose_zero_shot, zero_shot, zero_shot_prediction
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 
@@ -38,7 +38,7 @@ def test_chance_agrees_with_a_plain_simulation(features):
     assert chance(features, "test").brief["MR-full-R1@0.3"] == pytest.approx(expected, abs=12)
 
 
-def test_a_clear_stretch_is_found_whatever_the_settings():
+def test_a_clear_moment_is_found_with_any_settings():
     curve = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0], dtype=float)
     for levels in ((0.5,), (0.7,), (0.3, 0.6, 0.9)):
         best = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, levels)).windows[0]
@@ -52,19 +52,19 @@ def test_several_levels_give_nested_moments_each_once():
     assert list(windows) == sorted(windows, key=lambda w: -w[2])
 
 
-def test_smoothing_joins_what_a_flicker_parts():
+def test_smoothing_joins_moments_across_a_short_dip():
     curve = np.array([0, 0, 0, 1, 0.2, 1, 1, 0, 0, 0], dtype=float)
     rough = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, (0.5,))).windows
     smooth = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(1.0, (0.5,))).windows
     assert len(rough) == 2 and [window[:2] for window in smooth] == [(6.0, 14.0)]
 
 
-def test_smoothing_invents_nothing_at_the_ends():
+def test_smoothing_does_not_pad_at_the_ends():
     flat = zero_shot_prediction(QUERY, np.full(10, 0.3), 0.5, ZeroShot(2.0, (0.5,)))
     assert flat.saliency == pytest.approx([0.3] * 10)
 
 
-def test_a_video_of_one_clip_has_an_answer():
+def test_a_video_of_one_clip_has_a_moment():
     prediction = zero_shot_prediction(Query(1, "a", "v", 1.5), np.array([0.2]), 0.5, ZeroShot())
     assert [window[:2] for window in prediction.windows] == [(0.0, 1.5)]
 
@@ -78,7 +78,7 @@ def test_the_curve_is_the_cosine_of_frame_and_sentence(features):
     assert prediction.saliency == pytest.approx(cosines, abs=1e-5)
 
 
-def test_settings_are_chosen_on_validation_and_no_others_do_better_there(features):
+def test_the_best_settings_on_validation_are_chosen(features):
     settings, how = choose_zero_shot(features)
     chosen = zero_shot(features, "val", settings).brief["MR-full-mAP"]
     for other in (ZeroShot(), ZeroShot(1.0, (0.5,)), ZeroShot(2.0, (0.7,))):
@@ -86,14 +86,14 @@ def test_settings_are_chosen_on_validation_and_no_others_do_better_there(feature
     assert "the best of 20 by MR-full-mAP on validation" in how
 
 
-def test_without_validation_the_settings_are_fixed_and_it_is_said(world, tmp_path):
+def test_without_validation_the_settings_are_the_defaults(world, tmp_path):
     copy = world.copy(tmp_path, val=None)
     settings, how = choose_zero_shot(CacheReader(copy.cache))
     assert settings == ZeroShot() and "no validation split" in how
 
 
-def test_a_choice_that_validation_cannot_make_is_refused(features):
-    with pytest.raises(UsageError, match="'nonsense' cannot be told"):
+def test_selection_by_an_unknown_number_is_refused(features):
+    with pytest.raises(UsageError, match="'nonsense' is not a number"):
         choose_zero_shot(features, select="nonsense")
 
 

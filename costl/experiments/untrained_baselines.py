@@ -1,4 +1,4 @@
-"""What a trained model has to beat: chance, and CLIP as it is, without any training."""
+"""References for a trained model: chance, and zero-shot CLIP."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import product
 
 import numpy as np
 
-from costl.data.annotations import Moment, Prediction, Query
-from costl.data.batch import RATED_CLIP_S, not_finite
-from costl.data.splits import read_queries
+from costl.data.annotations import RATED_CLIP_S, Moment, Prediction, Query
+from costl.data.batch import non_finite_message
+from costl.data.queries import read_queries
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
@@ -25,7 +25,7 @@ LEVELS = ((0.5,), (0.7,), (0.3, 0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.8, 0.9), 
 
 @dataclass(frozen=True)
 class Reference:
-    """A row of a table: `brief` has the headline numbers as `compute_metrics` names them, `how` says what was done."""
+    """A row of a table: `brief` has the headline numbers (percent) as `compute_metrics` names them, `how` the method."""
 
     name: str
     brief: Mapping[str, float]
@@ -34,17 +34,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The two free settings of zero-shot CLIP: `smoothing` is the width (sigma) of a Gaussian in clips; the curve is
-    cut at each of `levels`, 0 being its lowest value in the video and 1 its highest."""
+    """The two settings of zero-shot CLIP: `smoothing` is the sigma of a Gaussian in clips; moments are the runs of clips
+    above each of `levels`, where 0 is the lowest similarity in the video and 1 the highest."""
 
     smoothing: float = 0.0
     levels: tuple[float, ...] = LEVELS[-1]
 
 
 def chance(features: CacheReader, split: str, *, seed: int = 0) -> Reference:
-    """Ten windows a query, as long as random windows of the training split and at random places; random saliency.
+    """Ten windows a query at random positions, with lengths drawn from the training split, and random saliency.
 
-    The numbers are means over twenty draws. Raises UsageError for a split that is not there or has no truth.
+    The numbers are means over twenty draws. Raises UsageError for a split that is missing or has no labels.
     """
     queries = read_queries(features, split)
     lengths_s = np.array([end - start for query in read_queries(features, "train") for start, end in query.windows])
@@ -58,10 +58,10 @@ def chance(features: CacheReader, split: str, *, seed: int = 0) -> Reference:
 
 
 def zero_shot(features: CacheReader, split: str, settings: ZeroShot, how: str = "") -> Reference:
-    """Frozen CLIP: saliency is the cosine between each frame's token and the sentence; moments are its high stretches.
+    """Frozen CLIP: saliency is the cosine between each frame's token and the sentence; moments are runs of high saliency.
 
-    The curve is smoothed, cut at several levels into stretches, and each stretch scored by how far its mean lies above
-    the rest of the video, times the root of its length: the signal-to-noise of that difference.
+    The curve is smoothed and cut at several levels. The score of a moment is the difference between its mean and that of
+    the rest of the video, times the square root of its length: the signal-to-noise ratio of that difference.
     """
     queries = read_queries(features, split)
     predictions = [
@@ -71,9 +71,9 @@ def zero_shot(features: CacheReader, split: str, settings: ZeroShot, how: str = 
 
 
 def choose_zero_shot(features: CacheReader, *, select: str = "MR-full-mAP") -> tuple[ZeroShot, str]:
-    """The settings that are best by `select` on validation, and a sentence that says so; the defaults without `val`."""
+    """The settings with the highest `select` on validation, and a description of the choice; the defaults without `val`."""
     if "val" not in features.splits:
-        return ZeroShot(), "smoothing and levels as they come: there is no validation split to choose them on"
+        return ZeroShot(), "default smoothing and levels: there is no validation split to choose them on"
     queries = read_queries(features, "val")
     curves = list(_curves(queries, features))
     scores = {}
@@ -81,7 +81,7 @@ def choose_zero_shot(features: CacheReader, *, select: str = "MR-full-mAP") -> t
         predictions = [zero_shot_prediction(query, curve, features.fps, settings) for query, curve in curves]
         brief = compute_metrics(predictions, queries)["brief"]
         if select not in brief:
-            raise UsageError(f"{select!r} cannot be told from the labels of 'val'. Choose one of {', '.join(brief)}.")
+            raise UsageError(f"{select!r} is not a number that the labels of 'val' give. Choose one of {', '.join(brief)}.")
         scores[settings] = brief[select]
     best = max(scores, key=lambda settings: scores[settings])
     levels = ", ".join(map(str, best.levels))
@@ -92,18 +92,18 @@ def choose_zero_shot(features: CacheReader, *, select: str = "MR-full-mAP") -> t
 def zero_shot_prediction(query: Query, curve: np.ndarray, fps: float, settings: ZeroShot) -> Prediction:
     """Moments and saliency from a similarity curve [t] at `fps` clips a second."""
     smooth = _smoothed(curve, settings.smoothing)
-    spans = {span for level in settings.levels for span in _stretches(smooth, level)}
-    moments = sorted((_moment(span, curve, fps, query.duration_s) for span in spans), key=lambda m: (-m[2], m))
-    inside = tuple(moment for moment in moments if moment[0] < moment[1])[:MOMENTS]
+    spans = {span for level in settings.levels for span in _runs_above(smooth, level)}
+    ranked = sorted((_moment(span, curve, fps, query.duration_s) for span in spans), key=lambda m: (-m[2], m))
+    moments = tuple(moment for moment in ranked if moment[0] < moment[1])[:MOMENTS]
     saliency = rated_saliency(smooth.tolist(), query, fps=fps)
-    return Prediction(query.qid, query.query, query.vid, inside, saliency)
+    return Prediction(query.qid, query.query, query.vid, moments, saliency)
 
 
 def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Query, np.ndarray]]:
     """Each query whose video has features, with the cosine [t] of its sentence to every frame."""
-    if not features.joint.known:
+    if not features.joint.is_known:
         raise UsageError(
-            f"{features.path}: nothing says how its frames compare with a sentence, so that there is no zero-shot CLIP. "
+            f"{features.path}: has no projection of frames into the space of sentences, so that there is no zero-shot CLIP. "
             "Import CLIP's own features with costl data import --joint."
         )
     frames: dict[str, np.ndarray] = {}
@@ -111,33 +111,33 @@ def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Q
     for query in queries:
         if query.vid in known:
             if query.vid not in frames:
-                frames[query.vid] = shown = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
-                if not np.isfinite(shown).all():
-                    raise CacheError(not_finite(query.vid, int((~np.isfinite(shown)).any(1).argmax())))
+                frames[query.vid] = projected = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
+                if not np.isfinite(projected).all():
+                    raise CacheError(non_finite_message(query.vid, int((~np.isfinite(projected)).any(1).argmax())))
             yield query, frames[query.vid] @ features.words(query.query).sentence
 
 
 def _smoothed(curve: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean of the neighbours that exist: nothing is invented beyond the ends."""
+    """Gaussian mean over neighbours, without padding at the ends."""
     if sigma == 0:
         return curve
-    apart = np.arange(len(curve))[:, None] - np.arange(len(curve))
-    weights = np.exp(-0.5 * np.square(apart / sigma))
+    distance = np.arange(len(curve))[:, None] - np.arange(len(curve))
+    weights = np.exp(-0.5 * np.square(distance / sigma))
     return weights @ curve / weights.sum(axis=1)
 
 
-def _stretches(curve: np.ndarray, level: float) -> list[tuple[int, int]]:
-    """Runs of clips [first, last + 1) that reach `level` between the curve's lowest and highest value."""
-    reaches = curve >= curve.min() + level * np.ptp(curve)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], reaches, [False]])))
+def _runs_above(curve: np.ndarray, level: float) -> list[tuple[int, int]]:
+    """Runs of clips [first, last + 1) at or above `level`, relative to the lowest and highest value of the curve."""
+    above = curve >= curve.min() + level * np.ptp(curve)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], above, [False]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _moment(span: tuple[int, int], curve: np.ndarray, fps: float, duration_s: float) -> Moment:
-    a, b = span
-    rest = np.concatenate([curve[:a], curve[b:]])
-    contrast = curve[a:b].mean() - (rest.mean() if len(rest) else curve.mean())
-    return min(a / fps, duration_s), min(b / fps, duration_s), float(contrast * np.sqrt(b - a))
+    first, end = span
+    rest = np.concatenate([curve[:first], curve[end:]])
+    contrast = curve[first:end].mean() - (rest.mean() if len(rest) else curve.mean())
+    return min(first / fps, duration_s), min(end / fps, duration_s), float(contrast * np.sqrt(end - first))
 
 
 def _random_prediction(query: Query, lengths_s: np.ndarray, rng: np.random.Generator) -> Prediction:

@@ -1,4 +1,4 @@
-"""The pictures of a run: any query can be drawn, and any training."""
+"""The plots of a run: any query and any training can be drawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from costl.data.annotations import Prediction, Query
 from costl.pipeline.errors import UsageError
-from costl.plots import run as pictures
-from costl.plots.run import draw_curves, draw_predictions
+from costl.plots import predictions as prediction_plots
+from costl.plots.predictions import draw_predictions
+from costl.plots.training_curves import draw_curves
 
 QUERY = Query(1, "a cat", "v", 10.0, ((0, 4), (6, 10)), (0, 1), ((4, 4, 4), (2, 1, 0)))
 ANSWER = Prediction(1, "a cat", "v", ((0, 5, 0.9), (6, 9, 0.25)), (0.5, 1.0, -1.0, 0.0, 0.25))
@@ -51,7 +52,7 @@ def test_any_query_can_be_drawn_without_a_warning(tmp_path, query, answer):
 
 
 def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_DRAWN", 3)
+    monkeypatch.setattr(prediction_plots, "MOST_DRAWN", 3)
     heights = []
     for count in (1, 2, 3, 4):
         draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count)
@@ -59,38 +60,39 @@ def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
     assert heights[0] < heights[1] < heights[2] == heights[3]
 
 
-def test_overlapping_rated_windows_are_drawn_at_their_own_times_by_their_mean():
+def test_overlapping_rated_windows_are_averaged():
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    pictures._draw_ratings(axes, YOUTUBE, 2.0)
+    prediction_plots._draw_ratings(axes, YOUTUBE, 2.0)
     steps = axes.patches[0].get_data()
     assert steps.edges.tolist() == [0, 2, 4, 5.5, 6, 9]
     assert (4 * steps.values).tolist() == [0, 2, 4, 3, 2]
 
 
-def test_nothing_to_draw_is_refused(tmp_path):
+def test_drawing_no_prediction_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"p\.png: no prediction to draw"):
         draw_predictions(tmp_path / "p.png", [])
 
 
-def test_matplotlib_is_loaded_only_to_draw_and_never_pyplot():
+def test_matplotlib_is_loaded_only_when_drawing_and_never_pyplot():
     code = (
-        "import sys, pathlib, tempfile, costl.plots.run as e; from costl.data.annotations import *;"
+        "import sys, pathlib, tempfile, costl.plots.predictions as plots; from costl.data.annotations import *;"
         "assert 'matplotlib' not in sys.modules;"
         "p = pathlib.Path(tempfile.mkdtemp()) / 'p.png';"
-        "e.draw_predictions(p, [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))]); p.unlink(); p.parent.rmdir();"
+        "plots.draw_predictions(p, [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))]); p.unlink(); p.parent.rmdir();"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
-def test_a_picture_beside_a_panel_makes_the_page_wider_not_higher(tmp_path):
+def test_a_picture_makes_the_page_wider_but_not_higher(tmp_path):
     items = [(QUERY, ANSWER), (Query(2, "b", "v", 10.0), Prediction(2, "b", "v"))]
     draw_predictions(tmp_path / "plain.png", items)
-    draw_predictions(tmp_path / "more.png", items, pictures={1: np.full((90, 160, 3), 200, np.uint8)})
-    (width, height), (wider, same) = png_size(tmp_path / "plain.png"), png_size(tmp_path / "more.png")
-    assert wider > width and same == height
+    draw_predictions(tmp_path / "pictures.png", items, pictures={1: np.full((90, 160, 3), 200, np.uint8)})
+    plain_width, plain_height = png_size(tmp_path / "plain.png")
+    width, height = png_size(tmp_path / "pictures.png")
+    assert width > plain_width and height == plain_height
 
 
 def epoch(number: int, **more) -> dict:
@@ -105,11 +107,11 @@ def epoch(number: int, **more) -> dict:
         [epoch(n) for n in (1, 2)],
         [epoch(1, val={"mAP": 10.0}), epoch(3, val={"mAP": 10.0, "mIoU": 5.0})],
     ],
-    ids=["usual", "one epoch", "no validation", "a row is lost"],
+    ids=["usual", "one epoch", "no validation", "a row is missing"],
 )
-def test_any_training_can_be_drawn_and_equal_ones_to_equal_bytes(tmp_path, rows):
+def test_any_training_can_be_drawn_and_gives_the_same_bytes(tmp_path, rows):
     for name in ("a.png", "b.png"):
-        draw_curves(tmp_path / name, rows, select="mAP", kept=3, title="run $x_{ 50 %")
+        draw_curves(tmp_path / name, rows, select="mAP", best_epoch=3, title="run $x_{ 50 %")
     assert png_size(tmp_path / "a.png")[0] == 1300
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -120,6 +122,6 @@ def test_the_same_predictions_give_the_same_picture(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_no_epoch_to_draw_is_refused(tmp_path):
+def test_drawing_no_epoch_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no epoch to draw"):
-        draw_curves(tmp_path / "c.png", [], select="mAP", kept=1)
+        draw_curves(tmp_path / "c.png", [], select="mAP", best_epoch=1)

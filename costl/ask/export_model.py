@@ -1,0 +1,129 @@
+"""Exports a trained model as a folder in the layout of the Hugging Face Hub, and fetches such a folder from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from costl.ask.model_card import model_card
+from costl.ask.trained_model import CARD, CLIP, CONFIG, FORMAT, MODEL, TrainedModel, read_trained_model
+from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.formats.files import publish, sync_folder
+from costl.training.run_folder import newest_run, read_run
+
+HUB = "hf://"
+CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+
+
+def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[str]:
+    """Writes model.safetensors, config.json and README.md of a run (by default the newest) to a new `folder`.
+
+    config.json names CLIP weights that open_clip can fetch by their tag. If the weights are a folder on this machine,
+    they are copied to `clip/`, unless `with_clip` is False. The same run gives the same bytes. The folder appears only
+    when it is complete. Returns notes for the user. Raises UsageError if the folder exists and is not empty.
+    """
+    source = read_run(run) if run else newest_run()
+    trained = read_trained_model(source.folder)
+    trained.model()  # raises CacheError here if the weights do not fit, and not later when somebody loads the export
+    tensors = {name: tensor.contiguous() for name, tensor in trained.weights.items()}
+    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    clip, notes = _clip_reference(trained, with_clip=with_clip)
+    config = _config(trained, clip) | {"sha256": hashlib.sha256(weights).hexdigest()}
+    with _complete_folder(folder) as temporary:
+        publish(temporary / MODEL, weights)
+        publish(temporary / CONFIG, (json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+        publish(temporary / CARD, model_card(config, read_metrics(source.folder)).encode())
+        if clip["weights"] == CLIP:
+            for name in CLIP_FILES:
+                publish(temporary / CLIP / name, (Path(trained.source["weights"]) / name).read_bytes())
+    return notes
+
+
+def fetch(address: str) -> Path:
+    """Downloads `hf://user/name` or `hf://user/name@revision` with huggingface_hub, and returns the local folder.
+
+    Downloads only JSON, Markdown and safetensors files. Raises UsageError if that fails.
+    """
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UsageError(
+            f"{address}: expected hf://user/name, such as hf://someone/moments, or hf://user/name@revision."
+        )
+    import huggingface_hub
+
+    patterns = [MODEL, CONFIG, CARD, *(f"{CLIP}/{name}" for name in CLIP_FILES)]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # of huggingface_hub, of its HTTP library, or of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"{address}: cannot be fetched ({reason}). Check the name and the connection.") from error
+
+
+def read_metrics(run: Path) -> dict[str, Mapping[str, Any]]:
+    """The metrics that `evaluate` wrote into a run, by split. Empty if the run was not evaluated."""
+    metrics: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(run.glob("eval-*/metrics.json")):
+        split = path.parent.name.removeprefix("eval-")
+        try:
+            metrics[split] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CacheError(f"{path}: damaged ({error}). Run costl evaluate again.") from error
+    return metrics
+
+
+def _clip_reference(trained: TrainedModel, *, with_clip: bool) -> tuple[dict[str, str | None], list[str]]:
+    """The CLIP as config.json names it, without a path of this machine, and notes for the user."""
+    model = trained.source.get("model")
+    weights = trained.source.get("weights", "")
+    folder = Path(weights)
+    if weights and not folder.is_absolute():
+        return {"model": model, "weights": weights}, []
+    if with_clip and all((folder / name).is_file() for name in CLIP_FILES):
+        note = f"{folder} was copied to {CLIP}/. Check its licence before you share the export."
+        return {"model": model, "weights": CLIP}, [note]
+    note = f"The export does not contain the CLIP weights ({weights or 'path unknown'}). Give them when you load it."
+    return {"model": model, "weights": None}, [note]
+
+
+def _config(trained: TrainedModel, clip: Mapping[str, str | None]) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "model_type": "costl",
+        "library_name": "costl",
+        "format": FORMAT,
+        "config": trained.config.to_dict(),
+        "clip": clip,
+        "fingerprint": dict(trained.fingerprint),
+        "fps": trained.fingerprint.get("fps"),
+        "patch_grid": list(trained.patch_grid),
+        "clip_width": trained.encoder_width,
+        "word_width": trained.word_width,
+        "parameters": sum(tensor.numel() for tensor in trained.weights.values()),
+    }
+
+
+@contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into. It is renamed to `folder` at the end, and deleted after an error."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder}: exists already and is not empty. Choose a new folder, or delete it.")
+        shutil.rmtree(temporary, ignore_errors=True)
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CostlError(f"{folder}: cannot be written ({error}). Free space or choose another folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

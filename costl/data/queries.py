@@ -1,0 +1,149 @@
+"""The queries of a split, and the checks of a split against its cache before training, scoring or writing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from costl.data.annotations import RATED_CLIP_S, Query, parse_jsonl
+from costl.data.targets import moment_start_limit_clips
+from costl.metrics.highlights import expected_clips
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, UsageError, first_few
+
+REMEDY = "Correct these rows or take them out, and run the same costl extract again."
+
+
+def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
+    """The queries of a split, or those of one `domain` of it.
+
+    Raises UsageError for a split or domain that the cache does not have, and for a split without any query or without any
+    video that has features; UsageError and CacheError as `check_queries` does.
+    """
+    if split not in features.splits:
+        raise UsageError(
+            f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}. Add it with "
+            f"costl cache add-queries {features.path} --annotations {split}.jsonl"
+        )
+    queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
+    if not queries:
+        raise UsageError(f"{features.path}: split {split!r} is empty. Annotate it and run costl extract again.")
+    of_domain = [query for query in queries if domain in ("", query.domain)]
+    if not of_domain:
+        domains = ", ".join(sorted({query.domain for query in queries} - {""})) or "none"
+        raise UsageError(f"{features.path}: split {split!r} has no domain {domain!r}, only {domains}. Set data.domain.")
+    # The labels of train are useful without features: the chance reference draws from their lengths. Training checks this.
+    if split != "train":
+        _refuse_split_without_features(of_domain, features, split=split, domain=domain)
+    check_queries(of_domain, features, split=split)
+    return of_domain
+
+
+def check_queries(queries: Sequence[Query], features: CacheReader, *, split: str) -> None:
+    """Compares the queries of a split with the cache. Queries about videos without features are passed over.
+
+    Raises UsageError naming the queries with a moment or a rated clip after the end of the video, and those with a
+    sentence that has no word; CacheError naming the queries whose words are not in the cache.
+    """
+    _check_words(queries, features, split)
+    with_features = set(features.video_ids)
+    late = [query for query in queries if query.vid in with_features and _late_window(query, features)]
+    if late:
+        names = (
+            f"query {query.qid!r} {_late_window(query, features)} in {query.vid!r} ({_lengths(query, features)})"
+            for query in late
+        )
+        raise UsageError(
+            f"{split}.jsonl: {len(late)} queries have a moment after the end of their video: {first_few(names)}. {REMEDY}"
+        )
+    rated_late = [query for query in queries if max(query.clip_ids, default=0) >= expected_clips(query, RATED_CLIP_S)]
+    if rated_late:
+        names = (
+            f"query {query.qid!r}, clip {max(query.clip_ids)} of {expected_clips(query, RATED_CLIP_S)} (counted from 0)"
+            for query in rated_late
+        )
+        raise UsageError(
+            f"{split}.jsonl: {len(rated_late)} queries rate a clip that does not exist: {first_few(names)}. {REMEDY}"
+        )
+
+
+def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> list[str]:
+    """Notes to read before trusting a number: queries without labels, videos without features, durations that differ."""
+    notes = []
+    unlabelled = sum(not (query.windows or query.clip_ids) for query in queries)
+    if unlabelled and split == "train":
+        notes.append(
+            f"{split}: {unlabelled} of {len(queries)} queries have no label. Training uses them only as wrong sentences for "
+            "other videos."
+        )
+    with_features = set(features.video_ids)
+    missing = sorted({query.vid for query in queries} - with_features)
+    if missing:
+        count = sum(query.vid not in with_features for query in queries)
+        notes.append(
+            f"{split}: {count} of {len(queries)} queries ask about videos without features ({', '.join(missing[:3])}). "
+            "They are not used in training, and they score 0. costl cache status says why."
+        )
+    differences = _duration_differences(queries, features)
+    if differences:
+        worst = max(differences, key=lambda vid: differences[vid])
+        notes.append(
+            f"{split}: {len(differences)} videos are longer or shorter than their annotation says, "
+            f"{worst} by {differences[worst]:.1f} s. Check that the annotation was made for this cut of the video."
+        )
+    return notes
+
+
+def _refuse_split_without_features(queries: Sequence[Query], features: CacheReader, *, split: str, domain: str) -> None:
+    """Raises UsageError if no video of the queries has features: every score would be 0, whatever the model."""
+    videos = {query.vid for query in queries}
+    if videos & set(features.video_ids):
+        return
+    name = f"split {split!r}" + (f" in domain {domain!r}" if domain else "")
+    raise UsageError(
+        f"{features.path}: no video of {name} has features ({len(queries)} queries about {first_few(sorted(videos))}). "
+        f"costl cache status {features.path} says why. Extract these videos, or go on without this split."
+    )
+
+
+def _check_words(queries: Sequence[Query], features: CacheReader, split: str) -> None:
+    sentences = set(features.all_words())
+    missing = [query for query in queries if query.query not in sentences]
+    if missing:
+        raise CacheError(
+            f"{features.path}: no words of {len(missing)} queries of {split!r}: {_names(missing)}. Run the same costl "
+            f"extract again, or costl cache add-queries {features.path} --annotations {split}.jsonl"
+        )
+    # `words` also refuses values that are not finite.
+    empty = [query for query in queries if not len(features.words(query.query).tokens)]
+    if empty:
+        raise UsageError(
+            f"{split}.jsonl: {len(empty)} queries have no word that CLIP can read: {_names(empty)}. {REMEDY}"
+        )
+
+
+def _late_window(query: Query, features: CacheReader) -> list[float]:
+    """The first window that starts after the end of the video, [start, end] in seconds; empty if there is none."""
+    limit = moment_start_limit_clips(features.grid(query.vid))
+    return next((list(window) for window in query.windows if window[0] * features.fps >= limit), [])
+
+
+def _lengths(query: Query, features: CacheReader) -> str:
+    annotated_s = query.duration_s
+    video_s = features.row(query.vid).duration_s
+    return f"{video_s:g} s long" + (f", {annotated_s:g} by its annotation" if annotated_s != video_s else "")
+
+
+def _names(queries: Sequence[Query]) -> str:
+    return first_few(f"query {query.qid!r} {query.query!r}" for query in queries)
+
+
+def _duration_differences(queries: Sequence[Query], features: CacheReader) -> dict[str, float]:
+    """Seconds by which annotation and video differ, by video; only differences that cannot come from rounding."""
+    with_features = set(features.video_ids)
+    tolerance_s = max(RATED_CLIP_S, 1 / features.fps)
+    differences = {
+        query.vid: abs(query.duration_s - features.row(query.vid).duration_s)
+        for query in queries
+        if query.vid in with_features
+    }
+    return {vid: difference_s for vid, difference_s in differences.items() if difference_s > tolerance_s}

@@ -1,0 +1,59 @@
+"""A cache of two videos for tests that interrupt its writing, and a text encoder for the sentences that are added to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from costl.pipeline.cache.index import Contents
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.types import JointSpace, SentenceTokens
+
+VIDEOS = ("a", "b")
+
+
+def annotation_line(query: str, video: str = "a") -> str:
+    return f'{{"qid": 1, "query": "{query}", "vid": "{video}", "duration": 4.0}}\n'
+
+
+def cache_contents() -> Contents:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=4).astype(np.float32)
+    projection = rng.normal(size=(4, 3)).astype(np.float32)
+    joint = JointSpace(norm_weight=weight, norm_bias=weight, norm_eps=1e-5, projection=projection, logit_scale=9.0)
+    fingerprint = {"model": "tiny", "weights": "0" * 64, "precision": "fp32"}
+    annotations = {"train": annotation_line("a dog"), "test": annotation_line("a cat")}
+    return Contents(fingerprint, 0.5, (1, 2), joint, annotations)
+
+
+def query_features(*queries: str) -> dict[str, SentenceTokens]:
+    """One token for each query, as large as the query is long."""
+    token = np.ones((1, 5), np.float16)
+    sentence = np.ones(3, np.float32)
+    return {query: SentenceTokens(token * len(query), sentence * len(query), texts=(query,)) for query in queries}
+
+
+def write_cache(cache: Path, reported: list[str]) -> None:
+    """Writes the cache as an extraction does, and appends each video to `reported` once its part is stored."""
+    rng = np.random.default_rng(1)
+    tokens = {name: rng.normal(size=(2, 3, 4)).astype(np.float16) for name in VIDEOS}
+    times_s = np.array([1.0, 3.0])
+    with CacheWriter(cache, cache_contents(), query_features("a dog", "a cat")) as writer:
+        reused = [name for name in VIDEOS if writer.reuse_if_unchanged(name, f"hash of {name}")]
+        writer.write_index()
+        for name in VIDEOS:
+            if name not in reused:
+                content_hash = f"hash of {name}"
+                writer.store(name, tokens=tokens[name], times_s=times_s, duration_s=4.0, content_hash=content_hash)
+            reported.append(name)
+
+
+class TextEncoder:
+    """Stands in for the CLIP that made the cache."""
+
+    def fingerprint(self) -> dict[str, str]:
+        return dict(cache_contents().fingerprint)
+
+    def encode_text(self, queries: list[str]) -> list[SentenceTokens]:
+        return list(query_features(*queries).values())
