@@ -80,6 +80,7 @@ def test_official_mode_takes_the_first_listed_and_rounds_to_two_decimals():
     moments_only = [Prediction(p.qid, p.query, p.vid, p.windows) for p in answered]
     brief = compute_metrics(moments_only, QUERIES, official=True)["brief"]
     assert "MR-full-mIoU" not in brief and "MR-full-R1@0.3" not in brief
+    assert contributions(moments_only, QUERIES, official=True).keys() == brief.keys()
     # Query 2 lists [0 10] first, of IoU 0.8 with [0 8]; query 5 counts up to 0.7.
     assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (100.0, 100.0)
     ten = [1, 7 / 10, 7 / 10 / 2, (4 * 5 / 6 + 6 / 2) / 10, 5 / 10]
