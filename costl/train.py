@@ -34,6 +34,7 @@ from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.logging import ProgressReporter, check_tensorboard, open_tensorboard
 from costl.training.micro_batches import MicroBatchPlan, SplitBatch, forward_micro_batches, sum_gradients
 from costl.training.objective import total_loss
+from costl.training.optimizer import set_learning_rate
 from costl.training.precision import autocast, may_overflow, pick_device
 from costl.training.preflight import (
     agreed_ranks,
@@ -54,7 +55,6 @@ from costl.training.run_folder import (
     write_rows,
     write_summary,
 )
-from costl.training.schedule import set_learning_rate
 from costl.training.signals import defer_signals
 from costl.training.state import (
     EpochProgress,
@@ -347,7 +347,8 @@ def _train_epoch(
     state.model.train()
     with closing(loader.batches(plan[epoch_progress.batches :])) as batches:
         for batch, waited_s in _with_waiting_time(batches):
-            set_learning_rate(state, config, progress=(state.epoch + queries_done / queries) / config.train.epochs)
+            progress = (state.epoch + queries_done / queries) / config.train.epochs
+            set_learning_rate(state.optimizer, config.train, step=state.step, progress=progress)
             _train_step(state, batch, config)
             queries_done += len(batch.queries)
             report_queries_done(queries_done)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from costl.ask.answer import Answer, Moment, Saliency, check_queries
-from costl.ask.export_model import HUB, fetch
+from costl.ask.hub import HUB, fetch
 from costl.ask.trained_model import TrainedModel, read_trained_model
 from costl.data.annotations import Query
 from costl.data.batch import collate

@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder in the layout of the Hugging Face Hub, and fetches such a folder from there."""
+"""Exports a trained model as a folder in the layout of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.formats.files import publish, sync_folder
 from costl.training.run_folder import newest_run, read_run
 
-HUB = "hf://"
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
@@ -45,26 +44,6 @@ def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[st
             for name in CLIP_FILES:
                 publish(temporary / CLIP / name, (Path(trained.source["weights"]) / name).read_bytes())
     return notes
-
-
-def fetch(address: str) -> Path:
-    """Downloads `hf://user/name` or `hf://user/name@revision` with huggingface_hub, and returns the local folder.
-
-    Downloads only JSON, Markdown and safetensors files. Raises UsageError if that fails.
-    """
-    name, _, revision = address.removeprefix(HUB).partition("@")
-    if name.count("/") != 1 or not all(name.split("/")):
-        raise UsageError(
-            f"{address}: expected hf://user/name, such as hf://someone/moments, or hf://user/name@revision."
-        )
-    import huggingface_hub
-
-    patterns = [MODEL, CONFIG, CARD, *(f"{CLIP}/{name}" for name in CLIP_FILES)]
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # of huggingface_hub, of its HTTP library, or of the disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"{address}: cannot be fetched ({reason}). Check the name and the connection.") from error
 
 
 def read_metrics(run: Path) -> dict[str, Mapping[str, Any]]:

@@ -11,7 +11,7 @@ import click
 from costl.ask.formats import FORMATS
 from costl.commands.options import ANY_PATH, FOLDER, as_json, device, model_to_load, out, quiet, trained_model
 from costl.commands.output import print_messages, print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 
 
 @click.command()

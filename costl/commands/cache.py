@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet
 from costl.commands.output import print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 
 
 @click.group(cls=Group)

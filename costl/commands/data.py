@@ -10,7 +10,7 @@ import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, out, quiet, world, world_settings
 from costl.commands.output import Written, print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 from costl.pipeline.progress import Progress
 
 

@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, out, quiet, scoring
 from costl.commands.output import Written, print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
 
 FILE_OPTIONS = {"predictions", "truth", "benchmark", "official"}

@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, option_group, out, quiet
 from costl.commands.output import finish_command, print_event, print_result
-from costl.commands.progress import ProgressBars, ProgressEvents
+from costl.commands.progress_bars import ProgressBars, ProgressEvents
 
 feature_options = option_group(
     click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),

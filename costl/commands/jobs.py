@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overrides, quiet, world, world_settings
 from costl.commands.output import print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 
 
 @click.command()

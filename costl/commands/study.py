@@ -19,7 +19,7 @@ from costl.commands.options import (
     scoring,
 )
 from costl.commands.output import print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 
 
 @click.group(cls=Group)

@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, config_files, device, out, overrides, quiet
 from costl.commands.output import print_result
-from costl.commands.progress import ProgressBars
+from costl.commands.progress_bars import ProgressBars
 from costl.pipeline.progress import ProgressCallback
 from costl.training.launch import read_launch
 

@@ -17,9 +17,9 @@ from costl.pipeline.formats.files import publish
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
 from costl.predict.loaded_run import load_model
-from costl.report.item import ClipPicture, Item, choose_detailed, worst_first
 from costl.report.page import Page, to_html
 from costl.report.pictures import ReportPictures, clips_to_show
+from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
 from costl.training.precision import pick_device
 from costl.training.run_folder import Run, newest_run, open_cache, read_run
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from costl.data.annotations import Query, Window
-from costl.report.item import Item, clock
+from costl.report.query import Item, clock
 
 MOMENTS_SHOWN = 5
 TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)

@@ -11,7 +11,7 @@ import numpy as np
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.predict.attention_maps import AttentionMaps
 from costl.report.charts import coordinate, escape, saliency, timeline
-from costl.report.item import OUTCOMES, ClipPicture, Item, clock
+from costl.report.query import OUTCOMES, ClipPicture, Item, clock
 
 
 def query_detail(index: int, item: Item, *, thumbnails: Mapping[str, Thumbnail], grid: tuple[int, int]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.report.charts import coordinate, escape, interval, overview, training_curve
 from costl.report.detail import map_data, picture_definitions, query_detail
-from costl.report.item import LENGTHS, OUTCOMES, Item
+from costl.report.query import LENGTHS, OUTCOMES, Item
 
 TEMPLATES = Path(__file__).parent / "templates"
 GROUPS = {

@@ -27,6 +27,7 @@ from costl.training.checkpoint import (
 )
 from costl.training.compiling import compile_layers
 from costl.training.distributed import SINGLE_PROCESS, Ranks
+from costl.training.optimizer import make_optimizer
 from costl.training.precision import choose_precision, make_scaler
 
 
@@ -101,13 +102,7 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
     model = build_model_for_cache(config, features).to(device)
-    # Biases, norms and other single rows do not decay: it would only shift the values that they are there to set.
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rows = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": rows, "weight_decay": 0.0}],
-        lr=config.train.learning_rate,
-    )
+    optimizer = make_optimizer(model, config.train)
     ema_model = copy.deepcopy(model).requires_grad_(False)
     shuffle_generator = torch.Generator().manual_seed(config.train.seed)
     precision = choose_precision(config.train.precision, device)

@@ -27,8 +27,8 @@ from costl.pipeline.fingerprint import digest
 from costl.pipeline.options import FAILURES_IN_A_ROW
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.published.arrays import StoredArray, to_float16
+from costl.pipeline.published.checks import Survey, VideoFeatures, annotated_durations, survey_features
 from costl.pipeline.published.sentences import TextFeatures, read_text_features
-from costl.pipeline.published.survey import Survey, VideoFeatures, annotated_durations, survey_features
 from costl.pipeline.videos import content_hash, safe_id
 
 _LOGIT_SCALE = 100.0  # of every published CLIP after training

@@ -13,7 +13,7 @@ from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.published.arrays import FEATURES_KEY, StoredArray, find_file, read_headers, to_float16
-from costl.pipeline.published.survey import refuse_unusable
+from costl.pipeline.published.checks import refuse_unusable
 
 # The keys of Moment-DETR's published text features, which later papers use as well.
 WORDS_KEY = "last_hidden_state"

@@ -15,7 +15,7 @@ from costl.pipeline.decode.pool import Chunk
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.run.batch_packer import BatchPacker, FrameRun, with_tokens
-from costl.pipeline.run.meter import WaitTimes
+from costl.pipeline.run.throughput import WaitTimes
 
 _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
 _TRIAL_FRAMES = 4

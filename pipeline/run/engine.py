@@ -28,8 +28,8 @@ from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback, Throughput
 from costl.pipeline.run.encoder_thread import EncoderThread
-from costl.pipeline.run.meter import Meter
 from costl.pipeline.run.saver_thread import SaverThread
+from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
 
 _REPORT_EVERY_S = 0.5

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.run.meter import Meter
+from costl.pipeline.run.throughput import Meter
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from costl.pipeline.world.script import CLIP_S, Sentence
+from costl.pipeline.world.sentences import Sentence
+from costl.pipeline.world.tracks import CLIP_S
 
 
 def choose_queries(sentences: list[Sentence], count: int, rng: np.random.Generator) -> list[Sentence]:

@@ -15,7 +15,8 @@ from joblib import Parallel, delayed
 from costl.pipeline.errors import UsageError
 from costl.pipeline.world.annotations import annotate, choose_queries
 from costl.pipeline.world.render import PlacedThing, draw, is_unseen, texture
-from costl.pipeline.world.script import CLIP_S, Sentence, Track, create_tracks, describe_tracks
+from costl.pipeline.world.sentences import Sentence, describe_tracks
+from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
 
 FRAME_RATE = 5  # frames a second of the rendered videos
 TINY_CLIP = Path(__file__).parent / "costl-tiny"

@@ -23,7 +23,7 @@ from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_yaml import read_yaml
 from costl.predict.predict import predict_split
 from costl.training.micro_batches import MicroBatchPlan
-from costl.training.schedule import set_learning_rate
+from costl.training.optimizer import set_learning_rate
 from costl.training.state import TrainingState, fresh_state
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def one_step(config: Config, task: Task, queries: list[Query]) -> TrainingState 
     )
     batch = plan.collate(first.queries, task.features, patches=config.patches, negative_pairs=first.negative_pairs)
     state.model.train()
-    set_learning_rate(state, config, progress=0.5 / config.train.epochs)
+    set_learning_rate(state.optimizer, config.train, step=state.step, progress=0.5 / config.train.epochs)
     module._train_step(state, batch, config)
     return state
 

@@ -18,8 +18,8 @@ from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.progress import Progress
 from costl.train import Report, resume, train
 from costl.training.checkpoint import load_checkpoint
+from costl.training.optimizer import set_learning_rate
 from costl.training.run_folder import read_run
-from costl.training.schedule import set_learning_rate
 from costl.training.state import fresh_state, update_ema
 
 
@@ -293,7 +293,7 @@ def test_the_learning_rate_rises_then_falls_to_zero(world):
 
     def rate(step: int, progress: float) -> float:
         state.step = step
-        set_learning_rate(state, config, progress=progress)
+        set_learning_rate(state.optimizer, config.train, step=state.step, progress=progress)
         return state.optimizer.param_groups[1]["lr"]
 
     assert rate(0, 0.0) == pytest.approx(0.1)

@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 
 import costl
-from costl.ask.export_model import export, fetch
+from costl.ask.export_model import export
+from costl.ask.hub import fetch
 from costl.ask.trained_model import read_trained_model
 from costl.evaluate import evaluate
 from costl.pipeline.errors import CacheError, UsageError

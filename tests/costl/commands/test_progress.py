@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from costl.commands import progress
+from costl.commands import progress_bars as progress
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.inspect import group_by_reason
 from costl.pipeline.progress import Progress, Throughput, TrainingSpeed

@@ -15,7 +15,7 @@ from costl.experiments.world_truth import Scene, draw_questions, read_scenes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.world.render import COLOURS, SHAPES
-from costl.pipeline.world.script import create_tracks
+from costl.pipeline.world.tracks import create_tracks
 
 KINDS = [(colour, shape) for colour in ("red", "blue") for shape in ("ball", "box", "star")]
 

@@ -26,9 +26,9 @@ from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.predict.attention_maps import AttentionMaps
 from costl.report.build import report
-from costl.report.item import ClipPicture, Item, choose_detailed, clock, worst_first
 from costl.report.page import Page, to_html
 from costl.report.pictures import clips_to_show
+from costl.report.query import ClipPicture, Item, choose_detailed, clock, worst_first
 from costl.train import train
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \" ' & \u2028 \x00 \ud800 \u202e"

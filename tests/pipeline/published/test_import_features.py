@@ -16,8 +16,8 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError, UsageError, VideoError
 from costl.pipeline.published import import_features as import_module
 from costl.pipeline.published.arrays import read_headers
+from costl.pipeline.published.checks import length_tolerance
 from costl.pipeline.published.import_features import import_features
-from costl.pipeline.published.survey import length_tolerance
 
 SMALL = {"train": 6, "val": 2, "test": 2}
 VID = "train_0"

@@ -27,8 +27,8 @@ from costl.pipeline.run import engine
 from costl.pipeline.run.batch_packer import FrameRun
 from costl.pipeline.run.encoder_thread import batch_that_fits
 from costl.pipeline.run.engine import extract_into
-from costl.pipeline.run.meter import Meter
 from costl.pipeline.run.saver_thread import UNSAVED, SaverThread
+from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
 
 FPS, FRAMES = 25.0, 200  # a pretended video has eight seconds; all pixels of frame k are k

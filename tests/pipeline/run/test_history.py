@@ -9,7 +9,7 @@ import pytest
 
 from costl.pipeline.errors import CostlError
 from costl.pipeline.run.history import describe_run, last_run, recorded_run, runs_file
-from costl.pipeline.run.meter import Meter, WaitTimes
+from costl.pipeline.run.throughput import Meter, WaitTimes
 
 ENCODERS = [SimpleNamespace(device="cuda:0", precision="fp16"), SimpleNamespace(device="cuda:1", precision="fp16")]
 

@@ -1,0 +1,31 @@
+"""Downloads an exported model from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from costl.ask.export_model import CLIP_FILES
+from costl.ask.trained_model import CARD, CLIP, CONFIG, MODEL
+from costl.pipeline.errors import UsageError
+
+HUB = "hf://"
+
+
+def fetch(address: str) -> Path:
+    """Downloads `hf://user/name` or `hf://user/name@revision` with huggingface_hub, and returns the local folder.
+
+    Downloads only JSON, Markdown and safetensors files. Raises UsageError if that fails.
+    """
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UsageError(
+            f"{address}: expected hf://user/name, such as hf://someone/moments, or hf://user/name@revision."
+        )
+    import huggingface_hub
+
+    patterns = [MODEL, CONFIG, CARD, *(f"{CLIP}/{name}" for name in CLIP_FILES)]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # of huggingface_hub, of its HTTP library, or of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"{address}: cannot be fetched ({reason}). Check the name and the connection.") from error
