@@ -31,6 +31,7 @@ from costl.plots.training_curves import draw_curves
 from costl.predict.predict import predict_split
 from costl.training.checkpoint import rng_state
 from costl.training.distributed import SINGLE_PROCESS, Ranks
+from costl.training.ema import update_ema
 from costl.training.logging import ProgressReporter, check_tensorboard, open_tensorboard
 from costl.training.micro_batches import MicroBatchPlan, SplitBatch, forward_micro_batches, sum_gradients
 from costl.training.objective import total_loss
@@ -64,7 +65,6 @@ from costl.training.state import (
     refuse_settings_larger_than_last,
     save_if_best,
     save_state,
-    update_ema,
 )
 
 T = TypeVar("T")

@@ -91,7 +91,7 @@ class World:
 def world(tmp_path_factory) -> World:
     """Four training, two validation, two test and two unseen videos of 12 clips and 64 pixels, with costl-tiny."""
     from costl.pipeline.extract import extract
-    from costl.pipeline.world.sample import WorldSettings, write_sample
+    from costl.pipeline.world.write_world import WorldSettings, write_sample
 
     folder = tmp_path_factory.mktemp("world")
     counts = {"train": 4, "val": 2, "test": 2, "test_unseen": 2}

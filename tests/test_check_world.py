@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costl.pipeline.world.sample import WorldSettings, write_sample
+from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools/check_world.py"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.errors import UsageError
-from costl.plots.text import bar, clock, one_line, sparkline
+from costl.plots.terminal_text import bar, clock, one_line, sparkline
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from costl.ask.answer import Answer
 from costl.pipeline.errors import UsageError
-from costl.plots.text import one_line
+from costl.plots.terminal_text import one_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt")
 SUBTITLES = ("srt", "vtt")

@@ -15,7 +15,7 @@ from costl.pipeline.formats.files import publish
 from costl.pipeline.preview.cut import cut
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.plots.answer import draw_answers
-from costl.plots.text import clock
+from costl.plots.terminal_text import clock
 
 _LONGEST_NAME = 60  # bytes of the video's name and of the query in the name of a cut file
 

@@ -30,7 +30,7 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
     Example:
         costl data sample dir/ --videos train=40 --videos val=10
     """
-    from costl.pipeline.world.sample import write_sample
+    from costl.pipeline.world.write_world import write_sample
 
     settings = world_settings(**options)
     with ProgressBars(silent=quiet) as progress:

@@ -107,7 +107,7 @@ def model_to_load(run: Path | None, model: str | None) -> Path | str | None:
 
 def world_settings(*, counts: Iterable[str], **options: Any) -> Any:
     """The settings of the sample world from the options of `world`."""
-    from costl.pipeline.world.sample import WorldSettings
+    from costl.pipeline.world.write_world import WorldSettings
 
     set_options = {name: value for name, value in options.items() if value is not None}
     videos = WorldSettings().videos | dict(map(_videos_of_split, counts))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from costl.ask.answer import Answer
 from costl.plots.headless import load_matplotlib
-from costl.plots.text import clock, tick_step
+from costl.plots.terminal_text import clock, tick_step
 
 CURVE_WIDTH, CURVE_HEIGHT = 1000, 120  # units of the SVG
 @dataclass(frozen=True)

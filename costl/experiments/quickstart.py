@@ -15,7 +15,7 @@ from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.extract import extract
 from costl.pipeline.formats.files import publish
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.world.sample import WorldSettings, write_sample
+from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 FOLDER = Path("costl-quickstart")
 SPLITS = ("test", "test_unseen")

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from costl.model.contrast import Similarities, unit_length
+from costl.model.clip_similarity import clip_similarity, register_joint_space
+from costl.model.contrast import Similarities
 from costl.model.heads import MomentHead, SaliencyHead, anchors
 from costl.model.spatial import SpatialEncoder, SpatialOutput
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, sine_positions
-from costl.training.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class CoSTL(nn.Module):
         positions = sine_positions(mask.shape[1], sentence_features.shape[-1], sentence_features.device)
         frames = spatial.frames + 0.3 * positions
         if self.similarity_projection is not None:
-            similarity = self._encoder_similarity(tokens, frame_mask, video, sentence)
+            similarity = clip_similarity(self, tokens, frame_mask, video, sentence)
             frames = frames + self.similarity_projection(similarity[..., None])
         text = self.text_pool(word_features, word_mask)
         for layer in self.layers:
@@ -167,29 +166,6 @@ class CoSTL(nn.Module):
             tokens, video, sentence_features, word_features, word_mask, most_queries=most_queries, contrast=False
         )
 
-    @torch.no_grad()
-    def _encoder_similarity(
-        self,
-        tokens: Float[Tensor, "v t s c"],
-        frame_mask: Bool[Tensor, "v t"],
-        video: Int[Tensor, "b"],
-        sentence: Float[Tensor, "b e"],
-    ) -> Float[Tensor, "b t"]:
-        """Similarity of frame and sentence in the frozen CLIP, minus its mean over the video, times CLIP's logit scale.
-
-        In float32: the similarities of a video differ little, and the scale multiplies a rounding error by a hundred.
-        """
-        frames = tokens[:, :, 0]
-        mask = frame_mask[video]
-        with full_precision(frames.device):
-            if self.joint_normed:
-                weight, bias = self.joint_norm_weight, self.joint_norm_bias
-                frames = F.layer_norm(frames, frames.shape[-1:], weight, bias, self.joint_norm_eps)
-            frame_embeddings = unit_length(frames @ self.joint_projection)
-            similarity = torch.einsum("bte,be->bt", frame_embeddings[video], sentence)
-            mean = (similarity * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-            return (similarity - mean) * self.joint_logit_scale
-
 
 def apply_heads(
     moment_head: MomentHead,
@@ -213,44 +189,3 @@ def apply_heads(
     )
 
 
-_JOINT_TENSORS = ("norm_weight", "norm_bias", "projection")
-_JOINT_NUMBERS = ("norm_eps", "logit_scale")
-
-
-def register_joint_space(model: nn.Module, joint: dict[str, Tensor]) -> None:
-    """Stores the encoder's joint space in the model: its tensors as buffers, its numbers as plain values.
-
-    With a number on a device, the host would wait for it in every forward. Checkpoints store the numbers as tensors next
-    to the weights, and an exported model identifies its CLIP by them.
-    """
-    for name in _JOINT_TENSORS:
-        model.register_buffer(f"joint_{name}", joint[name])
-    for name in _JOINT_NUMBERS:
-        _set_joint_number(model, name, joint[name])
-    # A switch that the cache decides, not a weight: it is not in checkpoints.
-    model.joint_normed = bool(joint["normed"])  # type: ignore[assignment]
-    # Both hooks have public names only since PyTorch 2.5.
-    model._register_state_dict_hook(_write_joint_numbers)
-    model._register_load_state_dict_pre_hook(_read_joint_numbers, with_module=True)
-
-
-def _write_joint_numbers(model: nn.Module, weights: dict[str, Tensor], prefix: str, _: object) -> None:
-    for name in _JOINT_NUMBERS:
-        number = getattr(model, f"joint_{name}")
-        weights[f"{prefix}joint_{name}"] = torch.tensor(number, dtype=torch.float32)
-
-
-def _read_joint_numbers(
-    model: nn.Module, weights: dict[str, Tensor], prefix: str, _: object, __: bool, missing: list[str], *___: object
-) -> None:
-    for name in _JOINT_NUMBERS:
-        key = f"{prefix}joint_{name}"
-        if key in weights:
-            _set_joint_number(model, name, weights.pop(key))
-        else:
-            missing.append(key)
-
-
-def _set_joint_number(model: nn.Module, name: str, number: Tensor) -> None:
-    """Rounds the number to float32, as checkpoints store it: a trained and a loaded model agree to the last bit."""
-    setattr(model, f"joint_{name}", number.to(torch.float32).item())

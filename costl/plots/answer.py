@@ -12,7 +12,7 @@ import numpy as np
 
 from costl.pipeline.errors import VideoError
 from costl.plots.headless import load_matplotlib
-from costl.plots.text import clock, one_line, tick_step
+from costl.plots.terminal_text import clock, one_line, tick_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

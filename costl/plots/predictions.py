@@ -16,7 +16,7 @@ from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.plots.headless import load_matplotlib
 from costl.plots.style import GREY, PREDICTION, TRUTH, WIDTH, printable
-from costl.plots.text import clock
+from costl.plots.terminal_text import clock
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

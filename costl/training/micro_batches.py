@@ -35,8 +35,8 @@ from costl.data.sampler import MAX_QUERIES_PER_VIDEO
 from costl.model.build import Model
 from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities
 from costl.model.costl import Outputs
+from costl.model.cross_batch_contrast import cross_batch_negatives, similarity_heads
 from costl.model.heads import MomentHead, anchors
-from costl.model.negatives import cross_batch_negatives, similarity_heads
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.grid import Grid

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from costl.config import Config
 from costl.model.build import Model, build_model_for_cache
@@ -109,12 +108,6 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
     if config.train.compile:
         compile_layers(model, device)
     return TrainingState(model, ema_model, optimizer, shuffle_generator, precision, make_scaler(device, precision))
-
-
-@torch.no_grad()
-def update_ema(ema_model: nn.Module, model: nn.Module, *, decay: float) -> None:
-    """ema = decay * ema + (1 - decay) * model, for every parameter. Buffers are constants here and stay as they are."""
-    get_ema_multi_avg_fn(decay)(list(ema_model.parameters()), list(model.parameters()), 0)
 
 
 def save_if_best(state: TrainingState, score: float | None, folder: Path) -> None:

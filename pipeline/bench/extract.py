@@ -41,7 +41,7 @@ from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.encoder_thread import usual_batch
 from costl.pipeline.run.engine import cpu_cores
 from costl.pipeline.videos import Video
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 
 MODEL = "ViT-B-32"
 REPEATS = 2

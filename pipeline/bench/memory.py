@@ -11,7 +11,7 @@ from costl.pipeline.bench.measure import peak_memory
 from costl.pipeline.bench.videos import VideoSet, repeat_video
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import Video
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 
 LONGER = 20
 MORE = 4

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import Video, find_videos
 from costl.pipeline.world.render import texture
-from costl.pipeline.world.sample import WorldSettings, write_sample
+from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 FRAME_RATE = 30
 QUICK_WORLD = WorldSettings(videos={"train": 2}, queries=1, train_queries=1, clips=(12, 12), side=64)

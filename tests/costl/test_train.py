@@ -18,9 +18,10 @@ from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.progress import Progress
 from costl.train import Report, resume, train
 from costl.training.checkpoint import load_checkpoint
+from costl.training.ema import update_ema
 from costl.training.optimizer import set_learning_rate
 from costl.training.run_folder import read_run
-from costl.training.state import fresh_state, update_ema
+from costl.training.state import fresh_state
 
 
 class Stop(Exception):

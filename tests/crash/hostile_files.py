@@ -25,7 +25,7 @@ from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 from costl.train import train
 from costl.training.checkpoint import HEADER, _digest
 

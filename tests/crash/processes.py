@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from costl.commands import main
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.world.sample import WorldSettings, write_sample
+from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 ROOT = Path(__file__).parents[2]
 FPS = 1.0  # twice the default, so that a kill can hit the middle of a video

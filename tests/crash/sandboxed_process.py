@@ -74,7 +74,7 @@ def run_plan(marker: str) -> None:
 
 def import_all() -> None:
     """Imports what the commands import when they begin, so that none of it counts for the first of them."""
-    for name in ("experiments.ablate", "ask.asker", "experiments.probe", "report.build", "ask.export"):
+    for name in ("experiments.ablate", "ask.asker", "experiments.probe", "report.build", "ask.export_model"):
         importlib.import_module(f"costl.{name}")
     for name in ("add_queries", "published.import_features", "cache.merge"):
         importlib.import_module(f"costl.pipeline.{name}")

@@ -40,7 +40,7 @@ from costl.pipeline.decode.backends import open_video
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import FrameOptions
 from costl.pipeline.videos import printable, safe_id
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
 FPS = 2.0

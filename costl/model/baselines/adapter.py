@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from costl.model.baselines.cls import Heads, Mlp, TextLayer
+from costl.model.clip_similarity import register_joint_space
 from costl.model.contrast import Similarities, frame_similarities, unit_length
-from costl.model.costl import Outputs, WordProjection, register_joint_space
+from costl.model.costl import Outputs, WordProjection
 from costl.model.temporal import TextPool
 from costl.model.tokens import QueryGroups, gather_per_query
 

@@ -10,8 +10,9 @@ import math
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from costl.model.clip_similarity import register_joint_space
 from costl.model.contrast import Similarities, frame_similarities
-from costl.model.costl import Outputs, WordProjection, apply_heads, register_joint_space
+from costl.model.costl import Outputs, WordProjection, apply_heads
 from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.temporal import sine_positions
 from costl.model.tokens import gather_per_query

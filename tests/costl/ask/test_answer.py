@@ -17,7 +17,7 @@ from costl.ask.answer import Answer, Moment, Saliency
 from costl.ask.formats import format_answers
 from costl.ask.output import _moment_files
 from costl.plots.answer import draw_answers
-from costl.plots.text import bar, clock, one_line, sparkline, tick_step
+from costl.plots.terminal_text import bar, clock, one_line, sparkline, tick_step
 
 moments = st.tuples(st.floats(0, 4e5), st.floats(1e-4, 3e3), st.floats(0, 1)).map(
     lambda t: Moment(t[0], t[0] + t[1], t[2])

@@ -16,7 +16,7 @@ from costl.commands import main
 from costl.data.annotations import parse_jsonl, parse_predictions
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 
 ANNOTATIONS = Path(__file__).parents[3] / "../shared/data/annotations"
 SMALL = ("model.width=16", "model.heads=2", "spatial.top_k=4", "train.epochs=1", "train.warmup_steps=1")

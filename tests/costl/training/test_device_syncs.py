@@ -20,10 +20,11 @@ from costl.config import KINDS, Config, load_config
 from costl.data.batch import Batch
 from costl.model.build import Model, build_model
 from costl.model.tokens import QueryGroups
+from costl.training.ema import update_ema
 from costl.training.micro_batches import MicroBatchPlan, SplitBatch
 from costl.training.objective import total_loss
 from costl.training.precision import autocast, make_scaler
-from costl.training.state import TrainingState, update_ema
+from costl.training.state import TrainingState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)

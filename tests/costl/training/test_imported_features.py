@@ -15,6 +15,7 @@ from costl.data.sampler import evaluation_batches
 from costl.evaluate import evaluate
 from costl.experiments.untrained_baselines import ZeroShot, chance, zero_shot
 from costl.model.build import build_model_for_cache
+from costl.model.clip_similarity import clip_similarity
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.published.import_features import import_features
@@ -64,7 +65,7 @@ def test_the_clip_similarity_is_the_centred_cosine_or_zero(tmp_path, joint):
     features = import_world(tmp_path, joint)
     model = build_model_for_cache(load_config(features.settings), features)
     (batch,) = evaluation_batches(read_queries(features, "val")[:1], features, batch_size=4, patches=False)
-    similarity = model._encoder_similarity(batch.tokens, batch.frame_mask, batch.video, batch.sentence)
+    similarity = clip_similarity(model, batch.tokens, batch.frame_mask, batch.video, batch.sentence)
     assert "joint_normed" not in model.state_dict()
     query = batch.queries[0]
     frames = np.asarray(features.tokens(query.vid)[:, 0, -CLIP_WIDTH:], np.float32)

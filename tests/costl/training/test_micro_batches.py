@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from costl.config import load_config
 from costl.data.annotations import Query, parse_jsonl
 from costl.data.sampler import training_batches
-from costl.model.negatives import cross_batch_negatives, similarity_heads
+from costl.model.cross_batch_contrast import cross_batch_negatives, similarity_heads
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError

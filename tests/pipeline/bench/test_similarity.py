@@ -17,7 +17,7 @@ from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.extract import extract
 from costl.pipeline.feature_store import FeatureStore
-from costl.pipeline.world.sample import TINY_CLIP
+from costl.pipeline.world.write_world import TINY_CLIP
 
 REAL_VIDEOS = Path(__file__).parents[3] / "../shared/data/videos"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from costl.pipeline.errors import UsageError
-from costl.pipeline.world.sample import WorldSettings, write_sample
+from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 SMALL = WorldSettings(videos={"train": 2, "val": 1, "test": 1, "test_unseen": 2}, queries=3, clips=(12, 14), side=64)
 
