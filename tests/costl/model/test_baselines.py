@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_model import (
+from small_model import (
     CLIPS,
     NEGATIVE_PAIRS,
     QUERIES,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from test_model import SMALL, VARIANTS, C, E, W, small_model
+from small_model import SMALL, VARIANTS, C, E, W, small_model
 from torch import Tensor, nn
 
 from costl.ask.export_model import export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import batch_of_one, close, random_inputs, run, small_model
+from small_model import batch_of_one, close, random_inputs, run, small_model
 
 lengths = st.lists(st.integers(1, 24), min_size=1, max_size=4)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W
+from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

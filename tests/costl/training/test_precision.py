@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer
+from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer
 
 from costl import train as module
 from costl.config import KINDS, Loss, load_config
