@@ -257,8 +257,7 @@ def _draw_and_evaluate(
     if rows:
         path = report.run / "curves.png"
         draw_curves(path, rows, select=report.select, best_epoch=report.best_epoch, title=report.run.name)
-    videos = {query.vid for query in splits.get(report.select_on, ())}
-    if videos & set(features.video_ids):
+    if report.select_on in splits:
         evaluate(report.run, split=report.select_on, cache=features.path, device=str(device))
 
 
@@ -385,8 +384,6 @@ def _train_step(state: TrainingState, batch: Batch | SplitBatch, config: Config)
         outputs = _forward(state, batch, config)
     full_batch = batch.full_batch if isinstance(batch, SplitBatch) else batch
     loss, losses = total_loss(outputs, full_batch, config.loss)  # in float32, whatever the outputs are
-    if not losses:  # no moment in this batch, and only the losses about moments have a weight: the gradient is zero
-        loss = outputs.saliency.float().sum() * 0
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
     if isinstance(batch, SplitBatch):

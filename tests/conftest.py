@@ -21,6 +21,7 @@ SHAPED = (
     "costl.model",
     "costl.data.batch",
     "costl.data.sampler",
+    "costl.data.targets",
     "costl.training.objective",
     "costl.predict.postprocess",
     "costl.predict.attention_maps",

@@ -16,7 +16,7 @@ import safetensors.torch
 from costl.ask.model_card import model_card
 from costl.ask.trained_model import CARD, CLIP, CONFIG, FORMAT, MODEL, TrainedModel, read_trained_model
 from costl.pipeline.errors import CacheError, CostlError, UsageError
-from costl.pipeline.formats.files import publish, sync_folder
+from costl.pipeline.formats.files import publish, sync
 from costl.training.run_folder import newest_run, read_run
 
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
@@ -101,7 +101,7 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise CostlError(f"{folder}: cannot be written ({error}). Free space or choose another folder.") from error
     finally:

@@ -176,7 +176,6 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
         word_mask=torch.arange(MAX_WORDS) < lengths[:, None],
         sentence=sentence / sentence.norm(dim=-1, keepdim=True),
         texts=((),) * queries,
-        is_positive_pair=torch.ones(queries, dtype=torch.bool),
         moments=moments[:, None],
         moment_mask=torch.ones(queries, 1, dtype=torch.bool),
         ratings=relevant * torch.rand(queries, clips, generator=draw),

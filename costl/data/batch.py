@@ -58,7 +58,6 @@ class Batch:
     word_mask: Bool[Tensor, "b l"]
     sentence: Float[Tensor, "b e"]
     texts: tuple[tuple[str, ...], ...]
-    is_positive_pair: Bool[Tensor, "b"]
     moments: Float[Tensor, "b m 2"]
     moment_mask: Bool[Tensor, "b m"]
     ratings: Float[Tensor, "b t"]
@@ -75,6 +74,11 @@ class Batch:
     def positive_pairs(self) -> int:
         """The number of rows with `is_positive_pair` True: one for each query."""
         return len(self.queries)
+
+    @property
+    def is_positive_pair(self) -> Bool[Tensor, "b"]:
+        """Which rows put a query to its own video: those of the queries, which come first."""
+        return torch.arange(len(self.video), device=self.video.device) < self.positive_pairs
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -124,7 +128,6 @@ def collate(
         word_mask=_pad([np.ones(len(sentence.tokens), np.float32) for sentence in sentences]).bool(),
         sentence=torch.from_numpy(np.stack([sentence.sentence for sentence in sentences])),
         texts=tuple(sentence.texts for sentence in sentences),
-        is_positive_pair=torch.tensor([True] * len(queries) + [False] * len(negative_pairs)),
         moments=_pad(moments),
         moment_mask=_pad([np.ones(len(rows), np.float32) for rows in moments]).bool(),
         ratings=_pad(ratings),

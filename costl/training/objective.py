@@ -17,7 +17,10 @@ from costl.model.matcher import assign_moments
 
 
 def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by its name (unweighted). A loss of weight 0 is not computed."""
+    """The weighted sum, and each loss by its name (unweighted). A loss of weight 0 is not computed.
+
+    A batch without any moment has no loss about moments. If no other loss has a weight, the sum and its gradient are zero.
+    """
     # Negative pairs come last. Slices, since a mask such as `is_positive_pair` would make the host wait for the device.
     positive = slice(None, batch.positive_pairs)
     negative = slice(batch.positive_pairs, None)
@@ -48,6 +51,8 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
     if weights.contrast:
         assert outputs.similarities is not None, "the contrastive loss needs a forward with contrast=True"
         parts["contrast"] = _contrast_loss(outputs.similarities, batch)
+    if not parts:
+        return outputs.saliency.float().sum() * 0, parts
     total = sum((getattr(weights, name) * value for name, value in parts.items()), saliency.new_zeros(()))
     return total, parts
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from costl.pipeline.cache.hdf5_header import is_self_contained
 from costl.pipeline.errors import CacheError
+from costl.pipeline.formats.files import sync
 
 # What h5py raises for a damaged or malicious file.
 _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -358,18 +359,6 @@ def _free_space(path: Path) -> str:
 def _fixed_length(text: str) -> np.ndarray:
     encoded = text.encode()
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}")
-
-
-def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk."""
-    # Windows cannot open a folder and does not need this.
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _get_node(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:

@@ -30,6 +30,7 @@ from costl.pipeline.data_folder import SPLITS, queries_in
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
 from costl.pipeline.fingerprint import explain_difference
+from costl.pipeline.formats.files import sync
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.shards import join_shares, lines_with_ends
 
@@ -105,7 +106,7 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
                     copied += 1
             writer.adopt_row(row)
             report_progress(Progress("merge", number, len(best_rows), row.name))
-        hdf5.sync(parts_folder(out))
+        sync(parts_folder(out))
         writer.write_index()
     failed = tuple(row for row, _ in best_rows if not row.ok)
     return MergeReport(out, len(best_rows) - len(failed), linked, copied, failed, _notes(contents))
@@ -246,7 +247,7 @@ def _publish_part(source: Path, target: Path, row: VideoRow, contents: Contents)
             raise CacheError(f"{source}: not the part that its index lists. Run costl extract again for its cache.")
         if not linked:
             shutil.copyfile(source, temporary)
-            hdf5.sync(temporary)
+            sync(temporary)
             _verify_copy(temporary, source, row, contents)
         os.replace(temporary, target)
     except OSError as error:

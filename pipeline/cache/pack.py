@@ -10,7 +10,7 @@ import glob
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,13 +59,12 @@ class PackReport:
 
     def data(self) -> dict[str, Any]:
         """Every field; the file is called `out`."""
-        damaged = [vars(damage) | {"path": str(damage.path)} for damage in self.damaged]
+        damaged = [damage.data() for damage in self.damaged]
         return {"out": str(self.path), "videos": self.videos, "size_bytes": self.size_bytes, "damaged": damaged}
 
     def messages(self) -> list[str]:
         """The videos left out, and the counts."""
-        left_out = [f"left out: {damage.name}: {damage.problem}" for damage in self.damaged]
-        return [*left_out, f"{self.videos} videos and the words, {self.size_bytes / 1e6:.1f} MB."]
+        return [*_left_out(self.damaged), f"{self.videos} videos and the words, {self.size_bytes / 1e6:.1f} MB."]
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,16 @@ class UnpackReport:
 
     def data(self) -> dict[str, Any]:
         """Every field; the index is called `out`."""
-        damaged = [vars(damage) | {"path": str(damage.path)} for damage in self.damaged]
+        damaged = [damage.data() for damage in self.damaged]
         return {"out": str(self.path), "videos": self.videos, "damaged": damaged}
 
     def messages(self) -> list[str]:
         """The videos left out, and the counts."""
-        left_out = [f"left out: {damage.name}: {damage.problem}" for damage in self.damaged]
-        return [*left_out, f"{self.videos} videos and the words."]
+        return [*_left_out(self.damaged), f"{self.videos} videos and the words."]
+
+
+def _left_out(damaged: Iterable[Damage]) -> list[str]:
+    return [f"left out: {damage.name}: {damage.problem}" for damage in damaged]
 
 
 def pack(

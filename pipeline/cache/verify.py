@@ -29,6 +29,10 @@ class Damage:
     path: Path
     problem: str
 
+    def data(self) -> dict[str, str]:
+        """The fields as JSON holds them."""
+        return {"name": self.name, "path": str(self.path), "problem": self.problem}
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -64,8 +68,11 @@ class VerifyReport:
 
     def data(self) -> dict[str, Any]:
         """What was checked and what is damaged; with `videos` also which of them have changed."""
-        data = {"cache": str(self.cache), "checked": self.checked, "quick": self.quick, "damaged": _data(self.damaged)}
-        return data | ({"videos": self.videos, "changed": _data(self.changed)} if self.compared else {})
+        damaged = [damage.data() for damage in self.damaged]
+        data = {"cache": str(self.cache), "checked": self.checked, "quick": self.quick, "damaged": damaged}
+        if not self.compared:
+            return data
+        return data | {"videos": self.videos, "changed": [change.data() for change in self.changed]}
 
     def messages(self) -> list[str]:
         """How to repair damage."""
@@ -76,10 +83,6 @@ class VerifyReport:
         return [
             "Delete the damaged files and run the same costl extract or costl data import again: it makes only these files."
         ]
-
-
-def _data(damaged: tuple[Damage, ...]) -> list[dict[str, str]]:
-    return [{"name": damage.name, "path": str(damage.path), "problem": damage.problem} for damage in damaged]
 
 
 def verify(

@@ -31,22 +31,23 @@ def publish(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise CostlError(
             f"{path}: cannot be written ({error.strerror}). Free space or choose another folder."
         ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to the disk."""
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
     # A rename is stored in the folder. Windows cannot open a folder and does not need this.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_half_written(folder: Path, *names: str) -> None:

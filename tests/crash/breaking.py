@@ -197,7 +197,7 @@ BREAKS = (
         12,
         "the folder of a checkpoint is not forced to the disk",
         "pipeline/formats/files.py",
-        "        sync_folder(path.parent)\n",
+        "        sync(path.parent)\n",
         "",
         "tests/crash/test_replay.py::"
         "test_a_crash_at_any_write_of_a_training_leaves_whole_checkpoints",

@@ -251,7 +251,6 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
         word_mask=torch.ones(3, 1, dtype=torch.bool),
         sentence=torch.zeros(3, 1),
         texts=((), (), ()),
-        is_positive_pair=torch.tensor([True, True, False]),
         moments=torch.stack([start, start + clips / 2], -1),
         moment_mask=mask,
         ratings=torch.rand(3, clips, generator=draw),
