@@ -24,6 +24,7 @@ from costl.evaluate import evaluate
 from costl.metrics.compute import compute_metrics
 from costl.model.costl import Outputs
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.formats.files import locked_folder
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -36,7 +37,7 @@ from costl.training.logging import ProgressReporter, check_tensorboard, open_ten
 from costl.training.micro_batches import MicroBatchPlan, SplitBatch, forward_micro_batches, sum_gradients
 from costl.training.objective import total_loss
 from costl.training.optimizer import set_learning_rate
-from costl.training.precision import autocast, may_overflow, pick_device
+from costl.training.precision import autocast, may_overflow
 from costl.training.preflight import (
     agreed_ranks,
     queries_with_features,

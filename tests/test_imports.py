@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 P = "costl.pipeline"
 # What all of stage two may use of stage one, and what only those parts may use that work on videos themselves.
-DOORS = [f"{P}.{name}" for name in ("cache", "encode.types", "errors", "fingerprint", "formats", "grid", "progress")]
+DOORS = [f"{P}.{name}" for name in ("cache", "device", "encode.types", "errors", "fingerprint", "formats", "grid", "progress")]
 VIDEO_DOORS = {
     "costl.commands": [P],
     "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.preview"],
@@ -33,8 +33,9 @@ LIBRARY_ROOMS = {
     "gradio": ["costl.demo"],
 }
 # The rooms that load torch when they are imported. Every other module imports it in the function that needs it.
-TORCH_ROOMS = [f"{P}.encode", f"{P}.run", f"{P}.bench", "costl.model", "costl.training", "costl.predict", "costl.bench"]
-TORCH_ROOMS += ["costl.train", "costl.ask.trained_model"] + [f"costl.data.{m}" for m in ["batch", "loader", "sampler", "targets"]]
+TORCH_ROOMS = [f"{P}.{room}" for room in ("bench", "device", "encode", "run")]
+TORCH_ROOMS += [f"costl.{room}" for room in ("bench", "model", "predict", "training", "train", "ask.trained_model")]
+TORCH_ROOMS += [f"costl.data.{module}" for module in ("batch", "loader", "sampler", "targets")]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).replace("pipeline", P, 1).removesuffix(".__init__"): path
     for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "costl").rglob("*.py")]

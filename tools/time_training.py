@@ -30,11 +30,12 @@ from costl.model.build import build_model
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.device import pick_device
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.grid import Grid
 from costl.training.compiling import compile_layers
 from costl.training.objective import total_loss
-from costl.training.precision import autocast, make_scaler, pick_device
+from costl.training.precision import autocast, make_scaler
 
 BATCH, WORDS, SENTENCE_WIDTH = 32, 12, 512
 SIZES = {"tiny": (8, 28, 64, 256), "qvhighlights": (32, 75, 768, 1024)}  # videos, clips, channels, word channels

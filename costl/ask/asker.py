@@ -18,13 +18,13 @@ from costl.ask.trained_model import TrainedModel, read_trained_model
 from costl.data.annotations import Query
 from costl.data.batch import collate
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError
 from costl.pipeline.feature_store import FeatureStore, user_folder
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import batch_attention_maps, has_attention_maps
 from costl.predict.predict import predict_split
 from costl.predict.sliding_window import WindowFeatures
-from costl.training.precision import pick_device
 
 
 def load(

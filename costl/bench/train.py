@@ -23,11 +23,11 @@ from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch
 from costl.model.build import Model, build_model
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.predict.predict import evaluation_mode
 from costl.training.objective import total_loss
-from costl.training.precision import pick_device
 
 KINDS = (BASELINE, "adapter", OURS)
 ROUNDS = 3

@@ -12,12 +12,12 @@ from torch import Tensor
 from costl.data.annotations import Prediction, Query
 from costl.model.build import Model, build_model_for_cache
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.predict import predict_split
 from costl.training.checkpoint import load_checkpoint, load_matching_weights, refuse_oversized_settings
 from costl.training.distributed import SINGLE_PROCESS, Ranks
-from costl.training.precision import pick_device
 from costl.training.run_folder import Run, newest_run, open_cache, read_run
 
 WEIGHTS = ("best", "last")

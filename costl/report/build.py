@@ -12,6 +12,7 @@ from costl.data.annotations import Prediction, Query
 from costl.data.queries import data_notes, read_queries
 from costl.experiments.scored_runs import metrics_and_predictions
 from costl.model.build import Model
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -20,7 +21,6 @@ from costl.predict.loaded_run import load_model
 from costl.report.page import Page, to_html
 from costl.report.pictures import ReportPictures, clips_to_show
 from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
-from costl.training.precision import pick_device
 from costl.training.run_folder import Run, newest_run, open_cache, read_run
 
 DETAILED_QUERIES = 40

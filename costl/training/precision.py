@@ -1,12 +1,10 @@
-"""The number format of training (float32, bfloat16, float16) and the device that computes in it."""
+"""The number format of training: float32, bfloat16 or float16."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-
-from costl.pipeline.errors import UsageError
 
 _FIRST_WITH_BFLOAT16 = 8  # NVIDIA's compute capability; older GPUs emulate bfloat16, slowly
 
@@ -47,14 +45,3 @@ def may_overflow(scaler: torch.amp.GradScaler) -> bool:
     A gradient that is not finite even at a scale below one comes from the model.
     """
     return scaler.is_enabled() and scaler.get_scale() >= 1
-
-
-def pick_device(name: str) -> torch.device:
-    """The device `name`; `auto` is a GPU if there is one. Raises UsageError for a device that this machine lacks."""
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}). Try cpu or auto."
-        ) from error

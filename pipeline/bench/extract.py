@@ -33,7 +33,8 @@ from costl.pipeline.bench.videos import MEMORY_VIDEO, VideoSet, render_all, vide
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import resolve
 from costl.pipeline.decode.pool import Chunk, Decoded
-from costl.pipeline.encode.clip import CLIPEncoder, load_encoder, pick_device
+from costl.pipeline.device import pick_device
+from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.encode.weights import Source
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.options import FrameOptions

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from costl.pipeline.device import pick_device
 from costl.pipeline.encode.preprocess import Preprocess, prepare
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.encode.weights import Source, build_network, find_source, hash_of_weights
@@ -77,17 +78,6 @@ def load_encoders(
         raise UsageError(f"device {devices!r}: {listed}; one cache holds one precision. Name it: --precision fp32.")
     first = load_encoder(model, weights, device=names[0], precision=precision, layers=layers, patches=patches)
     return [first, *(first.copy_to(device) for device in torch_devices[1:])]
-
-
-def pick_device(device: str) -> torch.device:
-    """The device of this name; `auto` is the GPU if there is one. Raises UsageError for a device that is not available."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}). Try cpu or auto."
-        ) from error
 
 
 class CLIPEncoder:

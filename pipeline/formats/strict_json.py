@@ -1,10 +1,11 @@
-"""Reads untrusted JSON as plain values or raises ValueError, and abbreviates values for error messages."""
+"""Reads untrusted JSON and JSONL as plain values or raises ValueError, and abbreviates values for error messages."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -26,6 +27,16 @@ def read_json(text: str) -> Any:
     if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("half a character, a surrogate without its other half")
     return value
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL text that are not blank, each with its number, counted from 1.
+
+    Lines end at a line feed alone: JSON allows U+2028 and similar characters inside a string.
+    """
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if line.strip():
+            yield number, line
 
 
 def abbreviated(value: Any, max_characters: int = 80) -> str:

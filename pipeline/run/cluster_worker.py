@@ -70,7 +70,7 @@ class VideoResult:
 
 def inspect_worker(device: str) -> WorkerInfo:
     """The properties of the worker that runs this. Raises UsageError for a device that it does not have."""
-    from costl.pipeline.encode.clip import pick_device
+    from costl.pipeline.device import pick_device
 
     daemonic = multiprocessing.current_process().daemon
     return WorkerInfo(not daemonic, pick_device(device).type, versions())

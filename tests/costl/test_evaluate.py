@@ -23,6 +23,7 @@ from costl.metrics.compute import compute_metrics
 from costl.model.build import build_model_for_cache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.extract import extract
 from costl.predict.loaded_run import open_run
@@ -32,7 +33,6 @@ from costl.report.build import report
 from costl.submission import submit
 from costl.train import train
 from costl.training.checkpoint import load_checkpoint
-from costl.training.precision import pick_device
 from costl.training.run_folder import newest_run, read_run
 
 
