@@ -12,8 +12,9 @@ import numpy as np
 from costl.data import queries as splits
 from costl.data.annotations import RATED_CLIP_S, Prediction, Query
 from costl.deprecated import moved_object
-from costl.metrics.compute import benchmark_rules, interval_iou
-from costl.metrics.output import metrics_table, scoring_message, write_metrics, write_parquet, write_predictions
+from costl.metrics.compute import benchmark_rules
+from costl.metrics.moments import interval_iou
+from costl.metrics.output import metrics_tables, scoring_message, write_metrics, write_parquet, write_predictions
 from costl.metrics.score_files import score
 from costl.pipeline.progress import ProgressCallback
 from costl.plots.predictions import draw_predictions
@@ -41,7 +42,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The tables of the metrics."""
-        return metrics_table(self.metrics).split("\n") if self.metrics else []
+        return metrics_tables(self.metrics) if self.metrics else []
 
     def data(self) -> dict[str, Any]:
         """The metrics."""

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from costl.data.annotations import Prediction, Query
 from costl.data.queries import read_queries
-from costl.metrics.checks import first_names
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.formats.files import publish
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.loaded_run import open_run
@@ -48,13 +47,13 @@ def check_queries(queries: Mapping[str, Sequence[Query]], video_ids: set[str]) -
         invalid_qids = [query.qid for query in queries[split] if not isinstance(query.qid, int)]
         if invalid_qids:
             raise UsageError(
-                f"{split}: {first_names(invalid_qids)} {'is' if len(invalid_qids) == 1 else 'are'} not a whole number, "
+                f"{split}: {first_few(map(repr, invalid_qids))} {'is' if len(invalid_qids) == 1 else 'are'} not a whole number, "
                 "which a submission to QVHighlights needs for every qid."
             )
         missing = sorted({query.vid for query in queries[split]} - video_ids)
         if missing:
             raise UsageError(
-                f"{split}: no features of {first_names(missing)}, but the evaluator needs a row for each of the "
+                f"{split}: no features of {first_few(map(repr, missing))}, but the evaluator needs a row for each of the "
                 f"{len(queries[split])} queries. Extract them; costl cache status says why they failed."
             )
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.compute import IOU_THRESHOLDS, compute_metrics
+from costl.metrics.compute import compute_metrics
+from costl.metrics.moments import IOU_THRESHOLDS
 from costl.metrics.score_files import read_predictions, read_truth
 from costl.pipeline.errors import CostlError, UsageError
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from costl.data.annotations import Query, Window, first_problems, number_in, parse_rows, table_in
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats import strict_json
+from costl.pipeline.formats.strict_json import json_lines
 
 LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
 RATED_CLIP_S = 2.0
@@ -137,18 +139,16 @@ def video_items(path: Path) -> list[tuple[str, tuple[str, Mapping[str, Any]]]]:
 
 def numbered_lines(path: Path) -> list[tuple[str, str]]:
     """The lines of a text file that are not blank, as items for `parse_all`: (file:number, line)."""
-    # Not splitlines(): it also splits at U+2028 and similar characters, which may occur in a sentence.
-    lines = enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1)
-    return [(f"{path}:{number}", line.rstrip("\r")) for number, line in lines if line.strip()]
+    return [(f"{path}:{number}", line.rstrip("\r")) for number, line in json_lines(read_text(path))]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object. Raises UsageError that names the line where it is not JSON."""
     try:
-        value = json.loads(read_text(path), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+        value = strict_json.read_json(read_text(path))
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}).") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: a JSON {type(value).__name__}, expected an object with one entry for each video.")
@@ -205,18 +205,6 @@ def _window_problem(start: float, end: float, duration_s: float) -> str:
     if start == end:
         return EMPTY
     return OUTSIDE if end <= 0 or start >= duration_s else ""
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number JSON knows")
-
-
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return fields
 
 
 def _json_value(value: Any) -> Any:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from costl.benchmarks.validation_split import SPLITS, resolve_val_share, split_r
 from costl.config_files import benchmark_settings
 from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
 from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import find_videos
 
@@ -38,6 +40,11 @@ class SplitReport:
     windows: int
     rated: int
     quirks: Mapping[str, int]
+
+    def counts(self) -> dict[str, int]:
+        """What was counted, by the name that is printed."""
+        totals = {"rows": self.rows, "videos": self.videos, "missing videos": len(self.missing)}
+        return totals | {"windows": self.windows, "rated clips": self.rated} | dict(self.quirks)
 
 
 @dataclass(frozen=True)
@@ -79,19 +86,9 @@ class PrepareReport:
 
     def lines(self) -> list[str]:
         """The report for a terminal: a row for each thing counted, a column for each split."""
-        rows: dict[str, list[int]] = {
-            "rows": [split.rows for split in self.splits.values()],
-            "videos": [split.videos for split in self.splits.values()],
-            "missing videos": [len(split.missing) for split in self.splits.values()],
-            "windows": [split.windows for split in self.splits.values()],
-            "rated clips": [split.rated for split in self.splits.values()],
-        }
-        for quirk in dict.fromkeys(quirk for split in self.splits.values() for quirk in split.quirks):
-            rows[quirk] = [split.quirks.get(quirk, 0) for split in self.splits.values()]
-        shown = {name: counts for name, counts in rows.items() if any(counts)}
-        width = max(len(self.title), *map(len, shown))
-        lines = [f"{self.title:{width}}" + "".join(f"{split:>10}" for split in self.splits)]
-        return lines + [f"{name:{width}}" + "".join(f"{n:>10}" for n in row) for name, row in shown.items()]
+        counts = [split.counts() for split in self.splits.values()]
+        rows = [[name, *(count.get(name, 0) for count in counts)] for name in dict.fromkeys(chain(*counts))]
+        return table([self.title, *self.splits], (row for row in rows if any(row[1:])))
 
 
 def prepare(

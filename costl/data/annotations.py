@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.strict_json import abbreviated, read_json
+from costl.pipeline.formats.strict_json import abbreviated, json_lines, read_json
 
 RATED_CLIP_S = 2.0  # QVHighlights rates clips of two seconds, whatever the feature grid
 
@@ -153,10 +153,7 @@ def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row])
     rows: list[Row] = []
     line_of: dict[int | str, int] = {}
     problems: list[str] = []
-    # Not splitlines(): it also splits at U+2028 and similar characters, which JSON allows inside a string.
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(text):
         try:
             row = make(_json_object(line))
             if row.qid in line_of:

@@ -9,7 +9,6 @@ from costl.data.annotations import Prediction, Query
 from costl.metrics.highlights import expected_clips
 from costl.pipeline.errors import UsageError
 
-NAMES_SHOWN = 3
 # A window may end this far outside its video, so that times written with two decimals are not refused.
 TOLERANCE_S = 0.01
 REMEDY = "Correct it, or score as the published evaluator does with --official."
@@ -95,9 +94,3 @@ def _check_prediction(prediction: Prediction, query: Query, clip_s: float) -> No
 
 def _has_labels(query: Query, ratings_only: bool) -> bool:
     return bool(query.clip_ids or (query.windows and not ratings_only))
-
-
-def first_names(names: Sequence[int | str]) -> str:
-    """The first three, and how many more there are: `1, 'b', 3 and 2 more`."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(repr(name) for name in names[:NAMES_SHOWN]) + more

@@ -12,6 +12,7 @@ from costl.metrics.bootstrap import bootstrap_intervals, sign_flip_p
 from costl.metrics.compute import benchmark_of, measure
 from costl.metrics.score_files import read_predictions, read_truth, resampling_groups
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.table import table
 
 SIGNIFICANT = 0.05
 MEANING = (
@@ -50,11 +51,9 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """The rows for the terminal, then what they mean."""
-        width = max(map(len, self.rows))
-        lines = [f"A  {self.a}", f"B  {self.b}", ""]
-        lines += [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>19}{'p':>9}{'queries':>9}"]
-        lines += [f"{name:{width}}{_cells(row)}" for name, row in self.rows.items()]
-        return [*lines, "", *(f"note: {note}" for note in self.notes), self.verdict(), *MEANING.split("\n")]
+        rows = [[name, *_cells(row)] for name, row in self.rows.items()]
+        lines = [f"A  {self.a}", f"B  {self.b}", "", *table(["", "A", "B", "B - A", "95 % interval", "p", "queries"], rows), ""]
+        return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), *MEANING.split("\n")]
 
     def verdict(self) -> str:
         """One sentence: how many differences are significant, and how many would be by chance."""
@@ -111,6 +110,6 @@ def compare(
     return Comparison(a, b, benchmark, rows, tuple(notes))
 
 
-def _cells(row: Row) -> str:
+def _cells(row: Row) -> list[str]:
     interval = f"{row.interval[0]:+.2f} .. {row.interval[1]:+.2f}" if row.interval else "-"
-    return f"{row.a:>9.2f}{row.b:>9.2f}{row.difference:>+9.2f}{interval:>19}{row.p:>9.4f}{row.queries:>9}"
+    return [f"{row.a:.2f}", f"{row.b:.2f}", f"{row.difference:+.2f}", interval, f"{row.p:.4f}", f"{row.queries}"]

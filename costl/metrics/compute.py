@@ -12,33 +12,20 @@ from typing import Any
 import numpy as np
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.checks import check_official, check_strict, first_names, index_by_qid
+from costl.metrics.checks import check_official, check_strict, index_by_qid
 from costl.metrics.highlights import TVSUM, YOUTUBE, RankingRules, score_rankings, score_ratings, sequential_sum
 from costl.metrics.moments import (
     FORK,
-    IOU_THRESHOLDS,
     PUBLISHED,
     STRICT,
     MomentRules,
     MomentScores,
-    interval_iou,
     moment_brief,
     moment_headlines,
     moment_metrics,
     score_moments,
 )
-from costl.pipeline.errors import UsageError
-
-__all__ = [
-    "BENCHMARKS",
-    "IOU_THRESHOLDS",
-    "benchmark_of",
-    "benchmark_rules",
-    "compute_metrics",
-    "contributions",
-    "interval_iou",
-    "measure",
-]
+from costl.pipeline.errors import UsageError, first_few
 
 
 @dataclass(frozen=True)
@@ -92,23 +79,6 @@ def compute_metrics(
     return measure(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)[0]
 
 
-def contributions(
-    predictions: Sequence[Prediction],
-    queries: Sequence[Query],
-    *,
-    official: bool = False,
-    clip_s: float = 2.0,
-    benchmark: str = "qvhighlights",
-) -> dict[str, np.ndarray]:
-    """The value of every query [b] for each headline number, in percent and in the order of `queries`.
-
-    A query that does not count for a number is NaN there. The mean of the other values is the number: where a number is
-    a mean over domains, the values are weighted by the size of the domain. Arguments and errors are those of
-    `compute_metrics`.
-    """
-    return measure(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)[1]
-
-
 def measure(
     predictions: Sequence[Prediction],
     queries: Sequence[Query],
@@ -117,7 +87,12 @@ def measure(
     clip_s: float = 2.0,
     benchmark: str = "qvhighlights",
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The results of `compute_metrics` and `contributions` from one pass over the predictions."""
+    """The result of `compute_metrics`, and the value of every query [b] for each headline number.
+
+    The values are in percent and in the order of `queries`; a query that does not count for a number is NaN there. The
+    mean of the other values is the number: where a number is a mean over domains, the values are weighted by the size of
+    the domain. Arguments and errors are those of `compute_metrics`.
+    """
     scored = _score(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)
     if scored.ranking is None:
         metrics, headlines = _task_metrics(scored)
@@ -235,8 +210,8 @@ def _notes(scored: _Scored) -> list[str]:
     unsorted = sum(any(a[2] < b[2] for a, b in zip(p.windows, p.windows[1:], strict=False)) for p in predictions)
     long = sum(end - start > 150 for query in queries for start, end in query.windows)
     notes = {
-        f"NO ROW for {len(missing)} of {len(queries)} queries ({first_names(scored.missing_qids)}): each counts 0 in every "
-        "number; the published evaluator stops.": len(missing),
+        f"NO ROW for {len(missing)} of {len(queries)} queries ({first_few(map(repr, scored.missing_qids))}): each counts 0 in "
+        "every number; the published evaluator stops.": len(missing),
         f"{empty} queries have no predicted {task} and count 0; the published evaluator stops.": empty,
         f"{unsorted} predictions are not sorted by score; the published evaluator takes the first for R1.": unsorted,
         f"{long} windows are longer than 150 s; the published evaluator leaves them out of 'long'.": long,

@@ -11,6 +11,7 @@ from typing import Any
 
 from costl.data.annotations import Prediction
 from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.table import table
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Scores:
 
     def lines(self) -> list[str]:
         """The tables."""
-        return metrics_table(self.metrics).split("\n")
+        return metrics_tables(self.metrics)
 
     def data(self) -> dict[str, Any]:
         """The metrics."""
@@ -40,13 +41,17 @@ def scoring_message(metrics: Mapping[str, Any]) -> str:
     return f"{scored['queries']} queries, scored as {scored['benchmark']}{published}, clips of {scored['clip_s']:g} s."
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Tables for the terminal of what `compute_metrics` or `score` returned: percentages with two decimals, and the 95 %
-    interval of each headline number if there are `intervals`. The label `legacy` stands above them."""
-    tables = [_moment_table(metrics), _highlight_table(metrics), _ranking_table(metrics)]
-    label = [metrics["legacy"]] if "legacy" in metrics else []
+def metrics_tables(metrics: Mapping[str, Any]) -> list[str]:
+    """The lines of the tables of what `compute_metrics` or `score` returned, and its notes.
+
+    Percentages have two decimals; the 95 % interval of each headline number is there if there are `intervals`. The label
+    `legacy` stands above the tables.
+    """
+    label = [metrics["legacy"], ""] if "legacy" in metrics else []
+    tables = [*_moment_table(metrics), *_highlight_table(metrics), *_ranking_table(metrics)]
     notes = [f"note: {note}" for note in metrics.get("notes", ())]
-    return "\n\n".join([*label, *filter(None, tables), *notes])
+    lines = [*label, *tables, *notes]
+    return lines if notes else lines[:-1]
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -63,7 +68,6 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
     """One row a query: qid (int64; text if any qid is text), query, vid, moments (list of start_s, end_s, score in
     seconds), saliency (list, one score a clip). Raises CostlError when it cannot be written."""
-    # Imported here: a table of numbers needs none of it.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,7 +97,7 @@ def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
     publish(path, sink.getvalue())
 
 
-def _moment_table(metrics: Mapping[str, Any]) -> str:
+def _moment_table(metrics: Mapping[str, Any]) -> list[str]:
     """A row for each number, a column for each length of window; the interval is that of all windows."""
     lengths = [name for name in ("full", "long", "middle", "short") if name in metrics]
     cells = {name: _moment_cells(metrics[name]) for name in lengths}
@@ -116,7 +120,7 @@ def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
     return cells | ({"mIoU": metrics["MR-mIoU"]} if "MR-mIoU" in metrics else {})
 
 
-def _highlight_table(metrics: Mapping[str, Any]) -> str:
+def _highlight_table(metrics: Mapping[str, Any]) -> list[str]:
     """QVHighlights: a row for each least rating of a positive clip."""
     rows = {
         f">= {name[7:]}": [
@@ -131,10 +135,10 @@ def _highlight_table(metrics: Mapping[str, Any]) -> str:
     return _table("highlights", ["mAP", "95 %", "HIT@1", "95 %"], rows)
 
 
-def _ranking_table(metrics: Mapping[str, Any]) -> str:
+def _ranking_table(metrics: Mapping[str, Any]) -> list[str]:
     """TVSum and YouTube Highlights: a row for each domain, then their mean."""
     if "domains" not in metrics:
-        return ""
+        return []
     name = next(iter(metrics["brief"]))
     rows = {
         domain: [_number(row[name]), _interval(metrics, f"{name}-{domain}"), f"{row['videos']}"]
@@ -153,13 +157,10 @@ def _interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else ""
 
 
-def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Columns as wide as their cells. A column of empty cells is left out; without rows there is no table."""
+def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """A table without its empty columns, and an empty line after it; nothing without rows."""
+    if not rows:
+        return []
     shown = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
-    widths = {i: max(8, *(len(cells[i]) for cells in rows.values())) + 2 for i in shown}
-    first = max([14, *(len(name) + 4 for name in rows)])
-    lines = [f"{title:<{first}}" + "".join(f"{columns[i]:>{widths[i]}}" for i in shown)]
-    lines += [
-        f"  {name:<{first - 2}}" + "".join(f"{cells[i]:>{widths[i]}}" for i in shown) for name, cells in rows.items()
-    ]
-    return "\n".join(lines) if rows else ""
+    header = [title, *(columns[i] for i in shown)]
+    return [*table(header, ([name, *(cells[i] for i in shown)] for name, cells in rows.items())), ""]

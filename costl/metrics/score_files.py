@@ -9,9 +9,9 @@ from typing import Any
 
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
 from costl.metrics.bootstrap import bootstrap_intervals
-from costl.metrics.checks import first_names
 from costl.metrics.compute import benchmark_of, measure
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, first_few
+from costl.pipeline.formats.strict_json import json_lines
 
 LABEL_FIELDS = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "rated_windows", "duration", "domain")
 PREDICTED_FIELDS = ("pred_relevant_windows", "pred_saliency_scores")
@@ -94,13 +94,13 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
     if extra:
         raise UsageError(
-            f"{path}: no query {first_names(extra)} in {truth} ({len(known)} queries). Is it of another split?"
+            f"{path}: no query {first_few(map(repr, extra))} in {truth} ({len(known)} queries). Is it of another split?"
         )
     missing = sorted(known - {prediction.qid for prediction in predictions}, key=str)
     if missing:
         raise UsageError(
-            f"{path}: no row for {first_names(missing)}, {len(missing)} of the {len(known)} queries of {truth}. Give every "
-            "query a row. A query without an answer has empty lists and counts 0."
+            f"{path}: no row for {first_few(map(repr, missing))}, {len(missing)} of the {len(known)} queries of {truth}. Give "
+            "every query a row. A query without an answer has empty lists and counts 0."
         )
     return predictions
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> str:
 
 def _first_row(text: str) -> dict[str, Any]:
     """The first row if it is a JSON object, otherwise an empty one: the parser reports what is wrong with it."""
-    line = next((line for line in text.removeprefix("\ufeff").split("\n") if line.strip()), "")
+    _, line = next(json_lines(text), (0, ""))
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -129,8 +129,7 @@ def _fields_in(row: dict[str, Any], fields: Sequence[str]) -> str:
 
 def _refuse_rows_without_prediction(text: str, predictions: Sequence[Prediction], path: Path) -> None:
     """An empty list means that there is no answer. A row with neither list is probably in another format."""
-    lines = ((n, line) for n, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1) if line.strip())
-    for (number, line), prediction in zip(lines, predictions, strict=True):
+    for (number, line), prediction in zip(json_lines(text), predictions, strict=True):
         if not (prediction.windows or prediction.saliency or set(json.loads(line)) & set(PREDICTED_FIELDS)):
             raise UsageError(
                 f"{path}:{number}: query {prediction.qid!r} has neither {' nor '.join(PREDICTED_FIELDS)}."

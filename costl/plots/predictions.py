@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.compute import interval_iou
+from costl.metrics.moments import interval_iou
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.plots.headless import load_matplotlib

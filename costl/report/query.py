@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from costl.data.annotations import Moment, Prediction, Query
-from costl.metrics.compute import interval_iou
+from costl.metrics.moments import interval_iou
 from costl.predict.attention_maps import AttentionMaps
 
 HIT, NEAR = 0.5, 0.3  # smallest IoU of the first moment: the thresholds of R1@0.5 and R1@0.3

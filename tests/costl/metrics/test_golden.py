@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.compute import compute_metrics, contributions
+from costl.metrics.compute import compute_metrics, measure
 
 # video  seconds  query  true windows            predicted (score)                    IoU with the best window
 # A      150      1      [10 30]                 [10 30] 0.9    [100 120] 0.5         1, 0
@@ -80,7 +80,7 @@ def test_official_mode_takes_the_first_listed_and_rounds_to_two_decimals():
     moments_only = [Prediction(p.qid, p.query, p.vid, p.windows) for p in answered]
     brief = compute_metrics(moments_only, QUERIES, official=True)["brief"]
     assert "MR-full-mIoU" not in brief and "MR-full-R1@0.3" not in brief
-    assert contributions(moments_only, QUERIES, official=True).keys() == brief.keys()
+    assert measure(moments_only, QUERIES, official=True)[1].keys() == brief.keys()
     # Query 2 lists [0 10] first, of IoU 0.8 with [0 8]; query 5 counts up to 0.7.
     assert (brief["MR-full-R1@0.5"], brief["MR-full-R1@0.7"]) == (100.0, 100.0)
     ten = [1, 7 / 10, 7 / 10 / 2, (4 * 5 / 6 + 6 / 2) / 10, 5 / 10]
@@ -88,7 +88,7 @@ def test_official_mode_takes_the_first_listed_and_rounds_to_two_decimals():
 
 
 def test_contributions_of_queries_equal_the_hand_computed_ones():
-    values_by_name = contributions(PREDICTIONS, QUERIES)
+    values_by_name = measure(PREDICTIONS, QUERIES)[1]
     none, fourth = float("nan"), (4 * 5 / 6 + 6 / 2) / 10
     by_query = {
         "MR-full-mAP": [1, 7 / 10, 7 / 10 / 2, fourth, 0],
@@ -100,4 +100,4 @@ def test_contributions_of_queries_equal_the_hand_computed_ones():
     for name, values in by_query.items():
         assert values_by_name[name].tolist() == pytest.approx([100 * value for value in values], abs=1e-9, nan_ok=True), name
     half = [Prediction(1, "one", "A", ((10, 20, 1.0),))], QUERIES[:1]  # IoU 10/20, which is enough at 0.5
-    assert contributions(*half)["MR-full-R5@0.5"].tolist() == [100.0]
+    assert measure(*half)[1]["MR-full-R5@0.5"].tolist() == [100.0]

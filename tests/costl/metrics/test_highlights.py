@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.compute import benchmark_of, compute_metrics, contributions
+from costl.metrics.compute import benchmark_of, compute_metrics, measure
 from costl.metrics.highlights import TVSUM, score_rankings, score_ratings, sequential_sum
 from costl.pipeline.errors import UsageError
 
@@ -165,7 +165,7 @@ def check(predictions, queries, benchmark, name, expected, random) -> None:
         note for note in metrics["notes"] if note.startswith(f"{empty} queries have no predicted saliency")
     ] == metrics["notes"]
     assert len(metrics["notes"]) == bool(empty)
-    for number, values in contributions(predictions, queries, benchmark=benchmark).items():
+    for number, values in measure(predictions, queries, benchmark=benchmark)[1].items():
         assert np.nanmean(values) == pytest.approx(metrics["brief"][number])
     pairs = list(zip(predictions, queries, strict=True))
     random.shuffle(pairs)

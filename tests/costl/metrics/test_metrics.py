@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
-from costl.metrics.checks import first_names
-from costl.metrics.compute import IOU_THRESHOLDS, compute_metrics, contributions, interval_iou, measure
-from costl.metrics.moments import STRICT, score_moments
+from costl.metrics.compute import compute_metrics, measure
+from costl.metrics.moments import IOU_THRESHOLDS, STRICT, interval_iou, score_moments
 from costl.pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -66,7 +65,7 @@ def test_the_fork_ends_long_at_150_s_and_gives_zeros_for_absent_lengths():
     assert brief["MR-short-mAP"] == brief["MR-long-mAP"] == 0
     assert metrics["short"]["MR-mAP"] == metrics["short"]["MR-R1"]
     assert set(metrics["long"]["MR-R1"].values()) == {0.0} and len(metrics["long"]["MR-R1"]) == 20
-    values_by_name = contributions(predictions, queries, official=True, benchmark="tacos")
+    values_by_name = measure(predictions, queries, official=True, benchmark="tacos")[1]
     # No query contributes to the zeros.
     assert "MR-middle-mAP" in values_by_name and not {"MR-short-mAP", "MR-long-mAP"} & values_by_name.keys()
     assert compute_metrics([], queries, benchmark="tacos")["full"].keys() == {"MR-mAP", "MR-R1", "MR-R5", "MR-mIoU"}
@@ -214,10 +213,6 @@ def test_a_video_of_one_clip_is_scored():
     assert metrics["brief"]["MR-full-R1@0.7"] == 100
 
 
-def test_the_first_names_are_listed_and_the_others_counted():
-    assert (first_names([1, "b", 3]), first_names([1, 2, 3, 4, 5])) == ("1, 'b', 3", "1, 2, 3 and 2 more")
-
-
 def test_lists_of_different_length_raise_an_error():
     with pytest.raises(ValueError, match="zip"):
         score_moments([prediction(1)], [query(1), query(2)], STRICT)
@@ -228,14 +223,14 @@ def test_measure_returns_both_metrics_and_contributions():
     metrics, values_by_name = measure(*both)
     assert metrics == compute_metrics(*both)
     assert {name: values.tolist() for name, values in values_by_name.items()} == {
-        name: values.tolist() for name, values in contributions(*both).items()
+        name: values.tolist() for name, values in measure(*both)[1].items()
     }
 
 
 def test_contributions_follow_the_rules_of_the_metrics():
     rated = [query(qid, duration=4 * qid, windows=[(0, 1)], clips=(1,), ratings=[(4, 0)]) for qid in (1, 2)]
     answers = [prediction(qid, [(0, 1, 1)], saliency=[0, 1, 0, 0] * qid) for qid in (1, 2)]
-    values_by_name = contributions(answers, rated, clip_s=1.0)
+    values_by_name = measure(answers, rated, clip_s=1.0)[1]
     brief = compute_metrics(answers, rated, clip_s=1.0)["brief"]
     assert {name: float(np.nanmean(values)) for name, values in values_by_name.items()} == brief
     assert "MR-full-R5@0.5" in values_by_name and values_by_name["HL-min-Good-Hit1"].tolist() == [100.0, 100.0]
@@ -491,7 +486,7 @@ def test_every_headline_number_is_the_mean_of_its_contributions(tasks, benchmark
         return  # refused by name, see above
     options = {"benchmark": benchmark, "official": official}
     brief = compute_metrics(predictions, queries, **options)["brief"]
-    values_by_name = contributions(predictions, queries, **options)
+    values_by_name = measure(predictions, queries, **options)[1]
     without_contributions = {name for name in brief if name not in values_by_name}
     assert values_by_name.keys() <= brief.keys() and all(brief[name] == 0 for name in without_contributions)
     assert official or not without_contributions

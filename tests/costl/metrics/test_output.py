@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from table_cells import cells
 
 from costl.data.annotations import Prediction, Query, parse_predictions
 from costl.metrics.compute import compute_metrics
-from costl.metrics.output import metrics_table, write_metrics, write_parquet, write_predictions
+from costl.metrics.output import metrics_tables, write_metrics, write_parquet, write_predictions
 from costl.pipeline.errors import CostlError
 from costl.pipeline.formats import files
 
@@ -89,32 +90,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
 def test_the_table_shows_every_headline_number_and_the_notes():
     swapped = Prediction(1, "a cat", "v", ANSWER.windows[::-1])
     metrics = compute_metrics([swapped], [QUERY])
-    text = metrics_table(metrics | {"intervals": {"MR-full-R1@0.5": [80.04, 100.0]}})
-    head, *rows = text.split("\n\n")[0].splitlines()
-    assert head.split() == ["moments", "full", "95", "%", "short"]
+    lines = metrics_tables(metrics | {"intervals": {"MR-full-R1@0.5": [80.04, 100.0]}})
+    head, _, *rows = lines[: lines.index("")]
+    assert cells(head) == ["moments", "full", "95 %", "short"]
     names = ["R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mAP@0.5", "mAP@0.75", "mAP", "mIoU"]
-    assert [row.split()[0] for row in rows] == names and len({len(line) for line in (head, *rows)}) == 1
-    assert rows[1].split() == ["R1@0.5", "100.00", "80.0", "-", "100.0", "100.00"]
-    assert ">= VeryGood" in text and "note: 1 predictions are not sorted" in text
-    shown = {float(cell) for line in text.splitlines() for cell in line.split() if cell.replace(".", "").isdecimal()}
+    assert [cells(row)[0] for row in rows] == names and len({len(line) for line in (head, *rows)}) == 1
+    assert cells(rows[1]) == ["R1@0.5", "100.00", "80.0 - 100.0", "100.00"]
+    assert ">= VeryGood" in "".join(lines) and lines[-1].startswith("note: 1 predictions are not sorted")
+    shown = {float(cell) for line in lines for cell in cells(line) if cell.replace(".", "").isdecimal()}
     assert {round(value, 2) for value in metrics["brief"].values()} <= shown
 
 
 def test_the_official_table_has_no_row_for_what_is_not_published():
-    text = metrics_table(compute_metrics([ANSWER], [QUERY], official=True))
+    text = "".join(metrics_tables(compute_metrics([ANSWER], [QUERY], official=True)))
     assert "mIoU" not in text and "R5" not in text and "95 %" not in text and "R1@0.7" in text
 
 
 def test_numbers_selected_on_test_are_labelled_legacy():
-    assert metrics_table({"legacy": "legacy: chosen on test"} | compute_metrics([ANSWER], [QUERY])).startswith(
-        "legacy:"
-    )
+    lines = metrics_tables({"legacy": "legacy: chosen on test"} | compute_metrics([ANSWER], [QUERY]))
+    assert lines[0] == "legacy: chosen on test"
 
 
 def test_rankings_have_a_row_for_each_domain_and_their_mean():
-    text = metrics_table(compute_metrics([RANKED], [TVSUM], benchmark="tvsum") | {"intervals": {"HL-top5-mAP": [1, 2]}})
-    head, domain, mean = text.splitlines()
-    assert head.split() == ["highlights", "top5-mAP", "95", "%", "videos"]
-    assert domain.split() == ["BK", "100.00", "1"] and mean.split() == ["mean", "100.00", "1.0", "-", "2.0"]
+    metrics = compute_metrics([RANKED], [TVSUM], benchmark="tvsum") | {"intervals": {"HL-top5-mAP": [1, 2]}}
+    head, _, domain, mean = metrics_tables(metrics)
+    assert cells(head) == ["highlights", "top5-mAP", "95 %", "videos"]
+    assert cells(domain) == ["BK", "100.00", "", "1"] and cells(mean) == ["mean", "100.00", "1.0 - 2.0", ""]
     nameless = compute_metrics([RANKED], [replace(TVSUM, domain="")], benchmark="tvsum")
-    assert [line.split()[0] for line in metrics_table(nameless).splitlines()] == ["highlights", "all"]
+    head, _, row = metrics_tables(nameless)
+    assert [cells(line)[0] for line in (head, row)] == ["highlights", "all"]
