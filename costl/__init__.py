@@ -7,8 +7,9 @@ answers = costl.load("runs/feats-20260131-120000").ask("holiday.mp4", ["a dog ca
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # `pipeline/` and `configs/` are installed inside this package. In a checkout they are next to it.
 if not Path(__file__).with_name("pipeline").exists():
@@ -16,7 +17,47 @@ if not Path(__file__).with_name("pipeline").exists():
 __path__.append(str(Path(__file__).with_name("deprecated")))  # old names of modules, which warn
 
 if TYPE_CHECKING:
-    from costl.ask.asker import Asker
+    from costl.ask.answer import Answer, Moment, Saliency
+    from costl.ask.asker import Asker, PatchAttention
+    from costl.data.annotations import Prediction, Query
+    from costl.metrics.compute import compute_metrics
+    from costl.pipeline.cache.reader import CacheReader
+    from costl.pipeline.errors import CacheError, CostlError, UsageError, VideoError
+
+__version__ = "0.2.0"
+__all__ = [
+    "Answer",
+    "Asker",
+    "CacheError",
+    "CacheReader",
+    "CostlError",
+    "Moment",
+    "PatchAttention",
+    "Prediction",
+    "Query",
+    "Saliency",
+    "UsageError",
+    "VideoError",
+    "__version__",
+    "compute_metrics",
+    "load",
+]
+_MODULES = {
+    "costl.ask.answer": ("Answer", "Moment", "Saliency"),
+    "costl.ask.asker": ("Asker", "PatchAttention"),
+    "costl.data.annotations": ("Prediction", "Query"),
+    "costl.metrics.compute": ("compute_metrics",),
+    "costl.pipeline.cache.reader": ("CacheReader",),
+    "costl.pipeline.errors": ("CacheError", "CostlError", "UsageError", "VideoError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is used: `import costl` itself loads neither torch nor h5py."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'costl' has no attribute {name!r}")
 
 
 def load(
