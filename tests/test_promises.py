@@ -1,4 +1,7 @@
-"""The table of docs/reliability.md is right: every promise has tests, they exist, and they have its mark."""
+"""docs/reliability.md is right: every promise names what keeps it, and lists all tests that are marked with its number.
+
+    python tests/test_promises.py        writes these lists into the page
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,22 @@ PROMISES = range(1, 19)
 LONGEST_NAME = 70  # characters of a test's name
 
 
-def promise_rows() -> dict[int, list[str]]:
-    """The cells of each row of the table, by the number of its promise."""
-    rows = {}
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if cells and cells[0].isdecimal():
-            rows[int(cells[0])] = cells
-    return rows
+def sections() -> dict[int, str]:
+    """The text under the heading of each promise, by its number."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.findall(r"^### (\d+)\. .*?\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL)
+    return {int(number): text for number, text in found}
+
+
+def list_of_tests(number: int) -> str:
+    """The tests that are marked with this promise as a Markdown list, one line for each file."""
+    names: dict[str, list[str]] = {}
+    for test, promises in promises_of_tests().items():
+        if number in {promise for promise, _ in promises}:
+            path, _, name = test.partition("::")
+            names.setdefault(path, []).append(f"`{name}`")
+    lines = [f"- `{path}`: {', '.join(tests)}" for path, tests in names.items()]
+    return "\n".join(["*Tests:*", "", *lines, "", ""])
 
 
 @functools.cache
@@ -39,21 +50,20 @@ def promises_of_tests() -> dict[str, set[tuple[int, bool]]]:
     return promises
 
 
-def test_the_table_has_a_row_for_each_promise_with_what_keeps_it():
-    assert list(promise_rows()) == list(PROMISES)
-    for number, (_, promise, how, tests, _) in promise_rows().items():
-        assert promise and how and tests, number
-        for module in re.findall(r"`((?:pipeline|costl)/[\w/]+\.py|cli\.py)`", how):
+def test_every_promise_has_a_heading_and_names_what_keeps_it():
+    assert list(sections()) == list(PROMISES)
+    for number, text in sections().items():
+        how = text.partition("*How:*")[2].partition("*Measured:*")[0]
+        modules = re.findall(r"`((?:pipeline|costl)/[\w/]+\.py)`", how)
+        assert modules, number
+        for module in modules:
             assert (ROOT / module).is_file(), module
 
 
 @pytest.mark.parametrize("number", PROMISES)
-def test_every_test_named_for_a_promise_exists_and_is_marked_with_it(number):
-    names = re.findall(r"`(tests/[\w/]+\.py::\w+)`", promise_rows()[number][3])
-    assert names
-    for name in names:
-        assert name in promises_of_tests(), f"{name}: no such test"
-        assert number in {promise for promise, _ in promises_of_tests()[name]}, f"{name}: not marked with {number}"
+def test_the_page_lists_exactly_the_tests_marked_with_a_promise(number):
+    listed = sections()[number].partition("*Tests:*")
+    assert "".join(listed[1:]) == list_of_tests(number), "run: python tests/test_promises.py"
 
 
 def test_every_promise_has_a_test_that_is_not_long():
@@ -74,3 +84,15 @@ def test_every_promise_is_broken_on_purpose_somewhere(monkeypatch):
 def test_no_test_name_is_longer_than_70_characters():
     names = {name.rpartition("::")[2] for name in promises_of_tests()}
     assert [name for name in sorted(names) if len(name) > LONGEST_NAME] == []
+
+
+def write_lists() -> None:
+    """Replaces the list of tests under every promise by that of the markers."""
+    page = PAGE.read_text(encoding="utf-8")
+    for number, text in sections().items():
+        page = page.replace(text, text.partition("*Tests:*")[0] + list_of_tests(number))
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_lists()
