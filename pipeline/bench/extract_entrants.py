@@ -18,7 +18,6 @@ from costl.pipeline.bench.measure import cost_of
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Event, Failed, decode_videos
-from costl.pipeline.decode.worker import Job
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FrameOptions, RunOptions
@@ -68,8 +67,7 @@ def decode_events(
     videos: Sequence[Video], *, fps: float, frame_options: FrameOptions, processes: int
 ) -> Iterator[Event]:
     """The events of extraction's own decode processes. The caller must release every chunk."""
-    jobs = [Job(video.id, str(video.path), fps, frame_options) for video in videos]
-    with decode_videos(jobs, processes=processes) as events:
+    with decode_videos(videos, fps=fps, processes=processes, frame_options=frame_options) as events:
         yield from events
 
 

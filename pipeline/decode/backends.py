@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from costl.pipeline.decode.video import OpenVideo
+from costl.pipeline.decode.video import OpenVideo, refuse_unsafe
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.options import DECODERS, FrameOptions, ResizeTarget
 
 # By measured CPU seconds per sampled frame (docs/decoding.md). "auto" never chooses NVDEC: it adds to the cores rather
 # than replacing them, and its frames differ from those of the software decoders.
 FASTEST_FIRST = ("pyav", "torchcodec", "decord")
-_DEFAULT_OPTIONS = FrameOptions()
 _INSTALL = {
     "decord": "Install it: pip install decord (x86-64) or decord2.",
     "pyav": "Install it: pip install 'av>=17'.",
@@ -22,9 +23,19 @@ _INSTALL = {
 }
 
 
-def open_video(path: Path, options: FrameOptions = _DEFAULT_OPTIONS) -> OpenVideo:
-    """Open a video with the decoder that `options` names. Raises VideoError if it is not a complete video."""
-    return opener(options.decoder)(path, options.resize_to)
+@contextmanager
+def open_video(path: Path, options: FrameOptions | None = None) -> Iterator[OpenVideo]:
+    """Open a video with the decoder that `options` names, and close it in the end.
+
+    Raises VideoError if it is not a complete video.
+    """
+    options = options or FrameOptions()
+    refuse_unsafe(path)
+    video = opener(options.decoder)(path, options.resize_to)
+    try:
+        yield video
+    finally:
+        video.close()
 
 
 def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:
@@ -39,8 +50,7 @@ def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:
         return PyavVideo
     from costl.pipeline.decode.torchcodec_backend import TorchcodecVideo
 
-    device = name.partition(":")[2] or "cpu"
-    return lambda path, target: TorchcodecVideo(path, target, device=device)
+    return partial(TorchcodecVideo, device=name.partition(":")[2] or "cpu")
 
 
 def resolve(name: str) -> str:
@@ -70,7 +80,7 @@ def resolve(name: str) -> str:
 def _failure(name: str, path: Path) -> str:
     """Why this decoder cannot decode the test video; empty if it can."""
     try:
-        with opener(name)(path, None) as video:
+        with open_video(path, FrameOptions(name)) as video:
             (frames,) = video.sample([0.0, video.duration_s])
         return "" if frames.pixels.shape[0] == 2 else "it returns too few frames."
     except (ImportError, OSError, RuntimeError, CostlError) as error:

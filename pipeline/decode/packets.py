@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +13,7 @@ import av
 import numpy as np
 from av.stream import Discard, Disposition
 
-from costl.pipeline.decode.video import (
-    BAD_NAME,
-    TRUNCATED,
-    Timeline,
-    build_timeline,
-    open_failure_reason,
-    refuse_unsafe,
-)
+from costl.pipeline.decode.video import BAD_NAME, TRUNCATED, Timeline, build_timeline, open_failure_reason
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 
@@ -34,13 +27,12 @@ class Packets:
     """The `f` packets of a file in file order, which is decoding order, and the frames they become, in display order.
 
     `pts` [f]: display times in ticks of `tick_s` seconds. `packet_of_frame` [f]: the packet of each frame of the timeline.
-    `decode_from` [f]: for each packet, the packet of the key frame from which decoding gives it exactly. `is_key` [f].
+    `decode_from` [f]: for each packet, the packet of the key frame from which decoding gives it exactly.
     """
 
     pts: np.ndarray
     packet_of_frame: np.ndarray
     decode_from: np.ndarray
-    is_key: np.ndarray
     tick_s: float
     timeline: Timeline
     stream_index: int
@@ -67,16 +59,25 @@ class Packets:
         return starts_s[chosen]
 
 
-def read_packets(path: Path, decoder_name: str = f"pyav {av.__version__}") -> Packets:
+def read_packets(path: Path) -> Packets:
     """Read every packet of a file. Raises VideoError for anything that is not a complete video."""
-    refuse_unsafe(path)
-    container, stream = open_container(path, decoder_name)
+    container, stream = open_container(path)
     with container:
-        return scan_packets(path, container, stream)
+        if not _is_complete(path, stream):
+            raise VideoError(f"{path.name}: {TRUNCATED}")
+        # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
+        ignore_pts = container.format.name == "avi"
+        try:
+            rows = [(None if ignore_pts else p.pts, p.duration, p.is_keyframe) for p in demux(container, stream)]
+        except AV_ERRORS as error:
+            raise VideoError(f"{path.name}: {TRUNCATED}") from error
+        if not rows:
+            raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
+        return _packets(path, stream, rows)
 
 
-def open_container(path: Path, decoder_name: str) -> tuple[Any, Any]:
-    """(container, its video stream), set to one thread. Raises VideoError, which names the decoder `decoder_name`."""
+def open_container(path: Path) -> tuple[Any, Any]:
+    """(container, its video stream), set to one thread. Raises VideoError for a file without a video that PyAV can decode."""
     try:
         container = av.open(os.path.abspath(path), metadata_errors="ignore")
     except UnicodeError as error:
@@ -85,8 +86,7 @@ def open_container(path: Path, decoder_name: str) -> tuple[Any, Any]:
         raise VideoError(f"{path.name}: {open_failure_reason(path)}") from error
     stream = _main_video_stream(container)
     if stream is None or stream.codec_context is None:
-        container.close()
-        reason = f"no video stream that {decoder_name} can decode (sound only, or a codec it lacks)."
+        reason = f"no video stream that pyav {av.__version__} can decode (sound only, or a codec it lacks)."
         raise VideoError(f"{path.name}: {open_failure_reason(path, reason)}")
     for other in container.streams:
         if other.index != stream.index:
@@ -95,18 +95,8 @@ def open_container(path: Path, decoder_name: str) -> tuple[Any, Any]:
     return container, stream
 
 
-def scan_packets(path: Path, container: Any, stream: Any) -> Packets:
-    """`read_packets` for a container that is open and at its beginning."""
-    if not _is_complete(path, stream):
-        raise VideoError(f"{path.name}: {TRUNCATED}")
-    # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
-    ignore_pts = container.format.name == "avi"
-    try:
-        rows = [(None if ignore_pts else p.pts, p.duration, p.is_keyframe) for p in demux(container, stream)]
-    except AV_ERRORS as error:
-        raise VideoError(f"{path.name}: {TRUNCATED}") from error
-    if not rows:
-        raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
+def _packets(path: Path, stream: Any, rows: Sequence[tuple[int | None, int | None, bool]]) -> Packets:
+    """The packets of a file from (pts, duration, whether it is a key frame) of each, in ticks of the stream."""
     pts = np.array([_NO_PTS if pts is None else pts for pts, _, _ in rows], dtype=np.int64)
     durations = np.array([duration or 0 for _, duration, _ in rows])
     is_key = np.array([key for _, _, key in rows])
@@ -119,7 +109,7 @@ def scan_packets(path: Path, container: Any, stream: Any) -> Packets:
     timeline = build_timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
     if timeline.without_timestamps:
         packet_of_frame = np.arange(len(pts))
-    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), is_key, tick_s, timeline, stream.index)
+    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream.index)
 
 
 def demux(container: Any, stream: Any) -> Iterator[Any]:

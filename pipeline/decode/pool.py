@@ -1,8 +1,8 @@
 """Decodes videos in supervised processes: a video that hangs or kills its process fails, and the others go on.
 
     parent                                             process i (spawned; imports one decoder and numpy only)
-    Job  -------------------- pipe ------------------> opens the video, samples the grid's centres
-    the next Job ------------ pipe ------------------> sent with the last frames: no pause between two videos
+    Video  ------------------ pipe ------------------> opens the video, samples the grid's centres
+    the next Video ---------- pipe ------------------> sent with the last frames: no pause between two videos
     Chunk <-- "slot 2 holds frames 32..63" -- pipe --- writes pixels into one of its own slots
     Chunk.release() --------- pipe ------------------> may fill slot 2 again
 
@@ -21,16 +21,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
-from costl.pipeline.decode.worker import NO_DEADLINE, Job, WorkerSettings, open_time_limit_s, open_video, run_worker
+from costl.pipeline.decode.backends import open_video
+from costl.pipeline.decode.worker import NO_DEADLINE, VideoOpener, WorkerSettings, open_time_limit_s, run_worker
 from costl.pipeline.errors import CostlError
+from costl.pipeline.options import FrameOptions
+from costl.pipeline.videos import Video
 
 SLOT_BYTES = 32 << 20  # one 4K frame, or 48 frames of 360p
 SLOTS = 3  # per process: one being filled, one in the pipe, one in use
@@ -52,8 +54,8 @@ class Chunk:
     pixels: np.ndarray
     times_s: np.ndarray
     release: Callable[[], None] = field(repr=False, compare=False)
-    clips: int = 0
-    waited_s: float = 0.0
+    clips: int
+    waited_s: float
 
 
 @dataclass(frozen=True)
@@ -82,80 +84,75 @@ class Failed:
 Event = Chunk | Decoded | Failed
 
 
-@contextmanager
 def decode_videos(
-    jobs: Sequence[Job],
+    videos: Sequence[Video],
     *,
+    fps: float,
     processes: int,
+    frame_options: FrameOptions | None = None,
     time_limit_s: float = 30.0,
     slot_bytes: int = SLOT_BYTES,
     slots: int = SLOTS,
-    memory_limit_bytes: int | None = 8 << 30,
-    open_video: Callable[[str], Any] = open_video,
+    memory_limit_bytes: int = 8 << 30,
+    open_video: VideoOpener = open_video,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Iterator[Event]]:
-    """Decode `jobs` in `processes` processes; gives an iterator of events in the order in which they arrive.
+) -> AbstractContextManager[Iterator[Event]]:
+    """Decode `fps` frames a second of `videos`; gives an iterator of events in the order in which they arrive.
 
-    Every job ends in exactly one `Decoded` or `Failed`. Opening a video may take `time_limit_s` (and more for a large
+    Every video ends in exactly one `Decoded` or `Failed`. Opening a video may take `time_limit_s` (and more for a large
     file), each chunk `time_limit_s` plus ten times the length of video that it covers. Frames take
     `processes * slots * slot_bytes` bytes. `open_video` must be a function of a module, because it is sent to the
     processes; a script that calls this needs `if __name__ == "__main__":`. `check` is called between events and five
     times a second without events; an exception that it raises ends the iteration. Leaving the context kills the
     processes. Raises CostlError if a process cannot start.
     """
-    if min(processes, slots, slot_bytes) < 1 or not time_limit_s > 0:
-        raise ValueError("processes, slots, slot_bytes and time_limit_s must be above zero")
-    decoders = tuple({job.frame_options.decoder for job in jobs})
-    settings = WorkerSettings(time_limit_s, slot_bytes, slots, memory_limit_bytes, open_video, decoders)
-    supervisor = _Supervisor(jobs, min(processes, len(jobs)), settings)
-    events = supervisor.events(check)
-    try:
-        yield events
-    finally:
-        events.close()
-        supervisor.close()
+    settings = WorkerSettings(
+        fps=fps,
+        frame_options=frame_options or FrameOptions(),
+        time_limit_s=time_limit_s,
+        slot_bytes=slot_bytes,
+        slots=slots,
+        memory_limit_bytes=memory_limit_bytes,
+        open_video=open_video,
+    )
+    return closing(_Supervisor(videos, processes, settings).events(check))
 
 
 class _Supervisor:
-    """Assigns jobs, receives the messages of all workers, and restarts workers that die or miss their deadline."""
+    """Assigns videos, receives the messages of all workers, and restarts workers that die or miss their deadline."""
 
-    def __init__(self, jobs: Sequence[Job], processes: int, settings: WorkerSettings):
-        self._queue = deque(jobs)
+    def __init__(self, videos: Sequence[Video], processes: int, settings: WorkerSettings):
+        self._queue = deque(videos)
         self._settings = settings
-        self._workers = [_Worker(settings) for _ in range(processes)]
+        self._workers = [_Worker(settings) for _ in range(min(processes, len(videos)))]
 
     def events(self, check: Callable[[], None]) -> Generator[Event, None, None]:
-        while self._queue or any(worker.job for worker in self._workers):
-            check()
-            self._start_idle()
-            worker_of_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
-            for pipe in wait(list(worker_of_pipe), timeout=_POLL_S):
-                event = self._receive(worker_of_pipe[pipe])  # type: ignore[index]
-                if event is not None:
-                    yield event
+        try:
+            while self._queue or any(worker.video for worker in self._workers):
+                check()
+                self._start_idle()
+                worker_of_pipe = {worker.pipe: worker for worker in self._workers if worker.process is not None}
+                for pipe in wait(list(worker_of_pipe), timeout=_POLL_S):
+                    event = self._receive(worker_of_pipe[pipe])
+                    if event is not None:
+                        yield event
+                for worker in self._workers:
+                    if worker.is_late():
+                        yield self._timed_out(worker)
+        finally:
             for worker in self._workers:
-                if worker.is_late():
-                    yield self._timed_out(worker)
-
-    def close(self) -> None:
-        self._queue.clear()
-        for worker in self._workers:
-            if worker.process is not None:
-                worker.process.kill()  # all at once, then wait for each
-        for worker in self._workers:
-            worker.kill()
+                worker.kill()
 
     def _start_idle(self) -> None:
-        """Start missing processes and give a job to each that has none, as long as jobs are left."""
+        """Start missing processes and give a video to each that has none, as long as videos are left."""
         for worker in self._workers:
             if self._queue and worker.process is None:
                 worker.start()
-            elif self._queue and worker.ready and worker.job is None:
+            elif self._queue and worker.ready and worker.video is None:
                 worker.assign(self._queue.popleft())
 
     def _receive(self, worker: _Worker) -> Event | None:
         try:
-            assert worker.pipe is not None
             kind, *content = worker.pipe.recv()
         except (EOFError, OSError):
             return self._crashed(worker)
@@ -163,58 +160,48 @@ class _Supervisor:
             worker.ready = True
             worker.deadline.value = NO_DEADLINE
             return None
-        assert worker.job is not None, kind
+        assert worker.video is not None, kind
         if kind == "chunk":
-            return self._chunk(worker, worker.job, *content)
-        job = worker.finish_job()
-        return Decoded(job.video_id, *content) if kind == "decoded" else Failed(job.video_id, *content)
+            return self._chunk(worker, worker.video.id, *content)
+        video_id = worker.video.id
+        worker.video, worker.next_video = worker.next_video, None
+        return Decoded(video_id, *content) if kind == "decoded" else Failed(video_id, *content)
 
     def _chunk(
-        self,
-        worker: _Worker,
-        job: Job,
-        slot: int,
-        first_index: int,
-        shape: tuple[int, ...],
-        times_s: np.ndarray,
-        clips: int,
-        waited_s: float,
+        self, worker: _Worker, video_id: str, slot: int, shape: tuple[int, ...], is_last: bool, fields: dict[str, Any]
     ) -> Chunk:
         worker.in_use.add(slot)
-        is_last = first_index + len(times_s) == clips
         if is_last and self._queue:
             worker.assign(self._queue.popleft())
         begin = slot * self._settings.slot_bytes
         pixels = worker.pixels[begin : begin + math.prod(shape)].reshape(shape)
-        return Chunk(job.video_id, first_index, pixels, times_s, lambda: worker.release(slot), clips, waited_s)
+        return Chunk(video_id, pixels=pixels, release=lambda: worker.release(slot), **fields)
 
-    def _crashed(self, worker: _Worker) -> Event | None:
+    def _crashed(self, worker: _Worker) -> Failed | None:
         was_ready = worker.ready
-        job = self._take_back_jobs(worker)
         reason = _exit_reason(worker.kill())
         if not was_ready:
             raise CostlError(f"A decode process could not start: {reason}. Its own message is above.")
-        if job is None:
+        if worker.video is None:
             return None
-        message = f"{Path(job.path).name}: the process that decoded it {reason}. Try to convert the file."
-        return Failed(job.video_id, "crashed", message)
+        return self._failed(worker, "crashed", f"the process that decoded it {reason}")
 
-    def _timed_out(self, worker: _Worker) -> Event:
-        job = self._take_back_jobs(worker)
+    def _timed_out(self, worker: _Worker) -> Failed:
         worker.kill()
-        if job is None:
+        if worker.video is None:
             raise CostlError(f"A decode process did not start within {_START_LIMIT_S:.0f} s.")
         limit_s = self._settings.time_limit_s
         reason = f"the decoder hangs, no progress within {limit_s:g} s + 10 x the video's own length"
-        return Failed(job.video_id, "timeout", f"{Path(job.path).name}: {reason}. Try to convert the file.")
+        return self._failed(worker, "timeout", reason)
 
-    def _take_back_jobs(self, worker: _Worker) -> Job | None:
-        """The current job of a worker that failed; its next job goes back to the front of the queue."""
-        job, worker.job = worker.job, None
-        if worker.next_job is not None:
-            self._queue.appendleft(worker.next_job)
-            worker.next_job = None
-        return job
+    def _failed(self, worker: _Worker, status: str, reason: str) -> Failed:
+        """The end of the video of a worker that failed; its next video goes back to the front of the queue."""
+        assert worker.video is not None
+        if worker.next_video is not None:
+            self._queue.appendleft(worker.next_video)
+        video = worker.video
+        worker.video = worker.next_video = None
+        return Failed(video.id, status, f"{video.path.name}: {reason}. Try to convert the file.")
 
 
 class _Worker:
@@ -228,10 +215,10 @@ class _Worker:
         self.deadline = context.RawValue(ctypes.c_double, NO_DEADLINE)
         self.in_use: set[int] = set()  # slots whose chunks have not been released
         self.process: Any = None
-        self.pipe: Connection | None = None
+        self.pipe: Any = None
         self.ready = False
-        self.job: Job | None = None
-        self.next_job: Job | None = None  # assigned while `job` is not finished
+        self.video: Video | None = None
+        self.next_video: Video | None = None  # assigned while `video` is not finished
         self._last_progress_s = time.monotonic()
         self._context, self._settings, self._lock = context, settings, threading.Lock()
 
@@ -246,21 +233,15 @@ class _Worker:
             self.process.start()
         child_pipe.close()
 
-    def assign(self, job: Job) -> None:
-        """Send a job. One that is sent during another is the next, and the process sets the deadline for it."""
-        if self.job is None:
-            self.job = job
-            self.deadline.value = time.monotonic() + open_time_limit_s(job, self._settings)
+    def assign(self, video: Video) -> None:
+        """Send a video. One that is sent during another is the next, and the process sets the deadline for it."""
+        if self.video is None:
+            self.video = video
+            self.deadline.value = time.monotonic() + open_time_limit_s(video, self._settings)
         else:
-            self.next_job = job
+            self.next_video = video
         with self._lock:
-            self._send(job)
-
-    def finish_job(self) -> Job:
-        """The job that has ended; the next one becomes the current one."""
-        assert self.job is not None
-        finished, self.job, self.next_job = self.job, self.next_job, None
-        return finished
+            self._send(video)
 
     def is_late(self) -> bool:
         """Whether its process has missed its deadline and sent no message that is still unread.
@@ -268,9 +249,9 @@ class _Worker:
         A process that waits for a slot has no deadline. One that waits although all slots are free has been stopped.
         """
         now_s = time.monotonic()
-        if self.pipe is None or self.pipe.poll():
+        if self.process is None or self.pipe.poll():
             return False
-        if self.job is None or self.in_use or self.deadline.value != NO_DEADLINE:
+        if self.video is None or self.in_use or self.deadline.value != NO_DEADLINE:
             self._last_progress_s = now_s
         return now_s > self.deadline.value or now_s - self._last_progress_s > self._settings.time_limit_s
 
@@ -288,17 +269,16 @@ class _Worker:
         self.process.kill()
         self.process.join()
         exit_code = self.process.exitcode
-        self.process.close()
         with self._lock:
-            assert self.pipe is not None
             self.pipe.close()
-            self.process, self.pipe, self.ready = None, None, False
+            self.process = None
+        self.ready = False
         self.deadline.value = NO_DEADLINE
         return exit_code
 
-    def _send(self, message: Job | int) -> None:
+    def _send(self, message: Video | int) -> None:
         with suppress(OSError):  # a process that has ended is noticed at the next `recv`
-            if self.pipe is not None:
+            if self.process is not None:
                 self.pipe.send(message)
 
 

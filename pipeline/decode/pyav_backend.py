@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from costl.pipeline.decode.packets import AV_ERRORS, Packets, demux, open_container, scan_packets
-from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, allowed_repairs, damaged_error, refuse_unsafe
+from costl.pipeline.decode.packets import AV_ERRORS, Packets, demux, open_container, read_packets
+from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, allowed_repairs, collect_frames, damaged_error
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
@@ -30,11 +31,11 @@ _MAX_READ_OVER = 100  # packets that are cheaper to read than to seek over
 
 @dataclass
 class _PacketRun:
-    """Packets `start` to `stop`, decoded in one go, and the frames wanted from them: packet -> frame index."""
+    """Packets `start` to `stop`, decoded in one go, and the frames wanted from them: packet -> frame index, rising."""
 
     start: int
     stop: int
-    wanted: dict[int, int]
+    wanted: dict[int, int] = field(default_factory=dict)
 
 
 class PyavVideo:
@@ -43,32 +44,23 @@ class PyavVideo:
     decoder = f"pyav {av.__version__}"
 
     def __init__(self, path: Path, target: ResizeTarget | None = None):
-        self.repaired = 0
         self._path = path
-        refuse_unsafe(path)
-        self._reader = _Reader(path)
-        try:
-            self._packets = self._reader.packets
-            self._timeline = self._packets.timeline
-            self.duration_s = self._timeline.duration_s
-            self._size: tuple[int, int] | None = None
-            self._reformatter = VideoReformatter()
-            self.height, self.width = self._first_picture().shape[:2]
-            if target is not None:
-                self._size = self.height, self.width = target.scaled_size(self.height, self.width)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> PyavVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._packets = read_packets(path)
+        self._timeline = self._packets.timeline
+        self._reader = _Reader(path, self._packets)
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self.duration_s = self._timeline.duration_s
+        self.repaired = 0
+        _, first_picture = next(self._pictures(np.array([self._timeline.first]), allowed=1))
+        self.repaired = 0
+        self.height, self.width = first_picture.shape[:2]
+        if target is not None:
+            self._size = self.height, self.width = target.scaled_size(self.height, self.width)
 
     def close(self) -> None:
-        """Free the decoder. May be called twice."""
-        self._reader.close()
+        """Free the decoder."""
+        self._reader.container.close()
 
     def stop_reading_ahead(self) -> None:
         """Does nothing: PyAV never decodes ahead."""
@@ -80,44 +72,16 @@ class PyavVideo:
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
         indices = self._timeline.indices_at(wanted_s)
-        allowed = allowed_repairs(len(indices))
-        pictures = self._pictures(np.unique(indices), allowed)
-        last_index, decoded, picture = -1, -1, np.empty(0, dtype=np.uint8)
-        for begin in range(0, len(indices), chunk):
-            wanted = indices[begin : begin + chunk]
-            pixels = np.empty((len(wanted), self.height, self.width, 3), dtype=np.uint8)
-            times_s = np.empty(len(wanted))
-            for row, index in enumerate(wanted.tolist()):
-                if index != last_index:
-                    last_index = index
-                    decoded, picture = next(pictures)
-                pixels[row] = picture
-                times_s[row] = self._timeline.starts_s[decoded]
-            yield Frames(pixels, times_s)
-
-    def _first_picture(self) -> np.ndarray:
-        """The first picture on screen, for its size."""
-        _, picture = next(self._pictures(np.array([self._timeline.first]), allowed=1))
-        self.repaired = 0
-        return picture
+        pictures = self._pictures(np.unique(indices), allowed_repairs(len(indices)))
+        return collect_frames(self, self._timeline, indices, pictures, chunk)
 
     def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
         """(index of the decoded frame, its picture [h w 3]) for each of these frame indices, which rise."""
         if self._timeline.without_timestamps:
-            return self._decode_from_start(indices)
-        return self._decode_by_seeking(indices, allowed)
-
-    def _decode_by_seeking(self, indices: np.ndarray, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
-        for run in self._packet_runs(indices):
-            waiting = sorted(run.wanted.values())
-            for index, frame in self._decode_run(run):
-                # Frames are returned in display order: one that was passed over will not follow.
-                while waiting and waiting[0] < index:
-                    yield self._repair(waiting.pop(0), allowed)
-                if waiting and waiting[0] == index:
-                    yield waiting.pop(0), self._picture(frame)
-            for index in waiting:
-                yield self._repair(index, allowed)
+            yield from self._decode_from_start(indices)
+        else:
+            for run in self._packet_runs(indices):
+                yield from self._decode_run(run, allowed)
 
     def _packet_runs(self, indices: np.ndarray) -> list[_PacketRun]:
         """What must be decoded for these frames; runs neither touch nor overlap."""
@@ -128,27 +92,35 @@ class PyavVideo:
             if runs and start <= runs[-1].stop + 1:
                 runs[-1].stop = max(runs[-1].stop, packet)
             else:
-                runs.append(_PacketRun(start, packet, {}))
+                runs.append(_PacketRun(start, packet))
             runs[-1].wanted[packet] = index
         return runs
 
-    def _decode_run(self, run: _PacketRun) -> Iterator[tuple[int, Any]]:
-        """(index, PyAV's frame) of the wanted frames of a run, as far as they can be decoded."""
+    def _decode_run(self, run: _PacketRun, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
         index_of_pts = {int(self._packets.pts[packet]): index for packet, index in run.wanted.items()}
+        waiting = list(run.wanted.values())
         try:
             for frame in self._reader.frames(run.start, run.stop, needed=run.wanted.keys()):
-                if frame.pts in index_of_pts and not frame.is_corrupt:
-                    yield index_of_pts[frame.pts], frame
+                if frame.pts not in index_of_pts or frame.is_corrupt:
+                    continue
+                index = index_of_pts[frame.pts]
+                # Frames are returned in display order: one that was passed over will not follow.
+                while waiting and waiting[0] < index:
+                    yield self._repair(waiting.pop(0), allowed)
+                if waiting and waiting[0] == index:
+                    yield waiting.pop(0), self._picture(frame)
         except AV_ERRORS as error:
-            raise self._damaged(list(run.wanted.values())) from error
+            raise self._damaged(run.wanted.values()) from error
+        for index in waiting:
+            yield self._repair(index, allowed)
 
     def _repair(self, index: int, allowed: int) -> tuple[int, np.ndarray]:
         """A frame that was not returned: decoded again from one group earlier without skipping, or the frame before it."""
         for candidate in range(index, self._timeline.first - 1, -1):
             packet = int(self._packets.packet_of_frame[candidate])
             start = int(self._packets.decode_from[max(0, int(self._packets.decode_from[packet]) - 1)])
-            with _Reader(self._path, self._packets) as reader, suppress(*AV_ERRORS):
-                for frame in reader.frames(start, packet, needed=None):
+            with suppress(*AV_ERRORS):
+                for frame in _Reader(self._path, self._packets).frames(start, packet, needed=None):
                     if frame.pts == self._packets.pts[packet] and not frame.is_corrupt:
                         return candidate, self._picture(frame)
             self.repaired += candidate == index
@@ -158,19 +130,17 @@ class PyavVideo:
 
     def _decode_from_start(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """For a file without timestamps: decode every frame from the start, return the wanted ones."""
-        wanted = iter(indices.tolist())
-        next_wanted = next(wanted, None)
+        missing = set(indices.tolist())
         try:
             for index, frame in enumerate(self._reader.frames(0, len(self._packets.pts) - 1, needed=None)):
-                if index == next_wanted:
+                if index in missing:
+                    missing.remove(index)
                     yield index, self._picture(frame)
-                    next_wanted = next(wanted, None)
-                    if next_wanted is None:
-                        return
+                if not missing:
+                    return
         except AV_ERRORS as error:
-            raise self._damaged(indices.tolist()) from error
-        if next_wanted is not None:
-            raise self._damaged([next_wanted])
+            raise self._damaged(missing) from error
+        raise self._damaged(missing)
 
     def _picture(self, frame: Any) -> np.ndarray:
         """RGB [h w 3], upright, converted as decord and torchcodec do it."""
@@ -181,38 +151,21 @@ class PyavVideo:
         rgb = self._reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
         ).to_ndarray()
-        return np.rot90(rgb, turns) if turns else rgb
+        return np.rot90(rgb, turns)
 
-    def _damaged(self, indices: Sequence[int]) -> VideoError:
-        begin_s, end_s = self._timeline.starts_s[[min(indices), max(indices)]]
-        return damaged_error(self._path, begin_s, end_s)
+    def _damaged(self, indices: Collection[int]) -> VideoError:
+        return damaged_error(self._path, *self._timeline.starts_s[[min(indices), max(indices)]])
 
 
 class _Reader:
     """An open file, the position in its packets, and its decoder."""
 
-    def __init__(self, path: Path, packets: Packets | None = None):
+    def __init__(self, path: Path, packets: Packets):
         self._path = path
-        self._open()
-        if packets is None:
-            try:
-                packets = scan_packets(path, self._container, self._stream)
-            except BaseException:
-                self.close()
-                raise
-            self._position = len(packets.pts)
-        self.packets = packets
+        self._packets = packets
         self._packet_of_pts = {pts: packet for packet, pts in enumerate(packets.pts.tolist())}
         self._can_seek = len(self._packet_of_pts) == len(packets.pts)
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._container.close()
+        self._open()
 
     def frames(self, start: int, stop: int, *, needed: Collection[int] | None) -> Iterator[Any]:
         """The frames decoded from packets `start` to `stop`. Packets not in `needed` may be skipped; None skips none."""
@@ -230,21 +183,17 @@ class _Reader:
         decoder.flush_buffers()
 
     def _open(self) -> None:
-        self._container, self._stream = open_container(self._path, PyavVideo.decoder)
-        self._packet_iterator = demux(self._container, self._stream)
+        self.container, self._stream = open_container(self._path)
+        self._next_packets = demux(self.container, self._stream)
         self._position = 0  # index of the packet that is read next
-        self._pending: Any = None  # a packet that was read to learn the position
 
     def _next_packet(self) -> Any:
-        packet = self._pending or next(self._packet_iterator, None)
-        self._pending = None
         self._position += 1
-        return packet
+        return next(self._next_packets, None)
 
     def _move_to(self, target: int) -> None:
         """Make packet `target` the next one: by reading, by a seek, or from the start of the file."""
         if not 0 <= target - self._position <= _MAX_READ_OVER and not self._seek(target):
-            self.close()
             self._open()
         while self._position < target:
             self._next_packet()
@@ -253,11 +202,11 @@ class _Reader:
         """Seek to the key frame at packet `target` or somewhat before it; False if the container cannot."""
         if not self._can_seek or target == 0:
             return False
-        with suppress(*AV_ERRORS):
-            self._container.seek(int(self.packets.pts[target]), stream=self._stream, backward=True)
-            self._packet_iterator = demux(self._container, self._stream)
-            self._pending = next(self._packet_iterator, None)
-            beyond = target + 1
-            self._position = self._packet_of_pts.get(self._pending.pts, beyond) if self._pending else beyond
+        with suppress(*AV_ERRORS, StopIteration, KeyError):
+            self.container.seek(int(self._packets.pts[target]), stream=self._stream, backward=True)
+            packets = demux(self.container, self._stream)
+            first = next(packets)  # shows where the seek has ended
+            self._next_packets = chain([first], packets)
+            self._position = self._packet_of_pts[first.pts]
             return self._position <= target
         return False

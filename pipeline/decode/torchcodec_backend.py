@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchcodec
@@ -11,7 +12,14 @@ from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
 from costl.pipeline.decode.packets import read_packets
-from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, allowed_repairs, damaged_error, open_failure_reason
+from costl.pipeline.decode.video import (
+    CHUNK_FRAMES,
+    Frames,
+    allowed_repairs,
+    collect_frames,
+    damaged_error,
+    open_failure_reason,
+)
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
@@ -27,12 +35,12 @@ class TorchcodecVideo:
         self.repaired = 0
         self._path = path
         self._device = device
-        self._packets = read_packets(path, self.decoder)
+        self._packets = read_packets(path)
         self._timeline = self._packets.timeline
         if self._timeline.without_timestamps:
             raise VideoError(f"{path.name}: no timestamps, which torchcodec needs. Pass --decoder pyav.")
         self.duration_s = self._timeline.duration_s
-        self._reader: VideoDecoder | None = self._open(None)
+        self._reader: Any = self._open(None)
         try:
             self.height, self.width = self._read_batch(np.array([self._timeline.first]))[1].shape[1:3]
         except _ERRORS as error:
@@ -41,14 +49,8 @@ class TorchcodecVideo:
             self.height, self.width = target.scaled_size(self.height, self.width)
             self._reader = self._open((self.height, self.width))
 
-    def __enter__(self) -> TorchcodecVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Free the decoder. May be called twice."""
+        """Free the decoder."""
         self._reader = None
 
     def stop_reading_ahead(self) -> None:
@@ -61,18 +63,22 @@ class TorchcodecVideo:
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
         indices = self._timeline.indices_at(wanted_s)
-        allowed = allowed_repairs(len(indices))
+        pictures = self._pictures(np.unique(indices), chunk, allowed_repairs(len(indices)))
+        return collect_frames(self, self._timeline, indices, pictures, chunk)
+
+    def _pictures(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(index of the decoded frame, its picture [h w 3]) for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
-            unique, inverse = np.unique(indices[begin : begin + chunk], return_inverse=True)
-            bounds_s = self._timeline.starts_s[unique[[0, -1]]]
+            wanted = indices[begin : begin + chunk]
+            bounds_s = self._timeline.starts_s[wanted[[0, -1]]]
             try:
-                decoded, pixels = self._read_batch(unique)
+                decoded, pixels = self._read_batch(wanted)
             except _ERRORS as error:
                 raise damaged_error(self._path, *bounds_s) from error
-            self.repaired += int((decoded < unique).sum())
-            if self.repaired > allowed or (decoded > unique).any() or (unique - decoded > allowed).any():
+            self.repaired += int((decoded < wanted).sum())
+            if self.repaired > allowed or (decoded > wanted).any() or (wanted - decoded > allowed).any():
                 raise damaged_error(self._path, *bounds_s)
-            yield Frames(pixels[inverse], self._timeline.starts_s[decoded[inverse]])
+            yield from zip(decoded.tolist(), pixels, strict=True)
 
     def _open(self, size: tuple[int, int] | None) -> VideoDecoder:
         try:
@@ -89,7 +95,6 @@ class TorchcodecVideo:
 
     def _read_batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(indices of the frames that were returned [t], their pixels [t h w 3]) for rising frame indices."""
-        assert self._reader is not None, "this video is closed"
         sorted_pts = self._packets.pts[self._packets.packet_of_frame]
         # By index and without the hidden frames: by time, torchcodec refuses the last frame of a video cut by stream copy.
         batch = self._reader.get_frames_at((indices - self._timeline.first).tolist())

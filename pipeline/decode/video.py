@@ -42,8 +42,7 @@ class OpenVideo(Protocol):
     """An open video. Time 0 is the first frame that a player shows; the last frame ends at `duration_s`.
 
     `height` and `width` are those of the returned frames, after rotation. `repaired` counts the frames that could not be
-    decoded and were replaced by the frame before. Opening raises VideoError for anything that is not a complete video.
-    Close it soon; call `stop_reading_ahead` while its frames wait.
+    decoded and were replaced by the frame before. `backends.open_video` opens a video and closes it.
     """
 
     decoder: str
@@ -52,14 +51,8 @@ class OpenVideo(Protocol):
     width: int
     repaired: int
 
-    def __enter__(self) -> OpenVideo:
-        """Itself; leaving the context closes it."""
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-
     def close(self) -> None:
-        """Free the decoder and everything it has read ahead. May be called twice."""
+        """Free the decoder and everything it has read ahead."""
 
     def stop_reading_ahead(self) -> None:
         """Stop decoding ahead. Call it between two chunks when the next one will not be taken soon."""
@@ -92,6 +85,28 @@ class Timeline:
         indices = np.searchsorted(self.starts_s, wanted_s + self.time_resolution_s, side="right") - 1
         assert (np.diff(indices) >= 0).all(), "wanted times must rise"
         return np.clip(indices, self.first, self.last)
+
+
+def collect_frames(
+    video: OpenVideo, timeline: Timeline, indices: np.ndarray, pictures: Iterator[tuple[int, np.ndarray]], chunk: int
+) -> Iterator[Frames]:
+    """The frames `indices` [t] of `video`, at most `chunk` at a time.
+
+    `pictures` gives (index of the frame that was decoded, its picture [h w 3]) once for each distinct index, in order.
+    """
+    last_index = -1
+    decoded, picture = -1, np.empty(0, dtype=np.uint8)
+    for begin in range(0, len(indices), chunk):
+        wanted = indices[begin : begin + chunk]
+        pixels = np.empty((len(wanted), video.height, video.width, 3), dtype=np.uint8)
+        times_s = np.empty(len(wanted))
+        for row, index in enumerate(wanted.tolist()):
+            if index != last_index:
+                last_index = index
+                decoded, picture = next(pictures)
+            pixels[row] = picture
+            times_s[row] = timeline.starts_s[decoded]
+        yield Frames(pixels, times_s)
 
 
 def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float) -> Timeline:

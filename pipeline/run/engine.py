@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Decoded, Event, Failed, decode_videos
-from costl.pipeline.decode.worker import Job
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions
@@ -120,11 +119,18 @@ class _Run:
 
     def work(self, *, fps: float, frame_options: FrameOptions, processes: int, time_limit_s: float) -> None:
         """Runs until each video has a row. Raises CostlError after too many failures in a row."""
-        jobs = [Job(video.id, str(video.path), fps, frame_options) for video in self._videos.values()]
-        self._meter.watch(self._encoders, processes=min(processes, len(jobs)))
+        videos = list(self._videos.values())
+        self._meter.watch(self._encoders, processes=min(processes, len(videos)))
         with (
             self._running_threads(),
-            decode_videos(jobs, processes=processes, time_limit_s=time_limit_s, check=self._poll) as events,
+            decode_videos(
+                videos,
+                fps=fps,
+                processes=processes,
+                frame_options=frame_options,
+                time_limit_s=time_limit_s,
+                check=self._poll,
+            ) as events,
         ):
             for event in events:
                 self._handle(event)

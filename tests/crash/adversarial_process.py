@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.decode.worker import open_video
+from costl.pipeline.decode.backends import open_video
+from costl.pipeline.options import FrameOptions
 
 PREFIX = "fails-"  # of the names of the videos that fail
 
 
-def open_failing_video(path: str) -> Any:
+def open_failing_video(path: Path, options: FrameOptions) -> Any:
     """Opens a video; `fails-stop` stops the decode process first."""
-    name = Path(path).stem
-    if name == f"{PREFIX}stop":
+    if path.stem == f"{PREFIX}stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    video = open_video(path)
-    return _FailingVideo(video, Path(path)) if name.startswith(PREFIX) else video
+    context = open_video(path, options)
+    return _FailingVideo(context, path) if path.stem.startswith(PREFIX) else context
 
 
 class _FailingVideo:
     """A video that decodes as usual and fails after each batch of frames."""
 
-    def __init__(self, video: Any, path: Path):
-        self._video = video
+    def __init__(self, context: Any, path: Path):
+        self._context = context
         self._path = path
 
     def __enter__(self) -> _FailingVideo:
-        self._video.__enter__()
+        self._video = self._context.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._video.__exit__(*error)
+        self._context.__exit__(*error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._video, name)
@@ -71,6 +71,6 @@ if __name__ == "__main__":  # the decode processes import this file too, and nee
     from costl.pipeline import extract
     from costl.pipeline.decode import pool
 
-    pool.decode_videos.__wrapped__.__kwdefaults__["open_video"] = open_failing_video
+    pool.decode_videos.__kwdefaults__["open_video"] = open_failing_video
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
     main()

@@ -74,8 +74,8 @@ BREAKS = (
         2,
         "a crashed decode process ends the run",
         "pipeline/decode/pool.py",
-        '        return Failed(job.video_id, "crashed", ',
-        '        raise CostlError(job.video_id, "crashed", ',
+        '        return self._failed(worker, "crashed", ',
+        '        raise CostlError(worker, "crashed", ',
         "tests/pipeline/decode/test_pool.py::test_a_video_that_kills_its_process_crashes_and_the_others_finish",
     ),
     Break(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from costl.pipeline.decode.video import Frames
-from costl.pipeline.decode.worker import Job
 from costl.pipeline.errors import VideoError
+from costl.pipeline.videos import Video
 
 
 class FakeVideo:
@@ -23,8 +23,8 @@ class FakeVideo:
 
     duration_s, height, width, repaired, decoder = 8.0, 48, 64, 0, "fake"
 
-    def __init__(self, path: str):
-        self.name = Path(path).name
+    def __init__(self, path: Path, options: object = None):
+        self.name = path.name
         self._fail_if_named("open")
 
     def __enter__(self) -> FakeVideo:
@@ -61,6 +61,5 @@ class FakeVideo:
             raise KeyError("an unexpected error")
 
 
-def jobs(*names: str, fps: float = 2.0) -> list[Job]:
-    """A job for each fake video."""
-    return [Job(name, name, fps) for name in names]
+def fake_videos(*names: str) -> list[Video]:
+    return [Video(name, Path(name)) for name in names]

@@ -95,17 +95,17 @@ def test_a_new_query_encodes_only_its_words(world, asker, monkeypatch, no_decodi
 
 def test_several_queries_decode_the_video_once(world, asker, monkeypatch):
     video, query = a_query(world)
-    decoded: list[str] = []
+    decoded: list[Path] = []
     decode_videos = costl.pipeline.run.engine.decode_videos
 
-    def record(jobs, **options):
-        decoded.extend(job.path for job in jobs)
-        return decode_videos(jobs, **options)
+    def record(videos, **options):
+        decoded.extend(video.path for video in videos)
+        return decode_videos(videos, **options)
 
     monkeypatch.setattr(costl.pipeline.run.engine, "decode_videos", record)
     answers = asker.ask(video, [query, "the blue star", "the red ring"])
     assert [answer.query for answer in answers] == [query, "the blue star", "the red ring"]
-    assert decoded == [str(video)]
+    assert decoded == [video]
 
 
 def test_a_changed_file_is_decoded_again(world, asker, tmp_path):

@@ -181,7 +181,7 @@ def test_the_cheapest_frame_of_a_clip_is_a_key_frame_if_it_has_one(tmp_path, kin
     path = VIDEOS[kind](tmp_path)
     times_s, numbers = pyav_frame_numbers(path)
     packets = read_packets(path)
-    key_times_s = packets.timeline.starts_s[np.isin(packets.packet_of_frame, np.flatnonzero(packets.is_key))]
+    key_times_s = packets.timeline.starts_s[packets.decode_from[packets.packet_of_frame] == packets.packet_of_frame]
     sampled, sampled_s, grid = sample_cheapest(path, 2.0, name)
     assert sampled == frames_on_screen(times_s, numbers, sampled_s + 1e-4)
     for clip, time_s in enumerate(sampled_s):

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_video import FakeVideo, jobs
+from fake_video import FakeVideo, fake_videos
 from numbered_videos import frame_times, make_video, read_numbers
 
-from costl.pipeline.decode.pool import Chunk, Decoded, Failed, Job, decode_videos
-from costl.pipeline.decode.worker import open_video
+from costl.pipeline.decode.pool import Chunk, Decoded, Failed, decode_videos
 from costl.pipeline.errors import CostlError
+from costl.pipeline.videos import Video
 
-SMALL = {"slot_bytes": 40_000, "slots": 2}  # a slot holds four frames of 48 x 64
+SMALL = {"fps": 2.0, "slot_bytes": 40_000, "slots": 2}  # a slot holds four frames of 48 x 64
 ROOT = Path(__file__).parents[3]
 
 
@@ -43,7 +43,7 @@ class ExitsWhenUnpickled:
     def __reduce__(self):
         return os._exit, (7,)
 
-    def __call__(self, path: str):
+    def __call__(self, path: Path, options: object):
         raise AssertionError("never called")
 
 
@@ -52,9 +52,9 @@ def decode_processes() -> list[multiprocessing.process.BaseProcess]:
     return [child for child in multiprocessing.active_children() if not child.name.startswith("Loky")]
 
 
-def run(batch: list[Job], **options) -> tuple[dict[str, list[int]], dict[str, Decoded | Failed]]:
+def run(batch: list[Video], **options) -> tuple[dict[str, list[int]], dict[str, Decoded | Failed]]:
     """(the grey levels of each video's frames, the event that ended each video)."""
-    greys: dict[str, list[int]] = {job.video_id: [] for job in batch}
+    greys: dict[str, list[int]] = {video.id: [] for video in batch}
     ends: dict[str, Decoded | Failed] = {}
     with decode_videos(batch, **{"processes": 2, "open_video": FakeVideo, **SMALL, **options}) as events:
         for event in events:
@@ -71,7 +71,7 @@ def run(batch: list[Job], **options) -> tuple[dict[str, list[int]], dict[str, De
 
 
 def test_every_video_returns_all_its_frames_in_order():
-    greys, ends = run(jobs(*"abcde"))
+    greys, ends = run(fake_videos(*"abcde"))
     assert all(levels == list(range(16)) for levels in greys.values())
     assert ends["a"] == Decoded("a", 8.0, 16, 0, "fake")
 
@@ -81,7 +81,7 @@ def test_every_video_returns_all_its_frames_in_order():
 def test_a_video_that_hangs_is_one_timeout_and_the_others_finish(failing):
     began_s = time.monotonic()
     # A chunk of four frames covers two seconds at 2 fps, which allows 20 s more; at 25 fps it is 1.6 s.
-    greys, ends = run(jobs("a", failing, "b", "c", fps=25.0), time_limit_s=1.0)
+    greys, ends = run(fake_videos("a", failing, "b", "c"), fps=25.0, time_limit_s=1.0)
     assert time.monotonic() - began_s < 20
     assert isinstance(ends[failing], Failed) and ends[failing].status == "timeout"
     assert ends[failing].reason.startswith(failing)
@@ -92,7 +92,7 @@ def test_a_video_that_hangs_is_one_timeout_and_the_others_finish(failing):
 @pytest.mark.parametrize("failing", ["kill open", "kill later", "fault open", "fault later"])
 @pytest.mark.promise(2)
 def test_a_video_that_kills_its_process_crashes_and_the_others_finish(failing):
-    _, ends = run(jobs("a", failing, "b", failing + " ", "c"))
+    _, ends = run(fake_videos("a", failing, "b", failing + " ", "c"))
     assert isinstance(ends[failing], Failed) and ends[failing].status == "crashed"
     assert ("SIGKILL" if failing.startswith("kill") else "SIGSEGV") in ends[failing].reason
     assert all(isinstance(ends[name], Decoded) for name in "abc")
@@ -101,13 +101,14 @@ def test_a_video_that_kills_its_process_crashes_and_the_others_finish(failing):
 @pytest.mark.parametrize("failing", ["hang later", "kill later", "refuse later"])
 def test_a_job_assigned_ahead_is_done_even_if_the_one_before_it_fails(failing):
     # Each video is one chunk: the next job is assigned with its last frames, before it fails.
-    greys, ends = run(jobs("a", failing, "b", "c", fps=20.0), processes=1, time_limit_s=1.0, open_video=FailsWhenClosed)
+    videos = fake_videos("a", failing, "b", "c")
+    greys, ends = run(videos, fps=20.0, processes=1, time_limit_s=1.0, open_video=FailsWhenClosed)
     assert isinstance(ends[failing], Failed) and greys[failing] == [0, 1, 2, 3]
     assert all(isinstance(ends[name], Decoded) and greys[name] == [0, 1, 2, 3] for name in "abc")
 
 
 def test_a_chunk_has_the_length_of_its_video_and_the_wait_for_a_slot():
-    with decode_videos(jobs("a"), processes=1, open_video=FakeVideo, **SMALL) as events:
+    with decode_videos(fake_videos("a"), processes=1, open_video=FakeVideo, **SMALL) as events:
         held = [next(events), next(events)]
         threading.Timer(0.5, held[0].release).start()
         third = next(events)
@@ -125,14 +126,14 @@ def test_the_check_runs_between_events_and_while_there_are_none():
 
     with (
         pytest.raises(KeyboardInterrupt),
-        decode_videos(jobs("hang open"), processes=1, open_video=FakeVideo, check=check, **SMALL) as events,
+        decode_videos(fake_videos("hang open"), processes=1, open_video=FakeVideo, check=check, **SMALL) as events,
     ):
         list(events)
     assert not decode_processes() and max(np.diff(check_times_s)) < 5
 
 
 def test_refused_videos_and_unexpected_errors_give_their_reason():
-    _, ends = run(jobs("refuse open", "surprise later", "a"))
+    _, ends = run(fake_videos("refuse open", "surprise later", "a"))
     assert ends["refuse open"] == Failed("refuse open", "short", "refuse open: not today.")
     assert isinstance(ends["surprise later"], Failed) and ends["surprise later"].status == "error"
     assert "KeyError" in ends["surprise later"].reason
@@ -140,12 +141,12 @@ def test_refused_videos_and_unexpected_errors_give_their_reason():
 
 
 def test_a_batch_whose_last_video_crashes_still_ends():
-    _, ends = run(jobs(*(f"{k}" for k in range(3)), "kill open"), processes=1)
+    _, ends = run(fake_videos(*(f"{k}" for k in range(3)), "kill open"), processes=1)
     assert [type(end) for end in ends.values()] == [Decoded, Decoded, Decoded, Failed]
 
 
 def test_slow_consumers_cause_no_timeout_and_slots_bound_what_is_ahead():
-    with decode_videos(jobs("a"), processes=1, open_video=FakeVideo, time_limit_s=0.5, **SMALL) as events:
+    with decode_videos(fake_videos("a"), processes=1, open_video=FakeVideo, time_limit_s=0.5, **SMALL) as events:
         held = [next(events), next(events)]
         assert [chunk.first_index for chunk in held] == [0, 4]
         # Both slots are in use: no chunk can arrive, and none is late, however long they are not released.
@@ -160,7 +161,7 @@ def test_slow_consumers_cause_no_timeout_and_slots_bound_what_is_ahead():
 
 
 def test_a_process_stopped_while_it_waits_for_a_slot_is_a_timeout():
-    with decode_videos(jobs("a", "b"), processes=1, open_video=FakeVideo, time_limit_s=1.0, **SMALL) as events:
+    with decode_videos(fake_videos("a", "b"), processes=1, open_video=FakeVideo, time_limit_s=1.0, **SMALL) as events:
         held = [next(events), next(events)]
         [process] = decode_processes()
         time.sleep(0.3)  # both of its slots are in use: it waits
@@ -181,7 +182,7 @@ def release_all(events):
 
 
 def test_a_chunk_stays_valid_after_its_process_has_died():
-    with decode_videos(jobs("kill later", "a"), processes=1, open_video=FakeVideo, **SMALL) as events:
+    with decode_videos(fake_videos("kill later", "a"), processes=1, open_video=FakeVideo, **SMALL) as events:
         first = next(events)
         assert isinstance(first, Chunk) and isinstance(next(events), Failed)
         greys = []
@@ -196,7 +197,7 @@ def test_a_chunk_stays_valid_after_its_process_has_died():
 
 
 def test_a_frame_larger_than_a_slot_is_refused():
-    _, ends = run(jobs("a"), open_video=LargeVideo)
+    _, ends = run(fake_videos("a"), open_video=LargeVideo)
     assert isinstance(ends["a"], Failed) and "1000 x 1000" in ends["a"].reason
 
 
@@ -204,20 +205,20 @@ def test_a_frame_larger_than_a_slot_is_refused():
 def test_a_video_that_needs_too_much_memory_fails_alone():
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux enforces the limit")
-    _, ends = run(jobs("a", "b"), open_video=open_with_much_memory_for_a, memory_limit_bytes=1 << 30)
+    _, ends = run(fake_videos("a", "b"), open_video=open_with_much_memory_for_a, memory_limit_bytes=1 << 30)
     assert isinstance(ends["a"], Failed) and "memory" in ends["a"].reason
     assert isinstance(ends["b"], Decoded)
 
 
-def open_with_much_memory_for_a(path: str) -> FakeVideo:
-    if path == "a":
+def open_with_much_memory_for_a(path: Path, options: object) -> FakeVideo:
+    if path.name == "a":
         np.ones(2 << 30, dtype=np.uint8)
     return FakeVideo(path)
 
 
 def test_a_process_that_cannot_start_stops_the_run():
     with pytest.raises(CostlError, match=r"could not start.*exit code 7"):
-        run(jobs("a"), open_video=ExitsWhenUnpickled())
+        run(fake_videos("a"), open_video=ExitsWhenUnpickled())
     assert not decode_processes()
 
 
@@ -225,7 +226,7 @@ def test_leaving_by_an_exception_kills_the_processes_at_once():
     began_s = time.monotonic()
     with (
         pytest.raises(KeyboardInterrupt),
-        decode_videos(jobs("a", "hang open", "b"), processes=2, open_video=FakeVideo, **SMALL) as events,
+        decode_videos(fake_videos("a", "hang open", "b"), processes=2, open_video=FakeVideo, **SMALL) as events,
     ):
         assert isinstance(next(events), Chunk)
         workers = decode_processes()
@@ -236,17 +237,17 @@ def test_leaving_by_an_exception_kills_the_processes_at_once():
 
 
 def test_without_jobs_no_process_starts():
-    with decode_videos([], processes=4) as events:
+    with decode_videos([], fps=2.0, processes=4) as events:
         assert list(events) == [] and not decode_processes()
 
 
 def test_the_default_decoder_returns_the_frames_of_real_files(tmp_path):
     paths = [make_video(tmp_path / f"{k}.mp4", frame_times(50 + 25 * k)) for k in range(3)]
     (tmp_path / "bad.mp4").write_text("not a video")
-    file_jobs = [Job(path.stem, str(path), 2.0) for path in [*paths, tmp_path / "bad.mp4"]]
+    videos = [Video(path.stem, path) for path in [*paths, tmp_path / "bad.mp4"]]
     numbers: dict[str, list[int]] = {}
     ends = {}
-    with decode_videos(file_jobs, processes=2, open_video=open_video) as events:
+    with decode_videos(videos, fps=2.0, processes=2) as events:
         for event in events:
             if isinstance(event, Chunk):
                 numbers.setdefault(event.video_id, []).extend(read_numbers(event.pixels))
@@ -262,11 +263,11 @@ def test_the_default_decoder_returns_the_frames_of_real_files(tmp_path):
 PARENT_SCRIPT = """
 import sys, time
 sys.path[:0] = {paths!r}
-from fake_video import FakeVideo, jobs
+from fake_video import FakeVideo, fake_videos
 from costl.pipeline.decode.pool import decode_videos
 import multiprocessing
 if __name__ == "__main__":
-    with decode_videos(jobs("a", "hang open"), processes=2, open_video=FakeVideo) as events:
+    with decode_videos(fake_videos("a", "hang open"), fps=2.0, processes=2, open_video=FakeVideo) as events:
         next(events)
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         time.sleep(100)

@@ -64,9 +64,9 @@ class CountingDecoder:
         self._lock, self._new = threading.Lock(), threading.Condition()
 
     @contextmanager
-    def __call__(self, jobs, **options):
+    def __call__(self, videos, **options):
         small = {"open_video": FakeVideo, "slot_bytes": IN_A_SLOT * 48 * 64 * 3, "slots": SLOTS}
-        with decode_videos(jobs, **(options | small)) as events:
+        with decode_videos(videos, **(options | small)) as events:
             yield map(self._count, events)
 
     def wait_for(self, enough) -> bool:
