@@ -52,17 +52,19 @@ def test_sound_is_cut_to_the_same_time_as_the_pictures(tmp_path):
     source = _with_beep(tmp_path / "a.mp4", beep_s=2.5)
     cut(source, tmp_path / "cut.mp4", start_s=2.0, end_s=4.0)
     with av.open(str(tmp_path / "cut.mp4")) as container:
-        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
-    loud = np.flatnonzero(np.abs(sound) > 0.2) / 16_000
-    assert 0.45 < loud.min() < 0.55 and 0.55 < loud.max() < 0.7  # from 0.5 s of the cut on, for 0.1 s
-    assert len(sound) / 16_000 == pytest.approx(2.0, abs=0.1)
+        frames = list(container.decode(audio=0))
+    sound = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)[0]
+    times_s = np.concatenate([frame.time + np.arange(frame.samples) / 16_000 for frame in frames])
+    loud_s = times_s[np.abs(sound) > 0.2]
+    assert 0.45 < loud_s.min() < 0.55 and 0.55 < loud_s.max() < 0.7  # from 0.5 s of the cut on, for 0.1 s
+    assert times_s[0] == pytest.approx(0.0, abs=0.1) and times_s[-1] == pytest.approx(2.0, abs=0.1)
 
 
 def test_a_rotated_video_is_cut_upright(tmp_path):
     source = set_rotation(make_video(tmp_path / "a.mp4", frame_times(50), size=(96, 128)), 1)
     cut(source, tmp_path / "cut.mp4", start_s=0.4, end_s=1.0)
     _, pictures = decode_with_pyav(tmp_path / "cut.mp4")
-    (expected,) = frames_at(source, [0.42])
+    (expected,) = frames_at(source, [0.42], height=128)
     assert pictures[0].shape == expected.shape == (128, 96, 3)
     assert np.abs(pictures[0].astype(int) - expected).mean() < 12
 
@@ -71,7 +73,7 @@ def test_frames_are_those_on_screen_and_scaled(tmp_path):
     source = make_video(tmp_path / "a.mp4", frame_times(100))
     times_s, numbers = pyav_frame_numbers(source)
     wanted = [0.0, 0.5, 1.99, 3.9, 80.0]
-    shown = read_numbers(frames_at(source, wanted))
+    shown = read_numbers(frames_at(source, wanted, height=48))
     assert shown[:4] == frames_on_screen(times_s, numbers, wanted[:4])
     assert shown[4] == 99
     assert frames_at(source, [1.0], height=24)[0].shape == (24, 32, 3)
@@ -81,7 +83,7 @@ def test_a_file_without_a_video_is_refused_with_a_reason(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video")
     make_audio_only(tmp_path / "sound.mp4")
-    for name, part in (("empty", "empty"), ("text", "cannot be read as a video"), ("sound", "no video stream")):
+    for name, part in (("empty", "empty"), ("text", "not a video"), ("sound", "no video stream")):
         with pytest.raises(VideoError, match=part):
             probe(tmp_path / f"{name}.mp4")
         with pytest.raises(VideoError, match=part):
