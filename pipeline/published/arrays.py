@@ -43,11 +43,12 @@ class StoredArray:
     def read(self) -> np.ndarray:
         """Returns the array as float32. Raises VideoError for a file that is damaged and for values that are not finite."""
         try:
-            values = np.asarray(_load(self.path, self.key), dtype=np.float32)
+            loaded = np.load(self.path, allow_pickle=False)
+            values = np.asarray(loaded[self.key] if self.key else loaded, dtype=np.float32)
         except _READ_ERRORS as error:
             raise VideoError(f"{self.path}: damaged ({_one_line(error)}). Download it again.") from error
-        if not np.isfinite(values).all():
-            count = int(values.size - np.isfinite(values).sum())
+        count = np.count_nonzero(~np.isfinite(values))
+        if count:
             raise VideoError(f"{self.path}: {count} values are not finite. Extract these features again.")
         return values
 
@@ -87,14 +88,6 @@ def to_float16(values: np.ndarray, path: Path) -> np.ndarray:
     if largest > _FLOAT16_MAX:
         raise VideoError(f"{path}: holds {largest:g}, more than float16 can ({_FLOAT16_MAX:g}). Scale these features.")
     return values.astype(np.float16)
-
-
-def _load(path: Path, key: str) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if not key:
-        return loaded
-    with loaded:
-        return loaded[key]
 
 
 def _read_entry(path: Path, key: str, archive: zipfile.ZipFile) -> StoredArray:

@@ -13,10 +13,6 @@ from costl.pipeline.grid import Grid
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.published.arrays import StoredArray, find_file, read_headers
 
-_SHOWN = 5
-_MIN_FITTING = 0.9  # a rate is suggested if it fits at least this share of the videos
-_COMMON_RATES = [*(1.0 / n for n in range(60, 1, -1)), *map(float, range(1, 61))]
-
 
 @dataclass(frozen=True)
 class VideoFeatures:
@@ -27,21 +23,16 @@ class VideoFeatures:
     streams: tuple[StoredArray, ...]
 
     @property
-    def cut(self) -> bool:
-        """Whether a stream has more rows than there are clips."""
-        return any(array.shape[0] > self.grid.clips for array in self.streams)
-
-    @property
-    def padded(self) -> bool:
-        """Whether a stream has fewer rows than there are clips."""
-        return any(array.shape[0] < self.grid.clips for array in self.streams)
+    def uneven(self) -> bool:
+        """Whether a stream has more or fewer rows than there are clips."""
+        return any(array.shape[0] != self.grid.clips for array in self.streams)
 
 
 @dataclass(frozen=True)
 class Survey:
     """The `videos` to import, the names of `missing` videos with the streams they lack, and the width of every stream."""
 
-    videos: tuple[VideoFeatures, ...]
+    videos: Sequence[VideoFeatures]
     missing: Mapping[str, str]
     widths: Mapping[str, int]
 
@@ -54,16 +45,15 @@ def length_tolerance(clips: int) -> int:
 def annotated_durations(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of every annotated video, in the order of `rows`. Raises UsageError if rows disagree about a duration."""
     durations: dict[str, float] = {}
-    conflicts: dict[str, str] = {}
     for row in rows:
         vid = row["vid"]
         seconds = float(row["duration"])
-        first = durations.setdefault(vid, seconds)
-        if first != seconds:
-            conflicts.setdefault(vid, f"{vid} lasts {first:g} s and {seconds:g} s")
-    if conflicts:
-        listed = first_few(conflicts.values())
-        raise UsageError(f"The annotations disagree about {len(conflicts)} videos: {listed}. Correct them.")
+        if durations.setdefault(vid, seconds) != seconds:
+            raise UsageError(
+                f"The annotations disagree about {vid}: it lasts {durations[vid]:g} s and {seconds:g} s. Correct them."
+            )
+    if not durations:
+        raise UsageError("The annotations have no rows. Pass those of the videos whose features you import.")
     return durations
 
 
@@ -85,33 +75,34 @@ def survey_features(
             raise UsageError(
                 f"{name}: {folder} is not a folder. Pass --features {name}=DIR with one file for each video."
             )
-    arrays: dict[str, dict[str, StoredArray]] = {}
+    videos: list[VideoFeatures] = []
     missing: dict[str, str] = {}
     errors: list[str] = []
-    for number, vid in enumerate(durations, start=1):
+    for number, (vid, duration_s) in enumerate(durations.items(), start=1):
         paths = {name: find_file(folder, vid) for name, folder in folders.items()}
         missing_streams = [name for name, path in paths.items() if path is None]
         if missing_streams:
             missing[vid] = " and ".join(missing_streams)
         else:
             try:
-                arrays[vid] = {name: _frame_features(path) for name, path in paths.items() if path}
+                arrays = tuple(_frame_features(path) for path in paths.values() if path)
+                videos.append(VideoFeatures(vid, Grid(fps, duration_s), arrays))
             except VideoError as error:
                 errors.append(str(error))
         report_progress(Progress("headers", number, len(durations), vid))
-    _refuse_missing(missing, len(durations), folders, allow_missing=allow_missing)
-    widths = {name: _check_width([streams[name] for streams in arrays.values()], errors) for name in folders}
+    if missing and not (allow_missing and len(missing) < len(durations)):
+        _refuse_missing(missing, len(durations), folders)
     refuse_unusable(errors, "feature files")
-    _refuse_wrong_lengths(arrays, durations, list(folders), fps)
-    videos = [VideoFeatures(vid, Grid(fps, durations[vid]), tuple(streams.values())) for vid, streams in arrays.items()]
-    return Survey(tuple(videos), missing, widths)
+    widths = {name: _common_width([video.streams[i] for video in videos]) for i, name in enumerate(folders)}
+    _refuse_wrong_lengths(videos, list(folders), fps)
+    return Survey(videos, missing, widths)
 
 
 def refuse_unusable(errors: Sequence[str], files: str) -> None:
     """Raises UsageError with the first few `errors`, one sentence for each unusable file. Does nothing without errors."""
     if errors:
-        more = f" And {len(errors) - _SHOWN} more." if len(errors) > _SHOWN else ""
-        raise UsageError(f"{len(errors)} {files} cannot be used: {' '.join(errors[:_SHOWN])}{more}")
+        listed = first_few(errors, between=" ", last=" And ")
+        raise UsageError(f"{len(errors)} {files} cannot be used: {listed}")
 
 
 def _frame_features(path: Path) -> StoredArray:
@@ -122,11 +113,7 @@ def _frame_features(path: Path) -> StoredArray:
     return array
 
 
-def _refuse_missing(
-    missing: Mapping[str, str], total: int, folders: Mapping[str, Path], *, allow_missing: bool
-) -> None:
-    if not missing or (allow_missing and len(missing) < total):
-        return
+def _refuse_missing(missing: Mapping[str, str], total: int, folders: Mapping[str, Path]) -> None:
     videos = first_few(f"{vid} ({name})" for vid, name in missing.items())
     contents = "; ".join(f"{name}: {folder}, {_describe_contents(folder)}" for name, folder in folders.items())
     next_step = "Check the folders" if len(missing) == total else "Download them, or pass --allow-missing"
@@ -140,67 +127,33 @@ def _describe_contents(folder: Path) -> str:
     return f"{len(names)} files such as {min(names)}" if names else "which is empty"
 
 
-def _check_width(arrays: Sequence[StoredArray], errors: list[str]) -> int:
-    """Returns the most common width, and adds a sentence to `errors` for each array of another width."""
-    counts = Counter(array.shape[1] for array in arrays)
-    usual = max(counts, key=lambda width: counts[width], default=0)
-    for array in arrays:
-        if array.shape[1] != usual:
-            errors.append(f"{array.path}: {array.shape[1]} channels, the others have {usual}.")
-    return usual
+def _common_width(arrays: Sequence[StoredArray]) -> int:
+    """The width of these arrays [t c]. Raises UsageError that names the arrays whose width is not the most common one."""
+    ((common, _),) = Counter(array.shape[1] for array in arrays).most_common(1)
+    errors = [
+        f"{array.path}: {array.shape[1]} channels, the others have {common}."
+        for array in arrays
+        if array.shape[1] != common
+    ]
+    refuse_unusable(errors, "feature files")
+    return common
 
 
-def _refuse_wrong_lengths(
-    arrays: Mapping[str, Mapping[str, StoredArray]], durations: Mapping[str, float], streams: Sequence[str], fps: float
-) -> None:
-    """Raises UsageError if a length does not fit `fps`. If most videos of a stream do not fit, it suggests another rate."""
-    lengths = {name: {vid: of_video[name].shape[0] for vid, of_video in arrays.items()} for name in streams}
-    wrong = {name: _videos_that_do_not_fit(lengths[name], durations, fps) for name in streams}
-    if not any(wrong.values()):
+def _refuse_wrong_lengths(videos: Sequence[VideoFeatures], streams: Sequence[str], fps: float) -> None:
+    """Raises UsageError if a length does not fit `fps`, with the rate that every stream has on average."""
+    wrong = [
+        f"{video.name} ({name}: {array.shape[0]} for {video.grid.duration_s:g} s, expected {video.grid.clips})"
+        for video in videos
+        for name, array in zip(streams, video.streams, strict=True)
+        if abs(array.shape[0] - video.grid.clips) > length_tolerance(video.grid.clips)
+    ]
+    if not wrong:
         return
-    estimated_rates = {
-        name: _estimate_rate(lengths[name], durations) for name in streams if 2 * len(wrong[name]) > len(arrays)
-    }
-    first = [(name, vid) for name in streams for vid in wrong[name]][:_SHOWN]
-    listed = ", ".join(
-        f"{vid} ({name}: {lengths[name][vid]} for {durations[vid]:g} s, expected {Grid(fps, durations[vid]).clips})"
-        for name, vid in first
-    )
-    count = len({vid for vids in wrong.values() for vid in vids})
+    seconds = sum(video.grid.duration_s for video in videos)
+    lengths = {name: sum(video.streams[i].shape[0] for video in videos) for i, name in enumerate(streams)}
+    rates = ", ".join(f"{name} {length / seconds:.3g}" for name, length in lengths.items())
     raise UsageError(
-        f"At {fps:g} clips a second, the number of features of {count} of {len(arrays)} videos does not fit their "
-        f"annotated duration: {listed}. {_advice(estimated_rates, streams, fps)}"
+        f"At {fps:g} clips a second, {len(wrong)} of {len(videos) * len(streams)} files do not fit the annotated duration of "
+        f"their video: {first_few(wrong)}. Features a second, on average: {rates}. If one rate fits all streams, pass it "
+        "with --fps. Otherwise check that features and annotations are of the same videos and cuts."
     )
-
-
-def _videos_that_do_not_fit(lengths: Mapping[str, int], durations: Mapping[str, float], fps: float) -> list[str]:
-    return [vid for vid, length in lengths.items() if not _fits(length, durations[vid], fps)]
-
-
-def _fits(length: int, duration_s: float, fps: float) -> bool:
-    clips = Grid(fps, duration_s).clips
-    return abs(length - clips) <= length_tolerance(clips)
-
-
-def _estimate_rate(lengths: Mapping[str, int], durations: Mapping[str, float]) -> float | None:
-    """A rate that nearly all of these lengths fit, preferably a common one. None if no rate does."""
-    mean_rate = sum(lengths.values()) / sum(durations[vid] for vid in lengths)
-    common = min(_COMMON_RATES, key=lambda candidate: max(candidate / mean_rate, mean_rate / candidate))
-    for candidate in (common, float(f"{mean_rate:.4g}")):
-        fitting = sum(_fits(length, durations[vid], candidate) for vid, length in lengths.items())
-        if fitting >= _MIN_FITTING * len(lengths):
-            return candidate
-    return None
-
-
-def _advice(estimated_rates: Mapping[str, float | None], streams: Sequence[str], fps: float) -> str:
-    rates = {estimated_rates.get(name, fps) for name in streams}
-    if len(rates) > 1 and None not in rates:
-        listed = ", ".join(f"{name} {estimated_rates.get(name, fps) or 0:.6g}" for name in streams)
-        return (
-            f"The streams seem to have different rates ({listed} a second): import one of them, or resample the other."
-        )
-    if estimated_rates and None not in rates:
-        (rate,) = rates
-        return f"The features seem to have a rate of {rate:.6g} a second: pass --fps {rate:.6g}."
-    return "Check that features and annotations are of the same videos and cuts."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from costl.pipeline.cache.index import Contents, VideoRow
 from costl.pipeline.cache.inspect import failure_messages
 from costl.pipeline.cache.lock import refuse_if_busy
-from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import (
     ExtractSettings,
@@ -22,13 +21,12 @@ from costl.pipeline.data_folder import (
     without_spatial_encoder,
 )
 from costl.pipeline.encode.types import JointSpace
-from costl.pipeline.errors import CostlError, UsageError, VideoError
+from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.fingerprint import digest
-from costl.pipeline.options import FAILURES_IN_A_ROW
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.published.arrays import StoredArray, to_float16
-from costl.pipeline.published.checks import Survey, VideoFeatures, annotated_durations, survey_features
-from costl.pipeline.published.sentences import TextFeatures, read_text_features
+from costl.pipeline.published.checks import VideoFeatures, annotated_durations, survey_features
+from costl.pipeline.published.sentences import read_text_features
 from costl.pipeline.videos import content_hash, safe_id
 
 _LOGIT_SCALE = 100.0  # of every published CLIP after training
@@ -38,16 +36,15 @@ _LOGIT_SCALE = 100.0  # of every published CLIP after training
 class ImportReport:
     """The result of an import: names of the videos written now (`done`) or earlier (`skipped`), and rows of the `failed`.
 
-    `cut` and `padded` count videos that have a stream with a clip or two too many or too few. `joint` is the stream that
-    shares its space with the sentences, or empty. `exit_code` is 1 if a video is missing or failed.
+    `uneven` counts videos that have a stream with a clip or two too many or too few. `joint` is the stream that shares its
+    space with the sentences, or empty. `exit_code` is 1 if a video is missing or failed.
     """
 
     cache: Path
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     failed: tuple[VideoRow, ...] = ()
-    cut: int = 0
-    padded: int = 0
+    uneven: int = 0
     joint: str = ""
 
     @property
@@ -66,9 +63,10 @@ class ImportReport:
     def messages(self) -> list[str]:
         """The videos without features, notes about lengths and the joint space, and the counts."""
         messages = failure_messages(self.cache, self.failed)
-        if self.cut or self.padded:
+        if self.uneven:
             messages.append(
-                f"Lengths differ from the annotations: {self.cut} videos were cut, {self.padded} had their last row repeated."
+                f"{self.uneven} videos have a clip or two more or fewer than annotated: they were cut, or padded with their "
+                "last row."
             )
         if not self.joint:
             messages.append(
@@ -102,70 +100,50 @@ def import_features(
     one that is too short is padded with its last frame. Unchanged files are not imported again.
 
     Raises UsageError, before anything is written, for annotations or files that are missing, damaged, or do not fit
-    together; CacheError for a cache with other settings, damaged or busy; CostlError after 20 failures in a row.
+    together; CacheError for a cache with other settings, damaged or busy.
     """
     report_progress = progress or (lambda _: None)
-    if not features:
-        raise UsageError(
-            "No features: pass --features NAME=DIR for every stream, such as --features clip=clip_features."
-        )
     if joint is not None and joint not in features:
         raise UsageError(f"--joint {joint}: no such stream, only {', '.join(features)}.")
     texts = read_annotations(annotations)
     settings = read_settings(annotations if annotations.is_dir() else annotations.parent)
-    rate = _rate(fps, settings.extract)
+    rate = float(ExtractSettings(fps=settings.extract.get("fps", ExtractSettings.fps) if fps is None else fps).fps)
     refuse_if_busy(out)
+    rows = rows_in(texts)
     survey = survey_features(
-        annotated_durations(rows_in(texts)),
-        features,
-        fps=rate,
-        allow_missing=allow_missing,
-        report_progress=report_progress,
+        annotated_durations(rows), features, fps=rate, allow_missing=allow_missing, report_progress=report_progress
     )
-    text_features = read_text_features(rows_in(texts), text, joint=joint, report_progress=report_progress)
+    sentences, layout = read_text_features(rows, text, joint=joint, report_progress=report_progress)
     contents = Contents(
-        fingerprint=_fingerprint(survey, text_features, fps=rate, joint=joint, normalize=normalize),
+        fingerprint={
+            "source": "imported features",
+            "streams": ", ".join(f"{name} {width}" for name, width in survey.widths.items()),
+            "normalize": normalize,
+            "joint": joint or "none",
+            "text": layout,
+            "fps": rate,
+        },
         fps=rate,
         patch_grid=(0, 0),
-        joint=_joint_space(survey.widths, joint, text_features.sentence_width),
+        joint=_joint_space(survey.widths, joint, len(next(iter(sentences.values())).sentence)),
         annotations=texts,
         settings=without_spatial_encoder(settings.train),
     )
     check_fingerprint(out, contents.fingerprint)
-    with CacheWriter(out, contents, text_features.tokens) as writer:
-        skipped = _reuse_unchanged(survey, writer, report_progress)
-        rows = _import_videos(survey, skipped, writer, report_progress, normalize=normalize)
-        missing = [_record_missing(writer, name, streams) for name, streams in survey.missing.items()]
+    with CacheWriter(out, contents, sentences) as writer:
+        skipped, imported = _import_videos(survey.videos, writer, report_progress, normalize=normalize)
+        missing = [
+            writer.record_without_features(safe_id(name), name=name, status="missing", reason=f"no file of {streams}.")
+            for name, streams in survey.missing.items()
+        ]
     return ImportReport(
         cache=out,
-        done=tuple(row.name for row in rows if row.ok),
+        done=tuple(row.name for row in imported if row.ok),
         skipped=tuple(skipped),
-        failed=(*missing, *(row for row in rows if not row.ok)),
-        cut=sum(video.cut for video in survey.videos),
-        padded=sum(video.padded for video in survey.videos),
+        failed=(*missing, *(row for row in imported if not row.ok)),
+        uneven=sum(video.uneven for video in survey.videos),
         joint=joint or "",
     )
-
-
-def _rate(fps: float | None, settings: Mapping[str, Any]) -> float:
-    """`fps`, or that of the folder's extraction settings, or the default. Raises UsageError for an invalid rate."""
-    if fps is not None:
-        return float(ExtractSettings(fps=fps).fps)
-    of_folder = {name: value for name, value in settings.items() if name == "fps"}
-    return float(ExtractSettings(**of_folder).fps)
-
-
-def _fingerprint(
-    survey: Survey, text_features: TextFeatures, *, fps: float, joint: str | None, normalize: bool
-) -> dict[str, Any]:
-    return {
-        "source": "imported features",
-        "streams": ", ".join(f"{name} {width}" for name, width in survey.widths.items()),
-        "normalize": normalize,
-        "joint": joint or "none",
-        "text": text_features.layout,
-        "fps": fps,
-    }
 
 
 def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: int) -> JointSpace:
@@ -190,52 +168,40 @@ def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: 
     )
 
 
-def _reuse_unchanged(survey: Survey, writer: CacheWriter, report_progress: ProgressCallback) -> list[str]:
-    """Names of the videos whose part is complete and whose files and duration are unchanged. The others become pending."""
-    unchanged = []
-    for number, video in enumerate(survey.videos, start=1):
+def _import_videos(
+    videos: Sequence[VideoFeatures], writer: CacheWriter, report_progress: ProgressCallback, *, normalize: bool
+) -> tuple[list[str], list[VideoRow]]:
+    """(names of the videos whose part is complete and whose files and duration are unchanged, rows of the others)."""
+    unchanged: list[str] = []
+    pending: list[tuple[VideoFeatures, str]] = []
+    for number, video in enumerate(videos, start=1):
         video_id = safe_id(video.name)
-        part_exists = (parts_folder(writer.path) / f"{video_id}.h5").exists()
-        if part_exists and writer.reuse_if_unchanged(video_id, _hash(video)):
+        content = _hash(video)
+        if writer.reuse_if_unchanged(video_id, content):
             unchanged.append(video.name)
         else:
+            pending.append((video, content))
             writer.record_without_features(video_id, name=video.name, status="pending", reason="not imported yet.")
-        report_progress(Progress("check", number, len(survey.videos), video.name))
+        report_progress(Progress("check", number, len(videos), video.name))
     writer.write_index()
-    return unchanged
-
-
-def _import_videos(
-    survey: Survey, skipped: Iterable[str], writer: CacheWriter, report_progress: ProgressCallback, *, normalize: bool
-) -> list[VideoRow]:
-    """Writes the videos that are not `skipped`, in order. Raises CostlError after too many failures in a row."""
-    skipped_names = set(skipped)
-    videos = [video for video in survey.videos if video.name not in skipped_names]
     rows: list[VideoRow] = []
-    failures = 0
-    for video in videos:
-        row = _import_video(video, writer, normalize=normalize)
+    for video, content in pending:
+        row = _import_video(video, content, writer, normalize=normalize)
         rows.append(row)
-        failures = 0 if row.ok else failures + 1
-        if failures == FAILURES_IN_A_ROW:
-            raise CostlError(
-                f"{failures} videos in a row failed, the last one: {row.reason} Finished videos stay in the cache."
-            )
-        report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
-    return rows
+        report_progress(Progress("videos", len(rows), len(pending), row.reason or row.name))
+    return unchanged, rows
 
 
-def _import_video(video: VideoFeatures, writer: CacheWriter, *, normalize: bool) -> VideoRow:
+def _import_video(video: VideoFeatures, content: str, writer: CacheWriter, *, normalize: bool) -> VideoRow:
     video_id = safe_id(video.name)
     try:
-        content = _hash(video)
-        frames = _frames(video, normalize=normalize)
+        streams = [_read_stream(array, video.grid.clips, normalize=normalize) for array in video.streams]
     except VideoError as error:
         return writer.record_without_features(video_id, name=video.name, status=error.status, reason=str(error))
     return writer.store(
         video_id,
         name=video.name,
-        tokens=frames[:, None],
+        tokens=np.concatenate(streams, axis=1)[:, None],
         times_s=video.grid.centres_s(),
         duration_s=video.grid.duration_s,
         content_hash=content,
@@ -243,20 +209,10 @@ def _import_video(video: VideoFeatures, writer: CacheWriter, *, normalize: bool)
     )
 
 
-def _record_missing(writer: CacheWriter, name: str, streams: str) -> VideoRow:
-    return writer.record_without_features(safe_id(name), name=name, status="missing", reason=f"no file of {streams}.")
-
-
 def _hash(video: VideoFeatures) -> str:
     """Of the video's files and duration. Raises VideoError for a file that cannot be read."""
     files = [content_hash(array.path) for array in video.streams]
     return digest({"files": files, "duration_s": video.grid.duration_s})
-
-
-def _frames(video: VideoFeatures, *, normalize: bool) -> np.ndarray:
-    """All streams of a video concatenated, float16 [t c]. Raises VideoError for non-finite or too large values."""
-    streams = [_read_stream(array, video.grid.clips, normalize=normalize) for array in video.streams]
-    return np.concatenate(streams, axis=1)
 
 
 def _read_stream(array: StoredArray, clips: int, *, normalize: bool) -> np.ndarray:
@@ -266,5 +222,4 @@ def _read_stream(array: StoredArray, clips: int, *, normalize: bool) -> np.ndarr
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         values = values / np.maximum(norms, 1e-12)
     padding = np.repeat(values[-1:], clips - len(values), axis=0)
-    values = np.concatenate([values, padding])
-    return to_float16(values, array.path)
+    return to_float16(np.concatenate([values, padding]), array.path)

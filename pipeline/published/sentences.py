@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,14 @@ WORDS_KEY = "last_hidden_state"
 SENTENCE_KEY = "pooler_output"
 
 
-@dataclass(frozen=True)
-class TextFeatures:
-    """The tokens of every query. `layout` names the keys that words and sentences are read from, and their widths."""
-
-    tokens: Mapping[str, SentenceTokens]
-    layout: str
-
-    @property
-    def sentence_width(self) -> int:
-        """Channels of a sentence."""
-        return len(next(iter(self.tokens.values())).sentence)
-
-
 def read_text_features(
     rows: Iterable[Mapping[str, Any]], folder: Path, *, joint: str | None, report_progress: ProgressCallback
-) -> TextFeatures:
-    """Reads the tokens of every distinct query of annotation `rows`, from the file of its first qid.
+) -> tuple[dict[str, SentenceTokens], str]:
+    """(the tokens of every distinct query of annotation `rows`, the keys and widths that they were read from as text).
 
-    With `joint`, the name of a stream, every file must have a sentence vector. Raises UsageError that lists the first
-    files that are missing or cannot be used, and for files of different layouts.
+    The file of a query is that of its first qid. With `joint`, the name of a stream, every file must have a sentence
+    vector. Raises UsageError that lists the first files that are missing or cannot be used, and for files of different
+    layouts.
     """
     if not folder.is_dir():
         raise UsageError(
@@ -67,10 +54,10 @@ def read_text_features(
         listed = first_few(missing)
         raise UsageError(f"{folder}: {len(missing)} of {len(qids)} queries have no .npz or .npy file: {listed}.")
     refuse_unusable(errors, "text files")
-    if len(layouts) != 1:
-        listed = "; ".join(f"{name} has {layout}" for layout, name in layouts.items()) or "no queries"
+    if len(layouts) > 1:
+        listed = "; ".join(f"{name} has {layout}" for layout, name in layouts.items())
         raise UsageError(f"{folder}: the files differ in layout ({listed}). Extract them again.")
-    return TextFeatures(tokens, *layouts)
+    return tokens, *layouts
 
 
 def _read_query(path: Path, *, joint: str | None) -> tuple[SentenceTokens, str]:
