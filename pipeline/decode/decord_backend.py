@@ -23,6 +23,7 @@ from costl.pipeline.decode.video import (
     CHUNK_FRAMES,
     TRUNCATED,
     Frames,
+    Picture,
     allowed_repairs,
     build_timeline,
     collect_frames,
@@ -99,8 +100,8 @@ class DecordVideo:
         self._reader: Any = reader
         self._last_index = -1  # the frame that the reader returned last, -1 for none
 
-    def _decode_by_seeking(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(index of the decoded frame, its picture [h w 3]) for each of these rising indices, read in batches of `chunk`."""
+    def _decode_by_seeking(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[Picture]:
+        """A picture for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
             try:
@@ -111,7 +112,7 @@ class DecordVideo:
                 self._open()
                 continue
             except _DECODER_ERRORS as error:
-                raise self._damaged(wanted) from error
+                raise damaged_error(self._path, self._timeline, wanted) from error
             yield from zip(wanted.tolist(), pictures, strict=True)
 
     def _read_batch(self, wanted: np.ndarray) -> list[np.ndarray]:
@@ -148,7 +149,7 @@ class DecordVideo:
         position = np.searchsorted(self._key_frames, index, side="right") - 1
         return int(self._key_frames[max(0, position)])
 
-    def _repair(self, index: int, allowed: int) -> tuple[int, np.ndarray]:
+    def _repair(self, index: int, allowed: int) -> Picture:
         """A frame decoded by a new reader, or else the nearest frame before it that can be decoded."""
         for candidate in range(index, self._timeline.first - 1, -1):
             self._open()  # a reader that has failed once keeps failing
@@ -160,9 +161,9 @@ class DecordVideo:
                 break
             if self.repaired > allowed or index - candidate > allowed:
                 break
-        raise self._damaged([index])
+        raise damaged_error(self._path, self._timeline, [index])
 
-    def _decode_from_start(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _decode_from_start(self, indices: np.ndarray) -> Iterator[Picture]:
         """Like `_decode_by_seeking`, for files without seeking: decodes every frame and returns the wanted ones."""
         self._open()
         next_index = self._timeline.first
@@ -172,11 +173,8 @@ class DecordVideo:
                     picture = self._reader.next()
                     next_index += 1
             except (*_DECODER_ERRORS, StopIteration) as error:
-                raise self._damaged([index]) from error
+                raise damaged_error(self._path, self._timeline, [index]) from error
             yield index, picture.asnumpy()
-
-    def _damaged(self, indices: Sequence[int] | np.ndarray) -> VideoError:
-        return damaged_error(self._path, *self._timeline.starts_s[[indices[0], indices[-1]]])
 
 
 def _open_failure(path: Path, error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterator
@@ -20,22 +21,23 @@ def edit_list_duration_s(path: Path) -> float | None:
     moov/trak/edts/elst (8.6.6).
     """
     try:
-        boxes = _boxes(read_moov(path))
-        header = boxes["mvhd"][0]
+        moov = read_moov(path)
+        header = _child(moov, b"mvhd")
         ticks_per_second = struct.unpack_from(">I", header, 20 if header[0] else 12)[0]
-        track_ticks = [_edit_list_ticks(_boxes(track)) for track in boxes.get("trak", [])]
+        track_ticks = [_edit_list_ticks(track) for track in _children(moov, b"trak")]
         return max(track_ticks, default=0) / ticks_per_second or None
-    except (KeyError, IndexError, struct.error, ZeroDivisionError):
+    except (IndexError, struct.error, ZeroDivisionError):
         return None
 
 
 def read_moov(path: Path) -> bytes:
     """The content of an MP4's moov box; empty if the file has none or the box is cut short."""
     with open(path, "rb") as file:
-        for kind, begin, end in _top_level_boxes(file):
+        for kind, begin, end in _boxes(file):
             if kind == b"moov":
                 file.seek(begin)
-                return file.read(end - begin) if end <= os.fstat(file.fileno()).st_size else b""
+                content = file.read(end - begin)
+                return content if len(content) == end - begin else b""
     return b""
 
 
@@ -48,9 +50,8 @@ def declared_bytes(path: Path) -> int:
     with open(path, "rb") as file:
         head = file.read(64)
         if head[4:8] in _FIRST_BOXES:
-            file.seek(0)
             # Boxes of other kinds may be padding or garbage at the end of the file.
-            ends = [end for kind, _, end in _top_level_boxes(file) if kind in (b"moov", b"moof", b"mdat")]
+            ends = [end for kind, _, end in _boxes(file) if kind in (b"moov", b"moof", b"mdat")]
             return max(ends, default=0)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return 8 + struct.unpack_from("<I", head, 4)[0]
@@ -64,49 +65,45 @@ def declared_bytes(path: Path) -> int:
     return begin + size if size else 0
 
 
-def _edit_list_ticks(track: dict[str, list[bytes]]) -> int:
+def _edit_list_ticks(track: bytes) -> int:
     """Length of a video track's edits in ticks of the movie; 0 for other tracks and for tracks without an edit list."""
-    handler = _boxes(track["mdia"][0])["hdlr"][0]
-    if handler[8:12] != b"vide" or "edts" not in track:
+    handler = _child(_child(track, b"mdia"), b"hdlr")
+    edit_lists = _children(track, b"edts")
+    if handler[8:12] != b"vide" or not edit_lists:
         return 0
-    edits = _boxes(track["edts"][0])["elst"][0]
-    entry = ">QqI" if edits[0] else ">IiI"
+    edits = _child(edit_lists[0], b"elst")
+    entry = struct.Struct(">QqI" if edits[0] else ">IiI")
     count = struct.unpack_from(">I", edits, 4)[0]
-    size = struct.calcsize(entry)
-    entries = [struct.unpack_from(entry, edits, 8 + size * i) for i in range(min(count, len(edits) // size))]
+    entries = entry.iter_unpack(edits[8 : 8 + min(count, (len(edits) - 8) // entry.size) * entry.size])
     # A media time of -1 is a pause before the first frame.
     return sum(length for length, media_time, _ in entries if media_time >= 0)
 
 
-def _boxes(data: bytes) -> dict[str, list[bytes]]:
-    """The boxes in `data` by their four-letter kind."""
-    boxes: dict[str, list[bytes]] = {}
-    position = 0
-    while position + 8 <= len(data):
-        size = struct.unpack_from(">I", data, position)[0]
-        if size < 8:
-            break
-        kind = data[position + 4 : position + 8].decode("latin-1")
-        boxes.setdefault(kind, []).append(data[position + 8 : position + size])
-        position += size
-    return boxes
+def _child(data: bytes, kind: bytes) -> bytes:
+    """The content of the first box of this kind in `data`. Raises IndexError if there is none."""
+    return _children(data, kind)[0]
 
 
-def _top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, begin of its content, declared end) of each top-level box, in file order."""
-    position = 0
-    while len(head := file.read(8)) == 8:
+def _children(data: bytes, kind: bytes) -> list[bytes]:
+    return [data[begin:end] for found, begin, end in _boxes(io.BytesIO(data)) if found == kind]
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin of its content, declared end) of each box of a file, in order; not of the boxes inside them."""
+    size_of_file = file.seek(0, os.SEEK_END)
+    end = 0
+    while end <= size_of_file:
+        begin = file.seek(end)
+        head = file.read(8)
+        if len(head) < 8:
+            return
         size, kind = struct.unpack(">I4s", head)
         if size == 1:
             size = int.from_bytes(file.read(8), "big")
         if size < 8:  # 0 means "to the end of the file"; any other value is not an MP4
             return
-        end = position + size
+        end = begin + size
         yield kind, file.tell(), end
-        if end > os.fstat(file.fileno()).st_size:
-            return
-        position = end
-        file.seek(position)
 
 
 def _read_vint(data: bytes, begin: int) -> tuple[int, int]:

@@ -19,8 +19,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from costl.pipeline.decode.packets import AV_ERRORS, Packets, demux, open_container, read_packets
-from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, allowed_repairs, collect_frames, damaged_error
-from costl.pipeline.errors import VideoError
+from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, Picture, allowed_repairs, collect_frames, damaged_error
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
 
@@ -75,8 +74,8 @@ class PyavVideo:
         pictures = self._pictures(np.unique(indices), allowed_repairs(len(indices)))
         return collect_frames(self, self._timeline, indices, pictures, chunk)
 
-    def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(index of the decoded frame, its picture [h w 3]) for each of these frame indices, which rise."""
+    def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
+        """A picture for each of these frame indices, which rise."""
         if self._timeline.without_timestamps:
             yield from self._decode_from_start(indices)
         else:
@@ -96,7 +95,7 @@ class PyavVideo:
             runs[-1].wanted[packet] = index
         return runs
 
-    def _decode_run(self, run: _PacketRun, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _decode_run(self, run: _PacketRun, allowed: int) -> Iterator[Picture]:
         index_of_pts = {int(self._packets.pts[packet]): index for packet, index in run.wanted.items()}
         waiting = list(run.wanted.values())
         try:
@@ -110,11 +109,11 @@ class PyavVideo:
                 if waiting and waiting[0] == index:
                     yield waiting.pop(0), self._picture(frame)
         except AV_ERRORS as error:
-            raise self._damaged(run.wanted.values()) from error
+            raise damaged_error(self._path, self._timeline, run.wanted.values()) from error
         for index in waiting:
             yield self._repair(index, allowed)
 
-    def _repair(self, index: int, allowed: int) -> tuple[int, np.ndarray]:
+    def _repair(self, index: int, allowed: int) -> Picture:
         """A frame that was not returned: decoded again from one group earlier without skipping, or the frame before it."""
         for candidate in range(index, self._timeline.first - 1, -1):
             packet = int(self._packets.packet_of_frame[candidate])
@@ -126,9 +125,9 @@ class PyavVideo:
             self.repaired += candidate == index
             if self.repaired > allowed or index - candidate > allowed:
                 break
-        raise self._damaged([index])
+        raise damaged_error(self._path, self._timeline, [index])
 
-    def _decode_from_start(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _decode_from_start(self, indices: np.ndarray) -> Iterator[Picture]:
         """For a file without timestamps: decode every frame from the start, return the wanted ones."""
         missing = set(indices.tolist())
         try:
@@ -139,8 +138,8 @@ class PyavVideo:
                 if not missing:
                     return
         except AV_ERRORS as error:
-            raise self._damaged(missing) from error
-        raise self._damaged(missing)
+            raise damaged_error(self._path, self._timeline, missing) from error
+        raise damaged_error(self._path, self._timeline, missing)
 
     def _picture(self, frame: Any) -> np.ndarray:
         """RGB [h w 3], upright, converted as decord and torchcodec do it."""
@@ -152,9 +151,6 @@ class PyavVideo:
             frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
         ).to_ndarray()
         return np.rot90(rgb, turns)
-
-    def _damaged(self, indices: Collection[int]) -> VideoError:
-        return damaged_error(self._path, *self._timeline.starts_s[[min(indices), max(indices)]])
 
 
 class _Reader:

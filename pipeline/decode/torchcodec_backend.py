@@ -15,6 +15,7 @@ from costl.pipeline.decode.packets import read_packets
 from costl.pipeline.decode.video import (
     CHUNK_FRAMES,
     Frames,
+    Picture,
     allowed_repairs,
     collect_frames,
     damaged_error,
@@ -44,7 +45,7 @@ class TorchcodecVideo:
         try:
             self.height, self.width = self._read_batch(np.array([self._timeline.first]))[1].shape[1:3]
         except _ERRORS as error:
-            raise damaged_error(path, 0.0, 0.0) from error
+            raise damaged_error(path, self._timeline, [self._timeline.first]) from error
         if target is not None and target.scaled_size(self.height, self.width) != (self.height, self.width):
             self.height, self.width = target.scaled_size(self.height, self.width)
             self._reader = self._open((self.height, self.width))
@@ -66,18 +67,17 @@ class TorchcodecVideo:
         pictures = self._pictures(np.unique(indices), chunk, allowed_repairs(len(indices)))
         return collect_frames(self, self._timeline, indices, pictures, chunk)
 
-    def _pictures(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(index of the decoded frame, its picture [h w 3]) for each of these rising indices, read in batches of `chunk`."""
+    def _pictures(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[Picture]:
+        """A picture for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
-            bounds_s = self._timeline.starts_s[wanted[[0, -1]]]
             try:
                 decoded, pixels = self._read_batch(wanted)
             except _ERRORS as error:
-                raise damaged_error(self._path, *bounds_s) from error
+                raise damaged_error(self._path, self._timeline, wanted) from error
             self.repaired += int((decoded < wanted).sum())
             if self.repaired > allowed or (decoded > wanted).any() or (wanted - decoded > allowed).any():
-                raise damaged_error(self._path, *bounds_s)
+                raise damaged_error(self._path, self._timeline, wanted)
             yield from zip(decoded.tolist(), pixels, strict=True)
 
     def _open(self, size: tuple[int, int] | None) -> VideoDecoder:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,8 @@ MAX_REPAIRED_SHARE = 0.05  # share of the wanted frames that may be replaced by 
 CHUNK_FRAMES = 32
 TRUNCATED = "truncated, the file ends before its data does. Download it again or remove it."
 BAD_NAME = "its name is not valid UTF-8. Rename it."
+
+Picture = tuple[int, np.ndarray]  # (index of the frame that was decoded, uint8 RGB [h w 3])
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,9 @@ class Timeline:
 
 
 def collect_frames(
-    video: OpenVideo, timeline: Timeline, indices: np.ndarray, pictures: Iterator[tuple[int, np.ndarray]], chunk: int
+    video: OpenVideo, timeline: Timeline, indices: np.ndarray, pictures: Iterator[Picture], chunk: int
 ) -> Iterator[Frames]:
-    """The frames `indices` [t] of `video`, at most `chunk` at a time.
-
-    `pictures` gives (index of the frame that was decoded, its picture [h w 3]) once for each distinct index, in order.
-    """
+    """The frames `indices` [t] of `video`, at most `chunk` at a time. `pictures`: one for each distinct index, in order."""
     last_index = -1
     decoded, picture = -1, np.empty(0, dtype=np.uint8)
     for begin in range(0, len(indices), chunk):
@@ -151,8 +150,10 @@ def allowed_repairs(wanted: int) -> int:
     return max(1, int(MAX_REPAIRED_SHARE * wanted))
 
 
-def damaged_error(path: Path, begin_s: float, end_s: float) -> VideoError:
-    """The error for frames between these seconds that cannot be decoded."""
+def damaged_error(path: Path, timeline: Timeline, indices: Iterable[int]) -> VideoError:
+    """The error for a file in which some of the frames `indices` cannot be decoded."""
+    seconds = timeline.starts_s[list(indices)]
+    begin_s, end_s = seconds.min(), seconds.max()
     return VideoError(
         f"{path.name}: damaged, cannot be decoded between {begin_s:.1f} s and {end_s:.1f} s. "
         "Replace the file or remove it."

@@ -54,10 +54,7 @@ def is_unseen(thing: Thing) -> bool:
 def random_thing(rng: np.random.Generator, *, unseen: bool | None = None) -> Thing:
     """A random thing. `unseen`: True draws from the reserved pairs, False from the others, None from all."""
     while True:
-        size = str(rng.choice(list(SIZES)))
-        colour = str(rng.choice(list(COLOURS)))
-        shape = str(rng.choice(SHAPES))
-        thing = Thing(size, colour, shape)
+        thing = Thing(*(str(rng.choice(list(words))) for words in (SIZES, COLOURS, SHAPES)))
         if unseen is None or is_unseen(thing) == unseen:
             return thing
 
@@ -118,10 +115,9 @@ def _sprite(shape: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     def coverage(inside: np.ndarray) -> np.ndarray:
         return inside.reshape(grid, fine, grid, fine).mean((1, 3)).astype(np.float32)
 
-    with_rim = np.zeros_like(x, dtype=bool)
-    for angle in np.arange(8) * np.pi / 4:
-        with_rim |= _inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle))
-    return coverage(_inside(shape, x, y)), coverage(with_rim)
+    angles = np.arange(8) * np.pi / 4
+    shifted = [_inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle)) for angle in angles]
+    return coverage(_inside(shape, x, y)), coverage(np.any(shifted, axis=0))
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

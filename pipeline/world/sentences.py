@@ -27,8 +27,8 @@ class Sentence:
 
     def windows(self) -> list[tuple[int, int]]:
         """Runs of clips in which it holds, as [first, last + 1)."""
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], self.strength > 0, [0]])))
-        return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+        edges = np.flatnonzero(np.diff(self.strength > 0, prepend=False, append=False)).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def describe_tracks(tracks: list[Track], rng: np.random.Generator) -> Iterator[Sentence]:
@@ -59,16 +59,14 @@ def _describe_one(track: Track, name: str, rng: np.random.Generator) -> Iterator
     """Sentences about one thing: that it is visible, where it is, and in which direction it moves."""
     thing = track.thing
     centres = track.centres()
-    visible = np.array([state != HIDDEN for state in track.state])
     phrase = rng.choice(["is in view", "can be seen", "is there"])
-    yield Sentence(thing, f"the {name} {phrase}", "presence", 0.6 * visible)
+    yield Sentence(thing, f"the {name} {phrase}", "presence", 0.6 * (track.state != HIDDEN))
     for phrase, (axis, sign) in POSITIONS.items():
         distance = sign * (centres[:, axis] - 0.5) - POSITION_MARGIN
         yield Sentence(thing, f"the {name} is {phrase}", "place", _strength(distance / 0.25))
     for direction in DIRECTIONS:
         verb = rng.choice(["moves", "goes", "travels"])
-        moving = np.array([state == direction for state in track.state])
-        yield Sentence(thing, f"the {name} {verb} {direction}", "motion", _motion_strength(moving))
+        yield Sentence(thing, f"the {name} {verb} {direction}", "motion", _motion_strength(track.state == direction))
 
 
 def _describe_pair(
@@ -77,7 +75,7 @@ def _describe_pair(
     """Sentences about where one thing is relative to another, at rest or moving."""
     thing = track.thing
     offset = track.centres() - partner.centres()
-    moving = np.array([state not in (AT_REST, HIDDEN) for state in track.state])
+    moving = ~np.isin(track.state, [AT_REST, HIDDEN])
     for relation, (dx, dy) in RELATIONS.items():
         along = offset @ [dx, dy]
         across = abs(offset @ [dy, dx])
@@ -96,5 +94,5 @@ def _strength(margin: np.ndarray) -> np.ndarray:
 
 def _motion_strength(moving: np.ndarray) -> np.ndarray:
     """1 inside a run of True, less at its two ends."""
-    padded = np.concatenate([[False], moving, [False]])
+    padded = np.pad(moving, 1)
     return moving * (0.5 + 0.25 * padded[:-2] + 0.25 * padded[2:])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costl.pipeline.world.render import Thing, is_unseen, random_diameter, random_thing
+from costl.pipeline.world.render import PlacedThing, Thing, is_unseen, random_diameter, random_thing
 
 CLIP_S = 2
 AT_REST, HIDDEN = "rest", "hidden"
 DIRECTIONS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
+
+
 @dataclass(frozen=True)
 class Track:
     """One thing over the `t` clips of a video.
@@ -22,19 +24,20 @@ class Track:
     thing: Thing
     diameter: float
     path: np.ndarray
-    state: tuple[str, ...]
+    state: np.ndarray
 
-    def at(self, time: float) -> np.ndarray | None:
-        """The centre at a time in clips (0.5 is the middle of the first clip); None while it is hidden."""
-        clip = min(int(time), len(self.state) - 1)
+    def at(self, time: float) -> PlacedThing | None:
+        """The thing at a time in clips (0.5 is the middle of the first clip); None while it is hidden."""
+        clip = int(time)
         if self.state[clip] == HIDDEN:
             return None
-        return self.path[clip] + (time - clip) * (self.path[clip + 1] - self.path[clip])
+        x, y = self.path[clip] + (time - clip) * (self.path[clip + 1] - self.path[clip])
+        return PlacedThing(self.thing, x, y, self.diameter)
 
     def centres(self) -> np.ndarray:
         """The centre at the middle of each clip, [t 2]; NaN while it is hidden."""
         middle = (self.path[:-1] + self.path[1:]) / 2
-        return np.where((np.array(self.state) == HIDDEN)[:, None], np.nan, middle)
+        return np.where((self.state == HIDDEN)[:, None], np.nan, middle)
 
 
 def create_tracks(rng: np.random.Generator, *, clips: int, objects: int, hard: bool, unseen: bool) -> list[Track]:
@@ -55,16 +58,16 @@ def _near_copy(rng: np.random.Generator, thing: Thing) -> Thing:
     """A thing that differs in one attribute."""
     changed = str(rng.choice(["size", "colour", "shape"]))
     while True:
-        other = random_thing(rng)
-        fields = {name: getattr(other if name == changed else thing, name) for name in ("size", "colour", "shape")}
-        if Thing(**fields) != thing:
-            return Thing(**fields)
+        copy = replace(thing, **{changed: getattr(random_thing(rng), changed)})
+        if copy != thing:
+            return copy
 
 
 def _random_track(rng: np.random.Generator, thing: Thing, *, clips: int, hard: bool) -> Track:
     """A track of alternating moves and rests of three to five clips each."""
     position = rng.uniform(0.1, 0.9, 2)
-    path, states = [position], list[str]()
+    path = [position]
+    states: list[str] = []
     moves = rng.random() < 0.5
     while len(states) < clips:
         length = int(rng.integers(3, 6))
@@ -75,10 +78,9 @@ def _random_track(rng: np.random.Generator, thing: Thing, *, clips: int, hard: b
             path.append(position)
             states.append(state)
         moves = not moves
-    visible = visible_clips(rng, clips, always=rng.random() < (0.4 if hard else 0.55))
-    shown_states = tuple(s if is_visible else HIDDEN for s, is_visible in zip(states[:clips], visible, strict=True))
+    visible = _visible_clips(rng, clips, always=rng.random() < (0.4 if hard else 0.55))
     diameter = random_diameter(rng, thing) * (0.9 if hard else 1.0)
-    return Track(thing, diameter, np.array(path[: clips + 1]), shown_states)
+    return Track(thing, diameter, np.array(path[: clips + 1]), np.where(visible, states[:clips], HIDDEN))
 
 
 def _possible_direction(rng: np.random.Generator, position: np.ndarray) -> str:
@@ -96,7 +98,7 @@ def _speed(rng: np.random.Generator, position: np.ndarray, state: str, length: i
     return float(min(rng.uniform(0.08, 0.13), room / length))
 
 
-def visible_clips(rng: np.random.Generator, clips: int, *, always: bool) -> np.ndarray:
+def _visible_clips(rng: np.random.Generator, clips: int, *, always: bool) -> np.ndarray:
     """bool [t]: all clips with `always`, otherwise one or two runs of 4 to 10 clips."""
     if always:
         return np.ones(clips, dtype=bool)
@@ -105,5 +107,3 @@ def visible_clips(rng: np.random.Generator, clips: int, *, always: bool) -> np.n
         start = int(rng.integers(0, clips - 4))
         visible[start : start + int(rng.integers(4, 11))] = True
     return visible
-
-

@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 
 from costl.pipeline.errors import UsageError
 from costl.pipeline.world.annotations import annotate, choose_queries
-from costl.pipeline.world.render import PlacedThing, draw, is_unseen, texture
+from costl.pipeline.world.render import draw, is_unseen, texture
 from costl.pipeline.world.sentences import Sentence, describe_tracks
 from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
 
@@ -51,12 +51,8 @@ class WorldSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            min(self.videos.values()) < 1
-            or min(self.queries, self.train_queries) < 1
-            or self.side < 64
-            or not 12 <= self.clips[0] <= self.clips[1]
-        ):
+        counts = [*self.videos.values(), self.queries, self.train_queries]
+        if min(counts) < 1 or self.side < 64 or not 12 <= self.clips[0] <= self.clips[1]:
             raise UsageError(
                 f"sample world: {self} cannot be drawn. Expected at least one video per split, one query per video, "
                 "12 clips and a side of 64 pixels."
@@ -82,20 +78,18 @@ def write_sample(
     folder.mkdir(parents=True, exist_ok=True)
     # It marks the folder as a sample world from the start, so that an interrupted one can be written again.
     (folder / "objects.jsonl").touch()
-    jobs = [(split, i) for split, count in settings.videos.items() for i in range(count)]
-    results = Parallel(n_jobs=processes, return_as="generator")(
-        delayed(_write_video)(folder, settings, split, i) for split, i in jobs
-    )
-    queries_of_split: dict[str, list[dict]] = {split: [] for split in settings.videos}
-    object_rows = []
-    for done, ((split, _), (queries, objects)) in enumerate(zip(jobs, results, strict=True), start=1):
-        queries_of_split[split] += queries
-        object_rows.append(objects)
-        if progress:
-            progress(done, len(jobs))
-    for number, (split, queries) in enumerate(queries_of_split.items(), start=1):
-        numbered = [{"qid": 10_000 * number + i, **query} for i, query in enumerate(queries)]
-        _write_lines(folder / f"{split}.jsonl", numbered)
+    object_rows: list[dict] = []
+    for number, (split, count) in enumerate(settings.videos.items(), start=1):
+        videos = Parallel(n_jobs=processes, return_as="generator")(
+            delayed(_write_video)(folder, settings, split, i) for i in range(count)
+        )
+        query_rows: list[dict] = []
+        for queries, objects in videos:
+            query_rows += queries
+            object_rows.append(objects)
+            if progress:
+                progress(len(object_rows), sum(settings.videos.values()))
+        _write_lines(folder / f"{split}.jsonl", [{"qid": 10_000 * number + i, **row} for i, row in enumerate(query_rows)])
     _write_lines(folder / "objects.jsonl", object_rows)
     shutil.copytree(TINY_CLIP, folder / "clip", dirs_exist_ok=True)
     (folder / "costl.yaml").write_text(SETTINGS, encoding="utf-8")
@@ -136,9 +130,8 @@ def _render(path: Path, tracks: list[Track], clips: int, side: int, rng: np.rand
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FRAME_RATE)
         for index in range(clips * CLIP_S * FRAME_RATE):
             time_clips = (index + 0.5) / (CLIP_S * FRAME_RATE)
-            centres = [(track, track.at(time_clips)) for track in tracks]
-            things = [PlacedThing(t.thing, float(c[0]), float(c[1]), t.diameter) for t, c in centres if c is not None]
-            pixels = draw(background, things, offset=(drift[0] * index, drift[1] * index))
+            things = [thing for track in tracks if (thing := track.at(time_clips))]
+            pixels = draw(background, things, offset=tuple(drift * index))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 

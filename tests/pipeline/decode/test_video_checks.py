@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costl.pipeline.decode.video import Frames, allowed_repairs, damaged_error, open_failure_reason, refuse_unsafe
+from costl.pipeline.decode.video import (
+    Frames,
+    allowed_repairs,
+    build_timeline,
+    damaged_error,
+    open_failure_reason,
+    refuse_unsafe,
+)
 from costl.pipeline.errors import VideoError
 
 BINARY = b"\x00\x01\x02\x03"
@@ -127,7 +134,9 @@ def test_one_frame_in_twenty_may_be_repaired_but_at_least_one():
 
 
 def test_the_error_for_damaged_frames_names_their_seconds():
-    assert str(damaged_error(Path("x/a.mp4"), 1.26, 3.0)) == (
+    starts_s = np.array([-1.0, 0.0, 1.26, 2.0, 3.0])
+    timeline = build_timeline(Path(os.devnull), starts_s, starts_s + 0.5, 0.0)
+    assert str(damaged_error(Path("x/a.mp4"), timeline, [3, 2, 4])) == (
         "a.mp4: damaged, cannot be decoded between 1.3 s and 3.0 s. Replace the file or remove it."
     )
 
