@@ -88,7 +88,7 @@ class DecordVideo:
             pictures = self._decode_from_start(distinct)
         else:
             pictures = self._decode_by_seeking(distinct, chunk, allowed_repairs(len(indices)))
-        return collect_frames(self, self._timeline, indices, pictures, chunk)
+        return collect_frames(self._timeline, indices, pictures, chunk)
 
     def _open(self) -> None:
         decord.logging.set_level(decord.logging.QUIET)

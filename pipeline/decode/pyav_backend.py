@@ -72,7 +72,7 @@ class PyavVideo:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
         indices = self._timeline.indices_at(wanted_s)
         pictures = self._pictures(np.unique(indices), allowed_repairs(len(indices)))
-        return collect_frames(self, self._timeline, indices, pictures, chunk)
+        return collect_frames(self._timeline, indices, pictures, chunk)
 
     def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these frame indices, which rise."""

@@ -65,7 +65,7 @@ class TorchcodecVideo:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
         indices = self._timeline.indices_at(wanted_s)
         pictures = self._pictures(np.unique(indices), chunk, allowed_repairs(len(indices)))
-        return collect_frames(self, self._timeline, indices, pictures, chunk)
+        return collect_frames(self._timeline, indices, pictures, chunk)
 
     def _pictures(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[Picture]:
         """A picture for each of these rising indices, read in batches of `chunk`."""

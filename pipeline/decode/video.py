@@ -90,22 +90,20 @@ class Timeline:
 
 
 def collect_frames(
-    video: OpenVideo, timeline: Timeline, indices: np.ndarray, pictures: Iterator[Picture], chunk: int
+    timeline: Timeline, indices: np.ndarray, pictures: Iterator[Picture], chunk: int
 ) -> Iterator[Frames]:
-    """The frames `indices` [t] of `video`, at most `chunk` at a time. `pictures`: one for each distinct index, in order."""
+    """The frames `indices` [t], at most `chunk` at a time. `pictures`: one for each distinct index, in order."""
     last_index = -1
-    decoded, picture = -1, np.empty(0, dtype=np.uint8)
     for begin in range(0, len(indices), chunk):
-        wanted = indices[begin : begin + chunk]
-        pixels = np.empty((len(wanted), video.height, video.width, 3), dtype=np.uint8)
-        times_s = np.empty(len(wanted))
-        for row, index in enumerate(wanted.tolist()):
+        decoded: list[int] = []
+        pixels: list[np.ndarray] = []
+        for index in indices[begin : begin + chunk].tolist():
             if index != last_index:
                 last_index = index
-                decoded, picture = next(pictures)
-            pixels[row] = picture
-            times_s[row] = timeline.starts_s[decoded]
-        yield Frames(pixels, times_s)
+                picture = next(pictures)
+            decoded.append(picture[0])
+            pixels.append(picture[1])
+        yield Frames(np.stack(pixels), timeline.starts_s[decoded])
 
 
 def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float) -> Timeline:

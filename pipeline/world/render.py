@@ -75,45 +75,36 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.pad(period, ((0, side), (0, side), (0, 0)), mode="wrap")
 
 
-def draw(background: np.ndarray, things: Sequence[PlacedThing], *, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+def draw(background: np.ndarray, things: Sequence[PlacedThing], *, offset: Sequence[float] = (0, 0)) -> np.ndarray:
     """One frame, uint8 [side side 3]: the window of `background` at `offset` (pixels) and the things on it, the last on top."""
     side = background.shape[0] // 3
     top, left = (int(pixels) % (2 * side) for pixels in offset)
-    frame = background[top : top + side, left : left + side].copy()
+    # The margin takes what sticks out of the frame.
+    canvas = np.pad(background[top : top + side, left : left + side], ((side, side), (side, side), (0, 0)))
     for placed in things:
-        _draw_thing(frame, placed, side)
-    return frame
-
-
-def _draw_thing(frame: np.ndarray, placed: PlacedThing, side: int) -> None:
-    """Draw one thing into `frame` in place, cropped at the frame's border."""
-    pixels = max(5, round(placed.diameter * side))
-    body, rim = _sprite(placed.thing.shape, pixels)
-    height, width = body.shape
-    top = round(placed.y * side - height / 2)
-    left = round(placed.x * side - width / 2)
-    y0, y1 = max(top, 0), min(top + height, side)
-    x0, x1 = max(left, 0), min(left + width, side)
-    if y0 >= y1 or x0 >= x1:
-        return
-    window = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    region = frame[y0:y1, x0:x1].astype(np.float32)
-    colour = np.asarray(COLOURS[placed.thing.colour], np.float32)
-    region += rim[window][..., None] * (0.25 * colour + 15 - region)
-    region += body[window][..., None] * (colour - region)
-    frame[y0:y1, x0:x1] = region.astype(np.uint8)
+        body, rim = _sprite(placed.thing.shape, max(5, round(placed.diameter * side)))
+        height, width = body.shape[:2]
+        top = side + round(placed.y * side - height / 2)
+        left = side + round(placed.x * side - width / 2)
+        window = canvas[top : top + height, left : left + width]
+        region = window.astype(np.float32)
+        colour = np.asarray(COLOURS[placed.thing.colour], np.float32)
+        region += rim * (0.25 * colour + 15 - region)
+        region += body * (colour - region)
+        window[:] = region.astype(np.uint8)
+    return canvas[side : 2 * side, side : 2 * side].copy()
 
 
 @lru_cache(maxsize=512)
 def _sprite(shape: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """(coverage of the body, of body and rim) of a shape, float32 [pixels+2 pixels+2], antialiased by 4 x 4 samples."""
+    """(coverage of the body, of body and rim) of a shape, float32 [pixels+2 pixels+2 1], antialiased by 4 x 4 samples."""
     grid, fine = pixels + 2, 4
     axis = ((np.arange(grid * fine) + 0.5) / fine - grid / 2) / (pixels / 2)
     x, y = np.meshgrid(axis, axis)
     rim = 2.4 / pixels
 
     def coverage(inside: np.ndarray) -> np.ndarray:
-        return inside.reshape(grid, fine, grid, fine).mean((1, 3)).astype(np.float32)
+        return inside.reshape(grid, fine, grid, fine).mean((1, 3))[..., None].astype(np.float32)
 
     angles = np.arange(8) * np.pi / 4
     shifted = [_inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle)) for angle in angles]

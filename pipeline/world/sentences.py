@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,12 @@ def _unambiguous_name(rng: np.random.Generator, thing: Thing, things: list[Thing
     """Half the time the full name, otherwise the shortest name that fits none of the other things."""
     if rng.random() < 0.5:
         return str(thing)
-    namings: tuple[Callable[[Thing], str], ...] = (
-        lambda t: t.shape,
-        lambda t: f"{t.colour} {t.shape}",
-        lambda t: f"{t.size} {t.shape}",
-        str,
-    )
-    return next(naming(thing) for naming in namings if sum(naming(t) == naming(thing) for t in things) == 1)
+    names = [_names(t) for t in things]
+    return next(name for i, name in enumerate(_names(thing)) if sum(other[i] == name for other in names) == 1)
+
+
+def _names(thing: Thing) -> list[str]:
+    return [thing.shape, f"{thing.colour} {thing.shape}", f"{thing.size} {thing.shape}", str(thing)]
 
 
 def _describe_one(track: Track, name: str, rng: np.random.Generator) -> Iterator[Sentence]:
