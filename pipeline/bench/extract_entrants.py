@@ -18,6 +18,7 @@ from costl.pipeline.bench.measure import cost_of
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Event, Failed, decode_videos
+from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FrameOptions, RunOptions
@@ -67,7 +68,7 @@ def decode_events(
     videos: Sequence[Video], *, fps: float, frame_options: FrameOptions, processes: int
 ) -> Iterator[Event]:
     """The events of extraction's own decode processes. The caller must release every chunk."""
-    with decode_videos(videos, fps=fps, processes=processes, frame_options=frame_options) as events:
+    with decode_videos(videos, DecodeSettings(fps=fps, frame_options=frame_options), processes=processes) as events:
         yield from events
 
 

@@ -19,7 +19,6 @@ import decord
 import numpy as np
 
 from costl.pipeline.decode.video import (
-    BAD_NAME,
     CHUNK_FRAMES,
     TRUNCATED,
     Frames,
@@ -95,7 +94,7 @@ class DecordVideo:
         try:
             # The smallest tolerance above zero: decord raises as soon as it would return one frame for another.
             reader = decord.VideoReader(os.path.abspath(self._path), num_threads=1, fault_tol=1e-9, **self._size)
-        except (*_DECODER_ERRORS, AssertionError, UnicodeError) as error:
+        except (*_DECODER_ERRORS, AssertionError) as error:
             raise VideoError(f"{self._path.name}: {_open_failure(self._path, error)}") from error
         self._reader: Any = reader
         self._last_index = -1  # the frame that the reader returned last, -1 for none
@@ -185,6 +184,4 @@ def _open_failure(path: Path, error: BaseException) -> str:
         return open_failure_reason(path, reason)
     if "av_read_frame failed" in message:
         return TRUNCATED
-    if isinstance(error, UnicodeError):
-        return BAD_NAME
     return open_failure_reason(path)

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.stream import Discard, Disposition
 
-from costl.pipeline.decode.video import BAD_NAME, TRUNCATED, Timeline, build_timeline, open_failure_reason
+from costl.pipeline.decode.video import TRUNCATED, Timeline, build_timeline, open_failure_reason
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 
@@ -77,11 +77,12 @@ def read_packets(path: Path) -> Packets:
 
 
 def open_container(path: Path) -> tuple[Any, Any]:
-    """(container, its video stream), set to one thread. Raises VideoError for a file without a video that PyAV can decode."""
+    """(container, its video stream), set to one thread, for a file that `video.refuse_unsafe` accepts.
+
+    Raises VideoError for a file without a video that PyAV can decode.
+    """
     try:
         container = av.open(os.path.abspath(path), metadata_errors="ignore")
-    except UnicodeError as error:
-        raise VideoError(f"{path.name}: {BAD_NAME}") from error
     except AV_ERRORS as error:
         raise VideoError(f"{path.name}: {open_failure_reason(path)}") from error
     stream = _main_video_stream(container)

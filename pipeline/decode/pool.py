@@ -28,14 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.decode.backends import open_video
-from costl.pipeline.decode.worker import NO_DEADLINE, VideoOpener, WorkerSettings, open_time_limit_s, run_worker
+from costl.pipeline.decode.worker import NO_DEADLINE, DecodeSettings, open_time_limit_s, run_worker
 from costl.pipeline.errors import CostlError
-from costl.pipeline.options import FrameOptions
 from costl.pipeline.videos import Video
 
-SLOT_BYTES = 32 << 20  # one 4K frame, or 48 frames of 360p
-SLOTS = 3  # per process: one being filled, one in the pipe, one in use
 _START_LIMIT_S = 120.0
 _POLL_S = 0.2
 
@@ -85,43 +81,22 @@ Event = Chunk | Decoded | Failed
 
 
 def decode_videos(
-    videos: Sequence[Video],
-    *,
-    fps: float,
-    processes: int,
-    frame_options: FrameOptions | None = None,
-    time_limit_s: float = 30.0,
-    slot_bytes: int = SLOT_BYTES,
-    slots: int = SLOTS,
-    memory_limit_bytes: int = 8 << 30,
-    open_video: VideoOpener = open_video,
-    check: Callable[[], None] = lambda: None,
+    videos: Sequence[Video], settings: DecodeSettings, *, processes: int, check: Callable[[], None] = lambda: None
 ) -> AbstractContextManager[Iterator[Event]]:
-    """Decode `fps` frames a second of `videos`; gives an iterator of events in the order in which they arrive.
+    """Decode `videos` in `processes` processes; gives an iterator of events in the order in which they arrive.
 
-    Every video ends in exactly one `Decoded` or `Failed`. Opening a video may take `time_limit_s` (and more for a large
-    file), each chunk `time_limit_s` plus ten times the length of video that it covers. Frames take
-    `processes * slots * slot_bytes` bytes. `open_video` must be a function of a module, because it is sent to the
-    processes; a script that calls this needs `if __name__ == "__main__":`. `check` is called between events and five
-    times a second without events; an exception that it raises ends the iteration. Leaving the context kills the
-    processes. Raises CostlError if a process cannot start.
+    Every video ends in exactly one `Decoded` or `Failed`. Frames take `processes * slots * slot_bytes` bytes. `check` is
+    called between events and five times a second without events; an exception that it raises ends the iteration. Leaving
+    the context kills the processes. A script that calls this needs `if __name__ == "__main__":`. Raises CostlError if a
+    process cannot start.
     """
-    settings = WorkerSettings(
-        fps=fps,
-        frame_options=frame_options or FrameOptions(),
-        time_limit_s=time_limit_s,
-        slot_bytes=slot_bytes,
-        slots=slots,
-        memory_limit_bytes=memory_limit_bytes,
-        open_video=open_video,
-    )
     return closing(_Supervisor(videos, processes, settings).events(check))
 
 
 class _Supervisor:
     """Assigns videos, receives the messages of all workers, and restarts workers that die or miss their deadline."""
 
-    def __init__(self, videos: Sequence[Video], processes: int, settings: WorkerSettings):
+    def __init__(self, videos: Sequence[Video], processes: int, settings: DecodeSettings):
         self._queue = deque(videos)
         self._settings = settings
         self._workers = [_Worker(settings) for _ in range(min(processes, len(videos)))]
@@ -207,7 +182,7 @@ class _Supervisor:
 class _Worker:
     """A decode process, started anew after it was killed, and the memory that it shares with the parent."""
 
-    def __init__(self, settings: WorkerSettings):
+    def __init__(self, settings: DecodeSettings):
         # Unlike SharedMemory, these arrays have no name that could outlive the process, and do not depend on /dev/shm.
         context = multiprocessing.get_context("spawn")
         self.memory = context.RawArray(ctypes.c_uint8, settings.slots * settings.slot_bytes)
@@ -262,13 +237,13 @@ class _Worker:
                 self.in_use.remove(slot)
                 self._send(slot)
 
-    def kill(self) -> int | None:
+    def kill(self) -> int:
         """Kill the process if it is running; returns its exit code."""
         if self.process is None:
-            return None
+            return 0
         self.process.kill()
         self.process.join()
-        exit_code = self.process.exitcode
+        exit_code: int = self.process.exitcode
         with self._lock:
             self.pipe.close()
             self.process = None
@@ -282,11 +257,8 @@ class _Worker:
                 self.pipe.send(message)
 
 
-def _exit_reason(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
+def _exit_reason(exit_code: int) -> str:
+    if exit_code >= 0:
         return f"ended with exit code {exit_code}"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
+    name = signal.Signals(-exit_code).name
     return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

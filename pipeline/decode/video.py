@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ MAX_DURATION_S = 48 * 3600.0
 MAX_REPAIRED_SHARE = 0.05  # share of the wanted frames that may be replaced by the frame before
 CHUNK_FRAMES = 32
 TRUNCATED = "truncated, the file ends before its data does. Download it again or remove it."
-BAD_NAME = "its name is not valid UTF-8. Rename it."
 
 Picture = tuple[int, np.ndarray]  # (index of the frame that was decoded, uint8 RGB [h w 3])
 
@@ -166,9 +166,9 @@ def refuse_unsafe(path: Path) -> None:
             raise VideoError(f"{path.name}: not a regular file. Remove it from the folder.")
         with open(path, "rb") as file:
             head = file.read(400)
-        path.name.encode()
+        os.fspath(path.absolute()).encode()
     except UnicodeError as error:
-        raise VideoError(f"{path.name}: {BAD_NAME}") from error
+        raise VideoError(f"{path.name}: its name is not valid UTF-8. Rename it.") from error
     except FileNotFoundError as error:
         problem = "a broken link. Restore its target or remove the link." if path.is_symlink() else "no such file."
         raise VideoError(f"{path.name}: {problem}") from error

@@ -11,14 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from costl.pipeline.decode.backends import opener
+from costl.pipeline.decode.backends import open_video, opener
 from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, OpenVideo
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
@@ -33,26 +33,31 @@ _READ_BYTES_PER_S = 10e6  # decord reads the whole file when it opens it
 VideoOpener = Callable[[Path, FrameOptions], AbstractContextManager[OpenVideo]]
 
 
-@dataclass(frozen=True)
-class WorkerSettings:
-    """The options of `pool.decode_videos` that its processes need."""
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """How videos are decoded: `fps` frames a second, made as `frame_options` say, in slots of `slot_bytes` bytes.
+
+    Opening a video may take `time_limit_s` seconds (and more for a large file), each chunk `time_limit_s` plus ten times the
+    length of video that it covers. Each process has `slots` slots: one is filled, one is in the pipe, one is in use.
+    `open_video` must be a function of a module, because it is sent to the processes.
+    """
 
     fps: float
-    frame_options: FrameOptions
-    time_limit_s: float
-    slot_bytes: int
-    slots: int
-    memory_limit_bytes: int
-    open_video: VideoOpener
+    frame_options: FrameOptions = field(default_factory=FrameOptions)
+    time_limit_s: float = 30.0
+    slot_bytes: int = 32 << 20  # one 4K frame, or 48 frames of 360p
+    slots: int = 3
+    memory_limit_bytes: int = 8 << 30
+    open_video: VideoOpener = open_video
 
 
-def open_time_limit_s(video: Video, settings: WorkerSettings) -> float:
+def open_time_limit_s(video: Video, settings: DecodeSettings) -> float:
     """How many seconds a video may take until its first frame is requested; more for a large file."""
     size = video.path.stat().st_size if video.path.exists() else 0
     return settings.time_limit_s + size / _READ_BYTES_PER_S
 
 
-def run_worker(pipe: Connection, memory: Any, deadline: Any, free: list[int], settings: WorkerSettings) -> None:
+def run_worker(pipe: Connection, memory: Any, deadline: Any, free: list[int], settings: DecodeSettings) -> None:
     """The main function of a decode process. It may fill the slots `free` of `memory`.
 
     It writes into `deadline` the time (monotonic seconds) by which it must make progress.
@@ -95,7 +100,7 @@ def _limit_memory(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
 
 
-def _decode(video: Video, slots: _Slots, deadline: Any, settings: WorkerSettings) -> tuple:
+def _decode(video: Video, slots: _Slots, deadline: Any, settings: DecodeSettings) -> tuple:
     """Decode one video into slots; returns the last message about it."""
     name = video.path.name
     deadline.value = time.monotonic() + open_time_limit_s(video, settings)
@@ -112,7 +117,7 @@ def _decode(video: Video, slots: _Slots, deadline: Any, settings: WorkerSettings
         deadline.value = NO_DEADLINE
 
 
-def _send_frames(video: OpenVideo, name: str, slots: _Slots, deadline: Any, settings: WorkerSettings) -> tuple:
+def _send_frames(video: OpenVideo, name: str, slots: _Slots, deadline: Any, settings: DecodeSettings) -> tuple:
     """Send the sampled frames of an open video; returns the content of the message "decoded"."""
     grid = Grid(settings.fps, video.duration_s)
     frame_bytes = video.height * video.width * 3

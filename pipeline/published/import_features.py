@@ -157,7 +157,7 @@ def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: 
                 "they cannot be compared. Leave --joint out."
             )
         start = sum(list(widths.values())[: list(widths).index(stream)])
-        projection[start : start + sentence_width] = np.eye(sentence_width)
+        projection = np.eye(width, sentence_width, k=-start, dtype=np.float32)
     return JointSpace(
         norm_weight=np.ones(width, np.float32),
         norm_bias=np.zeros(width, np.float32),

@@ -4,8 +4,8 @@
     (`decode.pool`)             assigns jobs,           prepares, packs, encodes          collects, publishes,
                                 reports progress        (`encoder_thread`)                adds rows (`saver_thread`)
 
-Everything in flight is bounded, whatever the length, size or number of videos. Each decode process has `SLOTS` slots of
-`SLOT_BYTES`: a chunk keeps its slot until a device has copied it, and a process without a free slot waits. Each device
+Everything in flight is bounded, whatever the length, size or number of videos. Each decode process has a few
+slots: a chunk keeps its slot until a device has copied it, and a process without a free slot waits. Each device
 holds less than a batch and a chunk of prepared frames, and the tokens of two batches. `saver_thread.UNSAVED` batches of
 tokens may wait for the disk. The tokens of unfinished videos lie in unnamed files.
 """
@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Decoded, Event, Failed, decode_videos
+from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions
@@ -120,17 +121,11 @@ class _Run:
     def work(self, *, fps: float, frame_options: FrameOptions, processes: int, time_limit_s: float) -> None:
         """Runs until each video has a row. Raises CostlError after too many failures in a row."""
         videos = list(self._videos.values())
+        settings = DecodeSettings(fps=fps, frame_options=frame_options, time_limit_s=time_limit_s)
         self._meter.watch(self._encoders, processes=min(processes, len(videos)))
         with (
             self._running_threads(),
-            decode_videos(
-                videos,
-                fps=fps,
-                processes=processes,
-                frame_options=frame_options,
-                time_limit_s=time_limit_s,
-                check=self._poll,
-            ) as events,
+            decode_videos(videos, settings, processes=processes, check=self._poll) as events,
         ):
             for event in events:
                 self._handle(event)

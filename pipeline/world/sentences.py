@@ -1,4 +1,4 @@
-"""Which sentences are true of the things in a sample video, and in which clips."""
+"""Which sentences are true of the things in a sample video and when, and which of them become annotated queries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costl.pipeline.world.render import Thing
-from costl.pipeline.world.tracks import AT_REST, DIRECTIONS, HIDDEN, Track
+from costl.pipeline.world.tracks import AT_REST, CLIP_S, DIRECTIONS, HIDDEN, Track
 
 POSITIONS = {"on the left": (0, -1), "on the right": (0, 1), "at the top": (1, -1), "at the bottom": (1, 1)}
 RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
@@ -40,6 +40,42 @@ def describe_tracks(tracks: list[Track], rng: np.random.Generator) -> Iterator[S
         for partner in tracks:
             if partner is not track:
                 yield from _describe_pair(track, partner, names[track.thing], names[partner.thing], rng)
+
+
+def choose_queries(sentences: list[Sentence], count: int, rng: np.random.Generator) -> list[Sentence]:
+    """Up to `count` queries, all kinds equally likely.
+
+    Each is true for half the video at most, in one to three windows of at least two clips.
+    """
+
+    def is_usable(sentence: Sentence) -> bool:
+        lengths = [end - begin for begin, end in sentence.windows()]
+        return 1 <= len(lengths) <= 3 and min(lengths) >= 2 and sum(lengths) <= len(sentence.strength) / 2
+
+    usable = [s for s in sentences if is_usable(s)]
+    chosen: list[Sentence] = []
+    while usable and len(chosen) < count:
+        kind = rng.choice(sorted({s.kind for s in usable}))
+        of_kind = [s for s in usable if s.kind == kind]
+        chosen.append(of_kind[int(rng.integers(len(of_kind)))])
+        usable.remove(chosen[-1])
+    return chosen
+
+
+def annotate(sentence: Sentence, vid: str, clips: int, rng: np.random.Generator) -> dict:
+    """A QVHighlights row. Three raters, each with a bias, grade each true clip 0 to 4 by the strength of the sentence."""
+    clip_ids = np.flatnonzero(sentence.strength > 0)
+    bias = rng.choice([-0.7, 0.0, 0.4], 3)
+    grades = 1.2 + 2.6 * sentence.strength[clip_ids, None] + bias + rng.normal(0, 0.35, (len(clip_ids), 3))
+    return {
+        "query": sentence.text,
+        "duration": clips * CLIP_S,
+        "vid": vid,
+        "relevant_clip_ids": clip_ids.tolist(),
+        "saliency_scores": np.clip(grades.round(), 0, 4).astype(int).tolist(),
+        "relevant_windows": [[begin * CLIP_S, end * CLIP_S] for begin, end in sentence.windows()],
+        "kind": sentence.kind,
+    }
 
 
 def _unambiguous_name(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> str:

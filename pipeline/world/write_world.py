@@ -13,9 +13,8 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from costl.pipeline.errors import UsageError
-from costl.pipeline.world.annotations import annotate, choose_queries
 from costl.pipeline.world.render import draw, is_unseen, texture
-from costl.pipeline.world.sentences import Sentence, describe_tracks
+from costl.pipeline.world.sentences import Sentence, annotate, choose_queries, describe_tracks
 from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
 
 FRAME_RATE = 5  # frames a second of the rendered videos

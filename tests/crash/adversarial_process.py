@@ -69,8 +69,8 @@ class _FailingVideo:
 if __name__ == "__main__":  # the decode processes import this file too, and need nothing below
     from costl.commands import main
     from costl.pipeline import extract
-    from costl.pipeline.decode import pool
+    from costl.pipeline.decode.worker import DecodeSettings
 
-    pool.decode_videos.__kwdefaults__["open_video"] = open_failing_video
+    DecodeSettings.__init__.__kwdefaults__["open_video"] = open_failing_video
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
     main()

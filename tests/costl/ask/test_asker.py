@@ -98,9 +98,9 @@ def test_several_queries_decode_the_video_once(world, asker, monkeypatch):
     decoded: list[Path] = []
     decode_videos = costl.pipeline.run.engine.decode_videos
 
-    def record(videos, **options):
+    def record(videos, *arguments, **options):
         decoded.extend(video.path for video in videos)
-        return decode_videos(videos, **options)
+        return decode_videos(videos, *arguments, **options)
 
     monkeypatch.setattr(costl.pipeline.run.engine, "decode_videos", record)
     answers = asker.ask(video, [query, "the blue star", "the red ring"])

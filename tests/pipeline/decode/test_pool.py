@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from fake_video import FakeVideo, fake_videos
 from numbered_videos import frame_times, make_video, read_numbers
 
 from costl.pipeline.decode.pool import Chunk, Decoded, Failed, decode_videos
+from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.errors import CostlError
 from costl.pipeline.videos import Video
 
-SMALL = {"fps": 2.0, "slot_bytes": 40_000, "slots": 2}  # a slot holds four frames of 48 x 64
+# A slot holds four frames of 48 x 64.
+SMALL = DecodeSettings(fps=2.0, slot_bytes=40_000, slots=2, open_video=FakeVideo)
 ROOT = Path(__file__).parents[3]
 
 
@@ -52,11 +55,11 @@ def decode_processes() -> list[multiprocessing.process.BaseProcess]:
     return [child for child in multiprocessing.active_children() if not child.name.startswith("Loky")]
 
 
-def run(batch: list[Video], **options) -> tuple[dict[str, list[int]], dict[str, Decoded | Failed]]:
+def run(batch: list[Video], *, processes: int = 2, **changes) -> tuple[dict[str, list[int]], dict[str, Decoded | Failed]]:
     """(the grey levels of each video's frames, the event that ended each video)."""
     greys: dict[str, list[int]] = {video.id: [] for video in batch}
     ends: dict[str, Decoded | Failed] = {}
-    with decode_videos(batch, **{"processes": 2, "open_video": FakeVideo, **SMALL, **options}) as events:
+    with decode_videos(batch, replace(SMALL, **changes), processes=processes) as events:
         for event in events:
             assert event.video_id not in ends, "no event may follow a video's end"
             if isinstance(event, Chunk):
@@ -108,7 +111,7 @@ def test_a_job_assigned_ahead_is_done_even_if_the_one_before_it_fails(failing):
 
 
 def test_a_chunk_has_the_length_of_its_video_and_the_wait_for_a_slot():
-    with decode_videos(fake_videos("a"), processes=1, open_video=FakeVideo, **SMALL) as events:
+    with decode_videos(fake_videos("a"), processes=1, settings=SMALL) as events:
         held = [next(events), next(events)]
         threading.Timer(0.5, held[0].release).start()
         third = next(events)
@@ -126,7 +129,7 @@ def test_the_check_runs_between_events_and_while_there_are_none():
 
     with (
         pytest.raises(KeyboardInterrupt),
-        decode_videos(fake_videos("hang open"), processes=1, open_video=FakeVideo, check=check, **SMALL) as events,
+        decode_videos(fake_videos("hang open"), processes=1, settings=SMALL, check=check) as events,
     ):
         list(events)
     assert not decode_processes() and max(np.diff(check_times_s)) < 5
@@ -146,7 +149,7 @@ def test_a_batch_whose_last_video_crashes_still_ends():
 
 
 def test_slow_consumers_cause_no_timeout_and_slots_bound_what_is_ahead():
-    with decode_videos(fake_videos("a"), processes=1, open_video=FakeVideo, time_limit_s=0.5, **SMALL) as events:
+    with decode_videos(fake_videos("a"), processes=1, settings=replace(SMALL, time_limit_s=0.5)) as events:
         held = [next(events), next(events)]
         assert [chunk.first_index for chunk in held] == [0, 4]
         # Both slots are in use: no chunk can arrive, and none is late, however long they are not released.
@@ -161,7 +164,7 @@ def test_slow_consumers_cause_no_timeout_and_slots_bound_what_is_ahead():
 
 
 def test_a_process_stopped_while_it_waits_for_a_slot_is_a_timeout():
-    with decode_videos(fake_videos("a", "b"), processes=1, open_video=FakeVideo, time_limit_s=1.0, **SMALL) as events:
+    with decode_videos(fake_videos("a", "b"), processes=1, settings=replace(SMALL, time_limit_s=1.0)) as events:
         held = [next(events), next(events)]
         [process] = decode_processes()
         time.sleep(0.3)  # both of its slots are in use: it waits
@@ -182,7 +185,7 @@ def release_all(events):
 
 
 def test_a_chunk_stays_valid_after_its_process_has_died():
-    with decode_videos(fake_videos("kill later", "a"), processes=1, open_video=FakeVideo, **SMALL) as events:
+    with decode_videos(fake_videos("kill later", "a"), processes=1, settings=SMALL) as events:
         first = next(events)
         assert isinstance(first, Chunk) and isinstance(next(events), Failed)
         greys = []
@@ -226,7 +229,7 @@ def test_leaving_by_an_exception_kills_the_processes_at_once():
     began_s = time.monotonic()
     with (
         pytest.raises(KeyboardInterrupt),
-        decode_videos(fake_videos("a", "hang open", "b"), processes=2, open_video=FakeVideo, **SMALL) as events,
+        decode_videos(fake_videos("a", "hang open", "b"), processes=2, settings=SMALL) as events,
     ):
         assert isinstance(next(events), Chunk)
         workers = decode_processes()
@@ -237,7 +240,7 @@ def test_leaving_by_an_exception_kills_the_processes_at_once():
 
 
 def test_without_jobs_no_process_starts():
-    with decode_videos([], fps=2.0, processes=4) as events:
+    with decode_videos([], SMALL, processes=4) as events:
         assert list(events) == [] and not decode_processes()
 
 
@@ -247,7 +250,7 @@ def test_the_default_decoder_returns_the_frames_of_real_files(tmp_path):
     videos = [Video(path.stem, path) for path in [*paths, tmp_path / "bad.mp4"]]
     numbers: dict[str, list[int]] = {}
     ends = {}
-    with decode_videos(videos, fps=2.0, processes=2) as events:
+    with decode_videos(videos, DecodeSettings(fps=2.0), processes=2) as events:
         for event in events:
             if isinstance(event, Chunk):
                 numbers.setdefault(event.video_id, []).extend(read_numbers(event.pixels))
@@ -265,9 +268,11 @@ import sys, time
 sys.path[:0] = {paths!r}
 from fake_video import FakeVideo, fake_videos
 from costl.pipeline.decode.pool import decode_videos
+from costl.pipeline.decode.worker import DecodeSettings
 import multiprocessing
 if __name__ == "__main__":
-    with decode_videos(fake_videos("a", "hang open"), fps=2.0, processes=2, open_video=FakeVideo) as events:
+    settings = DecodeSettings(fps=2.0, open_video=FakeVideo)
+    with decode_videos(fake_videos("a", "hang open"), settings, processes=2) as events:
         next(events)
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         time.sleep(100)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,9 +65,9 @@ class CountingDecoder:
         self._lock, self._new = threading.Lock(), threading.Condition()
 
     @contextmanager
-    def __call__(self, videos, **options):
-        small = {"open_video": FakeVideo, "slot_bytes": IN_A_SLOT * 48 * 64 * 3, "slots": SLOTS}
-        with decode_videos(videos, **(options | small)) as events:
+    def __call__(self, videos, settings, **options):
+        settings = replace(settings, open_video=FakeVideo, slot_bytes=IN_A_SLOT * 48 * 64 * 3, slots=SLOTS)
+        with decode_videos(videos, settings, **options) as events:
             yield map(self._count, events)
 
     def wait_for(self, enough) -> bool:
