@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,7 @@ from costl.pipeline.decode.video import (
     TRUNCATED,
     Frames,
     Picture,
-    allowed_repairs,
     build_timeline,
-    collect_frames,
-    damaged_error,
     open_failure_reason,
 )
 from costl.pipeline.errors import VideoError
@@ -81,13 +79,8 @@ class DecordVideo:
 
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
-        indices = self._timeline.indices_at(wanted_s)
-        distinct = np.unique(indices)
-        if self._cannot_seek:
-            pictures = self._decode_from_start(distinct)
-        else:
-            pictures = self._decode_by_seeking(distinct, chunk, allowed_repairs(len(indices)))
-        return collect_frames(self._timeline, indices, pictures, chunk)
+        decode = self._decode_from_start if self._cannot_seek else partial(self._decode_by_seeking, chunk)
+        return self._timeline.sample(wanted_s, chunk, decode)
 
     def _open(self) -> None:
         decord.logging.set_level(decord.logging.QUIET)
@@ -99,7 +92,7 @@ class DecordVideo:
         self._reader: Any = reader
         self._last_index = -1  # the frame that the reader returned last, -1 for none
 
-    def _decode_by_seeking(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[Picture]:
+    def _decode_by_seeking(self, chunk: int, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
@@ -111,28 +104,25 @@ class DecordVideo:
                 self._open()
                 continue
             except _DECODER_ERRORS as error:
-                raise damaged_error(self._path, self._timeline, wanted) from error
+                raise self._timeline.damaged_error(wanted) from error
             yield from zip(wanted.tolist(), pictures, strict=True)
 
     def _read_batch(self, wanted: np.ndarray) -> list[np.ndarray]:
         """The pictures [h w 3] of rising frame indices [t]."""
-        requests, positions = self._plan_requests(wanted.tolist(), self._last_index)
+        requests, positions = self._plan_requests(wanted.tolist())
         pixels = self._reader.get_batch(requests).asnumpy()
         self._last_index = int(wanted[-1])
         return [pixels[position] for position in positions]
 
-    def _plan_requests(self, indices: Sequence[int], last: int) -> tuple[list[int], list[int]]:
-        """(decord's numbers to request, positions of the wanted frames among them) for rising frame indices.
-
-        `last` is the index that this reader returned before, -1 for none.
-        """
+    def _plan_requests(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(decord's numbers to request, positions of the wanted frames among them) for rising frame indices."""
         requests: list[int] = []
         positions: list[int] = []
         first = self._timeline.first
         count = len(self._timeline.starts_s)
         # Before the second key frame decord counts the frames that it returns, from 0; after it all frames of the file.
         second_key = int(self._key_frames[self._key_frames > 0].min(initial=count)) if first else 0
-        last_key = self._key_frame_before(last)
+        last_key = self._key_frame_before(self._last_index)
         for index in indices:
             key = self._key_frame_before(index)
             in_first_group = index < second_key + _MAX_LEADING_FRAMES and index - first < second_key - 1
@@ -160,9 +150,9 @@ class DecordVideo:
                 break
             if self.repaired > allowed or index - candidate > allowed:
                 break
-        raise damaged_error(self._path, self._timeline, [index])
+        raise self._timeline.damaged_error([index])
 
-    def _decode_from_start(self, indices: np.ndarray) -> Iterator[Picture]:
+    def _decode_from_start(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """Like `_decode_by_seeking`, for files without seeking: decodes every frame and returns the wanted ones."""
         self._open()
         next_index = self._timeline.first
@@ -172,7 +162,7 @@ class DecordVideo:
                     picture = self._reader.next()
                     next_index += 1
             except (*_DECODER_ERRORS, StopIteration) as error:
-                raise damaged_error(self._path, self._timeline, [index]) from error
+                raise self._timeline.damaged_error([index]) from error
             yield index, picture.asnumpy()
 
 

@@ -68,7 +68,10 @@ def read_packets(path: Path) -> Packets:
         # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
         ignore_pts = container.format.name == "avi"
         try:
-            rows = [(None if ignore_pts else p.pts, p.duration, p.is_keyframe) for p in demux(container, stream)]
+            rows = [
+                (_NO_PTS if ignore_pts or packet.pts is None else packet.pts, packet.duration or 0, packet.is_keyframe)
+                for packet in demux(container, stream)
+            ]
         except AV_ERRORS as error:
             raise VideoError(f"{path.name}: {TRUNCATED}") from error
         if not rows:
@@ -96,11 +99,9 @@ def open_container(path: Path) -> tuple[Any, Any]:
     return container, stream
 
 
-def _packets(path: Path, stream: Any, rows: Sequence[tuple[int | None, int | None, bool]]) -> Packets:
+def _packets(path: Path, stream: Any, rows: Sequence[tuple[int, int, bool]]) -> Packets:
     """The packets of a file from (pts, duration, whether it is a key frame) of each, in ticks of the stream."""
-    pts = np.array([_NO_PTS if pts is None else pts for pts, _, _ in rows], dtype=np.int64)
-    durations = np.array([duration or 0 for _, duration, _ in rows])
-    is_key = np.array([key for _, _, key in rows])
+    pts, durations, is_key = np.array(rows, dtype=np.int64).T
     tick_s = float(stream.time_base)
     packet_of_frame = np.argsort(pts, kind="stable")
     # Shifted and rounded as decord does it, so that every decoder gives the same times.

@@ -136,21 +136,17 @@ class _Supervisor:
             worker.deadline.value = NO_DEADLINE
             return None
         assert worker.video is not None, kind
-        if kind == "chunk":
-            return self._chunk(worker, worker.video.id, *content)
         video_id = worker.video.id
+        if kind == "chunk":
+            slot, shape, is_last, fields = content
+            worker.in_use.add(slot)
+            if is_last and self._queue:
+                worker.assign(self._queue.popleft())
+            begin = slot * self._settings.slot_bytes
+            pixels = worker.pixels[begin : begin + math.prod(shape)].reshape(shape)
+            return Chunk(video_id, pixels=pixels, release=lambda: worker.release(slot), **fields)
         worker.video, worker.next_video = worker.next_video, None
         return Decoded(video_id, *content) if kind == "decoded" else Failed(video_id, *content)
-
-    def _chunk(
-        self, worker: _Worker, video_id: str, slot: int, shape: tuple[int, ...], is_last: bool, fields: dict[str, Any]
-    ) -> Chunk:
-        worker.in_use.add(slot)
-        if is_last and self._queue:
-            worker.assign(self._queue.popleft())
-        begin = slot * self._settings.slot_bytes
-        pixels = worker.pixels[begin : begin + math.prod(shape)].reshape(shape)
-        return Chunk(video_id, pixels=pixels, release=lambda: worker.release(slot), **fields)
 
     def _crashed(self, worker: _Worker) -> Failed | None:
         was_ready = worker.ready

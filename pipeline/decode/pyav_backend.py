@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from costl.pipeline.decode.packets import AV_ERRORS, Packets, demux, open_container, read_packets
-from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, Picture, allowed_repairs, collect_frames, damaged_error
+from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, Picture
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
 
@@ -70,9 +70,7 @@ class PyavVideo:
 
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
-        indices = self._timeline.indices_at(wanted_s)
-        pictures = self._pictures(np.unique(indices), allowed_repairs(len(indices)))
-        return collect_frames(self._timeline, indices, pictures, chunk)
+        return self._timeline.sample(wanted_s, chunk, self._pictures)
 
     def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these frame indices, which rise."""
@@ -109,7 +107,7 @@ class PyavVideo:
                 if waiting and waiting[0] == index:
                     yield waiting.pop(0), self._picture(frame)
         except AV_ERRORS as error:
-            raise damaged_error(self._path, self._timeline, run.wanted.values()) from error
+            raise self._timeline.damaged_error(run.wanted.values()) from error
         for index in waiting:
             yield self._repair(index, allowed)
 
@@ -125,7 +123,7 @@ class PyavVideo:
             self.repaired += candidate == index
             if self.repaired > allowed or index - candidate > allowed:
                 break
-        raise damaged_error(self._path, self._timeline, [index])
+        raise self._timeline.damaged_error([index])
 
     def _decode_from_start(self, indices: np.ndarray) -> Iterator[Picture]:
         """For a file without timestamps: decode every frame from the start, return the wanted ones."""
@@ -138,8 +136,8 @@ class PyavVideo:
                 if not missing:
                     return
         except AV_ERRORS as error:
-            raise damaged_error(self._path, self._timeline, missing) from error
-        raise damaged_error(self._path, self._timeline, missing)
+            raise self._timeline.damaged_error(missing) from error
+        raise self._timeline.damaged_error(missing)
 
     def _picture(self, frame: Any) -> np.ndarray:
         """RGB [h w 3], upright, converted as decord and torchcodec do it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,7 @@ from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
 from costl.pipeline.decode.packets import read_packets
-from costl.pipeline.decode.video import (
-    CHUNK_FRAMES,
-    Frames,
-    Picture,
-    allowed_repairs,
-    collect_frames,
-    damaged_error,
-    open_failure_reason,
-)
+from costl.pipeline.decode.video import CHUNK_FRAMES, Frames, Picture, open_failure_reason
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
@@ -45,7 +38,7 @@ class TorchcodecVideo:
         try:
             self.height, self.width = self._read_batch(np.array([self._timeline.first]))[1].shape[1:3]
         except _ERRORS as error:
-            raise damaged_error(path, self._timeline, [self._timeline.first]) from error
+            raise self._timeline.damaged_error([self._timeline.first]) from error
         if target is not None and target.scaled_size(self.height, self.width) != (self.height, self.width):
             self.height, self.width = target.scaled_size(self.height, self.width)
             self._reader = self._open((self.height, self.width))
@@ -63,21 +56,19 @@ class TorchcodecVideo:
 
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
-        indices = self._timeline.indices_at(wanted_s)
-        pictures = self._pictures(np.unique(indices), chunk, allowed_repairs(len(indices)))
-        return collect_frames(self._timeline, indices, pictures, chunk)
+        return self._timeline.sample(wanted_s, chunk, partial(self._pictures, chunk))
 
-    def _pictures(self, indices: np.ndarray, chunk: int, allowed: int) -> Iterator[Picture]:
+    def _pictures(self, chunk: int, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
             try:
                 decoded, pixels = self._read_batch(wanted)
             except _ERRORS as error:
-                raise damaged_error(self._path, self._timeline, wanted) from error
+                raise self._timeline.damaged_error(wanted) from error
             self.repaired += int((decoded < wanted).sum())
             if self.repaired > allowed or (decoded > wanted).any() or (wanted - decoded > allowed).any():
-                raise damaged_error(self._path, self._timeline, wanted)
+                raise self._timeline.damaged_error(wanted)
             yield from zip(decoded.tolist(), pixels, strict=True)
 
     def _open(self, size: tuple[int, int] | None) -> VideoDecoder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,7 @@ class OpenVideo(Protocol):
 class Timeline:
     """Which of the `f` frames of a file is on screen when. Frames, hidden ones included, are numbered by their times."""
 
+    path: Path
     starts_s: np.ndarray  # [f], 0 at the first visible frame, negative before it
     first: int
     last: int
@@ -88,22 +89,38 @@ class Timeline:
         assert (np.diff(indices) >= 0).all(), "wanted times must rise"
         return np.clip(indices, self.first, self.last)
 
+    def sample(
+        self,
+        wanted_s: Sequence[float] | np.ndarray,
+        chunk: int,
+        decode: Callable[[np.ndarray, int], Iterator[Picture]],
+    ) -> Iterator[Frames]:
+        """The frames on screen at `wanted_s`, at most `chunk` at a time.
 
-def collect_frames(
-    timeline: Timeline, indices: np.ndarray, pictures: Iterator[Picture], chunk: int
-) -> Iterator[Frames]:
-    """The frames `indices` [t], at most `chunk` at a time. `pictures`: one for each distinct index, in order."""
-    last_index = -1
-    for begin in range(0, len(indices), chunk):
-        decoded: list[int] = []
-        pixels: list[np.ndarray] = []
-        for index in indices[begin : begin + chunk].tolist():
-            if index != last_index:
-                last_index = index
-                picture = next(pictures)
-            decoded.append(picture[0])
-            pixels.append(picture[1])
-        yield Frames(np.stack(pixels), timeline.starts_s[decoded])
+        `decode` is called once, with the distinct frame indices, which rise, and the number of frames that it may replace
+        by the frame before. It gives a picture for each of them, in order.
+        """
+        indices = self.indices_at(wanted_s)
+        pictures = decode(np.unique(indices), allowed_repairs(len(indices)))
+        last_index = -1
+        for begin in range(0, len(indices), chunk):
+            decoded: list[int] = []
+            pixels: list[np.ndarray] = []
+            for index in indices[begin : begin + chunk].tolist():
+                if index != last_index:
+                    last_index = index
+                    picture = next(pictures)
+                decoded.append(picture[0])
+                pixels.append(picture[1])
+            yield Frames(np.stack(pixels), self.starts_s[decoded])
+
+    def damaged_error(self, indices: Iterable[int]) -> VideoError:
+        """The error for a file in which some of the frames `indices` cannot be decoded."""
+        seconds = self.starts_s[list(indices)]
+        return VideoError(
+            f"{self.path.name}: damaged, cannot be decoded between {seconds.min():.1f} s and {seconds.max():.1f} s. "
+            "Replace the file or remove it."
+        )
 
 
 def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float) -> Timeline:
@@ -129,7 +146,7 @@ def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: f
         hours, limit = duration_s / 3600, MAX_DURATION_S / 3600
         raise VideoError(f"{path.name}: {hours:.0f} hours by its timestamps, at most {limit:.0f} are read. Cut it.")
     last = max(first, int(np.searchsorted(starts_s, duration_s - time_resolution_s)) - 1)
-    return Timeline(starts_s, first, last, duration_s, without_timestamps, time_resolution_s)
+    return Timeline(path, starts_s, first, last, duration_s, without_timestamps, time_resolution_s)
 
 
 def _duration_s(starts_s: np.ndarray, last_end_s: float, edit_list_s: float | None) -> float:
@@ -146,16 +163,6 @@ def _duration_s(starts_s: np.ndarray, last_end_s: float, edit_list_s: float | No
 def allowed_repairs(wanted: int) -> int:
     """How many of `wanted` frames may be replaced by the frame before."""
     return max(1, int(MAX_REPAIRED_SHARE * wanted))
-
-
-def damaged_error(path: Path, timeline: Timeline, indices: Iterable[int]) -> VideoError:
-    """The error for a file in which some of the frames `indices` cannot be decoded."""
-    seconds = timeline.starts_s[list(indices)]
-    begin_s, end_s = seconds.min(), seconds.max()
-    return VideoError(
-        f"{path.name}: damaged, cannot be decoded between {begin_s:.1f} s and {end_s:.1f} s. "
-        "Replace the file or remove it."
-    )
 
 
 def refuse_unsafe(path: Path) -> None:

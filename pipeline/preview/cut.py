@@ -22,8 +22,7 @@ from costl.pipeline.formats.files import publish
 from costl.pipeline.options import FrameOptions
 
 _FRAME_OPTIONS = FrameOptions("pyav")  # it reads more codecs than decord, and gives the same frames
-_MIN_RATE = 10  # a video of fewer pictures a second is cut at `_RATE`, because its pictures come at irregular times
-_RATE = 25
+_MIN_RATE = Fraction(10)  # pictures a second of a cut, for videos whose few pictures come at irregular times
 _SEEK_MARGIN_S = 1.0
 _X264_OPTIONS = {"crf": "20", "preset": "veryfast"}
 
@@ -74,8 +73,7 @@ def cut(path: Path, out: Path, *, start_s: float, end_s: float) -> None:
 
 def _write_excerpt(path: Path, video: OpenVideo, target: Any, start_s: float, end_s: float) -> None:
     source, video_in = open_container(path)
-    rate = video_in.average_rate or Fraction(0)
-    rate = rate if rate >= _MIN_RATE else Fraction(_RATE)
+    rate = max(_MIN_RATE, video_in.average_rate or _MIN_RATE)
     times_s = np.arange(start_s, min(end_s, video.duration_s), float(1 / rate))
     if not len(times_s):
         raise VideoError(f"{path.name}: no picture between {start_s:.2f} s and {end_s:.2f} s.")

@@ -73,7 +73,12 @@ def read_headers(path: Path, keys: Sequence[str] = (FEATURES_KEY,)) -> dict[str,
                 return {keys[0]: _read_header(path, "", file, max_bytes=path.stat().st_size)}
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            arrays = {key: _read_entry(path, key, archive) for key in keys if key in names}
+            arrays = {}
+            for key in [key for key in keys if key in names]:
+                entry = archive.getinfo(f"{key}.npy")
+                max_bytes = min(entry.file_size, _MAX_DEFLATE_RATIO * entry.compress_size)
+                with archive.open(entry) as file:
+                    arrays[key] = _read_header(path, key, file, max_bytes=max_bytes)
     except _READ_ERRORS as error:
         raise VideoError(f"{path}: cannot be read ({_one_line(error)}). Download it again.") from error
     if not arrays:
@@ -88,13 +93,6 @@ def to_float16(values: np.ndarray, path: Path) -> np.ndarray:
     if largest > _FLOAT16_MAX:
         raise VideoError(f"{path}: holds {largest:g}, more than float16 can ({_FLOAT16_MAX:g}). Scale these features.")
     return values.astype(np.float16)
-
-
-def _read_entry(path: Path, key: str, archive: zipfile.ZipFile) -> StoredArray:
-    entry = archive.getinfo(f"{key}.npy")
-    max_bytes = min(entry.file_size, _MAX_DEFLATE_RATIO * entry.compress_size)
-    with archive.open(entry) as file:
-        return _read_header(path, key, file, max_bytes=max_bytes)
 
 
 def _read_header(path: Path, key: str, file: IO[bytes], *, max_bytes: int) -> StoredArray:

@@ -28,15 +28,6 @@ class VideoFeatures:
         return any(array.shape[0] != self.grid.clips for array in self.streams)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The `videos` to import, the names of `missing` videos with the streams they lack, and the width of every stream."""
-
-    videos: Sequence[VideoFeatures]
-    missing: Mapping[str, str]
-    widths: Mapping[str, int]
-
-
 def length_tolerance(clips: int) -> int:
     """By how many clips the length of a stream may differ: a tenth of the video, at least one and at most two."""
     return max(1, min(2, clips // 10))
@@ -64,9 +55,10 @@ def survey_features(
     fps: float,
     allow_missing: bool,
     report_progress: ProgressCallback,
-) -> Survey:
+) -> tuple[list[VideoFeatures], dict[str, str], dict[str, int]]:
     """Reads the header of every file: one for each video in each stream's folder.
 
+    Returns the videos to import, the names of missing videos with the streams they lack, and the width of every stream.
     Raises UsageError, which names the first few files and counts all, for files that are missing (unless
     `allow_missing`), that cannot be used, or whose width differs from the others, and for lengths that do not fit `fps`.
     """
@@ -85,8 +77,9 @@ def survey_features(
             missing[vid] = " and ".join(missing_streams)
         else:
             try:
-                arrays = tuple(_frame_features(path) for path in paths.values() if path)
-                videos.append(VideoFeatures(vid, Grid(fps, duration_s), arrays))
+                grid = Grid(fps, duration_s)
+                arrays = tuple(_frame_features(path, grid) for path in paths.values() if path)
+                videos.append(VideoFeatures(vid, grid, arrays))
             except VideoError as error:
                 errors.append(str(error))
         report_progress(Progress("headers", number, len(durations), vid))
@@ -94,8 +87,7 @@ def survey_features(
         _refuse_missing(missing, len(durations), folders)
     refuse_unusable(errors, "feature files")
     widths = {name: _common_width([video.streams[i] for video in videos]) for i, name in enumerate(folders)}
-    _refuse_wrong_lengths(videos, list(folders), fps)
-    return Survey(videos, missing, widths)
+    return videos, missing, widths
 
 
 def refuse_unusable(errors: Sequence[str], files: str) -> None:
@@ -105,11 +97,17 @@ def refuse_unusable(errors: Sequence[str], files: str) -> None:
         raise UsageError(f"{len(errors)} {files} cannot be used: {listed}")
 
 
-def _frame_features(path: Path) -> StoredArray:
-    """The features [t c] of a file. Raises VideoError for any other shape."""
+def _frame_features(path: Path, grid: Grid) -> StoredArray:
+    """The features [t c] of a file. Raises VideoError for any other shape, and for a length that does not fit `grid`."""
     (array,) = read_headers(path).values()
     if len(array.shape) != 2 or 0 in array.shape:
         raise VideoError(f"{path}: shape {array.shape}, expected (clips, channels).")
+    length = array.shape[0]
+    if abs(length - grid.clips) > length_tolerance(grid.clips):
+        raise VideoError(
+            f"{path}: {length} features for {grid.duration_s:g} s are {length / grid.duration_s:.3g} a second, expected "
+            f"{grid.clips} ({grid.fps:g} a second; set another rate with --fps)."
+        )
     return array
 
 
@@ -137,23 +135,3 @@ def _common_width(arrays: Sequence[StoredArray]) -> int:
     ]
     refuse_unusable(errors, "feature files")
     return common
-
-
-def _refuse_wrong_lengths(videos: Sequence[VideoFeatures], streams: Sequence[str], fps: float) -> None:
-    """Raises UsageError if a length does not fit `fps`, with the rate that every stream has on average."""
-    wrong = [
-        f"{video.name} ({name}: {array.shape[0]} for {video.grid.duration_s:g} s, expected {video.grid.clips})"
-        for video in videos
-        for name, array in zip(streams, video.streams, strict=True)
-        if abs(array.shape[0] - video.grid.clips) > length_tolerance(video.grid.clips)
-    ]
-    if not wrong:
-        return
-    seconds = sum(video.grid.duration_s for video in videos)
-    lengths = {name: sum(video.streams[i].shape[0] for video in videos) for i, name in enumerate(streams)}
-    rates = ", ".join(f"{name} {length / seconds:.3g}" for name, length in lengths.items())
-    raise UsageError(
-        f"At {fps:g} clips a second, {len(wrong)} of {len(videos) * len(streams)} files do not fit the annotated duration of "
-        f"their video: {first_few(wrong)}. Features a second, on average: {rates}. If one rate fits all streams, pass it "
-        "with --fps. Otherwise check that features and annotations are of the same videos and cuts."
-    )

@@ -110,14 +110,14 @@ def import_features(
     rate = float(ExtractSettings(fps=settings.extract.get("fps", ExtractSettings.fps) if fps is None else fps).fps)
     refuse_if_busy(out)
     rows = rows_in(texts)
-    survey = survey_features(
+    videos, missing, widths = survey_features(
         annotated_durations(rows), features, fps=rate, allow_missing=allow_missing, report_progress=report_progress
     )
     sentences, layout = read_text_features(rows, text, joint=joint, report_progress=report_progress)
     contents = Contents(
         fingerprint={
             "source": "imported features",
-            "streams": ", ".join(f"{name} {width}" for name, width in survey.widths.items()),
+            "streams": ", ".join(f"{name} {width}" for name, width in widths.items()),
             "normalize": normalize,
             "joint": joint or "none",
             "text": layout,
@@ -125,23 +125,23 @@ def import_features(
         },
         fps=rate,
         patch_grid=(0, 0),
-        joint=_joint_space(survey.widths, joint, len(next(iter(sentences.values())).sentence)),
+        joint=_joint_space(widths, joint, len(next(iter(sentences.values())).sentence)),
         annotations=texts,
         settings=without_spatial_encoder(settings.train),
     )
     check_fingerprint(out, contents.fingerprint)
     with CacheWriter(out, contents, sentences) as writer:
-        skipped, imported = _import_videos(survey.videos, writer, report_progress, normalize=normalize)
-        missing = [
+        skipped, imported = _import_videos(videos, writer, report_progress, normalize=normalize)
+        missing_rows = [
             writer.record_without_features(safe_id(name), name=name, status="missing", reason=f"no file of {streams}.")
-            for name, streams in survey.missing.items()
+            for name, streams in missing.items()
         ]
     return ImportReport(
         cache=out,
         done=tuple(row.name for row in imported if row.ok),
         skipped=tuple(skipped),
-        failed=(*missing, *(row for row in imported if not row.ok)),
-        uneven=sum(video.uneven for video in survey.videos),
+        failed=(*missing_rows, *(row for row in imported if not row.ok)),
+        uneven=sum(video.uneven for video in videos),
         joint=joint or "",
     )
 

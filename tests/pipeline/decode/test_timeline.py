@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def test_videos_that_are_never_shown_or_too_long_are_refused():
 
 def test_hidden_frames_are_not_selected_and_a_frame_begins_at_its_time():
     timeline = Timeline(
+        NO_EDIT_LIST,
         np.array([-1.0, 0.0, 1.0, 2.0, 3.0]),
         first=1,
         last=3,
@@ -132,5 +134,5 @@ def test_times_count_from_the_first_frame_and_compare_as_float32():
         # From 4096 on, neighbouring float32 numbers are 2^-11 apart.
         assert timeline.time_resolution_s == pytest.approx(1e-6 + 2 * 2.0**-11, rel=1e-9)
     starts_s = np.array([0.0, 4096.0005])
-    timeline = Timeline(starts_s, first=0, last=1, duration_s=4097.0, without_timestamps=False, time_resolution_s=1e-4)
+    timeline = replace(timeline, starts_s=starts_s, time_resolution_s=1e-4)
     assert timeline.indices_at(np.array([4096.0005], np.float32)).tolist() == [1]

@@ -14,7 +14,6 @@ from costl.pipeline.decode.video import (
     Frames,
     allowed_repairs,
     build_timeline,
-    damaged_error,
     open_failure_reason,
     refuse_unsafe,
 )
@@ -136,8 +135,8 @@ def test_one_frame_in_twenty_may_be_repaired_but_at_least_one():
 def test_the_error_for_damaged_frames_names_their_seconds():
     starts_s = np.array([-1.0, 0.0, 1.26, 2.0, 3.0])
     timeline = build_timeline(Path(os.devnull), starts_s, starts_s + 0.5, 0.0)
-    assert str(damaged_error(Path("x/a.mp4"), timeline, [3, 2, 4])) == (
-        "a.mp4: damaged, cannot be decoded between 1.3 s and 3.0 s. Replace the file or remove it."
+    assert str(timeline.damaged_error([3, 2, 4])) == (
+        "null: damaged, cannot be decoded between 1.3 s and 3.0 s. Replace the file or remove it."
     )
 
 
