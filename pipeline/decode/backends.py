@@ -69,11 +69,11 @@ def _failure(name: str) -> str:
         _write_test_video(path)
         try:
             with open_video(path, FrameOptions(name)) as video:
-                list(video.sample([0.0, video.duration_s]))
+                list(video.sample([0.0]))
             return ""
         except (ImportError, OSError, RuntimeError, CostlError) as error:
             message = str(error.__cause__ or error)  # the video is good, so the library's own message is the reason
-            return next((line.strip().rstrip(".:") for line in message.splitlines() if line.strip()), "no reason") + "."
+            return message.strip().partition("\n")[0].rstrip(".:") + "."
 
 
 def _write_test_video(path: Path) -> None:
@@ -82,7 +82,6 @@ def _write_test_video(path: Path) -> None:
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+            container.mux(stream.encode(av.VideoFrame(640, 480, "yuv420p")))
         container.mux(stream.encode(None))

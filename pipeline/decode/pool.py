@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -49,7 +49,7 @@ class Chunk:
     first_index: int
     pixels: np.ndarray
     times_s: np.ndarray
-    release: Callable[[], None] = field(repr=False, compare=False)
+    release: Callable[[], None]
     clips: int
     waited_s: float
 

@@ -35,12 +35,11 @@ class TorchcodecVideo:
             raise VideoError(f"{path.name}: no timestamps, which torchcodec needs. Pass --decoder pyav.")
         self.duration_s = self._timeline.duration_s
         self._reader: Any = self._open(None)
-        try:
-            self.height, self.width = self._read_batch(np.array([self._timeline.first]))[1].shape[1:3]
-        except _ERRORS as error:
-            raise self._timeline.damaged_error([self._timeline.first]) from error
-        if target is not None and target.scaled_size(self.height, self.width) != (self.height, self.width):
-            self.height, self.width = target.scaled_size(self.height, self.width)
+        _, first_picture = next(self._pictures(1, np.array([self._timeline.first]), allowed=1))
+        self.repaired = 0
+        size = first_picture.shape[:2]
+        self.height, self.width = size if target is None else target.scaled_size(*size)
+        if (self.height, self.width) != size:
             self._reader = self._open((self.height, self.width))
 
     def close(self) -> None:
@@ -60,16 +59,20 @@ class TorchcodecVideo:
 
     def _pictures(self, chunk: int, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these rising indices, read in batches of `chunk`."""
+        pts_of_frame = self._packets.pts[self._packets.packet_of_frame]
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
             try:
-                decoded, pixels = self._read_batch(wanted)
+                # By index and without the hidden frames: by time, torchcodec refuses the last frame of a stream copy.
+                batch = self._reader.get_frames_at((wanted - self._timeline.first).tolist())
             except _ERRORS as error:
                 raise self._timeline.damaged_error(wanted) from error
+            ticks = np.rint(batch.pts_seconds.numpy() / self._packets.tick_s)
+            decoded = np.searchsorted(pts_of_frame, ticks, side="right") - 1
             self.repaired += int((decoded < wanted).sum())
             if self.repaired > allowed or (decoded > wanted).any() or (wanted - decoded > allowed).any():
                 raise self._timeline.damaged_error(wanted)
-            yield from zip(decoded.tolist(), pixels, strict=True)
+            yield from zip(decoded.tolist(), batch.data.cpu().numpy(), strict=True)
 
     def _open(self, size: tuple[int, int] | None) -> VideoDecoder:
         try:
@@ -83,12 +86,3 @@ class TorchcodecVideo:
             )
         except _ERRORS as error:
             raise VideoError(f"{self._path.name}: {open_failure_reason(self._path)}") from error
-
-    def _read_batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(indices of the frames that were returned [t], their pixels [t h w 3]) for rising frame indices."""
-        sorted_pts = self._packets.pts[self._packets.packet_of_frame]
-        # By index and without the hidden frames: by time, torchcodec refuses the last frame of a video cut by stream copy.
-        batch = self._reader.get_frames_at((indices - self._timeline.first).tolist())
-        ticks = np.rint(batch.pts_seconds.numpy() / self._packets.tick_s).astype(np.int64)
-        decoded = np.searchsorted(sorted_pts, ticks, side="right") - 1
-        return decoded, batch.data.cpu().numpy()

@@ -104,15 +104,14 @@ class Timeline:
         pictures = decode(np.unique(indices), allowed_repairs(len(indices)))
         last_index = -1
         for begin in range(0, len(indices), chunk):
-            decoded: list[int] = []
-            pixels: list[np.ndarray] = []
+            rows: list[Picture] = []
             for index in indices[begin : begin + chunk].tolist():
                 if index != last_index:
                     last_index = index
                     picture = next(pictures)
-                decoded.append(picture[0])
-                pixels.append(picture[1])
-            yield Frames(np.stack(pixels), self.starts_s[decoded])
+                rows.append(picture)
+            decoded, pixels = zip(*rows, strict=True)
+            yield Frames(np.stack(pixels), self.starts_s[list(decoded)])
 
     def damaged_error(self, indices: Iterable[int]) -> VideoError:
         """The error for a file in which some of the frames `indices` cannot be decoded."""

@@ -14,7 +14,6 @@ import numpy as np
 
 from costl.pipeline.errors import VideoError
 
-SUFFIXES = (".npz", ".npy")
 FEATURES_KEY = "features"
 _MAX_DEFLATE_RATIO = 500  # a zip bomb expands by 1000 times, features hardly at all
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -57,8 +56,8 @@ def find_file(folder: Path, name: str) -> Path | None:
     """Returns the .npz file of this name, or else the .npy file. None if neither exists or `name` is not a file name."""
     if Path(name).name != name or "\0" in name:
         return None
-    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if path.is_file()), None)
+    paths = [folder / f"{name}.npz", folder / f"{name}.npy"]
+    return next(filter(Path.is_file, paths), None)
 
 
 def read_headers(path: Path, keys: Sequence[str] = (FEATURES_KEY,)) -> dict[str, StoredArray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.encode.types import SentenceTokens
-from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
+from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.published.arrays import FEATURES_KEY, StoredArray, find_file, read_headers, to_float16
 from costl.pipeline.published.checks import refuse_unusable
@@ -37,22 +37,17 @@ def read_text_features(
         qids.setdefault(row["query"], row["qid"])
     tokens: dict[str, SentenceTokens] = {}
     layouts: dict[str, str] = {}
-    missing: list[str] = []
     errors: list[str] = []
     for number, (query, qid) in enumerate(qids.items(), start=1):
         path = find_file(folder, f"qid{qid}") or find_file(folder, str(qid))
-        if path is None:
-            missing.append(f"qid{qid}")
-            continue
         try:
+            if path is None:
+                raise VideoError(f"{folder}: no qid{qid}.npz or .npy.")
             tokens[query], layout = _read_query(path, joint=joint)
             layouts.setdefault(layout, path.name)
         except CostlError as error:
             errors.append(str(error))
-        report_progress(Progress("words", number, len(qids), path.name))
-    if missing:
-        listed = first_few(missing)
-        raise UsageError(f"{folder}: {len(missing)} of {len(qids)} queries have no .npz or .npy file: {listed}.")
+        report_progress(Progress("words", number, len(qids), f"qid{qid}"))
     refuse_unusable(errors, "text files")
     if len(layouts) > 1:
         listed = "; ".join(f"{name} has {layout}" for layout, name in layouts.items())

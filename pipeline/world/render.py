@@ -102,13 +102,11 @@ def _sprite(shape: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     axis = ((np.arange(grid * fine) + 0.5) / fine - grid / 2) / (pixels / 2)
     x, y = np.meshgrid(axis, axis)
     rim = 2.4 / pixels
-
-    def coverage(inside: np.ndarray) -> np.ndarray:
-        return inside.reshape(grid, fine, grid, fine).mean((1, 3))[..., None].astype(np.float32)
-
-    angles = np.arange(8) * np.pi / 4
-    shifted = [_inside(shape, x + rim * np.cos(angle), y + rim * np.sin(angle)) for angle in angles]
-    return coverage(_inside(shape, x, y)), coverage(np.any(shifted, axis=0))
+    angles = np.arange(8)[:, None, None] * np.pi / 4
+    with_rim = _inside(shape, x + rim * np.cos(angles), y + rim * np.sin(angles)).any(axis=0)
+    samples = np.stack([_inside(shape, x, y), with_rim]).reshape(2, grid, fine, grid, fine)
+    body, body_and_rim = samples.mean((2, 4))[..., None].astype(np.float32)
+    return body, body_and_rim
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

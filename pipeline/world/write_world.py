@@ -111,7 +111,7 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
         {
             "thing": str(t.thing),
             "diameter": round(t.diameter, 4),
-            "centres": [None if np.isnan(x) else [round(float(x), 4), round(float(y), 4)] for x, y in t.centres()],
+            "centres": [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in t.centres().tolist()],
         }
         for t in tracks
     ]
