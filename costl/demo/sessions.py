@@ -14,7 +14,7 @@ from costl.ask.asker import Asker
 from costl.demo.heatmap import overlay_heatmap
 from costl.demo.page import MomentPicture, answer_html, error_html, player_html
 from costl.pipeline.errors import CostlError, UsageError, VideoError
-from costl.pipeline.preview.cut import frames_at, probe
+from costl.pipeline.preview.cut import frames_at, length_s
 
 MOMENTS_SHOWN = 5
 PICTURE_HEIGHT = 270  # pixels
@@ -86,7 +86,7 @@ class DemoSessions:
         return answer if self._query_number.get(session, 0) == number else None
 
     def _check_length(self, path: Path) -> None:
-        minutes = probe(path).duration_s / 60
+        minutes = length_s(path) / 60
         if minutes > self.max_minutes:
             raise VideoError(
                 f"{path.name}: {minutes:.0f} minutes long, but this demo accepts at most {self.max_minutes:g}. "

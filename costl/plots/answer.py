@@ -84,12 +84,12 @@ def draw_answers(answers: Sequence[Answer], *, thumbnails: bool = True) -> bytes
 
 def _frames(answer: Answer) -> list[np.ndarray]:
     """Thumbnails that fill the width of the time axis. Each comes from the middle of the interval that it covers."""
-    from costl.pipeline.preview.cut import frames_at, probe
+    from costl.pipeline.preview.cut import frames_at
 
     try:
-        video = probe(answer.video)
+        (first,) = frames_at(answer.video, [0.0], height=THUMBNAIL_HEIGHT)
         aspect = (WIDTH - LEFT - RIGHT) / FRAMES
-        count = max(1, min(24, round(aspect * video.height / max(1, video.width))))
+        count = max(1, min(24, round(aspect * THUMBNAIL_HEIGHT / first.shape[1])))
         middles_s = [(i + 0.5) * answer.duration_s / count for i in range(count)]
         return frames_at(answer.video, middles_s, height=THUMBNAIL_HEIGHT)
     except VideoError:

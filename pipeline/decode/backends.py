@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -21,19 +21,14 @@ _INSTALL = {
 }
 
 
-@contextmanager
-def open_video(path: Path, options: FrameOptions | None = None) -> Iterator[OpenVideo]:
-    """Open a video with the decoder that `options` name, and close it at the end of the context.
+def open_video(path: Path, options: FrameOptions | None = None) -> closing[OpenVideo]:
+    """Open a video with the decoder that `options` name, as a context manager that closes it in the end.
 
     Raises VideoError if it is not a complete video.
     """
     options = options or FrameOptions()
     refuse_unsafe(path)
-    video = opener(options.decoder)(path, options.resize_to)
-    try:
-        yield video
-    finally:
-        video.close()
+    return closing(opener(options.decoder)(path, options.resize_to))
 
 
 def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:
@@ -56,24 +51,18 @@ def resolve(name: str) -> str:
 
     Raises UsageError with the next step if it does not work here.
     """
-    failure = _failure(name) if name in _INSTALL else ""
-    if failure:
-        raise UsageError(f"decoder {name} does not work here: {failure} {_INSTALL[name]}")
+    if name in _INSTALL:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "video.mp4"
+            _write_test_video(path)
+            try:
+                with open_video(path, FrameOptions(name)) as video:
+                    list(video.sample([0.0]))
+            except (ImportError, OSError, RuntimeError, CostlError) as error:
+                message = str(error.__cause__ or error)  # the video is good, so the library's own message is the reason
+                reason = message.strip().partition("\n")[0].rstrip(".:")
+                raise UsageError(f"decoder {name} does not work here: {reason}. {_INSTALL[name]}") from error
     return FASTEST if name == "auto" else name
-
-
-def _failure(name: str) -> str:
-    """Why this decoder cannot decode a small video; empty if it can."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        _write_test_video(path)
-        try:
-            with open_video(path, FrameOptions(name)) as video:
-                list(video.sample([0.0]))
-            return ""
-        except (ImportError, OSError, RuntimeError, CostlError) as error:
-            message = str(error.__cause__ or error)  # the video is good, so the library's own message is the reason
-            return message.strip().partition("\n")[0].rstrip(".:") + "."
 
 
 def _write_test_video(path: Path) -> None:

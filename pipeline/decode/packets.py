@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +63,8 @@ def read_packets(path: Path) -> Packets:
     """Read every packet of a file. Raises VideoError for anything that is not a complete video."""
     container, stream = open_container(path)
     with container:
-        if not _is_complete(path, stream):
+        is_mp4 = "mp4" in container.format.name  # it has an index of all samples
+        if is_mp4 and max((entry.pos + entry.size for entry in stream.index_entries), default=0) > path.stat().st_size:
             raise VideoError(f"{path.name}: {TRUNCATED}")
         # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
         ignore_pts = container.format.name == "avi"
@@ -74,9 +75,20 @@ def read_packets(path: Path) -> Packets:
             ]
         except AV_ERRORS as error:
             raise VideoError(f"{path.name}: {TRUNCATED}") from error
-        if not rows:
-            raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
-        return _packets(path, stream, rows)
+        tick_s = float(stream.time_base)
+        rate = float(stream.average_rate or 0)
+    if not rows:
+        raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
+    pts, durations, is_key = np.array(rows, dtype=np.int64).T
+    packet_of_frame = np.argsort(pts, kind="stable")
+    # Shifted and rounded as decord does it, so that every decoder gives the same times.
+    starts = pts[packet_of_frame] - max(0, int(pts.min()))
+    starts_s = _float32_seconds(starts, tick_s)
+    ends_s = _float32_seconds(starts + durations[packet_of_frame], tick_s)
+    timeline = build_timeline(path, starts_s, ends_s, rate)
+    if timeline.without_timestamps:
+        packet_of_frame = np.arange(len(pts))
+    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream.index)
 
 
 def open_container(path: Path) -> tuple[Any, Any]:
@@ -99,21 +111,6 @@ def open_container(path: Path) -> tuple[Any, Any]:
     return container, stream
 
 
-def _packets(path: Path, stream: Any, rows: Sequence[tuple[int, int, bool]]) -> Packets:
-    """The packets of a file from (pts, duration, whether it is a key frame) of each, in ticks of the stream."""
-    pts, durations, is_key = np.array(rows, dtype=np.int64).T
-    tick_s = float(stream.time_base)
-    packet_of_frame = np.argsort(pts, kind="stable")
-    # Shifted and rounded as decord does it, so that every decoder gives the same times.
-    shift = max(0, int(pts[packet_of_frame[0]]))
-    starts_s = _float32_seconds(pts[packet_of_frame] - shift, tick_s)
-    ends_s = _float32_seconds(pts[packet_of_frame] + durations[packet_of_frame] - shift, tick_s)
-    timeline = build_timeline(path, starts_s, ends_s, float(stream.average_rate or 0))
-    if timeline.without_timestamps:
-        packet_of_frame = np.arange(len(pts))
-    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream.index)
-
-
 def demux(container: Any, stream: Any) -> Iterator[Any]:
     """The packets from the container's position on, without the empty packet that ends them."""
     return (packet for packet in container.demux(stream) if packet.size)
@@ -128,14 +125,6 @@ def _main_video_stream(container: Any) -> Any:
     if len(streams) < 2:
         return container.streams.best("video")
     return max(streams, key=lambda stream: stream.codec_context.bit_rate or 0)
-
-
-def _is_complete(path: Path, stream: Any) -> bool:
-    """Whether the file holds every sample that its index lists (only an MP4 has such an index)."""
-    if "mp4" not in stream.container.format.name:
-        return True
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    return end <= path.stat().st_size
 
 
 def _float32_seconds(ticks: np.ndarray, tick_s: float) -> np.ndarray:

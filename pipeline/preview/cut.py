@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,12 @@ _SEEK_MARGIN_S = 1.0
 _X264_OPTIONS = {"crf": "20", "preset": "veryfast"}
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """Length and size of a video as its container gives them."""
-
-    duration_s: float
-    width: int
-    height: int
-
-
-def probe(path: Path) -> VideoInfo:
-    """Read a container's header without decoding. Raises VideoError for a file without a video."""
+def length_s(path: Path) -> float:
+    """Seconds of a video by its container's header, without decoding. Raises VideoError for a file without a video."""
     refuse_unsafe(path)
-    source, stream = open_container(path)
+    source, _ = open_container(path)
     with source:
-        return VideoInfo((source.duration or 0) / av.time_base, stream.width, stream.height)
+        return (source.duration or 0) / av.time_base
 
 
 def frames_at(path: Path, seconds: Sequence[float], *, height: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -95,8 +95,8 @@ def to_float16(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _read_header(path: Path, key: str, file: IO[bytes], *, max_bytes: int) -> StoredArray:
-    read_array_header: Any = _HEADER_READERS.get(np.lib.format.read_magic(file))
-    shape, _, dtype = read_array_header(file) if read_array_header else ((), False, np.dtype(object))
+    read_array_header = _HEADER_READERS[np.lib.format.read_magic(file)]
+    shape, _, dtype = read_array_header(file)
     name = f"{path} ({key})" if key else str(path)
     if dtype.kind not in "fiu":
         raise VideoError(f"{name}: holds {dtype}, expected numbers. Objects are never unpickled.")

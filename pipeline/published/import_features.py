@@ -29,8 +29,6 @@ from costl.pipeline.published.checks import VideoFeatures, annotated_durations, 
 from costl.pipeline.published.sentences import read_text_features
 from costl.pipeline.videos import content_hash, safe_id
 
-_LOGIT_SCALE = 100.0  # of every published CLIP after training
-
 
 @dataclass(frozen=True)
 class ImportReport:
@@ -72,10 +70,10 @@ class ImportReport:
             messages.append(
                 "Without --joint, frames and sentences share no space, so the model does not use their similarity."
             )
-        return [
-            *messages,
-            f"{len(self.done)} videos imported, {len(self.skipped)} were there already, {len(self.failed)} failed.",
-        ]
+        messages.append(
+            f"{len(self.done)} videos imported, {len(self.skipped)} were there already, {len(self.failed)} failed."
+        )
+        return messages
 
 
 def import_features(
@@ -109,11 +107,11 @@ def import_features(
     settings = read_settings(annotations if annotations.is_dir() else annotations.parent)
     rate = float(ExtractSettings(fps=settings.extract.get("fps", ExtractSettings.fps) if fps is None else fps).fps)
     refuse_if_busy(out)
-    rows = rows_in(texts)
+    queries = rows_in(texts)
     videos, missing, widths = survey_features(
-        annotated_durations(rows), features, fps=rate, allow_missing=allow_missing, report_progress=report_progress
+        annotated_durations(queries), features, fps=rate, allow_missing=allow_missing, report_progress=report_progress
     )
-    sentences, layout = read_text_features(rows, text, joint=joint, report_progress=report_progress)
+    sentences, layout = read_text_features(queries, text, joint=joint, report_progress=report_progress)
     contents = Contents(
         fingerprint={
             "source": "imported features",
@@ -131,16 +129,15 @@ def import_features(
     )
     check_fingerprint(out, contents.fingerprint)
     with CacheWriter(out, contents, sentences) as writer:
-        skipped, imported = _import_videos(videos, writer, report_progress, normalize=normalize)
-        missing_rows = [
-            writer.record_without_features(safe_id(name), name=name, status="missing", reason=f"no file of {streams}.")
-            for name, streams in missing.items()
-        ]
+        skipped, rows = _import_videos(videos, writer, report_progress, normalize=normalize)
+        for name, streams in missing.items():
+            reason = f"no file of {streams}."
+            rows.append(writer.record_without_features(safe_id(name), name=name, status="missing", reason=reason))
     return ImportReport(
         cache=out,
-        done=tuple(row.name for row in imported if row.ok),
+        done=tuple(row.name for row in rows if row.ok),
         skipped=tuple(skipped),
-        failed=(*missing_rows, *(row for row in imported if not row.ok)),
+        failed=tuple(row for row in rows if not row.ok),
         uneven=sum(video.uneven for video in videos),
         joint=joint or "",
     )
@@ -163,7 +160,7 @@ def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: 
         norm_bias=np.zeros(width, np.float32),
         norm_eps=1e-5,
         projection=projection,
-        logit_scale=_LOGIT_SCALE,
+        logit_scale=100.0,  # of every published CLIP after training
         normed=False,
     )
 
@@ -176,7 +173,8 @@ def _import_videos(
     pending: list[tuple[VideoFeatures, str]] = []
     for number, video in enumerate(videos, start=1):
         video_id = safe_id(video.name)
-        content = _hash(video)
+        files = [content_hash(array.path) for array in video.streams]
+        content = digest({"files": files, "duration_s": video.grid.duration_s})
         if writer.reuse_if_unchanged(video_id, content):
             unchanged.append(video.name)
         else:
@@ -207,12 +205,6 @@ def _import_video(video: VideoFeatures, content: str, writer: CacheWriter, *, no
         content_hash=content,
         decoder="imported",
     )
-
-
-def _hash(video: VideoFeatures) -> str:
-    """Of the video's files and duration. Raises VideoError for a file that cannot be read."""
-    files = [content_hash(array.path) for array in video.streams]
-    return digest({"files": files, "duration_s": video.grid.duration_s})
 
 
 def _read_stream(array: StoredArray, clips: int, *, normalize: bool) -> np.ndarray:

@@ -52,7 +52,8 @@ def read_text_features(
     if len(layouts) > 1:
         listed = "; ".join(f"{name} has {layout}" for layout, name in layouts.items())
         raise UsageError(f"{folder}: the files differ in layout ({listed}). Extract them again.")
-    return tokens, *layouts
+    (layout,) = layouts
+    return tokens, layout
 
 
 def _read_query(path: Path, *, joint: str | None) -> tuple[SentenceTokens, str]:

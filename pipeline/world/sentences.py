@@ -62,14 +62,14 @@ def choose_queries(sentences: list[Sentence], count: int, rng: np.random.Generat
     return chosen
 
 
-def annotate(sentence: Sentence, vid: str, clips: int, rng: np.random.Generator) -> dict:
+def annotate(sentence: Sentence, vid: str, rng: np.random.Generator) -> dict:
     """A QVHighlights row. Three raters, each with a bias, grade each true clip 0 to 4 by the strength of the sentence."""
     clip_ids = np.flatnonzero(sentence.strength > 0)
     bias = rng.choice([-0.7, 0.0, 0.4], 3)
     grades = 1.2 + 2.6 * sentence.strength[clip_ids, None] + bias + rng.normal(0, 0.35, (len(clip_ids), 3))
     return {
         "query": sentence.text,
-        "duration": clips * CLIP_S,
+        "duration": len(sentence.strength) * CLIP_S,
         "vid": vid,
         "relevant_clip_ids": clip_ids.tolist(),
         "saliency_scores": np.clip(grades.round(), 0, 4).astype(int).tolist(),

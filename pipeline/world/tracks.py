@@ -78,7 +78,8 @@ def _random_track(rng: np.random.Generator, thing: Thing, *, clips: int, hard: b
             path.append(position)
             states.append(state)
         moves = not moves
-    visible = _visible_clips(rng, clips, always=rng.random() < (0.4 if hard else 0.55))
+    always_visible = rng.random() < (0.4 if hard else 0.55)
+    visible = np.ones(clips, dtype=bool) if always_visible else _visible_clips(rng, clips)
     diameter = random_diameter(rng, thing) * (0.9 if hard else 1.0)
     return Track(thing, diameter, np.array(path[: clips + 1]), np.where(visible, states[:clips], HIDDEN))
 
@@ -98,10 +99,8 @@ def _speed(rng: np.random.Generator, position: np.ndarray, state: str, length: i
     return float(min(rng.uniform(0.08, 0.13), room / length))
 
 
-def _visible_clips(rng: np.random.Generator, clips: int, *, always: bool) -> np.ndarray:
-    """bool [t]: all clips with `always`, otherwise one or two runs of 4 to 10 clips."""
-    if always:
-        return np.ones(clips, dtype=bool)
+def _visible_clips(rng: np.random.Generator, clips: int) -> np.ndarray:
+    """bool [t]: one or two runs of 4 to 10 clips."""
     visible = np.zeros(clips, dtype=bool)
     for _ in range(int(rng.integers(1, 3))):
         start = int(rng.integers(0, clips - 4))

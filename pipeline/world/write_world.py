@@ -115,7 +115,7 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
         }
         for t in tracks
     ]
-    return [annotate(s, vid, clips, rng) for s in chosen], {"vid": vid, "objects": objects}
+    return [annotate(s, vid, rng) for s in chosen], {"vid": vid, "objects": objects}
 
 
 def _render(path: Path, tracks: list[Track], clips: int, side: int, rng: np.random.Generator) -> None:

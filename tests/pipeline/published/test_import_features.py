@@ -207,7 +207,7 @@ UNUSABLE_FRAMES = {
     "an empty file": (lambda path: path.write_bytes(b""), "cannot be read"),
     "not a zip file": (lambda path: path.write_bytes(b"PK\x03\x04" + b"?" * 100), "cannot be read"),
     "not an array": (lambda path: save_header(path, b"?" * 50), "cannot be read"),
-    "an unknown version": (lambda path: save_header(path, b"\x93NUMPY\x09\x00" + b" " * 50), "holds object"),
+    "an unknown version": (lambda path: save_header(path, b"\x93NUMPY\x09\x00" + b" " * 50), "cannot be read"),
     "a shape larger than its file": (lambda path: save_header(path, header_only(1 << 40)), "cannot hold more"),
     "zeros deflated a thousand times": (
         lambda path: np.savez_compressed(path, features=np.zeros((1 << 20, 4))),
