@@ -63,8 +63,8 @@ def __getattr__(name: str) -> Any:
 def load(
     model: Path | str | None = None,
     *,
-    weights: str | None = None,
-    cache_dir: Path | None = None,
+    weights: Path | str | None = None,
+    cache_dir: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
 ) -> Asker:

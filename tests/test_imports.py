@@ -20,7 +20,6 @@ VIDEO_DOORS = {
     "costl.benchmarks.prepare": [f"{P}.decode.backends", f"{P}.videos"],
     "costl.demo": [f"{P}.preview", f"{P}.videos"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
-    "costl.plots": [f"{P}.preview"],
     "costl.report": [f"{P}.preview"],
 }
 LIBRARY_ROOMS = {
@@ -28,9 +27,10 @@ LIBRARY_ROOMS = {
     "h5py": [f"{P}.cache"],
     "open_clip": [f"{P}.encode", f"{P}.bench"],
     "decord av": [f"{P}.decode", f"{P}.preview", f"{P}.world", f"{P}.bench"],
-    "matplotlib": ["costl.plots", "costl.demo"],
+    "matplotlib": ["costl.plots"],
     "pyarrow": ["costl.metrics.output"],
     "gradio": ["costl.demo"],
+    "jinja2": ["costl.plots"],
 }
 # The rooms that load torch when they are imported. Every other module imports it in the function that needs it.
 TORCH_ROOMS = [f"{P}.{room}" for room in ("bench", "device", "encode", "run")]

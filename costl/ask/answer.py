@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,15 @@ class Answer:
     notes: tuple[str, ...] = ()
 
     def top(self, count: int) -> Answer:
-        """The same answer with only the `count` best moments."""
-        return Answer(self.query, self.video, self.duration_s, self.moments[:count], self.saliency, self.notes)
+        """The same answer with only the `count` best moments. Raises UsageError unless `count` is a number from 0 on."""
+        if not (isinstance(count, int) and count >= 0):
+            raise UsageError(f"count is {count!r}, expected a number of moments, 0 or more.")
+        return replace(self, moments=self.moments[:count])
 
     def to_row(self) -> dict[str, Any]:
         """The answer as plain values, ready for `json.dumps`."""
-        return {
-            "video": str(self.video),
-            "query": self.query,
-            "duration_s": self.duration_s,
-            "moments": [{"start_s": m.start_s, "end_s": m.end_s, "score": m.score} for m in self.moments],
-            "saliency": {"clip_s": self.saliency.clip_s, "scores": list(self.saliency.scores)},
-            "notes": list(self.notes),
-        }
+        row = asdict(self)
+        return {"video": str(row.pop("video")), **row}
 
     def __repr__(self) -> str:
         lines = [f"{one_line(self.video.name)} · {clock(self.duration_s)} · {one_line(self.query)}"]
@@ -72,24 +67,23 @@ class Answer:
         return "\n".join(lines)
 
     def _repr_png_(self) -> bytes:
-        from costl.plots.answer import draw_answers
+        from costl.ask.picture import draw_answers
 
         return draw_answers([self])
 
-    def _repr_html_(self) -> str:
-        image = base64.b64encode(self._repr_png_()).decode()
-        name = html.escape(f"{self.video.name}: {self.query}", quote=True)
-        return f'<img alt="{name}" style="max-width:100%" src="data:image/png;base64,{image}">'
+
+def clip_spans(count: int, clip_s: float, duration_s: float) -> tuple[tuple[float, float], ...]:
+    """[start, end) in seconds of `count` consecutive clips of a video; the last one ends with the video."""
+    starts_s = [i * clip_s for i in range(count)]
+    return tuple(pairwise([*starts_s, duration_s]))
 
 
 def check_queries(queries: Sequence[str]) -> None:
-    """Raises UsageError if there is no query, or if a query has no letter or digit."""
+    """Raises UsageError if there is no query, or for one that is not a text with a letter or a digit in it."""
     if not queries:
         raise UsageError('no query. Describe what to look for, such as "a dog catches a ball".')
     for query in queries:
-        if not any(letter.isalnum() for letter in query):
+        if not (isinstance(query, str) and any(letter.isalnum() for letter in query)):
             raise UsageError(
                 f'query {query!r}: no letter or digit in it. Describe what to look for, such as "a dog catches a ball".'
             )
-
-

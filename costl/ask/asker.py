@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from costl.ask.answer import Answer, Moment, Saliency, check_queries
+from costl.ask.answer import Answer, Moment, Saliency, check_queries, clip_spans
 from costl.ask.hub import HUB, fetch
 from costl.ask.trained_model import TrainedModel, read_trained_model
 from costl.data.annotations import Query
-from costl.data.batch import collate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
-from costl.pipeline.errors import CacheError
+from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.feature_store import FeatureStore, user_folder
+from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
-from costl.predict.attention_maps import batch_attention_maps, has_attention_maps
+from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
 from costl.predict.predict import predict_split
-from costl.predict.sliding_window import WindowFeatures
 
 
 def load(
     model: Path | str | None = None,
     *,
-    weights: str | None = None,
-    cache_dir: Path | None = None,
+    weights: Path | str | None = None,
+    cache_dir: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
 ) -> Asker:
@@ -39,56 +35,43 @@ def load(
 
     `weights` is the path of the model's CLIP, if it has moved. `cache_dir` is the folder for the features of videos, by
     default the user's cache folder. `workers` is the number of decode processes. Raises UsageError if the model does not
-    exist, CacheError if it is damaged.
+    exist or an argument is wrong, CacheError if the model is damaged.
     """
     folder = fetch(model) if isinstance(model, str) and model.startswith(HUB) else model
-    trained = read_trained_model(None if folder is None else Path(folder))
+    trained = read_trained_model(None if folder is None else _path("model", folder))
     return Asker(trained, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
 
 
 @dataclass(frozen=True)
 class PatchAttention:
-    """Step one's attention to the patches of the clip with its centre at `centre_s`: `weights` sum to 1.
-
-    `preprocess` says how the frame was resized for CLIP.
-    """
+    """Step one's attention to the patches of the clip with its centre at `centre_s`: `weights` sum to 1."""
 
     centre_s: float
     weights: Float[np.ndarray, "rows columns"]
-    preprocess: Mapping[str, Any]
-
-    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The area that the patches cover in a frame of this size, in pixels: top, left, bottom, right.
-
-        It is smaller than the frame if CLIP got a centre crop, and larger if CLIP got a padded frame.
-        """
-        mode = self.preprocess.get("resize_mode", "shortest")
-        input_height, input_width = self.preprocess["size"]
-        if mode == "squash":
-            return 0.0, 0.0, float(height), float(width)
-        pick = max if mode == "longest" else min
-        scale = pick(height / input_height, width / input_width)
-        box_height = input_height * scale
-        box_width = input_width * scale
-        return (height - box_height) / 2, (width - box_width) / 2, (height + box_height) / 2, (width + box_width) / 2
 
 
 class Asker:
     """Answers queries with a trained model; `load` makes it. Several threads may share one."""
 
     def __init__(
-        self, trained: TrainedModel, *, weights: str | None, cache_dir: Path | None, device: str, workers: int | None
+        self,
+        trained: TrainedModel,
+        *,
+        weights: Path | str | None,
+        cache_dir: Path | str | None,
+        device: str,
+        workers: int | None,
     ):
         self.name = trained.name
         self._config = trained.config
         self._device = pick_device(device)
         self._model = trained.model().to(self._device)
-        self._preprocess = json.loads(trained.fingerprint.get("preprocess", "{}"))
+        self._preprocess = stored_preprocess(trained.fingerprint)
         self._feature_store = FeatureStore(
-            cache_dir or user_folder(),
+            user_folder() if cache_dir is None else _path("cache_dir", cache_dir),
             fingerprint=trained.fingerprint,
             model=trained.source.get("model") or "ViT-B-32",
-            weights=weights or _recorded_weights(trained),
+            weights=_recorded_weights(trained) if weights is None else str(weights),
             device=device,
             owner=trained.name,
             workers=workers,
@@ -103,20 +86,19 @@ class Asker:
         encoded. Raises VideoError for a file that is not a readable video, UsageError for a query without words,
         CacheError if the CLIP weights differ from those of the model.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
+        path = _path("video", video)
+        texts = list(queries) if isinstance(queries, Iterable) and not isinstance(queries, str) else [queries]
         check_queries(texts)
-        path = Path(video)
         features, name = self._feature_store.features(path, texts, progress=progress)
         query_rows = [_query_row(i, text, name, features) for i, text in enumerate(texts)]
         predictions = predict_split(
             self._model, query_rows, features, config=self._config, device=self._device, progress=progress
         )
-        duration_s = features.row(name).duration_s
         return [
             Answer(
                 query=query.query,
                 video=path,
-                duration_s=duration_s,
+                duration_s=query.duration_s,
                 moments=tuple(Moment(*window) for window in prediction.windows),
                 saliency=Saliency(1 / features.fps, prediction.saliency),
                 notes=_notes(query.query, features),
@@ -128,19 +110,27 @@ class Asker:
         """Step one's attention in the clips at these times, for one query; empty for a model without step one."""
         if not has_attention_maps(self._model):
             return []
-        features, name = self._feature_store.features(Path(video), [query])
+        features, name = self._feature_store.features(_path("video", video), [query])
         grid = features.grid(name)
-        centres_s = grid.centres_s()
-        attention = []
-        for second in times_s:
-            clip = min(int(second * features.fps), grid.clips - 1)
-            # The spatial encoder treats every frame independently, so one clip gives the same as the whole video.
-            window = WindowFeatures(features, range(clip, clip + 1))
-            batch = collate([Query(0, query, name, 1 / features.fps)], window, patches=True)
-            (maps,) = batch_attention_maps(self._model, batch)
-            weights = maps.share[0].reshape(features.patch_grid)
-            attention.append(PatchAttention(float(centres_s[clip]), weights, self._preprocess))
-        return attention
+        clips = [min(max(0, int(second * grid.fps)), grid.clips - 1) for second in times_s]
+        maps = clip_attention_maps(self._model, Query(0, query, name, grid.duration_s), clips, features)
+        weights = maps.share.reshape(len(clips), *features.patch_grid)
+        return [PatchAttention(float(second), map_) for second, map_ in zip(grid.centres_s()[clips], weights, strict=True)]
+
+    def visible_region(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The region of a frame of this size that the patches cover: (left, top, width, height) as shares of the frame.
+
+        It is smaller than the frame if CLIP gets a centre crop, and larger if CLIP gets a padded frame.
+        """
+        assert self._preprocess is not None  # the feature store refuses a model of other features
+        return visible_region(height, width, self._preprocess)
+
+
+def _path(name: str, value: Path | str) -> Path:
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is {value!r}, expected a path.") from error
 
 
 def _recorded_weights(trained: TrainedModel) -> str:
@@ -161,8 +151,8 @@ def _recorded_weights(trained: TrainedModel) -> str:
 def _query_row(number: int, text: str, name: str, features: CacheReader) -> Query:
     """The query as an annotation row. `rated_s` asks for the saliency of every clip, whatever its length."""
     grid = features.grid(name)
-    edges = [min(i / grid.fps, grid.duration_s) for i in range(grid.clips)] + [grid.duration_s]
-    return Query(number, text, name, grid.duration_s, rated_s=tuple(pairwise(edges)))
+    spans = clip_spans(grid.clips, grid.clip_s, grid.duration_s)
+    return Query(number, text, name, grid.duration_s, rated_s=spans)
 
 
 def _notes(query: str, features: CacheReader) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from costl.ask.model_card import model_card
 from costl.ask.trained_model import CARD, CLIP, CONFIG, FORMAT, MODEL, TrainedModel, read_trained_model
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.formats.files import publish, sync
+from costl.pipeline.formats.strict_json import read_json
 from costl.training.run_folder import newest_run, read_run
 
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
@@ -34,13 +35,24 @@ def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[st
     trained.model()  # raises CacheError here if the weights do not fit, and not later when somebody loads the export
     tensors = {name: tensor.contiguous() for name, tensor in trained.weights.items()}
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    clip, notes = _clip_reference(trained, with_clip=with_clip)
-    config = _config(trained, clip) | {"sha256": hashlib.sha256(weights).hexdigest()}
+    clip_weights, notes = _clip_weights(trained, with_clip=with_clip)
+    config = {
+        "model_type": "costl",
+        "library_name": "costl",
+        "format": FORMAT,
+        "config": trained.config.to_dict(),
+        "clip": {"model": trained.source.get("model"), "weights": clip_weights},
+        "fingerprint": dict(trained.fingerprint),
+        "fps": trained.fingerprint.get("fps"),
+        "patch_grid": list(trained.patch_grid),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
     with _complete_folder(folder) as temporary:
         publish(temporary / MODEL, weights)
         publish(temporary / CONFIG, (json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
         publish(temporary / CARD, model_card(config, read_metrics(source.folder)).encode())
-        if clip["weights"] == CLIP:
+        if clip_weights == CLIP:
             for name in CLIP_FILES:
                 publish(temporary / CLIP / name, (Path(trained.source["weights"]) / name).read_bytes())
     return notes
@@ -50,43 +62,23 @@ def read_metrics(run: Path) -> dict[str, Mapping[str, Any]]:
     """The metrics that `evaluate` wrote into a run, by split. Empty if the run was not evaluated."""
     metrics: dict[str, Mapping[str, Any]] = {}
     for path in sorted(run.glob("eval-*/metrics.json")):
-        split = path.parent.name.removeprefix("eval-")
         try:
-            metrics[split] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            metrics[path.parent.name.removeprefix("eval-")] = read_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise CacheError(f"{path}: damaged ({error}). Run costl evaluate again.") from error
     return metrics
 
 
-def _clip_reference(trained: TrainedModel, *, with_clip: bool) -> tuple[dict[str, str | None], list[str]]:
-    """The CLIP as config.json names it, without a path of this machine, and notes for the user."""
-    model = trained.source.get("model")
+def _clip_weights(trained: TrainedModel, *, with_clip: bool) -> tuple[str | None, list[str]]:
+    """The CLIP weights as config.json names them, without a path of this machine, and notes for the user."""
     weights = trained.source.get("weights", "")
     folder = Path(weights)
     if weights and not folder.is_absolute():
-        return {"model": model, "weights": weights}, []
+        return weights, []
     if with_clip and all((folder / name).is_file() for name in CLIP_FILES):
-        note = f"{folder} was copied to {CLIP}/. Check its licence before you share the export."
-        return {"model": model, "weights": CLIP}, [note]
-    note = f"The export does not contain the CLIP weights ({weights or 'path unknown'}). Give them when you load it."
-    return {"model": model, "weights": None}, [note]
-
-
-def _config(trained: TrainedModel, clip: Mapping[str, str | None]) -> dict[str, Any]:
-    """The content of config.json."""
-    return {
-        "model_type": "costl",
-        "library_name": "costl",
-        "format": FORMAT,
-        "config": trained.config.to_dict(),
-        "clip": clip,
-        "fingerprint": dict(trained.fingerprint),
-        "fps": trained.fingerprint.get("fps"),
-        "patch_grid": list(trained.patch_grid),
-        "clip_width": trained.encoder_width,
-        "word_width": trained.word_width,
-        "parameters": sum(tensor.numel() for tensor in trained.weights.values()),
-    }
+        return CLIP, [f"{folder} was copied to {CLIP}/. Check its licence before you share the export."]
+    path = weights or "path unknown"
+    return None, [f"The export does not contain the CLIP weights ({path}). Give them when you load it."]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from costl.ask.answer import Answer
@@ -14,12 +14,11 @@ from costl.pipeline.errors import UsageError
 from costl.plots.terminal_text import one_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt")
-SUBTITLES = ("srt", "vtt")
 
 
 def check_format(output_format: str, videos: Sequence[Path]) -> None:
     """Raises UsageError for subtitles of more than one video."""
-    if output_format in SUBTITLES and len(videos) > 1:
+    if output_format in ("srt", "vtt") and len(videos) > 1:
         raise UsageError(
             f"--format {output_format} is for one video, but there are {len(videos)}. "
             "Run the command once for each video, or use --format jsonl."
@@ -27,15 +26,22 @@ def check_format(output_format: str, videos: Sequence[Path]) -> None:
 
 
 def format_answers(answers: Sequence[Answer], output_format: str) -> str:
-    """The answers as one text in one of FORMATS, with a line break at the end. Subtitles need answers of one video."""
+    """The answers as one text in one of FORMATS, with a line break at the end. Subtitles need answers of one video.
+
+    Raises UsageError for an unknown format.
+    """
+    if output_format not in FORMATS:
+        raise UsageError(f"output_format is {output_format!r}, expected one of {', '.join(FORMATS)}.")
     if output_format == "table":
         return "\n\n".join(map(repr, answers)) + "\n"
+    if output_format == "csv":
+        return _csv(answers)
+    if output_format in ("srt", "vtt"):
+        return _subtitles(answers, output_format)
     rows = [answer.to_row() for answer in answers]
     if output_format == "json":
         return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if output_format == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    return {"csv": _csv, "srt": _srt, "vtt": _vtt}[output_format](answers)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def _csv(answers: Sequence[Answer]) -> str:
@@ -48,34 +54,23 @@ def _csv(answers: Sequence[Answer]) -> str:
     return text.getvalue()
 
 
-def _srt(answers: Sequence[Answer]) -> str:
-    # A query with "-->" in it would be read as the times of another cue.
-    cues = [
-        f"{number}\n{_timestamp(start, ',')} --> {_timestamp(end, ',')}\n{text.replace('-->', '→')}\n"
-        for number, (start, end, text) in enumerate(_cues(answers), start=1)
-    ]
-    return "\n".join(cues)
+def _subtitles(answers: Sequence[Answer], output_format: str) -> str:
+    """A cue for every moment, sorted by time. A cue lasts at least one millisecond."""
+    moments = [(m.start_s, m.end_s, m.score, answer.query) for answer in answers for m in answer.moments]
+    blocks = ["WEBVTT\n"] if output_format == "vtt" else []
+    for number, (start_s, end_s, score, query) in enumerate(sorted(moments), start=1):
+        start_ms = round(start_s * 1000)
+        end_ms = max(round(end_s * 1000), start_ms + 1)
+        times = f"{_timestamp(start_ms)} --> {_timestamp(end_ms)}"
+        text = f"{one_line(query)} ({score:.2f})"
+        if output_format == "vtt":
+            blocks.append(f"{times}\n{html.escape(text, quote=False)}\n")
+        else:
+            # A query with "-->" in it would be read as the times of another cue.
+            blocks.append(f"{number}\n{times.replace('.', ',')}\n{text.replace('-->', '→')}\n")
+    return "\n".join(blocks)
 
 
-def _vtt(answers: Sequence[Answer]) -> str:
-    cues = [
-        f"{_timestamp(start, '.')} --> {_timestamp(end, '.')}\n{html.escape(text, quote=False)}\n"
-        for start, end, text in _cues(answers)
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
-
-
-def _cues(answers: Iterable[Answer]) -> list[tuple[int, int, str]]:
-    """(start, end, text) of every moment, sorted by time, in milliseconds. A cue lasts at least one millisecond."""
-    cues = []
-    for answer in answers:
-        for m in answer.moments:
-            start_ms = round(m.start_s * 1000)
-            end_ms = max(round(m.end_s * 1000), start_ms + 1)
-            cues.append((start_ms, end_ms, m.score, answer.query))
-    return [(start, end, f"{one_line(query)} ({score:.2f})") for start, end, score, query in sorted(cues)]
-
-
-def _timestamp(milliseconds: int, decimal_point: str) -> str:
+def _timestamp(milliseconds: int) -> str:
     seconds, fraction = divmod(milliseconds, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{decimal_point}{fraction:03}"
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{fraction:03}"

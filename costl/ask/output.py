@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from costl.ask.answer import Answer
+from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
 from costl.ask.formats import format_answers
+from costl.ask.picture import draw_answers
 from costl.pipeline.errors import VideoError
 from costl.pipeline.formats.files import publish
 from costl.pipeline.preview.cut import cut
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.plots.answer import draw_answers
 from costl.plots.terminal_text import clock
 
 _LONGEST_NAME = 60  # bytes of the video's name and of the query in the name of a cut file
 
 
-@dataclass(frozen=True)
-class AskResult:
-    """The answers of all readable videos, and for every other video an error message in `failures`."""
-
-    answers: tuple[Answer, ...]
-    failures: tuple[str, ...]
-
-
 def ask_videos(
-    asker: Asker, videos: Sequence[Path], queries: Sequence[str], *, top: int, progress: ProgressCallback | None = None
-) -> AskResult:
-    """The `top` moments of every query in every video. A video that cannot be read becomes a failure."""
+    asker: Asker, videos: Sequence[Path], queries: Sequence[str], *, top: int, progress: ProgressCallback
+) -> tuple[list[Answer], list[str]]:
+    """The `top` moments of every query in every readable video, and an error message for every other video."""
     answers: list[Answer] = []
     failures: list[str] = []
     for number, video in enumerate(videos):
-        if progress and len(videos) > 1:
+        if len(videos) > 1:
             progress(Progress("ask", number, len(videos), video.name))
         try:
             answers += [answer.top(top) for answer in asker.ask(video, queries, progress=progress)]
         except VideoError as error:
             failures.append(str(error))
-    return AskResult(tuple(answers), tuple(failures))
+    return answers, failures
 
 
 def write_answers(
@@ -52,7 +44,7 @@ def write_answers(
     cut_folder: Path | None,
     picture: Path | None,
     print_text: Callable[[str], None],
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = lambda _: None,
 ) -> list[Path]:
     """Writes the text to the file `out`, or passes it to `print_text`. Cuts every moment into `cut_folder` and draws
     `picture`, unless they are None. Returns the files that it wrote. Raises CostlError if a file cannot be written.
@@ -72,38 +64,29 @@ def write_answers(
     return written
 
 
-def cut_moments(answers: Sequence[Answer], folder: Path, *, progress: ProgressCallback | None = None) -> list[Path]:
+def cut_moments(answers: Sequence[Answer], folder: Path, *, progress: ProgressCallback) -> list[Path]:
     """Writes every moment of the answers as an MP4 file, named after video, query, rank and start. Returns the files."""
     files = list(_moment_files(answers, folder))
-    for number, (answer, rank, path) in enumerate(files):
-        if progress:
-            progress(Progress("cut", number, len(files), path.name))
-        moment = answer.moments[rank]
+    for number, (answer, moment, path) in enumerate(files):
+        progress(Progress("cut", number, len(files), path.name))
         cut(answer.video, path, start_s=moment.start_s, end_s=moment.end_s)
     return [path for _, _, path in files]
 
 
-def _moment_files(answers: Sequence[Answer], folder: Path) -> Iterator[tuple[Answer, int, Path]]:
-    """(answer, index of the moment, file) of every moment. No two names differ only in upper and lower case."""
-    used: set[str] = set()
+def _moment_files(answers: Sequence[Answer], folder: Path) -> Iterator[tuple[Answer, Moment, Path]]:
+    """(answer, moment, file) of every moment. No two names differ only in upper and lower case."""
+    used: Counter[str] = Counter()
     for answer in answers:
-        for rank, moment in enumerate(answer.moments):
+        for rank, moment in enumerate(answer.moments, start=1):
             start = clock(moment.start_s).replace(":", "-")
-            stem = f"{_safe_name(answer.video.stem)}.{_safe_name(answer.query)}.{rank + 1}.{start}"
-            name = next(n for n in _numbered_names(stem) if n.casefold() not in used)
-            used.add(name.casefold())
-            yield answer, rank, folder / f"{name}.mp4"
-
-
-def _numbered_names(stem: str) -> Iterator[str]:
-    yield stem
-    number = 2
-    while True:
-        yield f"{stem}.{number}"
-        number += 1
+            name = f"{_safe_name(answer.video.stem)}.{_safe_name(answer.query)}.{rank}.{start}"
+            used[name] += 1
+            if used[name] > 1:
+                name += f".{used[name]}"
+            yield answer, moment, folder / f"{name}.mp4"
 
 
 def _safe_name(text: str) -> str:
-    """Letters and digits of any script, joined by hyphens: a name that is safe on every disk and in every shell."""
+    """Lower-case letters and digits of any script, joined by hyphens: safe on every disk and in every shell."""
     joined = re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
     return joined.encode()[:_LONGEST_NAME].decode(errors="ignore").strip("-") or "x"

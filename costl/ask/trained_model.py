@@ -15,6 +15,7 @@ from torch import Tensor
 
 from costl.config import Config, load_config
 from costl.model.build import Model, build_model
+from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.formats.strict_json import abbreviated, read_json
 from costl.training.checkpoint import (
@@ -45,21 +46,6 @@ class TrainedModel:
     patch_grid: tuple[int, int]
     source: Mapping[str, str]
 
-    @property
-    def word_width(self) -> int:
-        """Width of a word token. Raises CacheError if the weight that tells it is missing."""
-        return self._size_of("word_projection.project.1.weight", 1)
-
-    @property
-    def encoder_width(self) -> int:
-        """Width of a visual token. Raises CacheError if the weight that tells it is missing."""
-        return self._size_of(f"{_JOINT_PREFIX}norm_weight", 0)
-
-    def _size_of(self, name: str, axis: int) -> int:
-        if name not in self.weights or self.weights[name].ndim <= axis:
-            raise CacheError(f"{self.name}: no {name} among its weights. Export or train it again.")
-        return int(self.weights[name].shape[axis])
-
     def model(self) -> Model:
         """Builds the model in evaluation mode. Raises CacheError if the weights do not fit the settings."""
         joint = {
@@ -72,12 +58,12 @@ class TrainedModel:
         try:
             model = build_model(
                 self.config,
-                encoder_width=self.encoder_width,
-                word_width=self.word_width,
+                encoder_width=len(joint["norm_weight"]),
+                word_width=self.weights["word_projection.project.1.weight"].shape[1],
                 patch_grid=self.patch_grid,
                 joint=joint,
             )
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, IndexError, TypeError) as error:
             raise CacheError(
                 f"{self.name}: its weights do not fit its settings ({str(error).splitlines()[-1].strip()}). "
                 "Export or train it again."
@@ -105,35 +91,30 @@ def read_trained_model(folder: Path | None = None) -> TrainedModel:
 
 def _from_run(run: Run) -> TrainedModel:
     weights, _ = load_checkpoint(run.folder, "best")
-    patch_grid = run.patch_grid
-    source = run.source
-    if not patch_grid:  # a run of an earlier version records both only in its cache
-        features = open_cache(run)
-        patch_grid = features.patch_grid
-        source = features.source
+    # A run of an earlier version records the patch grid and CLIP only in its cache.
+    recorded: Run | CacheReader = run if run.patch_grid else open_cache(run)
+    rows, columns = recorded.patch_grid
     return TrainedModel(
         name=str(run.folder),
         config=run.resolved_config,
         weights=weights,
         fingerprint=run.fingerprint,
-        patch_grid=(patch_grid[0], patch_grid[1]),
-        source=source,
+        patch_grid=(rows, columns),
+        source=recorded.source,
     )
 
 
 def _from_export(folder: Path) -> TrainedModel:
     content = _read_config(folder / CONFIG)
-    weights = with_current_keys(_read_weights(folder / MODEL, content["sha256"]))
     source = {name: value for name, value in content["clip"].items() if isinstance(value, str)}
     if source.get("weights") == CLIP:
         source["weights"] = str(folder / CLIP)
-    rows, columns = content["patch_grid"]
     return TrainedModel(
         name=str(folder),
         config=content["config"],
-        weights=weights,
+        weights=with_current_keys(_read_weights(folder / MODEL, content["sha256"])),
         fingerprint=content["fingerprint"],
-        patch_grid=(rows, columns),
+        patch_grid=content["patch_grid"],
         source=source,
     )
 
@@ -147,20 +128,22 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path}: model type {content.get('model_type')!r} in format {content.get('format')!r}, expected 'costl' "
                 f"in format {FORMAT}. Give a folder that costl data export of this version wrote."
             )
-        content["patch_grid"] = [int(side) for side in content["patch_grid"]]
-        content["fingerprint"] = dict(content["fingerprint"])
-        content["clip"] = dict(content["clip"])
-        content["sha256"] = str(content["sha256"])
-        content["config"] = load_config(content["config"])
+        patch_grid = tuple(map(int, content["patch_grid"]))
+        if len(patch_grid) != 2:
+            raise CacheError(f"{path}: patch grid {patch_grid}, expected rows and columns. Export it again.")
+        return {
+            "patch_grid": patch_grid,
+            "fingerprint": dict(content["fingerprint"]),
+            "clip": dict(content["clip"]),
+            "sha256": content["sha256"],
+            "config": load_config(content["config"]),
+        }
     except CacheError:
         raise
     except CostlError as error:
         raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{path}: damaged ({abbreviated(error, 200)}). Export or fetch it again.") from error
-    if len(content["patch_grid"]) != 2:
-        raise CacheError(f"{path}: patch grid {content['patch_grid']}, expected rows and columns. Export it again.")
-    return dict(content)
 
 
 def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:

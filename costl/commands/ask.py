@@ -100,15 +100,15 @@ def _predict(
 
     asker = load(model_to_load(run, model), weights=weights, cache_dir=cache_dir, device=device)
     with ProgressBars(silent=quiet) as progress:
-        result = ask_videos(asker, videos, queries, top=top, progress=progress)
+        answers, failures = ask_videos(asker, videos, queries, top=top, progress=progress)
     # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
     with ProgressBars(silent=quiet) as progress:
         files = write_answers(
-            result.answers, output_format=output_format, print_text=_print_text, progress=progress, **outputs
+            answers, output_format=output_format, print_text=_print_text, progress=progress, **outputs
         )
-    failures = [f"failed: {reason}" for reason in result.failures]
+    failed = [f"failed: {reason}" for reason in failures]
     written = [f"Written: {path}" for path in files]
-    print_messages(*failures, *written)
+    print_messages(*failed, *written)
     return 1 if failures else 0
 
 
@@ -120,8 +120,6 @@ def _print_text(text: str) -> None:
 @click.option("--videos", type=FOLDER, help="A folder of videos to choose from.")
 @trained_model
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
-@click.option("--max-mb", type=click.IntRange(min=1), default=2048, show_default=True, help="Largest upload.")
-@click.option("--max-minutes", type=click.IntRange(min=1), default=180, show_default=True, help="Longest video.")
 def demo(run: Path | None, model: str | None, **options: Any) -> None:
     """Ask about videos in the browser.
 

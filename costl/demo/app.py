@@ -34,8 +34,6 @@ def demo(
     cache_dir: Path | None = None,
     device: str = "auto",
     port: int = 7860,
-    max_mb: int = 2048,
-    max_minutes: int = 180,
     on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serves the demo of a model (see `costl.load`) until it is interrupted. Calls `on_ready` with its address.
@@ -45,13 +43,12 @@ def demo(
     """
     gradio = import_gradio()
     asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
-    sessions = DemoSessions(asker, folder=videos, max_minutes=max_minutes)
+    sessions = DemoSessions(asker, folder=videos)
     import uvicorn
 
     with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _open_socket(port) as server_socket:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = build_app(gradio, sessions, max_mb=max_mb)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(build_app(gradio, sessions), log_level="warning"))
         on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
         server.run(sockets=[server_socket])
 
@@ -69,7 +66,7 @@ def import_gradio() -> Any:
     return gradio
 
 
-def build_app(gradio: Any, sessions: DemoSessions, *, max_mb: int) -> Any:
+def build_app(gradio: Any, sessions: DemoSessions) -> Any:
     """The FastAPI app. It serves the page, and each chosen video under a key that cannot be guessed."""
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
@@ -97,14 +94,11 @@ def build_app(gradio: Any, sessions: DemoSessions, *, max_mb: int) -> Any:
         _build_page(gradio, sessions),
         path="/",
         server_name=HOST,
-        max_file_size=max_mb * 1024 * 1024,
         footer_links=[],
-        allowed_paths=[],
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
         pwa=False,
-        show_error=True,
         # System fonts, because the default theme loads its fonts from Google.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=STYLE,
@@ -114,38 +108,38 @@ def build_app(gradio: Any, sessions: DemoSessions, *, max_mb: int) -> Any:
 def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
     names = sessions.video_names()
     with gradio.Blocks(title="CoSTL", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.HTML(
-            "<h1>Ask a video</h1><p>Describe something, and see when it happens in the video.</p>",
-            elem_id="costl-title",
+        gradio.Markdown(
+            "# Ask a video\n\nDescribe something, and see when it happens in the video.", elem_id="costl-title"
         )
         key = gradio.State("")
         with gradio.Row():
-            choice = gradio.Dropdown(
-                names, value=None, label="Video", elem_id="costl-choice", visible=bool(names), scale=1
-            )
-            upload = gradio.File(
-                label="or upload one" if names else "Upload a video", file_types=["video"], type="filepath",
-                elem_id="costl-upload", height=150, scale=1,
-            )  # fmt: skip
+            choice = gradio.Dropdown(names, value=None, label="Video", elem_id="costl-choice", visible=bool(names))
+            label = "or upload one" if names else "Upload a video"
+            upload = gradio.File(label=label, file_types=["video"], type="filepath", elem_id="costl-upload", height=150)
         player = gradio.HTML("", elem_id="costl-player")
         with gradio.Row(equal_height=True):
             query = gradio.Textbox(
-                label="What to look for", placeholder="a dog catches a ball", max_lines=1, max_length=500, scale=5,
+                label="What to look for",
+                placeholder="a dog catches a ball",
+                max_lines=1,
+                max_length=500,
+                scale=5,
                 elem_id="costl-query",
-            )  # fmt: skip
+            )
             ask = gradio.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="costl-ask")
         result = gradio.HTML("", elem_id="costl-result", js_on_load=SCRIPT)
-        components = {"key": key, "choice": choice, "upload": upload, "player": player, "query": query}
-        _connect_events(gradio, sessions, **components, ask=ask, result=result)
+        outputs = [key, player, result]
+        _connect_events(gradio, sessions, choice=choice, upload=upload, query=query, ask=ask, outputs=outputs)
     return page
 
 
-def _connect_events(gradio: Any, sessions: DemoSessions, **components: Any) -> None:
-    def choose_video(name: str | None, request: Any) -> tuple[str, str, str]:
-        sessions.drop_pending(request.session_hash)
-        return (*sessions.choose_video(name, None), "")
+def _connect_events(
+    gradio: Any, sessions: DemoSessions, *, choice: Any, upload: Any, query: Any, ask: Any, outputs: list[Any]
+) -> None:
+    """`outputs` are the key of the video, its player and the result."""
+    key, _, result = outputs
 
-    def choose_upload(upload: str | None, name: str | None, request: Any) -> tuple[str, str, str]:
+    def choose_video(name: str | None, upload: str | None, request: Any) -> tuple[str, str, str]:
         sessions.drop_pending(request.session_hash)
         return (*sessions.choose_video(name, upload), "")
 
@@ -154,22 +148,21 @@ def _connect_events(gradio: Any, sessions: DemoSessions, **components: Any) -> N
         return ""
 
     def answer(key: str, query: str, request: Any) -> Any:
-        answer_html = sessions.answer(request.session_hash, key, query or "")
-        return gradio.skip() if answer_html is None else answer_html
+        html = sessions.answer(request.session_hash, key, query or "")
+        return gradio.skip() if html is None else html
 
-    for handler in (choose_video, choose_upload, change_query, answer):
+    for handler in (choose_video, change_query, answer):
         # Gradio passes the request to an argument annotated with its own type, which is imported only at run time.
         handler.__annotations__["request"] = gradio.Request
-    outputs = [components["key"], components["player"], components["result"]]
     unqueued = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    components["choice"].change(choose_video, components["choice"], outputs, **unqueued)
-    components["upload"].change(choose_upload, [components["upload"], components["choice"]], outputs, **unqueued)
-    components["query"].input(change_query, None, components["result"], **unqueued)
+    choice.change(choose_video, [choice, gradio.State(None)], outputs, **unqueued)
+    upload.change(choose_video, [choice, upload], outputs, **unqueued)
+    query.input(change_query, None, result, **unqueued)
     gradio.on(
-        [components["ask"].click, components["query"].submit],
+        [ask.click, query.submit],
         answer,
-        [components["key"], components["query"]],
-        components["result"],
+        [key, query],
+        result,
         concurrency_limit=1,
         trigger_mode="multiple",
         api_visibility="private",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 _HEAT_COLOR = np.array([255.0, 96.0, 32.0])
 
@@ -11,30 +12,21 @@ _HEAT_COLOR = np.array([255.0, 96.0, 32.0])
 def overlay_heatmap(
     frame: UInt8[np.ndarray, "height width 3"],
     weights: Float[np.ndarray, "rows columns"],
-    box: tuple[float, float, float, float],
+    region: tuple[float, float, float, float],
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draws the weights of the patches over a frame. The largest weight gets the full colour.
 
-    `box` is the area that the patches cover, in pixels: top, left, bottom, right. The frame is darkened outside of it.
+    `region` is what the patches cover: (left, top, width, height) as shares of the frame. The rest of it is darkened.
     """
-    top, left, bottom, right = box
-    rows, columns = weights.shape
-    y = ((np.arange(frame.shape[0]) + 0.5 - top) / (bottom - top)) * rows - 0.5
-    x = ((np.arange(frame.shape[1]) + 0.5 - left) / (right - left)) * columns - 0.5
-    relative = weights / max(float(weights.max()), 1e-9)
-    heat = _interpolate_rows(_interpolate_rows(relative, y).T, x).T[..., None]
-    rows_inside = (y >= -0.5) & (y <= rows - 0.5)
-    columns_inside = (x >= -0.5) & (x <= columns - 0.5)
-    inside = (rows_inside[:, None] & columns_inside[None])[..., None]
-    opacity = 0.85 * np.sqrt(heat) * inside  # the square root makes small weights visible
-    dimmed = np.where(inside, 0.75, 0.35) * frame
-    return np.round(dimmed * (1 - opacity) + _HEAT_COLOR * opacity).astype(np.uint8)
-
-
-def _interpolate_rows(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Linear interpolation between the rows of `values` at fractional indices, with the first and last row outside."""
-    indices = np.clip(indices, 0, len(values) - 1)
-    low = np.minimum(indices.astype(int), max(0, len(values) - 2))
-    high = np.minimum(low + 1, len(values) - 1)
-    fraction = (indices - low)[:, None]
-    return values[low] * (1 - fraction) + values[high] * fraction
+    height, width = frame.shape[:2]
+    left, top, covered_width, covered_height = np.round(np.array(region) * [width, height, width, height]).astype(int)
+    relative = (weights / max(float(weights.max()), 1e-9)).astype(np.float32)
+    # The square root makes small weights visible.
+    heat = Image.fromarray(np.sqrt(relative)).resize((covered_width, covered_height), Image.Resampling.BILINEAR)
+    brightness = Image.new("F", (width, height), 0.35)
+    opacity = Image.new("F", (width, height))
+    brightness.paste(0.75, (left, top, left + covered_width, top + covered_height))
+    opacity.paste(heat, (left, top))
+    visible = 0.85 * np.asarray(opacity)[..., None]
+    dimmed = np.asarray(brightness)[..., None] * frame
+    return np.round(dimmed * (1 - visible) + _HEAT_COLOR * visible).astype(np.uint8)

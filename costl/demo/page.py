@@ -2,98 +2,36 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from costl.ask.answer import Answer
-from costl.plots.headless import load_matplotlib
-from costl.plots.terminal_text import clock, tick_step
-
-CURVE_WIDTH, CURVE_HEIGHT = 1000, 120  # units of the SVG
-@dataclass(frozen=True)
-class MomentPicture:
-    """A frame of a moment under a heatmap of the patches: `pixels` are uint8 RGB, `time_s` is the time of the frame."""
-
-    time_s: float
-    pixels: UInt8[np.ndarray, "height width 3"]
+from costl.ask.answer import Answer, clip_spans
+from costl.plots.pages import curve_points, load_templates
 
 
-def answer_html(answer: Answer, *, key: str, pictures: Sequence[MomentPicture]) -> str:
-    """The HTML of an answer. `key` is the key of its video. `pictures` holds one picture for each moment, or nothing."""
-    title = html.escape(answer.query)
-    buttons = "".join(
-        f'<button class="moment" data-start="{m.start_s:.3f}" data-rank="{rank}">'
-        f'<b>{clock(m.start_s)} – {clock(m.end_s)}</b><span class="score">'
-        f'<i style="width:{max(2.0, 100 * m.score):.0f}%"></i></span><small>{m.score:.2f}</small></button>'
-        for rank, m in enumerate(answer.moments)
-    )
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in answer.notes)
-    figures = "".join(_figure(rank, picture) for rank, picture in enumerate(pictures))
-    return (
-        f'<section class="answer" data-query="{html.escape(answer.query, quote=True)}" data-video="{html.escape(key)}">'
-        f"<h3>{title}</h3>{_curve(answer)}{notes}"
-        f'<div class="results"><div class="moments">{buttons}</div><div class="heatmaps">{figures}</div></div></section>'
-    )
+def answer_html(answer: Answer, *, key: str, pictures: Sequence[tuple[float, bytes]]) -> str:
+    """The HTML of an answer. `key` is the key of its video.
+
+    `pictures` holds the time in seconds and the PNG of one picture for each moment, or nothing.
+    """
+    scores = answer.saliency.scores
+    spans = clip_spans(len(scores), answer.saliency.clip_s, answer.duration_s)
+    points = curve_points([sum(span) / 2 for span in spans], scores)
+    return _macros().answer(answer, key, points, pictures)
 
 
 def player_html(key: str, name: str) -> str:
     """The HTML of the video player."""
-    label = html.escape(name, quote=True)
-    return (
-        f'<video controls playsinline preload="metadata" data-video="{html.escape(key)}" aria-label="{label}" '
-        f'src="videos/{html.escape(key)}"></video>'
-    )
+    return _macros().player(key, name)
 
 
 def error_html(message: str) -> str:
     """The HTML of an error message."""
-    return f'<p class="problem" role="alert">{html.escape(message)}</p>'
+    return _macros().problem(message)
 
 
-def _curve(answer: Answer) -> str:
-    """The saliency over time as SVG, with the moments marked. A click on it jumps to that time."""
-    scores = np.array(answer.saliency.scores)
-    scaled = (scores - scores.min()) / (np.ptp(scores) or 1.0)
-    per_s = CURVE_WIDTH / answer.duration_s
-    centres = np.minimum((np.arange(len(scores)) + 0.5) * answer.saliency.clip_s, answer.duration_s) * per_s
-    heights = CURVE_HEIGHT - 8 - (CURVE_HEIGHT - 20) * scaled
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(centres, heights, strict=True))
-    marks = "".join(
-        f'<rect class="mark" data-rank="{rank}" x="{m.start_s * per_s:.1f}" y="0" height="{CURVE_HEIGHT}" '
-        f'width="{max(2.0, (m.end_s - m.start_s) * per_s):.1f}"/>'
-        for rank, m in enumerate(answer.moments)
-    )
-    ticks = np.arange(0, answer.duration_s + 1e-6, tick_step(answer.duration_s, most=6))
-    labels = "".join(f'<span style="left:{100 * t / answer.duration_s:.2f}%">{clock(t)}</span>' for t in ticks)
-    return (
-        f'<div class="curve" data-duration="{answer.duration_s:.3f}"><svg viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" '
-        f'preserveAspectRatio="none" role="img" aria-label="saliency over time">{marks}'
-        f'<polyline points="{line}"/></svg><div class="head"></div><div class="ticks">{labels}</div></div>'
-    )
-
-
-def _figure(rank: int, picture: MomentPicture) -> str:
-    time = clock(picture.time_s)
-    return (
-        f'<figure class="heatmap" data-rank="{rank}" hidden><img alt="where the model looked at {time}" '
-        f'src="data:image/png;base64,{_png(picture.pixels)}"><figcaption>Where the model looked at {time}</figcaption>'
-        "</figure>"
-    )
-
-
-def _png(pixels: np.ndarray) -> str:
-    load_matplotlib()
-    from matplotlib.image import imsave
-
-    file = io.BytesIO()
-    imsave(file, pixels, format="png")
-    return base64.b64encode(file.getvalue()).decode()
+def _macros() -> Any:
+    return load_templates("costl.demo").get_template("demo.html").module
 
 
 STYLE = """

@@ -17,7 +17,6 @@ def load_matplotlib() -> None:
         try:
             # matplotlib chooses its folders and lists the fonts once, when it is imported.
             import matplotlib.backends.backend_agg
-            import matplotlib.figure
             import matplotlib.font_manager  # noqa: F401
         finally:
             del os.environ["MPLCONFIGDIR"]

@@ -1,157 +1,176 @@
-"""Draws the predictions of a run next to the truth, as a PNG."""
+"""Draws queries as panels of a PNG: the text, true and predicted moments over time, and the saliency of every clip."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from costl.data.annotations import Prediction, Query
+from costl.data.annotations import RATED_CLIP_S, Prediction, Query
 from costl.metrics.moments import interval_iou
-from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.plots.headless import load_matplotlib
-from costl.plots.style import GREY, PREDICTION, TRUTH, WIDTH, printable
-from costl.plots.terminal_text import clock
+from costl.plots.style import GREY, PREDICTION, STYLE, TICKS, TRUTH, WIDTH, printable, to_png
+from costl.plots.terminal_text import clock, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_DRAWN = 40
-MOMENTS_DRAWN = 3
 
 # The layout in inches. All positions are computed from it, so that nothing overlaps.
 LEFT, RIGHT = 0.75, 1.15
 PICTURE = 2.0  # added to the width for a picture next to each panel
-HEADER, LINE, ROW, CURVE, TICKS, GAP = 0.6, 0.21, 0.22, 0.62, 0.25, 0.22
-LINE_CHARACTERS = 92
-TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+HEADER, LINE, FRAMES, ROW, CURVE, GAP = 0.6, 0.21, 0.62, 0.22, 0.62, 0.47
+SCORE, IOU = 1.055, 1.113  # columns of numbers, in widths of the axes
+FRAMES_ASPECT = (WIDTH - LEFT - RIGHT) / FRAMES
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A query, its prediction and how many of its moments are drawn, with optional images (uint8 [height width 3]).
+
+    `frames` fill the time axis above the moments. `picture` is drawn next to the panel.
+    """
+
+    query: Query
+    answer: Prediction
+    moments: int = 3
+    frames: Sequence[np.ndarray] = ()
+    picture: np.ndarray | None = None
+
+    @property
+    def rows(self) -> list[tuple[str, Sequence[tuple[float, ...]]]]:
+        """The rows of bars from top to bottom, each with its name: one row for the truth, and one for each moment."""
+        best = sorted(self.answer.windows, key=lambda moment: -moment[2])[: self.moments]
+        truth = [("truth", self.query.windows)] if self.query.windows else []
+        return [*truth, *((f"moment {rank}", (moment,)) for rank, moment in enumerate(best, start=1))]
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether a saliency is predicted or annotated."""
+        return bool(self.query.clip_ids or self.answer.saliency)
+
+    @property
+    def height(self) -> float:
+        """The height in inches."""
+        lines = len(_wrapped(self.query.query)) + 1
+        frames = FRAMES if self.frames else 0
+        return LINE * lines + frames + ROW * len(self.rows) + CURVE * self.has_curve + GAP
 
 
 def draw_predictions(
     path: Path,
     items: Sequence[tuple[Query, Prediction]],
     *,
-    title: str = "",
-    clip_s: float = 2.0,
-    pictures: Mapping[int | str, np.ndarray] | None = None,
+    title: str,
+    pictures: Mapping[int | str, np.ndarray],
 ) -> None:
-    """Draws a panel per query: its text, the true windows, the best moments with score and IoU, and both saliencies.
+    """Writes a PNG with a panel for each query. `pictures` (uint8 [height width 3], by qid) are drawn next to the panels.
 
-    The predicted saliency is scaled to its own range in the video. The true saliency is the mean over the annotators.
-    Ratings are for clips of `clip_s` seconds, or for the query's own rated windows. `pictures` (uint8 [height width 3], by
-    qid) are drawn next to the panels. At most forty items are drawn. Raises UsageError if there is no item, CostlError if
-    the file cannot be written.
+    Raises CostlError if the file cannot be written.
     """
-    if not items:
-        raise UsageError(f"{path}: no prediction to draw, expected at least one.")
-    # Imported here, because drawing is optional. Figure and Agg are used directly, because pyplot has global state.
+    panels = [Panel(query, answer, picture=pictures.get(query.qid)) for query, answer in items]
+    publish(path, draw_panels(panels, title=title))
+
+
+def draw_panels(panels: Sequence[Panel], *, title: str = "") -> bytes:
+    """A PNG with the first forty panels, one below the other, under a header if there is a title.
+
+    A panel shows the text of the query, the true windows, the best moments with score and IoU, and both saliencies. The
+    predicted saliency is scaled to its own range in the video. The true saliency is the mean over the annotators.
+    """
     load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    pictures = pictures or {}
-    panels = [(query, answer, _wrapped(query.query)) for query, answer in items[:MOST_DRAWN]]
-    height = HEADER + sum(_panel_height(*panel) for panel in panels)
-    figure = Figure(figsize=(WIDTH + (PICTURE if pictures else 0), height), dpi=130, facecolor="white")
-    _draw_header(figure, title)
-    top = HEADER
-    for query, answer, lines in panels:
-        _draw_panel(figure, top, query, answer, lines, clip_s)
-        if query.qid in pictures:
-            _draw_picture(figure, top, _panel_height(query, answer, lines) - GAP, pictures[query.qid])
-        top += _panel_height(query, answer, lines)
-    image = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(image)
-    publish(path, image.getvalue())
+    panels = panels[:MOST_DRAWN]
+    top = HEADER if title else LINE
+    width = WIDTH + (PICTURE if any(panel.picture is not None for panel in panels) else 0)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, top + sum(panel.height for panel in panels)))
+        if title:
+            _draw_header(figure, title)
+        for panel in panels:
+            _draw_panel(figure, top, panel)
+            top += panel.height
+        return to_png(figure)
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(printable(text), LINE_CHARACTERS, max_lines=3, placeholder=" ...") or [""]
-
-
-def _panel_height(query: Query, answer: Prediction, lines: Sequence[str]) -> float:
-    curve = CURVE if query.clip_ids or answer.saliency else 0.0
-    return LINE * (len(lines) + 1) + ROW * len(_rows(query, answer)) + curve + TICKS + GAP
-
-
-def _rows(query: Query, answer: Prediction) -> list[tuple[str, tuple[tuple[float, ...], ...]]]:
-    """The rows of bars in a panel, from top to bottom: one row for the truth, and one for each moment."""
-    best = sorted(answer.windows, key=lambda moment: -moment[2])[:MOMENTS_DRAWN]
-    truth = [("truth", query.windows)] if query.windows else []
-    return [*truth, *((f"moment {rank}", (moment,)) for rank, moment in enumerate(best, start=1))]
+    return textwrap.wrap(printable(text), 92, max_lines=3, placeholder=" ...") or [""]
 
 
 def _draw_header(figure: Figure, title: str) -> None:
     from matplotlib.patches import Patch
 
-    height = figure.get_figheight()
-    y = 1 - 0.3 / height
-    figure.text(
-        LEFT / figure.get_figwidth(), y, printable(title), size=13, weight="bold", va="center", parse_math=False
-    )
+    _draw_text(figure, HEADER / 2, printable(title), size=13, weight="bold")
     handles = [Patch(color=TRUTH, label="truth"), Patch(color=PREDICTION, label="prediction")]
-    anchor = ((WIDTH - RIGHT) / figure.get_figwidth(), y)
+    anchor = ((WIDTH - RIGHT) / figure.get_figwidth(), 1 - HEADER / 2 / figure.get_figheight())
     figure.legend(handles=handles, loc="center right", bbox_to_anchor=anchor, ncols=2, frameon=False, fontsize=9)
 
 
-def _draw_panel(
-    figure: Figure, top: float, query: Query, answer: Prediction, lines: Sequence[str], clip_s: float
-) -> None:
-    for line in lines:
-        _draw_text(figure, top, line, size=10.5, color="black")
+def _draw_panel(figure: Figure, top: float, panel: Panel) -> None:
+    query = panel.query
+    if panel.picture is not None:
+        picture_axes = _add_axes(figure, top, panel.height - GAP, left=WIDTH, width=PICTURE - 0.2, anchor="NW")
+        picture_axes.imshow(panel.picture)
+        picture_axes.set_axis_off()
+    for line in _wrapped(query.query):
+        _draw_text(figure, top + LINE / 2, line, size=10.5)
         top += LINE
     # If only clips are rated, as in TVSum, no moment is expected.
-    missing = "" if answer.windows or (answer.saliency and not query.windows) else " · no moment predicted"
-    _draw_text(figure, top, printable(f"{query.vid} · {clock(query.duration_s)}{missing}"), size=8, color=GREY)
+    missing = "" if panel.answer.windows or (panel.answer.saliency and not query.windows) else " · no moment predicted"
+    facts = printable(f"{query.vid} · {clock(query.duration_s)}{missing}")
+    _draw_text(figure, top + LINE / 2, facts, size=8, color=GREY)
     top += LINE
-    rows = _rows(query, answer)
-    has_curve = bool(query.clip_ids or answer.saliency)
-    if rows:
-        bars = _axes(figure, top, ROW * len(rows), query.duration_s, ticks=not has_curve)
-        _draw_bars(bars, rows, query)
-    if has_curve:
-        _draw_curves(_axes(figure, top + ROW * len(rows), CURVE, query.duration_s, ticks=True), query, answer, clip_s)
+    if panel.frames:
+        _draw_frames(_time_axes(figure, top, FRAMES, query.duration_s), panel.frames, query.duration_s)
+        top += FRAMES
+    if panel.rows:
+        height = ROW * len(panel.rows)
+        _draw_bars(_time_axes(figure, top, height, query.duration_s, labels=not panel.has_curve), panel.rows, query)
+        top += height
+    if panel.has_curve:
+        _draw_curves(_time_axes(figure, top, CURVE, query.duration_s, labels=True), query, panel.answer)
 
 
-def _draw_text(figure: Figure, top: float, text: str, *, size: float, color: str) -> None:
-    y = 1 - (top + LINE / 2) / figure.get_figheight()
-    figure.text(LEFT / figure.get_figwidth(), y, text, size=size, color=color, va="center", parse_math=False)
+def _draw_text(figure: Figure, middle: float, text: str, **style: Any) -> None:
+    """A line of text; `middle` is its distance from the top in inches."""
+    y = 1 - middle / figure.get_figheight()
+    figure.text(LEFT / figure.get_figwidth(), y, text, va="center", parse_math=False, **style)
 
 
-def _draw_picture(figure: Figure, top: float, height: float, picture: np.ndarray) -> None:
-    page_height = figure.get_figheight()
-    page_width = figure.get_figwidth()
+def _add_axes(figure: Figure, top: float, height: float, *, left: float, width: float, **options: Any) -> Axes:
+    """Axes at a distance from the top and the left, all in inches."""
+    page_width, page_height = figure.get_size_inches()
     bottom = 1 - (top + height) / page_height
-    box = (WIDTH / page_width, bottom, (PICTURE - 0.2) / page_width, height / page_height)
-    axes = figure.add_axes(box, anchor="NW")
-    axes.imshow(picture)
-    axes.set_axis_off()
+    return figure.add_axes((left / page_width, bottom, width / page_width, height / page_height), **options)
 
 
-def _axes(figure: Figure, top: float, height: float, duration_s: float, *, ticks: bool) -> Axes:
-    page_height = figure.get_figheight()
-    page_width = figure.get_figwidth()
-    bottom = 1 - (top + height) / page_height
-    box = (LEFT / page_width, bottom, (WIDTH - LEFT - RIGHT) / page_width, height / page_height)
-    axes = figure.add_axes(box, xlim=(0, duration_s))
-    step_s = next((step for step in TICK_STEPS_S if duration_s / step <= 10), duration_s)
-    ticks_s = np.arange(0, duration_s + 1e-6, step_s)
-    axes.set_xticks(ticks_s, [clock(second) for second in ticks_s] if ticks else [""] * len(ticks_s))
-    axes.tick_params(axis="both", length=0, labelsize=8, labelcolor=GREY)
-    axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_color("#d1d5db")
+def _time_axes(figure: Figure, top: float, height: float, duration_s: float, *, labels: bool = False) -> Axes:
+    axes = _add_axes(figure, top, height, left=LEFT, width=WIDTH - LEFT - RIGHT, xlim=(0, duration_s))
+    ticks_s = ticks(duration_s)
+    axes.set_xticks(ticks_s, [clock(second) for second in ticks_s])
+    axes.tick_params(labelbottom=labels, **TICKS)
+    axes.grid(visible=False, axis="y")
     return axes
 
 
-def _draw_bars(axes: Axes, rows: Sequence[tuple[str, tuple[tuple[float, ...], ...]]], query: Query) -> None:
+def _draw_frames(axes: Axes, frames: Sequence[np.ndarray], duration_s: float) -> None:
+    step_s = duration_s / len(frames)
+    for i, frame in enumerate(frames):
+        axes.imshow(frame, extent=(i * step_s, (i + 1) * step_s, 0, 1), aspect="auto", interpolation="antialiased")
+    axes.set(xlim=(0, duration_s), ylim=(0, 1), yticks=[])
+    axes.grid(visible=False)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[tuple[str, Sequence[tuple[float, ...]]]], query: Query) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     for y, (name, windows) in enumerate(rows):
@@ -160,48 +179,37 @@ def _draw_bars(axes: Axes, rows: Sequence[tuple[str, tuple[tuple[float, ...], ..
         opacity = 1.0 if name in ("truth", "moment 1") else 0.45
         axes.broken_barh(spans, (y - 0.34, 0.68), color=color, alpha=opacity, linewidth=0)
         if name != "truth":
-            _write_in_column(axes, y, f"{windows[0][2]:.2f}", column=0)
+            _write_column(axes, y, f"{windows[0][2]:.2f}", x=SCORE)
             if query.windows:
                 iou = interval_iou(np.array(windows[0][:2]), np.array(query.windows))
-                _write_in_column(axes, y, f"{np.nanmax(iou):.2f}", column=1)
+                _write_column(axes, y, f"{np.nanmax(iou):.2f}", x=IOU)
     if rows[-1][0] != "truth":
-        _write_in_column(axes, -1, "score", column=0)
-        _write_in_column(axes, -1, "IoU" if query.windows else "", column=1)
+        _write_column(axes, -1, "score", x=SCORE)
+        _write_column(axes, -1, "IoU" if query.windows else "", x=IOU)
 
 
-def _write_in_column(axes: Axes, y: float, text: str, *, column: int) -> None:
-    axes.annotate(
-        text,
-        xy=(1, y),
-        xycoords=("axes fraction", "data"),
-        xytext=(32 + 34 * column, 0),  # to the right of the axes
-        textcoords="offset points",
-        size=8,
-        color=GREY if y < 0 else "black",
-        ha="right",
-        va="center",
-    )
+def _write_column(axes: Axes, y: float, text: str, *, x: float) -> None:
+    """Writes to the right of the axes, in line with the bars at `y`."""
+    color = GREY if y < 0 else "black"
+    axes.text(x, y, text, transform=axes.get_yaxis_transform(), size=8, color=color, ha="right", va="center")
 
 
-def _draw_curves(axes: Axes, query: Query, answer: Prediction, clip_s: float) -> None:
+def _draw_curves(axes: Axes, query: Query, answer: Prediction) -> None:
     axes.set_ylim(-0.06, 1.12)
     axes.set_yticks([0.5], ["saliency"])
     if query.clip_ids:
-        _draw_ratings(axes, query, clip_s)
+        _draw_ratings(axes, query)
     if answer.saliency:
         scores = np.array(answer.saliency)
         scaled = (scores - scores.min()) / (np.ptp(scores) or 1.0)
-        centres = (np.arange(len(scores)) + 0.5) * query.duration_s / len(scores)
-        if len(query.rated_s) == len(scores):
-            centres = np.mean(query.rated_s, axis=1)
-        order = np.argsort(centres, kind="stable")
-        axes.plot(centres[order], scaled[order], color=PREDICTION, linewidth=1.6)
+        centres_s = rated_spans(query, len(scores)).mean(axis=1)
+        order = np.argsort(centres_s, kind="stable")
+        axes.plot(centres_s[order], scaled[order], color=PREDICTION, linewidth=1.6)
 
 
-def _draw_ratings(axes: Axes, query: Query, clip_s: float) -> None:
+def _draw_ratings(axes: Axes, query: Query) -> None:
     """Draws the mean rating as steps. Where rated windows overlap, it draws the mean over them."""
-    windows = np.array(query.rated_s) if query.rated_s else _clips(max(query.clip_ids) + 1, clip_s)
-    windows = np.minimum(windows, query.duration_s)
+    windows = rated_spans(query, max(query.clip_ids) + 1)
     means = np.zeros(len(windows))
     means[list(query.clip_ids)] = np.mean(query.saliency, axis=1)
     edges = np.unique(windows)
@@ -213,5 +221,9 @@ def _draw_ratings(axes: Axes, query: Query, clip_s: float) -> None:
     axes.stairs(heights / max(4.0, heights.max()), edges, fill=True, color=TRUTH, alpha=0.3)
 
 
-def _clips(count: int, clip_s: float) -> np.ndarray:
-    return np.arange(count)[:, None] * clip_s + np.array([0.0, clip_s])
+def rated_spans(query: Query, count: int) -> np.ndarray:
+    """[start, end) in seconds [count 2] of `count` rated clips: as annotated, or else consecutive clips of two seconds."""
+    if len(query.rated_s) >= count:
+        return np.array(query.rated_s)[:count]
+    starts_s = np.arange(count)[:, None] * RATED_CLIP_S
+    return np.minimum(starts_s + np.array([0.0, RATED_CLIP_S]), query.duration_s)

@@ -1,4 +1,4 @@
-"""Times, scores and queries as text for terminals and plots."""
+"""Times, scores and queries as text for terminals, plots and pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import pairwise
 _BAR, _CURVE = 20, 60  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
+_TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 
 
 def clock(second: float) -> str:
@@ -25,9 +26,9 @@ def one_line(text: str) -> str:
     return " ".join("".join(printable).split())
 
 
-def sparkline(scores: Sequence[float], width: int = _CURVE) -> str:
-    """The scores as blocks of eight heights, scaled to their range. More than `width` scores are averaged."""
-    columns = min(width, len(scores))
+def sparkline(scores: Sequence[float]) -> str:
+    """The scores as blocks of eight heights, scaled to their range. More than sixty scores are averaged."""
+    columns = min(_CURVE, len(scores))
     edges = [round(i * len(scores) / columns) for i in range(columns + 1)]
     means = [sum(scores[a:b]) / (b - a) for a, b in pairwise(edges)]
     low = min(means)
@@ -41,7 +42,7 @@ def bar(score: float) -> str:
     return _EIGHTHS[8] * full_blocks + _EIGHTHS[eighths].strip()
 
 
-def tick_step(duration_s: float, most: int = 10) -> float:
-    """The smallest round step in seconds that gives a time axis at most `most` ticks."""
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
-    return next((step for step in steps if duration_s / step <= most), math.ceil(duration_s / most))
+def ticks(duration_s: float, most: int = 10) -> list[float]:
+    """The ticks of a time axis in seconds, from 0 to `duration_s` in the smallest round step that gives at most `most`."""
+    step_s = next((step for step in _TICK_STEPS_S if duration_s / step <= most), math.ceil(duration_s / most))
+    return [i * step_s for i in range(int(duration_s / step_s + 1e-6) + 1)]

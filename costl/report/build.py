@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from costl.data.annotations import Prediction, Query
 from costl.data.queries import data_notes, read_queries
 from costl.experiments.scored_runs import metrics_and_predictions
 from costl.model.build import Model
+from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
-from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.formats.strict_json import read_json
+from costl.pipeline.preview.thumbnails import Thumbnail
+from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
 from costl.predict.loaded_run import load_model
-from costl.report.page import Page, to_html
-from costl.report.pictures import ReportPictures, clips_to_show
+from costl.report.page import to_html
+from costl.report.pictures import Clip, clips_to_show, read_thumbnails
 from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
-from costl.training.run_folder import Run, newest_run, open_cache, read_run
+from costl.report.training import read_curves
+from costl.training.run_folder import newest_run, open_cache, read_run
 
-DETAILED_QUERIES = 40
+SELECTION_SPLITS = {"val": "validation", "test": "the test split, which selected the epoch"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def report(
     split: str = "test",
     out: Path | None = None,
     videos: Path | None = None,
-    detailed: int = DETAILED_QUERIES,
+    detailed: int = 40,
     cache: Path | None = None,
     device: str = "auto",
     progress: ProgressCallback | None = None,
@@ -80,123 +82,62 @@ def report(
     metrics, predictions = metrics_and_predictions(
         trained, split, cache=features.path, device=device, progress=report_progress
     )
-    rows, notes = _training_rows(trained.folder / "metrics.jsonl")
-    pictures = ReportPictures(features, videos)
-    items = _with_pictures(_items(queries, predictions, detailed), pictures, trained, device, report_progress)
-    notes += [str(metrics["legacy"])] if "legacy" in metrics else []
-    notes += [*pictures.notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
-    page = Page(
-        run=trained.folder.resolve().name,
-        split=split,
-        numbers={name: value for name, value in metrics["brief"].items() if value is not None},
-        intervals=metrics.get("intervals", {}),
-        notes=notes,
-        rows=rows,
-        select=trained.config.train.select,
-        best_epoch=_best_epoch(trained.folder, rows),
-        items=items,
-        pictures=pictures.thumbnails,
-        patch_grid=features.patch_grid,
-    )
-    path = out or trained.folder / f"report-{split}.html"
-    content = to_html(page)
-    publish(path, content)
-    return Report(
-        path,
-        size_bytes=len(content),
-        queries=len(items),
-        detailed=sum(item.detailed for item in items),
-        pictures=len(pictures.thumbnails),
-        notes=tuple(notes),
-    )
-
-
-def _training_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The readable rows of metrics.jsonl, and a note about the others."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return [], [f"{path}: cannot be read, so the report has no training curves."]
-    rows = []
-    damaged = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(_checked_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            damaged.append(number)
-    rows.sort(key=lambda row: row["epoch"])
-    if not damaged:
-        return rows, []
-    which = f"line{'s' if len(damaged) > 1 else ''} {', '.join(map(str, damaged[:5]))}"
-    return rows, [f"{path.name}: {which} cannot be read, so the training curves lack {len(damaged)} epochs."]
-
-
-def _checked_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of an epoch. Raises ValueError or TypeError for a value that is not a finite number."""
-    checked: dict[str, Any] = {"epoch": int(row["epoch"])}
-    if "learning_rate" in row:
-        checked["learning_rate"] = _finite(row["learning_rate"])
-    for kind in ("losses", "val", "test"):
-        numbers = {name: _finite(value) for name, value in row.get(kind, {}).items()}
-        if numbers:
-            checked[kind] = numbers
-    return checked
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not abs(number) < float("inf"):
-        raise ValueError(f"{value!r} is not finite")
-    return number
-
-
-def _best_epoch(folder: Path, rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """The epoch of the run's weights; None for an unfinished run, which has no summary.json."""
-    try:
-        best = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["best_epoch"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return best if any(row["epoch"] == best for row in rows) else None
-
-
-def _items(queries: Sequence[Query], predictions: Sequence[Prediction], detailed: int) -> list[Item]:
     # The prediction for a video without features has empty lists.
     answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
     items = worst_first([Item(query, answers.get(query.qid)) for query in queries])
-    detailed_indices = choose_detailed(items, detailed)
-    return [replace(item, detailed=index in detailed_indices) for index, item in enumerate(items)]
-
-
-def _with_pictures(
-    items: Sequence[Item], pictures: ReportPictures, run: Run, device: str, report_progress: ProgressCallback
-) -> list[Item]:
-    """The items; the detailed ones get pictures and attention maps, if the videos are available."""
-    detailed = [item for item in items if item.detailed]
-    if not pictures.available or not detailed:
-        return list(items)
-    model = load_model(run, pictures.features, device=pick_device(device))
-    by_item: dict[int, tuple[ClipPicture, ...]] = {}
-    for done, item in enumerate(sorted(detailed, key=lambda item: item.query.vid), start=1):
-        by_item[id(item)] = _clip_pictures(item, pictures, model)
-        report_progress(Progress("pictures", done, len(detailed), item.query.vid))
-    return [replace(item, pictures=by_item.get(id(item), ())) for item in items]
-
-
-def _clip_pictures(item: Item, pictures: ReportPictures, model: Model) -> tuple[ClipPicture, ...]:
-    features = pictures.features
-    query = item.query
-    labels = clips_to_show(item.windows, query, features)
-    picture_ids = pictures.add(query.vid, list(labels))
-    if not picture_ids:
-        return ()
-    centres_s = features.grid(query.vid).centres_s()
-    with_maps = has_attention_maps(model)
-    return tuple(
-        ClipPicture(
-            picture_id=picture_ids[clip],
-            label=label,
-            centre_s=float(centres_s[clip]),
-            maps=clip_attention_maps(model, query, [clip], features) if with_maps else None,
-        )
-        for clip, label in labels.items()
+    clips = {i: clips_to_show(items[i].windows, items[i].query, features) for i in choose_detailed(items, detailed)}
+    wanted = [(items[i].query.vid, clip) for i, labels in clips.items() for clip in labels]
+    thumbnails, picture_notes = read_thumbnails(wanted, features, videos, report_progress)
+    model = load_model(trained, features, device=pick_device(device)) if thumbnails else None
+    for i, labels in clips.items():
+        items[i] = _detailed(items[i], labels, thumbnails, features, model)
+    select_on = trained.config.train.select_on
+    curves, notes = read_curves(trained.folder / "metrics.jsonl", select_on)
+    notes += [str(metrics["legacy"])] if "legacy" in metrics else []
+    notes += [*picture_notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
+    content = to_html(
+        items=items,
+        numbers={name: value for name, value in metrics["brief"].items() if value is not None},
+        patch_grid=features.patch_grid,
+        run=trained.folder.resolve().name,
+        split=split,
+        notes=notes,
+        intervals=metrics.get("intervals", {}),
+        curves=curves,
+        selected=trained.config.train.select,
+        selection_split=SELECTION_SPLITS[select_on],
+        best_epoch=_best_epoch(trained.folder),
     )
+    path = out or trained.folder / f"report-{split}.html"
+    publish(path, content)
+    return Report(path, len(content), len(items), len(clips), len(thumbnails), tuple(notes))
+
+
+def _detailed(
+    item: Item,
+    labels: Mapping[int, str],
+    thumbnails: Mapping[Clip, Thumbnail],
+    features: CacheReader,
+    model: Model | None,
+) -> Item:
+    """The item with pictures of the labelled clips and their attention maps, as far as there are thumbnails and maps."""
+    video_id = item.query.vid
+    ids = {clip: f"p{number}" for number, clip in enumerate(thumbnails)}
+    centres_s = features.grid(video_id).centres_s()
+    pictures = tuple(
+        ClipPicture(ids[video_id, clip], thumbnails[video_id, clip], label, float(centres_s[clip]))
+        for clip, label in labels.items()
+        if (video_id, clip) in thumbnails
+    )
+    maps = None
+    if pictures and model is not None and has_attention_maps(model):
+        maps = clip_attention_maps(model, item.query, list(labels), features)
+    return replace(item, detailed=True, pictures=pictures, maps=maps)
+
+
+def _best_epoch(folder: Path) -> int | None:
+    """The epoch of the run's weights; None for an unfinished run, which has no summary.json."""
+    try:
+        return int(read_json((folder / "summary.json").read_text(encoding="utf-8"))["best_epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

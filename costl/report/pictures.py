@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,9 @@ from costl.data.annotations import Moment, Prediction, Query
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.preview.thumbnails import Thumbnail, Thumbnails
+from costl.pipeline.progress import Progress, ProgressCallback
+
+Clip = tuple[str, int]  # video, index of the clip in it
 
 
 def best_moment_frames(items: Sequence[tuple[Query, Prediction]], features: CacheReader) -> dict[int | str, np.ndarray]:
@@ -21,19 +23,17 @@ def best_moment_frames(items: Sequence[tuple[Query, Prediction]], features: Cach
 
     Queries without a predicted moment and queries about unreadable videos are left out.
     """
-    frames: dict[int | str, np.ndarray] = {}
-    try:
-        thumbnails = Thumbnails(features)
-    except UsageError:
-        return frames
+    clips: dict[int | str, Clip] = {}
     for query, answer in items:
         if answer.windows:
             start_s, end_s, _ = answer.windows[0]
-            clip = clip_at((start_s + end_s) / 2, query.vid, features)
-            with suppress(VideoError):  # the pictures are optional
-                (thumbnail,) = thumbnails.of_clips(query.vid, [clip])
-                frames[query.qid] = np.asarray(Image.open(io.BytesIO(thumbnail.jpeg)).convert("RGB"))
-    return frames
+            clips[query.qid] = query.vid, clip_at((start_s + end_s) / 2, query.vid, features)
+    thumbnails, _ = read_thumbnails(clips.values(), features)
+    return {
+        qid: np.asarray(Image.open(io.BytesIO(thumbnails[clip].jpeg)).convert("RGB"))
+        for qid, clip in clips.items()
+        if clip in thumbnails
+    }
 
 
 def clip_at(second: float, video_id: str, features: CacheReader) -> int:
@@ -50,9 +50,9 @@ def clips_to_show(moments: Sequence[Moment], query: Query, features: CacheReader
     """
     labelled_times: list[tuple[float, str]] = []
     for rank, (start_s, end_s, _) in enumerate(moments[:3], start=1):
-        fractions = {"start of": 0.1, "middle of": 0.5, "end of": 0.9} if rank == 1 else {"": 0.5}
+        fractions = {"start of ": 0.1, "middle of ": 0.5, "end of ": 0.9} if rank == 1 else {"": 0.5}
         for name, fraction in fractions.items():
-            labelled_times.append((start_s + fraction * (end_s - start_s), f"{name} moment {rank}".strip()))
+            labelled_times.append((start_s + fraction * (end_s - start_s), f"{name}moment {rank}"))
     if query.windows:
         start_s, end_s = max(query.windows, key=lambda window: window[1] - window[0])
         if not any(start_s <= second < end_s for second, _ in labelled_times):
@@ -63,44 +63,32 @@ def clips_to_show(moments: Sequence[Moment], query: Query, features: CacheReader
     return dict(sorted(labels.items()))
 
 
-class ReportPictures:
-    """The pictures of a report. Each clip is stored once, and a video is opened once for all clips of a query.
+def read_thumbnails(
+    clips: Iterable[Clip],
+    features: CacheReader,
+    folder: Path | None = None,
+    progress: ProgressCallback = lambda _: None,
+) -> tuple[dict[Clip, Thumbnail], list[str]]:
+    """The thumbnails of these clips, and notes that say which are missing, and why. Opens each video once.
 
-    `thumbnails` holds them by picture id. `notes` says which pictures are missing, and why. Raises UsageError if `folder`
-    is given and has no videos.
+    Raises UsageError if `folder` is given and has no videos.
     """
-
-    def __init__(self, features: CacheReader, folder: Path | None = None):
-        self.features = features
-        self.thumbnails: dict[str, Thumbnail] = {}
-        self.notes: list[str] = []
-        self._ids: dict[tuple[str, int], str] = {}
-        self._unreadable: set[str] = set()
+    try:
+        videos = Thumbnails(features, folder)
+    except UsageError as error:
+        if folder is not None:
+            raise
+        return {}, [f"No pictures: the videos are not available ({error}) Name their folder with --videos."]
+    thumbnails: dict[Clip, Thumbnail] = {}
+    notes: list[str] = []
+    of_video: dict[str, set[int]] = {}
+    for video_id, clip in clips:
+        of_video.setdefault(video_id, set()).add(clip)
+    for number, (video_id, wanted) in enumerate(of_video.items(), start=1):
         try:
-            self._videos: Thumbnails | None = Thumbnails(features, folder)
-        except UsageError as error:
-            if folder is not None:
-                raise
-            self._videos = None
-            self.notes.append(f"No pictures: the videos are not available ({error}) Name their folder with --videos.")
-
-    @property
-    def available(self) -> bool:
-        """Whether the videos are available."""
-        return self._videos is not None
-
-    def add(self, video_id: str, clips: Sequence[int]) -> dict[int, str]:
-        """Adds the pictures of these clips, and returns their ids by clip; empty if the video cannot be read."""
-        if self._videos is None or video_id in self._unreadable:
-            return {}
-        missing = sorted(clip for clip in clips if (video_id, clip) not in self._ids)
-        try:
-            for clip, thumbnail in zip(missing, self._videos.of_clips(video_id, missing), strict=True):
-                picture_id = f"p{len(self.thumbnails)}"
-                self._ids[video_id, clip] = picture_id
-                self.thumbnails[picture_id] = thumbnail
+            for clip, thumbnail in zip(sorted(wanted), videos.of_clips(video_id, list(wanted)), strict=True):
+                thumbnails[video_id, clip] = thumbnail
         except VideoError as error:
-            self._unreadable.add(video_id)
-            self.notes.append(f"No pictures of {video_id}: {error}")
-            return {}
-        return {clip: self._ids[video_id, clip] for clip in clips}
+            notes.append(f"No pictures of {video_id}: {error}")
+        progress(Progress("pictures", number, len(of_video), video_id))
+    return thumbnails, notes

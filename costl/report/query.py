@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from costl.data.annotations import Moment, Prediction, Query
+from costl.data.annotations import Moment, Prediction, Query, Window
 from costl.metrics.moments import interval_iou
+from costl.pipeline.preview.thumbnails import Thumbnail
+from costl.plots.pages import curve_points
+from costl.plots.predictions import rated_spans
 from costl.predict.attention_maps import AttentionMaps
 
 HIT, NEAR = 0.5, 0.3  # smallest IoU of the first moment: the thresholds of R1@0.5 and R1@0.3
@@ -24,25 +27,26 @@ LENGTHS = {"short": "short: up to 10 s", "middle": "middle: 10 to 30 s", "long":
 
 @dataclass(frozen=True)
 class ClipPicture:
-    """The picture of one clip: its id in the report, a label that says which clip it is, and the attention maps.
+    """The picture of one clip: its id in the report, the image, a label that says which clip it is, and its time."""
 
-    `maps` holds only this clip (t = 1). It is None for a model without step one.
-    """
-
-    picture_id: str
+    id: str
+    thumbnail: Thumbnail
     label: str
     centre_s: float
-    maps: AttentionMaps | None
 
 
 @dataclass(frozen=True)
 class Item:
-    """A query and its prediction. `answer` is None if the video has no features. Detailed items may have `pictures`."""
+    """A query and its prediction. `answer` is None if the video has no features. Detailed items may have `pictures`.
+
+    `maps` has one clip for each picture. It is None for a model without step one.
+    """
 
     query: Query
     answer: Prediction | None
     detailed: bool = False
-    pictures: tuple[ClipPicture, ...] = field(default=())
+    pictures: tuple[ClipPicture, ...] = ()
+    maps: AttentionMaps | None = None
 
     @property
     def windows(self) -> tuple[Moment, ...]:
@@ -82,13 +86,31 @@ class Item:
             return ""
         return "short" if self.length_s <= 10 else "middle" if self.length_s <= 30 else "long"
 
+    @property
+    def saliency_points(self) -> list[tuple[float, float]]:
+        """The predicted saliency of each rated clip over its centre, as points of an SVG; empty without a prediction."""
+        if not (self.answer and self.answer.saliency):
+            return []
+        spans = rated_spans(self.query, len(self.answer.saliency))
+        return curve_points(spans.mean(axis=1).tolist(), self.answer.saliency)
 
-def clock(second: float) -> str:
-    """m:ss or h:mm:ss, such as 0:07 and 1:02:03, with tenths of a second if they are not zero."""
-    minutes, tenths = divmod(round(second * 10), 600)
-    hours, minutes = divmod(minutes, 60)
-    seconds = f"{tenths // 10:02}" + (f".{tenths % 10}" if tenths % 10 else "")
-    return f"{hours}:{minutes:02}:{seconds}" if hours else f"{minutes}:{seconds}"
+    @property
+    def ratings(self) -> list[tuple[Window, float]]:
+        """Each rated clip in seconds, and its mean rating as a share of the highest possible one, 4."""
+        spans = rated_spans(self.query, max(self.query.clip_ids, default=-1) + 1).tolist()
+        means = [sum(ratings) / len(ratings) for ratings in self.query.saliency]
+        return [(spans[clip], mean / max(4.0, *means)) for clip, mean in zip(self.query.clip_ids, means, strict=True)]
+
+    @property
+    def words(self) -> list[tuple[str, float]]:
+        """The words of the query with their weights in step two; empty without step two."""
+        if self.maps is None or not self.maps.word_weights.size:
+            return []
+        return list(zip(self.maps.words, self.maps.word_weights[0].tolist(), strict=True))
+
+    def short_list(self, picture: int) -> list[int]:
+        """The patches that step one chose in the clip of a picture."""
+        return [] if self.maps is None else np.flatnonzero(self.maps.short_list[picture]).tolist()
 
 
 def worst_first(items: Sequence[Item]) -> list[Item]:
@@ -97,10 +119,8 @@ def worst_first(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: (last.get(item.outcome, 0), item.iou))
 
 
-def choose_detailed(items: Sequence[Item], count: int) -> set[int]:
+def choose_detailed(items: Sequence[Item], count: int) -> list[int]:
     """The indices of up to `count` items with a prediction, evenly spread over the list."""
     answered = [i for i, item in enumerate(items) if item.answer is not None]
-    if not answered or count < 1:
-        return set()
     chosen = np.linspace(0, len(answered) - 1, min(count, len(answered))).round().astype(int)
-    return {answered[i] for i in chosen}
+    return [answered[i] for i in chosen]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,9 +46,8 @@ class Thumbnails:
             raise UsageError(f"{features.path}: does not say where its videos are. Name their folder with --videos.")
         self._features = features
         self._files = {video.id: video.path for video in find_videos(folder)}
-        settings = features.fingerprint.get("preprocess")  # features that were imported have none
-        self._preprocess = Preprocess.of(json.loads(settings)) if settings else None
-        self._folder = folder
+        self._preprocess = stored_preprocess(features.fingerprint)
+        self.folder = folder
         self._verified: set[str] = set()
 
     def of_clips(self, video_id: str, clips: Sequence[int]) -> list[Thumbnail]:
@@ -69,7 +69,7 @@ class Thumbnails:
         row = self._features.row(video_id)
         path = self._files.get(row.id)
         if path is None:
-            raise VideoError(f"no such video in {self._folder}.")
+            raise VideoError(f"no such video in {self.folder}.")
         if row.id not in self._verified and content_hash(path) != row.content_hash:
             raise VideoError(f"{path.name} is not the file that was extracted.")
         self._verified.add(row.id)
@@ -83,3 +83,9 @@ class Thumbnails:
         jpeg = io.BytesIO()
         picture.save(jpeg, "JPEG", quality=JPEG_QUALITY, optimize=True)
         return Thumbnail(jpeg.getvalue(), picture.width, picture.height, crop)
+
+
+def stored_preprocess(fingerprint: Mapping[str, Any]) -> Preprocess | None:
+    """How the frames of these features were preprocessed; None for features that were imported."""
+    settings = fingerprint.get("preprocess")
+    return Preprocess.of(json.loads(settings)) if settings else None

@@ -136,8 +136,8 @@ function peakText(weights, word, largest) {
 function square(patch, strength) {
   const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   const attributes = {
-    x: (patch % maps.columns) / maps.columns, y: Math.floor(patch / maps.columns) / maps.rows,
-    width: 1 / maps.columns, height: 1 / maps.rows, "fill-opacity": (0.08 + 0.54 * strength).toFixed(3),
+    x: patch % maps.columns, y: Math.floor(patch / maps.columns), width: 1, height: 1,
+    "fill-opacity": (0.08 + 0.54 * strength).toFixed(3),
   };
   for (const [name, content] of Object.entries(attributes)) rect.setAttribute(name, content);
   return rect;

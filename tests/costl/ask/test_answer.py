@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from costl.ask.answer import Answer, Moment, Saliency
 from costl.ask.formats import format_answers
 from costl.ask.output import _moment_files
-from costl.plots.answer import draw_answers
-from costl.plots.terminal_text import bar, clock, one_line, sparkline, tick_step
+from costl.ask.picture import draw_answers
+from costl.pipeline.errors import UsageError
+from costl.plots.terminal_text import bar, clock, one_line, sparkline, ticks
 
 moments = st.tuples(st.floats(0, 4e5), st.floats(1e-4, 3e3), st.floats(0, 1)).map(
     lambda t: Moment(t[0], t[0] + t[1], t[2])
@@ -85,15 +86,27 @@ def test_the_table_shows_times_scores_bars_and_saliency():
     ]
 
 
+@pytest.mark.parametrize("count", [-1, "two", None])
+def test_only_a_number_of_moments_is_accepted(count):
+    assert answer().top(1).moments == answer().moments[:1] and answer().top(0).moments == ()
+    with pytest.raises(UsageError, match="count is"):
+        answer().top(count)
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(UsageError, match="output_format is 'xml', expected one of table, json"):
+        format_answers([answer()], "xml")
+
+
 def test_control_characters_are_removed_from_the_table():
     assert "\x1b" not in repr(answer(query="a\x1b[2Jcat\r\n", video="\x1b]0;x\x07.mp4"))
     assert one_line(" a \n\t b\u2028c ") == "a b c"
 
 
-def test_clock_bar_and_tick_step():
+def test_clock_bar_and_ticks():
     assert [clock(second) for second in (0, 59.6, 61, 3725)] == ["0:00", "1:00", "1:01", "1:02:05"]
     assert [bar(score) for score in (0.0, 0.5, 1.0)] == ["", "█" * 10, "█" * 20]
-    assert tick_step(60) == 10 and tick_step(7000) == 900 and tick_step(1e6) == 100_000
+    assert ticks(60) == [0, 10, 20, 30, 40, 50, 60] and ticks(7000)[1] == 900 and ticks(1e6)[1] == 100_000
 
 
 @settings(deadline=None)  # the machine may be busy

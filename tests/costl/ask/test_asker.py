@@ -129,11 +129,22 @@ def test_damaged_stored_features_are_extracted_again(world, asker):
     assert asker.ask(video, query)[0].moments == first.moments
 
 
-@pytest.mark.parametrize("queries", [[], [""], ["a cat", "?!"], ["  "], "…"])
+@pytest.mark.parametrize("queries", [[], [""], ["a cat", "?!"], ["  "], "…", 5, None, ["a cat", 5]])
 def test_a_query_without_letters_is_refused_before_any_work(world, asker, no_decoding, queries):
     no_decoding()
     with pytest.raises(UsageError, match=r"no query|no letter or digit in it"):
         asker.ask(a_query(world)[0], queries)
+
+
+def test_arguments_that_are_not_a_path_are_refused_by_their_name(run, asker, tmp_path):
+    with pytest.raises(UsageError, match="model is 5, expected a path"):
+        costl.load(5)
+    with pytest.raises(UsageError, match="cache_dir is 5, expected a path"):
+        costl.load(run, cache_dir=5)
+    with pytest.raises(UsageError, match="no such weights file"):
+        costl.load(run, weights=tmp_path / "gone", cache_dir=str(tmp_path / "features")).ask(run / "config.yaml", "a cat")
+    with pytest.raises(UsageError, match="video is None, expected a path"):
+        asker.ask(None, "a cat")
 
 
 def test_queries_in_other_scripts_are_accepted():
@@ -235,4 +246,3 @@ def test_explain_difference_uses_the_words_of_its_caller():
 def test_an_answer_has_a_picture_in_a_notebook(world, asker):
     (answer,) = asker.ask(a_query(world)[0], "the <red> & ring")
     assert isinstance(answer, Answer) and answer._repr_png_().startswith(b"\x89PNG")
-    assert "&lt;red&gt; &amp; ring" in answer._repr_html_() and "<red>" not in answer._repr_html_()

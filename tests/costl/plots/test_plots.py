@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from costl.data.annotations import Prediction, Query
-from costl.pipeline.errors import UsageError
 from costl.plots import predictions as prediction_plots
 from costl.plots.predictions import draw_predictions
 from costl.plots.training_curves import draw_curves
@@ -43,11 +42,12 @@ def png_size(path) -> tuple[int, int]:
         (TVSUM, RANKED),
         (TVSUM, replace(RANKED, windows=((0, 4, 0.9),))),
         (YOUTUBE, RANKED),
+        (YOUTUBE, replace(RANKED, saliency=(0.5, 0.1, 0.9))),
         (replace(YOUTUBE, clip_ids=(1,), saliency=((4.0,),)), Prediction(1, "dog", "v")),
     ],
 )
 def test_any_query_can_be_drawn_without_a_warning(tmp_path, query, answer):
-    draw_predictions(tmp_path / "p.png", [(query, answer)], title="50 % of $val")
+    draw_predictions(tmp_path / "p.png", [(query, answer)], title="50 % of $val", pictures={})
     assert png_size(tmp_path / "p.png")[0] == 1300
 
 
@@ -55,7 +55,7 @@ def test_each_query_adds_a_panel_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_plots, "MOST_DRAWN", 3)
     heights = []
     for count in (1, 2, 3, 4):
-        draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count)
+        draw_predictions(tmp_path / "p.png", [(QUERY, ANSWER)] * count, title="val", pictures={})
         heights.append(png_size(tmp_path / "p.png")[1])
     assert heights[0] < heights[1] < heights[2] == heights[3]
 
@@ -64,15 +64,10 @@ def test_overlapping_rated_windows_are_averaged():
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    prediction_plots._draw_ratings(axes, YOUTUBE, 2.0)
+    prediction_plots._draw_ratings(axes, YOUTUBE)
     steps = axes.patches[0].get_data()
     assert steps.edges.tolist() == [0, 2, 4, 5.5, 6, 9]
     assert (4 * steps.values).tolist() == [0, 2, 4, 3, 2]
-
-
-def test_drawing_no_prediction_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"p\.png: no prediction to draw"):
-        draw_predictions(tmp_path / "p.png", [])
 
 
 def test_matplotlib_is_loaded_only_when_drawing_and_never_pyplot():
@@ -80,7 +75,8 @@ def test_matplotlib_is_loaded_only_when_drawing_and_never_pyplot():
         "import sys, pathlib, tempfile, costl.plots.predictions as plots; from costl.data.annotations import *;"
         "assert 'matplotlib' not in sys.modules;"
         "p = pathlib.Path(tempfile.mkdtemp()) / 'p.png';"
-        "plots.draw_predictions(p, [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))]); p.unlink(); p.parent.rmdir();"
+        "items = [(Query(1, 'q', 'v', 9.0), Prediction(1, 'q', 'v'))];"
+        "plots.draw_predictions(p, items, title='', pictures={}); p.unlink(); p.parent.rmdir();"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
@@ -88,8 +84,9 @@ def test_matplotlib_is_loaded_only_when_drawing_and_never_pyplot():
 
 def test_a_picture_makes_the_page_wider_but_not_higher(tmp_path):
     items = [(QUERY, ANSWER), (Query(2, "b", "v", 10.0), Prediction(2, "b", "v"))]
-    draw_predictions(tmp_path / "plain.png", items)
-    draw_predictions(tmp_path / "pictures.png", items, pictures={1: np.full((90, 160, 3), 200, np.uint8)})
+    draw_predictions(tmp_path / "plain.png", items, title="val", pictures={})
+    pictures = {1: np.full((90, 160, 3), 200, np.uint8)}
+    draw_predictions(tmp_path / "pictures.png", items, title="val", pictures=pictures)
     plain_width, plain_height = png_size(tmp_path / "plain.png")
     width, height = png_size(tmp_path / "pictures.png")
     assert width > plain_width and height == plain_height
@@ -118,10 +115,5 @@ def test_any_training_can_be_drawn_and_gives_the_same_bytes(tmp_path, rows):
 
 def test_the_same_predictions_give_the_same_picture(tmp_path):
     for name in ("a.png", "b.png"):
-        draw_predictions(tmp_path / name, [(QUERY, ANSWER)], title="val")
+        draw_predictions(tmp_path / name, [(QUERY, ANSWER)], title="val", pictures={})
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_drawing_no_epoch_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no epoch to draw"):
-        draw_curves(tmp_path / "c.png", [], select="mAP", best_epoch=1)
