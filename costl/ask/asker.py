@@ -108,7 +108,7 @@ class Asker:
 
     def patch_attention(self, video: Path | str, query: str, times_s: Sequence[float]) -> list[PatchAttention]:
         """Step one's attention in the clips at these times, for one query; empty for a model without step one."""
-        if not has_attention_maps(self._model):
+        if not (times_s and has_attention_maps(self._model)):
             return []
         features, name = self._feature_store.features(_path("video", video), [query])
         grid = features.grid(name)

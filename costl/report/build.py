@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from costl.data.annotations import Prediction, Query
 from costl.data.queries import data_notes, read_queries
 from costl.experiments.scored_runs import metrics_and_predictions
 from costl.model.build import Model
@@ -14,7 +15,6 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
-from costl.pipeline.formats.strict_json import read_json
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
@@ -22,7 +22,7 @@ from costl.predict.loaded_run import load_model
 from costl.report.page import to_html
 from costl.report.pictures import Clip, clips_to_show, read_thumbnails
 from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
-from costl.report.training import read_curves
+from costl.report.training import read_best_epoch, read_curves
 from costl.training.run_folder import newest_run, open_cache, read_run
 
 SELECTION_SPLITS = {"val": "validation", "test": "the test split, which selected the epoch"}
@@ -82,17 +82,15 @@ def report(
     metrics, predictions = metrics_and_predictions(
         trained, split, cache=features.path, device=device, progress=report_progress
     )
-    # The prediction for a video without features has empty lists.
-    answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
-    items = worst_first([Item(query, answers.get(query.qid)) for query in queries])
+    items = _items(queries, predictions)
     clips = {i: clips_to_show(items[i].windows, items[i].query, features) for i in choose_detailed(items, detailed)}
     wanted = [(items[i].query.vid, clip) for i, labels in clips.items() for clip in labels]
     thumbnails, picture_notes = read_thumbnails(wanted, features, videos, report_progress)
     model = load_model(trained, features, device=pick_device(device)) if thumbnails else None
     for i, labels in clips.items():
         items[i] = _detailed(items[i], labels, thumbnails, features, model)
-    select_on = trained.config.train.select_on
-    curves, notes = read_curves(trained.folder / "metrics.jsonl", select_on)
+    selection = trained.config.train
+    curves, notes = read_curves(trained.folder / "metrics.jsonl", selection.select_on)
     notes += [str(metrics["legacy"])] if "legacy" in metrics else []
     notes += [*picture_notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
     content = to_html(
@@ -104,13 +102,19 @@ def report(
         notes=notes,
         intervals=metrics.get("intervals", {}),
         curves=curves,
-        selected=trained.config.train.select,
-        selection_split=SELECTION_SPLITS[select_on],
-        best_epoch=_best_epoch(trained.folder),
+        selected=selection.select,
+        selection_split=SELECTION_SPLITS[selection.select_on],
+        best_epoch=read_best_epoch(trained.folder / "summary.json"),
     )
     path = out or trained.folder / f"report-{split}.html"
     publish(path, content)
     return Report(path, len(content), len(items), len(clips), len(thumbnails), tuple(notes))
+
+
+def _items(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[Item]:
+    # The prediction for a video without features has empty lists.
+    answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
+    return worst_first([Item(query, answers.get(query.qid)) for query in queries])
 
 
 def _detailed(
@@ -133,11 +137,3 @@ def _detailed(
     if pictures and model is not None and has_attention_maps(model):
         maps = clip_attention_maps(model, item.query, list(labels), features)
     return replace(item, detailed=True, pictures=pictures, maps=maps)
-
-
-def _best_epoch(folder: Path) -> int | None:
-    """The epoch of the run's weights; None for an unfinished run, which has no summary.json."""
-    try:
-        return int(read_json((folder / "summary.json").read_text(encoding="utf-8"))["best_epoch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -1,4 +1,4 @@
-"""The curves of a training, read from the metrics.jsonl of a run."""
+"""The curves of a training and its best epoch, read from the metrics.jsonl and the summary.json of a run."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def read_curves(path: Path, select_on: str) -> tuple[list[Curve], list[str]]:
     which = f"line{'s' if len(damaged) > 1 else ''} {', '.join(damaged[:5])}"
     note = f"{path.name}: {which} cannot be read, so the training curves lack {len(damaged)} epochs."
     return list(curves.values()), [note]
+
+
+def read_best_epoch(path: Path) -> int | None:
+    """The epoch of the run's weights in summary.json; None for an unfinished run, which has no such file."""
+    try:
+        return int(read_json(path.read_text(encoding="utf-8"))["best_epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _numbers(row: Mapping[str, Any], select_on: str) -> dict[tuple[str, str], float]:

@@ -219,8 +219,9 @@ def test_a_model_trained_on_imported_features_cannot_be_asked(run, tmp_path):
 def test_patch_attention_is_the_attention_of_step_one(world, asker):
     video, query = a_query(world)
     asker.ask(video, query)
-    attention = asker.patch_attention(video, query, [0.5, 7.9, 99.0])
+    attention = asker.patch_attention(video, query, [-0.5, 7.9, 99.0])
     assert [one.centre_s for one in attention] == [1.0, 7.0, 23.0]
+    assert asker.patch_attention(video, query, []) == []
     features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
     whole = collate([read_queries(CacheReader(world.cache), "test")[0]], CacheReader(world.cache), patches=True)
     step_one = []

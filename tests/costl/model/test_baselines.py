@@ -180,8 +180,7 @@ def test_a_baseline_trains_evaluates_loads_and_reports_like_costl(world, tmp_pat
     short = evaluate(out, device="cpu", out=tmp_path / "again")
     assert short.metrics == found.metrics
     taken = read_trained_model(out)
-    assert type(taken.model()) is type(model) and taken.encoder_width == features.joint.projection.shape[0]
-    assert taken.word_width == features.words(next(iter(_queries(features))).query).tokens.shape[1]
+    assert type(taken.model()) is type(model)
     assert not has_attention_maps(model)
     with pytest.raises(UsageError, match="a baseline without attention maps"):
         clip_attention_maps(model, next(iter(_queries(features))), [0], features)
