@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from costl.ask.formats import FORMATS
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, model_to_load, out, quiet, trained_model
-from costl.commands.output import print_messages, print_result
-from costl.commands.progress_bars import ProgressBars
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, trained_model
+from costl.commands.output import print_messages
+from costl.commands.progress_bars import ProgressBars, run_and_print
 
 
 @click.command()
@@ -34,7 +34,20 @@ from costl.commands.progress_bars import ProgressBars
 @click.option("--cut", "cut_folder", type=FOLDER, help="Cut the moments shown into video files in this folder.")
 @click.option("--picture", type=ANY_PATH, help="Draw the answers into this PNG: frames, moments, saliency.")
 @quiet
-def predict(arguments: tuple[str, ...], videos: tuple[Path, ...], queries: tuple[str, ...], **options: Any) -> None:
+def predict(
+    arguments: tuple[str, ...],
+    videos: tuple[Path, ...],
+    queries: tuple[str, ...],
+    model: str | None,
+    weights: str | None,
+    cache_dir: Path | None,
+    device: str,
+    top: int,
+    output_format: str,
+    as_json: bool,
+    quiet: bool,
+    **outputs: Path | None,
+) -> None:
     """Find the moments of videos that sentences describe.
 
     \b
@@ -50,7 +63,33 @@ def predict(arguments: tuple[str, ...], videos: tuple[Path, ...], queries: tuple
     Exit code 1: some videos could not be read.
     """
     more_videos, more_queries = _videos_and_queries(arguments)
-    raise SystemExit(_predict([*videos, *more_videos], [*queries, *more_queries], **options))
+    all_videos = [*videos, *more_videos]
+    all_queries = [*queries, *more_queries]
+    if not all_videos:
+        raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
+    from costl.ask.answer import check_queries
+    from costl.ask.formats import check_format
+
+    check_queries(all_queries)  # reports errors before torch is loaded
+    check_format(output_format, all_videos)
+    from costl.ask.asker import load
+    from costl.ask.output import ask_videos, write_answers
+
+    asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
+    with ProgressBars(silent=quiet) as progress:
+        answers, failures = ask_videos(asker, all_videos, all_queries, top=top, progress=progress)
+    # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
+    with ProgressBars(silent=quiet) as progress:
+        files = write_answers(
+            answers,
+            output_format="json" if as_json else output_format,
+            print_text=lambda text: click.echo(text, nl=False),
+            progress=progress,
+            **outputs,
+        )
+    print_messages(*(f"failed: {reason}" for reason in failures), *(f"Written: {path}" for path in files))
+    if failures:
+        raise SystemExit(1)
 
 
 def _videos_and_queries(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -72,55 +111,11 @@ def _videos_and_queries(arguments: Iterable[str]) -> tuple[list[Path], list[str]
     return videos, queries
 
 
-def _predict(
-    videos: list[Path],
-    queries: list[str],
-    *,
-    run: Path | None,
-    model: str | None,
-    weights: str | None,
-    cache_dir: Path | None,
-    device: str,
-    top: int,
-    output_format: str,
-    as_json: bool,
-    quiet: bool,
-    **outputs: Path | None,
-) -> int:
-    if not videos:
-        raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
-    output_format = "json" if as_json else output_format
-    from costl.ask.answer import check_queries
-    from costl.ask.formats import check_format
-
-    check_queries(queries)  # reports errors before torch is loaded
-    check_format(output_format, videos)
-    from costl.ask.asker import load
-    from costl.ask.output import ask_videos, write_answers
-
-    asker = load(model_to_load(run, model), weights=weights, cache_dir=cache_dir, device=device)
-    with ProgressBars(silent=quiet) as progress:
-        answers, failures = ask_videos(asker, videos, queries, top=top, progress=progress)
-    # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
-    with ProgressBars(silent=quiet) as progress:
-        files = write_answers(
-            answers, output_format=output_format, print_text=_print_text, progress=progress, **outputs
-        )
-    failed = [f"failed: {reason}" for reason in failures]
-    written = [f"Written: {path}" for path in files]
-    print_messages(*failed, *written)
-    return 1 if failures else 0
-
-
-def _print_text(text: str) -> None:
-    click.echo(text, nl=False)
-
-
 @click.command()
 @click.option("--videos", type=FOLDER, help="A folder of videos to choose from.")
 @trained_model
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
-def demo(run: Path | None, model: str | None, **options: Any) -> None:
+def demo(**options: Any) -> None:
     """Ask about videos in the browser.
 
     \b
@@ -132,7 +127,7 @@ def demo(run: Path | None, model: str | None, **options: Any) -> None:
     """
     from costl.demo.app import demo
 
-    demo(model_to_load(run, model), **options, on_ready=click.echo)
+    demo(**options, on_ready=click.echo)
 
 
 @click.command()
@@ -147,7 +142,7 @@ def demo(run: Path | None, model: str | None, **options: Any) -> None:
 @device
 @quiet
 @as_json
-def report(as_json: bool, quiet: bool, **options: Any) -> None:
+def report(**options: Any) -> None:
     """Write an HTML report about the predictions of a run.
 
     \b
@@ -160,6 +155,4 @@ def report(as_json: bool, quiet: bool, **options: Any) -> None:
     """
     from costl.report.build import report
 
-    with ProgressBars(silent=quiet) as progress:
-        written = report(**options, progress=progress)
-    print_result(written, as_json=as_json)
+    run_and_print(report, **options)

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, out, quiet, world, world_settings
-from costl.commands.output import Written, print_result
-from costl.commands.progress_bars import ProgressBars
+from costl.commands.output import print_messages
+from costl.commands.progress_bars import ProgressBars, run_and_print
 from costl.pipeline.progress import Progress
 
 
@@ -35,7 +35,7 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
     settings = world_settings(**options)
     with ProgressBars(silent=quiet) as progress:
         write_sample(folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total)))
-    print_result(Written(folder))
+    click.echo(folder)
 
 
 @data.command("import")
@@ -52,11 +52,10 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
 @out("The cache to write or complete.", default="feats.h5", show_default=True)
 @click.option("--fps", type=float, help="Features per second.  [default: 0.5]")
 @click.option("--joint", metavar="NAME", help="The stream in the same space as the sentences (`pooler_output`).")
-@click.option("--no-normalize", is_flag=True, help="Do not scale each feature to length one.")
 @click.option("--allow-missing", is_flag=True, help="Record videos without a file as failed, and continue.")
 @quiet
 @as_json
-def import_(streams: tuple[str, ...], no_normalize: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+def import_(streams: tuple[str, ...], **options: Any) -> None:
     """Import published features instead of extracting videos.
 
     \b
@@ -73,10 +72,7 @@ def import_(streams: tuple[str, ...], no_normalize: bool, quiet: bool, as_json: 
     """
     from costl.pipeline.published.import_features import import_features
 
-    folders = _named_folders(streams)
-    with ProgressBars(silent=quiet) as progress:
-        report = import_features(**options, features=folders, normalize=not no_normalize, progress=progress)
-    print_result(report, as_json=as_json)
+    run_and_print(import_features, features=_named_folders(streams), **options)
 
 
 def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
@@ -107,4 +103,5 @@ def export(run: Path, folder: Path, without_clip: bool) -> None:
     from costl.ask.export_model import export
 
     notes = export(run, folder, with_clip=not without_clip)
-    print_result(Written(folder, tuple(notes)))
+    click.echo(folder)
+    print_messages(*notes)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, out, quiet, scoring
-from costl.commands.output import Written, print_result
+from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
 
-FILE_OPTIONS = {"predictions", "truth", "benchmark", "official"}
-SUBMISSION_OPTIONS = {"submission", "run", "cache", "weights", "device"}
+FILE_OPTIONS = ("predictions", "truth", "benchmark", "official")
+SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 
 
 @click.command()
@@ -49,43 +49,31 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission"}:
         raise click.UsageError("Only the evaluation of a run can use torchrun. Run this command without torchrun.")
     if "predictions" in chosen or "truth" in chosen:
-        _evaluate_files(chosen, as_json=as_json)
+        _refuse_others("--predictions", chosen, allowed=FILE_OPTIONS)
+        if not {"predictions", "truth"} <= chosen.keys():
+            raise click.UsageError("--predictions and --truth belong together: give both.")
+        from costl.metrics.output import Scores
+        from costl.metrics.score_files import score_files
+
+        print_result(Scores(score_files(**chosen)), as_json=as_json)
     elif "submission" in chosen:
-        _write_submission(chosen, quiet=quiet)
+        _refuse_others("--submission", chosen, allowed=SUBMISSION_OPTIONS)
+        from costl.submission import submit
+
+        with ProgressBars(silent=quiet) as progress:
+            click.echo(submit(chosen.pop("submission"), **chosen, progress=progress))
     else:
-        _evaluate_run(chosen, quiet=quiet, as_json=as_json)
+        from costl.evaluate import evaluate
+        from costl.training.distributed import process_group
+
+        with ProgressBars(silent=quiet) as progress, process_group() as ranks:
+            evaluation = evaluate(**chosen, progress=progress, ranks=ranks)
+        if ranks.is_main:
+            print_result(evaluation, as_json=as_json)
 
 
-def _evaluate_run(chosen: Mapping[str, Any], *, quiet: bool, as_json: bool) -> None:
-    from costl.evaluate import evaluate
-    from costl.training.distributed import process_group
-
-    with ProgressBars(silent=quiet) as progress, process_group() as ranks:
-        evaluation = evaluate(**chosen, progress=progress, ranks=ranks)
-    if ranks.is_main:
-        print_result(evaluation, as_json=as_json)
-
-
-def _evaluate_files(chosen: dict[str, Any], *, as_json: bool) -> None:
-    _refuse_others("--predictions and --truth", chosen, "they need no run", allowed=FILE_OPTIONS)
-    if not {"predictions", "truth"} <= chosen.keys():
-        raise click.UsageError("--predictions and --truth belong together: give both.")
-    from costl.metrics.output import Scores
-    from costl.metrics.score_files import score_files
-
-    print_result(Scores(score_files(**chosen)), as_json=as_json)
-
-
-def _write_submission(chosen: dict[str, Any], *, quiet: bool) -> None:
-    _refuse_others("--submission", chosen, "it holds val and test", allowed=SUBMISSION_OPTIONS)
-    from costl.submission import submit
-
-    with ProgressBars(silent=quiet) as progress:
-        path = submit(chosen.pop("submission"), **chosen, progress=progress)
-    print_result(Written(path))
-
-
-def _refuse_others(option: str, chosen: Mapping[str, Any], reason: str, *, allowed: set[str]) -> None:
+def _refuse_others(option: str, chosen: Collection[str], *, allowed: Collection[str]) -> None:
     others = [f"--{name}" for name in chosen if name not in allowed]
     if others:
-        raise click.UsageError(f"{option} cannot be combined with {', '.join(others)}: {reason}.")
+        partners = ", ".join(f"--{name}" for name in allowed)
+        raise click.UsageError(f"{option} cannot be combined with {', '.join(others)}. It can be used with {partners}.")

@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overrides, quiet, world, world_settings
-from costl.commands.output import print_result
-from costl.commands.progress_bars import ProgressBars
+from costl.commands.options import (
+    ANY_PATH,
+    FOLDER,
+    as_json,
+    device,
+    out,
+    overrides,
+    quiet,
+    world,
+    world_settings,
+)
+from costl.commands.progress_bars import run_and_print
 
 
 @click.command()
@@ -19,22 +28,26 @@ from costl.commands.progress_bars import ProgressBars
 @device
 @quiet
 @as_json
-def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **world: Any) -> None:
     """Make a sample world, extract, train and evaluate.
 
     \b
     Example:
         costl quickstart
 
-    Prints the model's numbers next to those of two references. Run again, it continues where it stopped.
+    Prints the scores of the model and of what it has to beat. If it was interrupted, the same command continues.
     """
     from costl.experiments.quickstart import quickstart
 
-    with ProgressBars(silent=quiet) as progress:
-        results = quickstart(
-            out, world=world_settings(**options), overrides=overrides, device=device, progress=progress
-        )
-    print_result(results, as_json=as_json)
+    run_and_print(
+        quickstart,
+        quiet=quiet,
+        as_json=as_json,
+        folder=out,
+        world=world_settings(**world),
+        overrides=overrides,
+        device=device,
+    )
 
 
 @click.command()
@@ -51,7 +64,7 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed holds out other videos.")
 @quiet
 @as_json
-def prepare(name: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def prepare(**options: Any) -> None:
     """Convert a benchmark's official annotations.
 
     NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
@@ -66,6 +79,4 @@ def prepare(name: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.benchmarks.prepare import prepare
 
-    with ProgressBars(silent=quiet) as progress:
-        report = prepare(name, **options, progress=progress)
-    print_result(report, as_json=as_json)
+    run_and_print(prepare, **options)

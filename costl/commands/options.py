@@ -10,6 +10,7 @@ import click
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
+AT_LEAST_ONE = click.IntRange(min=1)
 Decorator = Callable[[Any], Any]
 
 
@@ -57,6 +58,7 @@ device = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+required_cache = click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
 config_files = click.option(
     "--config",
     type=ANY_PATH,
@@ -80,8 +82,12 @@ scoring = option_group(
     click.option("--official", is_flag=True, help="Reproduce the benchmark's published evaluator to the last digit."),
 )
 trained_model = option_group(
-    click.option("--run", type=FOLDER, help="Folder of a run.  [default: the newest in runs/]"),
-    click.option("--model", help="A folder from costl data export, or hf://user/name, instead of a run."),
+    click.option(
+        "--model",
+        "--run",
+        "model",
+        help="Folder of a run or from costl data export, or hf://user/name.  [default: the newest run in runs/]",
+    ),
     click.option("--weights", help="Where the model's CLIP is, if it has moved."),
     click.option(
         "--cache-dir", type=FOLDER, help="Folder to store the features of the videos in.  [default: the user's cache]"
@@ -96,13 +102,6 @@ world = option_group(
     click.option("--seed", type=int, help="Another seed makes another world."),
     click.option("--hard", is_flag=True, default=None, help="Show more objects, and make them more alike."),
 )
-
-
-def model_to_load(run: Path | None, model: str | None) -> Path | str | None:
-    """The trained model that `--run` or `--model` names; None means the newest run. Raises UsageError for both."""
-    if run is not None and model is not None:
-        raise click.UsageError("--run and --model both name a trained model. Pass one of them.")
-    return model if run is None else run
 
 
 def world_settings(*, counts: Iterable[str], **options: Any) -> Any:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import click
 
 
 class Result(Protocol):
-    """The return value of the function that a command calls."""
+    """The return value of the function that a command calls. It may also have `messages()`, lines for standard error."""
 
     @property
     def exit_code(self) -> int:
@@ -25,35 +23,6 @@ class Result(Protocol):
         """The content for --json, as values that JSON can hold."""
 
 
-@runtime_checkable
-class HasMessages(Protocol):
-    """A result with messages for the user."""
-
-    def messages(self) -> Iterable[str]:
-        """The text for standard error."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file or folder that a command wrote, and `notes` for the user."""
-
-    path: Path
-    notes: tuple[str, ...] = ()
-    exit_code = 0
-
-    def lines(self) -> list[str]:
-        """The path."""
-        return [str(self.path)]
-
-    def data(self) -> dict[str, str]:
-        """The path."""
-        return {"path": str(self.path)}
-
-    def messages(self) -> tuple[str, ...]:
-        """The notes."""
-        return self.notes
-
-
 def print_result(result: Result, *, as_json: bool = False) -> None:
     """Prints the result and its messages, and ends the command if the exit code is not 0."""
     for line in [json.dumps(result.data(), indent=2)] if as_json else result.lines():
@@ -63,8 +32,8 @@ def print_result(result: Result, *, as_json: bool = False) -> None:
 
 def finish_command(result: Result) -> None:
     """Prints the messages of a result, and ends the command if the exit code is not 0."""
-    if isinstance(result, HasMessages):
-        print_messages(*result.messages())
+    messages = getattr(result, "messages", tuple)
+    print_messages(*messages())
     if result.exit_code:
         raise SystemExit(result.exit_code)
 

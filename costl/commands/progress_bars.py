@@ -1,17 +1,26 @@
-"""Shows the progress of a command: bars on a terminal, lines in a log, or JSON events."""
+"""Runs a command and shows its progress: bars on a terminal, lines in a log, or JSON events."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
-from costl.commands.output import print_event, print_messages
+from costl.commands.output import Result, print_event, print_messages, print_result
 from costl.pipeline.progress import Progress, ProgressCallback
 
 LINE_EVERY_S = 30.0
 SPEED_BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+def run_and_print(function: Callable[..., Result], *, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Calls `function` with `options` and a progress callback, and prints its result."""
+    with ProgressBars(silent=quiet) as progress:
+        result = function(**options, progress=progress)
+    print_result(result, as_json=as_json)
 
 
 class ProgressBars:

@@ -14,7 +14,6 @@ from costl.commands.data import data
 from costl.commands.evaluate import evaluate
 from costl.commands.extract import extract
 from costl.commands.jobs import prepare, quickstart
-from costl.commands.moved import refuse_old_name
 from costl.commands.options import Group
 from costl.commands.output import print_messages
 from costl.commands.study import study
@@ -55,8 +54,10 @@ class Root(Group):
             ctx.exit(INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command that the arguments name."""
-        refuse_old_name(args)
+        """The command that the arguments name. Raises UsageError with the whole name of a command in a group."""
+        for name, group in self.commands.items():
+            if args[0] not in self.commands and isinstance(group, click.Group) and args[0] in group.commands:
+                raise click.UsageError(f"costl {args[0]}: no such command. Run costl {name} {args[0]}.")
         return super().resolve_command(ctx, args)
 
     def sections(self) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import click
 
 from costl.commands.options import (
     ANY_PATH,
+    AT_LEAST_ONE,
     FOLDER,
     Group,
     as_json,
@@ -16,10 +17,15 @@ from costl.commands.options import (
     out,
     overrides,
     quiet,
+    required_cache,
     scoring,
 )
 from costl.commands.output import print_result
-from costl.commands.progress_bars import ProgressBars
+from costl.commands.progress_bars import run_and_print
+
+splits = click.option(
+    "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
+)
 
 
 @click.group(cls=Group)
@@ -28,60 +34,52 @@ def study() -> None:
 
 
 @study.command()
-@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each variant, with the seeds 0, 1, 2, ...")
+@required_cache
+@click.option(
+    "--seeds", type=AT_LEAST_ONE, default=3, show_default=True, help="Trainings of each variant, with seeds 0, 1, 2, ..."
+)
 @click.option(
     "--variants",
     multiple=True,
     metavar="NAME,...",
-    help="Names of standard variants, or a YAML file of your own. Repeatable.  [default: the standard list]",
+    help='Names of variants, or settings, such as "spatial.top_k=2 model.width=64". Repeatable.  [default: all names]',
 )
-@click.option(
-    "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
-)
+@splits
 @config_files
 @overrides
 @out("Folder of the runs and the tables.", type=FOLDER, default="ablation", show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Trainings at the same time. They share the cores.")
+@click.option("--jobs", type=AT_LEAST_ONE, default=1, show_default=True, help="Trainings in parallel, on shared cores.")
 @device
 @quiet
 @as_json
-def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
+def ablate(**options: Any) -> None:
     """Train variants of the model, and compare their scores.
 
     \b
     Examples:
         costl study ablate --cache feats.h5 --split test --split test_unseen
         costl study ablate --cache feats.h5 --variants steps-0,steps-1,cls,adapter --jobs 2
-        costl study ablate --cache feats.h5 --variants mine.yaml
-
-    A line of mine.yaml: `small-k: {spatial.top_k: 2}`
 
     \b
-    Standard variants:
-        steps-0, steps-1, steps-2, no-clip-prior, top-k-4, top-k-16, top-k-32, top-k-all,
-        strides-1, strides-1-2, strides-1-2-4-8, top-down, no-top-down, no-null-tokens, kernel-1,
+    Names of variants:
+        steps-0, steps-1, no-clip-prior, top-k-4, top-k-16, top-k-all,
+        strides-1, strides-1-2, no-null-tokens, kernel-1,
         no-LOSS for each loss (such as no-saliency), and the baselines cls and adapter,
         also as cls-slower and adapter-slower with a quarter of the learning rate
 
-    Prints mean and standard deviation over the seeds, and the difference to the full model on the same seeds. After an
-    interruption, the same command trains only the unfinished variants.
+    Prints mean and standard deviation over the seeds, and the difference from the full model on the same seeds. If it was
+    interrupted, the same command trains only what is missing.
     """
-    from costl.config import load_config
-    from costl.experiments.variants import choose_variants
-
-    load_config(*options["config"], overrides=options["overrides"])  # reports errors before torch is loaded
-    choose_variants(options["variants"], patches=1, learning_rate=1.0)
     from costl.experiments.ablate import ablate
 
-    with ProgressBars(silent=quiet) as progress:
-        ablation = ablate(**options, progress=progress)
-    print_result(ablation, as_json=as_json)
+    run_and_print(ablate, **options)
 
 
 @study.command()
-@click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
-@click.option("--seeds", default=5, show_default=True, help="How many trainings, with the seeds 0, 1, 2, ...")
+@required_cache
+@click.option(
+    "--seeds", type=AT_LEAST_ONE, default=5, show_default=True, help="Number of trainings, with seeds 0, 1, 2, ..."
+)
 @click.option("--split", default="test", show_default=True, help="Split to score every run on.")
 @config_files
 @overrides
@@ -89,7 +87,7 @@ def ablate(quiet: bool, as_json: bool, **options: Any) -> None:
 @device
 @quiet
 @as_json
-def repeat(quiet: bool, as_json: bool, **options: Any) -> None:
+def repeat(**options: Any) -> None:
     """Train with several seeds; print mean and deviation.
 
     \b
@@ -101,9 +99,7 @@ def repeat(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.experiments.repeat import repeat
 
-    with ProgressBars(silent=quiet) as progress:
-        repeats = repeat(**options, progress=progress)
-    print_result(repeats, as_json=as_json)
+    run_and_print(repeat, **options)
 
 
 @study.command()
@@ -128,15 +124,12 @@ def compare(as_json: bool, **options: Any) -> None:
 
 
 @study.command()
-@click.option("--cache", required=True, type=ANY_PATH, help="The cache of a sample world.")
-@click.option(
-    "--split", "splits", multiple=True, default=["test"], show_default=True, help="Split to score. Repeatable."
-)
+@required_cache
+@splits
 @click.option("--objects", type=ANY_PATH, help="The world's objects.jsonl.  [default: next to its videos]")
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other samples for the probes.")
 @quiet
 @as_json
-def diagnose(quiet: bool, as_json: bool, **options: Any) -> None:
+def diagnose(**options: Any) -> None:
     """Measure what linear probes can read from CLIP's tokens.
 
     \b
@@ -149,6 +142,4 @@ def diagnose(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.experiments.probe import diagnose
 
-    with ProgressBars(silent=quiet) as progress:
-        diagnosis = diagnose(**options, progress=progress)
-    print_result(diagnosis, as_json=as_json)
+    run_and_print(diagnose, **options)

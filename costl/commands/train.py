@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from costl.commands.options import ANY_PATH, FOLDER, as_json, config_files, device, out, overrides, quiet
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
-from costl.pipeline.progress import ProgressCallback
 from costl.training.launch import read_launch
-
-if TYPE_CHECKING:
-    from costl.train import Report
 
 
 @click.command()
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 @device
 @quiet
 @as_json
-def train(as_json: bool, quiet: bool, **options: Any) -> None:
+def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quiet: bool, **changes: Any) -> None:
     """Train the model on a cache, and print the folder of the run.
 
     \b
@@ -40,17 +36,8 @@ def train(as_json: bool, quiet: bool, **options: Any) -> None:
     Ctrl-C and SIGTERM save every step, and --resume continues from there; on a CPU the result is the same to the last bit.
     torchrun splits every batch between GPUs, or between processes on a CPU, with the same result. If a GPU waits for data
     (`waiting` in metrics.jsonl), set train.workers. train.precision is half precision on a GPU by default.
-    train.bucket_batches=8 saves padding where videos differ in length. train.tensorboard=true writes for TensorBoard, too.
+    train.bucket_batches=8 reduces padding if videos differ in length. train.tensorboard=true also writes for TensorBoard.
     """
-    with ProgressBars(silent=quiet) as progress:
-        report = _start_or_resume(**options, progress=progress)
-    if read_launch().is_main:
-        print_result(report, as_json=as_json)
-
-
-def _start_or_resume(
-    *, cache: Path | None, run: Path | None, device: str, progress: ProgressCallback, **changes: Any
-) -> Report:
     from costl.config import load_config
 
     if run is not None and any(changes.values()):
@@ -62,8 +49,11 @@ def _start_or_resume(
     from costl.train import resume, train
     from costl.training.distributed import process_group
 
-    with process_group() as ranks:
+    with ProgressBars(silent=quiet) as progress, process_group() as ranks:
         if run is not None:
-            return resume(run, cache=cache, device=device, progress=progress, ranks=ranks)
-        assert cache is not None, "checked above: without --resume there is a cache"
-        return train(cache, device=device, progress=progress, ranks=ranks, **changes)
+            report = resume(run, cache=cache, device=device, progress=progress, ranks=ranks)
+        else:
+            assert cache is not None, "checked above"
+            report = train(cache, device=device, progress=progress, ranks=ranks, **changes)
+    if ranks.is_main:
+        print_result(report, as_json=as_json)

@@ -32,13 +32,9 @@ class LinearProbe:
 
     def predict(self, tokens: np.ndarray, kinds: Sequence[Kind]) -> np.ndarray:
         """Answers [n k] from tokens [n f] about objects of these kinds."""
-        centred = tokens - self.mean
-        answers = np.zeros((len(tokens), self.bias.shape[1]))
+        by_attribute = (tokens - self.mean) @ self.weights + self.bias[:, None]  # [attribute n k]
         has_attribute = _attribute_mask(kinds, self.attributes)
-        for number in np.flatnonzero(has_attribute.any(0)):
-            rows = np.flatnonzero(has_attribute[:, number])
-            answers[rows] += centred[rows] @ self.weights[number] + self.bias[number]
-        return answers
+        return np.where(has_attribute.T[:, :, None], by_attribute, 0).sum(0)
 
 
 def fit_probe(
@@ -65,6 +61,7 @@ def fit_probe(
 
 
 def _best_strength(kernel: np.ndarray, answers: np.ndarray, held_out: np.ndarray) -> float:
+    """The strength in STRENGTHS with the smallest error on the held-out questions."""
     fitted = ~held_out
 
     def error(strength: float) -> float:
@@ -82,4 +79,4 @@ def _solve_ridge(kernel: np.ndarray, answers: np.ndarray, strength: float) -> np
 
 def _attribute_mask(kinds: Sequence[Kind], attributes: Sequence[str]) -> np.ndarray:
     """bool [n attribute], True where the kind has the attribute."""
-    return np.array([[attribute in (ALL, *kind) for attribute in attributes] for kind in kinds]).reshape(len(kinds), -1)
+    return np.array([[attribute in (ALL, *kind) for attribute in attributes] for kind in kinds])

@@ -1,17 +1,18 @@
-"""A run and its scores: trained unless it is finished, and evaluated on a split unless that is done."""
+"""A run and its scores: trained unless it is finished, and evaluated unless a valid evaluation exists."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costl.config import load_config
+from costl.config import Config, load_config
 from costl.config_files import Layer
 from costl.data.annotations import Prediction, parse_predictions
 from costl.evaluate import evaluate
+from costl.experiments.tables import Numbers
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.progress import ProgressCallback
@@ -19,107 +20,111 @@ from costl.train import resume, train
 from costl.training.run_folder import Run, annotation_digests, read_run
 
 
-@dataclass(frozen=True)
-class SplitScores:
-    """The headline numbers of a run on a split, in percent; the folder of the evaluation and its notes."""
-
-    brief: Mapping[str, float]
-    folder: Path
-    notes: tuple[str, ...] = ()
-
-
-def train_unless_finished(
+def train_and_score(
     folder: Path,
-    features: CacheReader,
+    cache: Path,
+    splits: Sequence[str],
     *,
+    weights: str = "best",
     config: Sequence[Layer] = (),
     overrides: Sequence[str],
     device: str,
     progress: ProgressCallback | None,
-) -> tuple[str, ...]:
-    """Trains the run in `folder`, or resumes it, or leaves it as it is when it is finished; -> the notes of training.
+) -> tuple[dict[str, Numbers], Sequence[str]]:
+    """The headline numbers (percent) of the run in `folder` by split, and the notes of its training.
 
-    Raises UsageError where the run was trained with other settings.
+    A missing run is trained, and an interrupted one is resumed. An earlier evaluation is reused if it is newer than the
+    weights and was made on the annotations of the training, by the run's own rules. `weights` are "best" or "last".
+
+    Raises UsageError for a run with other settings.
     """
-    if not (folder / "run.json").exists():
-        report = train(features.path, config=config, overrides=overrides, out=folder, device=device, progress=progress)
-        return report.notes
+    features = CacheReader(cache)
+    notes = _train_unless_finished(folder, features, config, overrides, device, progress)
     run = read_run(folder)
-    if run.config != load_config(features.settings, *config, overrides=overrides):
+    scores = {split: _stored_scores(run, split, weights, features) for split in splits}
+    for split in splits:
+        if not scores[split]:
+            out = _evaluation_folder(folder, split, weights)
+            evaluation = evaluate(folder, split=split, weights=weights, out=out, device=device, progress=progress)
+            scores[split] = evaluation.metrics["brief"]
+    return scores, notes
+
+
+def refuse_other_settings(folder: Path, config: Config) -> None:
+    """Raises UsageError if `folder` has a run with other settings."""
+    if (folder / "run.json").exists() and read_run(folder).config != config:
         raise UsageError(f"{folder}: was trained with other settings. Delete it, or choose another folder with --out.")
-    if run.finished:
-        return ()
-    return resume(folder, device=device, progress=progress).notes
-
-
-def score(
-    folder: Path, split: str, *, weights: str | None = None, device: str, progress: ProgressCallback | None = None
-) -> SplitScores:
-    """Evaluates a run on a split, also where an evaluation is there already.
-
-    Without `weights` the best ones are evaluated, into the usual `eval-SPLIT/`; with "best" or "last" the files go to
-    `eval-SPLIT-WEIGHTS/`.
-    """
-    out = folder / f"eval-{split}-{weights}" if weights else None
-    evaluation = evaluate(folder, split=split, weights=weights or "best", out=out, device=device, progress=progress)
-    return SplitScores(evaluation.metrics["brief"], evaluation.folder, evaluation.notes)
-
-
-def score_unless_done(
-    folder: Path, split: str, features: CacheReader, *, device: str, progress: ProgressCallback | None
-) -> SplitScores:
-    """The scores of an earlier evaluation with these weights, by the run's own rules and for the annotations that it
-    was trained with; otherwise those of a new one."""
-    stored = _stored_scores(folder, split, features)
-    return stored or score(folder, split, device=device, progress=progress)
-
-
-def _stored_scores(folder: Path, split: str, features: CacheReader) -> SplitScores | None:
-    evaluation = folder / f"eval-{split}"
-    try:
-        last_written = evaluation / "predictions.png"
-        if last_written.stat().st_mtime_ns < (folder / "best.safetensors").stat().st_mtime_ns:
-            return None
-        metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-        rules = metrics["scored"]
-        brief = dict(metrics["brief"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # missing or damaged
-    run = read_run(folder)
-    same_annotations = annotation_digests(features)[split] == run.annotations.get(split)
-    own_rules = not rules["official"] and rules["benchmark"] == run.config.data.benchmark
-    return SplitScores(brief, evaluation) if brief and same_annotations and own_rules else None
 
 
 def metrics_and_predictions(
     run: Run, split: str, *, cache: Path, device: str, progress: ProgressCallback
 ) -> tuple[Mapping[str, Any], list[Prediction]]:
-    """The whole metrics and the predictions of a split as they are on disk, by whatever rules they were scored.
+    """The metrics and predictions of an earlier evaluation, by whatever rules it was scored.
 
-    Evaluates the run first where there is no evaluation, where it is damaged or older than the weights. A split without
+    The run is evaluated first if there is no evaluation, or if it is damaged or older than the weights. A split without
     labels has the metrics `{"brief": {}}`.
     """
-    folder = run.folder / f"eval-{split}"
-    weights = run.folder / "best.safetensors"
     try:
-        if weights.stat().st_mtime_ns <= (folder / "predictions.jsonl").stat().st_mtime_ns:
-            return _read_evaluation(folder)
-    except (OSError, ValueError, UsageError):
-        pass  # the evaluation below replaces what is missing or damaged
-    evaluate(run.folder, split=split, cache=cache, device=device, progress=progress)
-    return _read_evaluation(folder)
-
-
-def _read_evaluation(folder: Path) -> tuple[Mapping[str, Any], list[Prediction]]:
-    metrics_file = folder / "metrics.json"
-    metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.exists() else {"brief": {}}
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("brief"), dict):
-        raise ValueError(f"{metrics_file}: no 'brief' numbers in it")
-    predictions_file = folder / "predictions.jsonl"
-    text = predictions_file.read_text(encoding="utf-8")
-    return metrics, parse_predictions(text, str(predictions_file))
+        return _read_evaluation(run.folder, split)
+    except (OSError, ValueError, UsageError):  # missing, older than the weights or damaged
+        evaluate(run.folder, split=split, cache=cache, device=device, progress=progress)
+    return _read_evaluation(run.folder, split)
 
 
 def with_stage_prefix(name: str, progress: ProgressCallback | None) -> ProgressCallback | None:
     """A callback that reports every stage as `name: stage`, for one run of several."""
     return progress and (lambda update: progress(replace(update, stage=f"{name}: {update.stage}")))
+
+
+def _train_unless_finished(
+    folder: Path,
+    features: CacheReader,
+    config: Sequence[Layer],
+    overrides: Sequence[str],
+    device: str,
+    progress: ProgressCallback | None,
+) -> Sequence[str]:
+    if not (folder / "run.json").exists():
+        report = train(features.path, config=config, overrides=overrides, out=folder, device=device, progress=progress)
+        return report.notes
+    refuse_other_settings(folder, load_config(features.settings, *config, overrides=overrides))
+    if read_run(folder).finished:
+        return ()
+    return resume(folder, device=device, progress=progress).notes
+
+
+def _stored_scores(run: Run, split: str, weights: str, features: CacheReader) -> Numbers:
+    """The scores of an earlier evaluation; empty if there is none that is still valid."""
+    try:
+        metrics = _read_metrics(run.folder, split, weights)
+        rules = metrics["scored"]
+        own_rules = not rules["official"] and rules["benchmark"] == run.config.data.benchmark
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    same_annotations = annotation_digests(features)[split] == run.annotations.get(split)
+    return metrics["brief"] if own_rules and same_annotations else {}
+
+
+def _read_evaluation(folder: Path, split: str) -> tuple[Mapping[str, Any], list[Prediction]]:
+    metrics = _read_metrics(folder, split, "best")
+    path = _evaluation_folder(folder, split, "best") / "predictions.jsonl"
+    return metrics, parse_predictions(path.read_text(encoding="utf-8"), str(path))
+
+
+def _read_metrics(folder: Path, split: str, weights: str) -> dict[str, Any]:
+    """The metrics of an earlier evaluation. Raises OSError or ValueError if it is incomplete, damaged or older than the
+    weights."""
+    evaluation = _evaluation_folder(folder, split, weights)
+    trained_ns = (folder / f"{weights}.safetensors").stat().st_mtime_ns
+    for name in ("predictions.jsonl", "predictions.png"):  # the picture is written last
+        if (evaluation / name).stat().st_mtime_ns < trained_ns:
+            raise ValueError(f"{evaluation / name}: older than the weights")
+    path = evaluation / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"brief": {}}
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("brief"), dict):
+        raise ValueError(f"{path}: no 'brief' numbers in it")
+    return metrics
+
+
+def _evaluation_folder(folder: Path, split: str, weights: str) -> Path:
+    return folder / (f"eval-{split}" if weights == "best" else f"eval-{split}-{weights}")

@@ -1,17 +1,19 @@
-"""The tables of an ablation: mean and deviation over seeds, and paired differences from the full model."""
+"""Statistics over the seeds of a training, and the tables of headline numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
+from costl.pipeline.formats.table import table
 
-Numbers = Mapping[str, float]
+Numbers = Mapping[str, float]  # the headline numbers of one run on one split, in percent
+BySeed = Sequence[Mapping[str, Numbers]]  # for each seed the numbers by split
+
 COLUMNS = {
     "R1@0.5": "MR-full-R1@0.5",
     "R1@0.7": "MR-full-R1@0.7",
@@ -23,169 +25,108 @@ _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.
 
 
 @dataclass(frozen=True)
-class Row:
-    """A variant: its overrides, and its headline numbers (percent) by split for each seed."""
-
-    name: str
-    overrides: tuple[str, ...]
-    by_seed: tuple[Mapping[str, Numbers], ...]
-
-    def values(self, split: str, key: str) -> np.ndarray:
-        """One number of every seed, NaN where the labels do not give it."""
-        return np.array([numbers[split].get(key, math.nan) for numbers in self.by_seed])
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Variant minus full model, paired by seed: mean, standard deviation over seeds, and half the width of the 95 % interval
-    of the mean by Student's t. The last two are NaN for one seed."""
-
-    mean: float
-    deviation: float
-    half: float
-
-
-@dataclass(frozen=True)
 class Ablation:
-    """The result of `ablate`. `references` have no seeds (one entry in `by_seed`); the first of `rows` is the full model."""
+    """The result of `ablate`: the numbers of the `references` (one entry, without a seed) and of the `variants`.
+
+    The first variant is the full model. `changes` are the overrides of each variant.
+    """
 
     folder: Path
-    splits: tuple[str, ...]
-    seeds: tuple[int, ...]
-    references: tuple[Row, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
+    references: Mapping[str, BySeed]
+    variants: Mapping[str, BySeed]
+    changes: Mapping[str, Sequence[str]]
+    notes: Sequence[str] = ()
     exit_code = 0
 
-    @property
-    def columns(self) -> dict[str, str]:
-        """The headline numbers that the labels give, or all numbers if they give none of these. Short name -> key."""
-        available = {key: None for row in self.rows for split in self.splits for key in row.by_seed[0][split]}
-        return {short: key for short, key in COLUMNS.items() if key in available} or {key: key for key in available}
-
-    def difference(self, row: Row, split: str, key: str) -> Difference:
-        """The difference of a variant from the full model on the same seeds."""
-        differences = row.values(split, key) - self.rows[0].values(split, key)
-        deviation = _deviation(differences)
-        half = _student_t(len(differences) - 1) * deviation / math.sqrt(len(differences))
-        return Difference(float(differences.mean()), deviation, half)
+    def differences(self) -> dict[str, BySeed]:
+        """The numbers of each other variant minus those of the full model with the same seed."""
+        full, *others = self.variants
+        return {name: _paired_differences(self.variants[name], self.variants[full]) for name in others}
 
     def lines(self) -> list[str]:
-        """Both tables for the terminal, the splits side by side."""
-        first, *others = (_table_lines(title, rows) for title, rows in self._tables())
-        return [*first, *(line for table in others for line in ["", *table])]
+        """For each split a table of means, then for each split a table of differences."""
+        seeds = len(next(iter(self.variants.values())))
+        lines = [f"Mean ± standard deviation, seeds: {seeds}", "", *score_tables({**self.references, **self.variants})]
+        if len(self.variants) > 1:
+            lines += ["", "Variant minus full model, paired by seed: mean ± standard deviation [95 % interval]", ""]
+            lines += score_tables(self.differences(), difference_cell)
+        return lines
+
+    def markdown(self) -> str:
+        """The tables, the overrides of each variant and the notes, as a Markdown document."""
+        changes = [f"- {name}: `{'`, `'.join(overrides)}`" for name, overrides in self.changes.items() if overrides]
+        return "\n".join(["# Ablation", "", *self.lines(), "", "Changes of each variant:", "", *changes, "", *self.notes])
 
     def data(self) -> dict[str, Any]:
-        """Every number of every seed, means, deviations and differences, as JSON-compatible values (None instead of NaN)."""
-        rows = {}
-        for row in (*self.references, *self.rows):
-            rows[row.name] = {
-                "changes": list(row.overrides),
-                "by_seed": [{split: dict(numbers) for split, numbers in seed.items()} for seed in row.by_seed],
-                "mean": _by_number(self, partial(_mean, row)),
-                "deviation": _by_number(self, partial(_deviation_of, row)),
-            }
-        for row in self.rows[1:]:
-            rows[row.name]["difference"] = _by_number(self, partial(_difference, self, row))
-        return {"splits": list(self.splits), "seeds": list(self.seeds), "rows": rows, "notes": list(self.notes)}
+        """The numbers of every seed, their statistics, and the statistics of the differences to the full model."""
+        rows: dict[str, dict[str, Any]] = {}
+        for name, by_seed in (*self.references.items(), *self.variants.items()):
+            rows[name] = {"changes": self.changes.get(name, ()), "by_seed": by_seed, **_statistics(by_seed)}
+        for name, by_seed in self.differences().items():
+            rows[name]["difference"] = _statistics(by_seed)
+        return {"rows": rows, "notes": self.notes}
 
     def messages(self) -> list[str]:
-        """The notes, and where the runs are."""
+        """The notes, and the folder of the runs."""
         return [*self.notes, f"Runs, every number and the tables: {self.folder}/"]
 
-    def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
-        """Title and rows of cells of each table; its first two rows are the head."""
-        cells = [(split, key) for split in self.splits for key in self.columns.values()]
-        head = [
-            ["", *(split for split in self.splits for _ in self.columns)],
-            ["", *(short for _ in self.splits for short in self.columns)],
-        ]
-        count = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        means = [
-            [row.name, *(_mean_cell(row.values(split, key)) for split, key in cells)]
-            for row in (*self.references, *self.rows)
-        ]
-        yield f"mean ± standard deviation, {count}", head + means
-        differences = [
-            [row.name, *(_difference_cell(self.difference(row, split, key)) for split, key in cells)]
-            for row in self.rows[1:]
-        ]
-        if differences:
-            title = f"variant minus full model, paired by seed: mean ± standard deviation [95 % interval], {count}"
-            yield title, head + differences
+
+def mean_cell(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and standard deviation (divisor n - 1) as text, or one value alone."""
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
-def markdown(result: Ablation) -> str:
-    """The tables in Markdown, and the overrides of each variant."""
-    parts = ["# Ablation"]
-    for title, rows in result._tables():
-        head = ["|".join(["", *(f" {split} {name} " for split, name in zip(*rows[:2], strict=True)), ""])]
-        head.append(f"|---|{'---|' * (len(rows[0]) - 1)}")
-        parts.append(
-            "\n".join([f"{title[0].upper()}{title[1:]}.\n", *head, *("| " + " | ".join(r) + " |" for r in rows[2:])])
-        )
-    changes = [f"- {row.name}: `{'`, `'.join(row.overrides)}`" for row in result.rows if row.overrides]
-    parts += ["\n".join(["What each variant changes:\n", *changes])] if changes else []
-    return "\n\n".join([*parts, *result.notes]) + "\n"
-
-
-def _mean(row: Row, split: str, key: str) -> float:
-    return float(row.values(split, key).mean())
-
-
-def _deviation_of(row: Row, split: str, key: str) -> float:
-    return _deviation(row.values(split, key))
-
-
-def _difference(result: Ablation, row: Row, split: str, key: str) -> dict[str, float]:
-    return vars(result.difference(row, split, key))
-
-
-def _by_number(result: Ablation, value_of: Callable[[str, str], Any]) -> dict[str, dict[str, Any]]:
-    """{split: {key: value_of(split, key)}} for all numbers in the tables."""
-    keys = result.columns.values()
-    return {split: {key: _none_for_nan(value_of(split, key)) for key in keys} for split in result.splits}
-
-
-def _none_for_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _none_for_nan(inner) for name, inner in value.items()}
-    return value if math.isfinite(value) else None
-
-
-def _deviation(values: np.ndarray) -> float:
-    """Sample standard deviation (divisor n - 1), NaN for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _student_t(degrees_of_freedom: int) -> float:
-    if degrees_of_freedom == 0:
-        return math.nan
-    return _STUDENT_T[degrees_of_freedom - 1] if degrees_of_freedom <= len(_STUDENT_T) else 1.96
-
-
-def _mean_cell(values: np.ndarray) -> str:
-    mean = float(values.mean())
-    deviation = _deviation(values)
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
-
-
-def _difference_cell(difference: Difference) -> str:
-    mean = difference.mean
-    if math.isnan(mean):
-        return "-"
-    if math.isnan(difference.deviation):
+def difference_cell(values: Sequence[float]) -> str:
+    """Mean, standard deviation and 95 % interval of differences as text, or one difference alone."""
+    mean = fmean(values)
+    if len(values) == 1:
         return f"{mean:+.1f}"
-    low, high = mean - difference.half, mean + difference.half
-    return f"{mean:+.1f} ± {difference.deviation:.1f} [{low:+.1f}, {high:+.1f}]"
+    half = half_interval(values)
+    return f"{mean:+.1f} ± {stdev(values):.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
-def _table_lines(title: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    yield title
-    for row in rows:
-        yield "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
+def score_tables(rows: Mapping[str, BySeed], cell: Callable[[Sequence[float]], str] = mean_cell) -> list[str]:
+    """For each split a Markdown table with a row for each method and a column for each headline number.
+
+    `cell` turns the values of all seeds into text. The columns are those of COLUMNS that the labels of the split give, or
+    all numbers if they give none of these.
+    """
+    lines: list[str] = []
+    for split, numbers in next(iter(rows.values()))[0].items():
+        keys = {short: key for short, key in COLUMNS.items() if key in numbers} or {key: key for key in numbers}
+        cells = [
+            [name, *(cell([seed[split][key] for seed in by_seed]) for key in keys.values())]
+            for name, by_seed in rows.items()
+        ]
+        lines += [*([""] if lines else []), *table([split, *keys], cells)]
+    return lines
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean by Student's t. Needs two values or more."""
+    degrees_of_freedom = len(values) - 1
+    t = _STUDENT_T[degrees_of_freedom - 1] if degrees_of_freedom <= len(_STUDENT_T) else 1.96
+    return t * stdev(values) / math.sqrt(len(values))
+
+
+def _paired_differences(by_seed: BySeed, full: BySeed) -> BySeed:
+    return [
+        {split: {key: value - other[split][key] for key, value in numbers.items()} for split, numbers in seed.items()}
+        for seed, other in zip(by_seed, full, strict=True)
+    ]
+
+
+def _statistics(by_seed: BySeed) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean, standard deviation and half the 95 % interval of every number, by statistic, split and key; for one seed the
+    mean alone."""
+    statistics: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean}
+    if len(by_seed) > 1:
+        statistics |= {"deviation": stdev, "half": half_interval}
+    return {
+        name: {
+            split: {key: statistic([seed[split][key] for seed in by_seed]) for key in numbers}
+            for split, numbers in by_seed[0].items()
+        }
+        for name, statistic in statistics.items()
+    }

@@ -1,20 +1,20 @@
-"""References for a trained model: chance, and zero-shot CLIP."""
+"""Baselines without training: chance, and zero-shot CLIP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
+from costl.config import Config
 from costl.data.annotations import RATED_CLIP_S, Moment, Prediction, Query
-from costl.data.batch import non_finite_message
 from costl.data.queries import read_queries
+from costl.experiments.tables import Numbers
 from costl.metrics.compute import compute_metrics
+from costl.metrics.highlights import expected_clips
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, UsageError
-from costl.pipeline.grid import Grid
 from costl.predict.postprocess import rated_saliency
 
 MOMENTS = 10
@@ -24,69 +24,77 @@ LEVELS = ((0.5,), (0.7,), (0.3, 0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.8, 0.9), 
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A row of a table: `brief` has the headline numbers (percent) as `compute_metrics` names them, `how` the method."""
-
-    name: str
-    brief: Mapping[str, float]
-    how: str
-
-
-@dataclass(frozen=True)
 class ZeroShot:
-    """The two settings of zero-shot CLIP: `smoothing` is the sigma of a Gaussian in clips; moments are the runs of clips
-    above each of `levels`, where 0 is the lowest similarity in the video and 1 the highest."""
+    """The settings of zero-shot CLIP: `smoothing` is the sigma of a Gaussian in clips; moments are the runs of clips above
+    each of `levels`, where 0 is the lowest similarity in the video and 1 the highest."""
 
     smoothing: float = 0.0
     levels: tuple[float, ...] = LEVELS[-1]
 
 
-def chance(features: CacheReader, split: str, *, seed: int = 0) -> Reference:
+def untrained_baselines(
+    features: CacheReader, splits: Sequence[str], config: Config
+) -> tuple[dict[str, dict[str, Numbers]], list[str]]:
+    """The headline numbers (percent) of each baseline by split, and a sentence about each.
+
+    Zero-shot CLIP is left out if the cache has no projection of frames into the space of sentences. Benchmark, domain and
+    the metric that chooses the settings of zero-shot CLIP are those of `config`.
+    """
+    scores = {"chance": {split: chance(features, split, config) for split in splits}}
+    notes = [
+        "chance: windows as long as the training split's, at random places, and random saliency; "
+        f"mean of {DRAWS} draws."
+    ]
+    if features.joint.is_known:
+        settings, how = choose_zero_shot(features, config)
+        scores["zero-shot CLIP"] = {split: zero_shot(features, split, config, settings)[0] for split in splits}
+        notes.append(f"zero-shot CLIP: {how}.")
+    return scores, notes
+
+
+def chance(features: CacheReader, split: str, config: Config, *, seed: int = 0) -> Numbers:
     """Ten windows a query at random positions, with lengths drawn from the training split, and random saliency.
 
     The numbers are means over twenty draws. Raises UsageError for a split that is missing or has no labels.
     """
-    queries = read_queries(features, split)
+    queries = read_queries(features, split, domain=config.data.domain)
     lengths_s = np.array([end - start for query in read_queries(features, "train") for start, end in query.windows])
     rng = np.random.default_rng(seed)
-    briefs = []
-    for _ in range(DRAWS):
-        predictions = [_random_prediction(query, lengths_s, rng) for query in queries]
-        briefs.append(compute_metrics(predictions, queries)["brief"])
-    how = f"windows as long as the training split's, at random places, and random saliency; mean of {DRAWS} draws"
-    return Reference("chance", {name: float(np.mean([b[name] for b in briefs])) for name in briefs[0]}, how)
-
-
-def zero_shot(features: CacheReader, split: str, settings: ZeroShot, how: str = "") -> Reference:
-    """Frozen CLIP: saliency is the cosine between each frame's token and the sentence; moments are runs of high saliency.
-
-    The curve is smoothed and cut at several levels. The score of a moment is the difference between its mean and that of
-    the rest of the video, times the square root of its length: the signal-to-noise ratio of that difference.
-    """
-    queries = read_queries(features, split)
-    predictions = [
-        zero_shot_prediction(query, curve, features.fps, settings) for query, curve in _curves(queries, features)
+    draws = [
+        _score([_random_prediction(query, lengths_s, rng) for query in queries], queries, config) for _ in range(DRAWS)
     ]
-    return Reference("zero-shot CLIP", compute_metrics(predictions, queries)["brief"], how)
+    return {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
 
 
-def choose_zero_shot(features: CacheReader, *, select: str = "MR-full-mAP") -> tuple[ZeroShot, str]:
-    """The settings with the highest `select` on validation, and a description of the choice; the defaults without `val`."""
+def choose_zero_shot(features: CacheReader, config: Config) -> tuple[ZeroShot, str]:
+    """The settings with the highest `train.select` on validation, and a description; the defaults without `val`."""
     if "val" not in features.splits:
         return ZeroShot(), "default smoothing and levels: there is no validation split to choose them on"
-    queries = read_queries(features, "val")
-    curves = list(_curves(queries, features))
-    scores = {}
-    for settings in (ZeroShot(*pair) for pair in product(SMOOTHINGS, LEVELS)):
-        predictions = [zero_shot_prediction(query, curve, features.fps, settings) for query, curve in curves]
-        brief = compute_metrics(predictions, queries)["brief"]
-        if select not in brief:
-            raise UsageError(f"{select!r} is not a number that the labels of 'val' give. Choose one of {', '.join(brief)}.")
-        scores[settings] = brief[select]
-    best = max(scores, key=lambda settings: scores[settings])
+    candidates = [ZeroShot(*pair) for pair in product(SMOOTHINGS, LEVELS)]
+    select = config.train.select
+    # Training refuses a metric that the labels do not give.
+    scores = [numbers.get(select, 0.0) for numbers in zero_shot(features, "val", config, *candidates)]
+    best = candidates[int(np.argmax(scores))]
     levels = ", ".join(map(str, best.levels))
     how = f"smoothing {best.smoothing} clips and levels {levels}, the best of {len(scores)} by {select} on validation"
     return best, how
+
+
+def zero_shot(features: CacheReader, split: str, config: Config, *settings: ZeroShot) -> list[Numbers]:
+    """The numbers of frozen CLIP for each of `settings`.
+
+    Saliency is the cosine between each frame's token and the sentence. Moments are runs of high saliency: the curve is
+    smoothed and cut at several levels. The score of a moment is the difference between its mean and that of the rest of the
+    video, times the square root of its length: the signal-to-noise ratio of that difference.
+    """
+    queries = read_queries(features, split, domain=config.data.domain)
+    vids = {query.vid for query in queries} & set(features.video_ids)
+    frames = {vid: features.joint.project(features.tokens(vid, patches=False)[:, 0]) for vid in vids}
+    curves = [(q, frames[q.vid] @ features.words(q.query).sentence) for q in queries if q.vid in vids]
+    return [
+        _score([zero_shot_prediction(query, curve, features.fps, one) for query, curve in curves], queries, config)
+        for one in settings
+    ]
 
 
 def zero_shot_prediction(query: Query, curve: np.ndarray, fps: float, settings: ZeroShot) -> Prediction:
@@ -99,22 +107,8 @@ def zero_shot_prediction(query: Query, curve: np.ndarray, fps: float, settings: 
     return Prediction(query.qid, query.query, query.vid, moments, saliency)
 
 
-def _curves(queries: Sequence[Query], features: CacheReader) -> Iterator[tuple[Query, np.ndarray]]:
-    """Each query whose video has features, with the cosine [t] of its sentence to every frame."""
-    if not features.joint.is_known:
-        raise UsageError(
-            f"{features.path}: has no projection of frames into the space of sentences, so that there is no zero-shot CLIP. "
-            "Import CLIP's own features with costl data import --joint."
-        )
-    frames: dict[str, np.ndarray] = {}
-    known = set(features.video_ids)
-    for query in queries:
-        if query.vid in known:
-            if query.vid not in frames:
-                frames[query.vid] = projected = features.joint.project(features.tokens(query.vid, patches=False)[:, 0])
-                if not np.isfinite(projected).all():
-                    raise CacheError(non_finite_message(query.vid, int((~np.isfinite(projected)).any(1).argmax())))
-            yield query, frames[query.vid] @ features.words(query.query).sentence
+def _score(predictions: Sequence[Prediction], queries: Sequence[Query], config: Config) -> Numbers:
+    return compute_metrics(predictions, queries, benchmark=config.data.benchmark)["brief"]
 
 
 def _smoothed(curve: np.ndarray, sigma: float) -> np.ndarray:
@@ -141,11 +135,10 @@ def _moment(span: tuple[int, int], curve: np.ndarray, fps: float, duration_s: fl
 
 
 def _random_prediction(query: Query, lengths_s: np.ndarray, rng: np.random.Generator) -> Prediction:
-    saliency = rng.random(Grid(1 / RATED_CLIP_S, query.duration_s).clips)
-    if not len(lengths_s):
-        return Prediction(query.qid, query.query, query.vid, (), tuple(saliency.tolist()))
-    length = np.minimum(rng.choice(lengths_s, MOMENTS), query.duration_s)
-    start = rng.random(MOMENTS) * (query.duration_s - length)
-    scores = -np.sort(-rng.random(MOMENTS))
+    saliency = rng.random(expected_clips(query, RATED_CLIP_S))
+    count = MOMENTS if len(lengths_s) else 0
+    length = np.minimum(rng.choice(lengths_s, count), query.duration_s)
+    start = rng.random(count) * (query.duration_s - length)
+    scores = -np.sort(-rng.random(count))
     windows = tuple(zip(start.tolist(), (start + length).tolist(), scores.tolist(), strict=True))
     return Prediction(query.qid, query.query, query.vid, windows, tuple(saliency.tolist()))

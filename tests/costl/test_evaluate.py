@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from costl.config import Config
 from costl.data.annotations import Prediction, Query, parse_predictions
 from costl.data.queries import data_notes, read_queries
 from costl.evaluate import choose_examples, evaluate
@@ -371,8 +372,8 @@ WITHOUT_FEATURES = {
             cache, overrides=[*SHORT, "train.select_on=test"], out=home.folder / "trained", device="cpu"
         ),
     ),
-    "the settings of zero-shot CLIP": ("val", lambda home, cache: choose_zero_shot(CacheReader(cache))),
-    "zero-shot CLIP": ("test", lambda home, cache: zero_shot(CacheReader(cache), "test", ZeroShot())),
+    "the settings of zero-shot CLIP": ("val", lambda home, cache: choose_zero_shot(CacheReader(cache), Config())),
+    "zero-shot CLIP": ("test", lambda home, cache: zero_shot(CacheReader(cache), "test", Config(), ZeroShot())),
 }
 
 

@@ -88,7 +88,6 @@ COMMANDS = {
     "resume": f"train --resume {RUN} --cache {CACHE} --device cpu",
     "newest": "evaluate --device cpu --out new",
     "config": f"train --cache {CACHE} --config more.yaml --device cpu --out new",
-    "variants": f"study ablate --cache {CACHE} --variants more.yaml --out new --device cpu",
     "folder": "extract --videos videos --out new.h5 --device cpu --workers 1",
     "annotations": "extract --videos videos --annotations more.jsonl --out new.h5 --device cpu --workers 1",
     "predictions": "evaluate --predictions more.jsonl --truth videos/test.jsonl",
@@ -99,10 +98,9 @@ COMMANDS = {
 # The commands that refuse an intact workspace, and part of their message: each has read the file in question by then.
 REFUSED_WHEN_INTACT = {
     "extract": "was made with other settings",
-    "diagnose": "has no path to its videos",
+    "diagnose": "objects.jsonl: cannot be read",
     "predict": "does not say where its CLIP weights are",
     "resume": "finished already",
-    "variants": "expected section.name=value",
     "predictions": "a file of annotations",
     "compare": "a file of annotations",
 }
@@ -529,7 +527,7 @@ BAD_YAML = {
     "not UTF-8": (b"train: \xff\xfe\n", "utf-8"),
 }
 SETTINGS = (
-    *(HostileFile(f"settings: {n}", "more.yaml", file_content(data), ("config", "variants"), 2, message)
+    *(HostileFile(f"settings: {n}", "more.yaml", file_content(data), ("config",), 2, message)
       for n, (data, message) in BAD_YAML.items()),
     *(HostileFile(f"costl.yaml: {n}", "videos/costl.yaml", file_content(data), ("folder",), 2, message)
       for n, (data, message) in BAD_YAML.items()),

@@ -16,7 +16,6 @@ from damage import as_json, damaged, odd_json
 from costl.config import Config, load_config
 from costl.config_files import stated_fps
 from costl.data.annotations import parse_jsonl, parse_predictions
-from costl.experiments.variants import read_variants
 from costl.metrics.score_files import score_files
 from costl.pipeline.data_folder import check_annotations, queries_in, read_annotations, read_settings
 from costl.pipeline.errors import CostlError
@@ -139,18 +138,15 @@ def annotation_bytes(random: Random, folder: Path) -> None:
 
 def settings_files(random: Random, folder: Path) -> None:
     path = folder / "costl.yaml"
-    odd = random.choice(("folder", "settings", "variants", "override"))
+    odd = random.choice(("folder", "settings", "override"))
     settings = Config().to_dict() if odd == "settings" else FOLDER
     path.write_bytes(odd_yaml(random, settings, odd in ("folder", "settings")))
-    variants = {"small": {"spatial.top_k": 2, "loss.focal": 1.5}, "none": {"train.epochs": 60}}
-    (folder / "variants.yaml").write_bytes(odd_yaml(random, variants, odd == "variants"))
     value = random.choice(SNIPPETS) if odd == "override" else "1.5"
     attempt_all(
         lambda: load_config(load_config(path).to_dict()),
         lambda: load_config(read_settings(folder).train) if odd != "settings" else None,
         lambda: stated_fps([path]),
         lambda: load_config(overrides=[f"loss.focal={value}", f"data.domain={value if odd == 'override' else 'BK'}"]),
-        lambda: read_variants(folder / "variants.yaml"),
     )
 
 
@@ -250,6 +246,5 @@ def test_fifty_thousand_invalid_texts_are_read_or_refused(read, tmp_path, monkey
 def test_yaml_aliases_that_expand_beyond_memory_are_refused(text, tmp_path):
     path = tmp_path / "laughs.yaml"
     path.write_text(text)
-    for read in (lambda: load_config(path), lambda: read_variants(path)):
-        with pytest.raises(CostlError, match=r"(more than 100000 values when|found an alias \(\*name\) inside)"):
-            read()
+    with pytest.raises(CostlError, match=r"(more than 100000 values when|found an alias \(\*name\) inside)"):
+        load_config(path)

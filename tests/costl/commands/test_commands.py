@@ -330,9 +330,10 @@ def test_data_sample_writes_into_the_given_folder(tmp_path):
 def test_quickstart_prints_a_table_and_repeats_no_finished_work(tmp_path):
     first = costl("quickstart", "--out", tmp_path / "q", *TINY, *QUICK)
     assert first.exit_code == 0
-    rows = [line[:32].strip() for line in first.stdout.splitlines()[2:]]
-    assert rows == ["chance", "zero-shot CLIP", "CoSTL without spatial encoder", "CoSTL"]
-    assert first.stdout.splitlines()[1].split() == ["R1@0.5", "R1@0.7", "mAP", "HIT@1"] * 2
+    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in first.stdout.splitlines() if line]
+    methods = ["chance", "zero-shot CLIP", "CoSTL without spatial encoder", "CoSTL"]
+    assert [row[0] for row in rows if "---" not in row[0]] == ["test", *methods, "test_unseen", *methods]
+    assert rows[0] == ["test", "R1@0.5", "R1@0.7", "mAP", "HIT@1", ""]
     pictures = [
         tmp_path / "q" / "runs" / "costl" / f"eval-{split}" / "predictions.png" for split in ("test", "test_unseen")
     ]

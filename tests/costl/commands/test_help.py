@@ -1,4 +1,4 @@
-"""The help of every command and group, and the errors for old names of commands."""
+"""The help of every command and group, and the error for a command without its group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from costl.commands import main, moved
+from costl.commands import main
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
@@ -83,26 +83,14 @@ def test_the_top_level_has_the_three_commands_first():
     assert len(main.commands) <= 15
 
 
-OLD_NAMES = [([old], f"costl {old} is now {new}.") for old, new in moved.COMMANDS.items()]
-OLD_NAMES += [([*old], f"costl {' '.join(old)} is now {new}.") for old, new in moved.OPTIONS.items()]
-
-
-@pytest.mark.parametrize("others", [[], ["feats.h5"], ["--help"], ["feats.h5", "--no-such-option", "-x"]])
-@pytest.mark.parametrize(("old", "message"), OLD_NAMES)
-def test_an_old_name_is_refused_with_the_new_one(old, message, others):
-    result = CliRunner().invoke(main, [*old, *others])
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {message}\n")
-
-
-@pytest.mark.parametrize("arguments", [["--cache=feats.h5"], ["--annotations", "more.jsonl", "--cache", "feats.h5"]])
-def test_the_old_option_is_refused_wherever_it_stands(arguments):
-    result = CliRunner().invoke(main, ["extract", *arguments])
-    assert (result.exit_code, result.stderr) == (2, "Error: costl extract --cache is now costl cache add-queries.\n")
-
-
-def test_every_new_name_of_an_old_command_exists():
-    names = {" ".join(("costl", *path)) for path, _ in commands()}
-    assert {*moved.COMMANDS.values(), *moved.OPTIONS.values()} <= names
+@pytest.mark.parametrize(
+    ("name", "whole"), [("sample", "data sample"), ("verify", "cache verify"), ("ablate", "study ablate")]
+)
+@pytest.mark.parametrize("others", [[], ["--help"], ["feats.h5", "--no-such-option", "-x"]])
+def test_a_command_without_its_group_is_refused_with_its_whole_name(name, whole, others):
+    result = CliRunner().invoke(main, [name, *others])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: costl {name}: no such command. Run costl {whole}.\n"
 
 
 @pytest.mark.parametrize("program", [["-m", "costl"], ["cli.py"]])

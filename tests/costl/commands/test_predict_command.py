@@ -132,7 +132,6 @@ ERRORS = {
     "a query without letters": (["predict", "one.mp4", "?!"], 2, "no letter or digit in it"),
     "a video that is missing": (["predict", "oen.mp4", "a cat"], 2, "oen.mp4: no such file"),
     "a folder": (["predict", "runs/", "a cat"], 2, "runs/: a folder"),
-    "two models": (["predict", "one.mp4", "a cat", "--run", "a", "--model", "b"], 2, "Pass one of them"),
     "subtitles of two videos": (["predict", "one.mp4", "two.mp4", "a cat", "--format", "vtt"], 2, "is for one video"),
     "no run": (no_run, 2, "no trained run. Train one with costl train"),
     "no such run": (["predict", "one.mp4", "a cat", "--run", "elsewhere"], 2, "elsewhere: no such folder"),

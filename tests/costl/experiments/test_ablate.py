@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from costl.commands import main
 from costl.config import Loss, load_config
 from costl.experiments.ablate import ablate
-from costl.experiments.tables import Ablation, Row, markdown
-from costl.experiments.variants import choose_variants, read_variants, resolve, standard_variants
+from costl.experiments.tables import Ablation
+from costl.experiments.variants import choose_variants, standard_variants
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.training.run_folder import read_run
@@ -48,10 +48,10 @@ def test_differences_are_paired_by_seed_and_from_the_runs_own_numbers(world, tmp
         row = written["steps-0"]
         assert row["mean"][split][KEY] == pytest.approx(statistics.mean(plain))
         assert row["deviation"][split][KEY] == pytest.approx(statistics.stdev(plain))
-        assert row["difference"][split][KEY]["mean"] == pytest.approx(statistics.mean(differences))
-        assert row["difference"][split][KEY]["deviation"] == pytest.approx(statistics.stdev(differences))
+        assert row["difference"]["mean"][split][KEY] == pytest.approx(statistics.mean(differences))
+        assert row["difference"]["deviation"][split][KEY] == pytest.approx(statistics.stdev(differences))
         half = 12.706 * statistics.stdev(differences) / math.sqrt(2)
-        assert row["difference"][split][KEY]["half"] == pytest.approx(half)
+        assert row["difference"]["half"][split][KEY] == pytest.approx(half)
         assert f"{statistics.mean(differences):+.1f} ± {statistics.stdev(differences):.1f}" in "\n".join(ablation.lines())
     assert [read_run(tmp_path / "steps-0" / f"seed-{s}").config.train.seed for s in (0, 1)] == [0, 1]
     assert read_run(tmp_path / "steps-0" / "seed-1").config.spatial.steps == 0
@@ -78,7 +78,7 @@ def test_finished_runs_are_reused_and_the_rest_is_trained(world, tmp_path):
     assert not any(stage.startswith("1/2 full seed 0: train") for stage in stages)
     assert any(stage.startswith("2/2 cls seed 0: train") for stage in stages)
     again = ablate(world.cache, seeds=1, variants=["cls"], **settings)
-    assert again.difference(again.rows[1], "test", KEY).mean == pytest.approx(
+    assert again.differences()["cls"][0]["test"][KEY] == pytest.approx(
         written_number(tmp_path, "cls", 0, "test") - written_number(tmp_path, "full", 0, "test")
     )
 
@@ -90,10 +90,10 @@ def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, tmp_path)
     metrics = json.loads(path.read_text())
     metrics["brief"][KEY] += 1
     path.write_text(json.dumps(metrics | {"scored": metrics["scored"] | {"official": True}}))
-    assert ablate(world.cache, **settings).rows == first.rows
+    assert ablate(world.cache, **settings).variants == first.variants
     path.write_text(json.dumps(metrics))
     os.utime(tmp_path / "full" / "seed-0" / "best.safetensors")
-    assert ablate(world.cache, **settings).rows == first.rows
+    assert ablate(world.cache, **settings).variants == first.variants
 
 
 def test_parallel_jobs_give_the_same_rows(world, tmp_path):
@@ -165,48 +165,13 @@ def _keep_grid(self, name, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        (
-            "small: {spatial.topk: 2}",
-            "mine.yaml: small: --set spatial.topk=2: unknown setting spatial.topk. Did you mean 'top_k'?",
-        ),
-        ("small: {spatail.top_k: 2}", "unknown section 'spatail'. Did you mean 'spatial'?"),
-        ("small: {spatial.top_k: many}", "spatial.top_k is 'many', expected a whole number"),
-        ("small: {spatial.top_k: 0}", "spatial.top_k is 0, expected above zero"),
-        ("small: 3", "small: found 3, expected settings"),
-        ("full: {spatial.top_k: 2}", "full: is reserved for the model without changes"),
-        ("../a: {spatial.top_k: 2}", "is the name of a folder"),
-        ("[1, 2]", "expected variants such as"),
-        ("a: {b: [}", "not valid YAML"),
-        ("a: {spatial.top_k: 1}\na: {spatial.top_k: 2}", "'a' is given twice"),
-    ],
-)
-def test_an_error_in_a_file_of_variants_names_file_and_variant(world, tmp_path, text, part):
-    (tmp_path / "mine.yaml").write_text(text)
-    out = tmp_path / "out"
-    arguments = [
-        "study",
-        "ablate",
-        "--cache",
-        str(world.cache),
-        "--variants",
-        str(tmp_path / "mine.yaml"),
-        "--out",
-        str(out),
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2 and part in result.stderr and not out.exists()
-
-
-@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["--variants", "step-0"], "--variants step-0: no such variant. Did you mean 'steps-0'?"),
-        (["--variants", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--variants", "spatial.topk=2"], "variant spatial.topk=2: --set spatial.topk=2: unknown setting spatial.topk. Did you"),
         (["--split", "tset"], "no split 'tset'"),
-        (["--seeds", "0"], "seeds is 0"),
-        (["--jobs", "0"], "jobs is 0"),
+        (["--seeds", "0"], "0 is not in the range x>=1"),
+        (["--jobs", "0"], "0 is not in the range x>=1"),
         (["--set", "train.epoch=1"], "Did you mean 'epochs'?"),
     ],
 )
@@ -226,34 +191,35 @@ def test_runs_of_other_settings_are_refused_before_any_training(world, tmp_path)
 
 def test_standard_variants_change_one_thing_each_and_remove_every_part():
     variants = standard_variants(patches=49, learning_rate=1e-3)
-    resolved, notes = resolve(variants, [], [])
-    assert resolved[0].name == "full" and resolved[0].config == load_config()
-    assert [note.split(":")[0] for note in notes] == ["steps-2", "top-k-32", "strides-1-2-4-8", "no-top-down"]
-    assert len({repr(variant.config) for variant in resolved}) == len(resolved)
+    configs = [load_config(overrides=changes) for changes in variants.values()]
+    assert next(iter(variants)) == "full" and configs[0] == load_config()
+    assert len(set(map(repr, configs))) == len(configs)
     slower = {name for name, changes in variants.items() if "train.learning_rate=0.00025" in changes}
     assert slower == {"cls-slower", "adapter-slower"}
     assert all(len(changes) == 1 for name, changes in variants.items() if name not in {"full", *slower})
-    turned_off = {name for v in resolved for name, weight in vars(v.config.loss).items() if weight == 0}
+    turned_off = {name for config in configs for name, weight in vars(config.loss).items() if weight == 0}
     assert turned_off == set(vars(Loss()))
     assert variants["top-k-all"] == ("spatial.top_k=49",)
 
 
-def test_names_and_files_of_variants_can_be_mixed(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("wide: {model.width: 64, temporal.strides: [1, 2]}\nfine: {train.learning_rate: 5e-4}\n")
-    assert read_variants(mine)["wide"] == ("model.width=64", "temporal.strides=[1, 2]")
-    chosen = choose_variants(["cls,adapter", str(mine)], patches=9, learning_rate=1e-3)
-    assert list(chosen) == ["full", "cls", "adapter", "wide", "fine"]
-    resolved, notes = resolve(chosen, [], ["train.epochs=7"])
-    assert {variant.config.train.epochs for variant in resolved} == {7}
-    assert resolved[3].config.model.width == 64 and resolved[3].config.temporal.strides == (1, 2)
-    assert notes == ["fine: the settings of the full model, left out."]
+def test_names_and_settings_of_variants_can_be_mixed():
+    chosen = choose_variants(["cls,adapter", "model.width=64 temporal.strides=[1,2]"], patches=9, learning_rate=1e-3)
+    assert list(chosen) == ["full", "cls", "adapter", "model.width=64 temporal.strides=[1,2]"]
+    config = load_config(overrides=list(chosen.values())[-1])
+    assert config.model.width == 64 and config.temporal.strides == (1, 2)
 
 
-def test_one_seed_has_no_deviation_and_a_missing_number_is_a_dash(tmp_path):
-    rows = [Row(name, (), ({"test": {KEY: value}, "hl": {}},)) for name, value in (("full", 50.0), ("b", 47.5))]
-    ablation = Ablation(tmp_path, ("test", "hl"), (0,), (), tuple(rows))
-    assert list(ablation.columns) == ["mAP"]
-    lines = ablation.lines()
-    assert lines[3].split() == ["full", "50.0", "-"] and lines[-1].split() == ["b", "-2.5", "-"]
-    assert "| b | -2.5 | - |" in markdown(ablation)
+def test_a_variant_with_the_settings_of_the_full_model_is_left_out(world, tmp_path):
+    base = [*QUICK, "spatial.steps=0"]
+    ablation = ablate(world.cache, seeds=1, variants=["steps-0"], overrides=base, out=tmp_path, device="cpu")
+    assert list(ablation.variants) == ["full"]
+    assert "steps-0: the settings of the full model, left out." in ablation.messages()
+
+
+def test_one_seed_has_no_deviation_and_a_missing_number_has_no_column(tmp_path):
+    numbers = {name: [{"test": {KEY: value, "x": 1.0}, "hl": {"HL-mAP": value}}] for name, value in (("full", 50.0), ("b", 47.5))}
+    ablation = Ablation(tmp_path, {}, numbers, {"full": (), "b": ("model.kind=cls",)})
+    rows = [line.split() for line in ablation.lines()]
+    assert ["|", "test", "|", "mAP", "|"] in rows and ["|", "hl", "|", "HL-mAP", "|"] in rows
+    assert ["|", "full", "|", "50.0", "|"] in rows and ["|", "b", "|", "-2.5", "|"] in rows
+    assert "- b: `model.kind=cls`" in ablation.markdown()

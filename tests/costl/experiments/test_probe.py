@@ -134,7 +134,7 @@ def test_patches_score_higher_where_the_frame_token_lacks_the_answer(monkeypatch
     diagnosis = run_probes(features, features.scenes[:60], {"new": features.scenes[60:]}, seed=0)
     scores = diagnosis.scores["new"]
     assert list(scores) == list(TOPICS) and list(scores["which"]) == [*SOURCES, "chance"]
-    assert diagnosis.counts == {"new": dict.fromkeys(TOPICS, 800)}
+    assert diagnosis.asked == {"new": dict.fromkeys(TOPICS, 800)}
     which, bound, where, motion = (scores[name] for name in ("which", "bound", "where", "motion"))
     assert which["frame token"] > 75 and which["patch there"] > 85  # the frame token has the colours and shapes
     assert bound["patch there"] > bound["frame token"] + 15  # not which belong together
@@ -151,10 +151,10 @@ def test_the_command_prints_a_block_a_split_and_a_row_a_question(world, monkeypa
     left_out = [note.split(":")[0] for note in data["notes"]]
     assert set(left_out) <= {"bound"} and all(f"{name}: cannot be asked" in result.stderr for name in left_out)
     topics = [topic for topic in TOPICS if topic not in left_out]
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line] == ["test", *topics, "test_unseen", *topics]
+    rows = [line.split() for line in result.stdout.splitlines() if line and "---" not in line]
+    assert [row[1] for row in rows] == ["test", *topics, "test_unseen", *topics]
     assert data["asked"]["test"]["where"] == 60
-    assert f"{data['scores']['test']['where']['chance']:.1f}" == lines[1 + topics.index("where")].split()[-1]
+    assert f"{data['scores']['test']['where']['chance']:.1f}" == rows[1 + topics.index("where")][-2]
 
 
 def test_a_wrong_truth_file_is_refused_in_one_sentence(world, tmp_path):

@@ -204,7 +204,7 @@ def test_bad_annotations_are_refused_in_one_sentence(folder, content, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--run", "runs/x"), "--predictions and --truth cannot be combined with --run: they need no run."),
+        (("--run", "runs/x"), "--predictions cannot be combined with --run. It can be used with --predictions, --truth, "),
         (("--split", "val", "--cache", "f.h5"), "cannot be combined with --split, --cache"),
         (("--weights", "last"), "cannot be combined with --weights"),
         (("--submission", "hl.zip"), "cannot be combined with --submission"),

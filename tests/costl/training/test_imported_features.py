@@ -9,11 +9,11 @@ import pytest
 import torch
 from published_world import CLIP_WIDTH, publish_world
 
-from costl.config import load_config
+from costl.config import Config, load_config
 from costl.data.queries import read_queries
 from costl.data.sampler import evaluation_batches
 from costl.evaluate import evaluate
-from costl.experiments.untrained_baselines import ZeroShot, chance, zero_shot
+from costl.experiments.untrained_baselines import chance, untrained_baselines
 from costl.model.build import build_model_for_cache
 from costl.model.clip_similarity import clip_similarity
 from costl.pipeline.cache.reader import CacheReader
@@ -40,7 +40,7 @@ def test_a_model_learns_from_published_features_clearly_above_chance(tmp_path, j
     features = import_world(tmp_path, joint)
     run = train(features.path, out=tmp_path / "run", device="cpu").run
     metrics = evaluate(run, split="test", device="cpu").metrics["brief"]
-    chance_metrics = chance(features, "test").brief
+    chance_metrics = chance(features, "test", Config())
     # With a joint space the task is easy. Without it, the model must learn the objects from forty videos.
     factor = 2 if joint is None else 4
     assert metrics["MR-full-R1@0.5"] > factor * chance_metrics["MR-full-R1@0.5"]
@@ -54,10 +54,10 @@ def test_the_spatial_encoder_is_refused_for_features_without_patches(tmp_path):
 
 
 def test_zero_shot_clip_needs_a_joint_space(tmp_path):
-    with pytest.raises(UsageError, match="there is no zero-shot CLIP"):
-        zero_shot(import_world(tmp_path / "unknown", None), "test", ZeroShot())
+    unknown = import_world(tmp_path / "unknown", None)
+    assert list(untrained_baselines(unknown, ["test"], Config())[0]) == ["chance"]
     features = import_world(tmp_path / "known", "clip")
-    assert zero_shot(features, "test", ZeroShot(0.0, (0.5,))).brief["MR-full-R1@0.5"] > 90
+    assert untrained_baselines(features, ["test"], Config())[0]["zero-shot CLIP"]["test"]["MR-full-R1@0.5"] > 90
 
 
 @pytest.mark.parametrize("joint", [None, "clip"])
