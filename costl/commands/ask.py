@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="VIDEO... QUERY...")
-@click.option("--video", "videos", multiple=True, type=ANY_PATH, help="A video, whatever its name. Repeatable.")
-@click.option("--query", "queries", multiple=True, help="A query, even if it is the name of a file. Repeatable.")
 @trained_model
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Moments to show of each answer.")
 @click.option(
@@ -36,8 +35,6 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 @quiet
 def predict(
     arguments: tuple[str, ...],
-    videos: tuple[Path, ...],
-    queries: tuple[str, ...],
     model: str | None,
     weights: str | None,
     cache_dir: Path | None,
@@ -62,22 +59,20 @@ def predict(
 
     Exit code 1: some videos could not be read.
     """
-    more_videos, more_queries = _videos_and_queries(arguments)
-    all_videos = [*videos, *more_videos]
-    all_queries = [*queries, *more_queries]
-    if not all_videos:
+    videos, queries = _videos_and_queries(arguments)
+    if not videos:
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
     from costl.ask.answer import check_queries
     from costl.ask.formats import check_format
 
-    check_queries(all_queries)  # reports errors before torch is loaded
-    check_format(output_format, all_videos)
+    check_queries(queries)  # reports errors before torch is loaded
+    check_format(output_format, videos)
     from costl.ask.asker import load
     from costl.ask.output import ask_videos, write_answers
 
     asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
     with ProgressBars(silent=quiet) as progress:
-        answers, failures = ask_videos(asker, all_videos, all_queries, top=top, progress=progress)
+        answers, failures = ask_videos(asker, videos, queries, top=top, progress=progress)
     # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
     with ProgressBars(silent=quiet) as progress:
         files = write_answers(
@@ -92,22 +87,15 @@ def predict(
         raise SystemExit(1)
 
 
-def _videos_and_queries(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Splits the arguments. Raises UsageError for a folder, and for the name of a video file that does not exist."""
+def _videos_and_queries(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Splits the arguments: existing files are videos. Raises UsageError for the name of a video that does not exist."""
     from costl.pipeline.videos import SUFFIXES
 
-    videos: list[Path] = []
-    queries: list[str] = []
-    for text in arguments:
-        path = Path(text)
-        if text and path.is_file():
-            videos.append(path)
-        elif path.suffix.lower() in SUFFIXES:
-            raise click.UsageError(f"{text}: no such file. Check the name, or pass it with --query if it is a query.")
-        elif text.endswith(("/", "\\")) and path.is_dir():
-            raise click.UsageError(f"{text}: a folder. Name the videos in it, such as {text}*.mp4")
-        else:
-            queries.append(text)
+    videos = [Path(text) for text in arguments if os.path.isfile(text)]
+    queries = [text for text in arguments if not os.path.isfile(text)]
+    for text in queries:
+        if Path(text).suffix.lower() in SUFFIXES:
+            raise click.UsageError(f"{text}: no such file. Check the name of the video.")
     return videos, queries
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, as_json, out, quiet, scoring
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, scoring
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
@@ -30,7 +30,7 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 @scoring
 @out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
 @click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write val and test as QVHighlights accepts them.")
-@click.option("--device", help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one.  [default: auto]")
+@device
 @quiet
 @as_json
 def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
@@ -45,7 +45,7 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     Prints the table and writes predictions, metrics and a picture. The second example scores any prediction file, without
     a run or a cache. Intervals are 95 % bootstrap intervals over queries.
     """
-    chosen = {name: value for name, value in options.items() if value not in (None, False)}
+    chosen = {name: value for name, value in options.items() if value not in (None, False, "auto")}
     if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission"}:
         raise click.UsageError("Only the evaluation of a run can use torchrun. Run this command without torchrun.")
     if "predictions" in chosen or "truth" in chosen:

@@ -97,8 +97,6 @@ trained_model = option_group(
 world = option_group(
     click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split. Repeatable."),
     click.option("--queries", type=int, help="Queries of each video."),
-    click.option("--clips", type=(int, int), help="Fewest and most clips of a video. A clip is two seconds."),
-    click.option("--side", type=int, help="Side of the picture in pixels."),
     click.option("--seed", type=int, help="Another seed makes another world."),
     click.option("--hard", is_flag=True, default=None, help="Show more objects, and make them more alike."),
 )

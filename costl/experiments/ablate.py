@@ -59,41 +59,40 @@ def ablate(
     configs = _variant_configs(features, layers, overrides, changes)
     trained = [name for name in changes if name == FULL or configs[name] != base]
     notes = [f"{name}: the settings of the full model, left out." for name in changes if name not in trained]
-    runs = {
-        (name, seed): [*overrides, *changes[name], f"train.seed={seed}"]
+    runs = [
+        (name, out / name / f"seed-{seed}", [*overrides, *changes[name], f"train.seed={seed}"])
         for seed in range(seeds)  # all variants of a seed first: they can be compared early
         for name in trained
-    }
-    for run, run_overrides in runs.items():
-        refuse_other_settings(_folder(out, *run), load_config(*layers, overrides=run_overrides))
+    ]
+    for _, folder, run_overrides in runs:
+        refuse_other_settings(folder, load_config(*layers, overrides=run_overrides))
     _check_splits(features, base, splits)
     report_progress(Progress("references", 0, 1))
     references, how = untrained_baselines(features, splits, base)
-    if jobs > 1:
-        report_progress(Progress("ablate", 0, len(runs)))
+    report_progress(Progress("ablate", 0, len(runs)))
     results = Parallel(n_jobs=jobs, return_as="generator", batch_size=1)(
         delayed(train_and_score)(
-            _folder(out, *run),
+            folder,
             cache,
             splits,
             config=config,
             overrides=run_overrides,
             device=device,
             # A callback cannot be passed to another process.
-            progress=with_stage_prefix(f"{number}/{len(runs)} {_label(*run)}", progress) if jobs == 1 else None,
+            progress=with_stage_prefix(f"{number}/{len(runs)} {name} {folder.name}", progress) if jobs == 1 else None,
         )
-        for number, (run, run_overrides) in enumerate(runs.items(), start=1)
+        for number, (name, folder, run_overrides) in enumerate(runs, start=1)
     )
-    by_seed: dict[str, list[Mapping[str, Numbers]]] = {name: [] for name in trained}
-    for number, (run, (scores, run_notes)) in enumerate(zip(runs, results, strict=True), start=1):
-        by_seed[run[0]].append(scores)
+    by_seed: dict[str, dict[str, list[Numbers]]] = {name: {split: [] for split in splits} for name in trained}
+    for number, ((name, folder, _), (scores, run_notes)) in enumerate(zip(runs, results, strict=True), start=1):
+        for split in by_seed[name]:
+            by_seed[name][split].append(scores[split])
         notes += run_notes
-        if jobs > 1:
-            report_progress(Progress("ablate", number, len(runs), _label(*run)))
+        report_progress(Progress("ablate", number, len(runs), f"{name} {folder.name}"))
     notes += [*how, legacy_label(base)]
     result = Ablation(
         folder=out,
-        references={name: [numbers] for name, numbers in references.items()},
+        references=references,
         variants=by_seed,
         changes=changes,
         notes=[note for note in dict.fromkeys(notes) if note],
@@ -126,11 +125,3 @@ def _variant_configs(
     if problems:
         raise UsageError("\n".join(problems))
     return configs
-
-
-def _folder(out: Path, name: str, seed: int) -> Path:
-    return out / name / f"seed-{seed}"
-
-
-def _label(name: str, seed: int) -> str:
-    return f"{name} seed {seed}"

@@ -80,7 +80,6 @@ def diagnose(
     *,
     splits: Sequence[str] = ("test",),
     objects: Path | None = None,
-    seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Diagnosis:
     """Fits probes to the videos of `train` and scores them on those of `splits`, for every topic and source.
@@ -100,25 +99,22 @@ def diagnose(
             "the probes."
         )
     scored = {split: _scenes_of_split(features, split, scenes) for split in splits}
-    return run_probes(features, training, scored, seed=seed, progress=progress)
+    return run_probes(features, training, scored, progress)
 
 
 def run_probes(
     features: CacheReader,
     training: Sequence[Scene],
     scored: Mapping[str, Sequence[Scene]],
-    *,
-    seed: int,
     progress: ProgressCallback | None = None,
 ) -> Diagnosis:
     """The diagnosis for given scenes. A topic that no question can be drawn on is left out, with a note."""
     report_progress = progress or (lambda _: None)
-    detector_scenes = training[::2]
     probe_scenes = training[1::2]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = min(MAX_QUESTIONS, MEMORY // (2 * features.tokens(probe_scenes[0].vid)[0].nbytes))
     report_progress(Progress("diagnose", 0, len(TOPICS), "the detector of patches"))
-    detector_questions = draw_questions("where", detector_scenes, count=min(count, DETECTOR_FRAMES), rng=rng)
+    detector_questions = draw_questions("where", training[::2], count=min(count, DETECTOR_FRAMES), rng=rng)
     detector = _fit_detector(detector_questions, features, rng)
     scores: dict[str, dict[str, dict[str, float]]] = {split: {} for split in scored}
     asked: dict[str, dict[str, int]] = {split: {} for split in scored}

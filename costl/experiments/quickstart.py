@@ -10,7 +10,7 @@ from typing import Any
 
 from costl.config import load_config
 from costl.experiments.scored_runs import train_and_score, with_stage_prefix
-from costl.experiments.tables import Numbers, score_tables
+from costl.experiments.tables import BySplit, score_tables
 from costl.experiments.untrained_baselines import untrained_baselines
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError, UsageError
@@ -30,20 +30,21 @@ MODELS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Results:
-    """`rows`: headline numbers (percent) by method and split; `how`: a sentence about each reference; the pictures."""
+    """`rows`: headline numbers (percent) by method and split, in a list of one entry; `how`: a sentence about each reference;
+    the pictures."""
 
-    rows: Mapping[str, Mapping[str, Numbers]]
+    rows: Mapping[str, BySplit]
     how: Sequence[str]
     pictures: Sequence[Path]
     exit_code = 0
 
     def lines(self) -> list[str]:
         """A table for each split."""
-        return score_tables({name: [numbers] for name, numbers in self.rows.items()})
+        return score_tables(self.rows)
 
     def data(self) -> dict[str, Any]:
-        """The rows."""
-        return dict(self.rows)
+        """The headline numbers by method and split."""
+        return {name: {split: numbers for split, (numbers,) in scores.items()} for name, scores in self.rows.items()}
 
     def messages(self) -> list[str]:
         """The sentences about the references, and the pictures."""
@@ -68,10 +69,10 @@ def quickstart(
     report = extract(folder / "videos", out=folder / "feats.h5", device=device, progress=progress)
     if report.failed:
         raise CostlError(f"{folder / 'videos'}: {len(report.failed)} videos failed: {report.failed[0].reason}")
-    rows: dict[str, Mapping[str, Numbers]] = {}
+    rows: dict[str, BySplit] = {}
     for name, changes in MODELS.items():
         run = folder / "runs" / name.lower().replace(" ", "-")
-        rows[name], _ = train_and_score(
+        scores, _ = train_and_score(
             run,
             report.cache,
             SPLITS,
@@ -79,11 +80,12 @@ def quickstart(
             device=device,
             progress=with_stage_prefix(name, progress),
         )
+        rows[name] = {split: [numbers] for split, numbers in scores.items()}
     features = CacheReader(report.cache)
     references, how = untrained_baselines(features, SPLITS, load_config(features.settings, overrides=overrides))
     pictures = [run / f"eval-{split}" / "predictions.png" for split in SPLITS]
     results = Results({**references, **rows}, how, pictures)
-    publish(folder / "results.json", (json.dumps(asdict(results), indent=2, default=str) + "\n").encode())
+    publish(folder / "results.json", (json.dumps({"rows": results.data(), "how": how}, indent=2) + "\n").encode())
     return results
 
 

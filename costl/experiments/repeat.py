@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from costl.config import Config, load_config
 from costl.config_files import Layer
 from costl.data.queries import read_queries
 from costl.experiments.scored_runs import train_and_score, with_stage_prefix
-from costl.experiments.tables import Numbers, mean_cell
+from costl.experiments.tables import Numbers, mean_cell, statistics
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.table import table
@@ -44,29 +44,19 @@ class Repeats:
     notes: Sequence[str] = ()
     exit_code = 0
 
-    def values(self, selection: str) -> dict[str, list[float]]:
-        """Each number of every seed, by its name."""
-        rows = self.by_seed[selection]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
     def lines(self) -> list[str]:
         """A row for each number, a column for each selection: mean and standard deviation."""
-        columns = [self.values(selection) for selection in self.by_seed]
-        rows = [[name, *(mean_cell(column[name], digits=2) for column in columns)] for name in columns[0]]
-        seeds = len(next(iter(self.by_seed.values())))
-        return table([f"{self.split}, seeds: {seeds}", *self.by_seed], rows)
+        columns = list(self.by_seed.values())
+        rows = [
+            [name, *(mean_cell([numbers[name] for numbers in column], digits=2) for column in columns)]
+            for name in columns[0][0]
+        ]
+        return table([f"{self.split}, seeds: {len(columns[0])}", *self.by_seed], rows)
 
     def data(self) -> dict[str, Any]:
-        """Every number of every seed, mean and standard deviation, as JSON-compatible values."""
-        by_selection = {}
-        for selection, by_seed in self.by_seed.items():
-            values = self.values(selection)
-            by_selection[selection] = {
-                "mean": {name: fmean(row) for name, row in values.items()},
-                "deviation": {name: stdev(row) for name, row in values.items() if len(row) > 1},
-                "by_seed": by_seed,
-            }
-        return {"split": self.split, "ways": by_selection}
+        """Every number of every seed, and their statistics."""
+        ways = {name: {**statistics(by_seed), "by_seed": by_seed} for name, by_seed in self.by_seed.items()}
+        return {"split": self.split, "ways": ways}
 
     def messages(self) -> list[str]:
         """The notes, and the folder of the runs."""
@@ -99,25 +89,25 @@ def repeat(
         read_queries(features, name)  # errors are raised before the first training
     by_seed: dict[str, list[Numbers]] = {}
     notes: list[str] = []
-    for seed in range(seeds):
-        scores: dict[str, list[Numbers]] = {}
-        for domain in _domains(features, settings):
-            changes = [*overrides, f"train.seed={seed}", *([f"data.domain={domain}"] if domain else [])]
-            for selection, weights in _selections(features, settings).items():
-                numbers, run_notes = train_and_score(
+    # The second selection scores the runs that the first one trained.
+    for selection, weights in _selections(features, settings).items():
+        by_seed[selection] = []
+        for seed in range(seeds):
+            by_domain = []
+            for domain in _domains(features, settings):
+                scores, run_notes = train_and_score(
                     folder / domain / f"seed-{seed}",
                     cache,
                     [split],
                     weights=weights,
                     config=config,
-                    overrides=changes,
+                    overrides=[*overrides, f"train.seed={seed}", *([f"data.domain={domain}"] if domain else [])],
                     device=device,
                     progress=with_stage_prefix(f"{domain} seed {seed}".strip(), progress),
                 )
-                scores.setdefault(selection, []).append(numbers[split])
+                by_domain.append(scores[split])
                 notes += run_notes
-        for selection, by_domain in scores.items():
-            by_seed.setdefault(selection, []).append(_mean_over_domains(by_domain))
+            by_seed[selection].append(_mean_over_domains(by_domain))
     result = Repeats(folder, split, by_seed, list(dict.fromkeys(notes)))
     publish(folder / "repeat.json", (json.dumps(result.data(), indent=2) + "\n").encode())
     return result

@@ -39,10 +39,16 @@ def train_and_score(
     Raises UsageError for a run with other settings.
     """
     features = CacheReader(cache)
-    notes = _train_unless_finished(folder, features, config, overrides, device, progress)
-    run = read_run(folder)
-    scores = {split: _stored_scores(run, split, weights, features) for split in splits}
+    notes: Sequence[str] = ()
+    if not (folder / "run.json").exists():
+        notes = train(cache, config=config, overrides=overrides, out=folder, device=device, progress=progress).notes
+    else:
+        refuse_other_settings(folder, load_config(features.settings, *config, overrides=overrides))
+        if not read_run(folder).finished:
+            notes = resume(folder, device=device, progress=progress).notes
+    scores = {}
     for split in splits:
+        scores[split] = _stored_scores(folder, split, weights, features)
         if not scores[split]:
             out = _evaluation_folder(folder, split, weights)
             evaluation = evaluate(folder, split=split, weights=weights, out=out, device=device, progress=progress)
@@ -76,27 +82,11 @@ def with_stage_prefix(name: str, progress: ProgressCallback | None) -> ProgressC
     return progress and (lambda update: progress(replace(update, stage=f"{name}: {update.stage}")))
 
 
-def _train_unless_finished(
-    folder: Path,
-    features: CacheReader,
-    config: Sequence[Layer],
-    overrides: Sequence[str],
-    device: str,
-    progress: ProgressCallback | None,
-) -> Sequence[str]:
-    if not (folder / "run.json").exists():
-        report = train(features.path, config=config, overrides=overrides, out=folder, device=device, progress=progress)
-        return report.notes
-    refuse_other_settings(folder, load_config(features.settings, *config, overrides=overrides))
-    if read_run(folder).finished:
-        return ()
-    return resume(folder, device=device, progress=progress).notes
-
-
-def _stored_scores(run: Run, split: str, weights: str, features: CacheReader) -> Numbers:
+def _stored_scores(folder: Path, split: str, weights: str, features: CacheReader) -> Numbers:
     """The scores of an earlier evaluation; empty if there is none that is still valid."""
+    run = read_run(folder)
     try:
-        metrics = _read_metrics(run.folder, split, weights)
+        metrics = _read_metrics(folder, split, weights)
         rules = metrics["scored"]
         own_rules = not rules["official"] and rules["benchmark"] == run.config.data.benchmark
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ from typing import Any
 from costl.pipeline.formats.table import table
 
 Numbers = Mapping[str, float]  # the headline numbers of one run on one split, in percent
-BySeed = Sequence[Mapping[str, Numbers]]  # for each seed the numbers by split
+BySplit = Mapping[str, Sequence[Numbers]]  # for each split the numbers of every seed
 
 COLUMNS = {
     "R1@0.5": "MR-full-R1@0.5",
@@ -32,21 +32,26 @@ class Ablation:
     """
 
     folder: Path
-    references: Mapping[str, BySeed]
-    variants: Mapping[str, BySeed]
+    references: Mapping[str, BySplit]
+    variants: Mapping[str, BySplit]
     changes: Mapping[str, Sequence[str]]
     notes: Sequence[str] = ()
     exit_code = 0
 
-    def differences(self) -> dict[str, BySeed]:
+    def differences(self) -> dict[str, BySplit]:
         """The numbers of each other variant minus those of the full model with the same seed."""
         full, *others = self.variants
-        return {name: _paired_differences(self.variants[name], self.variants[full]) for name in others}
+        return {
+            name: {
+                split: list(map(_difference, rows, self.variants[full][split]))
+                for split, rows in self.variants[name].items()
+            }
+            for name in others
+        }
 
     def lines(self) -> list[str]:
         """For each split a table of means, then for each split a table of differences."""
-        seeds = len(next(iter(self.variants.values())))
-        lines = [f"Mean ± standard deviation, seeds: {seeds}", "", *score_tables({**self.references, **self.variants})]
+        lines = ["Mean ± standard deviation over the seeds", "", *score_tables({**self.references, **self.variants})]
         if len(self.variants) > 1:
             lines += ["", "Variant minus full model, paired by seed: mean ± standard deviation [95 % interval]", ""]
             lines += score_tables(self.differences(), difference_cell)
@@ -60,10 +65,10 @@ class Ablation:
     def data(self) -> dict[str, Any]:
         """The numbers of every seed, their statistics, and the statistics of the differences to the full model."""
         rows: dict[str, dict[str, Any]] = {}
-        for name, by_seed in (*self.references.items(), *self.variants.items()):
-            rows[name] = {"changes": self.changes.get(name, ()), "by_seed": by_seed, **_statistics(by_seed)}
-        for name, by_seed in self.differences().items():
-            rows[name]["difference"] = _statistics(by_seed)
+        for name, scores in (*self.references.items(), *self.variants.items()):
+            rows[name] = {"changes": self.changes.get(name, ()), "by_seed": scores, "statistics": _by_split(scores)}
+        for name, scores in self.differences().items():
+            rows[name]["difference"] = _by_split(scores)
         return {"rows": rows, "notes": self.notes}
 
     def messages(self) -> list[str]:
@@ -86,21 +91,30 @@ def difference_cell(values: Sequence[float]) -> str:
     return f"{mean:+.1f} ± {stdev(values):.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
-def score_tables(rows: Mapping[str, BySeed], cell: Callable[[Sequence[float]], str] = mean_cell) -> list[str]:
+def score_tables(rows: Mapping[str, BySplit], cell: Callable[[Sequence[float]], str] = mean_cell) -> list[str]:
     """For each split a Markdown table with a row for each method and a column for each headline number.
 
     `cell` turns the values of all seeds into text. The columns are those of COLUMNS that the labels of the split give, or
     all numbers if they give none of these.
     """
     lines: list[str] = []
-    for split, numbers in next(iter(rows.values()))[0].items():
+    for split, (numbers, *_) in next(iter(rows.values())).items():
         keys = {short: key for short, key in COLUMNS.items() if key in numbers} or {key: key for key in numbers}
         cells = [
-            [name, *(cell([seed[split][key] for seed in by_seed]) for key in keys.values())]
-            for name, by_seed in rows.items()
+            [name, *(cell([row[key] for row in scores[split]]) for key in keys.values())] for name, scores in rows.items()
         ]
         lines += [*([""] if lines else []), *table([split, *keys], cells)]
     return lines
+
+
+def statistics(rows: Sequence[Numbers]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and half the 95 % interval of every number over the seeds; for one seed the mean alone."""
+    functions: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean}
+    if len(rows) > 1:
+        functions |= {"deviation": stdev, "half": half_interval}
+    return {
+        name: {key: function([row[key] for row in rows]) for key in rows[0]} for name, function in functions.items()
+    }
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -110,23 +124,9 @@ def half_interval(values: Sequence[float]) -> float:
     return t * stdev(values) / math.sqrt(len(values))
 
 
-def _paired_differences(by_seed: BySeed, full: BySeed) -> BySeed:
-    return [
-        {split: {key: value - other[split][key] for key, value in numbers.items()} for split, numbers in seed.items()}
-        for seed, other in zip(by_seed, full, strict=True)
-    ]
+def _by_split(scores: BySplit) -> dict[str, Any]:
+    return {split: statistics(rows) for split, rows in scores.items()}
 
 
-def _statistics(by_seed: BySeed) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean, standard deviation and half the 95 % interval of every number, by statistic, split and key; for one seed the
-    mean alone."""
-    statistics: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean}
-    if len(by_seed) > 1:
-        statistics |= {"deviation": stdev, "half": half_interval}
-    return {
-        name: {
-            split: {key: statistic([seed[split][key] for seed in by_seed]) for key in numbers}
-            for split, numbers in by_seed[0].items()
-        }
-        for name, statistic in statistics.items()
-    }
+def _difference(numbers: Numbers, full: Numbers) -> Numbers:
+    return {key: value - full[key] for key, value in numbers.items()}

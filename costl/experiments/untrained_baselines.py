@@ -11,7 +11,7 @@ import numpy as np
 from costl.config import Config
 from costl.data.annotations import RATED_CLIP_S, Moment, Prediction, Query
 from costl.data.queries import read_queries
-from costl.experiments.tables import Numbers
+from costl.experiments.tables import BySplit, Numbers
 from costl.metrics.compute import compute_metrics
 from costl.metrics.highlights import expected_clips
 from costl.pipeline.cache.reader import CacheReader
@@ -34,32 +34,32 @@ class ZeroShot:
 
 def untrained_baselines(
     features: CacheReader, splits: Sequence[str], config: Config
-) -> tuple[dict[str, dict[str, Numbers]], list[str]]:
-    """The headline numbers (percent) of each baseline by split, and a sentence about each.
+) -> tuple[dict[str, BySplit], list[str]]:
+    """The headline numbers (percent) of each baseline by split, in a list of one entry, and a sentence about each.
 
     Zero-shot CLIP is left out if the cache has no projection of frames into the space of sentences. Benchmark, domain and
     the metric that chooses the settings of zero-shot CLIP are those of `config`.
     """
-    scores = {"chance": {split: chance(features, split, config) for split in splits}}
+    scores: dict[str, BySplit] = {"chance": {split: [chance(features, split, config)] for split in splits}}
     notes = [
         "chance: windows as long as the training split's, at random places, and random saliency; "
         f"mean of {DRAWS} draws."
     ]
     if features.joint.is_known:
         settings, how = choose_zero_shot(features, config)
-        scores["zero-shot CLIP"] = {split: zero_shot(features, split, config, settings)[0] for split in splits}
+        scores["zero-shot CLIP"] = {split: zero_shot(features, split, config, settings) for split in splits}
         notes.append(f"zero-shot CLIP: {how}.")
     return scores, notes
 
 
-def chance(features: CacheReader, split: str, config: Config, *, seed: int = 0) -> Numbers:
+def chance(features: CacheReader, split: str, config: Config) -> Numbers:
     """Ten windows a query at random positions, with lengths drawn from the training split, and random saliency.
 
     The numbers are means over twenty draws. Raises UsageError for a split that is missing or has no labels.
     """
     queries = read_queries(features, split, domain=config.data.domain)
     lengths_s = np.array([end - start for query in read_queries(features, "train") for start, end in query.windows])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [
         _score([_random_prediction(query, lengths_s, rng) for query in queries], queries, config) for _ in range(DRAWS)
     ]

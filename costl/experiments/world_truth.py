@@ -5,6 +5,7 @@ Axes: o objects, t clips.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,8 +100,8 @@ def draw_questions(topic: str, scenes: Sequence[Scene], *, count: int, rng: np.r
         clip = int(rng.integers(scene.centres.shape[1] - 1))
         # Both answers equally often, however frequent they are in the world.
         draw = _Draw(scene, clip, kinds, rng, positive=len(questions) % 2 == 0)
-        question = getattr(draw, topic)()
-        questions += [question] if question else []
+        with contextlib.suppress(_NoQuestion):
+            questions.append(getattr(draw, topic)())
         if len(questions) == count:
             break
     return questions
@@ -117,10 +118,13 @@ def _scene(row: Mapping[str, Any]) -> Scene:
     return Scene(str(row["vid"]), tuple(kinds), diameters, np.array(centres, np.float64).reshape(len(objects), -1, 2))
 
 
+class _NoQuestion(Exception):
+    """The scene does not allow a question on this topic about this clip."""
+
+
 @dataclass(frozen=True)
 class _Draw:
-    """One try to draw a question about a clip of a scene. The method named like the topic returns None if the scene does
-    not allow the question.
+    """One try to draw a question about a clip of a scene, with a method for each topic. It may raise _NoQuestion.
 
     `positive`: whether the answer is yes (which, bound), and whether the object moves (motion).
     """
@@ -131,67 +135,56 @@ class _Draw:
     rng: np.random.Generator
     positive: bool
 
-    def which(self) -> Question | None:
+    def which(self) -> Question:
         """Is an object of this kind visible? If not, it is of a kind that some video has, but not this picture."""
         visible = self.scene.visible(self.clip)
-        if not visible:
-            return None
         index = self._choose(visible)
         if self.positive:
             return self._question(index, 1.0)
         kind = self._choose(self.kinds)
-        return None if kind in {self.scene.kinds[i] for i in visible} else self._question(index, 0.0, kind)
+        if kind in {self.scene.kinds[i] for i in visible}:
+            raise _NoQuestion
+        return self._question(index, 0.0, kind)
 
-    def bound(self) -> Question | None:
+    def bound(self) -> Question:
         """Other objects have this colour and this shape. Does one have both?"""
         visible = self.scene.visible(self.clip)
         kinds = [self.scene.kinds[i] for i in visible]
         if self.positive:
             bound = [i for i in visible if _on_other_objects(self.scene.kinds[i], kinds)]
-            return self._question(self._choose(bound), 1.0) if bound else None
+            return self._question(self._choose(bound), 1.0)
         pairs = [(i, j) for i in visible for j in visible if (self.scene.kinds[i][0], self.scene.kinds[j][1]) not in kinds]
-        if not pairs:
-            return None
         i, j = self._choose(pairs)
         return self._question(self._choose([i, j]), 0.0, (self.scene.kinds[i][0], self.scene.kinds[j][1]))
 
-    def where(self) -> Question | None:
+    def where(self) -> Question:
         """In which of the fields of the picture is the object?"""
-        unique = self.scene.unique(self.clip)
-        if not unique:
-            return None
-        index = self._choose(unique)
+        index = self._choose(self.scene.unique(self.clip))
         column, row = (self.scene.centres[index, self.clip] * FIELDS).clip(0, FIELDS - 1).astype(int)
         return self._question(index, float(row * FIELDS + column))
 
-    def size(self) -> Question | None:
+    def size(self) -> Question:
         """What is the diameter of the object?"""
-        unique = self.scene.unique(self.clip)
-        if not unique:
-            return None
-        index = self._choose(unique)
+        index = self._choose(self.scene.unique(self.clip))
         return self._question(index, float(self.scene.diameters[index]))
 
-    def motion(self) -> Question | None:
+    def motion(self) -> Question:
         """The step from this clip to the next."""
-        centres = self.scene.centres
-        candidates = []
-        for i in self.scene.unique(self.clip):
-            step = centres[i, self.clip + 1] - centres[i, self.clip]  # NaN if the object leaves the picture
-            if not np.isnan(step).any() and (np.abs(step).max() >= MOVING) == self.positive:
-                candidates.append(i)
-        if not candidates:
-            return None
-        index = self._choose(candidates)
-        here, there = centres[index, self.clip : self.clip + 2].tolist()
-        answer = (there[0] - here[0], there[1] - here[1])
-        return Question(self.scene.vid, (self.clip, self.clip + 1), self.scene.kinds[index], (here, there), answer)
+        clips = (self.clip, self.clip + 1)
+        steps = self.scene.centres[:, clips[1]] - self.scene.centres[:, clips[0]]  # NaN if the object leaves the picture
+        moves = np.abs(steps).max(1) >= MOVING
+        unique = self.scene.unique(self.clip)
+        index = self._choose([i for i in unique if not np.isnan(steps[i, 0]) and moves[i] == self.positive])
+        positions = tuple(self.scene.centres[index, list(clips)].tolist())
+        return Question(self.scene.vid, clips, self.scene.kinds[index], positions, tuple(steps[index].tolist()))
 
     def _question(self, index: int, answer: float, kind: Kind | None = None) -> Question:
         position = self.scene.centres[index, self.clip].tolist()
         return Question(self.scene.vid, (self.clip,), kind or self.scene.kinds[index], (position,), (answer,))
 
     def _choose(self, items: Sequence[T]) -> T:
+        if not items:
+            raise _NoQuestion
         return items[int(self.rng.integers(len(items)))]
 
 

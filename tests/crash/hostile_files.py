@@ -83,7 +83,7 @@ COMMANDS = {
     "packed-inspect": f"cache inspect {PACKED}",
     "packed-evaluate": f"evaluate --run {RUN} --cache {PACKED} --device cpu --out new",
     "unpack": f"cache unpack {PACKED} --out new/feats.h5",
-    "predict": f"predict --video videos/{VIDEO}.mp4 --query ball --run {RUN} --cache-dir kept --device cpu",
+    "predict": f"predict videos/{VIDEO}.mp4 ball --run {RUN} --cache-dir kept --device cpu",
     "export": f"data export {RUN} new",
     "resume": f"train --resume {RUN} --cache {CACHE} --device cpu",
     "newest": "evaluate --device cpu --out new",

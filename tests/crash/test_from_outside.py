@@ -154,7 +154,7 @@ TORCH_COMMANDS = {
     "evaluate": ["evaluate", "--run", "bad"],
     "report": ["report", "bad"],
     "export": ["data", "export", "bad", "new"],
-    "predict": ["predict", "--run", "bad", "--video", "bad.h5", "--query", "a dog"],
+    "predict": ["predict", "--run", "bad", "bad.h5", "a dog"],
     "repeat": ["study", "repeat", "--cache", "bad.h5"],
     "ablate": ["study", "ablate", "--cache", "bad.h5"],
     "diagnose": ["study", "diagnose", "--cache", "bad.h5"],

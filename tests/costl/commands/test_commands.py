@@ -21,7 +21,7 @@ from costl.training.checkpoint import load_checkpoint
 from costl.training.run_folder import read_run
 
 TINY = ["--videos", "train=2", "--videos", "val=1", "--videos", "test=1", "--videos", "test_unseen=1"]
-TINY += ["--clips", "12", "12", "--side", "64", "--queries", "3"]
+TINY += ["--queries", "3"]
 QUICK = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
@@ -256,7 +256,7 @@ ERRORS = {
         "nowhere is not a folder",
     ),
     "a folder with other files": (["data", "sample", "dir/../other"], 2, "holds files that are not a sample world"),
-    "impossible world settings": (["data", "sample", "new", "--side", "3"], 2, "side of 64 pixels"),
+    "impossible world settings": (["data", "sample", "new", "--queries", "0"], 2, "one query per video"),
 }
 
 

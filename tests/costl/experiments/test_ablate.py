@@ -46,12 +46,12 @@ def test_differences_are_paired_by_seed_and_from_the_runs_own_numbers(world, tmp
         full, plain = ([written_number(tmp_path, name, seed, split) for seed in (0, 1)] for name in ("full", "steps-0"))
         differences = [b - a for a, b in zip(full, plain, strict=True)]
         row = written["steps-0"]
-        assert row["mean"][split][KEY] == pytest.approx(statistics.mean(plain))
-        assert row["deviation"][split][KEY] == pytest.approx(statistics.stdev(plain))
-        assert row["difference"]["mean"][split][KEY] == pytest.approx(statistics.mean(differences))
-        assert row["difference"]["deviation"][split][KEY] == pytest.approx(statistics.stdev(differences))
+        assert row["statistics"][split]["mean"][KEY] == pytest.approx(statistics.mean(plain))
+        assert row["statistics"][split]["deviation"][KEY] == pytest.approx(statistics.stdev(plain))
+        assert row["difference"][split]["mean"][KEY] == pytest.approx(statistics.mean(differences))
+        assert row["difference"][split]["deviation"][KEY] == pytest.approx(statistics.stdev(differences))
         half = 12.706 * statistics.stdev(differences) / math.sqrt(2)
-        assert row["difference"]["half"][split][KEY] == pytest.approx(half)
+        assert row["difference"][split]["half"][KEY] == pytest.approx(half)
         assert f"{statistics.mean(differences):+.1f} ± {statistics.stdev(differences):.1f}" in "\n".join(ablation.lines())
     assert [read_run(tmp_path / "steps-0" / f"seed-{s}").config.train.seed for s in (0, 1)] == [0, 1]
     assert read_run(tmp_path / "steps-0" / "seed-1").config.spatial.steps == 0
@@ -75,10 +75,10 @@ def test_finished_runs_are_reused_and_the_rest_is_trained(world, tmp_path):
     stages.clear()
     ablate(world.cache, seeds=1, variants=["cls"], progress=lambda p: stages.append(p.stage), **settings)
     assert {path: path.stat().st_mtime_ns for path in times} == times  # neither trained nor evaluated again
-    assert not any(stage.startswith("1/2 full seed 0: train") for stage in stages)
-    assert any(stage.startswith("2/2 cls seed 0: train") for stage in stages)
+    assert not any(stage.startswith("1/2 full seed-0: train") for stage in stages)
+    assert any(stage.startswith("2/2 cls seed-0: train") for stage in stages)
     again = ablate(world.cache, seeds=1, variants=["cls"], **settings)
-    assert again.differences()["cls"][0]["test"][KEY] == pytest.approx(
+    assert again.differences()["cls"]["test"][0][KEY] == pytest.approx(
         written_number(tmp_path, "cls", 0, "test") - written_number(tmp_path, "full", 0, "test")
     )
 
@@ -217,7 +217,9 @@ def test_a_variant_with_the_settings_of_the_full_model_is_left_out(world, tmp_pa
 
 
 def test_one_seed_has_no_deviation_and_a_missing_number_has_no_column(tmp_path):
-    numbers = {name: [{"test": {KEY: value, "x": 1.0}, "hl": {"HL-mAP": value}}] for name, value in (("full", 50.0), ("b", 47.5))}
+    numbers = {
+        name: {"test": [{KEY: value, "x": 1.0}], "hl": [{"HL-mAP": value}]} for name, value in (("full", 50.0), ("b", 47.5))
+    }
     ablation = Ablation(tmp_path, {}, numbers, {"full": (), "b": ("model.kind=cls",)})
     rows = [line.split() for line in ablation.lines()]
     assert ["|", "test", "|", "mAP", "|"] in rows and ["|", "hl", "|", "HL-mAP", "|"] in rows

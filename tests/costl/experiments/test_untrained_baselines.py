@@ -19,10 +19,9 @@ def features(world) -> CacheReader:
     return CacheReader(world.cache)
 
 
-def test_chance_is_the_same_for_the_same_seed_and_low(features):
+def test_chance_is_the_same_each_time_and_low(features):
     first, again = (chance(features, "test", Config()) for _ in range(2))
-    other = chance(features, "test", Config(), seed=1)
-    assert first == again != other
+    assert first == again
     assert 0 < first["MR-full-mIoU"] < 50
     assert first["MR-full-R1@0.7"] < first["MR-full-R1@0.5"] < first["MR-full-R1@0.3"] < 80
 
