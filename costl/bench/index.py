@@ -3,114 +3,77 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from costl.data.batch import collate
 from costl.data.queries import read_queries
-from costl.data.sampler import training_batches
+from costl.data.sampler import plan_epoch
+from costl.pipeline.bench.measure import can_measure_memory, cost_of, in_new_process, measure, peak_rss
 from costl.pipeline.cache.index import Contents
+from costl.pipeline.cache.inspect import status_table
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
-from costl.pipeline.errors import CostlError
+from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
 
 # Of the synthetic features: clips of a video, channels of a token, words of a query, channels of a word, of a sentence.
 CLIPS, CHANNELS, WORDS, WORD_WIDTH, SENTENCE_WIDTH = 2, 8, 11, 1024, 512
 FEW_VIDEOS = 1000
-_EPOCHS = 3
-
-# Measured in a new process: in this one the libraries are loaded and their memory is allocated.
-_MEASUREMENT = """
-import json, sys, time
-import h5py, numpy
-from pathlib import Path
-from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.cache.inspect import status_table
-from costl.pipeline.cache.verify import verify
+REPEATS = 2
 
 
-def megabytes():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))
-
-
-def timed(call):
-    started = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - started
-
-
-path, query = Path(sys.argv[1]), sys.argv[2]
-before = megabytes() if sys.platform == "linux" else 0.0
-reader, opened_s = timed(lambda: CacheReader(path))
-grown = megabytes() - before if sys.platform == "linux" else float("nan")
-_, words_s = timed(lambda: reader.words(query))
-_, status_s = timed(lambda: status_table(CacheReader(path).rows))
-report, quick_s = timed(lambda: verify(path, quick=True))
-assert not report.damaged, report.damaged[0]
-print(json.dumps({"open, s": opened_s, "open, MB": grown, "the first words, s": words_s,
-                  "status, s": status_s, "verify --quick, s": quick_s}))
-"""
-
-
-@dataclass(frozen=True)
-class IndexCost:
-    """`rows`: the measurements (seconds, megabytes, milliseconds by name) by number of videos."""
-
-    rows: Mapping[str, Mapping[str, float]]
-    exit_code = 0
-
-    def lines(self) -> list[str]:
-        """For the terminal: a line for each measurement, a column for each cache, and their ratio."""
-        columns = list(self.rows)
-        names = list(self.rows[columns[0]])
-        lines = [f"{'':24}" + "".join(f"{f'{column} videos':>16}" for column in columns) + f"{'ratio':>10}"]
-        for name in names:
-            values = [self.rows[column][name] for column in columns]
-            ratio = values[-1] / values[0] if values[0] else float("nan")
-            lines.append(f"{name:24}" + "".join(f"{value:>16.3f}" for value in values) + f"{ratio:>10.2f}")
-        return lines
-
-    def data(self) -> dict[str, Any]:
-        """The rows."""
-        return dict(self.rows)
-
-
-def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: ProgressCallback | None = None) -> IndexCost:
-    """Writes a cache of `FEW_VIDEOS` videos and one of `videos` (to a temporary folder in `folder`), and measures both.
+def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: ProgressCallback | None = None) -> list[str]:
+    """The table of a cache of `FEW_VIDEOS` videos and one of `videos`, which are written to a temporary folder in `folder`.
 
     Seconds and megabytes to open; seconds of status, of verify --quick and of writing the index; milliseconds a sample to
-    read an epoch: the first one, which opens every part, and the fastest of the others.
+    read an epoch: the first one, which opens every part, and the next ones.
     """
     report_progress = progress or (lambda _: None)
+    few = min(FEW_VIDEOS, videos)
+    columns = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        few = min(FEW_VIDEOS, videos)
-        paths = {few: Path(temporary) / "few" / "feats.h5", videos: Path(temporary) / "many" / "feats.h5"}
-        index_s = {count: write_synthetic(path, videos=count, progress=report_progress) for count, path in paths.items()}
-        rows = {str(count): _measure_in_process(path) for count, path in paths.items()}
-        readers = {count: CacheReader(path) for count, path in paths.items()}
-        epochs: dict[int, list[float]] = {count: [] for count in paths}
-        for number in range(_EPOCHS):  # in turn, so that other load of the machine affects both
-            for count, reader in readers.items():
-                epochs[count].append(epoch_ms(reader))
-            report_progress(Progress("epochs", number + 1, _EPOCHS))
-    for count in paths:
-        rows[str(count)] |= {
-            "write index, s": index_s[count],
-            "first epoch, ms a sample": epochs[count][0],
-            "next epochs, ms a sample": min(epochs[count][1:]),
-        }
-    return IndexCost(rows)
+        for count, name in ((few, "few"), (videos, "many")):
+            path = Path(temporary) / name / "feats.h5"
+            index_s = write_synthetic(path, videos=count, progress=report_progress)
+            columns[name] = in_new_process(_open_cost, path) | {"write index, s": index_s} | measure_cache(path, videos=count)
+    rows = [
+        (name, f"{small:.3f}", f"{columns['many'][name]:.3f}", f"{columns['many'][name] / small:.2f}" if small else "-")
+        for name, small in columns["few"].items()
+    ]
+    return table(["", f"{few} videos", f"{videos} videos", "ratio"], rows)
+
+
+def measure_cache(path: Path, *, videos: int) -> dict[str, float]:
+    """The seconds of status and of verify --quick, and the milliseconds a sample of the first and the next epochs."""
+    works = {"status, s": lambda: status_table(CacheReader(path).rows), "verify --quick, s": lambda: verify(path, quick=True)}
+    costs = {name: cost.wall_s for name, cost in measure(works, repeats=REPEATS).items()}
+    features = CacheReader(path)
+    epochs_s = [cost_of(partial(read_epoch, features)).wall_s for _ in range(1 + REPEATS)]
+    return costs | {
+        "first epoch, ms a sample": 1e3 * epochs_s[0] / videos,
+        "next epochs, ms a sample": 1e3 * min(epochs_s[1:]) / videos,
+    }
+
+
+def read_epoch(features: CacheReader) -> None:
+    """Reads everything that an epoch of training reads."""
+    queries = read_queries(features, "train")
+    draw = torch.Generator().manual_seed(0)
+    for planned in plan_epoch(queries, features, batch_size=32, negative_pairs=True, generator=draw):
+        collate(planned.queries, features, patches=True, negative_pairs=planned.negative_pairs)
+
+
+def _open_cost(path: Path) -> dict[str, float]:
+    before = peak_rss()
+    costs = {"open, s": cost_of(lambda: CacheReader(path)).wall_s}
+    return costs | ({"open, MB": (peak_rss() - before) / 1e6} if can_measure_memory() else {})
 
 
 def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, progress: ProgressCallback | None = None) -> float:
@@ -146,29 +109,7 @@ def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, pr
             )
             report_progress(Progress(f"write {videos}", i + 1, videos))
         writer.write_index()  # the first call also writes the words
-        started = time.perf_counter()
-        writer.write_index()
-        return time.perf_counter() - started
-
-
-def epoch_ms(features: CacheReader) -> float:
-    """Milliseconds a query to read everything that an epoch of training reads."""
-    queries = read_queries(features, "train")
-    draw = torch.Generator().manual_seed(0)
-    started = time.perf_counter()
-    batches = training_batches(queries, features, batch_size=32, patches=True, negative_pairs=True, generator=draw)
-    count = sum(len(batch.queries) for batch in batches)
-    return 1e3 * (time.perf_counter() - started) / count
-
-
-def _measure_in_process(path: Path) -> dict[str, float]:
-    query = read_queries(CacheReader(path), "train")[0].query
-    command: Sequence[str] = [sys.executable, "-c", _MEASUREMENT, str(path), query]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    if process.returncode:
-        raise CostlError(f"The measurement failed: {process.stderr.strip().splitlines()[-1]}.")
-    measured: dict[str, float] = json.loads(process.stdout)
-    return measured
+        return cost_of(writer.write_index).wall_s
 
 
 def _random_words(rng: np.random.Generator, width: int) -> SentenceTokens:

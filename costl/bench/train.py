@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from costl.bench.train_tables import BASELINE, OURS, PHASES, Cost, Row, TrainBench
 from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch
 from costl.model.build import Model, build_model
+from costl.pipeline.bench.measure import can_measure_memory, in_new_process, measure, peak_rss
 from costl.pipeline.device import pick_device
-from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.predict.predict import evaluation_mode
 from costl.training.objective import total_loss
 
-KINDS = (BASELINE, "adapter", OURS)
-ROUNDS = 3
+BASELINE = "cls"
+KINDS = (BASELINE, "adapter", "costl")
 # Videos in a training batch of 32 queries: QVHighlights has 1.02 queries a video (31.4 videos a batch), Charades-STA 2.3
 # (13.3 videos a batch).
 VIDEOS = (32, 13)
@@ -73,50 +65,84 @@ QUICK = (
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model in one case, measured in its own process: parameters, peak memory in bytes and FLOPs by phase."""
+class Phase:
+    """What a batch takes: `seconds`, peak `memory` in bytes (NaN if unknown), and the `flops` of its matrix products."""
 
-    parameters: int
-    memory: dict[str, int | None]
-    flops: dict[str, int]
+    seconds: float
+    memory: float
+    flops: int
 
 
 def bench_train(
     *,
     videos: Sequence[int] = VIDEOS,
-    rounds: int = ROUNDS,
-    threads: int | None = None,
+    repeats: int = 2,
     quick: bool = False,
     device: str = "auto",
     progress: ProgressCallback | None = None,
-) -> TrainBench:
-    """Times every model on random features of each encoder, 32 queries about each number of `videos`, in several rounds.
+) -> list[str]:
+    """The table of every model on random features of each encoder, 32 queries about each number of `videos`.
 
     Forward is what `evaluate` does with a batch; forward + backward is what `train` does, without negative sentences,
-    optimizer and averaged weights. Memory and FLOPs are measured in a separate process for each model. `quick` uses tiny
-    shapes. Raises UsageError for invalid arguments, CostlError when a measurement fails.
+    optimizer and averaged weights. Each model is measured in a process of its own. `quick` uses tiny shapes. Raises
+    UsageError for invalid arguments, CostlError if memory is short.
     """
     torch_device = pick_device(device)
     shapes = QUICK if quick else SHAPES
-    videos = [min(count, shapes[0].queries) for count in videos] if quick else list(videos)
-    _check(videos, rounds, threads, max_videos=shapes[0].queries)
-    report_progress = progress or (lambda _: None)
-    cases = [(shape, count) for shape in shapes for count in dict.fromkeys(videos)]
-    measured: dict[tuple[str, str, int], Measured] = {}
-    for number, (shape, count, kind) in enumerate((*case, kind) for case in cases for kind in KINDS):
-        report_progress(Progress("memory", number, len(cases) * len(KINDS), f"{kind}, {shape.name}, {count} videos"))
-        measured[kind, shape.name, count] = _measure_in_process(
-            kind, shape, count, torch_device, threads=threads, quick=quick
+    queries = shapes[0].queries
+    videos = [min(count, queries) for count in videos] if quick else videos
+    if repeats < 1 or not all(1 <= count <= queries for count in videos):
+        raise UsageError(
+            f"videos {list(videos)}, repeats {repeats}: expected 1 to {queries} videos, the queries of a batch, and "
+            "at least one repeat."
         )
-    report_progress(Progress("memory", len(cases) * len(KINDS), len(cases) * len(KINDS)))
-    rows: list[Row] = []
-    with _threads(threads):
-        for number, (shape, count) in enumerate(cases):
-            report_progress(Progress("time", number, len(cases), f"{shape.name}, {count} videos"))
-            seconds = _time_models(shape, count, torch_device, rounds=rounds)
-            rows += [_row(kind, shape, count, seconds, measured[kind, shape.name, count]) for kind in KINDS]
-        report_progress(Progress("time", len(cases), len(cases)))
-        return TrainBench(_machine(torch_device), shapes[0].clips, rounds, tuple(rows))
+    report_progress = progress or (lambda _: None)
+    cases = [(shape, count, kind) for shape in shapes for count in dict.fromkeys(videos) for kind in KINDS]
+    rows = []
+    baseline: tuple[Phase, Phase] | None = None
+    for number, (shape, count, kind) in enumerate(cases):
+        report_progress(Progress("measure", number, len(cases), f"{kind}, {shape.name}, {count} videos"))
+        phases = in_new_process(measure_model, kind, shape, count, torch_device, repeats=repeats)
+        baseline = phases if kind == BASELINE or baseline is None else baseline
+        rows.append([f"{shape.name}, {count} videos: {kind}", *cells(phases, baseline, queries)])
+    report_progress(Progress("measure", len(cases), len(cases)))
+    name = torch.cuda.get_device_name(torch_device) if torch_device.type == "cuda" else "CPU"
+    header = [f"{queries} queries", "forward/s", "times", "MB", "GFLOP", "with backward/s", "times", "MB", "GFLOP"]
+    return [
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {shapes[0].clips} clips a video, best of {repeats}.",
+        f"/s: queries a second; times: as long as {BASELINE}; MB: peak memory with batch, weights and gradients.",
+        *table(header, rows),
+    ]
+
+
+def cells(phases: Sequence[Phase], baseline: Sequence[Phase], queries: int) -> list[str]:
+    """For each phase: queries a second, the time relative to the baseline, megabytes and GFLOP."""
+    result = []
+    for phase, of_baseline in zip(phases, baseline, strict=True):
+        times = phase.seconds / of_baseline.seconds
+        result += [f"{queries / phase.seconds:.4g}", f"{times:.2f}"]
+        result += [f"{phase.memory / 1e6:.0f}", f"{phase.flops / 1e9:.1f}"]
+    return result
+
+
+def measure_model(kind: str, shape: Shape, videos: int, device: torch.device, *, repeats: int) -> tuple[Phase, Phase]:
+    """The forward pass alone, and forward and backward pass, of one model. The process must not have done anything else.
+
+    Memory is what the batch, the model and its activations add to the process; on a GPU, what torch allocates there.
+    """
+    warm_up = Candidate(kind, QUICK[0], synthetic_batch(QUICK[0], 2, patches=True).to(device), device)
+    for work in (warm_up.forward, warm_up.backward):  # libraries allocate memory on first use
+        _count_flops(work)
+    before = _peak_memory(device)
+    batch = synthetic_batch(shape, videos, patches=shape.config(kind).patches).to(device)
+    candidate = Candidate(kind, shape, batch, device)
+    forward_flops = _count_flops(candidate.forward)
+    forward_memory = _peak_memory(device) - before
+    backward_flops = _count_flops(candidate.backward)
+    backward_memory = _peak_memory(device) - before
+    costs = measure({"forward": candidate.forward, "backward": candidate.backward}, repeats=repeats)
+    forward = Phase(costs["forward"].wall_s, forward_memory, forward_flops)
+    return forward, Phase(costs["backward"].wall_s, backward_memory, backward_flops)
 
 
 class Candidate:
@@ -144,10 +170,6 @@ class Candidate:
         total, _ = total_loss(outputs, self._batch, self.config.loss)
         total.backward()
         self._wait()
-
-    def phases(self) -> dict[str, Callable[[], None]]:
-        """Both phases by name."""
-        return dict(zip(PHASES, (self.forward, self.backward), strict=True))
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -183,31 +205,6 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
     )
 
 
-def measure(kind: str, shape: Shape, videos: int, device: torch.device) -> Measured:
-    """Parameters, peak memory in bytes and FLOPs of one model. The process must not do anything else.
-
-    Memory is what the batch, the model and its activations add to the process; on a GPU, what torch allocates there.
-    """
-    warm_up = Candidate(kind, QUICK[0], synthetic_batch(QUICK[0], 2, patches=True).to(device), device)
-    for phase in warm_up.phases().values():  # libraries allocate memory on first use
-        _count_flops(phase)
-    before = _reset_peak(device)
-    batch = synthetic_batch(shape, videos, patches=shape.config(kind).patches).to(device)
-    candidate = Candidate(kind, shape, batch, device)
-    memory: dict[str, int | None] = {}
-    flops: dict[str, int] = {}
-    for name, phase in candidate.phases().items():
-        flops[name] = _count_flops(phase)
-        memory[name] = None if before is None else _peak(device) - before
-    return Measured(sum(parameter.numel() for parameter in candidate.model.parameters()), memory, flops)
-
-
-def _count_flops(phase: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        phase()
-    return int(counter.get_total_flops())
-
-
 def _untrained(config: Config, shape: Shape) -> Model:
     torch.manual_seed(0)
     width = shape.encoder_width
@@ -222,119 +219,14 @@ def _untrained(config: Config, shape: Shape) -> Model:
     return build_model(config, encoder_width=width, word_width=shape.word_width, patch_grid=shape.patch_grid, joint=joint)
 
 
-def _time_models(shape: Shape, videos: int, device: torch.device, *, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every round by model and phase, after a warm-up round."""
-    with_patches = synthetic_batch(shape, videos, patches=True).to(device)
-    frames_only = synthetic_batch(shape, videos, patches=False).to(device)
-    candidates = {
-        kind: Candidate(kind, shape, with_patches if shape.config(kind).patches else frames_only, device) for kind in KINDS
-    }
-    phases = {(kind, name): phase for kind in KINDS for name, phase in candidates[kind].phases().items()}
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in phases}
-    for number in range(rounds + 1):  # in turn, so that other load of the machine affects all
-        for key, phase in phases.items():
-            started = time.perf_counter()
-            phase()
-            seconds[key] += [time.perf_counter() - started] if number else []
-    return seconds
+def _count_flops(work: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
 
 
-def _row(kind: str, shape: Shape, videos: int, seconds: dict[tuple[str, str], list[float]], measured: Measured) -> Row:
-    costs = {name: Cost(tuple(seconds[kind, name]), measured.memory[name], measured.flops[name]) for name in PHASES}
-    return Row(
-        kind=kind,
-        clip=shape.name,
-        tokens=shape.tokens,
-        width=shape.encoder_width,
-        queries=shape.queries,
-        videos=videos,
-        parameters=measured.parameters,
-        costs=costs,
-    )
-
-
-_MEASUREMENT = """
-import json, sys
-from dataclasses import asdict
-import torch
-from costl.bench.train import QUICK, SHAPES, measure
-
-kind, number, videos, device, threads, quick = json.loads(sys.argv[1])
-torch.set_num_threads(threads)
-print(json.dumps(asdict(measure(kind, (QUICK if quick else SHAPES)[number], videos, torch.device(device)))))
-"""
-
-
-def _measure_in_process(
-    kind: str, shape: Shape, videos: int, device: torch.device, *, threads: int | None, quick: bool
-) -> Measured:
-    number = (QUICK if quick else SHAPES).index(shape)
-    arguments = json.dumps([kind, number, videos, str(device), threads or torch.get_num_threads(), quick])
-    command = [sys.executable, "-c", _MEASUREMENT, arguments]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    if process.returncode:
-        reason = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1]
-        raise CostlError(
-            f"{kind}, {shape.name}, {videos} videos: the measurement of memory failed ({reason}). If memory was short, pass "
-            "fewer --videos."
-        )
-    measured: dict[str, Any] = json.loads(process.stdout)
-    return Measured(**measured)
-
-
-def _reset_peak(device: torch.device) -> int | None:
-    """Resets the peak of memory, and returns the bytes in use now; None on systems that do not report them."""
+def _peak_memory(device: torch.device) -> float:
+    """Peak memory of this process in bytes; on a GPU, what torch has allocated there; NaN if the system does not report it."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if sys.platform != "linux":
-        return None
-    with contextlib.suppress(OSError):  # if this is not allowed, the peak includes what was in use earlier
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    return _proc_status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_status("VmHWM")
-
-
-def _proc_status(name: str) -> int:
-    """Bytes of this process from /proc. `resource` would start at the peak of the parent process."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, float32 forward, {half} with backward"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {torch.get_num_threads()} of {cores} cores, torch {torch.__version__}, float32"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def _check(videos: Sequence[int], rounds: int, threads: int | None, *, max_videos: int) -> None:
-    wrong = [count for count in videos if not 1 <= count <= max_videos]
-    if wrong or not videos:
-        raise UsageError(f"videos is {list(videos)}, expected numbers from 1 to {max_videos}, the queries of a batch.")
-    for name, count in (("rounds", rounds), ("threads", threads)):
-        if count is not None and count < 1:
-            raise UsageError(f"{name} is {count}, expected at least 1.")
+        return torch.cuda.max_memory_allocated(device)
+    return peak_rss() if can_measure_memory() else float("nan")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, quiet
-from costl.commands.output import print_result
+from costl.commands.options import ANY_PATH, FOLDER, Group, device, quiet
 from costl.commands.progress_bars import ProgressBars
+
+repeats = click.option(
+    "--repeats", default=2, show_default=True, help="Repeats of each measurement. The fastest counts."
+)
+quick = click.option("--quick", is_flag=True, help="Use small inputs, to test that the benchmark runs.")
 
 
 @click.group(cls=Group)
@@ -21,19 +26,13 @@ def bench() -> None:
     "--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos and a few of the sample world]"
 )
 @click.option("--model", "models", multiple=True, help="Name of an open_clip model. Repeatable.  [default: ViT-B-32]")
-@click.option("--weights", help="As in costl extract.  [default: random weights, which take the same time]")
 @click.option("--fps", type=float, default=0.5, show_default=True, help="Clips per second.")
 @click.option("--decoder", default="auto", show_default=True, help="As in costl extract.")
-@click.option("--batch", type=int, help="Frames per batch.  [default: what suits the device]")
-@click.option(
-    "--imitate", "rate", type=float, help="Frames per second of the imitated accelerator.  [default: 4 x decoding]"
-)
-@click.option("--repeats", default=2, show_default=True, help="Repeats of each measurement. The best counts.")
-@click.option("--quick", is_flag=True, help="Use tiny videos and a tiny CLIP, to test that the benchmark runs.")
+@repeats
+@quick
 @device
 @quiet
-@as_json
-def extract(quiet: bool, as_json: bool, **options: Any) -> None:
+def extract(**options: Any) -> None:
     """Measure extraction, decoding, CLIP, and a plain loop.
 
     \b
@@ -42,26 +41,23 @@ def extract(quiet: bool, as_json: bool, **options: Any) -> None:
         costl bench extract --videos dir/ --repeats 1
         costl bench extract --device cuda --model ViT-B-32 --model ViT-B-16 --model ViT-L-14
 
-    Takes some minutes. The first call renders videos and stores them in the temporary folder. On a CPU, decoding and CLIP
-    share the cores, so an imitated accelerator is measured as well. Also measures the peak memory of a video and of a longer
-    one, and of few videos and of many.
+    Takes some minutes. The models have random weights, which take the same time. On a CPU, decoding and CLIP share the
+    cores, so an imitated accelerator is measured as well. Also measures the peak memory of a short and a long video, and of
+    few and many videos.
     """
     from costl.pipeline.bench.extract import bench_extract
 
-    with ProgressBars(silent=quiet) as progress:
-        result = bench_extract(**options, progress=progress)
-    print_result(result, as_json=as_json)
+    _print_lines(bench_extract, **options)
 
 
 @bench.command()
 @click.option("--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos]")
 @click.option("--fps", type=float, multiple=True, default=(0.5, 1.0, 2.0), show_default=True, help="Repeatable.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Seconds of each video, from its start.")
-@click.option("--repeats", default=2, show_default=True, help="Repeats of each measurement. The best counts.")
-@click.option("--quick", is_flag=True, help="Use tiny videos, to test that the benchmark runs.")
+@repeats
+@quick
 @quiet
-@as_json
-def decode(quiet: bool, as_json: bool, **options: Any) -> None:
+def decode(**options: Any) -> None:
     """Measure CoSTL's decoders and each library's own loop.
 
     \b
@@ -74,19 +70,16 @@ def decode(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.pipeline.bench.decode import bench_decode
 
-    with ProgressBars(silent=quiet) as progress:
-        result = bench_decode(**options, progress=progress)
-    print_result(result, as_json=as_json)
+    _print_lines(bench_decode, **options)
 
 
 @bench.command()
 @click.option("--cache", type=ANY_PATH, help="Measure with the tokens of this cache.  [default: random tokens]")
 @click.option("--videos", default=64, show_default=True, help="Most videos to use.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds of each measurement. The table shows the median.")
 @click.option("--folder", type=FOLDER, default=".", show_default=True, help="A folder on the disk to measure.")
+@repeats
 @quiet
-@as_json
-def cache(quiet: bool, as_json: bool, **options: Any) -> None:
+def cache(**options: Any) -> None:
     """Measure writing and reading a cache, and the error of int8.
 
     \b
@@ -98,16 +91,13 @@ def cache(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from costl.pipeline.bench.cache import bench_cache
 
-    with ProgressBars(silent=quiet) as progress:
-        result = bench_cache(**options, progress=progress)
-    print_result(result, as_json=as_json)
+    _print_lines(bench_cache, **options)
 
 
 @bench.command()
 @click.option("--videos", default=10148, show_default=True, help="Videos of the large cache. QVHighlights has 10148.")
 @quiet
-@as_json
-def index(videos: int, quiet: bool, as_json: bool) -> None:
+def index(**options: Any) -> None:
     """Measure how the cache scales with the number of videos.
 
     \b
@@ -119,9 +109,7 @@ def index(videos: int, quiet: bool, as_json: bool) -> None:
     """
     from costl.bench.index import bench_index
 
-    with ProgressBars(silent=quiet) as progress:
-        result = bench_index(videos=videos, progress=progress)
-    print_result(result, as_json=as_json)
+    _print_lines(bench_index, **options)
 
 
 @bench.command()
@@ -133,41 +121,32 @@ def index(videos: int, quiet: bool, as_json: bool) -> None:
     show_default=True,
     help="Videos that 32 queries are about. Repeatable.",
 )
-@click.option("--rounds", default=3, show_default=True, help="Rounds of each measurement. The table shows the median.")
-@click.option("--threads", type=int, help="CPU threads.  [default: as many as torch takes]")
-@click.option("--quick", is_flag=True, help="Use tiny shapes, to test that the benchmark runs.")
+@repeats
+@quick
 @device
 @quiet
-@as_json
-def train(quiet: bool, as_json: bool, **options: Any) -> None:
+def train(**options: Any) -> None:
     """Measure the model and both baselines on one batch.
 
     \b
     Examples:
         costl bench train
-        costl bench train --threads 1 --videos 19
-        costl bench train --device cuda --json
+        costl bench train --videos 19
+        costl bench train --device cuda
 
     Prints queries per second, peak memory and operations, for random features of ViT-B/32 and ViT-L/14 with 75 clips a
     video, as in QVHighlights. A batch of 32 queries has 32 videos in QVHighlights and 13 in Charades-STA. Evaluation does
     the forward pass; training does forward + backward, and the optimizer, which is not measured. Takes a quarter of an hour
-    and 16 GB of memory on two cores.
+    and 18 GB of memory on two cores.
     """
     from costl.bench.train import bench_train
 
-    with ProgressBars(silent=quiet) as progress:
-        result = bench_train(**options, progress=progress)
-    print_result(result, as_json=as_json)
+    _print_lines(bench_train, **options)
 
 
 @bench.command()
-@click.option(
-    "--predictions", type=ANY_PATH, help="A submission file.  [default: synthetic, as large as QVHighlights val]"
-)
-@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
-@click.option("--seed", default=0, show_default=True, help="Another seed makes other synthetic predictions.")
-@as_json
-def metrics(as_json: bool, **options: Any) -> None:
+@quiet
+def metrics(**options: Any) -> None:
     """Measure the official metrics and a plain loop over queries.
 
     \b
@@ -178,4 +157,10 @@ def metrics(as_json: bool, **options: Any) -> None:
     """
     from costl.bench.metrics import bench_metrics
 
-    print_result(bench_metrics(**options), as_json=as_json)
+    _print_lines(bench_metrics, **options)
+
+
+def _print_lines(measure: Callable[..., list[str]], *, quiet: bool, **options: Any) -> None:
+    with ProgressBars(silent=quiet) as progress:
+        lines = measure(**options, progress=progress)
+    click.echo("\n".join(lines))

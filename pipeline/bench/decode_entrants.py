@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from costl.pipeline.decode.backends import open_video, resolve
-from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import FrameOptions
 
@@ -23,19 +19,15 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """The frames that every decoder must return: RGB frames of `path` at `times_s` [t] (increasing), `height` x `width`.
+    """The frames that every decoder must return: RGB frames of `path` at `times_s` [t] (increasing).
 
-    These are `fps` frames a second of the first `seconds`. `indices` [t] are decord's numbers of the frames. They are
-    looked up in advance, so that the time for it does not count for the plain decord code.
+    `indices` [t] are decord's numbers of the frames. They are looked up in advance, so that the time for it does not count
+    for the plain decord code.
     """
 
     path: Path
-    fps: float
-    seconds: float
     times_s: np.ndarray
     indices: np.ndarray
-    height: int
-    width: int
 
 
 Decoder = Callable[[FrameRequest], Iterator[np.ndarray]]
@@ -44,11 +36,8 @@ Decoder = Callable[[FrameRequest], Iterator[np.ndarray]]
 def request_frames(path: Path, fps: float, seconds: float) -> FrameRequest:
     """The request for the first `seconds` of a video. Raises VideoError, and the errors of decord."""
     with open_video(path) as video:
-        length_s = min(seconds, video.duration_s)
-        height = video.height
-        width = video.width
-    times_s = Grid(fps, length_s).centres_s()
-    return FrameRequest(path, fps, length_s, times_s, decord_indices(path, times_s), height, width)
+        times_s = Grid(fps, min(seconds, video.duration_s)).centres_s()
+    return FrameRequest(path, times_s, decord_indices(path, times_s))
 
 
 def decord_indices(path: Path, times_s: np.ndarray) -> np.ndarray:
@@ -62,8 +51,8 @@ def decord_indices(path: Path, times_s: np.ndarray) -> np.ndarray:
     return np.maximum(indices, 0)
 
 
-def _costl(request: FrameRequest, frame_options: FrameOptions) -> Iterator[np.ndarray]:
-    with open_video(request.path, frame_options) as video:
+def _costl(request: FrameRequest, decoder: str) -> Iterator[np.ndarray]:
+    with open_video(request.path, FrameOptions(decoder)) as video:
         for frames in video.sample(request.times_s, chunk=_CHUNK):
             yield frames.pixels
 
@@ -108,47 +97,22 @@ def _torchcodec(request: FrameRequest) -> Iterator[np.ndarray]:
         yield decoder.get_frames_played_at(seconds[begin : begin + _CHUNK].tolist()).data.numpy()
 
 
-def _ffmpeg(request: FrameRequest) -> Iterator[np.ndarray]:
-    """Its `fps` filter takes a frame near the centre of each clip, not always the one on screen there."""
-    input_options = ["-threads", "1", "-i", str(request.path), "-t", f"{request.seconds:.3f}"]
-    output_options = ["-filter_threads", "1", "-vf", f"fps={request.fps:g}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    command = [FFMPEG_COMMAND, "-v", "error", *input_options, *output_options]
-    frame_bytes = request.height * request.width * 3
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        while len(pixels := process.stdout.read(frame_bytes)) == frame_bytes:
-            yield np.frombuffer(pixels, np.uint8).reshape(1, request.height, request.width, 3)
-    if process.returncode:
-        raise CostlError(f"ffmpeg ended with exit code {process.returncode}")
-
-
-FFMPEG = "ffmpeg pipe, fps filter"
-FFMPEG_COMMAND = "ffmpeg"
-_BACKENDS = ("decord", "pyav", "torchcodec")
-OURS: dict[str, Decoder] = {f"ours: {name}": partial(_costl, frame_options=FrameOptions(name)) for name in _BACKENDS}
 PLAIN: dict[str, Decoder] = {
     "decord, get_batch": _decord,
     "PyAV, every frame": pyav,
     "torchcodec, played at": _torchcodec,
-    FFMPEG: _ffmpeg,
 }
 
 
-def unavailable_reason(name: str) -> str:
-    """Why a decoder of `OURS` or `PLAIN` cannot be measured on this machine. Empty if it can."""
-    if name in OURS:
+def available_decoders() -> dict[str, Decoder]:
+    """CoSTL's decoders and the plain code of the libraries, by name, without those of libraries that do not work here."""
+    ours: dict[str, Decoder] = {}
+    plain: dict[str, Decoder] = {}
+    for library, (name, decoder) in zip(("decord", "pyav", "torchcodec"), PLAIN.items(), strict=True):
         try:
-            resolve(name.partition(" ")[2])
+            resolve(library)
         except UsageError:
-            return "it does not work on this machine"
-        return ""
-    if name == FFMPEG:
-        return "" if shutil.which(FFMPEG_COMMAND) else "ffmpeg is not on the path"
-    library = name.partition(",")[0].lower().replace("pyav", "av")
-    if find_spec(library) is None:
-        return f"{library} is not installed"
-    try:
-        import_module(f"{library}.decoders" if library == "torchcodec" else library)
-    except Exception as error:  # torchcodec raises RuntimeError if FFmpeg's libraries are missing
-        return "it cannot be imported: " + " ".join(str(error).split())[:120]
-    return ""
+            continue
+        ours[f"ours: {library}"] = partial(_costl, decoder=library)
+        plain[name] = decoder
+    return ours | plain

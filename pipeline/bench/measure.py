@@ -1,16 +1,21 @@
-"""Measures a piece of work: wall-clock seconds, CPU seconds including child processes, and peak memory."""
+"""Measures pieces of work: wall-clock seconds, CPU seconds including child processes, and peak memory."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from costl.pipeline.errors import CostlError
 
+K = TypeVar("K", bound=Hashable)
+P = ParamSpec("P")
 T = TypeVar("T")
 _PROC = Path("/proc")
 _POLL_INTERVAL_S = 0.05
@@ -23,28 +28,54 @@ class Cost:
     wall_s: float
     cpu_s: float
 
-    def scaled(self, factor: float) -> Cost:
-        """The cost of `factor` times as much of the same work."""
-        return Cost(self.wall_s * factor, self.cpu_s * factor)
 
-
-def cost_of(work: Callable[[], T]) -> tuple[T, Cost]:
-    """Returns the result of `work` and its cost. `work` must end every process and thread that it starts."""
+def cost_of(work: Callable[[], object]) -> Cost:
+    """The cost of `work`, which must end every process and thread that it starts."""
     cpu_s = _cpu_s()
     started = time.perf_counter()
-    result = work()
-    return result, Cost(time.perf_counter() - started, _cpu_s() - cpu_s)
+    work()
+    return Cost(time.perf_counter() - started, _cpu_s() - cpu_s)
 
 
-def best(costs: Iterable[Cost]) -> Cost:
-    """The least wall time and the least CPU time: other work on the machine only ever adds to them."""
-    costs = list(costs)
-    return Cost(min(cost.wall_s for cost in costs), min(cost.cpu_s for cost in costs))
+def measure(works: Mapping[K, Callable[[], object]], *, repeats: int) -> dict[K, Cost]:
+    """The least wall time and the least CPU time of each piece of work in `repeats` rounds: other load only adds to them.
+
+    Each round does all the work once, so that other load of the machine affects every piece of it.
+    """
+    rounds = [{name: cost_of(work) for name, work in works.items()} for _ in range(repeats)]
+    return {
+        name: Cost(min(costs[name].wall_s for costs in rounds), min(costs[name].cpu_s for costs in rounds))
+        for name in works
+    }
+
+
+def in_new_process(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """The result of `work`, a function of a module, in a new process, where nothing else has allocated memory.
+
+    Raises CostlError if the process runs out of memory or is killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, *arguments, **options).result()
+        except (MemoryError, RuntimeError) as error:  # of torch, and of a process that was killed
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CostlError(
+                f"The measurement failed ({reason}). If memory was short, measure fewer --videos."
+            ) from error
 
 
 def can_measure_memory() -> bool:
-    """Whether this system reports the peak memory of other processes (Linux does)."""
+    """Whether this system reports the peak memory of processes (Linux does)."""
     return (_PROC / "self" / "status").exists()
+
+
+def peak_rss(pid: int | None = None) -> float:
+    """Peak resident memory in bytes of a process, by default of this one; 0 if the process has ended."""
+    try:
+        lines = (_PROC / str(pid or os.getpid()) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
@@ -56,7 +87,7 @@ def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             for pid in _with_descendants(process.pid):
-                peaks[pid] = max(peaks.get(pid, 0.0), _peak_rss(pid))
+                peaks[pid] = max(peaks.get(pid, 0.0), peak_rss(pid))
             time.sleep(_POLL_INTERVAL_S)
         errors = process.stderr.read().strip() if process.stderr else ""
     if process.returncode:
@@ -66,12 +97,8 @@ def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
 
 
 def _cpu_s() -> float:
-    try:
-        import resource
-    except ImportError:  # Windows does not count children
-        return time.process_time()
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _with_descendants(pid: int) -> set[int]:
@@ -89,13 +116,5 @@ def _parent(process_folder: Path) -> int:
     try:
         # The name, in brackets, may contain anything. State and parent follow it.
         return int((process_folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):  # the process has just ended
+    except OSError:  # the process has just ended
         return -1
-
-
-def _peak_rss(pid: int) -> float:
-    try:
-        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
-    except OSError:
-        return 0.0
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0.0)

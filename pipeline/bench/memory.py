@@ -4,91 +4,55 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from costl.pipeline.bench.measure import peak_memory
-from costl.pipeline.bench.videos import VideoSet, repeat_video
+from costl.pipeline.bench.videos import MEMORY_VIDEO, link_copies, render_video, repeat_video
+from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.videos import Video
+from costl.pipeline.videos import find_videos
 from costl.pipeline.world.write_world import TINY_CLIP
 
 LONGER = 20
-MORE = 4
-PROCESSES = 2
+FEW, MANY = 4, 16  # videos
+_ROOT = Path(__file__).parents[2]
 
 # Runs in its own process with the small CLIP: anything else in memory would hide the growth.
-_EXTRACT_SCRIPT = f"""
+_EXTRACT_SCRIPT = """
 import sys
 from pathlib import Path
 from costl.pipeline.extract import extract
 videos, out, weights, fps, decoder = sys.argv[1:]
-report = extract(Path(videos), out=Path(out), annotations={{}}, weights=weights, fps=float(fps), device="cpu",
-                 decoder=decoder, workers={PROCESSES})
+report = extract(Path(videos), out=Path(out), annotations={}, weights=weights, fps=float(fps), device="cpu",
+                 decoder=decoder, workers=2)
 sys.exit("; ".join(row.reason for row in report.failed) or None)
 """
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Peak bytes of extractions: of one short video, of one `LONGER` times as long, of a few videos, and of `MORE` times
-    as many."""
-
-    short: float
-    long: float
-    few: float
-    many: float
-    few_videos: int
-
-    def lines(self) -> list[str]:
-        """A table of MB for the terminal."""
-        rows = (
-            ("one video", f"{LONGER} times as long", self.short, self.long),
-            (f"{self.few_videos} videos", f"{MORE} times as many", self.few, self.many),
-        )
-        lines = ["Peak memory of an extraction, its processes included, MB:"]
-        lines += [
-            f"  {less:12}{a / 1e6:>8.0f}   {more:18}{b / 1e6:>8.0f}   {b / a:>6.2f} times as much"
-            for less, more, a, b in rows
-        ]
-        return lines
-
-    def data(self) -> dict[str, float]:
-        """Bytes and ratios, for JSON."""
-        return vars(self) | {"longer": self.long / self.short, "more": self.many / self.few}
-
-
-def bench_memory(
-    source: Video, *, fps: float, decoder: str, folder: Path | None = None, report_progress: ProgressCallback
-) -> Memory:
-    """Runs four extractions of `source` at `fps`: one file, one long file that repeats it, and few and many links to it."""
-    few = 2 * PROCESSES
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+def bench_memory(*, decoder: str, report_progress: ProgressCallback) -> list[str]:
+    """The table of four extractions at 2 fps: of a video, of one that repeats it, and of few and many copies of the video."""
+    with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        long = root / "long.mp4"
-        repeat_video(source.path, long, LONGER)
-        short_set = VideoSet("", (source,))
-        long_set = VideoSet("", (Video("long", long),))
-        cases = {
-            "short": short_set.link_copies(1, root / "short"),
-            "long": long_set.link_copies(1, root / "long"),
-            "few": short_set.link_copies(few, root / "few"),
-            "many": short_set.link_copies(MORE * few, root / "many"),
-        }
+        short = root / "short" / "video.mp4"
+        render_video(MEMORY_VIDEO, short)
+        (root / "long").mkdir()
+        repeat_video(short, root / "long" / "video.mp4", LONGER)
+        link_copies(find_videos(short.parent), FEW, root / "few")
+        link_copies(find_videos(short.parent), MANY, root / "many")
         peaks = {}
-        for number, name in enumerate(cases):
-            report_progress(Progress("memory", number, len(cases), name))
-            out = root / "out" / name / "feats.h5"
-            command = [
-                sys.executable,
-                "-c",
-                _EXTRACT_SCRIPT,
-                str(root / name),
-                str(out),
-                str(TINY_CLIP),
-                str(fps),
-                decoder,
-            ]
-            peaks[name] = peak_memory(command, cwd=Path(__file__).parents[2])
-    report_progress(Progress("memory", len(cases), len(cases)))
-    return Memory(**peaks, few_videos=few)
+        for number, name in enumerate(("short", "long", "few", "many")):
+            report_progress(Progress("memory", number, 4, name))
+            peaks[name] = extraction_memory(root / name, root / "out" / name, fps=2.0, decoder=decoder)
+        report_progress(Progress("memory", 4, 4))
+    cases = {f"one video, then {LONGER} times as long": ("short", "long"), f"{FEW} videos, then {MANY}": ("few", "many")}
+    rows = [
+        (name, f"{peaks[less] / 1e6:.0f}", f"{peaks[more] / 1e6:.0f}", f"{peaks[more] / peaks[less]:.2f}")
+        for name, (less, more) in cases.items()
+    ]
+    return table(["peak memory of all processes, MB", "less", "more", "ratio"], rows)
+
+
+def extraction_memory(videos: Path, out: Path, *, fps: float, decoder: str) -> float:
+    """Peak memory in bytes of extracting a folder to the cache `out`/feats.h5 with the small CLIP and two processes."""
+    arguments = [str(videos), str(out / "feats.h5"), str(TINY_CLIP), str(fps), decoder]
+    return peak_memory([sys.executable, "-c", _EXTRACT_SCRIPT, *arguments], cwd=_ROOT)
