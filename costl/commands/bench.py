@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -76,7 +77,13 @@ def decode(**options: Any) -> None:
 @bench.command()
 @click.option("--cache", type=ANY_PATH, help="Measure with the tokens of this cache.  [default: random tokens]")
 @click.option("--videos", default=64, show_default=True, help="Most videos to use.")
-@click.option("--folder", type=FOLDER, default=".", show_default=True, help="A folder on the disk to measure.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    show_default=True,
+    help="A folder on the disk to measure.",
+)
 @repeats
 @quiet
 def cache(**options: Any) -> None:
@@ -145,8 +152,7 @@ def train(**options: Any) -> None:
 
 
 @bench.command()
-@quiet
-def metrics(**options: Any) -> None:
+def metrics() -> None:
     """Measure the official metrics and a plain loop over queries.
 
     \b
@@ -157,7 +163,7 @@ def metrics(**options: Any) -> None:
     """
     from costl.bench.metrics import bench_metrics
 
-    _print_lines(bench_metrics, **options)
+    click.echo("\n".join(bench_metrics()))
 
 
 def _print_lines(measure: Callable[..., list[str]], *, quiet: bool, **options: Any) -> None:

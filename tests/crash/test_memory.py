@@ -20,8 +20,8 @@ import av
 import numpy as np
 import pytest
 
-from costl.pipeline.bench import memory
 from costl.pipeline.bench.measure import can_measure_memory, peak_memory
+from costl.pipeline.bench.memory import extraction_memory
 from costl.pipeline.bench.videos import repeat_video
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
@@ -155,10 +155,9 @@ def test_two_hours_of_1080p_take_no_more_memory_than_two_minutes(tmp_path, repor
     peaks = {}
     clips = {}
     for name in ("short", "long"):
-        out = tmp_path / "out" / name / "feats.h5"
-        arguments = [str(tmp_path / name), str(out), str(memory.TINY_CLIP), "0.5", decoder]
-        peaks[name] = peak_memory([sys.executable, "-c", memory._EXTRACT_SCRIPT, *arguments], cwd=ROOT)
-        clips[name] = CacheReader(out).rows[0].clips
+        out = tmp_path / "out" / name
+        peaks[name] = extraction_memory(tmp_path / name, out, fps=0.5, decoder=decoder)
+        clips[name] = CacheReader(out / "feats.h5").rows[0].clips
     ratio = peaks["long"] / peaks["short"]
     report_figure(
         f"{decoder}: {peaks['short'] / 1e6:.0f} MB for {clips['short']} clips of two minutes, "
