@@ -195,7 +195,8 @@ def check(folder: Path, count: int = 1000) -> None:
             on_object = covered_patches(placed, encoder.patch_grid)
             hits.append(on_object[(patches @ text.sentence).argmax()])
             chance.append(on_object.mean())
-    print(f"R@1 {(rank < 1).mean():.1%}, R@5 {(rank < 5).mean():.1%}, patch hit {np.mean(hits):.1%} (chance {np.mean(chance):.1%})")
+    print(f"R@1 {(rank < 1).mean():.1%}, R@5 {(rank < 5).mean():.1%}")
+    print(f"patch hit {np.mean(hits):.1%}, by chance {np.mean(chance):.1%}")
 
 
 def covered_patches(placed: PlacedThing, grid: Sequence[int]) -> np.ndarray:

@@ -77,11 +77,10 @@ def _query(qid: int, rng: np.random.Generator) -> Query:
 def _prediction(query: Query, rng: np.random.Generator) -> Prediction:
     moments = []
     for score in np.sort(rng.random(MOMENTS))[::-1]:
-        start, end = query.windows[int(rng.integers(len(query.windows)))]
-        if rng.random() < 0.5:
-            start, end = rng.uniform(0, DURATION_S - 2), DURATION_S
-        start = float(np.clip(start + rng.normal(0, 2), 0, DURATION_S - 2).round(2))
-        moments.append((start, float(np.clip(end + rng.normal(0, 2), start + 1, DURATION_S).round(2)), float(score)))
+        window = query.windows[int(rng.integers(len(query.windows)))]
+        start, end = np.array(window) + rng.normal(0, rng.choice([2, 40]), 2)
+        start = np.clip(start, 0, DURATION_S - 2)
+        moments.append((float(start), float(np.clip(end, start + 1, DURATION_S)), float(score)))
     return Prediction(query.qid, query.query, query.vid, tuple(moments), tuple(rng.normal(0, 1, CLIPS).tolist()))
 
 
@@ -101,8 +100,8 @@ def _plain_precision(prediction: Prediction, windows: Sequence[tuple[float, floa
     free = list(windows)
     hits = []
     for moment in prediction.windows:
-        best = max(free, key=lambda window: _plain_iou(moment, window), default=None)
-        hits.append(best is not None and _plain_iou(moment, best) >= threshold)
+        best = max(free, key=partial(_plain_iou, moment), default=(0.0, 0.0))
+        hits.append(_plain_iou(moment, best) >= threshold)
         if hits[-1]:
             free.remove(best)
     return _interpolated_sum(hits) / len(windows)

@@ -109,7 +109,7 @@ def bench_train(
     name = torch.cuda.get_device_name(torch_device) if torch_device.type == "cuda" else "CPU"
     header = [f"{queries} queries", "forward/s", "times", "MB", "GFLOP", "with backward/s", "times", "MB", "GFLOP"]
     return [
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {shapes[0].clips} clips a video, best of {repeats}.",
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {repeats}.",
         f"/s: queries a second; times: as long as {BASELINE}; MB: peak memory with batch, weights and gradients.",
         *table(header, rows),
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costl.pipeline.bench.measure import cost_of, measure
+from costl.pipeline.bench.measure import Cost, measure
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
@@ -26,6 +26,7 @@ CLIPS = 75
 GRID = (7, 7)
 CHANNELS = 768
 _DTYPES = ("float16", "int8")
+_Works = dict[tuple[str, str], Callable[[], object]]  # by row and column of the table
 
 
 def bench_cache(
@@ -49,18 +50,14 @@ def bench_cache(
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         home = Path(temporary)
         report_progress(Progress("write", 0, 2))
-        writes: dict[str, Callable[[], object]] = {
-            dtype: partial(_write, tokens, contents, home / dtype, dtype) for dtype in _DTYPES
-        }
-        writes["plain"] = partial(_write_plain, tokens, home)
-        seconds = {"write": {name: cost.wall_s for name, cost in measure(writes, repeats=repeats).items()}}
+        seconds = measure(_writes(tokens, contents, home), repeats=repeats)
         report_progress(Progress("read", 1, 2))
-        seconds |= _read_seconds(tokens, home, repeats)
-        lines = _speed_table(seconds, megabytes=sum(array.nbytes for array in tokens) / 1e6)
-        lines.append(f"{len(tokens)} videos, {'random tokens' if cache is None else f'tokens of {cache}'}.")
-        lines.append(_int8_line(tokens, home))
+        seconds |= measure(_reads(tokens, home), repeats=repeats)
         report_progress(Progress("read", 2, 2))
-    return lines
+        int8 = _int8_line(tokens, home)
+    megabytes = sum(array.nbytes for array in tokens) / 1e6
+    source = "random tokens" if cache is None else f"tokens of {cache}"
+    return [*_speed_table(seconds, megabytes=megabytes), f"{len(tokens)} videos, {source}.", int8]
 
 
 def _tokens_of(reader: CacheReader, videos: int) -> tuple[Contents, list[np.ndarray]]:
@@ -83,11 +80,17 @@ def _random_tokens(videos: int) -> tuple[Contents, list[np.ndarray]]:
     return contents, [tokens] * videos
 
 
-def _write(tokens: Sequence[np.ndarray], contents: Contents, folder: Path, dtype: str) -> None:
-    token_format = TokenFormat(dtype, tokens=contents.token_format.tokens)
-    contents = replace(contents, token_format=token_format, annotations={})
-    folder.mkdir(exist_ok=True)
-    with CacheWriter(folder / "feats.h5", contents, {}) as writer:
+def _writes(tokens: Sequence[np.ndarray], contents: Contents, home: Path) -> _Works:
+    writes: _Works = {("write", "plain"): partial(_write_plain, tokens, home)}
+    for dtype in _DTYPES:
+        token_format = TokenFormat(dtype, tokens=contents.token_format.tokens)
+        of_dtype = replace(contents, token_format=token_format, annotations={})
+        writes["write", dtype] = partial(_write, tokens, of_dtype, home / dtype / "feats.h5")
+    return writes
+
+
+def _write(tokens: Sequence[np.ndarray], contents: Contents, path: Path) -> None:
+    with CacheWriter(path, contents, {}) as writer:
         for number, array in enumerate(tokens):
             writer.store(
                 f"v{number}",
@@ -109,60 +112,60 @@ def _write_plain(tokens: Sequence[np.ndarray], home: Path) -> None:
         os.replace(unfinished, home / f"{number}.bin")
 
 
-def _read_seconds(tokens: Sequence[np.ndarray], home: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds to copy all tokens to a buffer: first from the disk by a new reader, which checks every video, then again."""
+def _reads(tokens: Sequence[np.ndarray], home: Path) -> _Works:
+    """Copies of all tokens to a buffer: first from the disk by a new reader, which checks every video, then again."""
     buffer = np.ones((max(map(len, tokens)), *tokens[0].shape[1:]), np.float16)
 
-    def copy(arrays: Iterable[np.ndarray]) -> None:
+    def read(arrays: Iterable[np.ndarray]) -> None:
         for array in arrays:
             buffer[: len(array)] = array
 
-    def read(reader: CacheReader) -> None:
-        copy(reader.tokens(f"v{number}") for number in range(len(tokens)))
-
     def read_plain() -> None:
         paths = (home / f"{number}.bin" for number in range(len(tokens)))
-        copy(np.memmap(path, np.float16, "r", shape=array.shape) for path, array in zip(paths, tokens, strict=True))
+        read(np.memmap(path, np.float16, "r", shape=array.shape) for path, array in zip(paths, tokens, strict=True))
 
-    seconds = {}
+    def read_cache(reader: CacheReader) -> None:
+        read(reader.tokens(f"v{number}") for number in range(len(tokens)))
+
+    def read_plain_cold() -> None:
+        _drop_pages(home.glob("*.bin"))
+        read_plain()
+
+    def read_cache_cold(path: Path) -> None:
+        _drop_pages(path.parent.rglob("*.h5"))
+        read_cache(CacheReader(path))
+
+    reads: _Works = {}
     if hasattr(os, "posix_fadvise"):
-        new = {dtype: partial(_read_new, read, home / dtype / "feats.h5") for dtype in _DTYPES}
-        files = {dtype: list((home / dtype).rglob("*.h5")) for dtype in _DTYPES}
-        cold = {dtype: min(_cold_s(new[dtype], files[dtype]) for _ in range(repeats)) for dtype in _DTYPES}
-        cold["plain"] = min(_cold_s(read_plain, list(home.glob("*.bin"))) for _ in range(repeats))
-        seconds["first read, cold"] = cold
-    warm: dict[str, Callable[[], object]] = {}
+        reads["first read, cold", "plain"] = read_plain_cold
+        reads |= {("first read, cold", dtype): partial(read_cache_cold, home / dtype / "feats.h5") for dtype in _DTYPES}
+    reads["next reads, warm", "plain"] = read_plain
     for dtype in _DTYPES:
         reader = CacheReader(home / dtype / "feats.h5")
-        read(reader)
-        warm[dtype] = partial(read, reader)
-    warm["plain"] = read_plain
-    seconds["next reads, warm"] = {name: cost.wall_s for name, cost in measure(warm, repeats=repeats).items()}
-    return seconds
+        read_cache(reader)
+        reads["next reads, warm", dtype] = partial(read_cache, reader)
+    return reads
 
 
-def _read_new(read: Callable[[CacheReader], None], path: Path) -> None:
-    read(CacheReader(path))
-
-
-def _cold_s(read: Callable[[], None], files: Iterable[Path]) -> float:
-    """Seconds of `read` after the system has dropped `files` from its page cache."""
+def _drop_pages(files: Iterable[Path]) -> None:
+    """Lets the system drop `files` from its page cache."""
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)  # only pages that are on disk can be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    return cost_of(read).wall_s
 
 
-def _speed_table(seconds: Mapping[str, Mapping[str, float]], *, megabytes: float) -> list[str]:
+def _speed_table(seconds: Mapping[tuple[str, str], Cost], *, megabytes: float) -> list[str]:
     rows = []
-    for name, by_format in seconds.items():
-        row = [name, f"{megabytes / by_format['plain']:.0f}"]
+    for name in dict.fromkeys(name for name, _ in seconds):
+        plain_s = seconds[name, "plain"].wall_s
+        row = [name, f"{megabytes / plain_s:.0f}"]
         for dtype in _DTYPES:
-            row += [f"{megabytes / by_format[dtype]:.0f}", f"{by_format['plain'] / by_format[dtype]:.2f}"]
+            spent_s = seconds[name, dtype].wall_s
+            row += [f"{megabytes / spent_s:.0f}", f"{plain_s / spent_s:.2f}"]
         rows.append(row)
-    return table(["MB/s of float16 tokens", "plain files", *(c for dtype in _DTYPES for c in (dtype, "ratio"))], rows)
+    return table(["MB/s of float16 tokens", "plain files", "float16", "ratio", "int8", "ratio"], rows)
 
 
 def _int8_line(tokens: Sequence[np.ndarray], home: Path) -> str:

@@ -69,23 +69,16 @@ def pyav(request: FrameRequest) -> Iterator[np.ndarray]:
     import av
 
     with av.open(str(request.path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        due = 0  # index of the next requested time
-        zero_s = 0.0  # time of the first frame
-        last = None
-        for frame in container.decode(stream):
-            shown_s = float(frame.time or 0.0)
-            zero_s = shown_s if last is None else zero_s
-            while due < len(request.times_s) and last is not None and shown_s - zero_s > request.times_s[due] + 1e-5:
-                yield last.to_ndarray(format="rgb24")[None]
-                due += 1
-            last = frame
-            if due == len(request.times_s):
-                return
-        for _ in range(due, len(request.times_s)):
-            if last is not None:
-                yield last.to_ndarray(format="rgb24")[None]
+        container.streams.video[0].codec_context.thread_count = 1
+        frames = container.decode(video=0)
+        shown = next(frames)
+        following = next(frames, None)
+        zero_s = shown.time or 0.0
+        for time_s in request.times_s:
+            while following is not None and (following.time or 0.0) - zero_s <= time_s + 1e-5:
+                shown = following
+                following = next(frames, None)
+            yield shown.to_ndarray(format="rgb24")[None]
 
 
 def _torchcodec(request: FrameRequest) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ from costl.pipeline.decode.pool import Chunk
 from costl.pipeline.device import pick_device
 from costl.pipeline.encode.clip import CLIPEncoder, default_precision, load_encoder
 from costl.pipeline.encode.weights import Source
-from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table
 from costl.pipeline.options import FrameOptions
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -140,7 +140,7 @@ def bench_extract(
             count = 2 if quick else _VIDEOS_PER_CORE * cpu_cores()
             sets = {name: link_copies(of_set, count, folder / "links" / name) for name, of_set in sets.items()}
         for encoder in encoders:
-            rows = []
+            rows: list[list[str]] = []
             for name, of_set in sets.items():
                 report_progress(Progress("extract", len(rows), len(sets), f"{name}, {encoder.name}"))
                 with tempfile.TemporaryDirectory(dir=folder) as out:

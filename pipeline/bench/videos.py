@@ -80,7 +80,7 @@ def link_copies(videos: list[Video], count: int, folder: Path) -> list[Video]:
 
 
 def render_video(spec: VideoSpec, path: Path) -> None:
-    """Writes a video of two drifting textures, one of them inside a moving window, with film grain."""
+    """Writes a video of a drifting texture with film grain."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,22 +128,14 @@ def repeat_video(source: Path, path: Path, times: int) -> None:
 
 
 def _frames(count: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """The frames of a rendered video, uint8 [y x 3] each."""
+    """The frames of a rendered video, uint8 [y x 3] each: a drifting texture of varying brightness, with film grain."""
     rng = np.random.default_rng(0)
-    background = texture(rng, width)
-    foreground = texture(rng, width)
+    background = texture(rng, width)  # three widths long, repeats after two
     grain = rng.normal(0, 5, (2 * height, 2 * width, 1)).astype(np.int16)
     for number in range(count):
-        picture = _crop(background, 2 * number, -number, height, width)
-        top = int((0.3 + 0.25 * np.sin(number / 40)) * height)
-        left = int((0.3 + 0.28 * np.cos(number / 55)) * width)
-        window = slice(top, top + height // 3), slice(left, left + width // 3)
-        picture[window] = 255 - _crop(foreground, -number, 2 * number, height, width)[window]
-        grainy = picture.astype(np.int16) + _crop(grain, *rng.integers(0, (height, width)), height, width)
-        yield np.clip(grainy, 0, 255).astype(np.uint8)
-
-
-def _crop(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    top %= 2 * width  # textures repeat after two widths
-    left %= 2 * width
-    return image[top : top + height, left : left + width].copy()
+        top = 5 * number % (2 * width)
+        left = 3 * number % (2 * width)
+        y, x = rng.integers(0, (height, width))
+        picture = background[top : top + height, left : left + width] + grain[y : y + height, x : x + width]
+        brightness = 7 * number % 41 - 20  # makes each frame differ clearly from its neighbours
+        yield np.clip(picture + brightness, 0, 255).astype(np.uint8)

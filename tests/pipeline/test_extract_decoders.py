@@ -17,7 +17,6 @@ from costl.pipeline.extract import extract
 from costl.pipeline.feature_store import FeatureStore
 
 
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
