@@ -19,7 +19,7 @@ from costl.pipeline.bench.decode_entrants import (
 )
 from costl.pipeline.bench.measure import measure
 from costl.pipeline.bench.videos import videos_to_measure
-from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import Video
@@ -41,7 +41,7 @@ def bench_decode(
     """A table for each set of videos: every decoder that works on this machine, on a folder or else on rendered videos.
 
     Decodes the first `seconds` of each video at each of `fps`; the least of `repeats` counts. Raises UsageError for a folder
-    without videos and for numbers that are not positive, CostlError for a video that a decoder cannot read.
+    without videos and for numbers that are not positive, CostlError for a video that cannot be read.
     """
     if repeats < 1 or not fps or min(*fps, seconds) <= 0:
         raise UsageError(
@@ -66,20 +66,10 @@ def measure_decoders(
 ) -> tuple[dict[tuple[float, str], float], dict[str, float]]:
     """Sampled frames per CPU second by fps and decoder, and the share of frames that are those of PyAV by decoder.
 
-    Raises CostlError for a video that a decoder cannot read.
+    Raises CostlError for a video that cannot be read.
     """
-    requests: dict[float, list[FrameRequest]] = {rate: [] for rate in fps}
-    shares = []
-    for video in videos:
-        try:
-            for rate in fps:
-                requests[rate].append(request_frames(video.path, rate, seconds))
-            shares.append(same_frames(requests[fps[-1]][-1], decoders))
-        except Exception as error:  # the libraries raise errors of many types
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            raise CostlError(
-                f"{video.path.name}: not every decoder can read it ({reason}). Measure without this file."
-            ) from error
+    requests = {rate: [request_frames(video.path, rate, seconds) for video in videos] for rate in fps}
+    shares = [same_frames(request, decoders) for request in requests[fps[-1]]]
     works = {(rate, name): partial(_run, decoder, requests[rate]) for rate in fps for name, decoder in decoders.items()}
     costs = measure(works, repeats=repeats)
     frames = {rate: sum(len(request.times_s) for request in requests[rate]) for rate in fps}

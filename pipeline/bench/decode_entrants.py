@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from costl.pipeline.decode.backends import open_video, resolve
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import FrameOptions
 
@@ -34,17 +34,23 @@ Decoder = Callable[[FrameRequest], Iterator[np.ndarray]]
 
 
 def request_frames(path: Path, fps: float, seconds: float) -> FrameRequest:
-    """The request for the first `seconds` of a video. Raises VideoError, and the errors of decord."""
+    """The request for the first `seconds` of a video. Raises VideoError, and CostlError if decord cannot read it."""
     with open_video(path) as video:
         times_s = Grid(fps, min(seconds, video.duration_s)).centres_s()
     return FrameRequest(path, times_s, decord_indices(path, times_s))
 
 
 def decord_indices(path: Path, times_s: np.ndarray) -> np.ndarray:
-    """decord's numbers [t] of the frames on screen at `times_s` [t]. Time 0 is the first shown frame. Raises decord's errors."""
+    """decord's numbers [t] of the frames on screen at `times_s` [t]. Time 0 is the first shown frame.
+
+    Raises CostlError if decord cannot read the video.
+    """
     import decord
 
-    reader = decord.VideoReader(str(path), num_threads=1)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise CostlError(f"{path.name}: decord cannot read it ({str(error)[:80]}). Measure without this file.") from error
     starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     first = int(np.argmax(starts_s >= 0))
     indices = np.searchsorted(starts_s - starts_s[first], times_s + 1e-5, side="right") - 1
