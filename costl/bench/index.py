@@ -15,7 +15,7 @@ from costl.data.queries import read_queries
 from costl.data.sampler import plan_epoch
 from costl.pipeline.bench.measure import can_measure_memory, cost_of, in_new_process, measure, peak_rss
 from costl.pipeline.cache.index import Contents
-from costl.pipeline.cache.inspect import status_table
+from costl.pipeline.cache.inspect import Status
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
@@ -52,7 +52,7 @@ def bench_index(*, videos: int = 10148, folder: Path | None = None, progress: Pr
 
 def measure_cache(path: Path, *, videos: int) -> dict[str, float]:
     """The seconds of status and of verify --quick, and the milliseconds a sample of the first and the next epochs."""
-    works = {"status, s": lambda: status_table(CacheReader(path).rows), "verify --quick, s": lambda: verify(path, quick=True)}
+    works = {"status, s": lambda: Status(CacheReader(path).rows).lines(), "verify --quick, s": lambda: verify(path, quick=True)}
     costs = {name: cost.wall_s for name, cost in measure(works, repeats=REPEATS).items()}
     features = CacheReader(path)
     epochs_s = [cost_of(partial(read_epoch, features)).wall_s for _ in range(1 + REPEATS)]

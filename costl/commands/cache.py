@@ -87,10 +87,9 @@ def inspect(cache: Path, video: str | None, as_json: bool) -> None:
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
 @out("The file to write.", required=True)
-@click.option("--without-damaged", is_flag=True, help="Leave out videos with damaged files, and record why.")
 @quiet
 @as_json
-def pack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+def pack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """Pack a cache into one file, for moving it.
 
     \b
@@ -104,17 +103,16 @@ def pack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     from costl.pipeline.cache.pack import pack
 
     with ProgressBars(silent=quiet) as progress:
-        packed = pack(cache, **options, progress=progress)
+        packed = pack(cache, out=out, progress=progress)
     print_result(packed, as_json=as_json)
 
 
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
 @out("The index to write. Its parts go into a folder next to it.", required=True)
-@click.option("--without-damaged", is_flag=True, help="Leave out damaged videos. costl extract can add them again.")
 @quiet
 @as_json
-def unpack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+def unpack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """Unpack a packed cache, so that costl extract can add to it.
 
     \b
@@ -127,7 +125,7 @@ def unpack(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     from costl.pipeline.cache.pack import unpack
 
     with ProgressBars(silent=quiet) as progress:
-        unpacked = unpack(cache, **options, progress=progress)
+        unpacked = unpack(cache, out=out, progress=progress)
     print_result(unpacked, as_json=as_json)
 
 

@@ -106,7 +106,7 @@ def _refuse_split_without_features(queries: Sequence[Query], features: CacheRead
 
 
 def _check_words(queries: Sequence[Query], features: CacheReader, split: str) -> None:
-    sentences = set(features.all_words())
+    sentences = set(features.word_table())
     missing = [query for query in queries if query.query not in sentences]
     if missing:
         raise CacheError(

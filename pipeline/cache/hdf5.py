@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ import numpy as np
 
 from costl.pipeline.cache.hdf5_header import is_self_contained
 from costl.pipeline.errors import CacheError
-from costl.pipeline.formats.files import sync
+from costl.pipeline.formats import files
 
 # What h5py raises for a damaged or malicious file.
 _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -31,7 +30,6 @@ _DISK_ERROR = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
 _PAGE_BYTES = 4096
 _PLAIN_KINDS = "biufS"  # numpy's kinds whose values are stored as plain bytes
 _MAX_ATTRIBUTE_BYTES = 1 << 16
-_MAX_NODES = 10_000
 # The superblock that libver="earliest" writes: the signature and version 0 first, the end of the file at byte 40.
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 _SUPERBLOCK = struct.Struct("<40sQ")
@@ -52,18 +50,16 @@ class Location:
         # Python's integers: numpy's product would overflow on a forged shape.
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def memmap(self) -> np.ndarray:
+    def array(self) -> np.ndarray:
         """The array as a read-only memory map. Raises CacheError when the file is gone or has become shorter."""
+        if 0 in self.shape:  # cannot be mapped
+            return np.zeros(self.shape, self.dtype)
         try:
             mapped = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: gone or cut short since it was opened ({error}). Extract again.") from error
         # Only arrays smaller than a page may be unaligned, which some libraries cannot read.
         return mapped if mapped.flags.aligned else np.array(mapped)
-
-    def array(self) -> np.ndarray:
-        """The same, also for an array without values, which cannot be mapped."""
-        return self.memmap() if 0 not in self.shape else np.zeros(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -73,12 +69,6 @@ class PackedFile:
     filename: str
     attributes: Mapping[str, str | int | float]
     arrays: Mapping[str, Location]
-
-    def array(self, name: str) -> Location:
-        """The location of the array of this name. Raises CacheError when there is none."""
-        if name not in self.arrays:
-            raise CacheError(f"{self.filename}: expected data under {name!r}, found nothing. Pack it again.")
-        return self.arrays[name]
 
 
 @contextlib.contextmanager
@@ -108,22 +98,12 @@ def create_file(path: Path, *, finish: Callable[[Path], None] | None = None) -> 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; at the end of the block it is forced to the disk and renamed to `path`.
-
-    Raises CacheError when it cannot be written.
-    """
-    # The process number is not enough: another machine may have a process of the same number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """The same as `files.atomic_path` for files of a cache. Raises CacheError when `path` cannot be written."""
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with files.atomic_path(path) as temporary:
+            yield temporary
     except (OSError, RuntimeError) as error:
         raise write_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # where the disk fails, the next run removes it
-            temporary.unlink(missing_ok=True)
 
 
 class _DeferredErrorFile(io.FileIO):
@@ -182,10 +162,10 @@ def translate_errors(path: Path) -> Iterator[None]:
         raise CacheError(f"{path}: damaged ({str(error)[:160]}). Delete it and run costl extract again.") from error
 
 
-def check_header(path: Path, *, min_bytes: int = 0) -> None:
+def check_header(path: Path) -> None:
     """Checks that the file exists and is as long as its superblock says; 50 times as fast as opening it as HDF5.
 
-    Raises CacheError when it is missing, a link, truncated, not an HDF5 file, or shorter than `min_bytes`.
+    Raises CacheError when it is missing, a link, truncated, or not an HDF5 file.
     """
     refuse_link(path)
     try:
@@ -197,10 +177,8 @@ def check_header(path: Path, *, min_bytes: int = 0) -> None:
     if len(head) < _SUPERBLOCK.size or not head.startswith(_SIGNATURE):
         raise CacheError(f"{path}: not an HDF5 file as costl extract writes it. Delete it and run costl extract again.")
     _, end = _SUPERBLOCK.unpack(head)
-    if size < max(end, min_bytes):
-        raise CacheError(
-            f"{path}: {size} bytes, expected {max(end, min_bytes)}. Delete it and run costl extract again."
-        )
+    if size < end:
+        raise CacheError(f"{path}: {size} bytes, expected {end}. Delete it and run costl extract again.")
 
 
 def refuse_link(path: Path) -> None:
@@ -218,20 +196,19 @@ def put_attributes(file: h5py.File, values: Mapping[str, str | int | float]) -> 
 def get_attribute(file: h5py.File | PackedFile, name: str, kind: type) -> Any:
     """One scalar attribute of this kind (str, int or float). Raises CacheError for anything else."""
     if isinstance(file, PackedFile):
-        if type(file.attributes.get(name)) is not kind:
-            raise CacheError(f"{file.filename}: attribute {name!r} is not one {kind.__name__}. Pack it again.")
-        return file.attributes[name]
-    letter = {str: "S", int: "i", float: "f"}[kind]
-    if not h5py.h5a.exists(file.id, name.encode()):
-        raise CacheError(f"{file.filename}: no attribute {name!r}. It was not made by costl extract.")
-    attribute = h5py.h5a.open(file.id, name.encode())
-    dtype = attribute.dtype
-    if attribute.shape != () or dtype.kind != letter or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
-        raise CacheError(
-            f"{file.filename}: attribute {name!r} is not one {kind.__name__}. It was not made by costl extract."
-        )
-    value = file.attrs[name]
-    return bytes(value).decode() if kind is str else kind(value)
+        value = file.attributes.get(name)
+        matches = type(value) is kind
+    else:
+        if not h5py.h5a.exists(file.id, name.encode()):
+            raise CacheError(f"{file.filename}: no attribute {name!r}. It was not made by costl extract.")
+        attribute = h5py.h5a.open(file.id, name.encode())
+        dtype = attribute.dtype
+        letter = {str: "S", int: "i", float: "f"}[kind]
+        matches = attribute.shape == () and dtype.kind == letter and dtype.itemsize <= _MAX_ATTRIBUTE_BYTES
+        value = file.attrs[name] if matches else None
+    if not matches:
+        raise CacheError(f"{file.filename}: attribute {name!r} is not one {kind.__name__}. Extract or pack it again.")
+    return value.decode() if isinstance(value, bytes) else kind(value)
 
 
 def put_text(group: h5py.Group, name: str, text: str) -> None:
@@ -241,83 +218,56 @@ def put_text(group: h5py.Group, name: str, text: str) -> None:
 
 def get_text(file: h5py.File | PackedFile, name: str) -> str:
     """The text stored under this name. Raises CacheError for anything that is not one plain string inside the file."""
-    if isinstance(file, PackedFile):
-        location = _check_type(file.array(name), name, kind="S", ndim=0)
-        return bytes(location.array()[()]).decode()
-    dataset = _get_dataset(file, name)
-    _locate(dataset, kind="S", ndim=0)
-    return bytes(dataset[()]).decode()
+    return bytes(get_array(file, name, "S", ndim=0)[()]).decode()
 
 
 def get_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> np.ndarray:
-    """The array stored under this name. Raises CacheError for another type, another number of axes, or a forged size."""
-    if isinstance(file, PackedFile):
-        return np.array(locate_array(file, name, dtype, ndim=ndim).array())
-    dataset = _get_dataset(file, name)
-    _locate(dataset, kind=dtype, ndim=ndim)
-    return np.asarray(dataset[()])
+    """The array stored under this name, `dtype` "S" for a text.
+
+    Raises CacheError for another type, another number of axes, or a size that the file cannot hold.
+    """
+    location = locate_array(file, name, dtype, ndim=ndim)
+    # Not by the path of an open file: a new index may have replaced the one that is open.
+    return np.array(location.array() if isinstance(file, PackedFile) else file[name][()])
 
 
 def locate_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> Location:
     """The location of the array of this name, for a memory map. Raises CacheError as `get_array` does."""
-    if isinstance(file, PackedFile):
-        return _check_type(file.array(name), name, kind=dtype, ndim=ndim)
-    return _locate(_get_dataset(file, name), kind=dtype, ndim=ndim)
+    if not isinstance(file, PackedFile):
+        location = _locate(file, name)
+    elif name in file.arrays:
+        location = file.arrays[name]
+    else:
+        raise CacheError(f"{file.filename}: expected data under {name!r}, found nothing. Pack it again.")
+    matches = location.dtype.kind == "S" if dtype == "S" else location.dtype == np.dtype(dtype)
+    if not matches or len(location.shape) != ndim:
+        raise CacheError(
+            f"{location.path}: {name} is {location.dtype} {location.shape}, expected plain {dtype} with {ndim} axes. "
+            "Extract again."
+        )
+    return location
+
+
+def locate_arrays(file: h5py.File, group: str = "") -> dict[str, Location]:
+    """The location of every array of a file, or of one of its groups, by name.
+
+    Raises CacheError for links, groups inside, and arrays that are not plain bytes in the file.
+    """
+    names = list_names(file, group) if group else sorted(file)
+    return {name: _locate(file, f"{group}/{name}" if group else name) for name in names}
 
 
 def list_names(file: h5py.File, name: str) -> list[str]:
     """The names inside a group, sorted. Raises CacheError when it is not a group of this file."""
-    return sorted(get_group(file, name))
-
-
-def has_name(file: h5py.File, name: str) -> bool:
-    """Whether an object or a link of this name exists at the top of the file."""
-    return file.get(name, getlink=True) is not None
-
-
-def get_group(file: h5py.File, name: str) -> h5py.Group:
-    """The group of this name. Raises CacheError when it is not a group of this file."""
     node = _get_node(file, name)
     if not isinstance(node, h5py.Group):
         raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
-    return node
+    return sorted(node)
 
 
-def locate_arrays(file: h5py.Group) -> dict[str, Location]:
-    """The location of every array in a file or group, also in groups inside it, by its path; sorted.
-
-    Raises CacheError for links to other files, for two names of one object (and therefore cycles), and for arrays that are
-    not plain bytes in the file.
-    """
-    locations: dict[str, Location] = {}
-    visited: set[Any] = set()
-    queue = [(name, file) for name in file]
-    while queue:
-        name, group = queue.pop()
-        node = _get_node(group, name.rpartition("/")[2])
-        address = h5py.h5o.get_info(node.id).addr
-        if address in visited or len(visited) >= _MAX_NODES:
-            raise CacheError(f"{file.file.filename}: {name!r} is a second name of one object. Extract again.")
-        visited.add(address)
-        if isinstance(node, h5py.Dataset):
-            locations[name] = _location(node)
-        elif isinstance(node, h5py.Group):
-            queue += [(f"{name}/{inner}", node) for inner in node]
-    return dict(sorted(locations.items()))
-
-
-def read_scalars(file: h5py.Group) -> dict[str, str | int | float]:
-    """Every attribute of a file or group that is one text or one finite number, sorted."""
-    types = {"S": str, "i": int, "u": int, "f": float}
-    scalars: dict[str, str | int | float] = {}
-    for name in sorted(file.attrs):
-        attribute = h5py.h5a.open(file.id, name.encode())
-        if attribute.shape == () and attribute.dtype.kind in types:
-            kind = types[attribute.dtype.kind]
-            value = int(file.attrs[name]) if kind is int else get_attribute(file, name, kind)
-            if kind is not float or math.isfinite(value):
-                scalars[name] = value
-    return scalars
+def has_name(file: h5py.File | PackedFile, name: str) -> bool:
+    """Whether an object or a link of this name exists at the top of the file."""
+    return name in file.arrays if isinstance(file, PackedFile) else file.get(name, getlink=True) is not None
 
 
 def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -369,48 +319,30 @@ def _get_node(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(link, h5py.HardLink):
             what = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
-                f"{file.file.filename}: expected data under {name!r}, found {what}. It was not made by costl extract."
+                f"{file.filename}: expected data under {name!r}, found {what}. It was not made by costl extract."
             )
         address = h5py.h5o.get_info(node.id, part.encode()).addr
         if not is_self_contained(node.file.id.get_vfd_handle(), address):
             raise CacheError(
-                f"{file.file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
+                f"{file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
                 "Extract again."
             )
         node = node[part]
     return node
 
 
-def _get_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    node = _get_node(file, name)
-    if not isinstance(node, h5py.Dataset):
+def _locate(file: h5py.File, name: str) -> Location:
+    dataset = _get_node(file, name)
+    if not isinstance(dataset, h5py.Dataset):
         raise CacheError(f"{file.filename}: {name!r} is not a dataset. It was not made by costl extract.")
-    return node
-
-
-def _locate(dataset: h5py.Dataset, *, kind: str, ndim: int) -> Location:
-    return _check_type(_location(dataset), dataset.name, kind=kind, ndim=ndim)
-
-
-def _check_type(location: Location, name: str, *, kind: str, ndim: int) -> Location:
-    dtype = location.dtype
-    right_type = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
-    if not right_type or len(location.shape) != ndim:
-        raise CacheError(
-            f"{location.path}: {name} is {dtype} {location.shape}, expected plain {kind} with {ndim} axes. Extract again."
-        )
-    return location
-
-
-def _location(dataset: h5py.Dataset) -> Location:
-    path = Path(dataset.file.filename)
+    path = Path(file.filename)
     shape = dataset.shape
     dtype = dataset.dtype
     contiguous = dataset.chunks is None and not dataset.is_virtual and not dataset.external
     if shape is None or dtype.kind not in _PLAIN_KINDS or not contiguous:
-        raise CacheError(f"{path}: {dataset.name} is {dtype} {shape}, expected plain bytes in the file. Extract again.")
+        raise CacheError(f"{path}: {name} is {dtype} {shape}, expected plain bytes in the file. Extract again.")
     size = Location(path, 0, shape, dtype).size
     offset = dataset.id.get_offset() if size else 0
     if offset is None or offset < 0 or offset + size > path.stat().st_size:
-        raise CacheError(f"{path}: {dataset.name} claims {size} bytes that the file does not hold. Extract again.")
+        raise CacheError(f"{path}: {name} claims {size} bytes that the file does not hold. Extract again.")
     return Location(path, offset, shape, dtype)

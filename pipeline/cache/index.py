@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.pack_table import GROUP, PackTable, read_table
+from costl.pipeline.cache.pack_table import PackTable, read_table
 from costl.pipeline.encode.types import JointSpace
 from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.fingerprint import canonical_json
@@ -205,15 +205,6 @@ def read_index(path: Path) -> Index:
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
         index = Index(contents, rows, hdf5.get_text(file, "words"))
         return replace(index, pack_table=read_table(file, index.files))
-
-
-def is_packed(path: Path) -> bool:
-    """Whether the file at `path` is a packed cache; False for a file that is not a cache at all."""
-    try:
-        with hdf5.open_file(path) as file:
-            return hdf5.has_name(file, GROUP)
-    except CacheError:
-        return False
 
 
 def write_index(

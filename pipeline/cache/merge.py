@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.index import Contents, VideoRow, relative_path, relative_weights
+from costl.pipeline.cache.index import Contents, VideoRow, relocate_contents
 from costl.pipeline.cache.inspect import failure_messages
-from costl.pipeline.cache.part import (
-    check_part_fingerprint,
-    compute_checksum,
-    locate_layers,
-    parts_folder,
-    read_row,
-    read_times,
-)
+from costl.pipeline.cache.part import locate_tokens, parts_folder, read_row, read_times
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import SPLITS, queries_in
@@ -31,6 +22,7 @@ from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.formats.files import sync
+from costl.pipeline.formats.strict_json import json_lines
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.shards import join_shares, lines_with_ends
 
@@ -100,16 +92,18 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
         for number, (row, reader) in enumerate(best_rows, start=1):
             target = parts_folder(out) / row.part
             if row.ok and not _has_part(target, row, contents):
-                if _publish_part(reader.part_path(row.name), target, row, contents):
+                source = reader.part_path(row.name)
+                if _link(source, target):
                     linked += 1
                 else:
+                    _copy(source, target, row, contents)
                     copied += 1
             writer.adopt_row(row)
             report_progress(Progress("merge", number, len(best_rows), row.name))
         sync(parts_folder(out))
         writer.write_index()
     failed = tuple(row for row, _ in best_rows if not row.ok)
-    return MergeReport(out, len(best_rows) - len(failed), linked, copied, failed, _notes(contents))
+    return MergeReport(out, len(best_rows) - len(failed), linked, copied, failed, _notes(contents.share))
 
 
 def _refuse_differences(readers: Sequence[CacheReader]) -> None:
@@ -146,16 +140,13 @@ def _best_rows(readers: Sequence[CacheReader]) -> list[tuple[VideoRow, CacheRead
 
 
 def _merged_contents(out: Path, sources: Sequence[CacheReader], readers: Sequence[CacheReader]) -> Contents:
-    first = sources[0]
     # An earlier merge is needed only if these caches are not the whole without it.
     annotations, share = _merged_annotations(sources)
     if share or not all(reader.contents.share for reader in sources):
         annotations, share = _merged_annotations(readers)
-    source = first.source
-    if source:
-        source = source | {"weights": relative_weights(out.parent, source["weights"])}
-    videos = relative_path(out.parent, first.videos) if first.videos else ""
-    return replace(first.contents, annotations=annotations, share=share, source=source, videos=videos)
+    first = sources[0]
+    contents = relocate_contents(first.contents, first.path.parent, out.parent)
+    return replace(contents, annotations=annotations, share=share)
 
 
 def _merged_annotations(readers: Sequence[CacheReader]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -195,18 +186,12 @@ def _concatenate(split: str, readers: Sequence[CacheReader]) -> str:
     row_and_owner: dict[str, tuple[Any, CacheReader]] = {}
     for reader in readers:
         earlier = dict(row_and_owner)
-        for line in lines_with_ends(reader.contents.annotations.get(split, "")):
-            if not line.strip():
-                if reader is readers[0]:
-                    merged.append(line)
-                continue
+        for _, line in json_lines(reader.contents.annotations.get(split, "")):
             row = json.loads(line)
             qid = json.dumps(row["qid"])
             if qid not in earlier:
                 row_and_owner[qid] = (row, reader)
-                if merged and not merged[-1].endswith("\n"):
-                    merged.append("\n")
-                merged.append(line)
+                merged.append(f"{line}\n")
             elif earlier[qid][0] != row:
                 raise CacheError(
                     f"{split}.jsonl: qid {qid} is one annotation in {earlier[qid][1].path} and another in {reader.path}. "
@@ -220,7 +205,7 @@ def _merged_words(readers: Sequence[CacheReader], queries: Iterable[str]) -> dic
     queries = list(queries)
     words: dict[str, SentenceTokens] = {}
     for reader in reversed(readers):
-        words |= reader.all_words()
+        words |= reader.word_table()
     missing = [query for query in queries if query not in words]
     if missing:
         raise CacheError(f"No cache has the words of {len(missing)} queries: {first_few(missing)}. Extract it again.")
@@ -234,53 +219,30 @@ def _has_part(path: Path, row: VideoRow, contents: Contents) -> bool:
         return False
 
 
-def _publish_part(source: Path, target: Path, row: VideoRow, contents: Contents) -> bool:
-    """Publishes the part `source` as `target` and returns whether it is a link.
-
-    Raises CacheError for a part that differs from its row, and when `target` cannot be written.
-    """
-    hdf5.refuse_link(source)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        linked = _link(source, temporary)
-        if linked and read_row(source, contents) != row:
-            raise CacheError(f"{source}: not the part that its index lists. Run costl extract again for its cache.")
-        if not linked:
-            shutil.copyfile(source, temporary)
-            sync(temporary)
-            _verify_copy(temporary, source, row, contents)
-        os.replace(temporary, target)
-    except OSError as error:
-        missing = error.errno == errno.ENOENT and not source.exists()
-        problem = f"{source}: no such part" if missing else f"{target}: cannot be written ({error.strerror})"
-        raise CacheError(f"{problem}. What was joined so far is kept; put it right and merge again.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return linked
-
-
 def _link(source: Path, target: Path) -> bool:
+    """Links the part `source` as `target`. Returns whether that was possible."""
+    hdf5.refuse_link(source)
     try:
+        target.unlink(missing_ok=True)  # a part that does not fit its row
         os.link(source, target)
     except OSError:  # another disk, or a file system without links
         return False
     return True
 
 
-def _verify_copy(copy: Path, source: Path, row: VideoRow, contents: Contents) -> None:
-    with hdf5.open_file(copy) as file:
-        check_part_fingerprint(file, hdf5.get_attribute(file, "fingerprint", str))
-        layers = locate_layers(file, row.clips, contents)
-        times_s = read_times(file, row.clips)
-    if compute_checksum(layers, times_s) != row.checksum:
-        raise CacheError(f"{source}: damaged, its copy has another checksum. Delete it and extract this share again.")
+def _copy(source: Path, target: Path, row: VideoRow, contents: Contents) -> None:
+    """Copies the part `source` to `target`. Raises CacheError for a damaged part, and when `target` cannot be written."""
+    if not source.is_file():
+        raise CacheError(f"{source}: no such part. What was joined so far is kept; put it right and merge again.")
+    with hdf5.atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with hdf5.open_file(temporary) as file:
+            tokens = locate_tokens(file, row.clips, contents)
+            checksum = tokens.checksum(read_times(file, row.clips))
+        if checksum != row.checksum:
+            raise CacheError(f"{source}: damaged, its copy has another checksum. Delete it and extract this share again.")
 
 
-def _notes(contents: Contents) -> tuple[str, ...]:
-    if not contents.share:
-        return ()
-    missing = sorted(set(range(1, contents.share["of"] + 1)).difference(contents.share["shares"]))
-    if not missing:
-        return ()
-    shares = ", ".join(f"{number}/{contents.share['of']}" for number in missing)
-    return (f"Not all shares are here: {shares} can be joined later.",)
+def _notes(share: Mapping[str, Any]) -> tuple[str, ...]:
+    missing = [f"{n}/{share['of']}" for n in range(1, share.get("of", 0) + 1) if n not in share["shares"]]
+    return (f"Not all shares are here: {', '.join(missing)} can be joined later.",) if missing else ()

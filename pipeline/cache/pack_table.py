@@ -103,7 +103,7 @@ def check_entry(path: Path, entry: Entry) -> None:
     """Raises CacheError unless HDF5 finds a file's arrays where the table says, and its shell is unchanged."""
     group, _ = packed_names(entry.name)
     with hdf5.open_file(path) as file:
-        if hdf5.locate_arrays(hdf5.get_group(file, group)) != entry.file.arrays:
+        if hdf5.locate_arrays(file, group) != entry.file.arrays:
             raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
     shell = [(part.packed_offset, part.length) for part in entry.shell]
     if hash_ranges(path, shell) != entry.shell_sha256:
@@ -162,24 +162,6 @@ def split_into_ranges(
             ranges.append(array)
         position = array.file_offset + array.length
     return tuple(ranges), tuple(shell)
-
-
-def to_json_line(entry: Entry) -> bytes:
-    """One line of the table; `_entry` reads it back."""
-    file_offsets = {part.packed_offset: part.file_offset for part in entry.ranges}
-    arrays = {
-        name: [location.dtype.str, list(location.shape), file_offsets.get(location.offset, 0), location.offset]
-        for name, location in entry.file.arrays.items()
-    }
-    values = {
-        "name": entry.name,
-        "bytes": entry.size,
-        "shell": entry.shell[0].packed_offset,
-        "shell_sha256": entry.shell_sha256,
-        "attributes": dict(entry.file.attributes),
-        "arrays": arrays,
-    }
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _entry(path: Path, values: Mapping[str, Any]) -> Entry:

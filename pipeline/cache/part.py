@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,20 @@ from costl.pipeline.cache.int8 import channel_statistics, clip_blocks, dequantis
 from costl.pipeline.errors import CacheError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.grid import Grid
-from costl.pipeline.options import TokenFormat
 
 ClipSelection = slice | Sequence[int]
 _EXPONENT_BITS = 0x7C00  # of float16
+_ARRAYS = {"float16": {"tokens": "<f2"}, "int8": {"tokens": "|i1", "scales": "<f4", "mean": "<f4", "std": "<f4"}}
+_ATTRIBUTES = {
+    "video_id": str,
+    "name": str,
+    "fingerprint": str,
+    "content_hash": str,
+    "checksum": str,
+    "duration_s": float,
+    "repaired": int,
+    "decoder": str,
+}
 
 
 def parts_folder(path: Path) -> Path:
@@ -27,74 +38,81 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.parts")
 
 
+def temporary_files(path: Path) -> list[Path]:
+    """The unfinished files that a killed run left next to the cache `path`, among its parts and among its words."""
+    parts = parts_folder(path)
+    folders = {parts: "*.h5", parts / "words": "*.h5", path.parent: glob.escape(path.name)}
+    return [file for folder, name in folders.items() for file in folder.glob(f".{name}.*.tmp")]
+
+
 @dataclass(frozen=True)
 class StoredTokens:
-    """Where the tokens of one layer are stored in a part: `tokens` [t 1+p c].
+    """Where the tokens [t 1+p c] of a part are stored.
 
-    int8 tokens come with `scales` [t 1+p], and with `mean` and `std` [g c] of the g groups (frame token, patches).
+    `arrays`: `tokens`, and for int8 also `scales` [t 1+p], and `mean` and `std` [g c] of the g groups (frame token,
+    patches). `earlier`: the arrays of earlier layers of CLIP, which old parts may hold. They are part of the checksum, and
+    nothing else reads them.
     """
 
-    tokens: hdf5.Location
-    scales: hdf5.Location | None = None
-    mean: hdf5.Location | None = None
-    std: hdf5.Location | None = None
+    arrays: dict[str, hdf5.Location]
+    earlier: tuple[hdf5.Location, ...] = ()
 
     def read(self, clips: ClipSelection = slice(None), *, patches: bool = True) -> np.ndarray:
         """The tokens of these clips, float16 [t 1+p c], or without `patches` [t 1 c]; nothing else is read or computed."""
-        index = _as_index(clips)
+        if isinstance(clips, range) and clips.step == 1:
+            clips = slice(clips.start, clips.stop)  # a slice needs no copy
+        index = clips if isinstance(clips, slice) else list(clips)
         columns = slice(None) if patches else slice(0, 1)
-        tokens = self.tokens.memmap()[:, columns][index]
-        if self.scales is None or self.mean is None or self.std is None:
+        tokens = self.arrays["tokens"].array()[:, columns][index]
+        if "scales" not in self.arrays:
             return tokens
-        scales = self.scales.memmap()[:, columns][index]
-        return dequantise(tokens, scales, self.mean.memmap(), self.std.memmap())
+        scales = self.arrays["scales"].array()[:, columns][index]
+        return dequantise(tokens, scales, self.arrays["mean"].array(), self.arrays["std"].array())
 
-    def arrays(self) -> Iterator[np.ndarray]:
-        """The stored arrays, unconverted, in the order of the checksum."""
-        locations = (self.tokens, self.scales, self.mean, self.std)
-        return (location.memmap() for location in locations if location is not None)
+    def checksum(self, times_s: np.ndarray) -> str:
+        """sha256 over the stored bytes of the tokens and then of the times."""
+        hasher = hashlib.sha256()
+        for location in (*self.arrays.values(), *self.earlier):
+            hasher.update(np.ascontiguousarray(location.array()).data)
+        hasher.update(np.ascontiguousarray(times_s).data)
+        return hasher.hexdigest()
+
+    def first_nonfinite_clip(self) -> int | None:
+        """The index of the first clip with a non-finite value; None for int8, whose scales `locate_tokens` checks."""
+        if "scales" in self.arrays:
+            return None
+        tokens = self.arrays["tokens"].array()
+        for clips in clip_blocks(tokens.shape):
+            # All exponent bits of a float16 are set when it is infinite or NaN: many times as fast as np.isfinite.
+            exponents = np.ascontiguousarray(tokens[clips]).view(np.uint16) & _EXPONENT_BITS
+            if exponents.max() == _EXPONENT_BITS:
+                nonfinite = (exponents == _EXPONENT_BITS).any(axis=(1, 2))
+                return clips.start + int(np.argmax(nonfinite))
+        return None
 
 
 def write_part(
-    path: Path,
-    row: VideoRow,
-    fingerprint: str,
-    *,
-    token_format: TokenFormat,
-    tokens: np.ndarray,
-    times_s: np.ndarray,
+    path: Path, row: VideoRow, fingerprint: str, *, dtype: str, tokens: np.ndarray, times_s: np.ndarray
 ) -> VideoRow:
-    """Publishes one part, tokens float16 [t k 1+p c] of k layers and times_s [t], and returns the row with its checksum.
+    """Publishes one part, tokens float16 [t 1+p c] stored as `dtype` and times_s [t], and returns the row with its checksum.
 
     The part repeats everything in its row, so that the index could be rebuilt from the parts. Raises VideoError for tokens
-    that cannot be stored in `token_format`, CacheError when the file cannot be written.
+    that cannot be stored as `dtype`, CacheError when the file cannot be written.
     """
     hasher = hashlib.sha256()
     with hdf5.create_file(path) as file:
-        for layer in _layer_numbers(token_format):
-            _write_layer(file, tokens[:, layer], layer, hasher, quantised=token_format.dtype == "int8")
+        _write_tokens(file, tokens, hasher, quantised=dtype == "int8")
         file["times_s"] = times_s
         hasher.update(np.ascontiguousarray(times_s).data)
         row = replace(row, checksum=hasher.hexdigest())
-        hdf5.put_attributes(
-            file,
-            {
-                "video_id": row.id,
-                "name": row.name,
-                "fingerprint": fingerprint,
-                "content_hash": row.content_hash,
-                "checksum": row.checksum,
-                "duration_s": row.duration_s,
-                "repaired": row.repaired,
-                "decoder": row.decoder,
-            },
-        )
+        values = vars(row) | {"video_id": row.id, "fingerprint": fingerprint}
+        hdf5.put_attributes(file, {name: values[name] for name in _ATTRIBUTES})
     return row
 
 
-def _write_layer(file: Any, tokens: np.ndarray, layer: int, hasher: Any, *, quantised: bool) -> None:
-    """Writes and hashes the tokens [t 1+p c] of a layer, a block of clips at a time."""
-    dataset = file.create_dataset(_array_name("tokens", layer), tokens.shape, "|i1" if quantised else "<f2")
+def _write_tokens(file: Any, tokens: np.ndarray, hasher: Any, *, quantised: bool) -> None:
+    """Writes and hashes the tokens [t 1+p c], a block of clips at a time."""
+    dataset = file.create_dataset("tokens", tokens.shape, "|i1" if quantised else "<f2")
     statistics = channel_statistics(tokens) if quantised else None
     scales: list[np.ndarray] = []
     for clips in clip_blocks(tokens.shape):
@@ -105,9 +123,8 @@ def _write_layer(file: Any, tokens: np.ndarray, layer: int, hasher: Any, *, quan
         hasher.update(block.data)
         dataset[clips] = block
     if statistics is not None:
-        arrays = (np.concatenate(scales), *statistics)
-        for name, array in zip(("scales", "mean", "std"), arrays, strict=True):
-            file[_array_name(name, layer)] = array
+        for name, array in zip(("scales", "mean", "std"), (np.concatenate(scales), *statistics), strict=True):
+            file[name] = array
             hasher.update(array.data)
 
 
@@ -115,22 +132,17 @@ def read_row(path: Path, contents: Contents) -> VideoRow:
     """The row that a part describes. Raises CacheError when it is missing, damaged or made with other settings."""
     with hdf5.open_file(path) as file:
         check_part_fingerprint(file, digest(contents.fingerprint))
-        duration_s = hdf5.get_attribute(file, "duration_s", float)
-        clips = Grid(fps=contents.fps, duration_s=duration_s).clips
-        locate_layers(file, clips, contents)
+        fields = read_attributes(file)
+        clips = Grid(fps=contents.fps, duration_s=fields["duration_s"]).clips
+        locate_tokens(file, clips, contents)
         read_times(file, clips)
-        return VideoRow(
-            id=hdf5.get_attribute(file, "video_id", str),
-            status="ok",
-            name=hdf5.get_attribute(file, "name", str),
-            part=path.name,
-            clips=clips,
-            duration_s=duration_s,
-            checksum=hdf5.get_attribute(file, "checksum", str),
-            content_hash=hdf5.get_attribute(file, "content_hash", str),
-            repaired=hdf5.get_attribute(file, "repaired", int),
-            decoder=hdf5.get_attribute(file, "decoder", str),
-        )
+    del fields["fingerprint"]
+    return VideoRow(id=fields.pop("video_id"), status="ok", part=path.name, clips=clips, **fields)
+
+
+def read_attributes(file: Any) -> dict[str, Any]:
+    """All attributes of an open part. Raises CacheError when one is missing."""
+    return {name: hdf5.get_attribute(file, name, kind) for name, kind in _ATTRIBUTES.items()}
 
 
 def check_part_fingerprint(file: Any, fingerprint: str) -> None:
@@ -139,30 +151,31 @@ def check_part_fingerprint(file: Any, fingerprint: str) -> None:
         raise CacheError(f"{file.filename}: made with other settings than its index. Run costl extract again.")
 
 
-def locate_layers(file: Any, clips: int, contents: Contents) -> list[StoredTokens]:
-    """All layers of an open part, the last one first. Raises CacheError as `locate_tokens` does."""
-    return [locate_tokens(file, clips, contents, layer) for layer in _layer_numbers(contents.token_format)]
-
-
-def locate_tokens(file: Any, clips: int, contents: Contents, layer: int = -1) -> StoredTokens:
-    """Where a layer's tokens [clips 1+p c] lie in an open part.
+def locate_tokens(file: Any, clips: int, contents: Contents) -> StoredTokens:
+    """Where the tokens [clips 1+p c] lie in an open part.
 
     Raises CacheError for any other shape or type, and for scales that are negative or not finite.
     """
     shape = (clips, *contents.token_shape)
-    if contents.token_format.dtype == "float16":
-        return StoredTokens(_locate(file, _array_name("tokens", layer), "<f2", shape))
-    groups = (min(shape[1], 2), shape[2])
-    stored = StoredTokens(
-        tokens=_locate(file, _array_name("tokens", layer), "|i1", shape),
-        scales=_locate(file, _array_name("scales", layer), "<f4", shape[:2]),
-        mean=_locate(file, _array_name("mean", layer), "<f4", groups),
-        std=_locate(file, _array_name("std", layer), "<f4", groups),
-    )
-    _, scales, mean, std = stored.arrays()
-    if not (np.isfinite(mean).all() and _are_scales(scales) and _are_scales(std)):
-        raise CacheError(f"{file.filename}: damaged scales. Delete it and run costl extract again.")
-    return stored
+    statistics = (min(shape[1], 2), shape[2])
+    shapes = {"tokens": shape, "scales": shape[:2], "mean": statistics, "std": statistics}
+    dtypes = _ARRAYS[contents.token_format.dtype]
+    arrays = {name: _locate(file, name, dtype, shapes[name]) for name, dtype in dtypes.items()}
+    if "scales" in arrays:
+        mean = arrays["mean"].array()
+        scales = (arrays["scales"].array(), arrays["std"].array())
+        if not (np.isfinite(mean).all() and all(np.isfinite(scale).all() and (scale >= 0).all() for scale in scales)):
+            raise CacheError(f"{file.filename}: damaged scales. Delete it and run costl extract again.")
+    return StoredTokens(arrays, tuple(_earlier_layers(file, shapes, dtypes)))
+
+
+def _earlier_layers(file: Any, shapes: dict[str, Any], dtypes: dict[str, str]) -> Iterator[hdf5.Location]:
+    """The arrays of the layers before the last one, in the order of the checksum: tokens-2, ..., tokens-3, ..."""
+    layer = 2
+    while hdf5.has_name(file, f"tokens-{layer}"):
+        for name, dtype in dtypes.items():
+            yield _locate(file, f"{name}-{layer}", dtype, shapes[name])
+        layer += 1
 
 
 def read_times(file: Any, clips: int) -> np.ndarray:
@@ -173,58 +186,8 @@ def read_times(file: Any, clips: int) -> np.ndarray:
     return times_s
 
 
-def min_part_bytes(row: VideoRow, contents: Contents) -> int:
-    """The size of a part's arrays in bytes, which its file cannot be smaller than."""
-    tokens, channels = contents.token_shape
-    layers = contents.token_format.layers * tokens * contents.token_format.token_bytes(channels)
-    return row.clips * (layers + np.dtype(np.float64).itemsize)
-
-
-def compute_checksum(layers: Sequence[StoredTokens], times_s: np.ndarray) -> str:
-    """sha256 over the stored bytes of each layer, the last one first, then of the times."""
-    hasher = hashlib.sha256()
-    for layer in layers:
-        for array in layer.arrays():
-            hasher.update(np.ascontiguousarray(array).data)
-    hasher.update(np.ascontiguousarray(times_s).data)
-    return hasher.hexdigest()
-
-
-def first_nonfinite_clip(layer: StoredTokens) -> int | None:
-    """The index of the first clip of a layer with a non-finite value; None for int8, whose scales `locate_tokens` checks."""
-    if layer.scales is not None:
-        return None
-    tokens = layer.tokens.memmap()
-    for clips in clip_blocks(tokens.shape):
-        # All exponent bits of a float16 are set when it is infinite or NaN: many times as fast as np.isfinite.
-        exponents = np.ascontiguousarray(tokens[clips]).view(np.uint16) & _EXPONENT_BITS
-        if exponents.max() == _EXPONENT_BITS:
-            nonfinite = (exponents == _EXPONENT_BITS).any(axis=(1, 2))
-            return clips.start + int(np.argmax(nonfinite))
-    return None
-
-
-def _layer_numbers(token_format: TokenFormat) -> range:
-    """-1 for the last block of CLIP, -2 for the one before, ..."""
-    return range(-1, -token_format.layers - 1, -1)
-
-
-def _array_name(name: str, layer: int) -> str:
-    return name if layer == -1 else f"{name}{layer}"
-
-
-def _as_index(clips: ClipSelection) -> slice | list[int]:
-    if isinstance(clips, range) and clips.step == 1:
-        return slice(clips.start, clips.stop)  # a slice needs no copy
-    return clips if isinstance(clips, slice) else list(clips)
-
-
 def _locate(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> hdf5.Location:
     location = hdf5.locate_array(file, name, dtype, ndim=len(shape))
     if location.shape != shape:
         raise CacheError(f"{file.filename}: {name} {location.shape}, expected {shape}. Extract again.")
     return location
-
-
-def _are_scales(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).all() and (values >= 0).all())

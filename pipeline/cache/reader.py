@@ -10,7 +10,7 @@ A packed file (see pack_table.py) is read in the same way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,7 @@ from costl.pipeline.cache.part import (
     ClipSelection,
     StoredTokens,
     check_part_fingerprint,
-    compute_checksum,
-    first_nonfinite_clip,
-    locate_layers,
     locate_tokens,
-    min_part_bytes,
     parts_folder,
     read_times,
 )
@@ -67,7 +63,7 @@ class CacheReader:
         self.words_file = index.words_file
         self.words_path = self.path if self.pack_table else words_folder(self.path) / self.words_file
         self._row_by_name = {row.name: row for row in self.rows}
-        self._stored_tokens: dict[tuple[str, int], StoredTokens] = {}
+        self._stored_tokens: dict[str, StoredTokens] = {}
         self._words: WordTable | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,26 +88,17 @@ class CacheReader:
             raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
         return row
 
-    def tokens(
-        self, video_id: str, *, clips: ClipSelection = slice(None), patches: bool = True, layer: int = -1
-    ) -> np.ndarray:
+    def tokens(self, video_id: str, *, clips: ClipSelection = slice(None), patches: bool = True) -> np.ndarray:
         """A video's features, float16 [t 1+p c]: the frame token, then the patches; without `patches` [t 1 c].
 
         Only the requested values are read. Float16 is returned as a read-only memory map, unless `clips` is a list of
-        indices; int8 is converted to float16. `layer` -1 is CLIP's last block, -2 the one before. Raises CacheError for a
-        layer that the cache does not hold.
+        indices; int8 is converted to float16.
         """
         # The location of the bytes is looked up once. Reading through HDF5 is half as fast and blocks other threads.
-        if (video_id, layer) not in self._stored_tokens:
-            layers = self.contents.token_format.layers
-            if not -layers <= layer <= -1:
-                raise CacheError(
-                    f"{self.path}: no layer {layer}, the last {layers} are kept. Extract with more --layers."
-                )
+        if video_id not in self._stored_tokens:
             with self._open_part(video_id) as part:
-                stored = locate_tokens(part, self.row(video_id).clips, self.contents, layer)
-            self._stored_tokens[video_id, layer] = stored
-        return self._stored_tokens[video_id, layer].read(clips, patches=patches)
+                self._stored_tokens[video_id] = locate_tokens(part, self.row(video_id).clips, self.contents)
+        return self._stored_tokens[video_id].read(clips, patches=patches)
 
     def times_s(self, video_id: str) -> np.ndarray:
         """The time at which each clip's frame first appears on screen, seconds, float64 [t]."""
@@ -127,14 +114,10 @@ class CacheReader:
             )
         return table[query]
 
-    def all_words(self) -> Mapping[str, SentenceTokens]:
-        """The tokens of every query, by query; they are read when they are looked up."""
-        return self.word_table()
-
     def word_table(self) -> WordTable:
-        """The table behind `all_words`, which is opened at the first call."""
+        """The tokens of every query, by query; the file is opened at the first call."""
         if self._words is None:
-            packed = self.pack_table.entry(self._words_entry).file if self.pack_table else None
+            packed = self.pack_table.entry(f"words/{self.words_file}").file if self.pack_table else None
             self._words = WordTable(self.words_path, packed)
         return self._words
 
@@ -162,41 +145,34 @@ class CacheReader:
         """
         path = self.part_path(video_id)
         row = self.row(video_id)
-        if self.pack_table:
-            entry = self.pack_table.entry(row.part)  # refuses an entry outside of the file
-            if quick:
-                return
-            check_entry(path, entry)
+        self._verify_file(row.part, path, quick=quick)
         if quick:
-            hdf5.check_header(path, min_bytes=min_part_bytes(row, self.contents))
             return
         with self._open_part(video_id) as part:
-            layers = locate_layers(part, row.clips, self.contents)
+            tokens = locate_tokens(part, row.clips, self.contents)
             times_s = read_times(part, row.clips)
         next_step = NEXT_STEP if self.pack_table else "Delete it and run costl extract again."
-        if compute_checksum(layers, times_s) != row.checksum:
+        if tokens.checksum(times_s) != row.checksum:
             what = f"{path}: {row.part} in it" if self.pack_table else f"{path}: its content"
             raise CacheError(f"{what} has changed since it was written. {next_step}")
-        clips = (first_nonfinite_clip(layer) for layer in layers)
-        bad_clip = next((clip for clip in clips if clip is not None), None)
+        bad_clip = tokens.first_nonfinite_clip()
         if bad_clip is not None:  # from another program: extraction and import refuse such values
             raise CacheError(f"{path}: clip {bad_clip} of {video_id!r} holds non-finite values. {next_step}")
 
     def verify_words(self, *, quick: bool = False) -> None:
         """The same for the words of all queries."""
-        if self.pack_table:
-            entry = self.pack_table.entry(self._words_entry)
-            if not quick:
-                check_entry(self.path, entry)
-        elif quick:
-            hdf5.check_header(self.words_path)
+        self._verify_file(f"words/{self.words_file}", self.words_path, quick=quick)
         if not quick:
             self.word_table().verify(self.words_file)
 
-    @property
-    def _words_entry(self) -> str:
-        """The name of the words in the table of a packed file."""
-        return f"words/{self.words_file}"
+    def _verify_file(self, name: str, path: Path, *, quick: bool) -> None:
+        """Checks what has to be checked before the arrays of a file are read."""
+        if self.pack_table:
+            entry = self.pack_table.entry(name)  # refuses an entry outside of the file
+            if not quick:
+                check_entry(path, entry)
+        elif quick:
+            hdf5.check_header(path)
 
     @contextlib.contextmanager
     def _open_part(self, video_id: str) -> Iterator[Any]:

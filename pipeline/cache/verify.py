@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from costl.pipeline.errors import CacheError, UsageError, VideoError
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import content_hash, find_videos
 
-_MAX_SUBMITTED = 256  # checks that run or wait in the pool, ahead of the next result
+_CHECKS_AT_ONCE = 256  # that run or wait in the pool, so that memory does not grow with the number of videos
 
 _Check = tuple[str, Path, Callable[[], None]]  # a name, the file, and the function that raises for a problem
 
@@ -31,25 +31,21 @@ class Damage:
 
     def data(self) -> dict[str, str]:
         """The fields as JSON holds them."""
-        return {"name": self.name, "path": str(self.path), "problem": self.problem}
+        return vars(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """The number of files `checked`, and those that are `damaged`; of `videos` compared, those that have `changed`.
 
-    `packed`: all files lie in one. `quick`: only sizes and first bytes were checked. `compared`: with a folder of videos.
     `exit_code` is 3 when a file is damaged, 1 when a video has changed or is missing.
     """
 
     cache: Path
     checked: int
     damaged: tuple[Damage, ...] = ()
-    packed: bool = False
     videos: int = 0
     changed: tuple[Damage, ...] = ()
-    quick: bool = False
-    compared: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -61,28 +57,16 @@ class VerifyReport:
         problems = [*self.damaged, *self.changed]
         width = max((len(damage.name) for damage in problems), default=0)
         lines = [f"{damage.name:{width}}  {damage.problem}" for damage in problems]
-        whole = self.checked - len(self.damaged)
-        unchanged = self.videos - len(self.changed)
-        videos = [f"{unchanged} of {self.videos} videos are those that were extracted."] if self.videos else []
-        return [*lines, f"{whole} of {self.checked} files are whole.", *videos]
+        lines.append(f"{self.checked - len(self.damaged)} of {self.checked} files are whole.")
+        if self.videos:
+            unchanged = self.videos - len(self.changed)
+            lines.append(f"{unchanged} of {self.videos} videos are those that were extracted.")
+        return lines
 
     def data(self) -> dict[str, Any]:
-        """What was checked and what is damaged; with `videos` also which of them have changed."""
-        damaged = [damage.data() for damage in self.damaged]
-        data = {"cache": str(self.cache), "checked": self.checked, "quick": self.quick, "damaged": damaged}
-        if not self.compared:
-            return data
-        return data | {"videos": self.videos, "changed": [change.data() for change in self.changed]}
-
-    def messages(self) -> list[str]:
-        """How to repair damage."""
-        if not self.damaged:
-            return []
-        if self.packed:
-            return ["Copy the packed file again from where it was made, or pack its cache again."]
-        return [
-            "Delete the damaged files and run the same costl extract or costl data import again: it makes only these files."
-        ]
+        """All fields."""
+        problems = {name: [damage.data() for damage in getattr(self, name)] for name in ("damaged", "changed")}
+        return vars(self) | {"cache": str(self.cache)} | problems
 
 
 def verify(
@@ -104,25 +88,12 @@ def verify(
     report_progress = progress or (lambda _: None)
     reader = CacheReader(path)
     video_checks = _video_checks(reader, videos) if videos else []
-    checks = [(name, reader.part_path(name), _part_check(reader, name, quick=quick)) for name in reader.video_ids]
-    checks.append(("(words)", reader.words_path, lambda: reader.verify_words(quick=quick)))
+    checks = [(name, reader.part_path(name), partial(reader.verify, name, quick=quick)) for name in reader.video_ids]
+    checks.append(("(words)", reader.words_path, partial(reader.verify_words, quick=quick)))
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         damaged = _run_checks(pool, checks, "verify", report_progress)
         changed = _run_checks(pool, video_checks, "videos", report_progress)
-    return VerifyReport(
-        path,
-        len(checks),
-        damaged,
-        packed=reader.pack_table is not None,
-        videos=len(video_checks),
-        changed=changed,
-        quick=quick,
-        compared=videos is not None,
-    )
-
-
-def _part_check(reader: CacheReader, name: str, *, quick: bool) -> Callable[[], None]:
-    return lambda: reader.verify(name, quick=quick)
+    return VerifyReport(path, len(checks), damaged, len(video_checks), changed)
 
 
 def _video_checks(reader: CacheReader, folder: Path) -> list[_Check]:
@@ -130,48 +101,36 @@ def _video_checks(reader: CacheReader, folder: Path) -> list[_Check]:
     if reader.videos is None:
         raise UsageError(f"{reader.path}: its features were not made of videos by costl extract. Leave out --videos.")
     paths = {video.id: video.path for video in find_videos(folder)}
-    checks: list[_Check] = []
-    for row in reader.rows:
-        if row.ok:
-            path = paths.get(row.id)
-            checks.append((row.name, path or folder / row.name, _video_check(row, path, folder)))
-    return checks
+    rows = [row for row in reader.rows if row.ok]
+    return [
+        (row.name, paths.get(row.id, folder / row.name), partial(_check_video, row, paths.get(row.id), folder))
+        for row in rows
+    ]
 
 
-def _video_check(row: VideoRow, path: Path | None, folder: Path) -> Callable[[], None]:
-    def check() -> None:
-        if path is None:
-            raise CacheError(f"{row.name}: no such video in {folder}.")
-        if content_hash(path) != row.content_hash:
-            raise CacheError(
-                f"{path}: has changed since it was extracted. Run costl extract again: it makes only that."
-            )
-
-    return check
+def _check_video(row: VideoRow, path: Path | None, folder: Path) -> None:
+    if path is None:
+        raise CacheError(f"{row.name}: no such video in {folder}.")
+    if content_hash(path) != row.content_hash:
+        raise CacheError(f"{path}: has changed since it was extracted. Run costl extract again: it makes only that.")
 
 
 def _run_checks(
-    pool: ThreadPoolExecutor, checks: list[_Check], stage: str, report_progress: ProgressCallback
+    pool: ThreadPoolExecutor, checks: Sequence[_Check], stage: str, report_progress: ProgressCallback
 ) -> tuple[Damage, ...]:
-    damaged = []
-    for number, ((name, path, _), problem) in enumerate(zip(checks, _problems(pool, checks), strict=True), start=1):
-        if problem:
-            damaged.append(Damage(name, path, problem))
-        report_progress(Progress(stage, number, len(checks), name))
+    damaged: list[Damage] = []
+    for start in range(0, len(checks), _CHECKS_AT_ONCE):
+        some = checks[start : start + _CHECKS_AT_ONCE]
+        problems = pool.map(_problem, [check for _, _, check in some])
+        for number, ((name, path, _), problem) in enumerate(zip(some, problems, strict=True), start=start + 1):
+            if problem:
+                damaged.append(Damage(name, path, problem))
+            report_progress(Progress(stage, number, len(checks), name))
     return tuple(damaged)
 
 
-def _problems(pool: ThreadPoolExecutor, checks: list[_Check]) -> Iterator[str]:
-    """The problem that each check finds, in their order; empty for none."""
-    futures = (pool.submit(_problem, check) for _, _, check in checks)
-    submitted = list(islice(futures, _MAX_SUBMITTED))
-    for future in futures:
-        submitted.append(future)
-        yield submitted.pop(0).result()
-    yield from (future.result() for future in submitted)
-
-
 def _problem(check: Callable[[], None]) -> str:
+    """The problem that a check finds; empty for none."""
     try:
         check()
     except (CacheError, VideoError) as error:

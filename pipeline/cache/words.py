@@ -42,14 +42,12 @@ class WordTable(Mapping[str, SentenceTokens]):
             texts = json.loads(hdf5.get_text(file, "texts"))
             self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
             self._truncated = hdf5.get_array(file, "truncated", "|u1", ndim=1)
-            tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2)
-            sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2)
             self._starts = np.concatenate([np.zeros(1, np.int64), self._ends])[:-1]
-            _check_lengths(path, queries, texts, self._starts, self._ends, tokens, sentences, self._truncated)
+            self._tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2).array()
+            self._sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2).array()
+            self._texts = texts
+            self._check_lengths(queries)
             self._position = {str(query): i for i, query in enumerate(queries)}
-            self._texts: list[list[str]] = texts
-            self._tokens = tokens.array()
-            self._sentences = sentences.array()
 
     def __getitem__(self, query: str) -> SentenceTokens:
         i = self._position[query]
@@ -72,30 +70,36 @@ class WordTable(Mapping[str, SentenceTokens]):
         return len(self._position)
 
     def counts(self) -> dict[str, int]:
-        """The number of queries, of their tokens, of channels in a token, and of truncated queries (`cut`)."""
+        """The number of queries, of their tokens, of channels in a token, and of truncated queries."""
         tokens, channels = self._tokens.shape
         truncated = int(np.count_nonzero(self._truncated))
-        return {"queries": len(self), "tokens": tokens, "channels": channels, "cut": truncated}
+        return {"queries": len(self), "tokens": tokens, "channels": channels, "truncated": truncated}
 
-    def verify(self, name: str = "") -> None:
-        """Reads everything. Raises CacheError when the content does not match the hash in the file's name (or in `name`)."""
+    def verify(self, name: str) -> None:
+        """Reads everything. Raises CacheError when the content does not match the hash in `name`, the file's name."""
         with self._opened() as file:
             queries = hdf5.get_text(file, "queries")
             texts = hdf5.get_text(file, "texts")
         checksum = _checksum(queries, texts, self._tokens, self._ends, self._sentences, self._truncated)
-        if f"{checksum}.h5" != (name or self.path.name):
+        if f"{checksum}.h5" != name:
             raise CacheError(
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
             )
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        with hdf5.translate_errors(self.path):
-            if self._packed:
-                yield self._packed
-                return
-            with hdf5.open_file(self.path) as file:
-                yield file
+        opened = contextlib.nullcontext(self._packed) if self._packed else hdf5.open_file(self.path)
+        with hdf5.translate_errors(self.path), opened as file:
+            yield file
+
+    def _check_lengths(self, queries: Any) -> None:
+        texts = self._texts
+        are_lists = isinstance(queries, list) and isinstance(texts, list) and all(isinstance(text, list) for text in texts)
+        counts = (len(self._ends), len(self._sentences), len(self._truncated))
+        agree = are_lists and len({len(queries), len(texts), *counts}) == 1
+        rising = (self._ends >= self._starts).all()
+        if not agree or not rising or (len(self._ends) and self._ends[-1] != len(self._tokens)):
+            raise CacheError(f"{self.path}: the words do not fit their queries. Delete it and run costl extract again.")
 
 
 def stored_words(path: Path) -> dict[str, SentenceTokens]:
@@ -103,8 +107,9 @@ def stored_words(path: Path) -> dict[str, SentenceTokens]:
     if not path.exists():
         return {}
     try:
-        table = WordTable(words_folder(path) / read_index(path).words_file)
-        table.verify()
+        name = read_index(path).words_file
+        table = WordTable(words_folder(path) / name)
+        table.verify(name)
         return dict(table)
     except CacheError:
         return {}
@@ -152,19 +157,3 @@ def _checksum(queries: str, texts: str, *arrays: np.ndarray) -> str:
     for array in arrays:
         hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()
-
-
-def _check_lengths(
-    path: Path,
-    queries: Any,
-    texts: Any,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    tokens: hdf5.Location,
-    sentences: hdf5.Location,
-    truncated: np.ndarray,
-) -> None:
-    are_lists = isinstance(queries, list) and isinstance(texts, list) and all(isinstance(text, list) for text in texts)
-    agree = are_lists and len({len(queries), len(texts), len(ends), sentences.shape[0], len(truncated)}) == 1
-    if not agree or (ends < starts).any() or (len(ends) and ends[-1] != tokens.shape[0]):
-        raise CacheError(f"{path}: the words do not fit their queries. Delete it and run costl extract again.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.index import Contents, Index, VideoRow, read_index, write_index
-from costl.pipeline.cache.lock import acquire_lock, refuse_packed
-from costl.pipeline.cache.part import parts_folder, read_row, write_part
+from costl.pipeline.cache.index import Contents, Index, VideoRow, write_index
+from costl.pipeline.cache.lock import locked_cache, read_unpacked_index
+from costl.pipeline.cache.part import parts_folder, read_row, temporary_files, write_part
 from costl.pipeline.cache.words import remove_other_words, words_folder, write_words
 from costl.pipeline.encode.types import SentenceTokens
-from costl.pipeline.errors import CacheError, VideoError
+from costl.pipeline.errors import CacheError
 from costl.pipeline.fingerprint import digest, explain_difference
 from costl.pipeline.videos import printable
 
@@ -44,16 +43,14 @@ class CacheWriter:
         self._words_file = ""  # its name, once it is written
         self._digest = digest(contents.fingerprint)
         self._rows: dict[str, VideoRow] = {}
-        self._first_id: dict[str, str] = {}  # of the ids that are equal in lower case
-        self._lock = -1
+        self._lock = contextlib.ExitStack()
         self._next_index_s = math.inf
 
     def __enter__(self) -> CacheWriter:
         check_fingerprint(self.path, self._contents.fingerprint)
+        self._lock.enter_context(locked_cache(self.path))
         try:
-            words_folder(self.path).mkdir(parents=True, exist_ok=True)
-            self._lock = acquire_lock(self.path)
-            for temporary in [*self.parts.rglob(".*.tmp"), *self.path.parent.glob(f".{self.path.name}.*.tmp")]:
+            for temporary in temporary_files(self.path):
                 temporary.unlink()
         except OSError as error:
             raise hdf5.write_error(self.parts, error) from error
@@ -66,7 +63,7 @@ class CacheWriter:
                 if self._next_index_s < math.inf:
                     self.write_index()
         finally:
-            os.close(self._lock)
+            self._lock.close()
 
     def reuse_if_unchanged(self, video_id: str, content_hash: str) -> VideoRow | None:
         """Adds the row of an earlier run's part and returns it; None unless the part is valid and of the same content."""
@@ -93,14 +90,11 @@ class CacheWriter:
         repaired: int = 0,
         decoder: str = "",
     ) -> VideoRow:
-        """Publishes one video: tokens float16 [t 1+p c], or [t k 1+p c] of k layers, times_s float64 [t].
+        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t].
 
         `name` defaults to the id. Raises VideoError for tokens that cannot be stored in the token format of this cache.
         """
-        token_format = self._contents.token_format
-        shape = self._contents.token_shape
-        layers = tokens.reshape(len(tokens), token_format.layers, *shape)
-        assert tokens.dtype == np.float16 and tokens.shape[-2:] == shape, tokens.shape
+        assert tokens.dtype == np.float16 and tokens.shape[1:] == self._contents.token_shape, tokens.shape
         assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
         row = VideoRow(
             id=video_id,
@@ -113,9 +107,8 @@ class CacheWriter:
             repaired=repaired,
             decoder=decoder,
         )
-        self._refuse_same_file(row)
-        part = self.parts / row.part
-        row = write_part(part, row, self._digest, token_format=token_format, tokens=layers, times_s=times_s)
+        dtype = self._contents.token_format.dtype
+        row = write_part(self.parts / row.part, row, self._digest, dtype=dtype, tokens=tokens, times_s=times_s)
         self._add(row)
         return row
 
@@ -160,18 +153,8 @@ class CacheWriter:
             return None
         return row if row.id == video_id else None
 
-    def _refuse_same_file(self, row: VideoRow) -> None:
-        """Where a file system ignores upper and lower case, a second video would overwrite the part of the first."""
-        first = self._first_id.get(row.id.lower(), row.id)
-        if first != row.id and _same_file(self.parts / row.part, self.parts / f"{first}.h5"):
-            raise VideoError(
-                f"{row.name}: differs from {first} only in upper and lower case, which the file system of {self.parts} "
-                "ignores. Rename one of them, or put the cache on another disk with --out."
-            )
-
     def _add(self, row: VideoRow) -> None:
         self._rows[row.id] = row
-        self._first_id.setdefault(row.id.lower(), row.id)
         if time.monotonic() >= self._next_index_s:
             self.write_index()
 
@@ -183,17 +166,9 @@ def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
     """
     if not path.exists():
         return
-    refuse_packed(path)
-    differences = explain_difference(read_index(path).contents.fingerprint, fingerprint)
+    differences = explain_difference(read_unpacked_index(path).contents.fingerprint, fingerprint)
     if differences:
         raise CacheError(
             f"{path} was made with other settings ({'; '.join(differences)}). "
             "Ask for the same, choose another --out, or delete it and its parts."
         )
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False

@@ -1,9 +1,10 @@
-"""Publishing a file whole, and one lock for each folder that is written."""
+"""Publishes a file in one step, and locks a file or folder against a second writer."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,26 +17,31 @@ except ImportError:  # Windows: nothing stops a second writer, but files are sti
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Writes `content` to a temporary file next to `path`, forces it to the disk, then renames it.
-
-    A crash leaves the old file or the new one. Missing folders are created. Raises CostlError when the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Writes `content` to `path` as `atomic_path` does. Raises CostlError when the disk refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(path.parent)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        raise CostlError(
-            f"{path}: cannot be written ({error.strerror}). Free space or choose another folder."
-        ) from error
+        raise CostlError(f"{path}: cannot be written ({error.strerror}). Free space or choose another folder.") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; at the end of the block the file is forced to the disk and renamed to `path`.
+
+    A crash leaves the old file or the new one. Missing folders are made. Raises OSError when the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process number is not enough: another machine may have a process of the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # where the disk fails, the next run removes it
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -53,7 +59,7 @@ def sync(path: Path) -> None:
 def remove_half_written(folder: Path, *names: str) -> None:
     """Removes the temporary files that a killed process left when it published files of these names."""
     for name in names:
-        for temporary in folder.glob(f".{name}.*.part"):
+        for temporary in folder.glob(f".{name}.*"):
             with contextlib.suppress(OSError):  # it does no harm if it stays
                 temporary.unlink()
 
@@ -61,30 +67,29 @@ def remove_half_written(folder: Path, *names: str) -> None:
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Locks `folder`, which must exist, against other trainings. Raises CacheError when another one holds the lock."""
-    if fcntl is None:  # Windows cannot open a folder
-        yield
-        return
-    # The lock is on the folder itself, so that no lock file is left behind.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    message = f"{folder}: another costl train is writing here. Wait for it, or choose another --out."
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # some network disks cannot lock folders
-            lock_or_refuse(
-                descriptor, f"{folder}: another costl train is writing here. Wait for it, or choose another --out."
-            )
+            stack.enter_context(locked(folder, message))
         yield
-    finally:
-        os.close(descriptor)
 
 
-def lock_or_refuse(descriptor: int, message: str) -> None:
-    """Locks an open file or folder without waiting; the kernel releases the lock when it is closed or the process ends.
+@contextlib.contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Locks a folder, or a file that is made if it is missing, without waiting, until the block or the process ends.
 
-    Does nothing on Windows. Raises CacheError with `message` when another process holds the lock, OSError where the disk
+    Does nothing on Windows. Raises CacheError with `message` when another process holds the lock, OSError when the disk
     cannot lock.
     """
     if fcntl is None:
+        yield
         return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CacheError(message) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheError(message) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -150,7 +150,7 @@ def test_windows_are_rounded_to_the_set_unit(world, copy):
 
 def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:
     """The same videos cut to different lengths, each shorter than the one before, so that batches have padding."""
-    with CacheWriter(path, features.contents, features.all_words()) as writer:
+    with CacheWriter(path, features.contents, features.word_table()) as writer:
         for less, name in enumerate(features.video_ids):
             tokens, times_s = features.tokens(name)[less:], features.times_s(name)[: len(features.times_s(name)) - less]
             seconds = len(tokens) / features.fps

@@ -49,7 +49,7 @@ BREAKS = (
     Break(
         1,
         "a part gets its name before it is on the disk",
-        "pipeline/cache/hdf5.py",
+        "pipeline/formats/files.py",
         "        sync(temporary)\n        os.replace(temporary, path)\n",
         "        os.replace(temporary, path)\n",
         "tests/crash/test_replay.py::test_a_crash_at_any_write_of_an_extraction_loses_no_reported_video",
@@ -57,7 +57,7 @@ BREAKS = (
     Break(
         1,
         "the folder of a part is not forced to the disk",
-        "pipeline/cache/hdf5.py",
+        "pipeline/formats/files.py",
         "        os.replace(temporary, path)\n        sync(path.parent)\n",
         "        os.replace(temporary, path)\n",
         "tests/crash/test_replay.py::test_a_crash_at_any_write_of_an_extraction_loses_no_reported_video",
@@ -65,7 +65,7 @@ BREAKS = (
     Break(
         1,
         "an index is written under its final name",
-        "pipeline/cache/hdf5.py",
+        "pipeline/formats/files.py",
         '    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")\n',
         "    temporary = path\n",
         "tests/crash/test_replay.py::test_a_crash_at_any_write_of_an_extraction_loses_no_reported_video",
@@ -90,7 +90,7 @@ BREAKS = (
         4,
         "different settings are not detected",
         "pipeline/cache/writer.py",
-        "    differences = explain_difference(read_index(path).contents.fingerprint, fingerprint)\n",
+        "    differences = explain_difference(read_unpacked_index(path).contents.fingerprint, fingerprint)\n",
         "    differences = []  # type: ignore[var-annotated]\n",
         "tests/pipeline/cache/test_cache.py::test_other_settings_are_refused_by_field",
     ),
@@ -106,16 +106,16 @@ BREAKS = (
         5,
         "a cache is not locked",
         "pipeline/cache/lock.py",
-        "        lock_or_refuse(\n",
-        "        _ = (\n",
+        '            stack.enter_context(locked(folder / ".lock", message))\n',
+        "            pass\n",
         "tests/pipeline/cache/test_cache.py::test_a_second_writer_is_refused",
     ),
     Break(
         5,
         "a run folder is not locked",
         "pipeline/formats/files.py",
-        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "        pass\n",
+        "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
         "tests/crash/test_training_faults.py::"
         "test_a_second_training_in_a_folder_is_refused_and_changes_nothing",
     ),
@@ -139,9 +139,9 @@ BREAKS = (
         8,
         "verify keeps in memory what it has read",
         "pipeline/cache/reader.py",
-        "        if compute_checksum(layers, times_s) != row.checksum:\n",
-        '        self.__dict__.setdefault("held", []).append([np.array(layer.read()) for layer in layers])\n'
-        "        if compute_checksum(layers, times_s) != row.checksum:\n",
+        "        if tokens.checksum(times_s) != row.checksum:\n",
+        '        self.__dict__.setdefault("held", []).append(np.array(tokens.read()))\n'
+        "        if tokens.checksum(times_s) != row.checksum:\n",
         "tests/crash/test_memory.py::test_the_memory_of_verify_does_not_grow_with_the_number_of_videos",
     ),
     Break(
@@ -164,7 +164,7 @@ BREAKS = (
         10,
         "the checksum of a part is not compared",
         "pipeline/cache/reader.py",
-        "        if compute_checksum(layers, times_s) != row.checksum:\n",
+        "        if tokens.checksum(times_s) != row.checksum:\n",
         "        if not row.checksum:\n",
         "tests/pipeline/cache/test_cache.py::test_a_flipped_bit_is_found",
     ),
@@ -188,7 +188,7 @@ BREAKS = (
         12,
         "a checkpoint gets its name before it is on the disk",
         "pipeline/formats/files.py",
-        "                os.fsync(file.fileno())\n",
+        "        sync(temporary)\n",
         "",
         "tests/crash/test_replay.py::"
         "test_a_crash_at_any_write_of_a_training_leaves_whole_checkpoints",

@@ -43,7 +43,7 @@ def without_fsync() -> Iterator[None]:
 def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Path:
     """A cache in the format of `like` with `videos` videos of `clips` clips, and one test query about each."""
     rng = np.random.default_rng(0)
-    query, words = next(iter(like.all_words().items()))
+    query, words = next(iter(like.word_table().items()))
     rows = [
         {
             "qid": number,

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from damage import as_json, damaged, odd_json
 
-from costl.pipeline.cache.inspect import inspect_cache, status_table
+from costl.pipeline.cache.inspect import Status, inspect_cache
 from costl.pipeline.cache.pack_table import ENDS, TABLE
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
@@ -40,7 +40,7 @@ Read = Callable[[], object]
 
 def cache_reads(cache: Path) -> Iterator[Read]:
     """Everything that is ever read from a cache, step by step; each step may refuse the file."""
-    yield lambda: status_table(CacheReader(cache).rows, everything=True)
+    yield lambda: Status(CacheReader(cache).rows, everything=True).lines()
     yield lambda: inspect_cache(cache)
     yield lambda: verify(cache, threads=1)
     yield lambda: verify(cache, threads=1, quick=True)
@@ -58,7 +58,7 @@ def cache_reads(cache: Path) -> Iterator[Read]:
         yield lambda name=name: reader.tokens(name).sum()
         yield lambda name=name: reader.tokens(name, clips=[0], patches=False).sum()
         yield lambda name=name: reader.times_s(name)
-    yield lambda: [words.tokens.sum() for words in reader.all_words().values()]
+    yield lambda: [words.tokens.sum() for words in reader.word_table().values()]
 
 
 def index_bytes(random: Random, folder: Path) -> Path:

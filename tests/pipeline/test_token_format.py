@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from dataclasses import asdict
@@ -23,8 +24,11 @@ from costl.pipeline.bench.cache import bench_cache
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.int8 import _REBIAS, _float16_bits, channel_statistics, dequantise, quantise
+from costl.pipeline.cache.merge import merge
+from costl.pipeline.cache.pack import pack, unpack
 from costl.pipeline.cache.part import parts_folder, write_part
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.encode.types import JointSpace
@@ -145,17 +149,15 @@ def contents(token_format: TokenFormat, grid: tuple[int, int] = GRID) -> Content
 
 
 FORMATS = [
-    pytest.param(TokenFormat(dtype, layers, tokens), id=f"{dtype} {layers} {tokens}")
+    pytest.param(TokenFormat(dtype=dtype, tokens=tokens), id=f"{dtype} {tokens}")
     for dtype in ("float16", "int8")
-    for layers in (1, 3)
     for tokens in ("all", "cls")
 ]
 
 
 def example_tokens(token_format: TokenFormat) -> np.ndarray:
     count = 7 if token_format.tokens == "all" else 1
-    tokens = np.stack([clip_like_tokens(40, count=count, seed=layer) for layer in range(token_format.layers)], axis=1)
-    return tokens if token_format.layers > 1 else tokens[:, 0]
+    return clip_like_tokens(40, count=count)
 
 
 def write(path: Path, token_format: TokenFormat) -> CacheReader:
@@ -168,21 +170,16 @@ def write(path: Path, token_format: TokenFormat) -> CacheReader:
 
 
 @pytest.mark.parametrize("token_format", FORMATS)
-def test_each_format_is_read_back_by_layer_and_verified(tmp_path, token_format):
+def test_each_format_is_read_back_and_verified(tmp_path, token_format):
     reader = write(tmp_path / "feats.h5", token_format)
     reader.verify("v")
     reader.verify("v", quick=True)
     assert reader.contents.token_format == token_format
-    tokens = example_tokens(token_format).reshape(40, token_format.layers, -1, CHANNELS).astype(np.float64)
-    for layer in range(-1, -token_format.layers - 1, -1):
-        restored = reader.tokens("v", layer=layer)
-        assert restored.dtype == np.float16 and restored.shape == tokens[:, layer].shape
-        error = np.linalg.norm(restored - tokens[:, layer]) / np.linalg.norm(tokens[:, layer])
-        assert error < 0.01 and (error == 0) == (token_format.dtype == "float16")
-    np.testing.assert_array_equal(reader.tokens("v"), reader.tokens("v", layer=-1))
-    for layer in (0, 1, -token_format.layers - 1):
-        with pytest.raises(CacheError, match=rf"no layer {layer}, the last {token_format.layers} are kept"):
-            reader.tokens("v", layer=layer)
+    tokens = example_tokens(token_format).astype(np.float64)
+    restored = reader.tokens("v")
+    assert restored.dtype == np.float16 and restored.shape == tokens.shape
+    error = np.linalg.norm(restored - tokens) / np.linalg.norm(tokens)
+    assert error < 0.01 and (error == 0) == (token_format.dtype == "float16")
 
 
 @pytest.mark.parametrize("token_format", FORMATS)
@@ -190,10 +187,9 @@ def test_each_format_is_read_back_by_layer_and_verified(tmp_path, token_format):
 def test_a_slice_of_clips_equals_that_slice_of_the_video(tmp_path, token_format, clips):
     reader = write(tmp_path / "feats.h5", token_format)
     index = clips if isinstance(clips, slice) else list(clips)
-    for layer in (-1, -token_format.layers):
-        whole = reader.tokens("v", layer=layer)
-        np.testing.assert_array_equal(reader.tokens("v", clips=clips, layer=layer), whole[index])
-        np.testing.assert_array_equal(reader.tokens("v", clips=clips, patches=False, layer=layer), whole[index, :1])
+    whole = reader.tokens("v")
+    np.testing.assert_array_equal(reader.tokens("v", clips=clips), whole[index])
+    np.testing.assert_array_equal(reader.tokens("v", clips=clips, patches=False), whole[index, :1])
 
 
 def test_only_the_requested_clips_are_restored(tmp_path, monkeypatch):
@@ -214,17 +210,16 @@ def test_the_same_tokens_give_the_same_bytes(tmp_path, token_format):
     assert parts[0] == parts[1]
 
 
-def test_layers_are_stored_page_aligned_and_the_last_keeps_its_name(tmp_path):
-    shape = (40, 3, 50, 64)
+def test_tokens_are_stored_page_aligned(tmp_path):
+    shape = (40, 50, 64)
     example = ExampleRow(shape)
     for dtype in ("float16", "int8"):
         path = tmp_path / f"{dtype}.h5"
-        tokens = np.zeros(shape, np.float16)
-        write_part(path, example.row, "f", token_format=TokenFormat(dtype, 3), tokens=tokens, times_s=example.times_s)
+        write_part(path, example.row, "f", dtype=dtype, tokens=np.zeros(shape, np.float16), times_s=example.times_s)
         with h5py.File(path) as file:
-            for name in ("tokens", "tokens-2", "tokens-3"):
-                assert file[name].chunks is None and file[name].id.get_offset() % 4096 == 0
-                assert file[name].dtype == dtype and file[name].shape == (40, 50, 64)
+            tokens = file["tokens"]
+            assert tokens.chunks is None and tokens.id.get_offset() % 4096 == 0
+            assert tokens.dtype == dtype and tokens.shape == shape
 
 
 class ExampleRow:
@@ -240,12 +235,12 @@ class ExampleRow:
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.promise(8)
 def test_the_tokens_of_a_long_video_are_never_all_in_memory(tmp_path, dtype):
-    shape = (2000, 1, 50, 256)  # 51 MB
+    shape = (2000, 50, 256)  # 51 MB
     tokens = np.memmap(tmp_path / "tokens", np.float16, "w+", shape=shape)
     example = ExampleRow(shape)
     tracemalloc.start()
     try:
-        write_part(tmp_path / "v.h5", example.row, "f", token_format=TokenFormat(dtype), tokens=tokens, times_s=example.times_s)
+        write_part(tmp_path / "v.h5", example.row, "f", dtype=dtype, tokens=tokens, times_s=example.times_s)
         assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
         tracemalloc.stop()
@@ -260,33 +255,68 @@ def change(reader: CacheReader, name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("scales", np.nan), ("scales", -1), ("mean", np.inf), ("std", -0.5), ("std", np.nan), ("scales-2", np.inf)],
+    ("name", "value"), [("scales", np.nan), ("scales", -1), ("mean", np.inf), ("std", -0.5), ("std", np.nan)]
 )
 def test_invalid_scales_are_refused_and_the_video_is_extracted_again(tmp_path, name, value):
-    reader = write(tmp_path / "feats.h5", TokenFormat("int8", 2))
+    reader = write(tmp_path / "feats.h5", TokenFormat("int8"))
     change(reader, name, value)
     with pytest.raises(CacheError, match="damaged scales"):
-        reader.tokens("v", layer=-2 if name.endswith("-2") else -1)
+        reader.tokens("v")
     with CacheWriter(reader.path, reader.contents, {}) as writer:
         assert writer.reuse_if_unchanged("v", "of v") is None
 
 
-@pytest.mark.parametrize("name", ["tokens", "tokens-2", "scales", "mean", "std-2"])
+@pytest.mark.parametrize("name", ["tokens", "scales", "mean", "std"])
 def test_the_checksum_covers_everything_that_is_stored(tmp_path, name):
-    reader = write(tmp_path / "feats.h5", TokenFormat("int8", 2))
+    reader = write(tmp_path / "feats.h5", TokenFormat("int8"))
     reader.verify("v")
-    change(reader, name, 1.5 if "tokens" not in name else 99)
+    change(reader, name, 1.5 if name != "tokens" else 99)
     with pytest.raises(CacheError, match="its content has changed"):
         reader.verify("v")
 
 
-@pytest.mark.parametrize("name", ["scales", "mean", "tokens-2"])
+@pytest.mark.parametrize("name", ["scales", "mean"])
 def test_a_part_without_one_of_its_datasets_is_refused(tmp_path, name):
-    reader = write(tmp_path / "feats.h5", TokenFormat("int8", 2))
+    reader = write(tmp_path / "feats.h5", TokenFormat("int8"))
     with h5py.File(reader.part_path("v"), "r+") as file:
         del file[name]
     with pytest.raises(CacheError, match=f"expected data under '{name}', found nothing"):
+        reader.verify("v")
+
+
+# Old caches with more than one layer of CLIP
+
+
+def add_layer(reader: CacheReader) -> None:
+    """Gives the only part of a cache a second layer, as `costl extract --layers 2` did."""
+    path = reader.part_path("v")
+    names = ["tokens"] if reader.contents.token_format.dtype == "float16" else ["tokens", "scales", "mean", "std"]
+    with h5py.File(path, "r+") as file:
+        for name in names:
+            file[f"{name}-2"] = file[name][()] // 2
+        stored = [file[name] for name in (*names, *(f"{name}-2" for name in names), "times_s")]
+        checksum = hashlib.sha256(b"".join(array[()].tobytes() for array in stored)).hexdigest()
+        file.attrs["checksum"] = np.bytes_(checksum)
+    with h5py.File(reader.path, "r+") as file:
+        rows = file["rows"][()].replace(reader.row("v").checksum.encode(), checksum.encode())
+        del file["rows"]
+        file["rows"] = np.bytes_(rows)
+
+
+@pytest.mark.parametrize("token_format", FORMATS)
+def test_of_an_old_part_with_two_layers_the_last_is_read_and_both_are_verified(tmp_path, token_format):
+    tokens = write(tmp_path / "feats.h5", token_format).tokens("v").copy()
+    add_layer(CacheReader(tmp_path / "feats.h5"))
+    reader = CacheReader(tmp_path / "feats.h5")
+    np.testing.assert_array_equal(reader.tokens("v"), tokens)
+    assert verify(reader.path).damaged == ()
+    packed = pack(reader.path, out=tmp_path / "packed.h5").path
+    np.testing.assert_array_equal(CacheReader(packed).tokens("v"), tokens)
+    unpack(packed, out=tmp_path / "out" / "feats.h5")
+    merge(tmp_path / "merged.h5", [tmp_path / "out" / "feats.h5"])
+    np.testing.assert_array_equal(CacheReader(tmp_path / "merged.h5").tokens("v"), tokens)
+    change(reader, "tokens-2", 99)
+    with pytest.raises(CacheError, match="its content has changed"):
         reader.verify("v")
 
 

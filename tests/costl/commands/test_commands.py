@@ -145,7 +145,7 @@ def test_a_damaged_part_gives_exit_code_3_and_can_be_extracted_again(here):
     for option in ([], ["--quick"]):
         result = costl("cache", "verify", "feats.h5", *option)
         assert result.exit_code == 3 and result.stdout.startswith("val_0001  feats.h5.parts/val_0001.h5: ")
-        assert result.stdout.endswith("\n10 of 11 files are whole.\n") and "Delete the damaged files" in result.stderr
+        assert result.stdout.endswith("\n10 of 11 files are whole.\n")
     (damage,) = json.loads(costl("cache", "verify", "feats.h5", "--json").stdout)["damaged"]
     assert damage["name"] == "val_0001" and damage["path"] == "feats.h5.parts/val_0001.h5"
     Path(damage["path"]).unlink()

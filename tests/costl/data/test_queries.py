@@ -238,14 +238,14 @@ def test_bad_input_is_refused_by_name_before_anything_is_written(home, runs, nam
 
 def write_value(home: Path, vid: str, value: float) -> None:
     """Writes a value into the fourth clip of a part, with a valid checksum, as another program could do."""
-    from costl.pipeline.cache.part import compute_checksum, locate_layers
+    from costl.pipeline.cache.part import locate_tokens
 
     path = home / "feats.h5.parts" / f"{vid}.h5"
     with h5py.File(path, "r+") as file:
         file["tokens"][3, 2, 5] = value
     reader = CacheReader(home / "feats.h5")
     with h5py.File(path) as file:
-        checksum = compute_checksum(locate_layers(file, 12, reader.contents), file["times_s"][:])
+        checksum = locate_tokens(file, 12, reader.contents).checksum(file["times_s"][:])
     with h5py.File(home / "feats.h5", "r+") as file:
         rows = file["rows"][()].replace(reader.row(vid).checksum.encode(), checksum.encode())
         del file["rows"]
@@ -299,7 +299,7 @@ class Short:
         return self._reader.tokens("train_0000", **how)
 
     def words(self, query: str):
-        return next(iter(self._reader.all_words().values()))
+        return next(iter(self._reader.word_table().values()))
 
 
 @pytest.mark.parametrize(

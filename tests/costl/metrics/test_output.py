@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((files.os, "fsync", full) if stops == "fsync" else (Path, "replace", full)))
+    monkeypatch.setattr(files.os, stops, full)
     with pytest.raises(CostlError, match=r"p\.jsonl: cannot be written \(No space left on device\)"):
         write_predictions(tmp_path / "p.jsonl", [])
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]

@@ -34,7 +34,7 @@ from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.errors import CacheError, VideoError
+from costl.pipeline.errors import CacheError
 from costl.pipeline.grid import Grid
 
 
@@ -298,20 +298,6 @@ def test_a_part_of_other_settings_is_neither_reused_nor_read(cache, tmp_path):
         CacheReader(cache).tokens("v_a")
     with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
         assert writer.reuse_if_unchanged("v_a", "hash of v_a") is None
-
-
-def test_a_second_video_is_refused_where_the_disk_ignores_letter_case(cache):
-    with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
-        writer.store("Clip", **video_features("v_a"))
-        os.link(writer.parts / "Clip.h5", writer.parts / "clip.h5")  # as on a file system that ignores case
-        with pytest.raises(
-            VideoError, match=r"clip: differs from Clip only in upper and lower case.*Rename one of them"
-        ):
-            writer.store("clip", **video_features("v_b"))
-        (writer.parts / "clip.h5").unlink()
-        writer.store("clip", **video_features("v_b"))
-        writer.write_index()
-    assert [len(CacheReader(cache).tokens(name)) for name in ("Clip", "clip")] == [3, 5]
 
 
 @pytest.mark.promise(5)

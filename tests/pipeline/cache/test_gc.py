@@ -42,7 +42,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def names(cache: Path) -> list[str]:
-    return [leftover.path.relative_to(cache.parent).as_posix() for leftover in collect_garbage(cache).files]
+    return [path.relative_to(cache.parent).as_posix() for path in collect_garbage(cache).files]
 
 
 def test_parts_of_removed_videos_are_listed_and_deleted_on_request(cache):
@@ -50,10 +50,10 @@ def test_parts_of_removed_videos_are_listed_and_deleted_on_request(cache):
     leftovers = collect_garbage(cache)
     assert names(cache) == ["feats.h5.parts/v_a.h5", "feats.h5.parts/v_c.h5"]
     assert (leftovers.size_bytes, leftovers.deleted, tree(cache.parent)) == (sizes, False, before)
-    assert leftovers.lines()[-1] == f"2 files to delete, {sizes / 1e3:.1f} kB."
+    assert leftovers.lines()[-1] == f"2 files to delete, {sizes / 1e6:.1f} MB."
     assert collect_garbage(cache, delete=True).deleted
     assert before - tree(cache.parent) == {"feats.h5.parts/v_a.h5", "feats.h5.parts/v_c.h5"}
-    assert verify(cache).damaged == () and collect_garbage(cache).files == ()
+    assert verify(cache).damaged == () and collect_garbage(cache).files == {}
 
 
 def test_temporary_files_and_old_words_are_deleted(cache):
@@ -66,8 +66,7 @@ def test_temporary_files_and_old_words_are_deleted(cache):
     ]
     for temporary in temporary_files:
         temporary.write_bytes(b"half")
-    paths = {leftover.path for leftover in collect_garbage(cache, delete=True).files}
-    assert paths == {*temporary_files, folder / "words" / f"{'a' * 64}.h5", folder / "v_a.h5", folder / "v_c.h5"}
+    assert collect_garbage(cache, delete=True).files.keys() == {*temporary_files, folder / "words" / f"{'a' * 64}.h5", folder / "v_a.h5", folder / "v_c.h5"}
     assert tree(folder) == {".lock", "v_b.h5", f"words/{CacheReader(cache).words_path.name}"}
 
 
@@ -91,7 +90,7 @@ def test_files_that_may_not_be_ours_stay(cache, make):
     make(foreign)
     os.utime(foreign, (1e9, 1e9))
     leftovers = collect_garbage(cache, delete=True)
-    assert leftovers.foreign == (foreign,) and foreign.exists() and not (foreign.with_name("v_c.h5")).exists()
+    assert foreign not in leftovers.files and foreign.exists() and not (foreign.with_name("v_c.h5")).exists()
 
 
 def test_other_names_links_and_other_caches_are_ignored(cache, tmp_path):
@@ -111,7 +110,7 @@ def test_a_part_that_is_newer_than_the_index_stays(cache):
     late = cache.stat().st_mtime + 10
     os.utime(part, (late, late))
     leftovers = collect_garbage(cache, delete=True)
-    assert leftovers.foreign == (part,) and part.exists()
+    assert part not in leftovers.files and part.exists()
 
 
 def test_a_row_without_features_keeps_its_part(cache):
@@ -141,7 +140,7 @@ def test_parts_next_to_a_packed_file_are_not_deleted(cache):
     packed = pack(cache, out=cache.with_name("p.h5")).path
     shutil.copytree(parts_folder(cache), parts_folder(packed))
     before = tree(cache.parent)
-    assert collect_garbage(packed, delete=True).files == () and tree(cache.parent) == before
+    assert collect_garbage(packed, delete=True).files == {} and tree(cache.parent) == before
 
 
 def test_the_command_lists_and_deletes(cache):
@@ -151,5 +150,5 @@ def test_the_command_lists_and_deletes(cache):
     listed = costl()
     assert listed.exit_code == 0 and "2 files to delete" in listed.stdout and "--delete" in listed.stderr
     report = json.loads(costl("--delete", "--json").stdout)
-    assert report["deleted"] and [Path(leftover["path"]).name for leftover in report["found"]] == ["v_a.h5", "v_c.h5"]
-    assert costl().stdout == "0 files to delete, 0 bytes.\n"
+    assert report["deleted"] and [Path(path).name for path in report["files"]] == ["v_a.h5", "v_c.h5"]
+    assert costl().stdout == "0 files to delete, 0.0 MB.\n"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from small_cache import sentence_tokens, small_contents, video_features
 
 from costl.commands import main
-from costl.pipeline.cache.inspect import format_bytes, histogram_text, inspect_cache, inspect_video, token_statistics
+from costl.pipeline.cache.inspect import inspect_cache, inspect_video
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
@@ -26,8 +23,7 @@ def test_the_facts_of_a_cache_match_its_content(world, tmp_path):
     reader = CacheReader(world.cache)
     rows = [json.loads(line) for line in reader.annotations("train").splitlines()]
     assert facts["videos"]["with_features"] == 10 and facts["videos"]["clips"] == 120
-    assert facts["videos"]["hours"] == pytest.approx(240 / 3600)
-    assert facts["there"]["weights"] is True and facts["there"]["videos"] == 10
+    assert facts["videos"]["hours"] == pytest.approx(240 / 3600, abs=1e-3)
     assert facts["splits"]["train"] == {
         "rows": len(rows),
         "queries": len({row["query"] for row in rows}),
@@ -37,32 +33,22 @@ def test_the_facts_of_a_cache_match_its_content(world, tmp_path):
     queries = {json.loads(line)["query"] for split in reader.splits for line in reader.annotations(split).splitlines()}
     assert facts["words"]["queries"] == len(queries)
     assert facts["words"]["tokens"] == sum(len(reader.words(query).tokens) for query in queries)
-    assert facts["sizes"]["parts"] == sum(reader.part_path(name).stat().st_size for name in reader.video_ids)
-    assert facts["fingerprint"] == reader.fingerprint and facts["digest"] == reader.digest
+    assert facts["bytes"]["parts"] == sum(reader.part_path(name).stat().st_size for name in reader.video_ids)
+    assert facts["fingerprint"] == reader.fingerprint | {"sha256": reader.digest}
     table = "\n".join(inspect_cache(world.cache).lines())
     for field in reader.fingerprint:
         assert f"\n  {field} " in table
-    assert "(there)" in table and "10 of 10 are there" in table and reader.digest in table
+    assert str(reader.videos) in table and reader.digest in table
 
 
 def test_a_packed_file_has_the_facts_of_its_parts(world, tmp_path):
     packed = pack(world.cache, out=tmp_path / "p.h5").path
     parts_facts, packed_facts = inspect_cache(world.cache).facts, inspect_cache(packed).facts
-    different = {"cache", "packed", "sizes"}
     assert parts_facts.keys() == packed_facts.keys()
-    for name in parts_facts.keys() - different:
+    for name in parts_facts.keys() - {"cache", "bytes"}:
         assert parts_facts[name] == packed_facts[name], name
-    assert packed_facts["packed"] and packed_facts["sizes"]["parts"] == parts_facts["sizes"]["parts"]
-    assert sum(packed_facts["sizes"].values()) == packed.stat().st_size
-
-
-def test_missing_weights_and_videos_are_reported(world, tmp_path):
-    copy = world.copy(tmp_path)
-    assert inspect_cache(copy.cache).facts["there"]["videos"] == 10
-    shutil.rmtree(copy.videos)
-    facts = inspect_cache(copy.cache).facts
-    assert (facts["there"]["weights"], facts["there"]["videos"]) == (False, 0)
-    assert "(no longer there)" in "\n".join(inspect_cache(copy.cache).lines())
+    assert packed_facts["cache"]["packed"] and packed_facts["bytes"]["parts"] == parts_facts["bytes"]["parts"]
+    assert sum(packed_facts["bytes"].values()) == packed.stat().st_size
 
 
 @pytest.mark.parametrize("form", ["parts", "packed"])
@@ -75,9 +61,11 @@ def test_the_facts_of_a_video_locate_its_bytes(world, tmp_path, form):
         file.seek(about["offset"])
         assert file.read(about["bytes"]) == tokens.tobytes()
     norms = np.linalg.norm(tokens.astype(np.float32), axis=-1)
-    assert facts["tokens"]["frame_norm"] == pytest.approx(norms[:, 0].mean(), rel=1e-5)
-    assert facts["tokens"]["patch_norm"] == pytest.approx(norms[:, 1:].mean(), rel=1e-5)
-    assert sum(facts["tokens"]["histogram"]) == norms[:, 1:].size and facts["tokens"]["finite"]
+    assert facts["tokens"] == {
+        "finite": True,
+        "mean_frame_norm": pytest.approx(norms[:, 0].mean(), rel=1e-5),
+        "mean_patch_norm": pytest.approx(norms[:, 1:].mean(), rel=1e-5),
+    }
     assert facts["row"]["name"] == "val_0000" and facts["row"]["clips"] == 12
 
 
@@ -93,8 +81,8 @@ def test_times_are_compared_with_the_centres_of_the_clips(tmp_path):
         "last_s": 9.25,
         "largest_gap_s": 4.0,
         "repeated": 1,
-        "mean_distance_s": pytest.approx((0.5 + 2.0 + 0.25) / 5),
-        "largest_distance_s": 2.0,
+        "mean_distance_from_centre_s": pytest.approx((0.5 + 2.0 + 0.25) / 5),
+        "largest_distance_from_centre_s": 2.0,
     }
 
 
@@ -104,33 +92,7 @@ def test_nonfinite_values_are_reported(tmp_path):
     with CacheWriter(path, small_contents(), sentence_tokens()) as writer:
         writer.store("v_b", **about)
         writer.write_index()
-    assert "NOT ALL" in "\n".join(inspect_video(path, "v_b").lines())
-
-
-@pytest.mark.parametrize("shape", [(200, 5, 8), (3, 1, 8), (70, 2, 3, 8)], ids=["long", "no patches", "layers"])
-def test_statistics_in_blocks_equal_those_of_all_tokens(shape):
-    tokens = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    statistics = token_statistics(tokens)
-    norms = np.linalg.norm(tokens.astype(np.float32), axis=-1)
-    patches = norms[..., 1:]
-    assert statistics.frame_norm == pytest.approx(norms[..., 0].mean(), rel=1e-5)
-    assert statistics.patch_norm == (pytest.approx(patches.mean(), rel=1e-5) if patches.size else None)
-    in_histogram = patches if patches.size else norms
-    assert (statistics.least, statistics.most) == (in_histogram.min(), in_histogram.max())
-    assert sum(statistics.histogram) == in_histogram.size
-
-
-@given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
-def test_a_bar_is_empty_exactly_where_the_count_is(counts):
-    drawn = histogram_text(tuple(counts))
-    assert [mark == " " for mark in drawn] == [count == 0 for count in counts]
-    assert (drawn[counts.index(max(counts))] == "█") == (max(counts) > 0)
-
-
-def test_sizes_have_the_unit_that_fits():
-    assert [format_bytes(n) for n in (0, 999, 1000, 5_800_000, 58 * 10**9)] == [
-        *("0 bytes", "999 bytes", "1.0 kB", "5.8 MB", "58.0 GB"),
-    ]
+    assert inspect_video(path, "v_b").facts["tokens"]["finite"] is False
 
 
 def test_damaged_annotations_are_named(world, tmp_path):
@@ -143,9 +105,9 @@ def test_the_command_prints_facts_and_names_a_missing_video(world):
     def costl(*more: str):
         return CliRunner().invoke(main, ["cache", "inspect", str(world.cache), *more])
 
-    assert "Fingerprint" in costl().stdout and "mean norm" in costl("val_0000").stdout
+    assert "\nfingerprint\n" in costl().stdout and "mean_patch_norm" in costl("val_0000").stdout
     assert json.loads(costl("val_0000", "--json").stdout)["row"]["id"] == "val_0000"
-    assert json.loads(costl("--json").stdout)["format"] == 1
+    assert json.loads(costl("--json").stdout)["cache"]["format"] == 1
     unknown = costl("val_9999")
     assert unknown.exit_code == 3 and "no video 'val_9999'" in unknown.stderr
 
