@@ -7,7 +7,6 @@ import errno
 import io
 import math
 import os
-import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -135,9 +134,17 @@ class _DeferredErrorFile(io.FileIO):
 
 def write_error(path: Path, error: Exception) -> CacheError:
     """The error for a file or folder that could not be written, with its cause and the next step."""
-    code = _error_number(error)
+    code = getattr(error, "errno", None)
     reason = os.strerror(code) if code else " ".join(str(error).split())[:160]
-    return CacheError(f"{path}: cannot be written ({reason}). {_next_step(path, code)} What was finished is kept.")
+    next_step = "Check free space and permissions, then give the same command again."
+    if code in _DISK_FULL:
+        free_mb = shutil.disk_usage(path.parent).free / 1e6
+        next_step = f"{free_mb:.1f} MB are free there. Make room, then give the same command again."
+    elif code in _NO_PERMISSION:
+        next_step = "Change its permissions, or choose another folder for the cache."
+    elif code in _DISK_ERROR:
+        next_step = "The disk, or the network to it, fails: repair it, then give the same command again."
+    return CacheError(f"{path}: cannot be written ({reason}). {next_step} What was finished is kept.")
 
 
 @contextlib.contextmanager
@@ -271,39 +278,14 @@ def has_name(file: h5py.File | PackedFile, name: str) -> bool:
 
 
 def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Creates an array without writing its values, and the groups above it; returns the offset of its bytes in the file."""
-    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    """Creates an array without writing its values; returns the offset of its bytes in the file."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)  # the same data give the same bytes
-    *above, last = name.split("/")
-    parent = group.require_group("/".join(above)) if above else group
-    dataset = h5py.h5d.create(parent.id, last.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    dataset = h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)
     return int(dataset.get_offset() or 0) if 0 not in shape else 0
-
-
-def _error_number(error: Exception) -> int | None:
-    """The system's error number; HDF5 reports some only in its message."""
-    match = re.search(r"errno = (\d+)", str(error))
-    return getattr(error, "errno", None) or (int(match[1]) if match else None)
-
-
-def _next_step(path: Path, code: int | None) -> str:
-    if code in _DISK_FULL:
-        return f"{_free_space(path)}Make room, then give the same command again."
-    if code in _NO_PERMISSION:
-        return "Change its permissions, or choose another folder for the cache."
-    if code in _DISK_ERROR:
-        return "The disk, or the network to it, fails: repair it, then give the same command again."
-    return "Check free space and permissions, then give the same command again."
-
-
-def _free_space(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free there. "
-    except OSError:
-        return ""
 
 
 def _fixed_length(text: str) -> np.ndarray:

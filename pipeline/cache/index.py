@@ -126,7 +126,9 @@ def relative_weights(folder: Path, weights: str) -> str:
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not path.exists():
         return weights
-    return f"{tag}{equals}{_marked_path(folder, path)}"
+    relative = relative_path(folder, path)
+    # A leading "./" distinguishes a relative path from a tag.
+    return f"{tag}{equals}{relative if Path(relative).is_absolute() else f'./{relative}'}"
 
 
 def absolute_weights(folder: Path, weights: str) -> str:
@@ -140,9 +142,8 @@ def relocate_contents(contents: Contents, old: Path, new: Path) -> Contents:
     if old.resolve() == new.resolve():
         return contents
     source = dict(contents.source)
-    tag, equals, name = source.get("weights", "").rpartition("=")
-    if name.startswith("./"):
-        source["weights"] = f"{tag}{equals}{_marked_path(new, old / name)}"
+    if "weights" in source:
+        source["weights"] = relative_weights(new, absolute_weights(old, source["weights"]))
     videos = relative_path(new, old / contents.videos) if contents.videos else ""
     return replace(contents, videos=videos, source=source)
 
@@ -153,12 +154,6 @@ def relative_path(folder: Path, path: Path) -> str:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:  # Windows: another drive
         return path.resolve().as_posix()
-
-
-def _marked_path(folder: Path, path: Path) -> str:
-    """The same with a leading "./", which distinguishes a relative path from a tag."""
-    relative = relative_path(folder, path)
-    return relative if Path(relative).is_absolute() else f"./{relative}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from costl.pipeline.cache.index import FORMAT, VideoRow
 from costl.pipeline.cache.int8 import clip_blocks
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_json import json_lines, read_json
 
 MAX_LISTED = 20  # videos without features, one a line
@@ -46,7 +46,7 @@ class Inspection:
 
 
 def inspect_cache(path: Path) -> Inspection:
-    """The facts about the cache at `path`; its parts are measured, not read.
+    """The facts about the cache at `path`; its parts are not read.
 
     Raises CacheError when its index or words are damaged, UsageError when its annotations are.
     """
@@ -63,7 +63,6 @@ def inspect_cache(path: Path) -> Inspection:
             "patch_grid": list(reader.patch_grid),
             **asdict(reader.contents.token_format),
         },
-        "bytes": _sizes(reader),
         "videos": {
             "folder": str(reader.videos or ""),
             "with_features": len(rows),
@@ -79,21 +78,6 @@ def inspect_cache(path: Path) -> Inspection:
         "fingerprint": reader.fingerprint | {"sha256": reader.digest},
     }
     return Inspection(facts)
-
-
-def _sizes(reader: CacheReader) -> dict[str, int]:
-    """The size of the index (in a packed file of everything but parts and words), of all parts, and of the words."""
-    index_bytes = reader.path.stat().st_size
-    if reader.pack_table:
-        *parts, words = (entry.size for entry in reader.pack_table.entries())
-        return {"index": max(0, index_bytes - sum(parts) - words), "parts": sum(parts), "words": words}
-    try:
-        parts = [reader.part_path(name).stat().st_size for name in reader.video_ids]
-        return {"index": index_bytes, "parts": sum(parts), "words": reader.words_path.stat().st_size}
-    except OSError as error:
-        raise CacheError(
-            f"{error.filename}: cannot be read ({error.strerror}). costl cache verify names all that are missing."
-        ) from error
 
 
 def _split_counts(reader: CacheReader, split: str) -> dict[str, int]:
@@ -116,15 +100,13 @@ def inspect_video(path: Path, name: str) -> Inspection:
     """
     reader = CacheReader(path)
     times_s = reader.times_s(name)
-    gaps_s = np.diff(times_s)
     distances_s = np.abs(times_s - reader.grid(name).centres_s())
     facts = {
         "row": asdict(reader.row(name)),
         "times": {
             "first_s": float(times_s[0]),
             "last_s": float(times_s[-1]),
-            "largest_gap_s": float(gaps_s.max(initial=0.0)),
-            "repeated": int((gaps_s == 0).sum()),
+            "repeated_frames": int((np.diff(times_s) == 0).sum()),
             "mean_distance_from_centre_s": float(distances_s.mean()),
             "largest_distance_from_centre_s": float(distances_s.max()),
         },

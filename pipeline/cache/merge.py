@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,15 +33,13 @@ _RANKS = {"ok": -1, "pending": 1, "missing": 2}
 
 @dataclass(frozen=True)
 class MergeReport:
-    """The number of `videos` with features, of parts `linked` and `copied`, and the `failed` rows without features.
+    """The number of `videos` with features, and the `failed` rows of the others.
 
     `notes` are sentences for the user. `exit_code` is 1 when a video has no features.
     """
 
     cache: Path
     videos: int
-    linked: int
-    copied: int
     failed: tuple[VideoRow, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -59,10 +58,7 @@ class MergeReport:
 
     def messages(self) -> list[str]:
         """The videos without features, the notes, and the counts."""
-        counts = (
-            f"{self.videos} videos with features, {len(self.failed)} without; "
-            f"{self.linked} parts linked, {self.copied} copied."
-        )
+        counts = f"{self.videos} videos with features, {len(self.failed)} without."
         return [*failure_messages(self.cache, self.failed), *self.notes, counts]
 
 
@@ -86,24 +82,17 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
     best_rows = _best_rows(readers)
     contents = _merged_contents(out, sources, readers)
     words = _merged_words(readers, queries_in(contents.annotations))
-    linked = 0
-    copied = 0
     with CacheWriter(out, contents, words) as writer:
         for number, (row, reader) in enumerate(best_rows, start=1):
             target = parts_folder(out) / row.part
             if row.ok and not _has_part(target, row, contents):
-                source = reader.part_path(row.name)
-                if _link(source, target):
-                    linked += 1
-                else:
-                    _copy(source, target, row, contents)
-                    copied += 1
+                _publish_part(reader.part_path(row.name), target, row, contents)
             writer.adopt_row(row)
             report_progress(Progress("merge", number, len(best_rows), row.name))
         sync(parts_folder(out))
         writer.write_index()
     failed = tuple(row for row, _ in best_rows if not row.ok)
-    return MergeReport(out, len(best_rows) - len(failed), linked, copied, failed, _notes(contents.share))
+    return MergeReport(out, len(best_rows) - len(failed), failed, _notes(contents.share))
 
 
 def _refuse_differences(readers: Sequence[CacheReader]) -> None:
@@ -219,26 +208,22 @@ def _has_part(path: Path, row: VideoRow, contents: Contents) -> bool:
         return False
 
 
-def _link(source: Path, target: Path) -> bool:
-    """Links the part `source` as `target`. Returns whether that was possible."""
+def _publish_part(source: Path, target: Path, row: VideoRow, contents: Contents) -> None:
+    """Links the part `source` as `target`, or copies it where links are not possible.
+
+    Raises CacheError for a part that is missing or damaged, and when `target` cannot be written.
+    """
     hdf5.refuse_link(source)
-    try:
-        target.unlink(missing_ok=True)  # a part that does not fit its row
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        return False
-    return True
-
-
-def _copy(source: Path, target: Path, row: VideoRow, contents: Contents) -> None:
-    """Copies the part `source` to `target`. Raises CacheError for a damaged part, and when `target` cannot be written."""
     if not source.is_file():
         raise CacheError(f"{source}: no such part. What was joined so far is kept; put it right and merge again.")
+    with contextlib.suppress(OSError):  # another disk, or a file system without links
+        target.unlink(missing_ok=True)  # a part that does not fit its row
+        os.link(source, target)
+        return
     with hdf5.atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         with hdf5.open_file(temporary) as file:
-            tokens = locate_tokens(file, row.clips, contents)
-            checksum = tokens.checksum(read_times(file, row.clips))
+            checksum = locate_tokens(file, row.clips, contents).checksum(read_times(file, row.clips))
         if checksum != row.checksum:
             raise CacheError(f"{source}: damaged, its copy has another checksum. Delete it and extract this share again.")
 

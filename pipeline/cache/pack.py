@@ -6,13 +6,12 @@ a part, its shell, are stored unchanged, so that unpacking restores every file b
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from costl.pipeline.cache.pack_table import (
     read_blocks,
     split_into_ranges,
 )
-from costl.pipeline.cache.part import parts_folder, read_attributes
+from costl.pipeline.cache.part import parts_folder, read_attributes, temporary_files
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
 from costl.pipeline.errors import CacheError, UsageError, first_few
@@ -139,7 +138,7 @@ def _check_free_space(out: Path, needed_bytes: int) -> None:
 
 def _remove_abandoned(out: Path) -> None:
     """Removes the temporary files of a `pack` that was killed; they are as large as the cache."""
-    for temporary in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+    for temporary in temporary_files(out):
         if time.time() - temporary.stat().st_mtime > _ABANDONED_S:
             temporary.unlink(missing_ok=True)
 
@@ -159,8 +158,9 @@ def _reserve(file: Any, name: str, source: Path) -> dict[str, Any]:
     hdf5.refuse_link(source)
     with hdf5.open_file(source) as part:
         arrays = hdf5.locate_arrays(part)
-        attributes = {} if name.startswith("words/") else read_attributes(part)
-    group_name, shell_name = packed_names(name)
+        attributes = {} if name.startswith("words/") else dict(sorted(read_attributes(part).items()))
+    group_name, shell_path = packed_names(name)
+    shell_group, _, shell_name = shell_path.rpartition("/")
     group = file.create_group(group_name)
     hdf5.put_attributes(group, attributes)
     size = source.stat().st_size
@@ -178,8 +178,8 @@ def _reserve(file: Any, name: str, source: Path) -> dict[str, Any]:
     return {
         "name": name,
         "bytes": size,
-        "shell": hdf5.reserve(file, shell_name, (shell_bytes,), np.dtype("u1")),
-        "shell_sha256": hash_ranges(source, [(part.file_offset, part.length) for part in shell]),
+        "shell": hdf5.reserve(file.require_group(shell_group), shell_name, (shell_bytes,), np.dtype("u1")),
+        "shell_sha256": hash_ranges(source, shell),
         "attributes": attributes,
         "arrays": packed_arrays,
     }
@@ -213,22 +213,11 @@ def _unpacked_bytes(table: PackTable) -> int:
 def _restore(entry: Entry, packed: Path, target: Path) -> None:
     """Writes the file of an entry to `target`, byte for byte; an existing one is only compared."""
     hdf5.refuse_link(target)
-    with packed.open("rb") as source:
-        if not target.exists():
-            with hdf5.atomic_path(target) as temporary, temporary.open("wb") as file:
-                for part in entry.ranges:
-                    file.writelines(read_blocks(source, part.packed_offset, part.length))
-        elif not _has_content(target, entry, source):
+    if target.exists():
+        same_size = target.stat().st_size == entry.size
+        if not same_size or hash_ranges(target, entry.ranges) != hash_ranges(packed, entry.ranges, packed=True):
             raise UsageError(f"{target}: is another file than the packed one. Choose another --out, or delete it first.")
-
-
-def _has_content(target: Path, entry: Entry, packed: BinaryIO) -> bool:
-    if not target.is_file() or target.stat().st_size != entry.size:
-        return False
-    with target.open("rb") as file:
+        return
+    with hdf5.atomic_path(target) as temporary, temporary.open("wb") as file, packed.open("rb") as source:
         for part in entry.ranges:
-            packed_blocks = read_blocks(packed, part.packed_offset, part.length)
-            file_blocks = read_blocks(file, part.file_offset, part.length)
-            if any(one != other for one, other in zip(packed_blocks, file_blocks, strict=True)):
-                return False
-    return True
+            file.writelines(read_blocks(source, part.packed_offset, part.length))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -105,17 +105,16 @@ def check_entry(path: Path, entry: Entry) -> None:
     with hdf5.open_file(path) as file:
         if hdf5.locate_arrays(file, group) != entry.file.arrays:
             raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
-    shell = [(part.packed_offset, part.length) for part in entry.shell]
-    if hash_ranges(path, shell) != entry.shell_sha256:
+    if hash_ranges(path, entry.shell, packed=True) != entry.shell_sha256:
         raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
 
 
-def hash_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> str:
-    """sha256 over these ranges (start, length) of a file, in this order."""
+def hash_ranges(path: Path, ranges: Sequence[ByteRange], *, packed: bool = False) -> str:
+    """sha256 over these ranges, in this order, of the original file at `path`, or of the `packed` one."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
-        for start, length in ranges:
-            for block in read_blocks(file, start, length):
+        for part in ranges:
+            for block in read_blocks(file, part.packed_offset if packed else part.file_offset, part.length):
                 hasher.update(block)
     return hasher.hexdigest()
 

@@ -86,8 +86,7 @@ class StoredTokens:
             # All exponent bits of a float16 are set when it is infinite or NaN: many times as fast as np.isfinite.
             exponents = np.ascontiguousarray(tokens[clips]).view(np.uint16) & _EXPONENT_BITS
             if exponents.max() == _EXPONENT_BITS:
-                nonfinite = (exponents == _EXPONENT_BITS).any(axis=(1, 2))
-                return clips.start + int(np.argmax(nonfinite))
+                return clips.start + int(exponents.max(axis=(1, 2)).argmax())
         return None
 
 

@@ -40,9 +40,9 @@ class WordTable(Mapping[str, SentenceTokens]):
         with self._opened() as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
             texts = json.loads(hdf5.get_text(file, "texts"))
-            self._ends = hdf5.get_array(file, "ends", "<i8", ndim=1)
+            # Query i owns the rows from bounds[i] to bounds[i + 1] of the tokens.
+            self._bounds = np.append(0, hdf5.get_array(file, "ends", "<i8", ndim=1))
             self._truncated = hdf5.get_array(file, "truncated", "|u1", ndim=1)
-            self._starts = np.concatenate([np.zeros(1, np.int64), self._ends])[:-1]
             self._tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2).array()
             self._sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2).array()
             self._texts = texts
@@ -53,7 +53,7 @@ class WordTable(Mapping[str, SentenceTokens]):
         i = self._position[query]
         try:
             return SentenceTokens(
-                tokens=self._tokens[self._starts[i] : self._ends[i]],
+                tokens=self._tokens[self._bounds[i] : self._bounds[i + 1]],
                 sentence=self._sentences[i],
                 truncated=bool(self._truncated[i]),
                 texts=tuple(map(str, self._texts[i])),
@@ -80,7 +80,7 @@ class WordTable(Mapping[str, SentenceTokens]):
         with self._opened() as file:
             queries = hdf5.get_text(file, "queries")
             texts = hdf5.get_text(file, "texts")
-        checksum = _checksum(queries, texts, self._tokens, self._ends, self._sentences, self._truncated)
+        checksum = _checksum(queries, texts, self._tokens, self._bounds[1:], self._sentences, self._truncated)
         if f"{checksum}.h5" != name:
             raise CacheError(
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
@@ -95,10 +95,9 @@ class WordTable(Mapping[str, SentenceTokens]):
     def _check_lengths(self, queries: Any) -> None:
         texts = self._texts
         are_lists = isinstance(queries, list) and isinstance(texts, list) and all(isinstance(text, list) for text in texts)
-        counts = (len(self._ends), len(self._sentences), len(self._truncated))
+        counts = (len(self._bounds) - 1, len(self._sentences), len(self._truncated))
         agree = are_lists and len({len(queries), len(texts), *counts}) == 1
-        rising = (self._ends >= self._starts).all()
-        if not agree or not rising or (len(self._ends) and self._ends[-1] != len(self._tokens)):
+        if not agree or (self._bounds[1:] < self._bounds[:-1]).any() or self._bounds[-1] != len(self._tokens):
             raise CacheError(f"{self.path}: the words do not fit their queries. Delete it and run costl extract again.")
 
 

@@ -204,7 +204,5 @@ def test_a_kill_while_queries_are_added_leaves_one_whole_index(cache, tmp_path):
     assert splits[0] == ["test", "train"] and splits[-1] == ["more", "test", "train"]
 
 
-def test_an_hdf5_error_without_a_code_is_explained_from_its_text():
-    message = "Can't decrement id ref count (file write failed: time = now, errno = 28, error message = 'No space')"
-    assert "No space left on device" in str(hdf5.write_error(Path("x.h5"), RuntimeError(message)))
+def test_an_hdf5_error_without_a_code_has_a_next_step():
     assert "Check free space" in str(hdf5.write_error(Path("x.h5"), RuntimeError("something else")))
