@@ -61,15 +61,6 @@ class Location:
         return mapped if mapped.flags.aligned else np.array(mapped)
 
 
-@dataclass(frozen=True)
-class PackedFile:
-    """A file inside a packed cache, as the table of the cache lists it: read like an open HDF5 file, without opening one."""
-
-    filename: str
-    attributes: Mapping[str, str | int | float]
-    arrays: Mapping[str, Location]
-
-
 @contextlib.contextmanager
 def create_file(path: Path, *, finish: Callable[[Path], None] | None = None) -> Iterator[h5py.File]:
     """A new HDF5 file that gets its name only when it is complete and on disk, see `atomic_path`.
@@ -148,23 +139,20 @@ def write_error(path: Path, error: Exception) -> CacheError:
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[h5py.File]:
-    """Opens an HDF5 file to read. Raises CacheError for one that is missing, foreign or damaged, also during the block."""
+def open_file(path: Path, group: str = "") -> Iterator[h5py.Group]:
+    """Opens an HDF5 file to read, or one of its groups.
+
+    Raises CacheError for a file that is missing, foreign or damaged, also for any error that h5py, or the parser of a text,
+    raises during the block.
+    """
     if not path.is_file():
         raise CacheError(f"{path}: no such file. Make it with costl extract.")
-    with translate_errors(path):
+    try:
         if not h5py.is_hdf5(path):
             raise CacheError(f"{path}: not an HDF5 file. Give the feats.h5 that costl extract wrote.")
         # Published files never change: no lock is needed, and read-only folders work.
         with h5py.File(path, "r", locking=False) as file:
-            yield file
-
-
-@contextlib.contextmanager
-def translate_errors(path: Path) -> Iterator[None]:
-    """Raises CacheError for any error that h5py, or the parser of a text, raises for damage in the file at `path`."""
-    try:
-        yield
+            yield get_group(file, group) if group else file
     except _H5PY_ERRORS as error:
         raise CacheError(f"{path}: damaged ({str(error)[:160]}). Delete it and run costl extract again.") from error
 
@@ -200,22 +188,19 @@ def put_attributes(file: h5py.File, values: Mapping[str, str | int | float]) -> 
         file.attrs[name] = _fixed_length(value) if isinstance(value, str) else value
 
 
-def get_attribute(file: h5py.File | PackedFile, name: str, kind: type) -> Any:
+def get_attribute(file: h5py.Group, name: str, kind: type) -> Any:
     """One scalar attribute of this kind (str, int or float). Raises CacheError for anything else."""
-    if isinstance(file, PackedFile):
-        value = file.attributes.get(name)
-        matches = type(value) is kind
-    else:
-        if not h5py.h5a.exists(file.id, name.encode()):
-            raise CacheError(f"{file.filename}: no attribute {name!r}. It was not made by costl extract.")
-        attribute = h5py.h5a.open(file.id, name.encode())
-        dtype = attribute.dtype
-        letter = {str: "S", int: "i", float: "f"}[kind]
-        matches = attribute.shape == () and dtype.kind == letter and dtype.itemsize <= _MAX_ATTRIBUTE_BYTES
-        value = file.attrs[name] if matches else None
-    if not matches:
-        raise CacheError(f"{file.filename}: attribute {name!r} is not one {kind.__name__}. Extract or pack it again.")
-    return value.decode() if isinstance(value, bytes) else kind(value)
+    if not h5py.h5a.exists(file.id, name.encode()):
+        raise CacheError(f"{file.file.filename}: no attribute {name!r}. It was not made by costl extract.")
+    attribute = h5py.h5a.open(file.id, name.encode())
+    dtype = attribute.dtype
+    letter = {str: "S", int: "i", float: "f"}[kind]
+    if attribute.shape != () or dtype.kind != letter or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
+        raise CacheError(
+            f"{file.file.filename}: attribute {name!r} is not one {kind.__name__}. It was not made by costl extract."
+        )
+    value = file.attrs[name]
+    return bytes(value).decode() if kind is str else kind(value)
 
 
 def put_text(group: h5py.Group, name: str, text: str) -> None:
@@ -223,29 +208,24 @@ def put_text(group: h5py.Group, name: str, text: str) -> None:
     group.create_dataset(name, data=_fixed_length(text))
 
 
-def get_text(file: h5py.File | PackedFile, name: str) -> str:
+def get_text(file: h5py.Group, name: str) -> str:
     """The text stored under this name. Raises CacheError for anything that is not one plain string inside the file."""
     return bytes(get_array(file, name, "S", ndim=0)[()]).decode()
 
 
-def get_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> np.ndarray:
+def get_array(file: h5py.Group, name: str, dtype: str, *, ndim: int) -> np.ndarray:
     """The array stored under this name, `dtype` "S" for a text.
 
     Raises CacheError for another type, another number of axes, or a size that the file cannot hold.
     """
-    location = locate_array(file, name, dtype, ndim=ndim)
-    # Not by the path of an open file: a new index may have replaced the one that is open.
-    return np.array(location.array() if isinstance(file, PackedFile) else file[name][()])
+    locate_array(file, name, dtype, ndim=ndim)
+    # Not from its location: another file may have taken the path of the open one.
+    return np.array(file[name][()])
 
 
-def locate_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: int) -> Location:
+def locate_array(file: h5py.Group, name: str, dtype: str, *, ndim: int) -> Location:
     """The location of the array of this name, for a memory map. Raises CacheError as `get_array` does."""
-    if not isinstance(file, PackedFile):
-        location = _locate(file, name)
-    elif name in file.arrays:
-        location = file.arrays[name]
-    else:
-        raise CacheError(f"{file.filename}: expected data under {name!r}, found nothing. Pack it again.")
+    location = _locate(file, name)
     matches = location.dtype.kind == "S" if dtype == "S" else location.dtype == np.dtype(dtype)
     if not matches or len(location.shape) != ndim:
         raise CacheError(
@@ -255,26 +235,25 @@ def locate_array(file: h5py.File | PackedFile, name: str, dtype: str, *, ndim: i
     return location
 
 
-def locate_arrays(file: h5py.File, group: str = "") -> dict[str, Location]:
-    """The location of every array of a file, or of one of its groups, by name.
+def locate_arrays(file: h5py.Group) -> dict[str, Location]:
+    """The location of every array of a file or group, by name.
 
     Raises CacheError for links, groups inside, and arrays that are not plain bytes in the file.
     """
-    names = list_names(file, group) if group else sorted(file)
-    return {name: _locate(file, f"{group}/{name}" if group else name) for name in names}
+    return {name: _locate(file, name) for name in sorted(file)}
 
 
-def list_names(file: h5py.File, name: str) -> list[str]:
-    """The names inside a group, sorted. Raises CacheError when it is not a group of this file."""
+def get_group(file: h5py.Group, name: str) -> h5py.Group:
+    """The group of this name. Raises CacheError when it is not a group of this file."""
     node = _get_node(file, name)
     if not isinstance(node, h5py.Group):
-        raise CacheError(f"{file.filename}: {name!r} is not a group. It was not made by costl extract.")
-    return sorted(node)
+        raise CacheError(f"{file.file.filename}: {name!r} is not a group. It was not made by costl extract.")
+    return node
 
 
-def has_name(file: h5py.File | PackedFile, name: str) -> bool:
-    """Whether an object or a link of this name exists at the top of the file."""
-    return name in file.arrays if isinstance(file, PackedFile) else file.get(name, getlink=True) is not None
+def has_name(file: h5py.Group, name: str) -> bool:
+    """Whether an object or a link of this name exists at the top of the file or group."""
+    return file.get(name, getlink=True) is not None
 
 
 def reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -293,7 +272,7 @@ def _fixed_length(text: str) -> np.ndarray:
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}")
 
 
-def _get_node(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
+def _get_node(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     # One component at a time, since a link in the middle of a path may also lead to another file.
     node = file
     for part in name.split("/"):
@@ -301,23 +280,23 @@ def _get_node(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(link, h5py.HardLink):
             what = "a link elsewhere" if link is not None else "nothing"
             raise CacheError(
-                f"{file.filename}: expected data under {name!r}, found {what}. It was not made by costl extract."
+                f"{file.file.filename}: expected data under {name!r}, found {what}. It was not made by costl extract."
             )
         address = h5py.h5o.get_info(node.id, part.encode()).addr
         if not is_self_contained(node.file.id.get_vfd_handle(), address):
             raise CacheError(
-                f"{file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
+                f"{file.file.filename}: {name!r} is not what costl extract writes, its data may lie in another file. "
                 "Extract again."
             )
         node = node[part]
     return node
 
 
-def _locate(file: h5py.File, name: str) -> Location:
+def _locate(file: h5py.Group, name: str) -> Location:
     dataset = _get_node(file, name)
     if not isinstance(dataset, h5py.Dataset):
-        raise CacheError(f"{file.filename}: {name!r} is not a dataset. It was not made by costl extract.")
-    path = Path(file.filename)
+        raise CacheError(f"{file.file.filename}: {name!r} is not a dataset. It was not made by costl extract.")
+    path = Path(file.file.filename)
     shape = dataset.shape
     dtype = dataset.dtype
     contiguous = dataset.chunks is None and not dataset.is_virtual and not dataset.external

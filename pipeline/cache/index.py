@@ -254,8 +254,8 @@ def _read_joint_space(file: Any) -> JointSpace:
 
 
 def _read_annotations(file: Any) -> dict[str, str]:
-    splits = hdf5.list_names(file, "annotations")
-    return {split: hdf5.get_text(file, f"annotations/{split}") for split in splits}
+    group = hdf5.get_group(file, "annotations")
+    return {split: hdf5.get_text(group, split) for split in sorted(group)}
 
 
 def _checked_row(file: Any, values: dict[str, Any], fps: float) -> VideoRow:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,6 @@ GROUP, TABLE, ENDS = "packed", "packed/table", "packed/ends"
 NEXT_STEP = "Copy it anew from where it was packed, or pack it again."
 _BLOCK_BYTES = 4 << 20
 _MAX_LINE_BYTES = 1 << 20
-_DTYPE = re.compile(r"[<|][biufS][1-9]\d{0,8}")
 
 
 class ByteRange(NamedTuple):
@@ -39,18 +37,21 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file inside a packed one: its `name` in the folder of parts and its `size` in bytes.
+    """One file inside a packed one: its `name` in the folder of parts, and its bytes.
 
-    `file`: its arrays and attributes. `ranges`: every byte of it in order. `shell`: the ranges that belong to no array, and
-    `shell_sha256` the hash of their bytes (the checksum in a row covers the arrays).
+    `ranges`: every byte of it in order. `shell`: the ranges that belong to no array, and `shell_sha256` the hash of their
+    bytes (the checksum in a row covers the arrays).
     """
 
     name: str
-    size: int
-    file: hdf5.PackedFile
     ranges: tuple[ByteRange, ...]
     shell: tuple[ByteRange, ...]
     shell_sha256: str
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return sum(part.length for part in self.ranges)
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,30 @@ class PackTable:
     number: Mapping[str, int] = field(repr=False)
 
     def entry(self, name: str) -> Entry:
-        """The file of this name, such as `ID.h5`. Raises CacheError when its line is damaged."""
+        """The file of this name, such as `ID.h5`. Raises CacheError when its line or its arrays are damaged."""
         i = self.number[name]
         start = int(self.ends[i - 1]) if i else 0
-        end = int(self.ends[i])
-        line = bytes(self.lines.array()[start:end])
+        line = bytes(self.lines.array()[start : int(self.ends[i])])
+        group, shell_path = packed_names(name)
+        with hdf5.open_file(self.path) as file:
+            arrays = hdf5.locate_arrays(hdf5.get_group(file, group))
+            shell = hdf5.locate_array(file, shell_path, "|u1", ndim=1)
         try:
             values = json.loads(line)
             if values["name"] != name:
                 raise ValueError(f"names {str(values['name'])[:80]!r}")
-            return _entry(self.path, values)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            # A line also holds the type, shape and position of each array, which HDF5 knows as well.
+            array_ranges = [
+                ByteRange(_whole_number(values["arrays"][label][2]), array.offset, array.size)
+                for label, array in arrays.items()
+            ]
+            size = shell.size + sum(array.size for array in arrays.values())
+            ranges, shell_ranges = split_into_ranges(size, array_ranges, shell.offset)
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise CacheError(
                 f"{self.path}: its table is damaged at {name!r} ({str(error)[:160]}). Pack it again."
             ) from error
+        return Entry(name, ranges, shell_ranges, str(values.get("shell_sha256")))
 
     def entries(self) -> Iterator[Entry]:
         """Every file, in order."""
@@ -97,16 +108,6 @@ def read_table(file: Any, names: Sequence[str]) -> PackTable | None:
     if not fits or int(ends[-1]) != lines.size:
         raise CacheError(f"{lines.path}: a table of {len(ends)} files that does not fit {len(names)}. Pack it again.")
     return PackTable(lines.path, lines, ends, {name: i for i, name in enumerate(names)})
-
-
-def check_entry(path: Path, entry: Entry) -> None:
-    """Raises CacheError unless HDF5 finds a file's arrays where the table says, and its shell is unchanged."""
-    group, _ = packed_names(entry.name)
-    with hdf5.open_file(path) as file:
-        if hdf5.locate_arrays(file, group) != entry.file.arrays:
-            raise CacheError(f"{path}: its table and its groups differ about {entry.name}. Pack it again.")
-    if hash_ranges(path, entry.shell, packed=True) != entry.shell_sha256:
-        raise CacheError(f"{path}: what it holds of {entry.name} has changed since it was packed. {NEXT_STEP}")
 
 
 def hash_ranges(path: Path, ranges: Sequence[ByteRange], *, packed: bool = False) -> str:
@@ -161,34 +162,6 @@ def split_into_ranges(
             ranges.append(array)
         position = array.file_offset + array.length
     return tuple(ranges), tuple(shell)
-
-
-def _entry(path: Path, values: Mapping[str, Any]) -> Entry:
-    size = _whole_number(values["bytes"])
-    shell_offset = _whole_number(values["shell"])
-    arrays: dict[str, hdf5.Location] = {}
-    array_ranges: list[ByteRange] = []
-    for name, (dtype, shape, file_offset, packed_offset) in values["arrays"].items():
-        location = _location(path, dtype, shape, packed_offset)
-        arrays[str(name)] = location
-        array_ranges.append(ByteRange(_whole_number(file_offset), location.offset, location.size))
-    ranges, shell = split_into_ranges(size, array_ranges, shell_offset)
-    packed_size = path.stat().st_size
-    last = max(part.packed_offset + part.length for part in ranges)
-    if not shell or last > packed_size:
-        raise ValueError(f"claims bytes up to {last} of {packed_size}")
-    attributes = {str(name): value for name, value in values["attributes"].items() if type(value) in (str, int, float)}
-    file = hdf5.PackedFile(f"{path}: {values['name']}", attributes, arrays)
-    return Entry(str(values["name"]), size, file, ranges, shell, str(values["shell_sha256"]))
-
-
-def _location(path: Path, dtype: Any, shape: Any, offset: Any) -> hdf5.Location:
-    if not _DTYPE.fullmatch(dtype) or len(shape) > 8:
-        raise ValueError(f"an array of type {str(dtype)[:20]!r}")
-    location = hdf5.Location(path, _whole_number(offset), tuple(map(_whole_number, shape)), np.dtype(dtype))
-    if location.size >= 1 << 62:  # numpy counts in 64 bits
-        raise ValueError(f"an array of {location.size} bytes")
-    return location
 
 
 def _whole_number(value: Any) -> int:

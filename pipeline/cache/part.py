@@ -147,7 +147,7 @@ def read_attributes(file: Any) -> dict[str, Any]:
 def check_part_fingerprint(file: Any, fingerprint: str) -> None:
     """Raises CacheError for a part whose features were made with other settings."""
     if hdf5.get_attribute(file, "fingerprint", str) != fingerprint:
-        raise CacheError(f"{file.filename}: made with other settings than its index. Run costl extract again.")
+        raise CacheError(f"{file.file.filename}: made with other settings than its index. Run costl extract again.")
 
 
 def locate_tokens(file: Any, clips: int, contents: Contents) -> StoredTokens:
@@ -164,7 +164,7 @@ def locate_tokens(file: Any, clips: int, contents: Contents) -> StoredTokens:
         mean = arrays["mean"].array()
         scales = (arrays["scales"].array(), arrays["std"].array())
         if not (np.isfinite(mean).all() and all(np.isfinite(scale).all() and (scale >= 0).all() for scale in scales)):
-            raise CacheError(f"{file.filename}: damaged scales. Delete it and run costl extract again.")
+            raise CacheError(f"{file.file.filename}: damaged scales. Delete it and run costl extract again.")
     return StoredTokens(arrays, tuple(_earlier_layers(file, shapes, dtypes)))
 
 
@@ -181,12 +181,12 @@ def read_times(file: Any, clips: int) -> np.ndarray:
     """The times of an open part, float64 [clips]. Raises CacheError for another number, non-finite or falling times."""
     times_s = hdf5.get_array(file, "times_s", "<f8", ndim=1)
     if len(times_s) != clips or not np.isfinite(times_s).all() or (np.diff(times_s) < 0).any():
-        raise CacheError(f"{file.filename}: times that do not rise, or not {clips} of them. Run costl extract again.")
+        raise CacheError(f"{file.file.filename}: times that do not rise, or not {clips} of them. Run costl extract again.")
     return times_s
 
 
 def _locate(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> hdf5.Location:
     location = hdf5.locate_array(file, name, dtype, ndim=len(shape))
     if location.shape != shape:
-        raise CacheError(f"{file.filename}: {name} {location.shape}, expected {shape}. Extract again.")
+        raise CacheError(f"{file.file.filename}: {name} {location.shape}, expected {shape}. Extract again.")
     return location

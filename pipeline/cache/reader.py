@@ -18,7 +18,7 @@ import numpy as np
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import VideoRow, absolute_weights, read_index
-from costl.pipeline.cache.pack_table import NEXT_STEP, check_entry
+from costl.pipeline.cache.pack_table import NEXT_STEP, hash_ranges, packed_names
 from costl.pipeline.cache.part import (
     ClipSelection,
     StoredTokens,
@@ -117,8 +117,7 @@ class CacheReader:
     def word_table(self) -> WordTable:
         """The tokens of every query, by query; the file is opened at the first call."""
         if self._words is None:
-            packed = self.pack_table.entry(f"words/{self.words_file}").file if self.pack_table else None
-            self._words = WordTable(self.words_path, packed)
+            self._words = WordTable(self.words_path, self._group(f"words/{self.words_file}"))
         return self._words
 
     def annotations(self, split: str) -> str:
@@ -130,7 +129,7 @@ class CacheReader:
     def array_locations(self, video_id: str) -> dict[str, hdf5.Location]:
         """Where every array of a video is stored, by its name in the part."""
         with self._open_part(video_id) as part:
-            return dict(part.arrays) if self.pack_table else hdf5.locate_arrays(part)
+            return hdf5.locate_arrays(part)
 
     def part_path(self, video_id: str) -> Path:
         """The file that holds a video's features: its part, or the packed file."""
@@ -153,8 +152,7 @@ class CacheReader:
             times_s = read_times(part, row.clips)
         next_step = NEXT_STEP if self.pack_table else "Delete it and run costl extract again."
         if tokens.checksum(times_s) != row.checksum:
-            what = f"{path}: {row.part} in it" if self.pack_table else f"{path}: its content"
-            raise CacheError(f"{what} has changed since it was written. {next_step}")
+            raise CacheError(f"{path}: its content has changed since it was written ({row.part}). {next_step}")
         bad_clip = tokens.first_nonfinite_clip()
         if bad_clip is not None:  # from another program: extraction and import refuse such values
             raise CacheError(f"{path}: clip {bad_clip} of {video_id!r} holds non-finite values. {next_step}")
@@ -168,21 +166,21 @@ class CacheReader:
     def _verify_file(self, name: str, path: Path, *, quick: bool) -> None:
         """Checks what has to be checked before the arrays of a file are read."""
         if self.pack_table:
-            entry = self.pack_table.entry(name)  # refuses an entry outside of the file
-            if not quick:
-                check_entry(path, entry)
+            entry = self.pack_table.entry(name)  # refuses arrays outside of the file
+            if not quick and hash_ranges(path, entry.shell, packed=True) != entry.shell_sha256:
+                raise CacheError(f"{path}: what it holds of {name} has changed since it was packed. {NEXT_STEP}")
         elif quick:
             hdf5.check_header(path)
 
     @contextlib.contextmanager
     def _open_part(self, video_id: str) -> Iterator[Any]:
-        if self.pack_table:
-            packed = self.pack_table.entry(self.row(video_id).part).file
-            check_part_fingerprint(packed, self.digest)
-            yield packed
-            return
         path = self.part_path(video_id)
-        hdf5.refuse_link(path)
-        with hdf5.open_file(path) as file:
-            check_part_fingerprint(file, self.digest)
-            yield file
+        if not self.pack_table:
+            hdf5.refuse_link(path)
+        with hdf5.open_file(path, self._group(self.row(video_id).part)) as part:
+            check_part_fingerprint(part, self.digest)
+            yield part
+
+    def _group(self, name: str) -> str:
+        """The group of a file in the packed cache; empty where it is a file of its own."""
+        return packed_names(name)[0] if self.pack_table else ""

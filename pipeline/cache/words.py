@@ -28,16 +28,16 @@ from costl.pipeline.errors import CacheError, CostlError
 class WordTable(Mapping[str, SentenceTokens]):
     """The tokens of all queries in a file, by query; a query's tokens are read when it is looked up.
 
-    `packed` is the same file inside a packed cache. Raises CacheError for a file that is missing, foreign or damaged, and
-    for non-finite tokens.
+    `group` is that of the words in a packed cache at `path`. Raises CacheError for a file that is missing, foreign or
+    damaged, and for non-finite tokens.
     """
 
-    def __init__(self, path: Path, packed: hdf5.PackedFile | None = None):
+    def __init__(self, path: Path, group: str = ""):
         self.path = path
-        self._packed = packed
-        if packed is None:
+        self._group = group
+        if not group:
             hdf5.refuse_link(path)
-        with self._opened() as file:
+        with hdf5.open_file(path, group) as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
             texts = json.loads(hdf5.get_text(file, "texts"))
             # Query i owns the rows from bounds[i] to bounds[i + 1] of the tokens.
@@ -77,7 +77,7 @@ class WordTable(Mapping[str, SentenceTokens]):
 
     def verify(self, name: str) -> None:
         """Reads everything. Raises CacheError when the content does not match the hash in `name`, the file's name."""
-        with self._opened() as file:
+        with hdf5.open_file(self.path, self._group) as file:
             queries = hdf5.get_text(file, "queries")
             texts = hdf5.get_text(file, "texts")
         checksum = _checksum(queries, texts, self._tokens, self._bounds[1:], self._sentences, self._truncated)
@@ -85,12 +85,6 @@ class WordTable(Mapping[str, SentenceTokens]):
             raise CacheError(
                 f"{self.path}: its content has changed since it was written. Delete it and run costl extract again."
             )
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
-        opened = contextlib.nullcontext(self._packed) if self._packed else hdf5.open_file(self.path)
-        with hdf5.translate_errors(self.path), opened as file:
-            yield file
 
     def _check_lengths(self, queries: Any) -> None:
         texts = self._texts
