@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet
-from costl.commands.output import print_result
+from costl.commands.options import ANY_PATH, Group, as_json, device, out, quiet
+from costl.commands.output import Written, print_result
 from costl.commands.progress_bars import ProgressBars
 
 
@@ -28,7 +28,7 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
     Example:
         costl cache status feats.h5
 
-    --json lists every video. To see whether videos have changed: costl cache verify feats.h5 --videos dir/
+    --json lists every video.
     """
     from costl.pipeline.cache.inspect import Status
     from costl.pipeline.cache.reader import CacheReader
@@ -41,26 +41,23 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
 @click.option("--quick", is_flag=True, help="Check only sizes and first bytes. This does not find a flipped bit.")
-@click.option("--videos", type=FOLDER, help="Also compare the videos in this folder with those that were extracted.")
 @quiet
 @as_json
-def verify(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+def verify(cache: Path, quick: bool, quiet: bool, as_json: bool) -> None:
     """Compare every file of a cache with its checksum.
 
     \b
     Examples:
         costl cache verify feats.h5
-        costl cache verify feats.h5 --quick --videos dir/
+        costl cache verify feats.h5 --quick
 
     Exit code 3: a file is damaged. Delete it and run costl extract (or costl data import) again, which writes only this
     file.
-
-    Exit code 1: no file is damaged, but a video is missing or has changed since extraction.
     """
     from costl.pipeline.cache.verify import verify
 
     with ProgressBars(silent=quiet) as progress:
-        verification = verify(cache, **options, progress=progress)
+        verification = verify(cache, quick=quick, progress=progress)
     print_result(verification, as_json=as_json)
 
 
@@ -104,7 +101,7 @@ def pack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
 
     with ProgressBars(silent=quiet) as progress:
         packed = pack(cache, out=out, progress=progress)
-    print_result(packed, as_json=as_json)
+    print_result(Written(packed), as_json=as_json)
 
 
 @cache.command()
@@ -126,7 +123,7 @@ def unpack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
 
     with ProgressBars(silent=quiet) as progress:
         unpacked = unpack(cache, out=out, progress=progress)
-    print_result(unpacked, as_json=as_json)
+    print_result(Written(unpacked), as_json=as_json)
 
 
 @cache.command()

@@ -63,9 +63,7 @@ def collect_garbage(path: Path, *, delete: bool = False) -> Leftovers:
             try:
                 file.unlink()
             except OSError as error:
-                raise CacheError(
-                    f"{file}: cannot be deleted ({error.strerror}). Check permissions and try again."
-                ) from error
+                raise hdf5.write_error(file, error) from error
     return Leftovers(path, dict(sorted(files.items())), size_bytes, delete)
 
 

@@ -23,9 +23,9 @@ from costl.pipeline.formats import files
 
 # What h5py raises for a damaged or malicious file.
 _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_DISK_ERROR = {errno.EIO, getattr(errno, "ESTALE", errno.EIO)}
+_DISK_ERROR = {errno.EIO, errno.ESTALE}
 _PAGE_BYTES = 4096
 _PLAIN_KINDS = "biufS"  # numpy's kinds whose values are stored as plain bytes
 _MAX_ATTRIBUTE_BYTES = 1 << 16

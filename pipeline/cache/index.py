@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.pack_table import PackTable, read_table
@@ -51,15 +51,13 @@ class VideoRow:
             value = getattr(self, name)
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise CacheError(f"cache row {self.id!r}: {name} is {value!r}, expected {expected}.")
-        unsafe = self.id.startswith(".") or any(character in self.id for character in "/\\\0:")
-        if not self.id or unsafe or len(self.id) > 250:
+        if not re.fullmatch(r"(?!\.)[^/\\\0:]{1,250}", self.id, re.DOTALL):
             raise CacheError(f"cache row {self.id!r}: not a safe video id. The index is foreign or damaged.")
         if self.part != (f"{self.id}.h5" if self.ok else ""):
             raise CacheError(f"cache row {self.id!r}: names the part {self.part!r}. The index is foreign or damaged.")
-        if self.ok and not (self.clips >= 1 and math.isfinite(self.duration_s) and self.duration_s > 0):
+        # Memory is used for every clip before the features are read.
+        if self.ok and not (1 <= self.clips <= MAX_CLIPS and 0 < self.duration_s < math.inf):
             raise CacheError(f"cache row {self.id!r}: {self.clips} clips in {self.duration_s} s. The index is damaged.")
-        if self.clips > MAX_CLIPS:  # memory is used for every clip before the features are read
-            raise CacheError(f"cache row {self.id!r}: {self.clips} clips, longer than any video. The index is damaged.")
 
     def data(self) -> dict[str, Any]:
         """The fields for a person or a program: everything but where the features are stored."""
@@ -104,14 +102,12 @@ class Contents:
     def __post_init__(self) -> None:
         if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
             raise CacheError(f"cache: fps is {self.fps!r}, expected a number above zero.")
-        sides = self.patch_grid
+        sides = tuple(self.patch_grid)
         has_patches = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
-        if not has_patches and tuple(sides) != (0, 0):
-            raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) for no patches.")
+        if sides != (0, 0) and not (has_patches and self.token_format.tokens == "all"):
+            raise CacheError(f"cache: patch grid is {sides!r}, expected rows and columns, or (0, 0) without patches.")
         if any("\0" in text for text in (self.videos, *self.source.values())):
             raise CacheError("cache: a path with a null character. The index is foreign or damaged.")
-        if self.token_format.tokens == "cls" and tuple(sides) != (0, 0):
-            raise CacheError(f"cache: patch grid is {sides!r}, expected (0, 0) where only frame tokens are stored.")
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -275,10 +271,7 @@ def _json(file: Any, name: str, kind: type) -> Any:
     return value
 
 
-_T = TypeVar("_T")
-
-
-def _construct(kind: Callable[..., _T], **values: Any) -> _T:
+def _construct(kind: Callable[..., Any], **values: Any) -> Any:
     """An object from the values in a file. Values that it refuses mean that the file is damaged."""
     try:
         return kind(**values)

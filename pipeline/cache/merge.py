@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents, VideoRow, relocate_contents
 from costl.pipeline.cache.inspect import failure_messages
-from costl.pipeline.cache.part import locate_tokens, parts_folder, read_row, read_times
+from costl.pipeline.cache.part import locate_tokens, read_times
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import SPLITS, queries_in
@@ -68,7 +67,7 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
     The caches of all shares of a folder become, byte for byte, the cache of the whole folder. Of two rows for one video the
     one with features wins. Parts are hard links where the file system supports them, otherwise copies whose checksum is
     verified. An interrupted call can be repeated. Raises UsageError without caches to merge, CacheError naming what
-    differs: fingerprints, settings, two different features of one video, two annotations of one qid.
+    differs: fingerprints, settings, two different features of one video.
     """
     report_progress = progress or (lambda _: None)
     paths = {path.resolve(): path for path in caches if path.resolve() != out.resolve()}
@@ -84,12 +83,11 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
     words = _merged_words(readers, queries_in(contents.annotations))
     with CacheWriter(out, contents, words) as writer:
         for number, (row, reader) in enumerate(best_rows, start=1):
-            target = parts_folder(out) / row.part
-            if row.ok and not _has_part(target, row, contents):
-                _publish_part(reader.part_path(row.name), target, row, contents)
+            if row.ok and writer.reuse_if_unchanged(row.id, row.content_hash) != row:
+                _publish_part(reader.part_path(row.name), writer.parts / row.part, row, contents)
             writer.adopt_row(row)
             report_progress(Progress("merge", number, len(best_rows), row.name))
-        sync(parts_folder(out))
+        sync(writer.parts)
         writer.write_index()
     failed = tuple(row for row, _ in best_rows if not row.ok)
     return MergeReport(out, len(best_rows) - len(failed), failed, _notes(contents.share))
@@ -116,8 +114,7 @@ def _best_rows(readers: Sequence[CacheReader]) -> list[tuple[VideoRow, CacheRead
         for row in reader.rows:
             best_row, best_reader = best.setdefault(row.id, (row, reader))
             if row.ok and best_row.ok and row != best_row:
-                what = "of another file" if row.content_hash != best_row.content_hash else "other features"
-                conflicts.setdefault(row.id, f"{row.name} ({best_reader.path} and {reader.path}: {what})")
+                conflicts.setdefault(row.id, f"{row.name} ({best_reader.path} and {reader.path})")
             elif _RANKS.get(row.status, 0) < _RANKS.get(best_row.status, 0):
                 best[row.id] = (row, reader)
     if conflicts:
@@ -170,28 +167,16 @@ def _lines_by_number(split: str, readers: Sequence[CacheReader]) -> dict[int, st
 
 
 def _concatenate(split: str, readers: Sequence[CacheReader]) -> str:
-    """The lines of one cache after those of the other; a qid of an earlier cache must be the same row, and is left out."""
-    merged: list[str] = []
-    row_and_owner: dict[str, tuple[Any, CacheReader]] = {}
-    for reader in readers:
-        earlier = dict(row_and_owner)
-        for _, line in json_lines(reader.contents.annotations.get(split, "")):
-            row = json.loads(line)
-            qid = json.dumps(row["qid"])
-            if qid not in earlier:
-                row_and_owner[qid] = (row, reader)
-                merged.append(f"{line}\n")
-            elif earlier[qid][0] != row:
-                raise CacheError(
-                    f"{split}.jsonl: qid {qid} is one annotation in {earlier[qid][1].path} and another in {reader.path}. "
-                    "Give one of them another qid and extract it again."
-                )
-    return "".join(merged)
+    """The lines of one cache after those of the other; a line of an earlier cache is left out."""
+    texts = [reader.contents.annotations.get(split, "") for reader in readers]
+    if len(set(texts)) == 1:
+        return texts[0]
+    lines = dict.fromkeys(line for text in texts for _, line in json_lines(text))
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _merged_words(readers: Sequence[CacheReader], queries: Iterable[str]) -> dict[str, SentenceTokens]:
+def _merged_words(readers: Sequence[CacheReader], queries: Sequence[str]) -> dict[str, SentenceTokens]:
     """The tokens of these queries; of two caches with the same query, those of the first."""
-    queries = list(queries)
     words: dict[str, SentenceTokens] = {}
     for reader in reversed(readers):
         words |= reader.word_table()
@@ -199,13 +184,6 @@ def _merged_words(readers: Sequence[CacheReader], queries: Iterable[str]) -> dic
     if missing:
         raise CacheError(f"No cache has the words of {len(missing)} queries: {first_few(missing)}. Extract it again.")
     return {query: words[query] for query in queries}
-
-
-def _has_part(path: Path, row: VideoRow, contents: Contents) -> bool:
-    try:
-        return path.is_file() and read_row(path, contents) == row
-    except CacheError:
-        return False
 
 
 def _publish_part(source: Path, target: Path, row: VideoRow, contents: Contents) -> None:

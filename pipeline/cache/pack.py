@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +40,8 @@ _ABANDONED_S = 3600.0  # a running `pack` writes to its temporary file more ofte
 _OVERHEAD_BYTES = 1 << 14  # of HDF5 for each file inside a packed one, rounded up
 
 
-@dataclass(frozen=True)
-class PackReport:
-    """The packed file or the index of the unpacked cache, and the number of `videos` with features."""
-
-    path: Path
-    videos: int
-    exit_code = 0
-
-    def lines(self) -> list[str]:
-        """The file."""
-        return [str(self.path)]
-
-    def data(self) -> dict[str, Any]:
-        """Both fields; the file is called `out`."""
-        return {"out": str(self.path), "videos": self.videos}
-
-    def messages(self) -> list[str]:
-        """The counts."""
-        return [f"{self.videos} videos and the words, {self.path.stat().st_size / 1e6:.1f} MB."]
-
-
-def pack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -> PackReport:
-    """Writes the cache at `path` as one self-contained file; the same cache gives the same bytes.
+def pack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -> Path:
+    """Writes the cache at `path` as one self-contained file and returns its path; the same cache gives the same bytes.
 
     Every part is compared with its checksum first. Memory does not grow with the size of the cache. Raises CacheError, before
     anything is written, when parts are damaged (naming them) or the disk has no room, and UsageError when `out` exists or
@@ -88,12 +68,13 @@ def pack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -> 
         extend=lambda file: _reserve_all(file, index.files, sources),
         finish=lambda temporary: _copy_all(temporary, sources, report_progress),
     )
-    return PackReport(out, len(sources) - 1)
+    return out
 
 
-def unpack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -> PackReport:
+def unpack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -> Path:
     """Unpacks a packed file: the index `out` and the folder of parts next to it, every file as it was before packing.
 
+    Returns the path of the index.
     An interrupted call can be repeated: parts that exist are compared, not written. Raises CacheError when the packed file
     is damaged, the disk has no room, or another process writes to `out`; UsageError when `out` exists, when a part of
     another cache is in its folder, or when `path` is not packed.
@@ -106,19 +87,16 @@ def unpack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -
     _refuse_existing(out)
     _check_free_space(out, _unpacked_bytes(table))
     index = read_index(path)
-    videos = [*reader.video_ids, "words"]
+    # Each file is verified in full just before it is copied, so that it is read from the disk only once.
+    checks = [*(partial(reader.verify, video) for video in reader.video_ids), reader.verify_words]
     with locked_cache(out):
-        for number, (name, video) in enumerate(zip(index.files, videos, strict=True), start=1):
-            # Each file is verified in full just before it is copied, so that it is read from the disk only once.
-            if number < len(videos):
-                reader.verify(video)
-            else:
-                reader.verify_words()
+        for number, (name, check) in enumerate(zip(index.files, checks, strict=True), start=1):
+            check()
             _restore(table.entry(name), path, parts_folder(out) / name)
-            report_progress(Progress("unpack", number, len(videos), video))
+            report_progress(Progress("unpack", number, len(checks), name))
         contents = relocate_contents(index.contents, path.parent, out.parent)
         write_index(out, replace(index, contents=contents))
-    return PackReport(out, len(reader.video_ids))
+    return out
 
 
 def _refuse_existing(out: Path) -> None:

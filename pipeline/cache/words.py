@@ -39,13 +39,12 @@ class WordTable(Mapping[str, SentenceTokens]):
             hdf5.refuse_link(path)
         with hdf5.open_file(path, group) as file:
             queries = json.loads(hdf5.get_text(file, "queries"))
-            texts = json.loads(hdf5.get_text(file, "texts"))
+            self._texts = json.loads(hdf5.get_text(file, "texts"))
             # Query i owns the rows from bounds[i] to bounds[i + 1] of the tokens.
             self._bounds = np.append(0, hdf5.get_array(file, "ends", "<i8", ndim=1))
             self._truncated = hdf5.get_array(file, "truncated", "|u1", ndim=1)
             self._tokens = hdf5.locate_array(file, "tokens", "<f2", ndim=2).array()
             self._sentences = hdf5.locate_array(file, "sentences", "<f4", ndim=2).array()
-            self._texts = texts
             self._check_lengths(queries)
             self._position = {str(query): i for i, query in enumerate(queries)}
 

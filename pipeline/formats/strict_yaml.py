@@ -10,45 +10,36 @@ from typing import Any, ClassVar
 
 import yaml
 
-# The core schema of YAML 1.2.2, section 10.3.2, and the merge key, which is common: tag, pattern, first characters.
+# The core schema of YAML 1.2.2, section 10.3.2, and the merge key, which is common: tag and pattern.
 _SCHEMA = (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     (
         "float",
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
     ),
-    ("merge", "<<", "<"),
+    ("merge", "<<"),
 )
 _MAX_CHARACTERS, _MAX_VALUES = 1 << 20, 100_000
 _MAX_BITS = 4096  # of an integer: Python refuses to print larger ones
 # What PyYAML raises, also where a tag does not fit its value (`!!bool maybe`).
-_PYYAML_ERRORS = (
-    *(yaml.YAMLError, ValueError, TypeError, KeyError),
-    *(IndexError, AttributeError, OverflowError, MemoryError),
-)
-_BASES = {"0o": 8, "0x": 16}
-
-
-class BadYaml(yaml.YAMLError, ValueError):
-    """A text that is not valid YAML, with the reason in one line."""
+_PYYAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError)
 
 
 def read_yaml(text: str) -> Any:
-    """A YAML text as plain values. Raises BadYaml for invalid YAML, and for more characters or values than are accepted.
+    """A YAML text as plain values. Raises ValueError for invalid YAML, and for more characters or values than are accepted.
 
     Aliases make a large value of a small text: the values of an alias count each time that it is used.
     """
     if len(text) > _MAX_CHARACTERS:
-        raise BadYaml(f"{len(text)} characters, at most {_MAX_CHARACTERS} are read")
+        raise ValueError(f"{len(text)} characters, at most {_MAX_CHARACTERS} are read")
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise BadYaml("nested too deeply") from None
+        raise ValueError("nested too deeply") from None
     except _PYYAML_ERRORS as error:
-        raise BadYaml(" ".join(str(error).split())[:300] or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
 
 
 def write_yaml(value: Any) -> str:
@@ -58,7 +49,7 @@ def write_yaml(value: Any) -> str:
 
 def is_number(text: str) -> bool:
     """Whether a text would be read as a number without quotes."""
-    return any(re.fullmatch(pattern, text) for tag, pattern, _ in _SCHEMA if tag in ("int", "float"))
+    return any(re.fullmatch(pattern, text) for tag, pattern in _SCHEMA if tag in ("int", "float"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -96,8 +87,7 @@ class _Loader(yaml.SafeLoader):
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         """An integer; a leading zero has no meaning."""
         text = str(self.construct_scalar(node))
-        base = _BASES.get(text[:2], 10)
-        value = int(text if base == 10 else text[2:], base)
+        value = int(text, 0 if text[:2] in ("0o", "0x") else 10)
         if value.bit_length() > _MAX_BITS:
             raise yaml.constructor.ConstructorError(None, None, "found a number too large", node.start_mark)
         return value
@@ -116,7 +106,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _class in (_Loader, _Dumper):
-    for _tag, _pattern, _characters in _SCHEMA:
-        _first_characters = [character.strip("\0") for character in _characters]
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
+    for _tag, _pattern in _SCHEMA:
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)

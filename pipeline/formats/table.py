@@ -12,10 +12,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [_line(row, widths) for row in (cells[0], rule, *cells[1:])]
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    others = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    return "| " + " | ".join([row[0].ljust(widths[0]), *others]) + " |"
+    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for first, *others in cells:
+        aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *aligned])} |")
+    return lines

@@ -310,7 +310,7 @@ def test_of_an_old_part_with_two_layers_the_last_is_read_and_both_are_verified(t
     reader = CacheReader(tmp_path / "feats.h5")
     np.testing.assert_array_equal(reader.tokens("v"), tokens)
     assert verify(reader.path).damaged == ()
-    packed = pack(reader.path, out=tmp_path / "packed.h5").path
+    packed = pack(reader.path, out=tmp_path / "packed.h5")
     np.testing.assert_array_equal(CacheReader(packed).tokens("v"), tokens)
     unpack(packed, out=tmp_path / "out" / "feats.h5")
     merge(tmp_path / "merged.h5", [tmp_path / "out" / "feats.h5"])

@@ -109,7 +109,7 @@ def test_failures_are_grouped_by_reason_ignoring_names_and_numbers():
     rows.insert(2, VideoRow("x", "timeout", "x", reason="x.mkv: the decoder hangs."))
     rows.append(VideoRow("y", "timeout", "y", reason="one frame of 1 x 90 is too big."))
     assert group_by_reason(rows) == [
-        "    5 failed: one frame of 0 x 90 is too big. (v.0, v.1, v.2 and 2 more)",
+        "    5 failed: one frame of 0 x 90 is too big. (v.0, v.1, v.2, v.3, v.4)",
         "    1 timeout: the decoder hangs. (x)",
         "    1 timeout: one frame of 1 x 90 is too big. (y)",
     ]

@@ -137,7 +137,7 @@ def test_a_damaged_index_removes_nothing(cache):
 
 
 def test_parts_next_to_a_packed_file_are_not_deleted(cache):
-    packed = pack(cache, out=cache.with_name("p.h5")).path
+    packed = pack(cache, out=cache.with_name("p.h5"))
     shutil.copytree(parts_folder(cache), parts_folder(packed))
     before = tree(cache.parent)
     assert collect_garbage(packed, delete=True).files == {} and tree(cache.parent) == before

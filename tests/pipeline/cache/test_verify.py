@@ -171,7 +171,7 @@ def test_status_lists_failed_videos_and_counts_the_others():
 def test_status_of_many_videos_is_short_unless_all_are_requested():
     many = rows(10_000, 400)
     lines = Status(many).lines()
-    assert lines[MAX_LISTED + 1] == "  267 failed: reason 0. (x0, x1, x3 and 264 more)"
+    assert lines[MAX_LISTED + 1] == "  267 failed: reason 0. (x0, x1, x3, x4, x6 and 262 more)"
     assert len(lines) == MAX_LISTED + 5 and lines[MAX_LISTED] == "... and 380 more; --all lists every video."
     everything = Status(many, everything=True).lines()
     assert len(everything) == 10_404 and everything[0].split() == ["v0", "ok", "75", "clips,", "150.0", "s"]

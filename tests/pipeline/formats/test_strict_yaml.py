@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,13 +74,13 @@ def test_not_a_number_is_written_with_a_dot():
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "{a: {b: 1, b: 2}}"])
 def test_a_key_given_twice_is_refused(text):
-    with pytest.raises(yaml.YAMLError, match="is given twice"):
+    with pytest.raises(ValueError, match="is given twice"):
         read_yaml(text)
 
 
 def test_only_plain_values_are_accepted():
     for text in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!what 1"):
-        with pytest.raises(yaml.YAMLError):
+        with pytest.raises(ValueError):
             read_yaml(text)
 
 

