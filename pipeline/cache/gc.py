@@ -15,8 +15,6 @@ from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.part import parts_folder, read_attributes, temporary_files
 from costl.pipeline.errors import CacheError
 
-_WORDS = re.compile(r"[0-9a-f]{64}\.h5")
-
 
 @dataclass(frozen=True)
 class Leftovers:
@@ -80,7 +78,8 @@ def _leftovers(path: Path, index: Index) -> dict[Path, str]:
         if is_old and _is_part(part):
             files[part] = "no row of the index names it"
     for words in (parts / "words").glob("*.h5"):
-        if words.name != index.words_file and _WORDS.fullmatch(words.name) and not words.is_symlink():
+        is_ours = re.fullmatch(r"[0-9a-f]{64}\.h5", words.name) and not words.is_symlink()
+        if is_ours and words.name != index.words_file:
             files[words] = "the index names other words"
     return files
 

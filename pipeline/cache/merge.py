@@ -14,7 +14,7 @@ from typing import Any
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents, VideoRow, relocate_contents
 from costl.pipeline.cache.inspect import failure_messages
-from costl.pipeline.cache.part import locate_tokens, read_times
+from costl.pipeline.cache.part import locate_tokens, read_row, read_times
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import SPLITS, queries_in
@@ -192,8 +192,8 @@ def _publish_part(source: Path, target: Path, row: VideoRow, contents: Contents)
     Raises CacheError for a part that is missing or damaged, and when `target` cannot be written.
     """
     hdf5.refuse_link(source)
-    if not source.is_file():
-        raise CacheError(f"{source}: no such part. What was joined so far is kept; put it right and merge again.")
+    if read_row(source, contents) != row:
+        raise CacheError(f"{source}: not the part that its index lists. Run costl extract again for its cache.")
     with contextlib.suppress(OSError):  # another disk, or a file system without links
         target.unlink(missing_ok=True)  # a part that does not fit its row
         os.link(source, target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,8 @@ def unpack(path: Path, *, out: Path, progress: ProgressCallback | None = None) -
     _check_free_space(out, _unpacked_bytes(table))
     index = read_index(path)
     # Each file is verified in full just before it is copied, so that it is read from the disk only once.
-    checks = [*(partial(reader.verify, video) for video in reader.video_ids), reader.verify_words]
+    checks: list[Callable[[], None]] = [partial(reader.verify, video) for video in reader.video_ids]
+    checks.append(reader.verify_words)
     with locked_cache(out):
         for number, (name, check) in enumerate(zip(index.files, checks, strict=True), start=1):
             check()

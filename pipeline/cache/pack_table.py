@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -61,7 +61,7 @@ class PackTable:
     path: Path
     lines: hdf5.Location
     ends: np.ndarray
-    number: Mapping[str, int] = field(repr=False)
+    number: Mapping[str, int]
 
     def entry(self, name: str) -> Entry:
         """The file of this name, such as `ID.h5`. Raises CacheError when its line or its arrays are damaged."""

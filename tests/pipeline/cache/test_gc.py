@@ -66,7 +66,8 @@ def test_temporary_files_and_old_words_are_deleted(cache):
     ]
     for temporary in temporary_files:
         temporary.write_bytes(b"half")
-    assert collect_garbage(cache, delete=True).files.keys() == {*temporary_files, folder / "words" / f"{'a' * 64}.h5", folder / "v_a.h5", folder / "v_c.h5"}
+    deleted = collect_garbage(cache, delete=True).files.keys()
+    assert deleted == {*temporary_files, folder / "words" / f"{'a' * 64}.h5", folder / "v_a.h5", folder / "v_c.h5"}
     assert tree(folder) == {".lock", "v_b.h5", f"words/{CacheReader(cache).words_path.name}"}
 
 
