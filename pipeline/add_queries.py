@@ -20,14 +20,15 @@ from costl.pipeline.cache.index import (
 from costl.pipeline.cache.inspect import MAX_LISTED
 from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.part import parts_folder
-from costl.pipeline.cache.words import remove_other_words, stored_words, words_folder, write_words
+from costl.pipeline.cache.words import remove_other_words, words_folder, write_words
 from costl.pipeline.data_folder import missing_videos, queries_in, read_annotations, rows_in
 from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
-from costl.pipeline.extract import encode_new, missing_row
+from costl.pipeline.extract import missing_row
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.queries import encode_new, reusable_words
 
 _SPLIT_NAME = re.compile(r"\w[\w.+ -]*")
 # The fields that decide the tokens of a sentence: it is always encoded in float32, and preprocessing is for images.
@@ -110,13 +111,14 @@ def add_queries(
         _check_split_names(added)
         missing = _videos_without_features(cache, index.rows, added, allow=allow_missing_videos)
         texts = dict(sorted({**index.contents.annotations, **added}.items()))  # so that adding again changes no byte
-        sentences = {query: sentence for query, sentence in stored_words(cache).items() if sentence.texts}
+        sentences = reusable_words(cache)
         new = [query for query in queries_in(texts) if query not in sentences]
         contents = replace(index.contents, annotations=texts)
         if new:
             encoder, contents = _load_matching_encoder(cache, contents, weights, device, report_progress)
-            sentences |= encode_new(encoder, new, report_progress, fill_batches=True)
-        rows = [*index.rows, *_new_rows(missing, index.rows)]
+            sentences |= encode_new(encoder, new, report_progress)
+        names = {row.name for row in index.rows}
+        rows = [*index.rows, *(missing_row(name) for name in missing if name not in names)]
         rows.sort(key=lambda row: row.id)
         _publish(cache, Index(contents, rows, index.words_file), sentences)
     added_queries = queries_in(added)
@@ -158,11 +160,6 @@ def _videos_without_features(
             "extract --videos, remove their rows, or pass --allow-missing-videos to go on without them."
         )
     return missing
-
-
-def _new_rows(missing: Sequence[str], rows: Sequence[VideoRow]) -> list[VideoRow]:
-    names = {row.name for row in rows}
-    return [missing_row(name) for name in missing if name not in names]
 
 
 def _load_matching_encoder(

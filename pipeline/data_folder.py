@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from costl.pipeline.errors import UsageError, first_few
-from costl.pipeline.formats.strict_json import abbreviated, read_json
+from costl.pipeline.errors import UsageError, first_few, suggest
+from costl.pipeline.formats.strict_json import abbreviated, json_lines, read_json
 from costl.pipeline.formats.strict_yaml import read_yaml
 from costl.pipeline.options import DECODERS, RESIZES, SAMPLINGS, TokenFormat
 
 SETTINGS_FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
+REMOVED = {"layers": "A cache stores the tokens of CLIP's last block only: remove this line."}
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class ExtractSettings:
     """The settings that decide the features.
 
     `model`: an open_clip model. `weights`: a tag, FILE, TAG=FILE or DIR. `fps`: clips per second. `decoder`, `sampling` and
-    `resize`: how frames are made, see `options.FrameOptions`. `dtype`, `layers` and `tokens`: how their tokens are stored,
-    see `options.TokenFormat`. Raises UsageError for other values.
+    `resize`: how frames are made, see `options.FrameOptions`. `dtype` and `tokens`: how their tokens are stored, see
+    `options.TokenFormat`. Raises UsageError for other values.
     """
 
     model: str = "ViT-B-32"
@@ -34,7 +34,6 @@ class ExtractSettings:
     sampling: str = "centre"
     resize: str = "device"
     dtype: str = "float16"
-    layers: int = 1
     tokens: str = "all"
 
     def __post_init__(self) -> None:
@@ -52,7 +51,7 @@ class ExtractSettings:
     @property
     def token_format(self) -> TokenFormat:
         """How the tokens are stored."""
-        return TokenFormat(dtype=self.dtype, layers=self.layers, tokens=self.tokens)
+        return TokenFormat(dtype=self.dtype, tokens=self.tokens)
 
 
 @dataclass(frozen=True)
@@ -93,29 +92,29 @@ def read_settings(folder: Path) -> FolderSettings:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from error
-    sections = _section(path, "the file", content, allowed=[item.name for item in fields(FolderSettings)])
-    extract = _section(path, "extract", sections.get("extract"), allowed=[item.name for item in fields(ExtractSettings)])
-    train = _section(path, "train", sections.get("train"), allowed=None)
+    sections = _section(path, "the file", content)
+    _refuse_unknown_keys(path, sections, FolderSettings)
+    extract = _section(path, "extract", sections.get("extract"))
+    _refuse_unknown_keys(path, extract, ExtractSettings)
+    train = _section(path, "train", sections.get("train"))
     if isinstance(extract.get("weights"), str):
         extract["weights"] = _resolve_weights(folder, extract["weights"])
     return FolderSettings(extract, train)
 
 
-def _section(path: Path, name: str, content: Any, *, allowed: list[str] | None) -> dict[str, Any]:
+def _section(path: Path, name: str, content: Any) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: {name} is {type(content).__name__}, expected `key: value` lines.")
-    unknown = [] if allowed is None else [key for key in content if key not in allowed]
-    if unknown and allowed is not None:
-        raise UsageError(f"{path}: {'; '.join(_unknown_key(key, allowed) for key in unknown)}.")
     return dict(content)
 
 
-def _unknown_key(key: str, allowed: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(allowed)}"
-    return f"unknown key {key!r}, {hint}"
+def _refuse_unknown_keys(path: Path, section: Iterable[str], settings: type) -> None:
+    names = [item.name for item in fields(settings)]
+    unknown = [f"unknown key {key!r}. {REMOVED.get(key) or suggest(key, names)}" for key in section if key not in names]
+    if unknown:
+        raise UsageError(f"{path}: {' '.join(unknown)}")
 
 
 def _resolve_weights(folder: Path, weights: str) -> str:
@@ -150,7 +149,7 @@ def read_annotations(
     texts: dict[str, str] = {}
     for file in files:
         try:
-            texts[file.stem] = file.read_text(encoding="utf-8")
+            texts[file.stem] = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file}: cannot be read ({error}).") from error
     check_annotations(texts, videos, allow_missing=allow_missing)
@@ -228,9 +227,7 @@ def rows_in(texts: Mapping[str, str]) -> list[Mapping[str, Any]]:
 def _rows(texts: Mapping[str, str]) -> Iterable[tuple[str, int, Any]]:
     """(split, line number, row) of each line that is not blank; for a line that is not JSON the row is the ValueError."""
     for split, text in texts.items():
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
+        for number, line in json_lines(text):
             try:
                 yield split, number, read_json(line)
             except ValueError as error:

@@ -1,6 +1,9 @@
 """The errors of both stages. Each message names the thing, what was found, what was expected and the next step."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 _SHOWN = 5
 
@@ -41,3 +44,12 @@ def first_few(items: Iterable[str], *, between: str = ", ", last: str = " and ")
     shown = between.join(names[:_SHOWN])
     more = len(names) - _SHOWN
     return f"{shown}{last}{more} more" if more > 0 else shown
+
+
+def suggest(name: str, candidates: Sequence[str]) -> str:
+    """A sentence for an error message about an unknown name: the names most like it, otherwise the first of all names."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    close = get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(by_lower[candidate] for candidate in close)}?"
+    return f"Known: {first_few(candidates)}."

@@ -9,23 +9,22 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.errors import CacheError, VideoError
-from costl.pipeline.extract import encode_queries
 from costl.pipeline.fingerprint import digest, explain_difference
-from costl.pipeline.options import FRAME_FIELDS, FrameOptions, RunOptions, TokenFormat, decoder_for_family
+from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.run.engine import extract_into
-from costl.pipeline.videos import Video, content_hash
+from costl.pipeline.queries import encode_queries
+from costl.pipeline.run.engine import cache_contents, extract_into
+from costl.pipeline.videos import Video, content_hash, file_stamp
 
 _MAX_QUERIES = 512  # per video; the oldest are removed first
 
@@ -53,7 +52,8 @@ class FeatureStore:
                 f"{owner} was trained on features that were not made here ({', '.join(sorted(fingerprint))}), so no "
                 "video can be turned into such features. Train on a cache of costl extract."
             )
-        self._token_format = TokenFormat.from_fields(fingerprint)
+        # A model reads the last layer only, also of an old cache that has several.
+        self._token_format = replace(TokenFormat.from_fields(fingerprint), layers=1)
         # Weights and preprocessing are compared by content, so another release of open_clip is accepted. Its features
         # still get a folder of their own.
         self.fingerprint = {**fingerprint, **asdict(self._token_format), "open_clip": version("open_clip_torch")}
@@ -87,28 +87,19 @@ class FeatureStore:
         return features, features.video_ids[0]
 
     def _content_hash(self, video: Path) -> str:
-        """The hash of the file, which is read again only if its size or time has changed."""
-        try:
-            status = video.stat()
-        except OSError as error:
-            raise VideoError(f"{video}: cannot be read ({error.strerror}). Check the name.") from error
-        key = (video.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+        """The hash of the file, which is read again only if its size or times have changed."""
+        key = (video, file_stamp(video))
         if key not in self._hashes:
             self._hashes[key] = content_hash(video)
         return self._hashes[key]
 
     def _extract(self, path: Path, video: Video, queries: list[str], report_progress: ProgressCallback) -> None:
         encoder = self._load(report_progress)
-        contents = Contents(
-            fingerprint=self.fingerprint,
-            fps=float(self.fingerprint["fps"]),
-            patch_grid=encoder.patch_grid,
-            joint=encoder.joint,
-            token_format=self._token_format,
-        )
+        contents = cache_contents(encoder, self.fingerprint)
         # Sentences first: a query that cannot be used is refused before the video is decoded.
         earlier = [query for query in stored_words(path) if query not in queries]
-        sentences = encode_queries(encoder, [*earlier[-_MAX_QUERIES:], *queries], path, report_progress)
+        kept = [*earlier[-_MAX_QUERIES:], *queries]
+        sentences = encode_queries(encoder, kept, path, report_progress, fill_batches=False)
         with CacheWriter(path, contents, sentences) as writer:
             if writer.reuse_if_unchanged(video.id, video.id) is None:
                 (row,) = extract_into(
@@ -116,7 +107,7 @@ class FeatureStore:
                     [video],
                     encoders=[encoder],
                     fps=contents.fps,
-                    frame_options=self._frame_options(encoder),
+                    frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
                     run_options=RunOptions(workers=self._workers),
                     report_progress=report_progress,
                 )
@@ -134,7 +125,6 @@ class FeatureStore:
                 self._weights,
                 device=self._device,
                 precision=str(self.fingerprint["precision"]),
-                layers=self._token_format.layers,
                 patches=self._token_format.has_patches,
             )
             self._refuse_other_encoder(encoder)
@@ -142,20 +132,14 @@ class FeatureStore:
         return self._encoder
 
     def _refuse_other_encoder(self, encoder: CLIPEncoder) -> None:
-        loaded = encoder.fingerprint() | asdict(self._token_format)
-        loaded |= {name: self.fingerprint[name] for name in ("fps", *FRAME_FIELDS) if name in self.fingerprint}
-        differences = explain_difference(self.fingerprint, loaded, was="trained with", now="here is")
+        differences = explain_difference(
+            self.fingerprint, {**self.fingerprint, **encoder.fingerprint()}, was="trained with", now="here is"
+        )
         if differences:
             raise CacheError(
                 f"{self._owner} was trained with another CLIP than {self._weights} ({'; '.join(differences)}). "
                 "Give the one it was trained with by --weights."
             )
-
-    def _frame_options(self, encoder: CLIPEncoder) -> FrameOptions:
-        """The options of the fingerprint. An old one without them has frames at the centre, in their own size."""
-        resize_to = encoder.preprocess.resize_target if self.fingerprint.get("resize") == "decoder" else None
-        decoder = decoder_for_family(str(self.fingerprint.get("decoder", "ffmpeg")))
-        return FrameOptions(decoder, str(self.fingerprint.get("sampling", "centre")), resize_to)
 
 
 def _stored_queries(path: Path) -> set[str] | None:

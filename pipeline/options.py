@@ -16,7 +16,6 @@ TOKEN_CHOICES = ("all", "cls")
 FAILURES_IN_A_ROW = 20  # after so many the machine is to blame, not the videos
 # Software decoders give the same frames bit for bit, so a cache may mix them. A GPU's own decoder is another family.
 DECODER_FAMILIES = {"decord": "ffmpeg", "pyav": "ffmpeg", "torchcodec": "ffmpeg", "torchcodec:cuda": "nvdec"}
-FRAME_FIELDS = ("decoder", "resize", "sampling")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class FrameOptions:
     resize_to: ResizeTarget | None = None
 
     def fingerprint(self) -> dict[str, str]:
-        """The fields that decide a feature (`FRAME_FIELDS`). Each decoder scales in its own way and is then its own family."""
+        """The fields that decide a feature. Each decoder scales in its own way and is then its own family."""
         family = DECODER_FAMILIES[self.decoder] if self.resize_to is None else self.decoder
         return {
             "decoder": family,
@@ -40,10 +39,16 @@ class FrameOptions:
             "sampling": self.sampling,
         }
 
+    @classmethod
+    def from_fingerprint(cls, fingerprint: Mapping[str, Any], target: ResizeTarget) -> FrameOptions:
+        """Options that give the frames of this fingerprint; `target` is the input of its network.
 
-def decoder_for_family(family: str) -> str:
-    """The first decoder whose frames are of this family; the name itself if it is a decoder's name."""
-    return next((name for name in DECODERS if DECODER_FAMILIES[name] == family), family)
+        An old fingerprint without such fields is of frames at the centre, in their own size.
+        """
+        family = str(fingerprint.get("decoder", "ffmpeg"))
+        decoder = next((name for name in DECODERS if DECODER_FAMILIES[name] == family), family)
+        resize_to = target if fingerprint.get("resize") == "decoder" else None
+        return cls(decoder, str(fingerprint.get("sampling", "centre")), resize_to)
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ def resized_size(source: tuple[int, int], mode: str, target: tuple[int, int]) ->
 class TokenFormat:
     """How the tokens of a frame are stored.
 
-    `dtype`: float16 as CLIP gives them, or int8 with one scale a token (see `cache.int8`). `layers`: how many of CLIP's
-    last blocks. `tokens`: all of a frame, or cls, the frame token without its patches. Raises UsageError for other values.
+    `dtype`: float16 as CLIP returns them, or int8 with one scale a token (see `cache.int8`). `tokens`: all of a frame, or
+    cls, the frame token without its patches. `layers`: of how many of CLIP's last blocks; above 1 only in caches that
+    version 0.1 wrote. Raises UsageError for other values.
     """
 
     dtype: str = "float16"
@@ -94,7 +100,7 @@ class TokenFormat:
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}.")
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
-            raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks to keep, at least 1.")
+            raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks are stored, at least 1.")
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> TokenFormat:
@@ -116,13 +122,12 @@ class RunOptions:
     """How the work is run. None of this decides a feature.
 
     `workers`: decode processes (default: one per core). `batch`: frames encoded at once (default: what suits the device).
-    `compiled`: compile the network first, which takes a minute. `time_limit_s`: seconds without progress after which a
-    video fails (see `decode.pool.decode_videos`). Raises UsageError for counts below one.
+    `time_limit_s`: seconds without progress after which a video fails (see `decode.pool.decode_videos`). Raises UsageError
+    for counts below one.
     """
 
     workers: int | None = None
     batch: int | None = None
-    compiled: bool = False
     time_limit_s: float = 30.0
 
     def __post_init__(self) -> None:

@@ -105,7 +105,7 @@ def _hash(path: Path) -> str:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
     except OSError as error:
-        raise VideoError(f"{path.name}: cannot be read ({error.strerror}).") from error
+        raise VideoError(f"{path.name}: cannot be read ({error.strerror}). Check its name and permissions.") from error
     return digest.hexdigest()
 
 

@@ -40,7 +40,6 @@ feature_options = option_group(
         metavar="NAME",
         help="float16, or int8: half the size, 0.5 % error.  [default: float16]",
     ),
-    click.option("--layers", type=int, metavar="K", help="Store the tokens of CLIP's last K blocks.  [default: 1]"),
     click.option(
         "--tokens",
         type=click.Choice(["all", "cls"]),
@@ -50,14 +49,13 @@ feature_options = option_group(
 )
 run_options = option_group(
     click.option("--workers", type=int, help="Decode processes.  [default: one for each core]"),
-    click.option("--batch", type=int, help="Frames per batch.  [default: 8 on a CPU, up to 256 on a GPU]"),
+    click.option("--batch", type=int, help="Frames per batch.  [default: 8 on a CPU, 256 on a GPU]"),
     click.option(
         "--precision",
         type=click.Choice(["fp32", "fp16", "bf16"]),
         metavar="NAME",
         help="fp32, fp16 or bf16.  [default: fp16 on a GPU, fp32 on a CPU]",
     ),
-    click.option("--compile", "compiled", is_flag=True, help="Compile the image tower first, for long runs."),
     click.option(
         "--device",
         default="auto",

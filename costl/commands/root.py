@@ -16,6 +16,7 @@ from costl.commands.extract import extract
 from costl.commands.jobs import prepare, quickstart
 from costl.commands.options import Group
 from costl.commands.output import print_messages
+from costl.commands.removed import refuse_removed_options
 from costl.commands.study import study
 from costl.commands.train import train
 from costl.pipeline.errors import CostlError
@@ -58,6 +59,7 @@ class Root(Group):
         for name, group in self.commands.items():
             if args[0] not in self.commands and isinstance(group, click.Group) and args[0] in group.commands:
                 raise click.UsageError(f"costl {args[0]}: no such command. Run costl {name} {args[0]}.")
+        refuse_removed_options(args[0], args[1:])
         return super().resolve_command(ctx, args)
 
     def sections(self) -> dict[str, list[str]]:

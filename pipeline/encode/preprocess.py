@@ -53,16 +53,13 @@ class Preprocess:
         """What a decoder must know to do the resize itself."""
         return ResizeTarget(self.resize_mode, self.size)
 
-    def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of a picture of this size after the resize, before the crop or padding."""
-        return resized_size((height, width), self.resize_mode, self.size)
-
 
 def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[Tensor, "n 3 y x"]:
     """Resizes, crops or pads, and normalises, as open_clip's PIL transform does; single values may differ by one grey level."""
     x = pixels.permute(0, 3, 1, 2).to(torch.float32)
     height, width = x.shape[-2:]
-    x = _resize(x, preprocess.resized_size(height, width), _kernel(preprocess))
+    resized = resized_size((height, width), preprocess.resize_mode, preprocess.size)
+    x = _resize(x, resized, _kernel(preprocess))
     x = _centre(x, preprocess.size, fill=preprocess.fill_color if preprocess.resize_mode == "longest" else 0)
     mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
     return (x / 255 - mean) / std
@@ -100,7 +97,7 @@ def visible_region(height: int, width: int, preprocess: Preprocess) -> tuple[flo
 
     The region lies inside the picture where the picture is cropped, and reaches beyond it where it is padded.
     """
-    resized_height, resized_width = preprocess.resized_size(height, width)
+    resized_height, resized_width = resized_size((height, width), preprocess.resize_mode, preprocess.size)
     input_height, input_width = preprocess.size
     top = _crop_start(resized_height, input_height) / resized_height
     left = _crop_start(resized_width, input_width) / resized_width

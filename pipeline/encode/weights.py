@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import socket
-import threading
 import urllib.parse
 import urllib.request
 import warnings
@@ -25,7 +23,7 @@ from open_clip import pretrained as tags
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
 
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, suggest
 from costl.pipeline.fingerprint import digest
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -63,7 +61,7 @@ def find_source(model: str, weights: str) -> Source:
     if folder.is_dir():
         return _folder_source(folder)
     if model not in open_clip.list_models():
-        raise UsageError(f"no open_clip model is called {model!r}. {_nearest(model, open_clip.list_models())}")
+        raise UsageError(f"no open_clip model is called {model!r}. {suggest(model, open_clip.list_models())}")
     return _file_source(model, weights)
 
 
@@ -112,14 +110,6 @@ def _trained_name(model: str, trained_with: Mapping[str, Any]) -> str:
     return f"{model}-quickgelu" if quick_gelu else model
 
 
-def _nearest(name: str, candidates: list[str]) -> str:
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(by_lower[candidate] for candidate in close)}?"
-    return f"Known: {', '.join(candidates[:12])}."
-
-
 def _folder_source(folder: Path) -> Source:
     config = folder / "open_clip_config.json"
     try:
@@ -141,11 +131,11 @@ def _file_source(model: str, weights: str) -> Source:
     if not file.is_file():
         if file.suffix in _SUFFIXES or os.sep in name:
             raise UsageError(f"{file}: no such weights file. Give a tag of {model}, a file or a folder.")
-        raise UsageError(f"{model} has no weights called {weights!r}. {_nearest(weights, model_tags)}")
+        raise UsageError(f"{model} has no weights called {weights!r}. {suggest(weights, model_tags)}")
     if file.suffix not in _SUFFIXES:
         raise UsageError(f"{file}: weights end in {', '.join(_SUFFIXES)}, not in {file.suffix or 'nothing'}.")
     if tag and not tags.is_pretrained_cfg(model, tag):
-        raise UsageError(f"{model} has no weights called {tag!r}. {_nearest(tag, model_tags)}")
+        raise UsageError(f"{model} has no weights called {tag!r}. {suggest(tag, model_tags)}")
     trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, model_tags))
     return Source(_trained_name(model, trained_with), model, file, trained_with)
 
@@ -163,7 +153,7 @@ def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
     if cached:
         return cached
     address = f"{hub.ENDPOINT}/{settings['hf_hub']}" if settings.get("hf_hub") else settings["url"]
-    if hub.HF_HUB_OFFLINE or not _reachable(address):
+    if hub.HF_HUB_OFFLINE or not _reachable(address):  # the hub's own client would try again for half a minute
         host = urllib.parse.urlsplit(address).hostname
         raise UsageError(
             f"{model} weights {tag!r} are not on this disk and {host} cannot be reached. "
@@ -193,23 +183,14 @@ def _cached_file(settings: Mapping[str, Any]) -> Path | None:
 
 
 def _reachable(address: str) -> bool:
-    """Whether a connection to the address (or to the proxy that serves it) opens within a few seconds."""
+    """Whether a connection to the address, or to the proxy that serves it, opens within a few seconds."""
     target = urllib.parse.urlsplit(urllib.request.getproxies().get("https") or address)
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            port = target.port or (80 if target.scheme == "http" else 443)
-            socket.create_connection((target.hostname or "", port), timeout=_PROBE_S).close()
-            answers.append(True)
-        except OSError:
-            answers.append(False)
-
-    # In a thread, because a name server that does not answer ignores the timeout.
-    probe = threading.Thread(target=connect, daemon=True)
-    probe.start()
-    probe.join(_PROBE_S)
-    return bool(answers and answers[0])
+    port = target.port or (80 if target.scheme == "http" else 443)
+    try:
+        socket.create_connection((target.hostname or "", port), timeout=_PROBE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_torchscript(file: Path) -> bool:

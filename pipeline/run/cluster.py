@@ -1,44 +1,35 @@
-"""Extraction on an existing Dask cluster through joblib: each video is a task, and the client holds the cache's lock."""
+"""Extraction on an existing Dask cluster: each video is a task, and the client holds the cache's lock."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import joblib
-from joblib.parallel import get_active_backend
-
-from costl.pipeline.cache.index import VideoRow
+from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.clip import default_precision
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.fingerprint import explain_difference
-from costl.pipeline.options import FAILURES_IN_A_ROW
+from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.run.cluster_worker import (
-    RunSpec,
-    VideoResult,
-    WorkerInfo,
-    extract_one,
-    inspect_worker,
-    prepare_worker,
-    versions,
-)
+from costl.pipeline.run.cluster_worker import RunSpec, WorkerInfo, extract_one, inspect_worker, prepare_worker, versions
+from costl.pipeline.run.engine import FailuresInARow
+from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
 
 _CONNECT_S = 10.0
 _ANSWER_S = 600.0  # long enough to load CLIP from a slow disk
 _NO_WORKER_S = 60.0
 _VISIBLE_S = 60.0  # network file systems show a new file late
+_POLL_S = 0.2
 _SAMPLE = 50
+_GO_ON = "Finished videos are kept. Run the same command to continue."
 _DAEMON = "DASK_DISTRIBUTED__WORKER__DAEMON=False"
 
 
@@ -61,7 +52,11 @@ def extract_on_cluster(
     writer: CacheWriter,
     videos: Sequence[Video],
     *,
-    spec: RunSpec,
+    contents: Contents,
+    device: str,
+    frame_options: FrameOptions,
+    run_options: RunOptions,
+    meter: Meter,
     failed_before: Set[str] = frozenset(),
     report_progress: ProgressCallback,
 ) -> list[VideoRow]:
@@ -75,9 +70,28 @@ def extract_on_cluster(
         return []
     # Not Path.resolve, which raises for a link that leads to itself.
     videos = [Video(video.id, Path(os.path.realpath(video.path))) for video in videos]
-    with _run_folder(writer.parts) as folder, _connect(address) as cluster:
-        spec = replace(spec, out=writer.path.resolve(), folder=folder)
-        return cluster.extract(writer, videos, spec, failed_before, report_progress)
+    failures = FailuresInARow(failed_before)
+    rows: list[VideoRow] = []
+    with _run_folder(writer.parts) as folder, _connect(address) as cluster, cluster.retrying_lost_tasks():
+        spec = RunSpec(
+            model=contents.source["model"],
+            weights=absolute_weights(writer.path.parent, contents.source["weights"]),
+            device=device,
+            fingerprint=dict(contents.fingerprint),
+            frame_options=frame_options,
+            run_options=run_options,
+            out=writer.path.resolve(),
+            folder=folder,
+        )
+        cluster.prepare_workers(spec, videos, report_progress)
+        for row in cluster.rows(spec, videos):
+            _refuse_invisible_part(writer, row)
+            rows.append(writer.adopt_row(row))
+            meter.videos[row.status] += 1
+            report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
+            failures.add(row.id, row.reason)
+            failures.check()
+    return rows
 
 
 @contextmanager
@@ -124,6 +138,7 @@ class _Cluster:
         self._address = address
 
     def precision(self, device: str, precision: str | None) -> str:
+        """See `agree_on_precision`."""
         workers: dict[str, WorkerInfo] = self._run_on_all(inspect_worker, device)
         here = versions()
         for name, worker in workers.items():
@@ -134,71 +149,59 @@ class _Cluster:
                 )
             _refuse_other_versions(name, worker.versions, here)
         by_type = {worker.device_type: name for name, worker in workers.items()}
-        if len(by_type) > 1 and not precision:
+        if precision:
+            return precision
+        if len(by_type) > 1:
             devices = ", ".join(f"{name} has {device_type}" for device_type, name in by_type.items())
             raise UsageError(f"The workers have different devices ({devices}). Name one for all by --device.")
-        return precision or ("fp16" if "cuda" in by_type else "fp32")
+        return default_precision(next(iter(by_type)))
 
-    def extract(
-        self,
-        writer: CacheWriter,
-        videos: Sequence[Video],
-        spec: RunSpec,
-        failed_before: Set[str],
-        report_progress: ProgressCallback,
-    ) -> list[VideoRow]:
-        self._prepare_workers(spec, videos, report_progress)
-        rows: list[VideoRow] = []
-        for result in self._results(spec, videos):
-            row = _adopt_result(writer, result)
-            rows.append(row)
-            report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
-            _stop_after_failures([row for row in rows if row.id not in failed_before])
-        return rows
-
-    def _prepare_workers(self, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback) -> None:
+    def prepare_workers(self, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback) -> None:
+        """Lets every worker load CLIP and check what it sees. Raises UsageError with the name of one that has a problem."""
         step = -(-len(videos) // _SAMPLE)
         sample = [(video.path, video.path.stat().st_size) for video in videos[::step] if video.path.is_file()]
-        marks = {name: f"worker-{number}" for number, name in enumerate(self._workers())}
-        report_progress(Progress("workers", 0, len(marks)))
-        problems = self._run_on_all(prepare_worker, spec, by_worker=marks, more=(sample,))
-        for number, (name, problem) in enumerate(problems.items(), start=1):
-            if not problem and not _wait_until_visible(spec.folder / marks[name]):
+        report_progress(Progress("workers", 0, len(self._workers())))
+        problems = self._run_on_all(prepare_worker, spec, sample)
+        for number, (name, (mark, problem)) in enumerate(problems.items(), start=1):
+            if not problem and not _wait_until_visible(spec.folder / mark):
                 problem = (
                     f"writes to another {spec.folder.parent} than this machine sees: --out must be on shared storage"
                 )
             if problem:
                 raise UsageError(f"worker {name} {problem}.")
-            report_progress(Progress("workers", number, len(marks), name))
+            report_progress(Progress("workers", number, len(problems), name))
 
-    def _results(self, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoResult]:
-        """The results in the order they arrive."""
-        with self._retrying_lost_tasks(), self._watching_workers() as watch:
-            with joblib.parallel_config("dask", client=self._client):
-                _never_run_locally()
-                # All at once, and not as many as there are workers now: more workers may join.
-                parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered", pre_dispatch="all")
-                results = parallel(joblib.delayed(extract_one)(spec, video) for video in videos)
-            try:
-                yield from results
-            except CostlError:
+    def rows(self, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoRow]:
+        """The rows of the videos in the order they arrive."""
+        from distributed import as_completed
+        from distributed.comm import CommClosedError
+
+        tasks = self._client.map(extract_one, [spec] * len(videos), videos, pure=False)
+        results = as_completed(tasks, loop=self._client.loop)
+        last_worker_s = time.monotonic()
+        try:
+            while not results.is_empty():
+                for task in results.next_batch(block=False):
+                    yield task.result()
+                time.sleep(_POLL_S)
+                # Dask itself waits forever for another worker.
+                if self._client.nthreads():
+                    last_worker_s = time.monotonic()
+                elif time.monotonic() - last_worker_s > _NO_WORKER_S:
+                    raise CostlError(f"No worker has been left for {_NO_WORKER_S:.0f} s. {_GO_ON}")
+        except CostlError:
+            raise
+        except Exception as error:
+            if self._client.status == "running" and not isinstance(error, CommClosedError):
                 raise
-            except Exception as error:
-                if self._client.status == "running":
-                    raise
-                problem = watch.problem or f"{self._address}: the scheduler is gone."
-                raise CostlError(f"{problem} Finished videos are kept. Run the same command to continue.") from error
-            finally:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # joblib warns that results are discarded, as intended
-                    results.close()
+            raise CostlError(f"{self._address}: the scheduler is gone. {_GO_ON}") from error
 
     @contextmanager
-    def _retrying_lost_tasks(self) -> Iterator[None]:
+    def retrying_lost_tasks(self) -> Iterator[None]:
         """Keeps the scheduler from giving up on tasks whose workers died.
 
-        It would give up after a few lost workers, also on a task that was only queued there, and joblib would wait forever
-        because it is not notified. The marks of `cluster_worker` tell more reliably which video kills its workers.
+        It would give up after a few lost workers, also on a task that was only queued there. The marks of `cluster_worker`
+        show more reliably which video kills its workers.
         """
         from distributed import SchedulerPlugin
 
@@ -217,33 +220,14 @@ class _Cluster:
                 if self._client.status == "running":
                     self._client.unregister_scheduler_plugin(name)
 
-    @contextmanager
-    def _watching_workers(self) -> Iterator[_WorkerWatch]:
-        watch = _WorkerWatch(self._client)
-        watch.start()
-        try:
-            yield watch
-        finally:
-            watch.over.set()
-            watch.join()
-
-    def _run_on_all(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        by_worker: Mapping[str, Any] | None = None,
-        more: Sequence = (),
-    ) -> dict[str, Any]:
-        """The result of `function(*arguments, by_worker[name], *more)` on every worker, all at once."""
-        names = list(by_worker or self._workers())
+    def _run_on_all(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """The result of `function(*arguments)` on every worker, all at once."""
+        names = self._workers()
         if not names:
             raise UsageError(
                 f"{self._address}: the scheduler has no workers. Start some: {_DAEMON} dask worker {self._address}"
             )
-        futures = {}
-        for name in names:
-            own = [by_worker[name], *more] if by_worker else more
-            futures[name] = self._client.submit(function, *arguments, *own, workers=[name], pure=False)
+        futures = {name: self._client.submit(function, *arguments, workers=[name], pure=False) for name in names}
         return {name: self._result(name, future) for name, future in futures.items()}
 
     def _workers(self) -> list[str]:
@@ -262,59 +246,22 @@ class _Cluster:
             ) from error
 
 
-class _WorkerWatch(threading.Thread):
-    """Closes the client when there has been no worker for a minute, since joblib would wait forever."""
-
-    def __init__(self, client: Any):
-        super().__init__(daemon=True, name="costl-watch")
-        self.over = threading.Event()
-        self.problem = ""
-        self._client = client
-
-    def run(self) -> None:
-        """Watches until `over` is set."""
-        last_worker_s = time.monotonic()
-        while not self.over.wait(min(2.0, _NO_WORKER_S / 4)):
-            with suppress(OSError, ValueError, RuntimeError):  # if the scheduler is gone, the tasks report it
-                if self._client.nthreads():
-                    last_worker_s = time.monotonic()
-            if time.monotonic() - last_worker_s > _NO_WORKER_S:
-                self.problem = f"No worker has been left for {_NO_WORKER_S:.0f} s."
-                self._client.close()  # which ends every wait for a result
-                return
-
-
 def _refuse_other_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
     differences = explain_difference(here, there, was="here", now="there")
     if differences:
         raise UsageError(f"worker {name} has other versions ({'; '.join(differences)}). Install the same everywhere.")
 
 
-def _never_run_locally() -> None:
-    """joblib runs the tasks of a cluster of one thread in this process, unless it believes that there are two threads."""
-    backend, _ = get_active_backend()
-    threads = backend.effective_n_jobs
-    backend.effective_n_jobs = lambda n_jobs: max(2, threads(n_jobs))
-
-
-def _adopt_result(writer: CacheWriter, result: VideoResult) -> VideoRow:
-    row = result.row
+def _refuse_invisible_part(writer: CacheWriter, row: VideoRow) -> None:
     if row.ok and not _wait_until_visible(writer.parts / row.part):
-        raise CacheError(f"worker {result.worker} wrote {row.part}, but this machine does not see it in {writer.parts}.")
-    return writer.adopt_row(row)
+        raise CacheError(
+            f"{writer.parts / row.part}: a worker wrote it, but this machine does not see it. --out must be on shared "
+            "storage."
+        )
 
 
 def _wait_until_visible(path: Path) -> bool:
     until_s = time.monotonic() + _VISIBLE_S
     while not path.exists() and time.monotonic() < until_s:
-        time.sleep(0.2)
+        time.sleep(_POLL_S)
     return path.exists()
-
-
-def _stop_after_failures(rows: Sequence[VideoRow]) -> None:
-    last = rows[-FAILURES_IN_A_ROW:]
-    if len(last) == FAILURES_IN_A_ROW and not any(row.ok for row in last):
-        raise CostlError(
-            f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {last[-1].reason} "
-            "The cause looks like the machines or the folder, not the videos. Finished videos are kept."
-        )

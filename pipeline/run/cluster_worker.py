@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.videos import Video, content_hash
+from costl.pipeline.videos import FileStamp, Video, content_hash, file_stamp
 
 if TYPE_CHECKING:
     from costl.pipeline.cache.index import VideoRow
     from costl.pipeline.encode.clip import CLIPEncoder
-    from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
+    from costl.pipeline.options import FrameOptions, RunOptions
 
 TRIES = 3  # a video that was on so many workers when they died is not tried again
 _CHECK_EVERY_S = 2.0
@@ -35,20 +36,19 @@ _LIBRARIES = ("torch", "open_clip_torch", "decord", "decord2", "h5py", "numpy")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What all videos of a run share: the CLIP and its fingerprint, how tokens and frames are made, and how work is run.
+    """What all videos of a run share: the CLIP and the fingerprint of the features, how frames are made, and how work is run.
 
-    `out` is the cache and `folder` the run's own folder among its parts: full paths, set when the run begins.
+    `out` is the cache and `folder` the run's own folder among its parts, both as full paths.
     """
 
     model: str
     weights: str
     device: str
     fingerprint: Mapping[str, Any]
-    token_format: TokenFormat
     frame_options: FrameOptions
     run_options: RunOptions
-    out: Path = Path()
-    folder: Path = Path()
+    out: Path
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,6 @@ class WorkerInfo:
     may_start_processes: bool
     device_type: str
     versions: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class VideoResult:
-    """The row of one video, and the address of the worker that made it."""
-
-    row: VideoRow
-    worker: str
 
 
 def inspect_worker(device: str) -> WorkerInfo:
@@ -89,11 +81,16 @@ def versions() -> dict[str, str]:
     return by_name
 
 
-def prepare_worker(spec: RunSpec, mark: str, sample: Sequence[tuple[Path, int]]) -> str:
-    """Loads CLIP, checks the videos in `sample` (path, bytes), and leaves the file `mark` in the run's folder.
+def prepare_worker(spec: RunSpec, sample: Sequence[tuple[Path, int]]) -> tuple[str, str]:
+    """Loads CLIP, checks the videos in `sample` (path, bytes), and leaves a mark in the run's folder.
 
-    Returns a sentence about the problem with this worker, empty if there is none.
+    Returns the name of the mark, and a sentence about the problem with this worker, empty if there is none.
     """
+    mark = f"worker-{uuid.uuid4().hex}"
+    return mark, _storage_problem(spec, mark, sample) or _differences(spec, _encoder_for(spec))
+
+
+def _storage_problem(spec: RunSpec, mark: str, sample: Sequence[tuple[Path, int]]) -> str:
     if not spec.folder.is_dir():
         return f"does not see {spec.folder.parent}: the folder of --out must be on storage that all workers share"
     for path, size in sample:
@@ -104,7 +101,7 @@ def prepare_worker(spec: RunSpec, mark: str, sample: Sequence[tuple[Path, int]])
         (spec.folder / mark).touch()
     except OSError as error:
         return f"cannot write in {spec.folder.parent} ({error.strerror}): run the workers as a user who may"
-    return _differences(spec, _encoder_for(spec))
+    return ""
 
 
 def _video_problem(path: Path, size: int) -> str:
@@ -115,45 +112,36 @@ def _video_problem(path: Path, size: int) -> str:
     return f"{path}: {problem}; the videos must be on storage that all workers share"
 
 
-def extract_one(spec: RunSpec, video: Video) -> VideoResult:
+def extract_one(spec: RunSpec, video: Video) -> VideoRow:
     """Extracts one video into its part. A video that was on `TRIES` workers when they died gets the status "crashed".
 
     Raises what `extract_into` raises, with the worker's address in front, and CacheError when the run is over.
     """
     from distributed import get_worker
 
-    worker = str(get_worker().address)
     try:
         earlier_tries = _marks(spec, video)
         if len(earlier_tries) >= TRIES:
-            return VideoResult(_crashed(video), worker)
+            return _crashed(video)
         # If it kills this process, other videos in the process would be blamed as well.
         with _WORK_LOCK.enter(exclusive=bool(earlier_tries)), _marked(spec, video):
-            return VideoResult(_extract(spec, video), worker)
+            return _extract(spec, video)
     except CostlError as error:
-        error.args = (f"worker {worker}: {error}",)
+        error.args = (f"worker {get_worker().address}: {error}",)
         raise
 
 
 def _extract(spec: RunSpec, video: Video) -> VideoRow:
-    from costl.pipeline.cache.index import Contents
-    from costl.pipeline.cache.part import parts_folder
     from costl.pipeline.cache.writer import CacheWriter
-    from costl.pipeline.run.engine import extract_into
+    from costl.pipeline.run.engine import cache_contents, extract_into
 
     encoder = _encoder_for(spec)
     differences = _differences(spec, encoder)
     if differences:
         raise CacheError(f"{differences}.")
-    contents = Contents(
-        fingerprint=spec.fingerprint,
-        fps=float(spec.fingerprint["fps"]),
-        patch_grid=encoder.patch_grid,
-        joint=encoder.joint,
-        token_format=spec.token_format,
-    )
+    contents = cache_contents(encoder, spec.fingerprint)
     writer = CacheWriter(spec.out, contents, {})  # never entered: the client holds the lock and writes the index
-    if (parts_folder(spec.out) / f"{video.id}.h5").exists():  # by a try whose result was lost with its worker
+    if (writer.parts / f"{video.id}.h5").exists():  # by a try whose result was lost with its worker
         existing = writer.reuse_if_unchanged(video.id, content_hash(video.path))
         if existing:
             return existing
@@ -177,28 +165,21 @@ def _differences(spec: RunSpec, encoder: CLIPEncoder) -> str:
 
 def _encoder_for(spec: RunSpec) -> CLIPEncoder:
     from costl.pipeline.encode.weights import find_source
+    from costl.pipeline.options import TokenFormat
 
-    status = find_source(spec.model, spec.weights).file.stat()
-    file_version = (status.st_size, status.st_mtime_ns)
-    precision = str(spec.fingerprint["precision"])
+    file_version = file_stamp(find_source(spec.model, spec.weights).file)
+    has_patches = TokenFormat.from_fields(spec.fingerprint).has_patches
     with _LOADING:
-        return _load(spec.model, spec.weights, spec.device, precision, spec.token_format, file_version)
+        return _load(spec.model, spec.weights, spec.device, spec.fingerprint["precision"], has_patches, file_version)
 
 
 @functools.lru_cache(maxsize=1)
 def _load(
-    model: str, weights: str, device: str, precision: str, token_format: TokenFormat, _file_version: tuple[int, int]
+    model: str, weights: str, device: str, precision: str, patches: bool, _file_version: FileStamp
 ) -> CLIPEncoder:
     from costl.pipeline.encode.clip import load_encoder
 
-    return load_encoder(
-        model,
-        weights,
-        device=device,
-        precision=precision,
-        layers=token_format.layers,
-        patches=token_format.has_patches,
-    )
+    return load_encoder(model, weights, device=device, precision=precision, patches=patches)
 
 
 class _SharedOrExclusiveLock:
@@ -207,16 +188,13 @@ class _SharedOrExclusiveLock:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
-        self._waiting_exclusive = 0
         self._exclusive = False
 
     @contextmanager
     def enter(self, *, exclusive: bool) -> Iterator[None]:
-        """Waits until the thread may enter. Threads that want the lock exclusively go first."""
+        """Waits until the thread may enter."""
         with self._changed:
-            self._waiting_exclusive += exclusive
-            self._changed.wait_for(lambda: self._may_enter(exclusive))
-            self._waiting_exclusive -= exclusive
+            self._changed.wait_for(lambda: not self._exclusive and not (exclusive and self._inside))
             self._inside += 1
             self._exclusive = exclusive
         try:
@@ -226,10 +204,6 @@ class _SharedOrExclusiveLock:
                 self._inside -= 1
                 self._exclusive = False
                 self._changed.notify_all()
-
-    def _may_enter(self, exclusive: bool) -> bool:
-        others = self._inside if exclusive else self._waiting_exclusive
-        return not self._exclusive and others == 0
 
 
 # These live as long as the worker's process, across tasks.

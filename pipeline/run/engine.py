@@ -1,7 +1,7 @@
 """Decodes and encodes videos into an open cache: decoding, CLIP and the disk work at the same time.
 
     decode processes --slots--> this thread --chunks--> one thread per device --tokens--> the saver thread --> parts
-    (`decode.pool`)             assigns jobs,           prepares, packs, encodes          collects, publishes,
+    (`decode.pool`)             assigns videos,         prepares, packs, encodes          collects, publishes,
                                 reports progress        (`encoder_thread`)                adds rows (`saver_thread`)
 
 Everything in flight is bounded, whatever the length, size or number of videos. Each decode process has a few
@@ -15,17 +15,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import Any
 
-from costl.pipeline.cache.index import VideoRow
+from costl.pipeline.cache.index import Contents, VideoRow
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.decode.pool import Chunk, Decoded, Event, Failed, decode_videos
+from costl.pipeline.decode.pool import Chunk, Decoded, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
-from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions
+from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback, Throughput
 from costl.pipeline.run.encoder_thread import EncoderThread
 from costl.pipeline.run.saver_thread import SaverThread
@@ -56,18 +57,22 @@ def extract_into(
     if not videos:
         return []
     run_options = run_options or RunOptions()
-    run = _Run(
-        encoders,
-        writer,
-        videos,
-        run_options=run_options,
-        meter=meter or Meter(),
-        failed_before=failed_before,
-        report_progress=report_progress,
-    )
-    processes = run_options.workers or cpu_cores()
-    run.work(fps=fps, frame_options=frame_options, processes=processes, time_limit_s=run_options.time_limit_s)
+    run = _Run(writer, videos, encoders, batch=run_options.batch, meter=meter or Meter(), report_progress=report_progress)
+    settings = DecodeSettings(fps=fps, frame_options=frame_options, time_limit_s=run_options.time_limit_s)
+    run.work(videos, settings, run_options.workers or cpu_cores(), FailuresInARow(failed_before))
     return run.rows
+
+
+def cache_contents(encoder: CLIPEncoder, fingerprint: Mapping[str, Any], **others: Any) -> Contents:
+    """The contents of a cache with features of this encoder; `others` are further fields of `Contents`."""
+    return Contents(
+        fingerprint=fingerprint,
+        fps=float(fingerprint["fps"]),
+        patch_grid=encoder.patch_grid,
+        joint=encoder.joint,
+        token_format=TokenFormat.from_fields(fingerprint),
+        **others,
+    )
 
 
 def cpu_cores() -> int:
@@ -75,24 +80,52 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class FailuresInARow:
+    """Counts failures in a row. Those of the video ids in `failed_before` do not count."""
+
+    def __init__(self, failed_before: Set[str]):
+        self._failed_before = failed_before
+        self._count = 0
+        self._reason = ""
+
+    def add(self, video_id: str, reason: str) -> None:
+        """Adds the outcome of a video: why it failed, or an empty reason."""
+        if not reason:
+            self._count = 0
+        elif video_id not in self._failed_before:
+            self._count += 1
+            self._reason = reason
+
+    @property
+    def too_many(self) -> bool:
+        """Whether so many videos failed that the cause is not the videos."""
+        return self._count >= FAILURES_IN_A_ROW
+
+    def check(self) -> None:
+        """Raises CostlError if there are too many."""
+        if self.too_many:
+            raise CostlError(
+                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {self._reason} "
+                "The cause looks like the machine or the folder, not the videos. Finished videos are kept."
+            )
+
+
 class _Run:
     """Passes chunks to the encoders and ends of videos to the saver, and reports progress; it never blocks on either."""
 
     def __init__(
         self,
-        encoders: Sequence[CLIPEncoder],
         writer: CacheWriter,
         videos: Sequence[Video],
+        encoders: Sequence[CLIPEncoder],
         *,
-        run_options: RunOptions,
+        batch: int | None,
         meter: Meter,
-        failed_before: Set[str],
         report_progress: ProgressCallback,
     ):
         self.rows: list[VideoRow] = []
         self._videos = {video.id: video for video in videos}
         self._meter = meter
-        self._failed_before = failed_before
         self._report_progress = report_progress
         self._stop = threading.Event()
         self._chunks: SimpleQueue[Chunk | None] = SimpleQueue()
@@ -101,8 +134,7 @@ class _Run:
         self._encoders = [
             EncoderThread(
                 encoder,
-                batch=run_options.batch,
-                compiled=run_options.compiled,
+                batch=batch,
                 chunks=self._chunks,
                 deliver=self._saver.add_tokens,
                 stop=self._stop,
@@ -114,28 +146,27 @@ class _Run:
         self._decoded_share: dict[str, float] = {}  # of each video at work, 0 to 1
         self._ended = 0
         self._decoded_frames = 0
-        self._failed_in_a_row = 0
         self._throughput: Throughput | None = None
         self._reported_at_s = 0.0
 
-    def work(self, *, fps: float, frame_options: FrameOptions, processes: int, time_limit_s: float) -> None:
+    def work(
+        self, videos: Sequence[Video], settings: DecodeSettings, processes: int, failures: FailuresInARow
+    ) -> None:
         """Runs until each video has a row. Raises CostlError after too many failures in a row."""
-        videos = list(self._videos.values())
-        settings = DecodeSettings(fps=fps, frame_options=frame_options, time_limit_s=time_limit_s)
         self._meter.watch(self._encoders, processes=min(processes, len(videos)))
         with (
             self._running_threads(),
             decode_videos(videos, settings, processes=processes, check=self._poll) as events,
         ):
             for event in events:
-                self._handle(event)
-                if self._failed_in_a_row == FAILURES_IN_A_ROW:
+                if isinstance(event, Chunk):
+                    self._pass_on(event)
+                    continue
+                self._end_video(event)
+                failures.add(event.video_id, event.reason if isinstance(event, Failed) else "")
+                if failures.too_many:  # leaves the context first, so that finished videos are saved
                     break
-        if self._failed_in_a_row == FAILURES_IN_A_ROW:
-            raise CostlError(
-                f"{FAILURES_IN_A_ROW} videos in a row failed, the last one: {event.reason} "  # type: ignore[union-attr]
-                "The cause looks like the machine or the folder, not the videos. Finished videos are kept."
-            )
+        failures.check()
 
     @contextmanager
     def _running_threads(self) -> Iterator[None]:
@@ -171,63 +202,48 @@ class _Run:
                 self._poll()
         self._poll()
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, Chunk):
-            self._pass_on(event)
-        else:
-            self._end_video(event)
-
     def _pass_on(self, chunk: Chunk) -> None:
         done = chunk.first_index + len(chunk.times_s)
         self._decoded_share[chunk.video_id] = done / max(done, chunk.clips)
         self._decoded_frames += len(chunk.times_s)
-        self._meter.decode_waited_s += chunk.waited_s
+        self._meter.waited_s["CLIP"] += chunk.waited_s
         self._chunks.put(chunk)
         if len(self._videos) == 1:  # with several videos, finished videos show the progress
             name = self._videos[chunk.video_id].path.name
             self._report_progress(Progress("frames", done, chunk.clips, name, speed=self._throughput))
 
     def _end_video(self, event: Decoded | Failed) -> None:
-        if isinstance(event, Decoded):
-            self._failed_in_a_row = 0
-        elif event.video_id not in self._failed_before:
-            self._failed_in_a_row += 1
         self._decoded_share.pop(event.video_id, None)
         self._ended += 1
         self._saver.end_video(event)
 
     def _poll(self) -> None:
         """Raises the error of a thread that has failed, and reports new rows, messages and the speed."""
+        self._meter.sample()
         for worker in self._threads:
             if worker.error is not None:
                 raise worker.error
         for row in self._new_rows():
-            self._report_progress(self._progress(row.reason or row.name, video=row.name, status=row.status))
+            self._report(detail=row.reason or row.name, video=row.name, status=row.status)
         while not self._messages.empty():
-            self._report_progress(self._progress(message=self._messages.get()))
+            self._report(message=self._messages.get())
         if time.monotonic() - self._reported_at_s >= _REPORT_EVERY_S:
             self._reported_at_s = time.monotonic()
             self._throughput = self._meter.throughput(done=self._done(), total=len(self._videos))
             if len(self._videos) > 1:
-                self._report_progress(self._progress())
+                self._report()
 
     def _done(self) -> float:
         """Videos done, those at work in part; frames that are decoded but not encoded do not count."""
         encoded_share = self._meter.frames / max(1, self._decoded_frames)
         return (self._ended + sum(self._decoded_share.values())) * encoded_share
 
-    def _progress(self, detail: str = "", *, video: str = "", status: str = "", message: str = "") -> Progress:
-        done = len(self.rows)
-        total = len(self._videos)
-        return Progress(
-            "videos", done, total, detail, video=video, status=status, speed=self._throughput, message=message
-        )
+    def _report(self, **fields: str) -> None:
+        self._report_progress(Progress("videos", len(self.rows), len(self._videos), speed=self._throughput, **fields))
 
     def _new_rows(self) -> Iterator[VideoRow]:
         while not self._saver.rows.empty():
             row = self._saver.rows.get()
             self.rows.append(row)
             self._meter.videos[row.status] += 1
-            if row.ok:
-                self._meter.decoders[row.decoder] += 1
             yield row

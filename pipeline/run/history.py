@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,6 @@ from costl.pipeline.run.throughput import Meter
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder
-
-_VERSIONS = ("costl", "torch", "open_clip_torch", "h5py", "numpy")
 
 
 def runs_file(cache: Path) -> Path:
@@ -33,7 +29,7 @@ def recorded_run(cache: Path, encoders: Sequence[CLIPEncoder]) -> Iterator[Meter
     The line is written in one piece after the existing ones. A full disk does not fail the run.
     """
     meter = Meter()
-    began = time.monotonic()
+    began_s = time.monotonic()
     ended = "done"
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
@@ -42,60 +38,35 @@ def recorded_run(cache: Path, encoders: Sequence[CLIPEncoder]) -> Iterator[Meter
         ended = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
         raise
     finally:
-        line = {"started": started, "ended": ended} | _measurements(meter, encoders, time.monotonic() - began)
+        seconds = max(time.monotonic() - began_s, 1e-9)
+        line = {"started": started, "ended": ended} | _measurements(meter, encoders, seconds)
         with suppress(OSError):
             _append(runs_file(cache), json.dumps(line).encode() + b"\n")
 
 
 def _measurements(meter: Meter, encoders: Sequence[CLIPEncoder], seconds: float) -> dict[str, Any]:
-    waited_s = meter.waited_s()
-    shares = meter.shares(waited_s, max(seconds, 1e-9))
-    slowest = max(shares, key=lambda what: shares[what])
+    slowest, waiting = meter.bottleneck(seconds)
     return {
         "seconds": round(seconds, 3),
         "videos": dict(meter.videos),
         "frames": meter.frames,
-        "frames_per_s": round(meter.frames / max(seconds, 1e-9), 3),
-        "waited_s": {what: round(spent_s, 3) for what, spent_s in waited_s.items()},
+        "frames_per_s": round(meter.frames / seconds, 3),
         "bottleneck": slowest,
-        "waiting": round(shares[slowest], 4),
+        "waiting": round(waiting, 4),
         "batch": meter.batches,
-        "processes": meter.processes,
         "devices": [str(encoder.device) for encoder in encoders],
         "precision": encoders[0].precision,
-        "decoders": dict(meter.decoders),
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _VERSIONS}},
-        "peak_bytes": _peak_bytes(),
     }
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _peak_bytes() -> dict[str, int]:
-    """Peak memory of this process, and of the largest of its child processes that have ended."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    whose = {"here": resource.RUSAGE_SELF, "decode": resource.RUSAGE_CHILDREN}
-    return {name: resource.getrusage(who).ru_maxrss * unit for name, who in whose.items()}
-
-
 def _append(path: Path, line: bytes) -> None:
-    # A killed run may have left half a line, which must not swallow this one.
-    cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, b"\n" * cut + line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read() not in (b"", b"\n"):  # a killed run left half a line, which must not swallow this one
+            line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def last_run(cache: Path) -> dict[str, Any] | None:
@@ -116,17 +87,15 @@ def describe_run(run: dict[str, Any]) -> str:
     """A line of the history as a sentence; "" for a line that another version wrote."""
     try:
         videos = ", ".join(f"{count} {status}" for status, count in run["videos"].items() if count)
-        speed = f"{run['frames']} frames, {run['frames_per_s']:.3g} a second"
-        waits = f"waiting for {run['bottleneck']} {100 * run['waiting']:.0f} % of the time" if run["frames"] else ""
-        details = ", ".join(part for part in (speed, waits, _describe_devices(run)) if part)
+        details = [f"{run['frames']} frames, {run['frames_per_s']:.3g} a second"]
+        if run["frames"]:
+            details.append(f"waiting for {run['bottleneck']} {100 * run['waiting']:.0f} % of the time")
+        batches = " and ".join(map(str, sorted(set(run["batch"]))))
+        in_batches = f" in batches of {batches}" if batches else ""
+        details.append(f"{run['precision']} on {', '.join(run['devices'])}{in_batches}")
         return (
             f"Last run: {run['started']}, {run['ended']} after {run['seconds']:.1f} s; videos: {videos or 'none'}; "
-            f"{details}."
+            f"{', '.join(details)}."
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return ""
-
-
-def _describe_devices(run: dict[str, Any]) -> str:
-    batches = " and ".join(str(batch) for batch in sorted(set(run["batch"])))
-    return f"{run['precision']} on {', '.join(run['devices'])}" + (f" in batches of {batches}" if batches else "")

@@ -9,6 +9,7 @@ would have to see the same folder at the same moment, and one new video might mo
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -75,9 +76,7 @@ def refuse_other_shares(path: Path, share: Share) -> None:
 
 def lines_with_ends(text: str) -> list[str]:
     """The lines of a file with their line ends; joined they are the file."""
-    lines = [f"{line}\n" for line in text.split("\n")]
-    lines[-1] = lines[-1].removesuffix("\n")
-    return lines if lines[-1] else lines[:-1]
+    return list(io.StringIO(text, newline="\n"))
 
 
 def join_shares(shares: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -131,8 +131,8 @@ BREAKS = (
         7,
         "tokens that are not finite are stored",
         "pipeline/encode/clip.py",
-        "_copy_to_host(torch.isfinite(stored).all())",
-        "_copy_to_host(torch.isfinite(torch.zeros_like(stored)).all())",
+        "torch.isfinite(stored).all()",
+        "torch.isfinite(torch.zeros_like(stored)).all()",
         "tests/pipeline/encode/test_clip.py::test_tokens_that_do_not_fit_into_float16_are_refused",
     ),
     Break(

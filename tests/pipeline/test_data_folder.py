@@ -47,8 +47,9 @@ def test_a_tag_stays_a_tag_and_a_tagged_file_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("extrakt: {}\n", "unknown key 'extrakt', did you mean 'extract'"),
-        ("extract: {weigths: clip, fsp: 1}\n", "did you mean 'weights'.; unknown key 'fsp', did you mean 'fps'"),
+        ("extrakt: {}\n", r"unknown key 'extrakt'\. Did you mean extract"),
+        ("extract: {weigths: clip, fsp: 1}\n", r"Did you mean weights\?.* unknown key 'fsp'\. Did you mean fps"),
+        ("extract: {layers: 2}\n", r"unknown key 'layers'\. A cache stores .* CLIP's last block only: remove this line\."),
         ("extract: 3\n", "extract is int, expected `key: value` lines"),
         ("- a\n", "the file is list"),
         ("extract: {weights: [\n", "cannot be read"),

@@ -169,7 +169,7 @@ def test_each_run_adds_a_line_to_the_history_of_the_cache(done, monkeypatch):
         run(done)
     first, second, third = map(json.loads, runs_file(cache).read_text().splitlines())
     assert first["videos"] == {"ok": 3} and first["frames"] == 6 + 4 + 10 and first["batch"] == [8]
-    assert list(first["decoders"].values()) == [3] and first["ended"] == "done" and first["frames_per_s"] > 0
+    assert first["ended"] == "done" and first["frames_per_s"] > 0
     assert second["videos"] == {"skipped": 2, "failed": 1} and second["devices"] == ["cpu"]
     assert third["ended"] == "interrupted" and last_run(cache) == third
 
@@ -307,7 +307,7 @@ def drop_videos(folder: Path) -> None:
         (drop_annotations, {}, "no annotations"),
         (drop_videos, {}, "no videos"),
         (lambda folder: (folder / "v_a.mp4").unlink(), {}, "1 videos that are not here: v_a"),
-        (lambda folder: (folder / "costl.yaml").write_text("extract: {fsp: 1}"), {}, "did you mean 'fps'"),
+        (lambda folder: (folder / "costl.yaml").write_text("extract: {fsp: 1}"), {}, "Did you mean fps"),
         (lambda folder: None, {"fps": 0.0}, "fps is 0.0"),
         (lambda folder: None, {"model": "ViT-B32", "weights": "openai"}, "Did you mean ViT-B-32"),
         (lambda folder: None, {"workers": 0}, "workers is 0"),

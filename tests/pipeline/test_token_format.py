@@ -10,14 +10,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import open_clip
 import pytest
-import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tiny_clip import write_clip_weights
 
 from costl.commands import main
 from costl.pipeline.bench.cache import bench_cache
@@ -30,7 +27,6 @@ from costl.pipeline.cache.part import parts_folder, write_part
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.encode.types import JointSpace
 from costl.pipeline.errors import CacheError, UsageError, VideoError
 from costl.pipeline.options import TokenFormat
@@ -383,50 +379,6 @@ def test_an_old_cache_without_format_fields_is_float16_of_one_layer(tmp_path):
     reader = CacheReader(reader.path)
     assert reader.contents.token_format == TokenFormat() == TokenFormat.from_fields({"fps": 0.5})
     np.testing.assert_array_equal(reader.tokens("v"), example_tokens(TokenFormat()))
-
-
-# What CLIP gives
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    return str(write_clip_weights(tmp_path_factory.mktemp("clip"), **{"layers": 4}))
-
-
-@pytest.fixture(scope="module")
-def pictures() -> np.ndarray:
-    return np.random.default_rng(3).integers(0, 256, (5, 40, 52, 3), dtype=np.uint8)
-
-
-def test_layers_equal_open_clips_and_the_last_equals_a_single_layer(weights, pictures):
-    single_layer = load_encoder(weights=weights)
-    tokens = load_encoder(weights=weights, layers=3).tokens(pictures)
-    assert tokens.shape == (5, 3, 17, 64)
-    np.testing.assert_array_equal(tokens[:, -1], single_layer.tokens(pictures))
-    network, *_ = open_clip.create_model_and_transforms(f"local-dir:{weights}")
-    with torch.inference_mode():
-        output = network.eval().visual.forward_intermediates(
-            single_layer.prepare(pictures), indices=[1, 2, 3], output_fmt="NLC", output_extra_tokens=True
-        )
-    for layer, (prefix, patches) in enumerate(
-        zip(output["image_intermediates_prefix"], output["image_intermediates"], strict=True)
-    ):
-        np.testing.assert_array_equal(tokens[:, layer], torch.cat([prefix, patches], 1).to(torch.float16).numpy())
-    assert not np.array_equal(tokens[:, 0], tokens[:, 1])
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_frame_tokens_without_patches_equal_those_with_patches(weights, pictures, layers):
-    without_patches = load_encoder(weights=weights, layers=layers, patches=False)
-    whole = load_encoder(weights=weights, layers=layers).tokens(pictures)
-    np.testing.assert_array_equal(without_patches.tokens(pictures), whole[..., :1, :])
-    assert without_patches.patch_grid == (0, 0)
-
-
-def test_more_layers_than_there_are_blocks_are_refused(weights):
-    assert load_encoder(weights=weights, layers=4).tokens(np.zeros((1, 32, 32, 3), np.uint8)).shape[1] == 4
-    with pytest.raises(UsageError, match=r"has 4 blocks, asked for the last 5. Choose --layers 4 or less"):
-        load_encoder(weights=weights, layers=5)
 
 
 # The measurement

@@ -217,7 +217,7 @@ ERRORS = {
     "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
     "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
     "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
-    "a typo in costl.yaml": (a_typo_in_costl_yaml, 2, "unknown key 'wieghts', did you mean 'weights'?"),
+    "a typo in costl.yaml": (a_typo_in_costl_yaml, 2, "unknown key 'wieghts'. Did you mean weights"),
     "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),
     "a model in addition to a folder of weights": (
         ["extract", "--videos", "dir/", "--model", "ViT-B-16"],

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from costl.commands import main
+from costl.commands.removed import REMOVED
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
@@ -91,6 +92,15 @@ def test_a_command_without_its_group_is_refused_with_its_whole_name(name, whole,
     result = CliRunner().invoke(main, [name, *others])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"Error: costl {name}: no such command. Run costl {whole}.\n"
+
+
+@pytest.mark.parametrize("others", [[], ["feats.h5"], ["--help"]])
+@pytest.mark.parametrize(("command", "option"), REMOVED)
+def test_a_removed_option_is_refused_with_the_next_step(command, option, others):
+    for arguments in ([command, option, *others], [command, *others, f"{option}=1"]):
+        result = CliRunner().invoke(main, arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"Error: costl {command} {option} is gone. {REMOVED[command, option]}\n"
 
 
 @pytest.mark.parametrize("program", [["-m", "costl"], ["cli.py"]])

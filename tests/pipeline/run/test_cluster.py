@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from numbered_videos import frame_times, make_video
 from tiny_clip import write_clip_weights
 
-from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.merge import merge
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
@@ -30,10 +29,11 @@ from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.extract import extract
-from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
+from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress
 from costl.pipeline.run import cluster
 from costl.pipeline.run.cluster_worker import TRIES, RunSpec, _SharedOrExclusiveLock, versions
+from costl.pipeline.run.engine import FailuresInARow
 from costl.pipeline.run.shards import Share, lines_with_ends, parse_share
 
 ROOT = Path(__file__).parents[3]
@@ -211,7 +211,6 @@ def spec(home) -> RunSpec:
         weights=str(home / "world" / "clip"),
         device="cpu",
         fingerprint=encoder.fingerprint() | {"fps": 4.0},
-        token_format=TokenFormat(),
         frame_options=FrameOptions(),
         run_options=RunOptions(),
         out=home / "feats.h5",
@@ -230,33 +229,32 @@ def test_a_video_on_which_three_workers_died_becomes_a_crashed_row(spec, home, m
     video = worker.Video("v0", home / "world" / "v0.mp4")
     for number in range(TRIES):
         (spec.folder / f"v0.{number}").touch()
-    result = worker.extract_one(spec, video)
-    assert (result.row.status, result.worker) == ("crashed", "tcp://me")
-    assert "v0.mp4: 3 workers died" in result.row.reason
+    row = worker.extract_one(spec, video)
+    assert row.status == "crashed" and "v0.mp4: 3 workers died" in row.reason
     (spec.folder / "v0.0").unlink()
-    assert worker.extract_one(spec, video).row.ok
+    assert worker.extract_one(spec, video).ok
     assert not list(spec.folder.iterdir()), "a finished video leaves no mark"
 
 
 def test_a_part_whose_result_was_lost_is_not_extracted_again(spec, home, monkeypatch):
     worker = on_worker(monkeypatch)
     video = worker.Video("v0", home / "world" / "v0.mp4")
-    row = worker.extract_one(spec, video).row
+    row = worker.extract_one(spec, video)
     monkeypatch.setattr("costl.pipeline.run.engine.decode_videos", lambda *_, **__: pytest.fail("decoded"))
-    assert worker.extract_one(spec, video).row == row
+    assert worker.extract_one(spec, video) == row
 
 
 def test_a_worker_with_another_encoder_or_storage_is_refused(spec, home, tmp_path, monkeypatch):
     worker = on_worker(monkeypatch)
     video = home / "world" / "v0.mp4"
-    assert worker.prepare_worker(spec, "worker-0", [(video, video.stat().st_size)]) == ""
-    assert (spec.folder / "worker-0").exists()
-    assert "sees" in worker.prepare_worker(spec, "worker-0", [(video, 1)])
-    assert "does not see it" in worker.prepare_worker(spec, "worker-0", [(tmp_path / "none.mp4", 1)])
+    mark, problem = worker.prepare_worker(spec, [(video, video.stat().st_size)])
+    assert (spec.folder / mark).exists() and problem == ""
+    assert "sees" in worker.prepare_worker(spec, [(video, 1)])[1]
+    assert "does not see it" in worker.prepare_worker(spec, [(tmp_path / "none.mp4", 1)])[1]
     elsewhere = replace(spec, folder=tmp_path / "elsewhere" / ".run-1")
-    assert "must be on storage that all workers share" in worker.prepare_worker(elsewhere, "worker-0", [])
+    assert "must be on storage that all workers share" in worker.prepare_worker(elsewhere, [])[1]
     other = replace(spec, fingerprint=dict(spec.fingerprint) | {"weights": "0" * 64})
-    assert worker.prepare_worker(other, "worker-0", []).startswith("weights: asked for 000000000000…")
+    assert worker.prepare_worker(other, [])[1].startswith("weights: asked for 000000000000…")
     with pytest.raises(CacheError, match="worker tcp://me: weights: asked for"):
         worker.extract_one(other, worker.Video("v0", video))
     shutil.rmtree(spec.folder)
@@ -281,11 +279,17 @@ def test_an_exclusive_thread_is_the_only_one_inside_the_lock():
     assert len(entries) == 9 and all(inside == 1 for exclusive, inside in entries if exclusive)
 
 
-def test_failures_in_a_row_stop_a_cluster_too():
-    bad = [VideoRow(f"v{n}", "failed", f"v{n}", reason="bad.") for n in range(20)]
-    cluster._stop_after_failures(bad[:19])
+def test_failures_in_a_row_are_too_many_unless_they_are_known_or_interrupted():
+    failures = FailuresInARow({"known"})
+    for number in range(19):
+        failures.add(f"v{number}", "bad.")
+    failures.add("known", "bad.")
+    failures.check()
+    failures.add("v19", "bad.")
     with pytest.raises(CostlError, match="20 videos in a row failed, the last one: bad"):
-        cluster._stop_after_failures(bad)
+        failures.check()
+    failures.add("v20", "")
+    failures.check()
 
 
 # Shares

@@ -9,7 +9,7 @@ import pytest
 
 from costl.pipeline.errors import CostlError
 from costl.pipeline.run.history import describe_run, last_run, recorded_run, runs_file
-from costl.pipeline.run.throughput import Meter, WaitTimes
+from costl.pipeline.run.throughput import Meter
 
 ENCODERS = [SimpleNamespace(device="cuda:0", precision="fp16"), SimpleNamespace(device="cuda:1", precision="fp16")]
 
@@ -21,46 +21,27 @@ class Clock:
         return self.now_s
 
 
-def working_encoder(clock: Clock, **waits_s: float) -> SimpleNamespace:
-    encoder = SimpleNamespace(frames=0, waits=WaitTimes(clock))
-    wait(clock, encoder, **waits_s)
-    return encoder
-
-
-def wait(clock: Clock, encoder: SimpleNamespace, **waits_s: float) -> None:
-    for what, seconds in waits_s.items():
-        before = clock.now_s
-        with encoder.waits.waiting(what):
-            clock.now_s += seconds
-        clock.now_s = before
-
-
-def test_a_wait_counts_before_it_is_over():
-    clock = Clock()
-    waits = WaitTimes(clock)
-    with waits.waiting("decode"):
-        clock.now_s += 3
-        assert (waits.seconds("decode"), waits.seconds("disk")) == (3, 0)
-    clock.now_s += 4
-    with waits.waiting("decode"):
-        clock.now_s += 2
-    assert waits.seconds("decode") == 5
+def working_encoder(waiting_for: str = "") -> SimpleNamespace:
+    return SimpleNamespace(frames=0, waiting_for=waiting_for)
 
 
 def test_the_throughput_is_recent_and_names_the_slower_half():
     clock = Clock()
     meter = Meter(clock)
-    encoders = [working_encoder(clock), working_encoder(clock)]
+    encoders = [working_encoder("decode"), working_encoder("decode")]
     meter.watch(encoders, processes=4)
+    for seconds, waiting_for in ((9, "decode"), (1, "")):
+        for encoder in encoders:
+            encoder.waiting_for = waiting_for
+        clock.now_s += seconds
+        meter.sample()
     for encoder in encoders:
         encoder.frames += 50
-        wait(clock, encoder, decode=9.0)
-    clock.now_s += 10
     speed = meter.throughput(done=1.5, total=6)
     assert (speed.frames, speed.frames_per_s, speed.waiting_for, speed.waiting) == (100, 10, "decode", 0.9)
     assert speed.left_s == 30 and str(speed) == "10 frames/s, waiting for decode 90 %, 0:00:30 left"
     encoders[0].frames += 400
-    meter.decode_waited_s += 32
+    meter.waited_s["CLIP"] += 32
     clock.now_s += 10
     speed = meter.throughput(done=3, total=6)
     assert (speed.frames_per_s, speed.waiting_for, speed.waiting) == (40, "CLIP", 0.8)
@@ -75,12 +56,11 @@ def test_a_run_leaves_a_line_however_it_ends(tmp_path, error, ended):
     cache = tmp_path / "feats.h5"
     try:
         with recorded_run(cache, ENCODERS) as meter:
-            clock = Clock()
-            encoder = working_encoder(clock, decode=3.0)
+            encoder = working_encoder()
             encoder.frames = 75
             meter.watch([encoder], processes=2)
+            meter.waited_s["decode"] = 3.0
             meter.videos.update(ok=2, failed=1, skipped=4)
-            meter.decoders["decord 0.6.0"] += 2
             meter.batches = [256, 128]
             if error:
                 raise error
@@ -89,9 +69,8 @@ def test_a_run_leaves_a_line_however_it_ends(tmp_path, error, ended):
     (line,) = map(json.loads, runs_file(cache).read_text().splitlines())
     assert line == last_run(cache) and line["ended"] == ended
     assert line["videos"] == {"ok": 2, "failed": 1, "skipped": 4} and line["frames"] == 75
-    assert line["waited_s"] == {"decode": 3.0, "disk": 0.0, "CLIP": 0.0} and line["bottleneck"] == "decode"
+    assert line["bottleneck"] == "decode" and line["waiting"] == 1.0
     assert (line["devices"], line["precision"], line["batch"]) == (["cuda:0", "cuda:1"], "fp16", [256, 128])
-    assert line["decoders"] == {"decord 0.6.0": 2} and line["versions"]["torch"] and line["peak_bytes"]["here"] > 1e6
     sentence = describe_run(line)
     assert sentence.startswith(f"Last run: {line['started']}, {ended} after ") and "2 ok, 1 failed, 4 skipped" in sentence
     assert "75 frames" in sentence and "fp16 on cuda:0, cuda:1 in batches of 128 and 256." in sentence

@@ -1,0 +1,98 @@
+"""What a run of stage one works on: videos, annotations and settings, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from costl.pipeline.data_folder import (
+    ExtractSettings,
+    check_annotations,
+    data_folder,
+    missing_videos,
+    read_annotations,
+    read_settings,
+    settings_folder,
+)
+from costl.pipeline.errors import UsageError
+from costl.pipeline.run.shards import parse_share, refuse_other_shares
+from costl.pipeline.videos import Video, find_videos, safe_id
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The input of one run.
+
+    `videos` lie in `folder`; `missing` are the names of annotated videos without a file. `annotations`: the JSONL text of
+    each split. `settings` decide the features. `training`: the settings for training that the data folder holds. `share`:
+    the fields of the share that the run takes (see `shards.Share`), empty for the whole folder.
+    """
+
+    videos: list[Video]
+    folder: Path
+    missing: list[str]
+    annotations: Mapping[str, str]
+    settings: ExtractSettings
+    training: Mapping[str, Any]
+    share: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_inputs(
+    path: Path,
+    annotations: Path | Mapping[str, str] | None,
+    chosen: Mapping[str, Any],
+    *,
+    allow_missing: bool,
+) -> Inputs:
+    """The input of a run on the videos at `path`, a folder or one video; for the other arguments see `extract.extract`.
+
+    Raises UsageError for a folder without videos, wrong settings or annotations, and missing videos unless `allow_missing`.
+    """
+    videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path)
+    names = [video.path.stem for video in videos]
+    folder = data_folder(path)
+    folder_settings = read_settings(settings_folder(folder, annotations))
+    settings = _resolve_settings(folder_settings.extract, chosen)
+    if isinstance(annotations, Mapping):
+        check_annotations(annotations, names, allow_missing=allow_missing)
+        texts = dict(annotations)
+    else:
+        texts = read_annotations(annotations or folder, names, allow_missing=allow_missing)
+    return Inputs(
+        videos=videos,
+        folder=videos[0].path.parent,
+        missing=missing_videos(texts, names),
+        annotations=texts,
+        settings=settings,
+        training=folder_settings.train,
+    )
+
+
+def _resolve_settings(folder_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> ExtractSettings:
+    values = {**folder_settings, **{name: value for name, value in chosen.items() if value is not None}}
+    settings = ExtractSettings(**values)
+    if "model" in values and Path(settings.weights.removeprefix("local-dir:")).is_dir():
+        raise UsageError(
+            f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "
+            "out, or name a tag for it, such as --weights openai."
+        )
+    return settings
+
+
+def select_share(inputs: Inputs, shard: str, cache: Path) -> Inputs:
+    """The part of the input that belongs to the share `shard`, such as "2/4".
+
+    Raises UsageError for another text, and CacheError if the cache holds videos of other shares.
+    """
+    share = parse_share(shard)
+    refuse_other_shares(cache, share)
+    annotations, share_fields = share.select_annotations(inputs.annotations)
+    return replace(
+        inputs,
+        videos=[video for video in inputs.videos if share.holds(video.id)],
+        missing=[name for name in inputs.missing if share.holds(safe_id(name))],
+        annotations=annotations,
+        share=share_fields,
+    )
