@@ -22,17 +22,15 @@ from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import remove_other_words, words_folder, write_words
 from costl.pipeline.data_folder import missing_videos, queries_in, read_annotations, rows_in
-from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
+from costl.pipeline.encode.clip import CLIPEncoder
+from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
 from costl.pipeline.extract import missing_row
-from costl.pipeline.fingerprint import explain_difference
-from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.queries import encode_new, reusable_words
 
 _SPLIT_NAME = re.compile(r"\w[\w.+ -]*")
-# The fields that decide the tokens of a sentence: it is always encoded in float32, and preprocessing is for images.
-_SENTENCE_FIELDS = ("model", "weights")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class SplitChange:
 
 @dataclass(frozen=True)
 class AddQueriesReport:
-    """What was added to a cache: its splits, and how many queries were encoded (`new`) or already stored (`known`).
+    """What was added to a cache: its splits, and how many queries were encoded (`new`); all others were stored already.
 
     `missing`: annotated videos without features. `truncated`: added queries longer than CLIP reads. `exit_code` is 1 if a
     video is missing.
@@ -60,7 +58,6 @@ class AddQueriesReport:
     cache: Path
     splits: tuple[SplitChange, ...]
     new: int
-    known: int
     missing: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
 
@@ -78,12 +75,11 @@ class AddQueriesReport:
         return asdict(self) | {"cache": str(self.cache)}
 
     def messages(self) -> list[str]:
-        """What happened to the splits, which videos are missing, which queries were cut, and the counts."""
+        """What happened to the splits, which videos are missing, which queries were cut, and how many are new."""
         splits = [split.message() for split in self.splits]
         missing = [f"missing: {name}: annotated, but without features" for name in self.missing[:MAX_LISTED]]
         cut = [f"cut: longer than CLIP reads, its end is ignored: {query!r}" for query in self.truncated]
-        counts = f"{self.new} queries encoded, {self.known} were there already."
-        return [*splits, *missing, *cut, counts]
+        return [*splits, *missing, *cut, f"{self.new} new queries encoded."]
 
 
 def add_queries(
@@ -121,14 +117,12 @@ def add_queries(
         rows = [*index.rows, *(missing_row(name) for name in missing if name not in names)]
         rows.sort(key=lambda row: row.id)
         _publish(cache, Index(contents, rows, index.words_file), sentences)
-    added_queries = queries_in(added)
     return AddQueriesReport(
         cache=cache,
         splits=tuple(_split_change(name, index.contents.annotations, added) for name in added),
         new=len(new),
-        known=len(added_queries) - len(set(added_queries) & set(new)),
         missing=tuple(missing),
-        truncated=tuple(query for query in added_queries if sentences[query].truncated),
+        truncated=tuple(query for query in queries_in(added) if sentences[query].truncated),
     )
 
 
@@ -167,7 +161,7 @@ def _load_matching_encoder(
 ) -> tuple[CLIPEncoder, Contents]:
     """The CLIP that made the features, and contents with the path of its weights now."""
     fingerprint = contents.fingerprint
-    if not {*_SENTENCE_FIELDS, "precision"} <= fingerprint.keys():
+    if not {"model", "weights", "precision"} <= fingerprint.keys():
         raise CacheError(
             f"{cache}: its features were imported, so there is no CLIP to encode new queries with. Import the features "
             "again with these annotations and the features of their sentences."
@@ -176,29 +170,10 @@ def _load_matching_encoder(
     path = weights or absolute_weights(cache.parent, contents.source.get("weights", ""))
     if not path:
         raise CacheError(f"{cache}: does not say where its CLIP is. Name it with --weights.")
-    report_progress(Progress("load", 0, 1, f"{model}, {path}"))
-    try:
-        encoder = load_encoder(model, path, device=device, precision=fingerprint["precision"])
-    except UsageError as error:
-        if weights is not None:
-            raise
-        raise UsageError(
-            f"{error} {cache} was made with it: if it has moved, say where it is with --weights."
-        ) from error
-    _refuse_other_encoder(cache, fingerprint, encoder, path)
+    encoder = reload_encoder(
+        fingerprint, model, path, owner=str(cache), device=device, report_progress=report_progress
+    )
     return encoder, replace(contents, source={"model": model, "weights": relative_weights(cache.parent, path)})
-
-
-def _refuse_other_encoder(cache: Path, fingerprint: Mapping[str, Any], encoder: CLIPEncoder, path: str) -> None:
-    loaded = encoder.fingerprint()
-    old = {name: fingerprint[name] for name in _SENTENCE_FIELDS}
-    new = {name: loaded[name] for name in _SENTENCE_FIELDS}
-    differences = explain_difference(old, new, was="cache has", now="here is")
-    if differences:
-        raise CacheError(
-            f"{cache} was made by another CLIP than {path} ({'; '.join(differences)}). "
-            "Give the one it was made by with --weights."
-        )
 
 
 def _publish(cache: Path, index: Index, sentences: Mapping[str, SentenceTokens]) -> None:

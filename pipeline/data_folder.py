@@ -11,7 +11,7 @@ from typing import Any
 from costl.pipeline.errors import UsageError, first_few, suggest
 from costl.pipeline.formats.strict_json import abbreviated, json_lines, read_json
 from costl.pipeline.formats.strict_yaml import read_yaml
-from costl.pipeline.options import DECODERS, RESIZES, SAMPLINGS, TokenFormat
+from costl.pipeline.options import TokenFormat, check_choices
 
 SETTINGS_FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -42,11 +42,9 @@ class ExtractSettings:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected a name.")
         if not _is_positive(self.fps):
             raise UsageError(f"fps is {self.fps!r}, expected clips per second above zero, such as 0.5.")
-        choices = {"decoder": (*DECODERS, "auto"), "sampling": SAMPLINGS, "resize": RESIZES}
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(values)}.")
-        _ = self.token_format  # raises UsageError for its own fields
+        check_choices(
+            decoder=self.decoder, sampling=self.sampling, resize=self.resize, dtype=self.dtype, tokens=self.tokens
+        )
 
     @property
     def token_format(self) -> TokenFormat:
@@ -132,13 +130,10 @@ def without_spatial_encoder(train: Mapping[str, Any]) -> dict[str, Any]:
     return {**train, "spatial": {**(spatial if isinstance(spatial, Mapping) else {}), "steps": 0}}
 
 
-def read_annotations(
-    path: Path, videos: Iterable[str] | None = None, *, allow_missing: bool = False
-) -> dict[str, str]:
+def read_annotations(path: Path) -> dict[str, str]:
     """The JSONL text of each split: {train,val,test}.jsonl and test_*.jsonl of a folder, or one file of any name.
 
-    `videos`: the names that rows may refer to (None: any). Raises UsageError if there are no annotations, for rows that
-    are not annotations (with file and line), and, unless `allow_missing`, for missing videos.
+    Raises UsageError if there are no annotations, and as `check_annotations` does.
     """
     files = [path] if path.is_file() else _split_files(path)
     if not files:
@@ -152,7 +147,7 @@ def read_annotations(
             texts[file.stem] = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file}: cannot be read ({error}).") from error
-    check_annotations(texts, videos, allow_missing=allow_missing)
+    check_annotations(texts)
     return texts
 
 
@@ -162,10 +157,8 @@ def _split_files(folder: Path) -> list[Path]:
     return [path for path in [*named, *further_tests] if path.is_file()]
 
 
-def check_annotations(
-    texts: Mapping[str, str], videos: Iterable[str] | None = None, *, allow_missing: bool = False
-) -> None:
-    """Raises UsageError for rows without qid, query, vid or duration, and for videos that are not in `videos`."""
+def check_annotations(texts: Mapping[str, str]) -> None:
+    """Raises UsageError for rows without qid, query, vid or duration, naming file and line."""
     problems = []
     for split, number, row in _rows(texts):
         problem = f"not JSON ({row})" if isinstance(row, ValueError) else _problem(row)
@@ -174,8 +167,6 @@ def check_annotations(
     if problems:
         listed = first_few(problems, between="; ", last="; and ")
         raise UsageError(f"Annotations that cannot be used: {listed}.")
-    if not allow_missing and videos is not None:
-        _refuse_missing_videos(texts, set(videos))
 
 
 def _problem(row: Any) -> str:
@@ -195,16 +186,6 @@ def _problem(row: Any) -> str:
 def _is_positive(value: Any) -> bool:
     # Not isfinite(), which fails on integers too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
-
-
-def _refuse_missing_videos(texts: Mapping[str, str], videos: set[str]) -> None:
-    missing = missing_videos(texts, videos)
-    if missing:
-        raise UsageError(
-            f"The annotations name {len(missing)} videos that are not here: {first_few(missing, last=', and ')}. "
-            f"Here are {len(videos)}: {first_few(sorted(videos), last=', and ')}. Add the missing videos, remove their "
-            "rows, or pass --allow-missing-videos to go on without them."
-        )
 
 
 def missing_videos(texts: Mapping[str, str], videos: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
+from costl.pipeline.encode.clip import CLIPEncoder
+from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
-from costl.pipeline.fingerprint import digest, explain_difference
+from costl.pipeline.fingerprint import digest
 from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
-from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.queries import encode_queries
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.videos import Video, content_hash, file_stamp
@@ -29,40 +30,35 @@ from costl.pipeline.videos import Video, content_hash, file_stamp
 _MAX_QUERIES = 512  # per video; the oldest are removed first
 
 
+@dataclass(kw_only=True)
 class FeatureStore:
     """Features made with the settings of `fingerprint` by the CLIP of `model` and `weights`; threads may share a store.
 
-    CLIP is loaded when there is something to encode, and refused unless its fingerprint is the same. `owner` names the
-    model that was trained on such features, for error messages.
+    CLIP is loaded on `device` when there is something to encode, and refused unless its fingerprint is the same. `owner`
+    names the model that was trained on such features, for error messages. `workers`: decode processes. Raises CacheError
+    for a fingerprint of features that costl did not extract.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        fingerprint: Mapping[str, Any],
-        model: str,
-        weights: str,
-        device: str,
-        owner: str,
-        workers: int | None = None,
-    ):
-        if not {"model", "weights", "preprocess", "precision", "fps"} <= fingerprint.keys():
+    folder: Path
+    fingerprint: Mapping[str, Any]
+    model: str
+    weights: str
+    device: str
+    owner: str
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not {"model", "weights", "preprocess", "precision", "fps"} <= self.fingerprint.keys():
             raise CacheError(
-                f"{owner} was trained on features that were not made here ({', '.join(sorted(fingerprint))}), so no "
-                "video can be turned into such features. Train on a cache of costl extract."
+                f"{self.owner} was trained on features that were not made here ({', '.join(sorted(self.fingerprint))}), so "
+                "no video can be turned into such features. Train on a cache of costl extract."
             )
         # A model reads the last layer only, also of an old cache that has several.
-        self._token_format = replace(TokenFormat.from_fields(fingerprint), layers=1)
+        one_layer = replace(TokenFormat.from_fields(self.fingerprint), layers=1)
         # Weights and preprocessing are compared by content, so another release of open_clip is accepted. Its features
         # still get a folder of their own.
-        self.fingerprint = {**fingerprint, **asdict(self._token_format), "open_clip": version("open_clip_torch")}
-        self.folder = folder / digest(self.fingerprint)[:16]
-        self._model = model
-        self._weights = weights
-        self._device = device
-        self._owner = owner
-        self._workers = workers
+        self.fingerprint = {**self.fingerprint, **asdict(one_layer), "open_clip": version("open_clip_torch")}
+        self.folder = self.folder / digest(self.fingerprint)[:16]
         self._encoder: CLIPEncoder | None = None
         self._lock = threading.Lock()
         self._hashes: dict[tuple[Any, ...], str] = {}
@@ -108,7 +104,7 @@ class FeatureStore:
                     encoders=[encoder],
                     fps=contents.fps,
                     frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
-                    run_options=RunOptions(workers=self._workers),
+                    run_options=RunOptions(workers=self.workers),
                     report_progress=report_progress,
                 )
                 if not row.ok:
@@ -119,27 +115,15 @@ class FeatureStore:
 
     def _load(self, report_progress: ProgressCallback) -> CLIPEncoder:
         if self._encoder is None:
-            report_progress(Progress("load", 0, 1, f"{self._model}, {self._weights}"))
-            encoder = load_encoder(
-                self._model,
-                self._weights,
-                device=self._device,
-                precision=str(self.fingerprint["precision"]),
-                patches=self._token_format.has_patches,
+            self._encoder = reload_encoder(
+                self.fingerprint,
+                self.model,
+                self.weights,
+                owner=self.owner,
+                device=self.device,
+                report_progress=report_progress,
             )
-            self._refuse_other_encoder(encoder)
-            self._encoder = encoder
         return self._encoder
-
-    def _refuse_other_encoder(self, encoder: CLIPEncoder) -> None:
-        differences = explain_difference(
-            self.fingerprint, {**self.fingerprint, **encoder.fingerprint()}, was="trained with", now="here is"
-        )
-        if differences:
-            raise CacheError(
-                f"{self._owner} was trained with another CLIP than {self._weights} ({'; '.join(differences)}). "
-                "Give the one it was trained with by --weights."
-            )
 
 
 def _stored_queries(path: Path) -> set[str] | None:

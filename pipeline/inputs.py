@@ -16,7 +16,7 @@ from costl.pipeline.data_folder import (
     read_settings,
     settings_folder,
 )
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.run.shards import parse_share, refuse_other_shares
 from costl.pipeline.videos import Video, find_videos, safe_id
 
@@ -56,14 +56,21 @@ def read_inputs(
     folder_settings = read_settings(settings_folder(folder, annotations))
     settings = _resolve_settings(folder_settings.extract, chosen)
     if isinstance(annotations, Mapping):
-        check_annotations(annotations, names, allow_missing=allow_missing)
+        check_annotations(annotations)
         texts = dict(annotations)
     else:
-        texts = read_annotations(annotations or folder, names, allow_missing=allow_missing)
+        texts = read_annotations(annotations or folder)
+    missing = missing_videos(texts, names)
+    if missing and not allow_missing:
+        raise UsageError(
+            f"The annotations name {len(missing)} videos that are not here: {first_few(missing, last=', and ')}. "
+            f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
+            "rows, or pass --allow-missing-videos to go on without them."
+        )
     return Inputs(
         videos=videos,
         folder=videos[0].path.parent,
-        missing=missing_videos(texts, names),
+        missing=missing,
         annotations=texts,
         settings=settings,
         training=folder_settings.train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,13 +10,23 @@ from typing import Any
 from costl.pipeline.errors import UsageError
 
 DECODERS = ("decord", "pyav", "torchcodec", "torchcodec:cuda")
-SAMPLINGS = ("centre", "cheapest")
-RESIZES = ("device", "decoder")
-TOKEN_DTYPES = ("float16", "int8")
-TOKEN_CHOICES = ("all", "cls")
+CHOICES = {
+    "decoder": (*DECODERS, "auto"),
+    "sampling": ("centre", "cheapest"),
+    "resize": ("device", "decoder"),
+    "dtype": ("float16", "int8"),
+    "tokens": ("all", "cls"),
+}
 FAILURES_IN_A_ROW = 20  # after so many the machine is to blame, not the videos
 # Software decoders give the same frames bit for bit, so a cache may mix them. A GPU's own decoder is another family.
 DECODER_FAMILIES = {"decord": "ffmpeg", "pyav": "ffmpeg", "torchcodec": "ffmpeg", "torchcodec:cuda": "nvdec"}
+
+
+def check_choices(**values: Any) -> None:
+    """Raises UsageError for a value that is not among the `CHOICES` of its name."""
+    for name, value in values.items():
+        if value not in CHOICES[name]:
+            raise UsageError(f"{name} is {value!r}, expected {' or '.join(CHOICES[name])}.")
 
 
 @dataclass(frozen=True)
@@ -58,28 +69,25 @@ class ResizeTarget:
     mode: str
     size: tuple[int, int]
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame of this size after open_clip's resize, before its crop or padding."""
+        target_height, target_width = self.size
+        if self.mode == "squash":
+            return self.size
+        if self.mode == "shortest" and target_height == target_width:
+            # torchvision cuts the long side down to a whole pixel ...
+            short, long = sorted((height, width))
+            long = int(target_height * long / short)
+            return (target_height, long) if height <= width else (long, target_height)
+        # ... and timm's rule, which open_clip uses for everything else, rounds both sides.
+        ratios = height / target_height, width / target_width
+        ratio = max(ratios) if self.mode == "longest" else min(ratios)
+        return round(height / ratio), round(width / ratio)
+
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) a decoder scales a frame of this size to; the frame's own size unless that makes it smaller."""
-        scaled_height, scaled_width = resized_size((height, width), self.mode, self.size)
-        smaller = scaled_height * scaled_width < height * width
-        return (scaled_height, scaled_width) if smaller else (height, width)
-
-
-def resized_size(source: tuple[int, int], mode: str, target: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a frame of size `source` after open_clip's resize for an input of size `target`, before its crop."""
-    height, width = source
-    target_height, target_width = target
-    if mode == "squash":
-        return target_height, target_width
-    if mode == "shortest" and target_height == target_width:
-        # torchvision cuts the long side down to a whole pixel ...
-        short, long = sorted((height, width))
-        long = int(target_height * long / short)
-        return (target_height, long) if height <= width else (long, target_height)
-    # ... and timm's rule, which open_clip uses for everything else, rounds both sides.
-    ratios = height / target_height, width / target_width
-    ratio = max(ratios) if mode == "longest" else min(ratios)
-    return round(height / ratio), round(width / ratio)
+        scaled = self.resized_size(height, width)
+        return scaled if math.prod(scaled) < height * width else (height, width)
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,7 @@ class TokenFormat:
     tokens: str = "all"
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", TOKEN_DTYPES), ("tokens", TOKEN_CHOICES)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}.")
+        check_choices(dtype=self.dtype, tokens=self.tokens)
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
             raise UsageError(f"layers is {self.layers!r}, expected how many of CLIP's last blocks are stored, at least 1.")
 

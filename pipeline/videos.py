@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,16 +88,6 @@ def content_hash(path: Path, *, since: FileStamp | None = None) -> str:
     `since`: the `file_stamp` taken before the video was decoded; if it still fits, the hash is that of the decoded file.
     Raises VideoError when the file cannot be read, and with status "changed" when the stamp no longer fits.
     """
-    digest = _hash(path)
-    if since is not None and file_stamp(path) != since:
-        raise VideoError(
-            f"{path.name}: was changed during this run. Extract again when nothing writes to the file.",
-            status="changed",
-        )
-    return digest
-
-
-def _hash(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise VideoError(f"{path.name}: not a regular file.")
@@ -106,6 +97,11 @@ def _hash(path: Path) -> str:
                 digest.update(block)
     except OSError as error:
         raise VideoError(f"{path.name}: cannot be read ({error.strerror}). Check its name and permissions.") from error
+    if since is not None and file_stamp(path) != since:
+        raise VideoError(
+            f"{path.name}: was changed during this run. Extract again when nothing writes to the file.",
+            status="changed",
+        )
     return digest.hexdigest()
 
 
@@ -128,9 +124,5 @@ def _refuse_shared_stems(paths: Iterable[Path]) -> None:
 
 def _count_by_suffix(folder: Path) -> str:
     """The most common suffixes in the folder: '3 .jpg, 1 .txt'."""
-    counts: dict[str, int] = {}
-    for path in folder.iterdir():
-        kind = "folder" if path.is_dir() else path.suffix or "file without suffix"
-        counts[kind] = counts.get(kind, 0) + 1
-    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-    return ", ".join(f"{count} {kind}" for kind, count in common) or "it is empty"
+    kinds = Counter("folder" if path.is_dir() else path.suffix or "file without suffix" for path in folder.iterdir())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "it is empty"

@@ -68,7 +68,7 @@ class Asker:
         self._model = trained.model().to(self._device)
         self._preprocess = stored_preprocess(trained.fingerprint)
         self._feature_store = FeatureStore(
-            user_folder() if cache_dir is None else _path("cache_dir", cache_dir),
+            folder=user_folder() if cache_dir is None else _path("cache_dir", cache_dir),
             fingerprint=trained.fingerprint,
             model=trained.source.get("model") or "ViT-B-32",
             weights=_recorded_weights(trained) if weights is None else str(weights),

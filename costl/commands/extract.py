@@ -7,55 +7,37 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, option_group, out, quiet
+from costl.commands.options import ANY_PATH, Decorator, option_group, out, quiet
 from costl.commands.output import finish_command, print_event, print_result
 from costl.commands.progress_bars import ProgressBars, ProgressEvents
+from costl.pipeline.options import CHOICES
+
+
+def _choice(name: str, help: str) -> Decorator:
+    return click.option(f"--{name}", type=click.Choice(CHOICES[name]), metavar="NAME", help=help)
+
 
 feature_options = option_group(
     click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
     click.option("--weights", help="An open_clip tag, a file, or an open_clip folder.  [default: openai]"),
     click.option("--fps", type=float, help="Clips per second.  [default: 0.5]"),
-    click.option(
-        "--decoder",
-        type=click.Choice(["decord", "pyav", "torchcodec", "torchcodec:cuda", "auto"]),
-        metavar="NAME",
-        help="decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest of them. All but cuda give the same "
+    _choice(
+        "decoder",
+        "decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest of them. All but cuda give the same "
         "frames.  [default: decord]",
     ),
-    click.option(
-        "--sampling",
-        type=click.Choice(["centre", "cheapest"]),
-        metavar="NAME",
-        help="Frame of each clip: centre, or cheapest to decode.  [default: centre]",
-    ),
-    click.option(
-        "--resize",
-        type=click.Choice(["device", "decoder"]),
-        metavar="NAME",
-        help="device: exactly as CLIP. decoder: less memory.  [default: device]",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float16", "int8"]),
-        metavar="NAME",
-        help="float16, or int8: half the size, 0.5 % error.  [default: float16]",
-    ),
-    click.option(
-        "--tokens",
-        type=click.Choice(["all", "cls"]),
-        metavar="NAME",
-        help="all, or cls: no patches, a fiftieth of the size, for training with spatial.steps=0.  [default: all]",
+    _choice("sampling", "Frame of each clip: centre, or cheapest to decode.  [default: centre]"),
+    _choice("resize", "device: exactly as CLIP. decoder: less memory.  [default: device]"),
+    _choice("dtype", "float16, or int8: half the size, 0.5 % error.  [default: float16]"),
+    _choice(
+        "tokens",
+        "all, or cls: no patches, a fiftieth of the size, for training with spatial.steps=0.  [default: all]",
     ),
 )
 run_options = option_group(
     click.option("--workers", type=int, help="Decode processes.  [default: one for each core]"),
     click.option("--batch", type=int, help="Frames per batch.  [default: 8 on a CPU, 256 on a GPU]"),
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "fp16", "bf16"]),
-        metavar="NAME",
-        help="fp32, fp16 or bf16.  [default: fp16 on a GPU, fp32 on a CPU]",
-    ),
+    click.option("--precision", metavar="NAME", help="fp32, fp16 or bf16.  [default: fp16 on a GPU, fp32 on a CPU]"),
     click.option(
         "--device",
         default="auto",

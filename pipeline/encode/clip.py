@@ -58,18 +58,14 @@ def default_precision(device_type: str) -> str:
 def load_encoders(
     model: str, weights: str, *, devices: str, precision: str | None = None, patches: bool = True
 ) -> list[CLIPEncoder]:
-    """The same network on each of `devices`, separated by commas.
+    """The same network on each of `devices`, separated by commas, in the precision of the first unless it is given.
 
-    Raises UsageError as `load_encoder` does, and for devices with different default precisions if no `precision` is given.
+    Raises UsageError as `load_encoder` does.
     """
-    names = [name.strip() for name in devices.split(",")]
-    torch_devices = [pick_device(name) for name in names]
-    defaults = {device.type: default_precision(device.type) for device in torch_devices}
-    if precision is None and len(set(defaults.values())) > 1:
-        listed = ", ".join(f"{device_type} in {default}" for device_type, default in defaults.items())
-        raise UsageError(f"device {devices!r}: {listed}; one cache holds one precision. Name it: --precision fp32.")
-    first = load_encoder(model, weights, device=names[0], precision=precision, patches=patches)
-    return [first, *(first.copy_to(device) for device in torch_devices[1:])]
+    first, *others = [name.strip() for name in devices.split(",")]
+    other_devices = [pick_device(name) for name in others]
+    encoder = load_encoder(model, weights, device=first, precision=precision, patches=patches)
+    return [encoder, *(encoder.copy_to(device) for device in other_devices)]
 
 
 class CLIPEncoder:

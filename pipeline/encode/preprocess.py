@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from costl.pipeline.errors import UsageError
-from costl.pipeline.options import ResizeTarget, resized_size
+from costl.pipeline.options import ResizeTarget
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,19 @@ class Preprocess:
 
     @property
     def resize_target(self) -> ResizeTarget:
-        """What a decoder must know to do the resize itself."""
+        """What decides the size of a frame after the resize."""
         return ResizeTarget(self.resize_mode, self.size)
 
 
 def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[Tensor, "n 3 y x"]:
     """Resizes, crops or pads, and normalises, as open_clip's PIL transform does; single values may differ by one grey level."""
+    from torchvision.transforms.functional import center_crop  # slow to import, and `visible_region` does not need it
+
     x = pixels.permute(0, 3, 1, 2).to(torch.float32)
     height, width = x.shape[-2:]
-    resized = resized_size((height, width), preprocess.resize_mode, preprocess.size)
-    x = _resize(x, resized, _kernel(preprocess))
-    x = _centre(x, preprocess.size, fill=preprocess.fill_color if preprocess.resize_mode == "longest" else 0)
+    x = _resize(x, preprocess.resize_target.resized_size(height, width), _kernel(preprocess))
+    padding = preprocess.fill_color if preprocess.resize_mode == "longest" else 0
+    x = center_crop(x - padding, list(preprocess.size)) + padding  # which pads with zeros
     mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
     return (x / 255 - mean) / std
 
@@ -83,21 +85,12 @@ def _resize(x: Float[Tensor, "n 3 h w"], size: tuple[int, int], kernel: str) -> 
     return x
 
 
-def _centre(x: Float[Tensor, "n 3 h w"], size: tuple[int, int], *, fill: int) -> Float[Tensor, "n 3 y x"]:
-    missing_y, missing_x = (max(0, target - side) for target, side in zip(size, x.shape[-2:], strict=True))
-    if missing_y or missing_x:
-        sides = (missing_x // 2, (missing_x + 1) // 2, missing_y // 2, (missing_y + 1) // 2)
-        x = F.pad(x, sides, value=float(fill))
-    top, left = (round((side - target) / 2) for side, target in zip(x.shape[-2:], size, strict=True))
-    return x[..., top : top + size[0], left : left + size[1]]
-
-
 def visible_region(height: int, width: int, preprocess: Preprocess) -> tuple[float, float, float, float]:
     """The region of a picture of this size that the network sees: (left, top, width, height) as shares of the picture.
 
     The region lies inside the picture where the picture is cropped, and reaches beyond it where it is padded.
     """
-    resized_height, resized_width = resized_size((height, width), preprocess.resize_mode, preprocess.size)
+    resized_height, resized_width = preprocess.resize_target.resized_size(height, width)
     input_height, input_width = preprocess.size
     top = _crop_start(resized_height, input_height) / resized_height
     left = _crop_start(resized_width, input_width) / resized_width
@@ -105,7 +98,7 @@ def visible_region(height: int, width: int, preprocess: Preprocess) -> tuple[flo
 
 
 def _crop_start(side: int, target: int) -> int:
-    """Where the crop of `_centre` begins along one side of a resized picture; below zero where it pads."""
+    """Where `center_crop` begins along one side of a resized picture; below zero where it pads."""
     missing = max(0, target - side)
     return round((side + missing - target) / 2) - missing // 2
 

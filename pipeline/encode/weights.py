@@ -142,9 +142,8 @@ def _file_source(model: str, weights: str) -> Source:
 
 def _tag_of(file: Path, model_tags: list[str]) -> str:
     stem = file.stem.lower().replace("-", "_")
-    matching = sorted((tag for tag in model_tags if tag in stem), key=len, reverse=True)
     default = "openai" if "openai" in model_tags else "".join(model_tags[:1])
-    return matching[0] if matching else default
+    return max((tag for tag in model_tags if tag in stem), key=len, default=default)
 
 
 def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
@@ -169,9 +168,8 @@ def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
 
 def _cached_file(settings: Mapping[str, Any]) -> Path | None:
     repository, _, filename = settings.get("hf_hub", "").rpartition("/")
-    names = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    if filename.endswith((".bin", ".pth")):
-        names.insert(0, f"{filename.rpartition('.')[0]}.safetensors")
+    safe_name = f"{Path(filename).stem}.safetensors"
+    names = [safe_name, filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     for name in names if repository else []:
         path = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(path, str):
@@ -204,11 +202,7 @@ def _openai_state(source: Source) -> dict[str, torch.Tensor]:
     # OpenAI published programs, not tensors. Loading a program is safe only if it is theirs; the address of each program
     # contains its hash.
     published = source.trained_with.get("url", "").split("/")
-    with source.file.open("rb") as stream:
-        hasher = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            hasher.update(block)
-    if hasher.hexdigest() not in published:
+    if hashlib.sha256(source.file.read_bytes()).hexdigest() not in published:
         raise UsageError(
             f"{source.file}: a TorchScript program that is not the one OpenAI published for {source.architecture}. "
             "Save its state_dict as safetensors and give that."

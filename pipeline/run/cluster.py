@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.clip import default_precision
 from costl.pipeline.errors import CacheError, CostlError, UsageError
-from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.run.cluster_worker import RunSpec, WorkerInfo, extract_one, inspect_worker, prepare_worker, versions
+from costl.pipeline.run.cluster_worker import RunSpec, extract_one, inspect_worker, prepare_worker, versions
 from costl.pipeline.run.engine import FailuresInARow
 from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
@@ -30,7 +29,6 @@ _VISIBLE_S = 60.0  # network file systems show a new file late
 _POLL_S = 0.2
 _SAMPLE = 50
 _GO_ON = "Finished videos are kept. Run the same command to continue."
-_DAEMON = "DASK_DISTRIBUTED__WORKER__DAEMON=False"
 
 
 def agree_on_precision(address: str, *, device: str, precision: str | None, workers: int | None = None) -> str:
@@ -43,8 +41,14 @@ def agree_on_precision(address: str, *, device: str, precision: str | None, work
         raise UsageError(
             "--workers is for one machine: on a cluster each thread of a worker decodes a video (--nthreads)."
         )
-    with _connect(address) as cluster:
-        return cluster.precision(device, precision)
+    with _connect(address) as client:
+        by_type = {kind: name for name, kind in _run_on_all(client, inspect_worker, device, versions())}
+    if precision:
+        return precision
+    if len(by_type) > 1:
+        devices = ", ".join(f"{name} has {kind}" for kind, name in by_type.items())
+        raise UsageError(f"The workers have different devices ({devices}). Name one for all by --device.")
+    return default_precision(next(iter(by_type)))
 
 
 def extract_on_cluster(
@@ -72,7 +76,7 @@ def extract_on_cluster(
     videos = [Video(video.id, Path(os.path.realpath(video.path))) for video in videos]
     failures = FailuresInARow(failed_before)
     rows: list[VideoRow] = []
-    with _run_folder(writer.parts) as folder, _connect(address) as cluster, cluster.retrying_lost_tasks():
+    with _run_folder(writer.parts) as folder, _connect(address) as client, _retrying_lost_tasks(client):
         spec = RunSpec(
             model=contents.source["model"],
             weights=absolute_weights(writer.path.parent, contents.source["weights"]),
@@ -83,8 +87,8 @@ def extract_on_cluster(
             out=writer.path.resolve(),
             folder=folder,
         )
-        cluster.prepare_workers(spec, videos, report_progress)
-        for row in cluster.rows(spec, videos):
+        _prepare_workers(client, spec, videos, report_progress)
+        for row in _rows(client, spec, videos):
             _refuse_invisible_part(writer, row)
             rows.append(writer.adopt_row(row))
             meter.videos[row.status] += 1
@@ -113,7 +117,7 @@ def _run_folder(parts: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _connect(address: str) -> Iterator[_Cluster]:
+def _connect(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as error:
@@ -127,115 +131,93 @@ def _connect(address: str) -> Iterator[_Cluster]:
             "Expected an address such as tcp://scheduler:8786; `dask scheduler` prints it."
         ) from error
     with client:
-        yield _Cluster(client, address)
+        yield client
 
 
-class _Cluster:
-    """The workers of one scheduler."""
-
-    def __init__(self, client: Any, address: str):
-        self._client = client
-        self._address = address
-
-    def precision(self, device: str, precision: str | None) -> str:
-        """See `agree_on_precision`."""
-        workers: dict[str, WorkerInfo] = self._run_on_all(inspect_worker, device)
-        here = versions()
-        for name, worker in workers.items():
-            if not worker.may_start_processes:
-                raise UsageError(
-                    f"worker {name} may not start processes, which decoding needs. Start it with {_DAEMON} dask worker "
-                    f"{self._address}, or with dask worker --no-nanny."
-                )
-            _refuse_other_versions(name, worker.versions, here)
-        by_type = {worker.device_type: name for name, worker in workers.items()}
-        if precision:
-            return precision
-        if len(by_type) > 1:
-            devices = ", ".join(f"{name} has {device_type}" for device_type, name in by_type.items())
-            raise UsageError(f"The workers have different devices ({devices}). Name one for all by --device.")
-        return default_precision(next(iter(by_type)))
-
-    def prepare_workers(self, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback) -> None:
-        """Lets every worker load CLIP and check what it sees. Raises UsageError with the name of one that has a problem."""
-        step = -(-len(videos) // _SAMPLE)
-        sample = [(video.path, video.path.stat().st_size) for video in videos[::step] if video.path.is_file()]
-        report_progress(Progress("workers", 0, len(self._workers())))
-        problems = self._run_on_all(prepare_worker, spec, sample)
-        for number, (name, (mark, problem)) in enumerate(problems.items(), start=1):
-            if not problem and not _wait_until_visible(spec.folder / mark):
-                problem = (
-                    f"writes to another {spec.folder.parent} than this machine sees: --out must be on shared storage"
-                )
-            if problem:
-                raise UsageError(f"worker {name} {problem}.")
-            report_progress(Progress("workers", number, len(problems), name))
-
-    def rows(self, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoRow]:
-        """The rows of the videos in the order they arrive."""
-        from distributed import as_completed
-        from distributed.comm import CommClosedError
-
-        tasks = self._client.map(extract_one, [spec] * len(videos), videos, pure=False)
-        results = as_completed(tasks, loop=self._client.loop)
-        last_worker_s = time.monotonic()
-        try:
-            while not results.is_empty():
-                for task in results.next_batch(block=False):
-                    yield task.result()
-                time.sleep(_POLL_S)
-                # Dask itself waits forever for another worker.
-                if self._client.nthreads():
-                    last_worker_s = time.monotonic()
-                elif time.monotonic() - last_worker_s > _NO_WORKER_S:
-                    raise CostlError(f"No worker has been left for {_NO_WORKER_S:.0f} s. {_GO_ON}")
-        except CostlError:
-            raise
-        except Exception as error:
-            if self._client.status == "running" and not isinstance(error, CommClosedError):
-                raise
-            raise CostlError(f"{self._address}: the scheduler is gone. {_GO_ON}") from error
-
-    @contextmanager
-    def retrying_lost_tasks(self) -> Iterator[None]:
-        """Keeps the scheduler from giving up on tasks whose workers died.
-
-        It would give up after a few lost workers, also on a task that was only queued there. The marks of `cluster_worker`
-        show more reliably which video kills its workers.
-        """
-        from distributed import SchedulerPlugin
-
-        class ClearSuspicion(SchedulerPlugin):
-            def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-                for key, task in scheduler.tasks.items():
-                    if "extract_one" in str(key):
-                        task.suspicious = 0
-
-        name = f"costl-{secrets.token_hex(4)}"
-        self._client.register_plugin(ClearSuspicion(), name=name)
-        try:
-            yield
-        finally:
-            with suppress(OSError, ValueError, RuntimeError):  # the scheduler may be gone
-                if self._client.status == "running":
-                    self._client.unregister_scheduler_plugin(name)
-
-    def _run_on_all(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """The result of `function(*arguments)` on every worker, all at once."""
-        names = self._workers()
-        if not names:
+def _prepare_workers(
+    client: Any, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback
+) -> None:
+    """Lets every worker load CLIP and check what it sees. Raises UsageError with the name of one that has a problem."""
+    step = -(-len(videos) // _SAMPLE)
+    sample = [(video.path, video.path.stat().st_size) for video in videos[::step] if video.path.is_file()]
+    workers = len(client.nthreads())
+    report_progress(Progress("workers", 0, workers))
+    for number, (name, mark) in enumerate(_run_on_all(client, prepare_worker, spec, sample), start=1):
+        if not _wait_until_visible(spec.folder / mark):
             raise UsageError(
-                f"{self._address}: the scheduler has no workers. Start some: {_DAEMON} dask worker {self._address}"
+                f"worker {name} writes to another {spec.folder.parent} than this machine sees: --out must be on shared "
+                "storage."
             )
-        futures = {name: self._client.submit(function, *arguments, workers=[name], pure=False) for name in names}
-        return {name: self._result(name, future) for name, future in futures.items()}
+        report_progress(Progress("workers", number, workers, name))
 
-    def _workers(self) -> list[str]:
-        return sorted(self._client.nthreads())
 
-    def _result(self, name: str, future: Any) -> Any:
+def _rows(client: Any, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoRow]:
+    """The rows of the videos in the order they arrive."""
+    from distributed import as_completed
+    from distributed.comm import CommClosedError
+
+    tasks = client.map(extract_one, [spec] * len(videos), videos, pure=False)
+    results = as_completed(tasks, loop=client.loop)
+    last_worker_s = time.monotonic()
+    try:
+        while not results.is_empty():
+            for task in results.next_batch(block=False):
+                yield task.result()
+            time.sleep(_POLL_S)
+            # Dask itself waits forever for another worker.
+            if client.nthreads():
+                last_worker_s = time.monotonic()
+            elif time.monotonic() - last_worker_s > _NO_WORKER_S:
+                raise CostlError(f"No worker has been left for {_NO_WORKER_S:.0f} s. {_GO_ON}")
+    except CostlError:
+        raise
+    except Exception as error:
+        if client.status == "running" and not isinstance(error, CommClosedError):
+            raise
+        raise CostlError(f"The scheduler is gone. {_GO_ON}") from error
+
+
+@contextmanager
+def _retrying_lost_tasks(client: Any) -> Iterator[None]:
+    """Keeps the scheduler from giving up on tasks whose workers died.
+
+    It would give up after a few lost workers, also on a task that was only queued there. The marks of `cluster_worker`
+    show more reliably which video kills its workers.
+    """
+    from distributed import SchedulerPlugin
+
+    class ClearSuspicion(SchedulerPlugin):
+        def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+            for key, task in scheduler.tasks.items():
+                if "extract_one" in str(key):
+                    task.suspicious = 0
+
+    name = f"costl-{secrets.token_hex(4)}"
+    client.register_plugin(ClearSuspicion(), name=name)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError, RuntimeError):  # the scheduler may be gone
+            if client.status == "running":
+                client.unregister_scheduler_plugin(name)
+
+
+def _run_on_all(client: Any, function: Callable[..., str], *arguments: Any) -> Iterator[tuple[str, str]]:
+    """(worker, result) of `function(*arguments)` on every worker, all at once.
+
+    Raises UsageError with the name of a worker on which it fails, and if there are no workers.
+    """
+    names = sorted(client.nthreads())
+    if not names:
+        address = client.scheduler.address
+        raise UsageError(
+            f"{address}: the scheduler has no workers. Start some: DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker "
+            f"{address}"
+        )
+    futures = [client.submit(function, *arguments, workers=[name], pure=False) for name in names]
+    for name, future in zip(names, futures, strict=True):
         try:
-            return future.result(timeout=_ANSWER_S)
+            result = future.result(timeout=_ANSWER_S)
         except CostlError as error:
             raise UsageError(f"worker {name}: {error}") from error
         except Exception as error:  # whatever its Python could not import, or the scheduler could not read
@@ -244,12 +226,7 @@ class _Cluster:
                 f"worker {name} cannot run CoSTL ({type(cause).__name__}: {str(cause)[:200]}). "
                 "Install the same version on every worker and where the scheduler runs."
             ) from error
-
-
-def _refuse_other_versions(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    differences = explain_difference(here, there, was="here", now="there")
-    if differences:
-        raise UsageError(f"worker {name} has other versions ({'; '.join(differences)}). Install the same everywhere.")
+        yield name, result
 
 
 def _refuse_invisible_part(writer: CacheWriter, row: VideoRow) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import multiprocessing
-import os
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.errors import CacheError, CostlError
+from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import FileStamp, Video, content_hash, file_stamp
@@ -51,21 +50,22 @@ class RunSpec:
     folder: Path
 
 
-@dataclass(frozen=True)
-class WorkerInfo:
-    """Whether a worker may start processes, the type of its device, and the versions that decide features."""
+def inspect_worker(device: str, client_versions: Mapping[str, str]) -> str:
+    """The type of the device of the worker that runs this.
 
-    may_start_processes: bool
-    device_type: str
-    versions: Mapping[str, str]
-
-
-def inspect_worker(device: str) -> WorkerInfo:
-    """The properties of the worker that runs this. Raises UsageError for a device that it does not have."""
+    Raises UsageError for a worker without this device, that may not start processes, or with other versions.
+    """
     from costl.pipeline.device import pick_device
 
-    daemonic = multiprocessing.current_process().daemon
-    return WorkerInfo(not daemonic, pick_device(device).type, versions())
+    if multiprocessing.current_process().daemon:
+        raise UsageError(
+            "may not start processes, which decoding needs. Start it with DASK_DISTRIBUTED__WORKER__DAEMON=False in its "
+            "environment, or with dask worker --no-nanny."
+        )
+    differences = explain_difference(client_versions, versions(), was="here", now="there")
+    if differences:
+        raise UsageError(f"has other versions ({'; '.join(differences)}). Install the same everywhere.")
+    return pick_device(device).type
 
 
 def versions() -> dict[str, str]:
@@ -81,35 +81,28 @@ def versions() -> dict[str, str]:
     return by_name
 
 
-def prepare_worker(spec: RunSpec, sample: Sequence[tuple[Path, int]]) -> tuple[str, str]:
-    """Loads CLIP, checks the videos in `sample` (path, bytes), and leaves a mark in the run's folder.
+def prepare_worker(spec: RunSpec, sample: Sequence[tuple[Path, int]]) -> str:
+    """Loads CLIP, checks the videos in `sample` (path, bytes), and leaves a mark in the run's folder; returns its name.
 
-    Returns the name of the mark, and a sentence about the problem with this worker, empty if there is none.
+    Raises UsageError for a worker that does not share the storage, and CacheError for one with another CLIP.
     """
-    mark = f"worker-{uuid.uuid4().hex}"
-    return mark, _storage_problem(spec, mark, sample) or _differences(spec, _encoder_for(spec))
-
-
-def _storage_problem(spec: RunSpec, mark: str, sample: Sequence[tuple[Path, int]]) -> str:
-    if not spec.folder.is_dir():
-        return f"does not see {spec.folder.parent}: the folder of --out must be on storage that all workers share"
     for path, size in sample:
-        problem = _video_problem(path, size)
-        if problem:
-            return problem
+        bytes_here = path.stat().st_size if path.is_file() else "no file"
+        if bytes_here != size:
+            raise UsageError(
+                f"{path}: {bytes_here} here, {size} bytes on the client. The videos must be on storage that all workers "
+                "share."
+            )
+    mark = f"worker-{uuid.uuid4().hex}"
     try:
         (spec.folder / mark).touch()
     except OSError as error:
-        return f"cannot write in {spec.folder.parent} ({error.strerror}): run the workers as a user who may"
-    return ""
-
-
-def _video_problem(path: Path, size: int) -> str:
-    bytes_here = path.stat().st_size if path.is_file() else None
-    if bytes_here == size:
-        return ""
-    problem = "does not see it" if bytes_here is None else f"sees {bytes_here} bytes, the client sees {size}"
-    return f"{path}: {problem}; the videos must be on storage that all workers share"
+        raise UsageError(
+            f"{spec.folder.parent}: cannot be written ({error.strerror}). The folder of --out must be on storage that all "
+            "workers share, and they must be allowed to write there."
+        ) from error
+    _encoder_for(spec)
+    return mark
 
 
 def extract_one(spec: RunSpec, video: Video) -> VideoRow:
@@ -124,7 +117,7 @@ def extract_one(spec: RunSpec, video: Video) -> VideoRow:
         if len(earlier_tries) >= TRIES:
             return _crashed(video)
         # If it kills this process, other videos in the process would be blamed as well.
-        with _WORK_LOCK.enter(exclusive=bool(earlier_tries)), _marked(spec, video):
+        with _at_work(alone=bool(earlier_tries)), _marked(spec, video):
             return _extract(spec, video)
     except CostlError as error:
         error.args = (f"worker {get_worker().address}: {error}",)
@@ -136,9 +129,6 @@ def _extract(spec: RunSpec, video: Video) -> VideoRow:
     from costl.pipeline.run.engine import cache_contents, extract_into
 
     encoder = _encoder_for(spec)
-    differences = _differences(spec, encoder)
-    if differences:
-        raise CacheError(f"{differences}.")
     contents = cache_contents(encoder, spec.fingerprint)
     writer = CacheWriter(spec.out, contents, {})  # never entered: the client holds the lock and writes the index
     if (writer.parts / f"{video.id}.h5").exists():  # by a try whose result was lost with its worker
@@ -157,12 +147,6 @@ def _extract(spec: RunSpec, video: Video) -> VideoRow:
     return row
 
 
-def _differences(spec: RunSpec, encoder: CLIPEncoder) -> str:
-    fingerprint = encoder.fingerprint()
-    requested = {name: spec.fingerprint[name] for name in fingerprint}
-    return "; ".join(explain_difference(requested, fingerprint, was="asked for", now="this worker has"))
-
-
 def _encoder_for(spec: RunSpec) -> CLIPEncoder:
     from costl.pipeline.encode.weights import find_source
     from costl.pipeline.options import TokenFormat
@@ -170,7 +154,13 @@ def _encoder_for(spec: RunSpec) -> CLIPEncoder:
     file_version = file_stamp(find_source(spec.model, spec.weights).file)
     has_patches = TokenFormat.from_fields(spec.fingerprint).has_patches
     with _LOADING:
-        return _load(spec.model, spec.weights, spec.device, spec.fingerprint["precision"], has_patches, file_version)
+        encoder = _load(spec.model, spec.weights, spec.device, spec.fingerprint["precision"], has_patches, file_version)
+    loaded = encoder.fingerprint()
+    requested = {name: spec.fingerprint[name] for name in loaded}
+    differences = explain_difference(requested, loaded, was="asked for", now="this worker has")
+    if differences:
+        raise CacheError(f"{'; '.join(differences)}. Give all workers the same weights and versions.")
+    return encoder
 
 
 @functools.lru_cache(maxsize=1)
@@ -182,33 +172,24 @@ def _load(
     return load_encoder(model, weights, device=device, precision=precision, patches=patches)
 
 
-class _SharedOrExclusiveLock:
-    """Lets in many threads at once, or one thread exclusively."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._exclusive = False
-
-    @contextmanager
-    def enter(self, *, exclusive: bool) -> Iterator[None]:
-        """Waits until the thread may enter."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._exclusive and not (exclusive and self._inside))
-            self._inside += 1
-            self._exclusive = exclusive
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._exclusive = False
-                self._changed.notify_all()
-
-
 # These live as long as the worker's process, across tasks.
 _LOADING = threading.Lock()
-_WORK_LOCK = _SharedOrExclusiveLock()
+_ENTERING = threading.Lock()
+_PERMITS = 1024  # more than a worker has threads
+_permits = threading.Semaphore(_PERMITS)
+
+
+@contextmanager
+def _at_work(*, alone: bool) -> Iterator[None]:
+    """Waits until this thread may work: next to others, or with no other thread of this process at work."""
+    needed = _PERMITS if alone else 1
+    with _ENTERING:
+        for _ in range(needed):
+            _permits.acquire()
+    try:
+        yield
+    finally:
+        _permits.release(needed)
 
 
 def _marks(spec: RunSpec, video: Video) -> list[Path]:
@@ -223,7 +204,7 @@ def _marked(spec: RunSpec, video: Video) -> Iterator[None]:
     try:
         for number in range(TRIES):
             with suppress(FileExistsError):
-                os.close(os.open(spec.folder / f"{video.id}.{number}", os.O_CREAT | os.O_EXCL))
+                (spec.folder / f"{video.id}.{number}").touch(exist_ok=False)
                 break
     except OSError as error:
         raise CacheError(

@@ -22,7 +22,7 @@ from typing import Any
 
 from costl.pipeline.cache.index import Contents, VideoRow
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.decode.pool import Chunk, Decoded, Failed, decode_videos
+from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
@@ -143,9 +143,7 @@ class _Run:
             for encoder in encoders
         ]
         self._threads: list[EncoderThread | SaverThread] = [*self._encoders, self._saver]
-        self._decoded_share: dict[str, float] = {}  # of each video at work, 0 to 1
-        self._ended = 0
-        self._decoded_frames = 0
+        self._clips: dict[str, int] = {}  # of each video that has begun
         self._throughput: Throughput | None = None
         self._reported_at_s = 0.0
 
@@ -162,7 +160,7 @@ class _Run:
                 if isinstance(event, Chunk):
                     self._pass_on(event)
                     continue
-                self._end_video(event)
+                self._saver.end_video(event)
                 failures.add(event.video_id, event.reason if isinstance(event, Failed) else "")
                 if failures.too_many:  # leaves the context first, so that finished videos are saved
                     break
@@ -203,19 +201,13 @@ class _Run:
         self._poll()
 
     def _pass_on(self, chunk: Chunk) -> None:
-        done = chunk.first_index + len(chunk.times_s)
-        self._decoded_share[chunk.video_id] = done / max(done, chunk.clips)
-        self._decoded_frames += len(chunk.times_s)
+        self._clips[chunk.video_id] = chunk.clips
         self._meter.waited_s["CLIP"] += chunk.waited_s
         self._chunks.put(chunk)
         if len(self._videos) == 1:  # with several videos, finished videos show the progress
+            done = chunk.first_index + len(chunk.times_s)
             name = self._videos[chunk.video_id].path.name
             self._report_progress(Progress("frames", done, chunk.clips, name, speed=self._throughput))
-
-    def _end_video(self, event: Decoded | Failed) -> None:
-        self._decoded_share.pop(event.video_id, None)
-        self._ended += 1
-        self._saver.end_video(event)
 
     def _poll(self) -> None:
         """Raises the error of a thread that has failed, and reports new rows, messages and the speed."""
@@ -234,9 +226,9 @@ class _Run:
                 self._report()
 
     def _done(self) -> float:
-        """Videos done, those at work in part; frames that are decoded but not encoded do not count."""
-        encoded_share = self._meter.frames / max(1, self._decoded_frames)
-        return (self._ended + sum(self._decoded_share.values())) * encoded_share
+        """Videos done, those at work in part: the encoded frames over the mean number of clips, and all failures."""
+        failed = sum(not row.ok for row in self.rows)
+        return failed + self._meter.frames * len(self._clips) / max(1, sum(self._clips.values()))
 
     def _report(self, **fields: str) -> None:
         self._report_progress(Progress("videos", len(self.rows), len(self._videos), speed=self._throughput, **fields))

@@ -137,7 +137,7 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_files_whole(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(add_queries, "load_encoder", lambda *_, **__: TextEncoder())
+    monkeypatch.setattr(add_queries, "reload_encoder", lambda *_, **__: TextEncoder())
     write_cache(tmp_path / "feats.h5", [])
     (tmp_path / "more.jsonl").write_text(annotation_line("a bird", "b"), encoding="utf-8")
     return tmp_path / "feats.h5"

@@ -126,7 +126,7 @@ def complete_cache(folder: Path, state: State, truth: dict[str, bytes]) -> None:
 
 @pytest.mark.promise(1)
 def test_a_crash_while_queries_are_added_leaves_one_whole_index(tmp_path, monkeypatch, report_crashes):
-    monkeypatch.setattr(add_queries, "load_encoder", lambda *_, **__: TextEncoder())
+    monkeypatch.setattr(add_queries, "reload_encoder", lambda *_, **__: TextEncoder())
     home = tmp_path / "recorded"
     home.mkdir()
     write_cache(home / "feats.h5", [])

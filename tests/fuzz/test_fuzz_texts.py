@@ -50,7 +50,7 @@ RUN = {
     "started": "2026-01-01T10:00:00+00:00",
     "versions": {"python": "3.11"},
 }
-FOLDER = {"extract": {"model": "ViT-B-32", "weights": "openai", "fps": 0.5, "layers": 1}, "train": Config().to_dict()}
+FOLDER = {"extract": {"model": "ViT-B-32", "weights": "openai", "fps": 0.5, "tokens": "all"}, "train": Config().to_dict()}
 BILLION_LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -112,7 +112,7 @@ def annotations(random: Random, folder: Path) -> None:
 
 def check_as_extraction(text: str) -> None:
     """Checks annotations as an extraction does."""
-    check_annotations({"train": text}, allow_missing=True)
+    check_annotations({"train": text})
     for query in queries_in({"train": text}):
         query.encode()  # the cache stores it as UTF-8
 
@@ -133,7 +133,7 @@ def annotation_bytes(random: Random, folder: Path) -> None:
     path = folder / "train.jsonl"
     whole = "".join(json.dumps(QUERY | {"qid": qid}) + "\n" for qid in range(3)).encode()
     path.write_bytes(damaged(random, whole, whole))
-    attempt_all(lambda: parse_jsonl(read_annotations(path, allow_missing=True)["train"], "train.jsonl"))
+    attempt_all(lambda: parse_jsonl(read_annotations(path)["train"], "train.jsonl"))
 
 
 def settings_files(random: Random, folder: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costl.pipeline import feature_store
 from costl.pipeline.cache.index import absolute_weights, relative_weights
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.encode import reload
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.feature_store import FeatureStore, user_folder
 
@@ -50,25 +50,25 @@ def test_the_user_folder_is_that_of_the_platform(tmp_path, monkeypatch, platform
 
 def test_a_store_refuses_features_that_were_imported(tmp_path):
     with pytest.raises(CacheError, match="my model was trained on features that were not made here"):
-        FeatureStore(tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
+        FeatureStore(folder=tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
 
 
 def test_a_video_replaced_while_it_is_read_is_refused_and_then_accepted(
     world, tmp_path, monkeypatch
 ):
     features = CacheReader(world.cache)
-    load = feature_store.load_encoder
+    load = reload.load_encoder
     video = Path(shutil.copy(world.videos / "test_0000.mp4", tmp_path / "mine.mp4"))
 
     def load_and_replace_the_video(*arguments, **options):
         shutil.copy(world.videos / "val_0000.mp4", video)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(feature_store, "load_encoder", load_and_replace_the_video)
+    monkeypatch.setattr(reload, "load_encoder", load_and_replace_the_video)
     weights = str(world.videos / "clip")
     store = FeatureStore(
-        tmp_path / "store",
-        fingerprint=features.fingerprint,
+        folder=tmp_path / "store",
+        fingerprint={**features.fingerprint, "layers": 2},  # of a cache of version 0.1
         model="ViT-B-32",
         weights=weights,
         device="cpu",

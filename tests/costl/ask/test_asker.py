@@ -74,7 +74,7 @@ def test_asking_a_renamed_video_again_needs_neither_decoding_nor_clip(
     video, query = a_query(world)
     (first,) = asker.ask(video, query)
     no_decoding()
-    monkeypatch.setattr(costl.pipeline.feature_store, "load_encoder", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(costl.pipeline.feature_store, "reload_encoder", lambda *_, **__: pytest.fail("loaded"))
     other = Path(shutil.copy(video, tmp_path / "Ünder an other name.mp4"))
     (second,) = costl.load(run, cache_dir=tmp_path / "features", device="cpu").ask(str(other), [query])
     assert (second.moments, second.saliency) == (first.moments, first.saliency) and second.video == other
@@ -175,7 +175,7 @@ def test_different_clip_weights_are_refused(world, run, tmp_path):
     other = write_clip_weights(tmp_path / "other", seed=1)
     asker = costl.load(run, weights=str(other), cache_dir=tmp_path / "features", device="cpu")
     with pytest.raises(
-        CacheError, match=r"another CLIP than .*other \(.*weights: trained with \w+…, here is"
+        CacheError, match=r"another CLIP than .*other \(.*weights: expected \w+…, here is"
     ) as caught:
         asker.ask(a_query(world)[0], "a cat")
     assert caught.value.exit_code == 3 and "--weights" in str(caught.value)

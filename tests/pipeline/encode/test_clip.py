@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clip import model_config, write_clip_weights
 
-from costl.pipeline.encode import clip as clip_module
 from costl.pipeline.encode import weights
 from costl.pipeline.encode.clip import load_encoder, load_encoders
 from costl.pipeline.encode.preprocess import Preprocess, prepare
@@ -439,24 +438,6 @@ def test_every_word_token_has_its_text(encoder):
     assert len(words.texts) == len(words.tokens)
     assert words.texts[:4] == ("a ", "skate", "boarder ", "'s ")
     assert all(words.texts)
-
-
-def pretend_gpus(monkeypatch):
-    """Pretends that this machine has two GPUs."""
-    devices = {"cuda": "cuda:0", "cuda:0": "cuda:0", "cuda:1": "cuda:1", "cpu": "cpu"}
-    monkeypatch.setattr(clip_module, "pick_device", lambda name: torch.device(devices[name]))
-
-
-@pytest.mark.parametrize(
-    ("devices", "precision", "answer"),
-    [
-        ("cpu,cuda:0", None, r"cpu in fp32, cuda in fp16; .* --precision fp32"),
-    ],
-)
-def test_devices_that_cannot_be_combined_are_refused(monkeypatch, devices, precision, answer):
-    pretend_gpus(monkeypatch)
-    with pytest.raises(UsageError, match=answer):
-        load_encoders("ViT-B-32", "openai", devices=devices, precision=precision)
 
 
 def test_a_copy_on_another_device_gives_the_same_tokens(tmp_path):

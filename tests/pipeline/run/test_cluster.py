@@ -32,7 +32,7 @@ from costl.pipeline.extract import extract
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress
 from costl.pipeline.run import cluster
-from costl.pipeline.run.cluster_worker import TRIES, RunSpec, _SharedOrExclusiveLock, versions
+from costl.pipeline.run.cluster_worker import TRIES, RunSpec, _at_work, inspect_worker, versions
 from costl.pipeline.run.engine import FailuresInARow
 from costl.pipeline.run.shards import Share, lines_with_ends, parse_share
 
@@ -191,11 +191,12 @@ def test_the_error_for_a_missing_package_says_how_to_install_it(home, monkeypatc
         run(home, cluster="tcp://127.0.0.1:1")
 
 
-def test_workers_with_other_versions_are_refused_by_name():
+def test_workers_with_other_versions_are_refused():
     here = versions()
     assert {"CoSTL's code", "torch", "h5py"} <= here.keys()
-    with pytest.raises(UsageError, match=r"worker w has other versions \(torch: here .*, there 1\.0\)"):
-        cluster._refuse_other_versions("w", here | {"torch": "1.0"}, here)
+    assert inspect_worker("cpu", here) == "cpu"
+    with pytest.raises(UsageError, match=r"has other versions \(torch: here 1\.0, there "):
+        inspect_worker("cpu", here | {"torch": "1.0"})
 
 
 # A single worker, without a cluster
@@ -247,14 +248,18 @@ def test_a_part_whose_result_was_lost_is_not_extracted_again(spec, home, monkeyp
 def test_a_worker_with_another_encoder_or_storage_is_refused(spec, home, tmp_path, monkeypatch):
     worker = on_worker(monkeypatch)
     video = home / "world" / "v0.mp4"
-    mark, problem = worker.prepare_worker(spec, [(video, video.stat().st_size)])
-    assert (spec.folder / mark).exists() and problem == ""
-    assert "sees" in worker.prepare_worker(spec, [(video, 1)])[1]
-    assert "does not see it" in worker.prepare_worker(spec, [(tmp_path / "none.mp4", 1)])[1]
+    mark = worker.prepare_worker(spec, [(video, video.stat().st_size)])
+    assert (spec.folder / mark).exists()
+    with pytest.raises(UsageError, match=r"v0\.mp4: \d+ here, 1 bytes on the client\. .* that all workers share"):
+        worker.prepare_worker(spec, [(video, 1)])
+    with pytest.raises(UsageError, match=r"none\.mp4: no file here, 1 bytes on the client"):
+        worker.prepare_worker(spec, [(tmp_path / "none.mp4", 1)])
     elsewhere = replace(spec, folder=tmp_path / "elsewhere" / ".run-1")
-    assert "must be on storage that all workers share" in worker.prepare_worker(elsewhere, [])[1]
+    with pytest.raises(UsageError, match=r"elsewhere: cannot be written .* must be on storage that all workers share"):
+        worker.prepare_worker(elsewhere, [])
     other = replace(spec, fingerprint=dict(spec.fingerprint) | {"weights": "0" * 64})
-    assert worker.prepare_worker(other, [])[1].startswith("weights: asked for 000000000000…")
+    with pytest.raises(CacheError, match="weights: asked for 000000000000…"):
+        worker.prepare_worker(other, [])
     with pytest.raises(CacheError, match="worker tcp://me: weights: asked for"):
         worker.extract_one(other, worker.Video("v0", video))
     shutil.rmtree(spec.folder)
@@ -262,21 +267,23 @@ def test_a_worker_with_another_encoder_or_storage_is_refused(spec, home, tmp_pat
         worker.extract_one(spec, worker.Video("v0", video))
 
 
-def test_an_exclusive_thread_is_the_only_one_inside_the_lock():
-    lock = _SharedOrExclusiveLock()
+def test_a_thread_that_works_alone_is_the_only_one_at_work():
+    at_work = []
     entries = []
 
-    def stay(exclusive: bool) -> None:
-        with lock.enter(exclusive=exclusive):
-            entries.append((exclusive, lock._inside))
+    def stay(alone: bool) -> None:
+        with _at_work(alone=alone):
+            at_work.append(alone)
+            entries.append((alone, len(at_work)))
             time.sleep(0.02)
+            at_work.pop()
 
     threads = [threading.Thread(target=stay, args=(number % 3 == 0,)) for number in range(9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert len(entries) == 9 and all(inside == 1 for exclusive, inside in entries if exclusive)
+    assert len(entries) == 9 and all(count == 1 for alone, count in entries if alone)
 
 
 def test_failures_in_a_row_are_too_many_unless_they_are_known_or_interrupted():
