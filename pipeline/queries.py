@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ BATCH = 64  # sentences
 
 def encode_queries(
     encoder: CLIPEncoder,
-    queries: Sequence[str],
+    queries: list[str],
     cache: Path,
     report_progress: ProgressCallback,
     *,
@@ -40,7 +39,7 @@ def reusable_words(cache: Path) -> dict[str, SentenceTokens]:
 
 
 def encode_new(
-    encoder: CLIPEncoder, queries: Sequence[str], report_progress: ProgressCallback, *, fill_batches: bool = True
+    encoder: CLIPEncoder, queries: list[str], report_progress: ProgressCallback, *, fill_batches: bool = True
 ) -> dict[str, SentenceTokens]:
     """The tokens of these queries. Raises UsageError for a query without a word.
 

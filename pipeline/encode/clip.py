@@ -251,11 +251,11 @@ def _joint_space(network: Any) -> JointSpace:
     )
 
 
-def _first_token(prefix: Tensor, patches: Tensor) -> Tensor:
+def _first_token(prefix: Any, patches: Tensor) -> Tensor:
     return prefix[:, :1]
 
 
-def _mean_token(prefix: Tensor | None, patches: Tensor) -> Tensor:
+def _mean_token(prefix: Any, patches: Tensor) -> Tensor:
     return patches.mean(dim=1, keepdim=True)
 
 

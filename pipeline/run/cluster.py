@@ -156,6 +156,7 @@ def _rows(client: Any, spec: RunSpec, videos: Sequence[Video]) -> Iterator[Video
     from distributed import as_completed
     from distributed.comm import CommClosedError
 
+    address = client.scheduler.address
     tasks = client.map(extract_one, [spec] * len(videos), videos, pure=False)
     results = as_completed(tasks, loop=client.loop)
     last_worker_s = time.monotonic()
@@ -174,7 +175,7 @@ def _rows(client: Any, spec: RunSpec, videos: Sequence[Video]) -> Iterator[Video
     except Exception as error:
         if client.status == "running" and not isinstance(error, CommClosedError):
             raise
-        raise CostlError(f"The scheduler is gone. {_GO_ON}") from error
+        raise CostlError(f"{address}: the scheduler is gone. {_GO_ON}") from error
 
 
 @contextmanager

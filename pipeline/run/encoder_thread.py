@@ -20,13 +20,13 @@ _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 
 
 
 class Frame(NamedTuple):
-    """Frame `index` of a video's grid, on screen from `time_s`.
+    """The frame of a video for one clip of its grid, on screen from `time_s`.
 
     `value` is its image [3 y x] on the device before it is encoded, and its tokens, float16 [1+p c], afterwards.
     """
 
     video_id: str
-    index: int
+    clip_index: int
     time_s: float
     value: Any
 
@@ -95,8 +95,8 @@ class EncoderThread:
             raise self._too_small() from error
         finally:
             chunk.release()
-        for index, (time_s, image) in enumerate(zip(chunk.times_s, images, strict=True), start=chunk.first_index):
-            self._prepared.append(Frame(chunk.video_id, index, time_s, image))
+        for clip_index, (time_s, image) in enumerate(zip(chunk.times_s, images, strict=True), start=chunk.first_index):
+            self._prepared.append(Frame(chunk.video_id, clip_index, time_s, image))
         self._encode_batches()
 
     def _encode_batches(self, *, last: bool = False) -> None:

@@ -143,9 +143,9 @@ class TokenBuffer:
         """Adds a frame with its tokens."""
         tokens = np.ascontiguousarray(frame.value)
         self._shape = tokens.shape
-        self._file.seek(frame.index * tokens.nbytes)
+        self._file.seek(frame.clip_index * tokens.nbytes)
         self._file.write(tokens.data)
-        self._times_s[frame.index] = frame.time_s
+        self._times_s[frame.clip_index] = frame.time_s
 
     def tokens(self) -> np.ndarray:
         """All tokens, float16 [t 1+p c], valid until `close`."""

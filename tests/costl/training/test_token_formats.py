@@ -25,8 +25,7 @@ from costl.predict.sliding_window import WindowFeatures
 from costl.train import resume, train
 from costl.training.run_folder import read_run
 
-FORMATS = {"int8": {"dtype": "int8"}, "layers": {"layers": 2}, "cls": {"tokens": "cls"}, "cls8": None}
-FORMATS["cls8"] = {"dtype": "int8", "tokens": "cls", "layers": 2}
+FORMATS = {"int8": {"dtype": "int8"}, "cls": {"tokens": "cls"}, "cls8": {"dtype": "int8", "tokens": "cls"}}
 each_format = pytest.mark.parametrize("name", FORMATS)
 
 
@@ -51,18 +50,12 @@ def test_a_model_trains_on_every_token_format_and_is_evaluated(caches, tmp_path,
 
 def test_token_formats_have_the_same_features(world, caches):
     whole = CacheReader(world.cache)
-    assert (
-        caches["layers"].contents.token_format == TokenFormat(layers=2)
-        and caches["int8"].patch_grid == whole.patch_grid
-    )
+    assert caches["int8"].patch_grid == whole.patch_grid
     for video in whole.video_ids:
         tokens = whole.tokens(video).astype(np.float32)
-        np.testing.assert_array_equal(caches["layers"].tokens(video), tokens)
         np.testing.assert_array_equal(caches["cls"].tokens(video), tokens[:, :1])
         error = np.linalg.norm(caches["int8"].tokens(video) - tokens) / np.linalg.norm(tokens)
         assert 0 < error < 0.01
-        below = caches["layers"].tokens(video, layer=-2).astype(np.float32)
-        assert below.shape == tokens.shape and np.linalg.norm(below - tokens) > 0.1 * np.linalg.norm(tokens)
 
 
 @each_format
@@ -80,7 +73,7 @@ def test_the_documented_reader_reads_every_token_format(caches, monkeypatch, nam
 def test_token_formats_have_the_documented_sizes(world, caches):
     sizes = {name: sum(part.stat().st_size for part in parts(features)) for name, features in caches.items()}
     whole = sum(part.stat().st_size for part in parts(CacheReader(world.cache)))
-    assert sizes["int8"] < 0.75 * whole and sizes["cls"] < 0.5 * whole and sizes["layers"] > 1.5 * whole
+    assert sizes["int8"] < 0.75 * whole and sizes["cls"] < 0.5 * whole
 
 
 def parts(features: CacheReader) -> list[Path]:
@@ -89,12 +82,13 @@ def parts(features: CacheReader) -> list[Path]:
 
 def test_the_token_format_is_in_the_fingerprint_and_in_the_index(world, caches):
     features = caches["cls8"]
-    options = {"dtype": "int8", "layers": 2, "tokens": "cls"}
-    assert options.items() <= features.fingerprint.items() and features.contents.token_format == TokenFormat(**options)
-    again = extract(world.videos, out=features.path, device="cpu", workers=1, **FORMATS["cls8"])
+    options = FORMATS["cls8"]
+    assert (options | {"layers": 1}).items() <= features.fingerprint.items()
+    assert features.contents.token_format == TokenFormat(**options)
+    again = extract(world.videos, out=features.path, device="cpu", workers=1, **options)
     assert again.done == () and len(again.skipped) == 10
-    with pytest.raises(CacheError, match=r"layers: cache has 2, asked for 1"):
-        extract(world.videos, out=features.path, device="cpu", workers=1, dtype="int8", tokens="cls")
+    with pytest.raises(CacheError, match=r"dtype: cache has int8, asked for float16"):
+        extract(world.videos, out=features.path, device="cpu", workers=1, tokens="cls")
 
 
 def test_options_override_the_token_format_of_the_data_folder(world, tmp_path):
@@ -103,23 +97,18 @@ def test_options_override_the_token_format_of_the_data_folder(world, tmp_path):
         video.unlink()
     text = (videos / "costl.yaml").read_text(encoding="utf-8")
     (videos / "costl.yaml").write_text(
-        text.replace("fps: 0.5", "fps: 0.5\n  dtype: int8\n  layers: 2"), encoding="utf-8"
+        text.replace("fps: 0.5", "fps: 0.5\n  dtype: int8\n  tokens: cls"), encoding="utf-8"
     )
     arguments = ["extract", "--videos", str(videos), "--out", str(tmp_path / "feats.h5"), "--allow-missing-videos"]
-    result = CliRunner().invoke(main, [*arguments, "--layers", "1", "--device", "cpu"])
+    result = CliRunner().invoke(main, [*arguments, "--tokens", "all", "--device", "cpu"])
     assert result.exit_code == 1, result.stderr  # nine videos are missing
     assert CacheReader(tmp_path / "feats.h5").contents.token_format == TokenFormat("int8")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--dtype", "int4"], "is not one of 'float16', 'int8'"), (["--layers", "0"], "layers is 0, expected how many")],
-)
-def test_a_wrong_token_format_is_refused_before_any_work(world, tmp_path, options, message):
-    arguments = ["extract", "--videos", str(world.videos), "--out", str(tmp_path / "feats.h5"), *options]
+def test_a_wrong_token_format_is_refused_before_any_work(world, tmp_path):
+    arguments = ["extract", "--videos", str(world.videos), "--out", str(tmp_path / "feats.h5"), "--dtype", "int4"]
     result = CliRunner().invoke(main, arguments)
-    error = result.stderr or str(result.exception)
-    assert message in error and not (tmp_path / "feats.h5").exists()
+    assert "is not one of 'float16', 'int8'" in result.stderr and not (tmp_path / "feats.h5").exists()
 
 
 def test_the_spatial_encoder_is_refused_for_features_of_cls_tokens(caches, tmp_path):
@@ -132,7 +121,6 @@ def test_the_spatial_encoder_is_refused_for_features_of_cls_tokens(caches, tmp_p
     ("name", "message"),
     [
         ("int8", "dtype: cache has int8, asked for float16"),
-        ("layers", "layers: cache has 2, asked for 1"),
         ("cls", "tokens: cache has cls, asked for all"),
     ],
 )
@@ -157,10 +145,7 @@ def test_an_asked_video_gets_features_in_the_format_of_the_model(world, caches, 
     (parts_folder,) = (tmp_path / "store").rglob("*.h5.parts")
     stored = CacheReader(parts_folder.with_suffix(""))
     assert stored.contents.token_format == features.contents.token_format and stored.patch_grid == features.patch_grid
-    for layer in range(-1, -features.contents.token_format.layers - 1, -1):
-        np.testing.assert_array_equal(
-            stored.tokens(stored.video_ids[0], layer=layer), features.tokens(row["vid"], layer=layer)
-        )
+    np.testing.assert_array_equal(stored.tokens(stored.video_ids[0]), features.tokens(row["vid"]))
     windows = [[m.start_s, m.end_s, m.score] for m in answer.moments]
     np.testing.assert_allclose(windows, row["pred_relevant_windows"], atol=1e-3)
 
