@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import multiprocessing
 import threading
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.errors import CacheError, CostlError, UsageError
-from costl.pipeline.fingerprint import explain_difference
+from costl.pipeline.fingerprint import canonical_json, explain_difference
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import FileStamp, Video, content_hash, file_stamp
 
@@ -149,27 +150,19 @@ def _extract(spec: RunSpec, video: Video) -> VideoRow:
 
 def _encoder_for(spec: RunSpec) -> CLIPEncoder:
     from costl.pipeline.encode.weights import find_source
-    from costl.pipeline.options import TokenFormat
 
     file_version = file_stamp(find_source(spec.model, spec.weights).file)
-    has_patches = TokenFormat.from_fields(spec.fingerprint).has_patches
     with _LOADING:
-        encoder = _load(spec.model, spec.weights, spec.device, spec.fingerprint["precision"], has_patches, file_version)
-    loaded = encoder.fingerprint()
-    requested = {name: spec.fingerprint[name] for name in loaded}
-    differences = explain_difference(requested, loaded, was="asked for", now="this worker has")
-    if differences:
-        raise CacheError(f"{'; '.join(differences)}. Give all workers the same weights and versions.")
-    return encoder
+        return _load(canonical_json(spec.fingerprint), spec.model, spec.weights, spec.device, file_version)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(
-    model: str, weights: str, device: str, precision: str, patches: bool, _file_version: FileStamp
-) -> CLIPEncoder:
-    from costl.pipeline.encode.clip import load_encoder
+def _load(fingerprint: str, model: str, weights: str, device: str, _file_version: FileStamp) -> CLIPEncoder:
+    from costl.pipeline.encode.reload import reload_encoder
 
-    return load_encoder(model, weights, device=device, precision=precision, patches=patches)
+    return reload_encoder(
+        json.loads(fingerprint), model, weights, owner="this run", device=device, report_progress=lambda _: None
+    )
 
 
 # These live as long as the worker's process, across tasks.

@@ -258,9 +258,9 @@ def test_a_worker_with_another_encoder_or_storage_is_refused(spec, home, tmp_pat
     with pytest.raises(UsageError, match=r"elsewhere: cannot be written .* must be on storage that all workers share"):
         worker.prepare_worker(elsewhere, [])
     other = replace(spec, fingerprint=dict(spec.fingerprint) | {"weights": "0" * 64})
-    with pytest.raises(CacheError, match="weights: asked for 000000000000…"):
+    with pytest.raises(CacheError, match="weights: expected 000000000000…"):
         worker.prepare_worker(other, [])
-    with pytest.raises(CacheError, match="worker tcp://me: weights: asked for"):
+    with pytest.raises(CacheError, match=r"worker tcp://me: this run needs another CLIP .*weights: expected"):
         worker.extract_one(other, worker.Video("v0", video))
     shutil.rmtree(spec.folder)
     with pytest.raises(CacheError, match=r"worker tcp://me: .*run is over"):
@@ -286,7 +286,7 @@ def test_a_thread_that_works_alone_is_the_only_one_at_work():
     assert len(entries) == 9 and all(count == 1 for alone, count in entries if alone)
 
 
-def test_failures_in_a_row_are_too_many_unless_they_are_known_or_interrupted():
+def test_failures_in_a_row_stop_a_run_unless_they_are_known():
     failures = FailuresInARow({"known"})
     for number in range(19):
         failures.add(f"v{number}", "bad.")
