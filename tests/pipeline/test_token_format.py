@@ -300,7 +300,7 @@ def add_layer(reader: CacheReader) -> None:
 
 
 @pytest.mark.parametrize("token_format", FORMATS)
-def test_of_an_old_part_with_two_layers_the_last_is_read_and_both_are_verified(tmp_path, token_format):
+def test_the_last_layer_of_an_old_part_is_read_and_all_are_verified(tmp_path, token_format):
     tokens = write(tmp_path / "feats.h5", token_format).tokens("v").copy()
     add_layer(CacheReader(tmp_path / "feats.h5"))
     reader = CacheReader(tmp_path / "feats.h5")
