@@ -46,7 +46,6 @@ class DecordVideo:
         self.repaired = 0
         self._path = path
         self._size: dict[str, int] = {}
-        self._reader: Any = None
         self._open()
         # decord returns about -1e17 s for a missing timestamp.
         starts_s, ends_s = self._reader.get_frame_timestamp(range(len(self._reader))).astype(np.float64).T
@@ -64,7 +63,7 @@ class DecordVideo:
 
     def close(self) -> None:
         """Free the decoder and everything it has read ahead."""
-        self._reader = None
+        del self._reader
 
     def stop_reading_ahead(self) -> None:
         """Drop what decord has decoded ahead, where it can seek. Otherwise it decodes on to the end of the file."""
@@ -87,7 +86,7 @@ class DecordVideo:
         decord.logging.set_level(decord.logging.QUIET)
         try:
             # The smallest tolerance above zero: decord raises as soon as it would return one frame for another.
-            self._reader = decord.VideoReader(os.path.abspath(self._path), num_threads=1, fault_tol=1e-9, **self._size)
+            self._reader: Any = decord.VideoReader(os.path.abspath(self._path), num_threads=1, fault_tol=1e-9, **self._size)
         except (*_DECODER_ERRORS, AssertionError) as error:
             raise VideoError(f"{self._path.name}: {_open_failure(self._path, error)}") from error
         self._last_index = -1  # the frame that the reader returned last, -1 for none

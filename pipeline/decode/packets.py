@@ -75,8 +75,10 @@ def read_packets(path: Path) -> Packets:
             ]
         except AV_ERRORS as error:
             raise VideoError(f"{path.name}: {TRUNCATED}") from error
+        # A closed stream has none of these.
         tick_s = float(stream.time_base)
         rate = float(stream.average_rate or 0)
+        stream_index = stream.index
     if not rows:
         raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
     pts, durations, is_key = np.array(rows, dtype=np.int64).T
@@ -88,7 +90,7 @@ def read_packets(path: Path) -> Packets:
     timeline = build_timeline(path, starts_s, ends_s, rate)
     if timeline.without_timestamps:
         packet_of_frame = np.arange(len(pts))
-    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream.index)
+    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream_index)
 
 
 def open_container(path: Path) -> tuple[Any, Any]:
