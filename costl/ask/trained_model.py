@@ -58,12 +58,12 @@ class TrainedModel:
         try:
             model = build_model(
                 self.config,
-                encoder_width=len(joint["norm_weight"]),
+                encoder_width=joint["norm_weight"].shape[0],
                 word_width=self.weights["word_projection.project.1.weight"].shape[1],
                 patch_grid=self.patch_grid,
                 joint=joint,
             )
-        except (RuntimeError, KeyError, IndexError, TypeError) as error:
+        except (RuntimeError, KeyError, IndexError) as error:
             raise CacheError(
                 f"{self.name}: its weights do not fit its settings ({str(error).splitlines()[-1].strip()}). "
                 "Export or train it again."
