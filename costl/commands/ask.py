@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from costl.ask.formats import FORMATS
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, trained_model
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, run_cache, trained_model
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars, run_and_print
 
@@ -18,7 +18,7 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="VIDEO... QUERY...")
 @trained_model
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Moments to show of each answer.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of moments for each query.")
 @click.option(
     "--format",
     "output_format",
@@ -30,8 +30,8 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @out("Write to this file instead of standard output.")
-@click.option("--cut", "cut_folder", type=FOLDER, help="Cut the moments shown into video files in this folder.")
-@click.option("--picture", type=ANY_PATH, help="Draw the answers into this PNG: frames, moments, saliency.")
+@click.option("--cut", "cut_folder", type=FOLDER, help="Write each of these moments as a video file to this folder.")
+@click.option("--picture", type=ANY_PATH, help="Draw frames, moments and saliency into this PNG file.")
 @quiet
 def predict(
     arguments: tuple[str, ...],
@@ -54,8 +54,7 @@ def predict(
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
     Needs no annotations. Videos can have any length. An argument that is an existing file is a video, and any other
-    argument is a query. The features of a video are stored in --cache-dir, so that the next query about it is answered at
-    once.
+    argument is a query. The features of a video are stored in --cache-dir, and later queries about it reuse them.
 
     Exit code 1: some videos could not be read.
     """
@@ -100,7 +99,7 @@ def _videos_and_queries(arguments: Sequence[str]) -> tuple[list[Path], list[str]
 
 
 @click.command()
-@click.option("--videos", type=FOLDER, help="A folder of videos to choose from.")
+@click.option("--videos", type=FOLDER, help="Folder of videos to choose from.")
 @trained_model
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
 def demo(**options: Any) -> None:
@@ -110,8 +109,8 @@ def demo(**options: Any) -> None:
     Example:
         costl demo --videos dir/
 
-    Shows moments to jump to, the saliency curve, and where the model looked. Serves only 127.0.0.1, until Ctrl-C, and
-    sends nothing elsewhere. Needs the extra: pip install 'costl[demo]'
+    Shows the moments, the saliency curve and attention maps. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
+    elsewhere. Needs the extra: pip install 'costl[demo]'
     """
     from costl.demo.app import demo
 
@@ -123,10 +122,10 @@ def demo(**options: Any) -> None:
 @click.option(
     "--split", default="test", show_default=True, help="Split of the annotations: train, val, test or test_*."
 )
-@out("The file to write.  [default: report-SPLIT.html in the run]")
+@out("File to write.  [default: report-SPLIT.html in the run]")
 @click.option("--videos", type=FOLDER, help="Folder of the videos, if they have moved since extraction.")
 @click.option("--detailed", type=int, default=40, show_default=True, help="Queries with timelines, pictures and maps.")
-@click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
+@run_cache
 @device
 @quiet
 @as_json
@@ -138,8 +137,8 @@ def report(**options: Any) -> None:
         costl report runs/feats-20260131-120000
         costl report --split val --out val.html
 
-    One file with numbers, curves, every query, and where the model looked. RUN is by default the newest in runs/. The file
-    needs no network; open it by a double click.
+    Writes one file with scores, training curves, all queries and attention maps. It can be opened without a network. RUN
+    is by default the newest in runs/.
     """
     from costl.report.build import report
 

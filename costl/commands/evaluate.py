@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, scoring
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, run_cache, scoring
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
@@ -19,17 +19,17 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 @click.command()
 @click.option("--split", help="Split of the annotations: train, val, test or test_*.  [default: test]")
 @click.option("--run", type=FOLDER, help="Folder of the run.  [default: the newest in runs/]")
-@click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
+@run_cache
 @click.option(
     "--weights",
     type=click.Choice(["best", "last"]),
-    help="The weights chosen in training, or the average of the last epoch.  [default: best]",
+    help="best: chosen on validation. last: the averaged weights of the last epoch.  [default: best]",
 )
-@click.option("--predictions", type=ANY_PATH, help="Score this submission file (JSONL) instead of a run.")
+@click.option("--predictions", type=ANY_PATH, help="Score this JSONL file of predictions instead of a run.")
 @click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
 @scoring
 @out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
-@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write val and test as QVHighlights accepts them.")
+@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write a submission to QVHighlights, with val and test.")
 @device
 @quiet
 @as_json

@@ -35,7 +35,8 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
     Example:
         costl quickstart
 
-    Prints the scores of the model and of what it has to beat. If it was interrupted, the same command continues.
+    Prints the scores of CoSTL, of CoSTL without its spatial encoder, of zero-shot CLIP and of chance. If it was
+    interrupted, the same command continues.
     """
     from costl.experiments.quickstart import quickstart
 

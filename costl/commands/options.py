@@ -30,11 +30,7 @@ class Group(click.Group):
         width = max(map(len, self.commands))
         for title, names in self.sections().items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:{width}}", _summary(self.commands[name])) for name in names])
-
-
-def _summary(command: click.Command) -> str:
-    return command.get_short_help_str(limit=1000)
+                formatter.write_dl([(f"{name:{width}}", self.commands[name].get_short_help_str(1000)) for name in names])
 
 
 def option_group(*options: Decorator) -> Decorator:
@@ -59,6 +55,7 @@ device = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 required_cache = click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
+run_cache = click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
 config_files = click.option(
     "--config",
     type=ANY_PATH,
@@ -76,8 +73,8 @@ scoring = option_group(
     click.option(
         "--benchmark",
         metavar="NAME",
-        help="Whose rules to score by: youtube-highlights, qvhighlights, charades, tacos or tvsum.  [default: the run's, "
-        "or what fits the truth]",
+        help="Score by the rules of youtube-highlights, qvhighlights, charades, tacos or tvsum.  [default: those of the run, or "
+        "those that fit the annotations]",
     ),
     click.option("--official", is_flag=True, help="Reproduce the benchmark's published evaluator to the last digit."),
 )
@@ -88,17 +85,17 @@ trained_model = option_group(
         "model",
         help="Folder of a run or from costl data export, or hf://user/name.  [default: the newest run in runs/]",
     ),
-    click.option("--weights", help="Where the model's CLIP is, if it has moved."),
+    click.option("--weights", help="Path of the model's CLIP weights, if they have moved."),
     click.option(
-        "--cache-dir", type=FOLDER, help="Folder to store the features of the videos in.  [default: the user's cache]"
+        "--cache-dir", type=FOLDER, help="Folder for the features of the videos.  [default: the user's cache]"
     ),
     device,
 )
 world = option_group(
-    click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Videos of a split. Repeatable."),
-    click.option("--queries", type=int, help="Queries of each video."),
-    click.option("--seed", type=int, help="Another seed makes another world."),
-    click.option("--hard", is_flag=True, default=None, help="Show more objects, and make them more alike."),
+    click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Number of videos of a split. Repeatable."),
+    click.option("--queries", type=int, help="Number of queries for each video of val, test and test_unseen."),
+    click.option("--seed", type=int, help="Seed of the random world."),
+    click.option("--hard", is_flag=True, default=None, help="Render eight objects instead of five, and make them more alike."),
 )
 
 

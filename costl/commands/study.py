@@ -136,9 +136,9 @@ def diagnose(**options: Any) -> None:
     Example:
         costl study diagnose --cache feats.h5 --split test --split test_unseen
 
-    Compares the frame token with the patch tokens. Needs a sample world (costl data sample, costl quickstart), because its
-    files say where each object is in every clip, how large it is and how it moves. The probes are trained on the training
-    videos and scored on the chosen splits.
+    Compares the frame token with the patch tokens. The probes are trained on the training videos and scored on the chosen
+    splits. Needs a sample world (costl data sample, costl quickstart): its files have the true position and size of every
+    object.
     """
     from costl.experiments.probe import diagnose
 

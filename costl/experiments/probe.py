@@ -92,14 +92,8 @@ def diagnose(
     if features.patch_grid == (0, 0):
         raise UsageError(f"{cache}: its frames have no patches, because they were imported. Extract videos instead.")
     scenes = read_scenes(objects or (features.videos or Path()) / OBJECTS, features)
-    training = _scenes_of_split(features, "train", scenes)
-    if len(training) < 2:
-        raise UsageError(
-            f"{cache}: has one training video with objects, expected two or more: one half fits the detector, the other "
-            "the probes."
-        )
     scored = {split: _scenes_of_split(features, split, scenes) for split in splits}
-    return run_probes(features, training, scored, progress)
+    return run_probes(features, _scenes_of_split(features, "train", scenes), scored, progress)
 
 
 def run_probes(
@@ -110,7 +104,7 @@ def run_probes(
 ) -> Diagnosis:
     """The diagnosis for given scenes. A topic that no question can be drawn on is left out, with a note."""
     report_progress = progress or (lambda _: None)
-    probe_scenes = training[1::2]
+    probe_scenes = training[1::2] or training
     rng = np.random.default_rng(0)
     count = min(MAX_QUESTIONS, MEMORY // (2 * features.tokens(probe_scenes[0].vid)[0].nbytes))
     report_progress(Progress("diagnose", 0, len(TOPICS), "the detector of patches"))
