@@ -16,12 +16,69 @@ from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
+# The metrics that can choose a checkpoint: every headline number of `costl.metrics.compute`.
+SELECTABLE = (
+    *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-R5@0.3", "MR-full-R5@0.5", "MR-full-R5@0.7"),
+    *("MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75", "MR-full-mIoU"),
+    *("MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"),
+    *("HL-min-Fair-mAP", "HL-min-Fair-Hit1", "HL-min-Good-mAP", "HL-min-Good-Hit1"),
+    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1", "HL-top5-mAP", "HL-mAP"),
+)
+KINDS = ("costl", "cls", "adapter")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+# More than any training needs. A number of hundreds of digits would fail later, where it becomes a float or a size.
+_MAX_COUNT = 10**9
+_MAX_WIDTH = 16384  # one matrix of the model then takes a gigabyte
+_MAX_STRIDE = 512  # clips; prediction reads no more clips at once (MAX_WINDOW_CLIPS)
+
+# Settings of earlier versions, and what to do instead. Settings that a run or a cache stores may still have them.
+REMOVED = {
+    "temporal.top_down": "Leave it out: adding coarse scales to finer ones brought no gain.",
+    "loss.quality": "Leave it out: the score of a moment is always trained to predict its IoU.",
+    "train.accumulate": "For a batch that does not fit, start several processes with torchrun, or set train.batch_size lower.",
+    "train.compile": "Leave it out: compiling brought no gain.",
+}
+
+
+def _setting(default: Any, is_valid: Callable[[Any], bool], expected: str) -> Any:
+    """A field with a default, and the values that are valid for it, in code and in words."""
+    return field(default=default, metadata={"is_valid": is_valid, "expected": expected})
+
+
+def _above_zero(default: Any, maximum: int) -> Any:
+    return _setting(default, lambda value: 0 < value <= maximum, f"above zero and at most {maximum}")
+
+
+def _from_zero(default: Any, maximum: int) -> Any:
+    return _setting(default, lambda value: 0 <= value <= maximum, f"from 0 to {maximum}")
+
+
+def _one_of(default: str, names: tuple[str, ...]) -> Any:
+    return _setting(default, lambda name: name in names, f"one of {', '.join(names)}")
+
+
+def _dropout(default: float) -> Any:
+    # The remaining values are scaled by 1 / (1 - dropout), which overflows float16 when dropout is close to 1.
+    return _setting(default, lambda probability: 0 <= probability <= 0.99, "from 0 to 0.99")
+
+
+def _weight(default: float) -> Any:
+    # Only the ratios of weights matter. The gradient of a larger weight overflows float16, a smaller one vanishes in float32.
+    return _setting(default, lambda weight: weight == 0 or 1e-6 <= weight <= 1000, "0, or from 0.000001 to 1000")
+
+
+def _are_strides(strides: tuple[int, ...]) -> bool:
+    """Whether each is twice the one before: a convolution of stride 2 makes each scale from the finer one."""
+    doubled = tuple(2**i for i in range(_MAX_STRIDE.bit_length()))
+    return len(strides) > 0 and strides == doubled[: len(strides)]
+
 
 @dataclass(frozen=True)
 class Data:
     """The benchmark whose rules the metrics follow, and one of its domains ("" for all)."""
 
-    benchmark: str = "qvhighlights"
+    benchmark: str = _one_of("qvhighlights", BENCHMARKS)
     domain: str = ""
 
 
@@ -29,66 +86,70 @@ class Data:
 class Model:
     """The kind of model, and the sizes that all its parts share."""
 
-    kind: str = "costl"
-    width: int = 256
-    heads: int = 8
-    dropout: float = 0.1
-    input_dropout: float = 0.3
+    kind: str = _one_of("costl", KINDS)
+    width: int = _above_zero(256, _MAX_WIDTH)
+    heads: int = _above_zero(8, 1024)
+    dropout: float = _dropout(0.1)
+    input_dropout: float = _dropout(0.3)
 
 
 @dataclass(frozen=True)
 class Spatial:
     """The text-driven image encoder."""
 
-    steps: int = 2
+    steps: int = _setting(2, lambda steps: steps in (0, 1, 2), "0, 1 or 2")
     clip_prior: bool = True
-    top_k: int = 32
+    top_k: int = _above_zero(32, _MAX_COUNT)
 
 
 @dataclass(frozen=True)
 class Temporal:
     """The multi-scale temporal module."""
 
-    layers: int = 2
-    strides: tuple[int, ...] = (1, 2, 4, 8)
-    top_down: bool = False
-    null_tokens: int = 4
-    kernel: int = 5
+    layers: int = _from_zero(2, 64)
+    strides: tuple[int, ...] = _setting(
+        (1, 2, 4, 8), _are_strides, f"1, 2, 4, ... each twice the one before, up to {_MAX_STRIDE}"
+    )
+    null_tokens: int = _from_zero(4, 1024)
+    kernel: int = _setting(
+        5,
+        lambda kernel: 0 < kernel < 1024 and kernel % 2 == 1,
+        "odd, so that it has a middle, above zero and below 1024",
+    )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The weight of each loss; 0 turns it off. `quality` is not a weight: 1 makes IoU the target of `focal`, 0 a plain 1."""
+    """The weight of each loss; 0 turns it off."""
 
-    focal: float = 1.0
-    quality: float = 1.0
-    iou: float = 1.0
-    saliency: float = 0.5
-    wrong_query: float = 0.5
-    contrast: float = 1.0
+    focal: float = _weight(1.0)
+    iou: float = _weight(1.0)
+    saliency: float = _weight(0.5)
+    wrong_query: float = _weight(0.5)
+    contrast: float = _weight(1.0)
 
 
 @dataclass(frozen=True)
 class Train:
     """The training loop."""
 
-    seed: int = 0
-    epochs: int = 60
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 200
-    clip_norm: float = 1.0
-    ema: float = 0.999
-    patience: int = 15
-    select: str = "MR-full-mAP"
-    select_on: str = "val"
-    threads: int | None = None
-    workers: int = 0
-    bucket_batches: int = 1
-    precision: str = "auto"
-    compile: bool = False
+    seed: int = _setting(0, lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32")
+    epochs: int = _above_zero(60, _MAX_COUNT)
+    batch_size: int = _above_zero(32, _MAX_COUNT)
+    learning_rate: float = _above_zero(5e-4, 1)  # AdamW changes every weight by about this much in a step
+    weight_decay: float = _setting(1e-4, lambda decay: decay >= 0, "zero or more")
+    warmup_steps: int = _from_zero(200, _MAX_COUNT)
+    clip_norm: float = _setting(1.0, lambda norm: norm > 0, "above zero")
+    ema: float = _setting(0.999, lambda decay: 0 <= decay < 1, "0 or more and below 1")
+    patience: int = _above_zero(15, _MAX_COUNT)
+    select: str = _one_of("MR-full-mAP", SELECTABLE)
+    select_on: str = _setting(
+        "val", lambda split: split in ("val", "test"), "val, or test, as some papers do; numbers are then labelled"
+    )
+    threads: int | None = _above_zero(None, 1024)
+    workers: int = _from_zero(0, 256)
+    bucket_batches: int = _above_zero(1, _MAX_COUNT)
+    precision: str = _one_of("auto", PRECISIONS)
     tensorboard: bool = False
 
 
@@ -96,11 +157,15 @@ class Train:
 class Predict:
     """How predictions are made from the outputs of the model."""
 
-    moments: int = 10
-    nms_sigma: float = 0.5
-    min_score: float = 0.0
-    round_s: float = 0.0
-    window_clips: int | None = None
+    moments: int = _above_zero(10, _MAX_COUNT)
+    nms_sigma: float = _setting(0.5, lambda sigma: sigma > 0, "above zero")
+    min_score: float = _setting(0.0, lambda score: 0 <= score <= 1, "from 0 to 1")
+    round_s: float = _setting(0.0, lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more")
+    window_clips: int | None = _setting(
+        None,
+        lambda clips: 8 <= clips <= _MAX_COUNT and clips % 4 == 0,
+        f"a multiple of 4, at least 8 and at most {_MAX_COUNT}",
+    )
 
 
 @dataclass(frozen=True)
@@ -133,109 +198,21 @@ class Config:
         return write_yaml(self.to_dict())
 
 
-Limit = tuple[Callable[[Any], bool], str]
-
-# The metrics that can choose a checkpoint: every headline number of `costl.metrics.compute`.
-SELECTABLE = (
-    *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-R5@0.3", "MR-full-R5@0.5", "MR-full-R5@0.7"),
-    *("MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75", "MR-full-mIoU"),
-    *("MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"),
-    *("HL-min-Fair-mAP", "HL-min-Fair-Hit1", "HL-min-Good-mAP", "HL-min-Good-Hit1"),
-    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1", "HL-top5-mAP", "HL-mAP"),
-)
-
-KINDS = ("costl", "cls", "adapter")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-# More than any training needs. A number of hundreds of digits would fail later, where it becomes a float or a size.
-_MAX_COUNT = 10**9
-_MAX_WIDTH = 16384  # one matrix of the model then takes a gigabyte
-_MAX_STRIDE = 512  # clips; prediction reads no more clips at once (MAX_WINDOW_CLIPS)
-
-
-def _above_zero(maximum: int) -> Limit:
-    return lambda value: 0 < value <= maximum, f"above zero and at most {maximum}"
-
-
-def _from_zero(maximum: int) -> Limit:
-    return lambda value: 0 <= value <= maximum, f"from 0 to {maximum}"
-
-
-def _are_strides(strides: tuple[int, ...]) -> bool:
-    """Whether each is twice the one before: a convolution of stride 2 makes each scale from the finer one."""
-    doubled = tuple(2**i for i in range(_MAX_STRIDE.bit_length()))
-    return len(strides) > 0 and strides == doubled[: len(strides)]
-
-
-_ABOVE_ZERO: Limit = (lambda value: value > 0, "above zero")
-_NOT_NEGATIVE: Limit = (lambda value: value >= 0, "zero or more")
-_BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "0 or more and below 1")
-# Dropout scales the remaining values by 1 / (1 - dropout), which overflows float16 when dropout is close to 1.
-_DROPOUT: Limit = (lambda probability: 0 <= probability <= 0.99, "from 0 to 0.99")
-# Only the ratios of weights matter. The gradient of a larger weight overflows float16, a smaller one vanishes in float32.
-_WEIGHT: Limit = (lambda weight: weight == 0 or 1e-6 <= weight <= 1000, "0, or from 0.000001 to 1000")
-_LIMITS: dict[str, dict[str, Limit]] = {
-    "data": {"benchmark": (lambda name: name in BENCHMARKS, f"one of {', '.join(BENCHMARKS)}")},
-    "model": {
-        "kind": (lambda kind: kind in KINDS, f"one of {', '.join(KINDS)}"),
-        "width": _above_zero(_MAX_WIDTH),
-        "heads": _above_zero(1024),
-        "dropout": _DROPOUT,
-        "input_dropout": _DROPOUT,
-    },
-    "spatial": {"steps": (lambda steps: steps in (0, 1, 2), "0, 1 or 2"), "top_k": _above_zero(_MAX_COUNT)},
-    "temporal": {
-        "layers": _from_zero(64),
-        "strides": (_are_strides, f"1, 2, 4, ... each twice the one before, up to {_MAX_STRIDE}"),
-        "null_tokens": _from_zero(1024),
-        "kernel": (
-            lambda kernel: 0 < kernel < 1024 and kernel % 2 == 1,
-            "odd, so that it has a middle, above zero and below 1024",
-        ),
-    },
-    "loss": {weight.name: _WEIGHT for weight in dataclasses.fields(Loss)}
-    | {"quality": (lambda quality: 0 <= quality <= 1, "from 0 to 1")},
-    "train": {
-        "seed": (lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32"),
-        **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "bucket_batches"), _above_zero(_MAX_COUNT)),
-        "learning_rate": _above_zero(1),  # AdamW changes every weight by about this much in a step
-        "weight_decay": _NOT_NEGATIVE,
-        "warmup_steps": _from_zero(_MAX_COUNT),
-        "clip_norm": _ABOVE_ZERO,
-        "threads": _above_zero(1024),
-        "workers": _from_zero(256),
-        "precision": (lambda name: name in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-        "ema": _BELOW_ONE,
-        "select": (lambda name: name in SELECTABLE, f"one of {', '.join(SELECTABLE)}"),
-        "select_on": (
-            lambda split: split in ("val", "test"),
-            "val, or test, as some papers do; numbers are then labelled",
-        ),
-    },
-    "predict": {
-        "moments": _above_zero(_MAX_COUNT),
-        "nms_sigma": _ABOVE_ZERO,
-        "min_score": (lambda score: 0 <= score <= 1, "from 0 to 1"),
-        "round_s": (lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more"),
-        "window_clips": (
-            lambda clips: 8 <= clips <= _MAX_COUNT and clips % 4 == 0,
-            f"a multiple of 4, at least 8 and at most {_MAX_COUNT}",
-        ),
-    },
-}
-
-
-def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
+def load_config(*layers: Layer, overrides: Iterable[str] = (), stored: bool = False) -> Config:
     """The defaults, changed by each layer in turn (a YAML file or a mapping), then by `section.name=value` overrides.
 
     A layer names only the settings that it changes. A file may also be the bare name of a benchmark, or the costl.yaml of a
-    data folder, of which the `train` section is read. Raises UsageError that lists all problems at once: unknown names
-    (with the nearest valid name), wrong types, values out of range, and values that contradict each other.
+    data folder, of which the `train` section is read. Mappings, and with `stored` files as well, are what a cache, a run or
+    an export stored: they may have `REMOVED` settings of earlier versions. Raises UsageError that lists all problems at
+    once: unknown names (with the nearest valid name), wrong types, values out of range, and values that contradict each
+    other.
     """
     problems: list[str] = []
     merged: dict[str, dict[str, Any]] = {}
-    for source, layer in _named_layers(layers, overrides, problems):
-        for section, key, value in _valid_settings(source, layer, problems):
+    for source, content in _named_layers(layers, overrides, problems):
+        if stored or source == _STORED:
+            content = _without_removed(source, content, problems)
+        for section, key, value in _valid_settings(source, content, problems):
             merged.setdefault(section, {})[key] = value
     sections = {name: _section_type(name)(**values) for name, values in merged.items()}
     config = dataclasses.replace(Config(), **sections)
@@ -245,14 +222,32 @@ def load_config(*layers: Layer, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+_STORED = "settings"  # the name of a mapping in messages
+
+
 def _named_layers(layers: Iterable[Layer], overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
     for layer in layers:
         if isinstance(layer, Path):
             yield str(layer), read_layer(layer, problems)
         else:
-            yield "settings", layer
+            yield _STORED, layer
     for override in overrides:
         yield f"--set {override}", _parse_override(override, problems)
+
+
+def _without_removed(source: str, content: Any, problems: list[str]) -> Any:
+    """The settings without those that this version does not have and that change nothing about a trained model."""
+    if not isinstance(content, Mapping):
+        return content
+    kept = dict(content)
+    for name in REMOVED:
+        section, key = name.split(".")
+        values = kept.get(section)
+        if isinstance(values, Mapping) and key in values:
+            kept[section] = {other: values[other] for other in values if other != key}
+            if name == "temporal.top_down" and values[key] is not False:
+                problems.append(f"{source}: {name} is true, a model that this version cannot build. Version 0.1 reads it.")
+    return kept
 
 
 def _parse_override(override: str, problems: list[str]) -> Any:
@@ -287,14 +282,18 @@ def _section_settings(
 ) -> Iterator[tuple[str, str, Any]]:
     types_by_key = _types(_section_type(section))
     for key, value in values.items():
+        name = f"{section}.{_key_text(key)}"
+        if name in REMOVED:
+            problems.append(f"{source}: {name} is no setting any more. {REMOVED[name]}")
+            continue
         if key not in types_by_key:
-            problems.append(f"{source}: unknown setting {section}.{_key_text(key)}. {_nearest(key, types_by_key)}")
+            problems.append(f"{source}: unknown setting {name}. {_nearest(key, types_by_key)}")
             continue
         try:
             yield section, key, _convert(value, types_by_key[key])
         except TypeError as error:
             hint = _quotes_hint(source, value)
-            problems.append(f"{source}: {section}.{key} is {abbreviated(value)}, expected {error}.{hint}")
+            problems.append(f"{source}: {name} is {abbreviated(value)}, expected {error}.{hint}")
 
 
 def _key_text(key: Any) -> str:
@@ -310,7 +309,7 @@ def _quotes_hint(source: str, value: Any) -> str:
     if not (isinstance(value, str) and is_number(value)):
         return ""
     # A cache stores the costl.yaml of its videos, in which earlier versions read 1e-4 as a string.
-    return " Leave out the quotes" + ("; for a cache, run costl extract again." if source == "settings" else ".")
+    return " Leave out the quotes" + ("; for a cache, run costl extract again." if source == _STORED else ".")
 
 
 def _types(cls: Any) -> dict[str, Any]:
@@ -342,12 +341,13 @@ def _convert(value: Any, expected: Any) -> Any:
 def _range_problems(config: Config) -> list[str]:
     """Values out of range, then values that contradict each other."""
     out_of_range = {}
-    for section, limits in _LIMITS.items():
-        for key, (is_valid, expected) in limits.items():
-            value = getattr(getattr(config, section), key)
+    for section, settings in vars(config).items():
+        for setting in dataclasses.fields(settings):
+            value = getattr(settings, setting.name)
             finite = not isinstance(value, float) or math.isfinite(value)
-            if value is not None and not (finite and is_valid(value)):
-                out_of_range[f"{section}.{key}"] = f"{section}.{key} is {abbreviated(value)}, expected {expected}."
+            if setting.metadata and value is not None and not (finite and setting.metadata["is_valid"](value)):
+                name = f"{section}.{setting.name}"
+                out_of_range[name] = f"{name} is {abbreviated(value)}, expected {setting.metadata['expected']}."
     # Without the checks of a value that is out of range already.
     contradictions = (check(config) for names, check in _PAIRS.items() if not out_of_range.keys() & set(names))
     return [*out_of_range.values(), *(problem for problem in contradictions if problem)]
@@ -393,8 +393,8 @@ def _no_comparison(config: Config) -> str:
 
 
 def _weighted(loss: Loss) -> set[str]:
-    """The names of the losses with a weight above zero; `quality` is not a weight."""
-    return {name for name, weight in vars(loss).items() if weight and name != "quality"}
+    """The names of the losses with a weight above zero."""
+    return {name for name, weight in vars(loss).items() if weight}
 
 
 _PAIRS: dict[tuple[str, ...], Callable[[Config], str]] = {

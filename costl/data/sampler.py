@@ -1,17 +1,16 @@
-"""The order of batches: which queries share a training batch, evaluation batches, and reading ahead of the model."""
+"""The order of training: which queries share a batch, in which order, and with which negative pairs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
 from costl.data.annotations import Query
-from costl.data.batch import Batch, Features, collate
+from costl.data.batch import Features
 
 MAX_QUERIES_PER_VIDEO = 8  # in one batch: with more of them it would be a batch about one video
 
@@ -53,43 +52,6 @@ def plan_epoch(
         PlannedBatch(tuple(batch), _draw_negative_pairs(batch, own_texts, generator) if negative_pairs else ())
         for batch in batches
     ]
-
-
-def training_batches(
-    queries: Sequence[Query],
-    features: Features,
-    *,
-    batch_size: int,
-    patches: bool,
-    negative_pairs: bool,
-    generator: torch.Generator,
-) -> Iterator[Batch]:
-    """The batches of one epoch as `plan_epoch` plans them."""
-    plan = plan_epoch(queries, features, batch_size=batch_size, negative_pairs=negative_pairs, generator=generator)
-    for planned in plan:
-        yield collate(planned.queries, features, patches=patches, negative_pairs=planned.negative_pairs)
-
-
-def evaluation_batches(
-    queries: Sequence[Query], features: Features, *, batch_size: int, patches: bool
-) -> Iterator[Batch]:
-    """Every query once, sorted by video: the order is that of `Batch.queries`, not that of `queries`."""
-    by_video = sorted(queries, key=lambda query: query.vid)
-    for start in range(0, len(by_video), batch_size):
-        yield collate(by_video[start : start + batch_size], features, patches=patches)
-
-
-def prefetch(batches: Iterable[Batch], count: int = 2) -> Generator[Batch, None, None]:
-    """The same batches; a thread prepares up to `count` of them while the model works."""
-    batches = iter(batches)
-    thread = ThreadPoolExecutor(1)
-    try:
-        pending = [thread.submit(next, batches, None) for _ in range(count)]
-        while (batch := pending.pop(0).result()) is not None:
-            pending.append(thread.submit(next, batches, None))
-            yield batch
-    finally:
-        thread.shutdown(cancel_futures=True)  # waits for one batch at most
 
 
 def _shuffled_video_groups(queries: Sequence[Query], batch_size: int, generator: torch.Generator) -> list[list[Query]]:

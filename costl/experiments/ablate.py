@@ -19,7 +19,7 @@ from costl.experiments.scored_runs import refuse_other_settings, train_and_score
 from costl.experiments.tables import Ablation, Numbers
 from costl.experiments.untrained_baselines import untrained_baselines
 from costl.experiments.variants import FULL, choose_variants
-from costl.model.build import build_model_for_cache
+from costl.model.build import cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
@@ -119,7 +119,7 @@ def _variant_configs(
     for name, variant_overrides in changes.items():
         try:
             configs[name] = load_config(*layers, overrides=[*overrides, *variant_overrides])
-            build_model_for_cache(configs[name], features)
+            cache_sizes(configs[name], features)
         except UsageError as error:
             problems.append(f"variant {name}: {error}")
     if problems:

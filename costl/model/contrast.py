@@ -6,6 +6,7 @@ Axes: see `costl.model.costl`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from costl.model.inputs import ModelInputs
 from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, own_video_scores
 
 NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
@@ -24,26 +26,43 @@ class Similarities:
     """Similarities of queries and frames, one for each similarity head (the whole sentence, its words).
 
     `positives` are with the clips of the query's own video, `negatives` with every NEGATIVE_CLIP_STEP-th clip of every
-    video of the batch, the own one included. The loss masks out what does not count.
+    video, the own one included. The loss masks out what does not count.
     """
 
     positives: Float[Tensor, "a b t"]
     negatives: Float[Tensor, "a b v u"]
 
 
+@dataclass(frozen=True)
+class BatchTexts:
+    """The texts that are compared with the videos of the inputs: those of all queries of the batch.
+
+    `gather` maps rows of the inputs, one for each query, to rows of the batch. It differs from the identity only when
+    several processes share a batch, each with the inputs of some of its videos. `word_mask` and `real_words` are those of
+    the whole batch.
+    """
+
+    word_mask: Bool[Tensor, "b l"]
+    real_words: int
+    gather: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of_inputs(cls, inputs: ModelInputs) -> BatchTexts:
+        """The texts of the inputs, which are the whole batch."""
+        return cls(inputs.word_mask, inputs.real_words, lambda rows: rows)
+
+
 def frame_similarities(
-    query: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"]
-) -> Similarities:
-    """Inner products, where each query and each frame is one vector."""
+    query: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"], video: Int[Tensor, "b"], batch_texts: BatchTexts | None
+) -> Similarities | None:
+    """Inner products, where each query and each frame is one vector; None without `batch_texts`."""
+    if batch_texts is None:
+        return None
+    texts = batch_texts.gather(query)
     return Similarities(
         positives=torch.einsum("bc,btc->bt", query, gather_per_query(frames, video))[None],
-        negatives=frame_negatives(query, frames),
+        negatives=torch.einsum("bc,vtc->bvt", texts, frames[:, ::NEGATIVE_CLIP_STEP])[None],
     )
-
-
-def frame_negatives(query: Float[Tensor, "b c"], frames: Float[Tensor, "v t c"]) -> Float[Tensor, "1 b v u"]:
-    """Inner products of queries with the frames of every video, where each is one vector."""
-    return torch.einsum("bc,vtc->bvt", query, frames[:, ::NEGATIVE_CLIP_STEP])[None]
 
 
 def patch_similarities(
@@ -51,35 +70,42 @@ def patch_similarities(
     word_mask: Bool[Tensor, "b l"],
     tokens: NormalisedTokens,
     groups: QueryGroups,
-    real_words: int | None = None,
-) -> Similarities:
-    """Similarities of frames and texts by the patches. Of a fine grid only some are compared: neighbours look alike."""
-    patches = tokens.subsample(1, _patch_step(tokens))
-    positives = own_video_scores(texts, patches, groups).logsumexp(-1)
+    batch_texts: BatchTexts | None,
+) -> Similarities | None:
+    """Similarities of frames and texts by the patches; None without `batch_texts`.
+
+    Of a fine grid only some patches are compared: neighbours look alike.
+    """
+    if batch_texts is None:
+        return None
+    patch_step = math.ceil((tokens.raw.shape[2] - 1) / MAX_CONTRAST_PATCHES)
+    positives = own_video_scores(texts, tokens.subsample(1, patch_step), groups).logsumexp(-1)
     return Similarities(
         positives=pool_similarities(positives, word_mask),
-        negatives=patch_negatives(texts, word_mask, tokens, real_words),
+        negatives=_patch_negatives(batch_texts, batch_texts.gather(texts), tokens.subsample(NEGATIVE_CLIP_STEP, patch_step)),
     )
 
 
-def patch_negatives(
-    texts: Float[Tensor, "b x c"],
-    word_mask: Bool[Tensor, "b l"],
-    tokens: NormalisedTokens,
-    real_words: int | None = None,
+def _patch_negatives(
+    batch_texts: BatchTexts, texts: Float[Tensor, "b x c"], patches: NormalisedTokens
 ) -> Float[Tensor, "a b v u"]:
     """Similarities of these texts with the frames of every video.
 
-    This is most of a training step, so it leaves out words that are padding. `real_words` is the number of all other
-    words; with None it is read from the device.
+    This is most of a training step, so it leaves out words that are padding.
     """
-    patches = tokens.subsample(NEGATIVE_CLIP_STEP, _patch_step(tokens))
-    text_index = _real_text_index(texts, word_mask, real_words)
+    text_index = _real_text_index(texts, batch_texts)
     real_texts = texts.flatten(0, 1).index_select(0, text_index)
     real_scores = patches.scores(real_texts.expand(len(patches.raw), -1, -1)).logsumexp(-1)
     zeros = real_scores.new_zeros(texts.shape[0] * texts.shape[1], len(real_scores), real_scores.shape[-1])
     scores = zeros.index_copy(0, text_index, real_scores.transpose(0, 1))
-    return pool_similarities(scores.unflatten(0, texts.shape[:2]), word_mask)
+    return pool_similarities(scores.unflatten(0, texts.shape[:2]), batch_texts.word_mask)
+
+
+def _real_text_index(texts: Float[Tensor, "b x c"], batch_texts: BatchTexts) -> Int[Tensor, "r"]:
+    """Indices of the texts that are not padding, in order. A sort: `nonzero` would make the host wait for the device."""
+    is_real = F.pad(batch_texts.word_mask, (1, 0), value=True)[:, : texts.shape[1]].flatten()
+    words = batch_texts.real_words if texts.shape[1] > 1 else 0
+    return is_real.int().argsort(stable=True, descending=True)[: len(texts) + words]
 
 
 def pool_similarities(scores: Float[Tensor, "b x *rest"], word_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "a b *rest"]:
@@ -98,18 +124,3 @@ def pool_similarities(scores: Float[Tensor, "b x *rest"], word_mask: Bool[Tensor
 def unit_length(x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
     """Vectors of length one, in float32: in float16, the 1e-12 that keeps a zero vector from a division by zero is 0."""
     return F.normalize(x.float(), dim=-1)
-
-
-def _real_text_index(
-    texts: Float[Tensor, "b x c"], word_mask: Bool[Tensor, "b l"], real_words: int | None
-) -> Int[Tensor, "r"]:
-    """Indices of the texts that are not padding, in order. A sort: `nonzero` would make the host wait for the device."""
-    is_real = F.pad(word_mask, (1, 0), value=True)[:, : texts.shape[1]].flatten()
-    count = len(texts)
-    if texts.shape[1] > 1:
-        count += int(word_mask.sum()) if real_words is None else real_words
-    return is_real.int().argsort(stable=True, descending=True)[:count]
-
-
-def _patch_step(tokens: NormalisedTokens) -> int:
-    return math.ceil((tokens.raw.shape[2] - 1) / MAX_CONTRAST_PATCHES)

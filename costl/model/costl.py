@@ -19,14 +19,16 @@ A query is one sentence about one video. A clip is a cell of the feature grid, t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from costl.model.clip_similarity import clip_similarity, register_joint_space
-from costl.model.contrast import Similarities
+from costl.model.contrast import BatchTexts, Similarities
 from costl.model.heads import MomentHead, SaliencyHead, anchors
+from costl.model.inputs import ModelInputs
 from costl.model.spatial import SpatialEncoder, SpatialOutput
 from costl.model.temporal import Pyramid, TemporalLayer, TextPool, sine_positions
 
@@ -35,8 +37,8 @@ from costl.model.temporal import Pyramid, TemporalLayer, TextPool, sine_position
 class Outputs:
     """Outputs of the model for a batch, the scales one after another; lengths are in clips.
 
-    `position_mask` is True for positions inside the video. `similarities` are for the contrastive loss, None unless it
-    asks for them.
+    `position_mask` is True for positions inside the video. `similarities` are for the contrastive loss, and None without
+    `contrast`.
     """
 
     foreground: Float[Tensor, "b n"]
@@ -69,13 +71,6 @@ class WordProjection(nn.Module):
 class CoSTL(nn.Module):
     """Patch tokens and sentences -> moments and saliency; read `forward` top to bottom."""
 
-    joint_norm_weight: Tensor
-    joint_norm_bias: Tensor
-    joint_projection: Tensor
-    joint_norm_eps: float
-    joint_logit_scale: float
-    joint_normed: bool
-
     def __init__(
         self,
         *,
@@ -105,87 +100,53 @@ class CoSTL(nn.Module):
         register_joint_space(self, joint)
 
     def forward(
-        self,
-        *,
-        tokens: Float[Tensor, "v t s c"],
-        frame_mask: Bool[Tensor, "v t"],
-        video: Int[Tensor, "b"],
-        words: Float[Tensor, "b l w"],
-        word_mask: Bool[Tensor, "b l"],
-        sentence: Float[Tensor, "b e"],
-        most_queries: int | None = None,
-        real_words: int | None = None,
-        contrast: bool = True,
+        self, inputs: ModelInputs, *, contrast: bool = True, batch_texts: BatchTexts | None = None
     ) -> Outputs:
-        """The outputs for a batch. `video[b]` is the index of the video of query b. Every mask is True where data is real.
+        """The outputs for some queries.
 
-        At most `most_queries` queries are about one video, and `real_words` words are not padding. A batch holds both
-        numbers; without them they are read from the device, and the host waits for it. With `contrast`, the outputs
-        include the similarities that the contrastive loss needs.
+        With `contrast`, they include the similarities that the contrastive loss needs. These are with `batch_texts` where
+        the inputs are a part of a batch, and otherwise with the queries of the inputs.
         """
-        sentence_features = self.sentence_projection(sentence)
-        word_features = self.word_projection(words)
-        mask = frame_mask[video]
-        spatial = self.spatial(
-            tokens,
-            video,
-            sentence_features,
-            word_features,
-            word_mask,
-            most_queries=most_queries,
-            real_words=real_words,
-            contrast=contrast,
-        )
-        positions = sine_positions(mask.shape[1], sentence_features.shape[-1], sentence_features.device)
-        frames = spatial.frames + 0.3 * positions
+        if contrast:
+            batch_texts = batch_texts or BatchTexts.of_inputs(inputs)
+        sentence = self.sentence_projection(inputs.sentence)
+        words = self.word_projection(inputs.words)
+        mask = inputs.frame_mask[inputs.video]
+        spatial = self.spatial(inputs, sentence, words, batch_texts)
+        frames = spatial.frames + 0.3 * sine_positions(mask.shape[1], sentence.shape[-1], sentence.device)
         if self.similarity_projection is not None:
-            similarity = clip_similarity(self, tokens, frame_mask, video, sentence)
+            similarity = clip_similarity(self, inputs)
             frames = frames + self.similarity_projection(similarity[..., None])
-        text = self.text_pool(word_features, word_mask)
+        text = self.text_pool(words, inputs.word_mask)
         for layer in self.layers:
-            frames = layer(frames, mask, word_features, word_mask, text)
+            frames = layer(frames, mask, words, inputs.word_mask, text)
         levels, masks = self.pyramid(frames, mask, text)
-        return apply_heads(self.moment_head, self.saliency_head, levels, masks, sentence_features, spatial.similarities)
+        return apply_heads(self, levels, masks, sentence, spatial.similarities)
 
-    def spatial_output(
-        self,
-        *,
-        tokens: Float[Tensor, "v t s c"],
-        frame_mask: Bool[Tensor, "v t"],
-        video: Int[Tensor, "b"],
-        words: Float[Tensor, "b l w"],
-        word_mask: Bool[Tensor, "b l"],
-        sentence: Float[Tensor, "b e"],
-        most_queries: int | None = None,
-        real_words: int | None = None,
-    ) -> SpatialOutput:
-        """The output of the spatial encoder, with its attention, for the inputs that `forward` takes."""
-        sentence_features = self.sentence_projection(sentence)
-        word_features = self.word_projection(words)
-        return self.spatial(
-            tokens, video, sentence_features, word_features, word_mask, most_queries=most_queries, contrast=False
-        )
+    def spatial_output(self, inputs: ModelInputs) -> SpatialOutput:
+        """The output of the spatial encoder alone, with its attention."""
+        return self.spatial(inputs, self.sentence_projection(inputs.sentence), self.word_projection(inputs.words))
 
 
 def apply_heads(
-    moment_head: MomentHead,
-    saliency_head: SaliencyHead,
+    model: Any,
     levels: list[Float[Tensor, "b _ d"]],
     masks: list[Bool[Tensor, "b _"]],
     sentence: Float[Tensor, "b d"],
     similarities: Similarities | None,
 ) -> Outputs:
-    """The outputs of both heads. `levels` and `masks` start with the finest scale, which is the one of saliency."""
-    foreground, distances = moment_head(levels, masks)
-    centres, strides = anchors(masks[0].shape[1], moment_head.strides, sentence.device)
+    """The outputs of the model's `moment_head` and `saliency_head`.
+
+    `levels` and `masks` start with the finest scale, which is the one of saliency.
+    """
+    foreground, distances = model.moment_head(levels, masks)
+    centres, strides = anchors(masks[0].shape[1], model.moment_head.strides, sentence.device)
     return Outputs(
         foreground=foreground,
         spans=torch.stack([centres - distances[..., 0], centres + distances[..., 1]], -1),
         position_mask=torch.cat(masks, 1),
         centres=centres,
         strides=strides,
-        saliency=saliency_head(levels[0], masks[0], sentence),
+        saliency=model.saliency_head(levels[0], masks[0], sentence),
         similarities=similarities,
     )
-
-

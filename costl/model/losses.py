@@ -22,17 +22,14 @@ def focal_loss(
     predicted: Float[Tensor, "b n 2"],
     targets: MomentTargets,
     position_mask: Bool[Tensor, "b n"],
-    *,
-    quality: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Focal classification of the real positions, divided by the number of positives.
 
-    The target of a positive is the IoU of its (detached) span with its moment, so the score is trained to predict the
-    IoU (quality focal loss, Li et al. 2020). With `quality` 0 the target is 1 (focal loss, Lin et al. 2017); values
-    between blend both.
+    The target of a positive is the IoU of its (detached) span with its moment: the score is trained to predict the IoU
+    (quality focal loss, Li et al. 2020).
     """
     overlap = spans.iou(zero_unmatched(predicted.detach(), targets), targets.spans)
-    target = targets.positive * (1 - quality + quality * overlap)
+    target = targets.positive * overlap
     logits = logits.float().masked_fill(~position_mask, 0.0)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     error = target - logits.sigmoid()
@@ -60,9 +57,8 @@ def saliency_loss(
         below = (ratings < grade) & frame_mask
         usable = (above.any(1) & below.any(1)).float()
         below_logit = torch.logsumexp(scores.masked_fill(~below, MASKED_LOGIT), 1, keepdim=True)
-        clip_loss = (
-            F.softplus(below_logit - scores) * above
-        )  # -log of the clip's softmax among all clips below the grade
+        # -log of the clip's softmax among all clips below the grade
+        clip_loss = F.softplus(below_logit - scores) * above
         losses = losses + (clip_loss.sum(1) / above.sum(1).clamp(min=1) * usable).sum()
         count = count + usable.sum()
     return losses / count.clamp(min=1)

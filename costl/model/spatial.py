@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from costl.model.contrast import Similarities, frame_similarities, patch_similarities
+from costl.model.contrast import BatchTexts, Similarities, frame_similarities, patch_similarities
+from costl.model.inputs import ModelInputs
 from costl.model.tokens import NormalisedTokens, QueryGroups, TokenNorm, gather_per_query, own_video_scores
 
 
@@ -50,8 +51,8 @@ class FineOutput:
 class SpatialOutput:
     """Result of the spatial encoder.
 
-    `frames` are the frames as their query sees them. `similarities` are None unless the contrast asks for them, `coarse`
-    and `fine` are None in an encoder without this step.
+    `frames` are the frames as their query sees them. `similarities` are None without the contrast, `coarse` and `fine` in
+    an encoder without this step.
     """
 
     frames: Float[Tensor, "b t d"]
@@ -60,27 +61,22 @@ class SpatialOutput:
     fine: FineOutput | None = None
 
 
-class CoarseAttention(nn.Module):
+def coarse_attention(
+    tokens: NormalisedTokens, groups: QueryGroups, scores: Float[Tensor, "b t p"], *, top_k: int
+) -> CoarseOutput:
     """The coarse step: attention of a sentence over all patches of a frame, and the `top_k` patches with the most of it.
 
-    Its cost is linear in the number of patches: one inner product for each.
+    `scores` are those of the sentence and each patch. The cost is linear in the number of patches: one inner product each.
     """
-
-    def __init__(self, *, top_k: int):
-        super().__init__()
-        self.top_k = top_k
-
-    def forward(self, tokens: NormalisedTokens, groups: QueryGroups, scores: Float[Tensor, "b t p"]) -> CoarseOutput:
-        """Attention over the patches from their `scores`; see `CoarseOutput`."""
-        attention = scores.softmax(-1)
-        short_list_index = attention.topk(min(self.top_k, attention.shape[-1]), dim=-1).indices
-        token_weights = groups.pack(F.pad(attention, (1, 0)))
-        return CoarseOutput(
-            pooled=groups.unpack(tokens.weighted_sum(token_weights)),
-            attention=attention,
-            short_list=tokens.gather_patches(groups.video, short_list_index),
-            short_list_index=short_list_index,
-        )
+    attention = scores.softmax(-1)
+    short_list_index = attention.topk(min(top_k, attention.shape[-1]), dim=-1).indices
+    token_weights = groups.pack(F.pad(attention, (1, 0)))
+    return CoarseOutput(
+        pooled=groups.unpack(tokens.weighted_sum(token_weights)),
+        attention=attention,
+        short_list=tokens.gather_patches(groups.video, short_list_index),
+        short_list_index=short_list_index,
+    )
 
 
 class FineAttention(nn.Module):
@@ -162,7 +158,7 @@ class SpatialEncoder(nn.Module):
         self.to_encoder_space = nn.Linear(width, encoder_width, bias=False)
         nn.init.normal_(self.to_encoder_space.weight, std=1 / math.sqrt(width * encoder_width))
         self.sentence_query = _unit_variance_linear(width)
-        self.coarse = CoarseAttention(top_k=top_k) if steps >= 1 else None
+        self.top_k = top_k
         self.coarse_gate = _Gate(width=width, position_width=position_width) if steps >= 1 else None
         self.word_query = _unit_variance_linear(width) if steps >= 2 else None
         self.fine = FineAttention(encoder_width=encoder_width, width=width, heads=heads) if steps >= 2 else None
@@ -170,33 +166,31 @@ class SpatialEncoder(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "v t s c"],
-        video: Int[Tensor, "b"],
+        inputs: ModelInputs,
         sentence: Float[Tensor, "b d"],
         words: Float[Tensor, "b l d"],
-        word_mask: Bool[Tensor, "b l"],
-        *,
-        most_queries: int | None = None,
-        real_words: int | None = None,
-        contrast: bool = True,
+        batch_texts: BatchTexts | None = None,
     ) -> SpatialOutput:
-        """The frames as their query sees them, and the results of the steps on the way."""
-        normalised = self.token_norm(tokens)
-        groups = QueryGroups.from_video(video, len(tokens), most_queries)
+        """The frames as their query sees them, and the results of the steps on the way.
+
+        `sentence` and `words` are projected. Without `batch_texts` there are no similarities.
+        """
+        tokens = self.token_norm(inputs.tokens)
+        groups = QueryGroups.from_video(inputs.video, len(inputs.tokens), inputs.most_queries)
         texts = self.project_texts(sentence, words)
-        frame_tokens = normalised.frame_tokens()
-        frames = gather_per_query(self.project(frame_tokens), video)
-        if self.coarse is None or self.coarse_gate is None:
-            similarities = frame_similarities(texts[:, 0], frame_tokens, video) if contrast else None
+        frame_tokens = tokens.frame_tokens()
+        frames = gather_per_query(self.project(frame_tokens), inputs.video)
+        if self.coarse_gate is None:
+            similarities = frame_similarities(texts[:, 0], frame_tokens, inputs.video, batch_texts)
             return SpatialOutput(frames, similarities)
-        similarities = patch_similarities(texts, word_mask, normalised, groups, real_words) if contrast else None
-        sentence_scores = own_video_scores(texts[:, :1], normalised, groups)[:, 0, :, 1:]
-        coarse = self.coarse(normalised, groups, sentence_scores)
+        similarities = patch_similarities(texts, inputs.word_mask, tokens, groups, batch_texts)
+        sentence_scores = own_video_scores(texts[:, :1], tokens, groups)[:, 0, :, 1:]
+        coarse = coarse_attention(tokens, groups, sentence_scores, top_k=self.top_k)
         frames = frames + self.coarse_gate(self.project(coarse.pooled), coarse.attention @ self.patch_positions)
         if self.fine is None or self.fine_gate is None:
             return SpatialOutput(frames, similarities, coarse)
         word_scores = torch.einsum("btkc,blc->btlk", coarse.short_list, texts[:, 1:])
-        fine = self.fine(coarse.short_list, word_scores, words, word_mask)
+        fine = self.fine(coarse.short_list, word_scores, words, inputs.word_mask)
         frames = frames + self.fine_gate(fine.evidence, self._attended_positions(fine, coarse).flatten(2))
         return SpatialOutput(frames, similarities, coarse, fine)
 
@@ -238,9 +232,8 @@ class _Gate(nn.Module):
         self.content = nn.Linear(width, width, bias=False)
         self.position = nn.Linear(position_width, width, bias=False)
         nn.init.zeros_(self.content.weight)
-        nn.init.normal_(
-            self.position.weight, std=math.sqrt(2 / position_width)
-        )  # sines have variance 1/2: one comes out
+        # Sines have a variance of 1/2, so that the sum has a variance of one.
+        nn.init.normal_(self.position.weight, std=math.sqrt(2 / position_width))
 
     def forward(self, content: Float[Tensor, "b t d"], position: Float[Tensor, "b t g"]) -> Float[Tensor, "b t d"]:
         return self.content(self.norm(content)) + self.position(position)

@@ -6,7 +6,6 @@ Axes: see `costl.model.costl`.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -104,22 +103,12 @@ class TextPool(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Scales of stride 1, 2, 4, ... by strided convolutions, then a text-scaled convolution at each scale.
+    """Scales of stride 1, 2, 4, ... by strided convolutions, then a text-scaled convolution at each scale."""
 
-    With `top_down`, coarse scales are also added to the finer ones:
-
-    stride 1  o o o o o o o o   <--
-    stride 2   o   o   o   o    <--
-    stride 4     o       o
-    """
-
-    def __init__(self, *, width: int, strides: tuple[int, ...], kernel: int, top_down: bool):
+    def __init__(self, *, width: int, strides: tuple[int, ...], kernel: int):
         super().__init__()
-        self.strides = strides
-        self.factors = [coarse // fine for fine, coarse in pairwise(strides)]
-        self.down = nn.ModuleList(nn.Conv1d(width, width, f, stride=f) for f in self.factors)
+        self.down = nn.ModuleList(nn.Conv1d(width, width, 2, stride=2) for _ in strides[1:])
         self.local = nn.ModuleList(TextScaledConv(width=width, kernel=kernel) for _ in strides)
-        self.up = nn.ModuleList(nn.Linear(width, width) for _ in self.factors) if top_down else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in strides)
 
     def forward(
@@ -131,24 +120,20 @@ class Pyramid(nn.Module):
         """
         levels = [frames]
         masks = [frame_mask]
-        for conv, factor in zip(self.down, self.factors, strict=True):
-            levels.append(_strided_conv(conv, factor, levels[-1] * masks[-1][..., None]))
-            masks.append(_downsample_mask(masks[-1], factor))
+        for conv in self.down:
+            levels.append(_halve(conv, levels[-1] * masks[-1][..., None]))
+            masks.append(halve_mask(masks[-1]))
         levels = [x + local(x, mask, text) for x, mask, local in zip(levels, masks, self.local, strict=True)]
-        if self.up is not None:
-            for i in reversed(range(len(self.up))):
-                upsampled = self.up[i](levels[i + 1]).repeat_interleave(self.factors[i], dim=1)
-                levels[i] = levels[i] + upsampled[:, : levels[i].shape[1]]
         return [norm(x) for x, norm in zip(levels, self.norms, strict=True)], masks
 
 
-def _strided_conv(conv: nn.Module, factor: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b _ d"]:
-    padding = -x.shape[1] % factor
-    return F.gelu(conv(F.pad(x, (0, 0, 0, padding)).transpose(1, 2)).transpose(1, 2))
+def _halve(conv: nn.Module, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b _ d"]:
+    return F.gelu(conv(F.pad(x, (0, 0, 0, x.shape[1] % 2)).transpose(1, 2)).transpose(1, 2))
 
 
-def _downsample_mask(mask: Bool[Tensor, "b t"], factor: int) -> Bool[Tensor, "b _"]:
-    return F.pad(mask, (0, -mask.shape[1] % factor)).unflatten(1, (-1, factor)).any(-1)
+def halve_mask(mask: Bool[Tensor, "b t"]) -> Bool[Tensor, "b _"]:
+    """The mask of half as many positions: one of them is real if any of its two is."""
+    return F.pad(mask, (0, mask.shape[1] % 2)).unflatten(1, (-1, 2)).any(-1)
 
 
 def sine_positions(clips: int, width: int, device: torch.device) -> Float[Tensor, "t d"]:

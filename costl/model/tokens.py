@@ -93,12 +93,9 @@ class QueryGroups:
     most_queries: int
 
     @classmethod
-    def from_video(cls, video: Int[Tensor, "b"], video_count: int, most_queries: int | None = None) -> QueryGroups:
-        """Numbers the queries of each video. Without `most_queries`, it is read from the device, and the host waits."""
-        slot = (video[:, None] == video).tril(-1).sum(1)
-        if most_queries is None:
-            most_queries = int(slot.max()) + 1
-        return cls(video, slot, video_count, most_queries)
+    def from_video(cls, video: Int[Tensor, "b"], video_count: int, most_queries: int) -> QueryGroups:
+        """Numbers the queries of each video."""
+        return cls(video, (video[:, None] == video).tril(-1).sum(1), video_count, most_queries)
 
     def pack(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "v q *rest"]:
         """From one row for each query to one row for each video, padded with zeros."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 from costl.data.annotations import Query
-from costl.data.batch import Batch, Features
+from costl.data.batch import Features, model_inputs
 from costl.deprecated import renamed_field
 from costl.model.build import Model
 from costl.model.costl import CoSTL
@@ -49,48 +48,25 @@ class AttentionMaps:
     heard = renamed_field("heard", "word_weights")
 
 
-def batch_attention_maps(model: Model, batch: Batch) -> list[AttentionMaps]:
-    """The maps of each of `batch.queries`, computed by the same modules as in evaluation.
-
-    The model stays in the mode it is in. Raises UsageError for a baseline, which has no maps.
-    """
-    model = _require_costl(model)
-    with evaluation_mode(model):
-        output = model.spatial_output(**batch.to(next(model.parameters()).device).model_inputs())
-        word_counts = batch.word_mask.sum(1).tolist()
-        maps = []
-        for row, query in enumerate(batch.queries):
-            words = name_words(query.query, word_counts[row], batch.texts[row])
-            maps.append(_maps_of_row(output, row, clips=batch.clips[row], words=words))
-        return maps
-
-
-def clip_attention_maps(model: Model, query: Query, clips: Sequence[int], features: Features) -> AttentionMaps:
+def clip_attention_maps(
+    model: Model, query: Query, clips: slice | Sequence[int], features: Features
+) -> AttentionMaps:
     """The maps of some `clips` of the query's video, in this order. Reads no other clips, however long the video is.
 
-    The maps of a frame do not depend on other frames. Raises CacheError for a query or a video that is not in the cache,
-    UsageError for a baseline.
+    The maps of a frame do not depend on other frames. They are computed by the same modules as in evaluation, and the model
+    stays in the mode it is in. Raises CacheError for a query or a video that is not in the cache, UsageError for a baseline.
     """
-    model = _require_costl(model)
-    device = next(model.parameters()).device
-    words = features.words(query.query)
-    tokens = np.asarray(features.tokens(query.vid, clips=clips, patches=has_attention_maps(model)), np.float32)
+    if not isinstance(model, CoSTL):
+        raise UsageError("This model is a baseline without attention maps. Train one with model.kind=costl.")
+    inputs = model_inputs([query], features, patches=has_attention_maps(model), clips=clips)
     with evaluation_mode(model):
-        output = model.spatial_output(
-            tokens=torch.from_numpy(tokens)[None].to(device),
-            frame_mask=torch.ones(1, len(clips), dtype=torch.bool, device=device),
-            video=torch.zeros(1, dtype=torch.long, device=device),
-            words=torch.from_numpy(words.tokens.astype(np.float32))[None].to(device),
-            word_mask=torch.ones(1, len(words.tokens), dtype=torch.bool, device=device),
-            sentence=torch.from_numpy(np.array(words.sentence))[None].to(device),
-        )
-    names = name_words(query.query, len(words.tokens), words.texts)
-    return _maps_of_row(output, 0, clips=len(clips), words=names)
+        output = model.spatial_output(inputs.to(next(model.parameters()).device))
+    return _maps(output, name_words(query.query, inputs.real_words, features.words(query.query).texts))
 
 
 def has_attention_maps(model: Model) -> bool:
     """Whether the model has maps: baselines and a model without the coarse step have none."""
-    return isinstance(model, CoSTL) and model.spatial.coarse is not None
+    return isinstance(model, CoSTL) and model.spatial.coarse_gate is not None
 
 
 def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -101,42 +77,29 @@ def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[
     return tuple(words) if len(words) == count else tuple(str(number + 1) for number in range(count))
 
 
-def _require_costl(model: Model) -> CoSTL:
-    if not isinstance(model, CoSTL):
-        raise UsageError("This model is a baseline without attention maps. Train one with model.kind=costl.")
-    return model
-
-
-def _maps_of_row(output: SpatialOutput, row: int, *, clips: int, words: tuple[str, ...]) -> AttentionMaps:
+def _maps(output: SpatialOutput, words: tuple[str, ...]) -> AttentionMaps:
+    """The maps of the first query of a batch."""
+    clips = output.frames.shape[1]
     share = torch.zeros(clips, 0)
     short_list_index = torch.zeros(clips, 0, dtype=torch.long)
-    if output.coarse is not None:
-        share = output.coarse.attention[row, :clips].float().cpu()
-        short_list_index = output.coarse.short_list_index[row, :clips].cpu()
     attention = torch.zeros(clips, 0, 0)
     null_attention = torch.zeros(clips, 0)
     word_weights = torch.zeros(clips, 0)
+    if output.coarse is not None:
+        share = output.coarse.attention[0].float().cpu()
+        short_list_index = output.coarse.short_list_index[0].cpu()
+        attention = torch.zeros(clips, 0, share.shape[1])
     if output.fine is not None:
-        with_null = output.fine.word_attention[row, :clips, : len(words)].float().cpu()
-        attention = with_null[..., :-1]
+        with_null = output.fine.word_attention[0].float().cpu()
+        index = short_list_index[:, None].expand(-1, len(words), -1)
+        attention = torch.zeros(clips, len(words), share.shape[1]).scatter(2, index, with_null[..., :-1])
         null_attention = with_null[..., -1]
-        mean_weights = output.fine.word_weights[row, :, : len(words)].float().mean(0).cpu()
-        word_weights = mean_weights.expand(clips, -1)
+        word_weights = output.fine.word_weights[0].float().mean(0).cpu().expand(clips, -1)
     return AttentionMaps(
         words=words,
         share=share.numpy(),
         short_list=torch.zeros(share.shape, dtype=torch.bool).scatter(1, short_list_index, True).numpy(),
-        attention=_scatter_to_patches(attention, short_list_index, patches=share.shape[1]).numpy(),
+        attention=attention.numpy(),
         null_attention=null_attention.numpy(),
         word_weights=word_weights.numpy(),
     )
-
-
-def _scatter_to_patches(
-    attention: Float[Tensor, "t l k"], short_list_index: Int[Tensor, "t _"], *, patches: int
-) -> Float[Tensor, "t l p"]:
-    """Attention over the short list -> attention over all patches of the frame."""
-    scattered = torch.zeros(*attention.shape[:2], patches)
-    if not attention.numel():
-        return scattered
-    return scattered.scatter(2, short_list_index[:, None].expand(-1, attention.shape[1], -1), attention)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from costl.data.annotations import Prediction, Query
-from costl.model.build import Model, build_model_for_cache
+from costl.model.build import Model, build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
@@ -64,7 +64,7 @@ def open_run(
 def load_model(run: Run, features: CacheReader, *, weights: str = "best", device: torch.device) -> Model:
     """The model of a run with its "best" or "last" weights. Raises CacheError when they do not fit its settings."""
     model_weights = _load_weights(run, weights)
-    model = build_model_for_cache(run.config, features).to(device)
+    model = build_model(run.config, **cache_sizes(run.config, features)).to(device)
     load_matching_weights(model, model_weights, source=str(run.folder))
     return model
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import torch
 
 from costl.config import Config, Predict
 from costl.data.annotations import Prediction, Query
-from costl.data.batch import Batch
-from costl.data.sampler import evaluation_batches, prefetch
+from costl.data.batch import model_inputs
+from costl.data.loader import prefetch
 from costl.model.build import Model
+from costl.model.inputs import ModelInputs
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.predict.postprocess import CANDIDATES, rated_saliency, round_times, to_predictions
-from costl.predict.sliding_window import ModelOutput, group_by_video, predict_windows, window_ranges
+from costl.predict.sliding_window import ModelOutput, predict_windows, window_ranges
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import MAX_WINDOW_CLIPS
 
 BATCH_SIZE = 32
+LONG_BATCH_SIZE = 8  # about the same long video; the patches of a window are in memory once for each query
 
 
 def predict_split(
@@ -43,42 +47,45 @@ def predict_split(
     window_clips = config.predict.window_clips or MAX_WINDOW_CLIPS
     vids = set(features.video_ids)
     answerable = [query for query in queries if query.vid in vids]
-    short = [query for query in answerable if features.grid(query.vid).clips <= window_clips]
-    long = [query for query in answerable if features.grid(query.vid).clips > window_clips]
+    by_video = sorted(answerable, key=lambda query: query.vid)
+    short = [query for query in by_video if features.grid(query.vid).clips <= window_clips]
+    long = [query for query in by_video if features.grid(query.vid).clips > window_clips]
+    short_batches = _divide(short, BATCH_SIZE)[ranks.rank :: ranks.world_size]
+    long_videos = [list(group) for _, group in groupby(long, key=lambda query: query.vid)]
+    long_batches = [batch for video in long_videos for batch in _divide(video, LONG_BATCH_SIZE)]
     report_progress = progress or (lambda _: None)
     run_model = partial(_run_model, model, device=device)
     predictions: dict[int | str, Prediction] = {}
 
-    def add_predictions(batch_queries: Sequence[Query], output: ModelOutput) -> None:
-        for query, prediction in zip(
-            batch_queries, _postprocess(batch_queries, output, features, config.predict), strict=True
-        ):
-            predictions[prediction.qid] = _with_rated_saliency(prediction, query, features)
+    def add_predictions(batch: Sequence[Query], output: ModelOutput) -> None:
+        predictions.update(_postprocess(batch, output, features, config.predict))
         report_progress(Progress("predict", len(predictions), len(answerable)))
 
     def report_window(done: int, total: int) -> None:
         report_progress(Progress("predict", len(predictions), len(answerable), f"window {done} of {total}"))
 
-    by_video = sorted(short, key=lambda query: query.vid)
-    own_queries = [query for number, query in enumerate(by_video) if ranks.is_assigned(number // BATCH_SIZE)]
     with ranks.all_or_none(), evaluation_mode(model):
-        batches = evaluation_batches(own_queries, features, batch_size=BATCH_SIZE, patches=config.patches)
-        for batch in prefetch(batches):
-            add_predictions(batch.queries, run_model(batch))
-        for number, video_queries in enumerate(group_by_video(long)):
-            if ranks.is_assigned(number):
-                output = predict_windows(
-                    video_queries,
-                    features,
-                    run_model=run_model,
-                    window_clips=window_clips,
-                    patches=config.patches,
-                    progress=report_window,
-                )
-                add_predictions(video_queries, output)
+        read = (model_inputs(batch, features, patches=config.patches) for batch in short_batches)
+        with closing(prefetch(read)) as inputs:
+            for batch, batch_inputs in zip(short_batches, inputs, strict=True):
+                add_predictions(batch, run_model(batch_inputs))
+        for batch in long_batches[ranks.rank :: ranks.world_size]:
+            output = predict_windows(
+                batch,
+                features,
+                run_model=run_model,
+                window_clips=window_clips,
+                patches=config.patches,
+                progress=report_window,
+            )
+            add_predictions(batch, output)
     for rank_predictions in ranks.all_gather(predictions):
         predictions.update(rank_predictions)
-    return [round_times(predictions[query.qid], query.duration_s, config.predict.round_s) for query in answerable]
+    return [predictions[query.qid] for query in answerable]
+
+
+def _divide(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:
+    return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
 @contextmanager
@@ -93,8 +100,8 @@ def evaluation_mode(model: Model) -> Iterator[None]:
         model.train(training)
 
 
-def _run_model(model: Model, batch: Batch, *, device: torch.device) -> ModelOutput:
-    outputs = model(**batch.to(device).model_inputs(), contrast=False)
+def _run_model(model: Model, inputs: ModelInputs, *, device: torch.device) -> ModelOutput:
+    outputs = model(inputs.to(device), contrast=False)
     return ModelOutput(
         scores=outputs.foreground.float().sigmoid().cpu(),
         spans=outputs.spans.float().cpu(),
@@ -106,10 +113,11 @@ def _run_model(model: Model, batch: Batch, *, device: torch.device) -> ModelOutp
 
 def _postprocess(
     queries: Sequence[Query], output: ModelOutput, features: CacheReader, settings: Predict
-) -> list[Prediction]:
+) -> dict[int | str, Prediction]:
+    """The predictions by qid."""
     clips = [features.grid(query.vid).clips for query in queries]
     windows = window_ranges(max(clips), settings.window_clips or MAX_WINDOW_CLIPS)
-    return to_predictions(
+    predictions = to_predictions(
         queries,
         scores=output.scores,
         spans=output.spans,
@@ -123,8 +131,8 @@ def _postprocess(
         # The same number for each window: one strong moment, predicted at many positions, must not crowd out the others.
         candidates=CANDIDATES * len(windows),
     )
-
-
-def _with_rated_saliency(prediction: Prediction, query: Query, features: CacheReader) -> Prediction:
-    saliency = rated_saliency(prediction.saliency, query, fps=features.fps)
-    return Prediction(prediction.qid, prediction.query, prediction.vid, prediction.windows, saliency)
+    by_qid: dict[int | str, Prediction] = {}
+    for query, prediction in zip(queries, predictions, strict=True):
+        rated = replace(prediction, saliency=rated_saliency(prediction.saliency, query, fps=features.fps))
+        by_qid[query.qid] = round_times(rated, query.duration_s, settings.round_s)
+    return by_qid

@@ -29,6 +29,7 @@ TENSOR, TUPLE, ITEMS = "~tensor", "~tuple", "~items"
 # Submodules and parameters with another name in earlier versions: a pattern in their key, and what replaces the match.
 # Applied in this order. No pattern matches a key of this version.
 RENAMED_KEYS = (
+    (r"^heads\.", ""),
     (r"^words\.", "word_projection."),
     (r"^sentence\.", "sentence_projection."),
     (r"^similarity\.", "similarity_projection."),
@@ -53,10 +54,10 @@ RENAMED_KEYS = (
     (r"^(pyramid\.scales\.\d+)\.halve\.", r"\1.convs."),
     (r"^open$", "pool_gate"),
     (r"^renew$", "update_gate"),
-    (r"^(heads\.)?moments\.", r"\1moment_head."),
-    (r"^(heads\.)?saliency\.", r"\1saliency_head."),
-    (r"^(heads\.)?moment_head\.trunk\.0\.", r"\1moment_head.score_branch."),
-    (r"^(heads\.)?moment_head\.trunk\.1\.", r"\1moment_head.span_branch."),
+    (r"^moments\.", "moment_head."),
+    (r"^saliency\.", "saliency_head."),
+    (r"^moment_head\.trunk\.0\.", "moment_head.score_branch."),
+    (r"^moment_head\.trunk\.1\.", "moment_head.span_branch."),
 )
 # The exceptions that a damaged or hostile file raises while it is read.
 _READ_ERRORS = (
@@ -150,6 +151,7 @@ def load_matching_weights(model: nn.Module, weights: Mapping[str, Tensor], *, so
             "back, or train again."
         )
     model.load_state_dict(weights)
+    model.joint_eps = model.joint_norm_eps.item()  # type: ignore[operator, assignment]
 
 
 def with_current_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

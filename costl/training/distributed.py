@@ -1,12 +1,14 @@
-"""The processes of one training that torchrun started: values and errors they share, and tensors they sum.
+"""The processes of one training that torchrun started: values and errors that they share, and tensors that they sum.
 
 Python objects (settings, errors, predictions) go through gloo; the tensors of a step go through NCCL when they are on
-GPUs. All processes make every call here, in the same order.
+GPUs. All processes must make the same calls in the same order.
 """
 
 from __future__ import annotations
 
+import gc
 import socket
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,11 +17,10 @@ from typing import Any, TypeVar
 
 import torch
 
-# The functions of this module take the process group that exists when it is imported as their default, which keeps gloo's
-# threads alive until the interpreter ends, where they may abort the process. Every optimiser imports it; imported here,
-# it finds no group yet.
+# This module keeps the process group that exists when it is imported, and with it gloo's threads, which may abort the
+# process when the interpreter ends. Every optimizer imports it. Here it is imported before there is a group.
 import torch.distributed.nn.functional
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from costl.pipeline.errors import CostlError, UsageError
@@ -58,10 +59,6 @@ class Ranks:
         """Whether this is the process that writes files and prints."""
         return self.launch.is_main
 
-    def is_assigned(self, index: int) -> bool:
-        """Whether this process does item `index` of the work that all processes share."""
-        return index % self.world_size == self.rank
-
     def device(self, name: str) -> str:
         """The device of this process for the option `--device name`: on GPUs, each process of a machine has its own.
 
@@ -92,8 +89,16 @@ class Ranks:
         if device.type != "cuda":
             return self
         torch.cuda.set_device(device)
-        with _translate_errors(self):
+        with self.translate_errors():
             return replace(self, tensors=dist.new_group(backend="nccl", timeout=TIMEOUT))
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module, with gradients that are averaged over the processes; a single process has it unchanged."""
+        if self.world_size == 1:
+            return module
+        with self.translate_errors():
+            # Weights are unused in a batch without moments, and with a loss of weight 0.
+            return nn.parallel.DistributedDataParallel(module, process_group=self.tensors, find_unused_parameters=True)
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -144,16 +149,32 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _translate_errors(self):
+        with self.translate_errors():
             dist.all_gather_object(values, value)
         return values
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of the tensors of all processes, in place; the same bits in each process."""
         if self.world_size > 1:
-            with _translate_errors(self):
+            with self.translate_errors():
                 dist.all_reduce(tensor, group=self.tensors)
         return tensor
+
+    @contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Raises ProcessLostError for an error of a call in the block that needs the other processes."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            if self.world_size == 1 or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0][:120]
+            lost = ProcessLostError(
+                f"another of the {self.world_size} processes has ended or cannot be reached ({reason}). If it printed a "
+                "reason, see above. Finished steps are saved: continue with --resume, under torchrun again."
+            )
+            lost.reported = not self.is_main
+            raise lost from error
 
 
 SINGLE_PROCESS = Ranks()
@@ -170,23 +191,13 @@ def process_group() -> Iterator[Ranks]:
         yield SINGLE_PROCESS
         return
     ranks = Ranks(launch)
-    with _translate_errors(ranks):
+    with ranks.translate_errors():
         dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield ranks
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()  # what still uses the group would keep its threads alive until the interpreter ends
         dist.destroy_process_group()
-
-
-@contextmanager
-def _translate_errors(ranks: Ranks) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        lost = ProcessLostError(
-            f"another of the {ranks.world_size} processes has ended or cannot be reached ({reason}). If it printed a "
-            "reason, see above. Finished steps are saved: continue with --resume, under torchrun again."
-        )
-        lost.reported = not ranks.is_main
-        raise lost from error

@@ -1,4 +1,4 @@
-"""The objective of training: the weighted sum of all losses.
+"""The objective of training: the weighted sum of all losses, of the model's outputs for one batch.
 
 Axes: see `costl.model.costl`.
 """
@@ -6,14 +6,43 @@ Axes: see `costl.model.costl`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from costl.config import Loss
 from costl.data.batch import Batch
 from costl.model import losses
+from costl.model.build import Model
 from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities
 from costl.model.costl import Outputs
 from costl.model.matcher import assign_moments
+from costl.training.distributed import SINGLE_PROCESS, Ranks
+from costl.training.precision import autocast
+from costl.training.shared_batch import gather_outputs, gather_texts
+
+
+class Objective(nn.Module):
+    """The loss of a batch as one module: the model, then the losses.
+
+    Several processes compute the model for their share of the batch each, and every process computes the loss of the whole
+    batch from the outputs of all.
+    """
+
+    def __init__(self, model: Model, weights: Loss, precision: torch.dtype, ranks: Ranks = SINGLE_PROCESS):
+        super().__init__()
+        self.model = model
+        self.weights = weights
+        self.precision = precision
+        self.ranks = ranks
+        # DistributedDataParallel prints a warning if every weight of its module is used in the first batch.
+        self.unused = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each loss by its name (unweighted), in float32 whatever the precision of the model is."""
+        contrast = self.weights.contrast > 0
+        texts = gather_texts(batch, self.ranks) if contrast else None
+        with autocast(batch.video.device, self.precision):
+            outputs = self.model(batch.inputs, contrast=contrast, batch_texts=texts)
+        return total_loss(gather_outputs(outputs, batch, self.ranks), batch, self.weights)
 
 
 def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, dict[str, Tensor]]:
@@ -21,9 +50,9 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
 
     A batch without any moment has no loss about moments. If no other loss has a weight, the sum and its gradient are zero.
     """
-    # Negative pairs come last. Slices, since a mask such as `is_positive_pair` would make the host wait for the device.
-    positive = slice(None, batch.positive_pairs)
-    negative = slice(batch.positive_pairs, None)
+    # Negative pairs come last. Slices, since indexing with a mask would make the host wait for the device.
+    positive = slice(None, len(batch.queries))
+    negative = slice(len(batch.queries), None)
     position_mask = outputs.position_mask[positive]
     frame_mask = batch.frame_mask[batch.video]
     saliency = outputs.saliency[positive]
@@ -34,9 +63,7 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
             batch.moments[positive], batch.moment_mask[positive], outputs.centres, outputs.strides, position_mask
         )
         if weights.focal:
-            parts["focal"] = losses.focal_loss(
-                outputs.foreground[positive], spans, targets, position_mask, quality=weights.quality
-            )
+            parts["focal"] = losses.focal_loss(outputs.foreground[positive], spans, targets, position_mask)
         if weights.iou:
             parts["iou"] = losses.overlap_loss(spans, targets)
     if weights.saliency:
@@ -59,7 +86,7 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
 
 def _contrast_loss(similarities: Similarities, batch: Batch) -> Tensor:
     """The mean of the contrastive loss over the similarity heads, for the positive pairs."""
-    positive = slice(None, batch.positive_pairs)
+    positive = slice(None, len(batch.queries))
     video = batch.video[positive]
     relevant = batch.relevant[positive]
     negative_mask = batch.frame_mask[:, ::NEGATIVE_CLIP_STEP]

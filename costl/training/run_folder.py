@@ -125,7 +125,7 @@ def read_run(folder: Path) -> Run:
         longest_clips = int(about.get("longest_clips", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({abbreviated(error, 200)}). Train again.") from error
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / "config.yaml", stored=True)
     return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips)
 
 

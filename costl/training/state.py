@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from costl.config import Config
-from costl.model.build import Model, build_model_for_cache
+from costl.model.build import Model, build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.training.checkpoint import (
@@ -24,7 +24,6 @@ from costl.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from costl.training.compiling import compile_layers
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.optimizer import make_optimizer
 from costl.training.precision import choose_precision, make_scaler
@@ -90,6 +89,20 @@ class TrainingState:
         """The device of the model."""
         return next(self.model.parameters()).device
 
+    def copy_shuffle_generator(self) -> torch.Generator:
+        """A generator in the same state as `shuffle_generator`."""
+        copied = torch.Generator()
+        copied.set_state(self.shuffle_generator.get_state())
+        return copied
+
+    def end_epoch(self, shuffle_generator: torch.Generator, seconds: float) -> None:
+        """Goes to the next epoch, whose order is drawn from `shuffle_generator`; this one took `seconds`."""
+        self.epoch += 1
+        self.shuffle_generator = shuffle_generator
+        self.epoch_progress = EpochProgress()
+        self.seconds += seconds
+        self.random_state = rng_state()
+
 
 # The number's key in the "counts" of last.safetensors -> the field of TrainingState.
 COUNTS = {"epoch": "epoch", "step": "step", "best_epoch": "best_epoch", "best": "best_score", "seconds": "seconds"}
@@ -100,13 +113,11 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
-    model = build_model_for_cache(config, features).to(device)
+    model = build_model(config, **cache_sizes(config, features)).to(device)
     optimizer = make_optimizer(model, config.train)
     ema_model = copy.deepcopy(model).requires_grad_(False)
     shuffle_generator = torch.Generator().manual_seed(config.train.seed)
     precision = choose_precision(config.train.precision, device)
-    if config.train.compile:
-        compile_layers(model, device)
     return TrainingState(model, ema_model, optimizer, shuffle_generator, precision, make_scaler(device, precision))
 
 

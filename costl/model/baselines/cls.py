@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from costl.model.clip_similarity import register_joint_space
-from costl.model.contrast import Similarities, frame_similarities
+from costl.model.contrast import BatchTexts, frame_similarities
 from costl.model.costl import Outputs, WordProjection, apply_heads
 from costl.model.heads import MomentHead, SaliencyHead
+from costl.model.inputs import ModelInputs
 from costl.model.temporal import sine_positions
 from costl.model.tokens import gather_per_query
 
@@ -41,34 +42,25 @@ class ClsModel(nn.Module):
         self.token_mlp = Mlp(input_width=encoder_width, width=width, dropout=input_dropout)
         self.layers = nn.ModuleList(TextLayer(width=width, heads=heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.heads = Heads(width=width, strides=(1,))
+        self.moment_head = MomentHead(width=width, strides=(1,))
+        self.saliency_head = SaliencyHead(width=width)
 
     def forward(
-        self,
-        *,
-        tokens: Float[Tensor, "v t s c"],
-        frame_mask: Bool[Tensor, "v t"],
-        video: Int[Tensor, "b"],
-        words: Float[Tensor, "b l w"],
-        word_mask: Bool[Tensor, "b l"],
-        sentence: Float[Tensor, "b e"],
-        most_queries: int | None = None,
-        real_words: int | None = None,
-        contrast: bool = True,
+        self, inputs: ModelInputs, *, contrast: bool = True, batch_texts: BatchTexts | None = None
     ) -> Outputs:
-        """Inputs and outputs are those of `CoSTL.forward`. Only the first token of a frame is read."""
-        frame_features = self.token_mlp(tokens[:, :, 0])
-        word_features = self.word_projection(words)
-        mask = frame_mask[video]
-        sentence_features = self.sentence_projection(sentence)
-        frames = gather_per_query(frame_features, video)
-        for layer in self.layers:
-            frames = layer(frames, mask, word_features, word_mask)
-        similarities = None
+        """See `CoSTL.forward`. Only the first token of a frame is read."""
         if contrast:
-            query = sentence_features / math.sqrt(frame_features.shape[-1])
-            similarities = frame_similarities(query, frame_features, video)
-        return self.heads([self.norm(frames)], [mask], sentence_features, similarities)
+            batch_texts = batch_texts or BatchTexts.of_inputs(inputs)
+        frame_features = self.token_mlp(inputs.tokens[:, :, 0])
+        words = self.word_projection(inputs.words)
+        mask = inputs.frame_mask[inputs.video]
+        sentence = self.sentence_projection(inputs.sentence)
+        frames = gather_per_query(frame_features, inputs.video)
+        for layer in self.layers:
+            frames = layer(frames, mask, words, inputs.word_mask)
+        query = sentence / math.sqrt(frame_features.shape[-1])
+        similarities = frame_similarities(query, frame_features, inputs.video, batch_texts)
+        return apply_heads(self, [self.norm(frames)], [mask], sentence, similarities)
 
 
 class Mlp(nn.Module):
@@ -114,22 +106,3 @@ class TextLayer(nn.Module):
         attended, _ = self.self_attention(query, query, value, key_padding_mask=~frame_mask, need_weights=False)
         frames = frames + self.dropout(attended)
         return frames + self.dropout(self.feed_forward(self.norms[2](frames)))
-
-
-class Heads(nn.Module):
-    """The two heads of CoSTL over frames at one scale or several."""
-
-    def __init__(self, *, width: int, strides: tuple[int, ...]):
-        super().__init__()
-        self.moment_head = MomentHead(width=width, strides=strides)
-        self.saliency_head = SaliencyHead(width=width)
-
-    def forward(
-        self,
-        levels: list[Float[Tensor, "b _ d"]],
-        masks: list[Bool[Tensor, "b _"]],
-        sentence: Float[Tensor, "b d"],
-        similarities: Similarities | None,
-    ) -> Outputs:
-        """See `costl.model.costl.apply_heads`."""
-        return apply_heads(self.moment_head, self.saliency_head, levels, masks, sentence, similarities)

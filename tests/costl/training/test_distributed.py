@@ -78,11 +78,11 @@ def stop_within_epoch_two(progress) -> None:
 
 @pytest.fixture(scope="module")
 def single(world, tmp_path_factory) -> Path:
-    """Runs of a single process: `no-dropout`, `uneven`, and `stopped`, which ended in its second epoch."""
+    """The runs of a single process, and `stopped`, which ended in its second epoch."""
     folder = tmp_path_factory.mktemp("single")
     run = {"device": "cpu"}
-    train(world.cache, overrides=NO_DROPOUT, out=folder / "no-dropout", **run)
-    train(world.cache, overrides=[*NO_DROPOUT, "train.batch_size=6"], out=folder / "uneven", **run)
+    for name, changes in distributed_training.COMPARED.items():
+        train(world.cache, overrides=[*NO_DROPOUT, *changes], out=folder / name, **run)
     with pytest.raises(distributed_training.Stop):
         train(world.cache, overrides=NO_DROPOUT, out=folder / "stopped", progress=stop_within_epoch_two, **run)
     return folder
@@ -115,16 +115,13 @@ def assert_close(folder: Path, expected: Path) -> None:
     assert difference.quantile(0.99) < 1e-6 and difference.max() < 1e-3
 
 
-def test_two_processes_train_as_one_does_with_the_same_global_batches(shared, single):
-    assert_close(shared / "no-dropout", single / "no-dropout")
-
-
-def test_two_processes_train_as_one_does_when_one_is_idle(shared, single):
-    assert_close(shared / "uneven", single / "uneven")
+@pytest.mark.parametrize("name", distributed_training.COMPARED)
+def test_two_processes_train_as_one_does_with_the_same_batches(shared, single, name):
+    assert_close(shared / name, single / name)
 
 
 def test_two_processes_resume_a_run_of_one_to_the_same_result(shared, single):
-    assert_close(shared / "stopped", single / "no-dropout")
+    assert_close(shared / "stopped", single / "costl")
     assert read_run(shared / "stopped").finished
 
 
@@ -134,17 +131,12 @@ def test_two_processes_resume_with_dropout_to_the_same_bits(shared):
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     assert not torch.equal(
         whole["average word_projection.project.1.weight"],
-        weights(shared / "no-dropout")["average word_projection.project.1.weight"],
+        weights(shared / "costl")["average word_projection.project.1.weight"],
     )
 
 
-def test_two_micro_batches_draw_the_dropout_of_two_processes(world, shared, tmp_path):
-    train(world.cache, overrides=[distributed_training.SIZE, "train.accumulate=2"], out=tmp_path / "run", device="cpu")
-    assert_close(tmp_path / "run", shared / "dropout")
-
-
 def test_two_processes_predict_every_query_once_as_one_process_does(world, shared, tmp_path):
-    evaluate(shared / "no-dropout", split="test", out=tmp_path / "one", device="cpu")
+    evaluate(shared / "costl", split="test", out=tmp_path / "one", device="cpu")
     for name in ("predictions.jsonl", "metrics.json"):
         assert (shared / "evaluated" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
@@ -152,9 +144,9 @@ def test_two_processes_predict_every_query_once_as_one_process_does(world, share
 REFUSED = {
     "too-many": (
         "UsageError",
-        "train.accumulate is 2 in each of 2 processes, more micro-batches than a batch has videos",
+        "2 processes are more than a batch can be shared by: train.batch_size is 1. Start at most 1 (torchrun",
     ),
-    "no-dropout": ("UsageError", "no-dropout: holds files already"),
+    "costl": ("UsageError", "costl: holds files already"),
     "other-settings": ("UsageError", "disagree about the settings"),
     "non-finite": ("CostlError", "is not a finite number"),
     "damaged": ("CacheError", "process 1 of 2: a part is damaged."),
