@@ -339,18 +339,17 @@ def _convert(value: Any, expected: Any) -> Any:
 
 
 def _range_problems(config: Config) -> list[str]:
-    """Values out of range, then values that contradict each other."""
-    out_of_range = {}
+    """Values out of range; without these, values that contradict each other."""
+    out_of_range: list[str] = []
     for section, settings in vars(config).items():
         for setting in dataclasses.fields(settings):
             value = getattr(settings, setting.name)
             finite = not isinstance(value, float) or math.isfinite(value)
             if setting.metadata and value is not None and not (finite and setting.metadata["is_valid"](value)):
-                name = f"{section}.{setting.name}"
-                out_of_range[name] = f"{name} is {abbreviated(value)}, expected {setting.metadata['expected']}."
-    # Without the checks of a value that is out of range already.
-    contradictions = (check(config) for names, check in _PAIRS.items() if not out_of_range.keys() & set(names))
-    return [*out_of_range.values(), *(problem for problem in contradictions if problem)]
+                expected = setting.metadata["expected"]
+                out_of_range.append(f"{section}.{setting.name} is {abbreviated(value)}, expected {expected}.")
+    checks = () if out_of_range else (_uneven_width, _overshooting_decay, _no_loss, _no_comparison)
+    return out_of_range or [problem for check in checks if (problem := check(config))]
 
 
 def _uneven_width(config: Config) -> str:
@@ -395,11 +394,3 @@ def _no_comparison(config: Config) -> str:
 def _weighted(loss: Loss) -> set[str]:
     """The names of the losses with a weight above zero."""
     return {name for name, weight in vars(loss).items() if weight}
-
-
-_PAIRS: dict[tuple[str, ...], Callable[[Config], str]] = {
-    ("model.width", "model.heads"): _uneven_width,
-    ("train.learning_rate", "train.weight_decay"): _overshooting_decay,
-    ("loss",): _no_loss,
-    ("train.batch_size",): _no_comparison,
-}

@@ -97,7 +97,6 @@ def evaluate(
 
 def __getattr__(name: str) -> Any:
     new_names = {
-        "build_for": "costl.model.build:build_model_for_cache",
         "read_queries": "costl.data.queries:read_queries",
     }
     return moved_object(__name__, name, new_names)

@@ -26,7 +26,7 @@ SHAPED = (
     "costl.predict.postprocess",
     "costl.predict.attention_maps",
     "costl.predict.sliding_window",
-    "costl.training.micro_batches",
+    "costl.training.shared_batch",
 )
 SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batch_packer", "costl.pipeline.encode.preprocess")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")

@@ -13,6 +13,8 @@ from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch
 from costl.model.build import Model, build_model
+from costl.model.contrast import BatchTexts
+from costl.model.inputs import ModelInputs
 from costl.pipeline.bench.measure import can_measure_memory, in_new_process, measure, peak_rss
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import UsageError
@@ -157,7 +159,7 @@ class Candidate:
     def forward(self) -> None:
         """A batch as in evaluation: no gradients, full precision."""
         with evaluation_mode(self.model):
-            self.model(**self._batch.model_inputs(), contrast=False)
+            self.model(self._batch.inputs)
         self._wait()
 
     def backward(self) -> None:
@@ -166,7 +168,7 @@ class Candidate:
         self.model.zero_grad()
         half = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            outputs = self.model(**self._batch.model_inputs())
+            outputs = self.model(self._batch.inputs, contrast=BatchTexts.of_inputs(self._batch.inputs))
         total, _ = total_loss(outputs, self._batch, self.config.loss)
         total.backward()
         self._wait()
@@ -188,16 +190,19 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
     centres = torch.arange(clips) + 0.5
     relevant = (centres >= moments[:, :1]) & (centres < moments[:, 1:])
     sentence = torch.randn(queries, shape.space, generator=draw)
-    return Batch(
-        queries=tuple(Query(i, "a sentence", f"v{i % videos}", _CLIP_S * clips) for i in range(queries)),
-        clips=(clips,) * queries,
+    inputs = ModelInputs(
         tokens=torch.randn(videos, clips, shape.tokens if patches else 1, shape.encoder_width, generator=draw),
         frame_mask=torch.ones(videos, clips, dtype=torch.bool),
         video=torch.arange(queries) % videos,
         words=torch.randn(queries, MAX_WORDS, shape.word_width, generator=draw),
         word_mask=torch.arange(MAX_WORDS) < lengths[:, None],
         sentence=sentence / sentence.norm(dim=-1, keepdim=True),
-        texts=((),) * queries,
+    )
+    return Batch(
+        queries=tuple(Query(i, "a sentence", f"v{i % videos}", _CLIP_S * clips) for i in range(queries)),
+        inputs=inputs,
+        video=inputs.video,
+        frame_mask=inputs.frame_mask,
         moments=moments[:, None],
         moment_mask=torch.ones(queries, 1, dtype=torch.bool),
         ratings=relevant * torch.rand(queries, clips, generator=draw),

@@ -99,20 +99,15 @@ class CoSTL(nn.Module):
         self.saliency_head = saliency_head
         register_joint_space(self, joint)
 
-    def forward(
-        self, inputs: ModelInputs, *, contrast: bool = True, batch_texts: BatchTexts | None = None
-    ) -> Outputs:
+    def forward(self, inputs: ModelInputs, *, contrast: BatchTexts | None = None) -> Outputs:
         """The outputs for some queries.
 
-        With `contrast`, they include the similarities that the contrastive loss needs. These are with `batch_texts` where
-        the inputs are a part of a batch, and otherwise with the queries of the inputs.
+        With `contrast`, they include the similarities that the contrastive loss needs.
         """
-        if contrast:
-            batch_texts = batch_texts or BatchTexts.of_inputs(inputs)
         sentence = self.sentence_projection(inputs.sentence)
         words = self.word_projection(inputs.words)
         mask = inputs.frame_mask[inputs.video]
-        spatial = self.spatial(inputs, sentence, words, batch_texts)
+        spatial = self.spatial(inputs, sentence, words, contrast)
         frames = spatial.frames + 0.3 * sine_positions(mask.shape[1], sentence.shape[-1], sentence.device)
         if self.similarity_projection is not None:
             similarity = clip_similarity(self, inputs)

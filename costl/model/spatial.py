@@ -169,11 +169,11 @@ class SpatialEncoder(nn.Module):
         inputs: ModelInputs,
         sentence: Float[Tensor, "b d"],
         words: Float[Tensor, "b l d"],
-        batch_texts: BatchTexts | None = None,
+        contrast: BatchTexts | None = None,
     ) -> SpatialOutput:
         """The frames as their query sees them, and the results of the steps on the way.
 
-        `sentence` and `words` are projected. Without `batch_texts` there are no similarities.
+        `sentence` and `words` are projected. Without `contrast` there are no similarities.
         """
         tokens = self.token_norm(inputs.tokens)
         groups = QueryGroups.from_video(inputs.video, len(inputs.tokens), inputs.most_queries)
@@ -181,9 +181,9 @@ class SpatialEncoder(nn.Module):
         frame_tokens = tokens.frame_tokens()
         frames = gather_per_query(self.project(frame_tokens), inputs.video)
         if self.coarse_gate is None:
-            similarities = frame_similarities(texts[:, 0], frame_tokens, inputs.video, batch_texts)
+            similarities = frame_similarities(texts[:, 0], frame_tokens, inputs.video, contrast)
             return SpatialOutput(frames, similarities)
-        similarities = patch_similarities(texts, inputs.word_mask, tokens, groups, batch_texts)
+        similarities = patch_similarities(texts, inputs.word_mask, tokens, groups, contrast)
         sentence_scores = own_video_scores(texts[:, :1], tokens, groups)[:, 0, :, 1:]
         coarse = coarse_attention(tokens, groups, sentence_scores, top_k=self.top_k)
         frames = frames + self.coarse_gate(self.project(coarse.pooled), coarse.attention @ self.patch_positions)

@@ -101,7 +101,7 @@ def evaluation_mode(model: Model) -> Iterator[None]:
 
 
 def _run_model(model: Model, inputs: ModelInputs, *, device: torch.device) -> ModelOutput:
-    outputs = model(inputs.to(device), contrast=False)
+    outputs = model(inputs.to(device))
     return ModelOutput(
         scores=outputs.foreground.float().sigmoid().cpu(),
         spans=outputs.spans.float().cpu(),

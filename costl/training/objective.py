@@ -17,7 +17,7 @@ from costl.model.costl import Outputs
 from costl.model.matcher import assign_moments
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.precision import autocast
-from costl.training.shared_batch import gather_outputs, gather_texts
+from costl.training.shared_batch import batch_texts, gather_outputs
 
 
 class Objective(nn.Module):
@@ -38,10 +38,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each loss by its name (unweighted), in float32 whatever the precision of the model is."""
-        contrast = self.weights.contrast > 0
-        texts = gather_texts(batch, self.ranks) if contrast else None
+        contrast = batch_texts(batch, self.ranks) if self.weights.contrast else None
         with autocast(batch.video.device, self.precision):
-            outputs = self.model(batch.inputs, contrast=contrast, batch_texts=texts)
+            outputs = self.model(batch.inputs, contrast=contrast)
         return total_loss(gather_outputs(outputs, batch, self.ranks), batch, self.weights)
 
 
@@ -76,7 +75,7 @@ def total_loss(outputs: Outputs, batch: Batch, weights: Loss) -> tuple[Tensor, d
             outputs.position_mask[negative],
         )
     if weights.contrast:
-        assert outputs.similarities is not None, "the contrastive loss needs a forward with contrast=True"
+        assert outputs.similarities is not None, "the contrastive loss needs a forward with contrast"
         parts["contrast"] = _contrast_loss(outputs.similarities, batch)
     if not parts:
         return outputs.saliency.float().sum() * 0, parts

@@ -26,11 +26,11 @@ from costl.model.costl import Outputs
 from costl.training.distributed import Ranks
 
 
-def gather_texts(batch: Batch, ranks: Ranks) -> BatchTexts | None:
-    """The texts of the whole batch for a forward with the share of this process; None in a single process."""
+def batch_texts(batch: Batch, ranks: Ranks) -> BatchTexts:
+    """The texts of the whole batch, for a forward with the inputs of this process."""
     share = batch.share
     if share is None:
-        return None
+        return BatchTexts.of_inputs(batch.inputs)
     gather = partial(_gather, index=share.rows, count=len(batch.video), ranks=ranks)
     return BatchTexts(share.word_mask, share.real_words, gather)
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from costl.config import BENCHMARKS, KINDS, PRECISIONS, SELECTABLE, Config, load_config
+from costl.config import BENCHMARKS, KINDS, PRECISIONS, REMOVED, SELECTABLE, Config, load_config
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_yaml import read_yaml
 
@@ -293,6 +293,33 @@ def test_an_unreadable_file_is_refused_and_an_empty_one_changes_nothing(tmp_path
     assert load_config(tmp_path / "empty.yaml") == Config()
 
 
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_setting_is_refused_with_what_to_do_instead(tmp_path, name):
+    section, key = name.split(".")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{section}: {{{key}: 1}}\n")
+    assert refusal(file) == f"{file}: {name} is no setting any more. {REMOVED[name]}"
+    assert refusal(overrides=[f"{name}=1"]) == f"--set {name}=1: {name} is no setting any more. {REMOVED[name]}"
+
+
+def test_stored_settings_of_an_earlier_version_are_read(tmp_path):
+    stored = {
+        "temporal": {"top_down": False, "kernel": 7},
+        "loss": {"quality": 0.5},
+        "train": {"accumulate": 4, "compile": True, "epochs": 7},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(stored))
+    expected = load_config(overrides=["temporal.kernel=7", "train.epochs=7"])
+    assert load_config(stored) == load_config(file, stored=True) == expected
+    stored["temporal"]["top_down"] = True
+    file.write_text(yaml.safe_dump(stored))
+    problem = "temporal.top_down is true, a model that this version cannot build. Version 0.1 reads it."
+    assert refusal(stored) == f"settings: {problem}"
+    with pytest.raises(UsageError, match=re.escape(f"{file}: {problem}")):
+        load_config(file, stored=True)
+
+
 def test_settings_survive_yaml_and_dict(tmp_path):
     config = load_config(overrides=["train.learning_rate=1e-5", "temporal.strides=[1]", "train.threads=3"])
     file = tmp_path / "resolved.yaml"
@@ -344,11 +371,10 @@ FIELDS = {
     "temporal": {
         "layers": st.integers(0, 9),
         "strides": st.integers(1, 6).map(lambda n: tuple(2**i for i in range(n))),
-        "top_down": st.booleans(),
         "null_tokens": st.integers(0, 9),
         "kernel": st.integers(0, 9).map(lambda n: 2 * n + 1),
     },
-    "loss": dict.fromkeys(Config().to_dict()["loss"], WEIGHT | st.just(0.0)) | {"focal": WEIGHT, "quality": SHARE},
+    "loss": dict.fromkeys(Config().to_dict()["loss"], WEIGHT | st.just(0.0)) | {"focal": WEIGHT},
     "train": {
         "seed": st.integers(0, 2**32 - 1),
         "ema": SHARE,
@@ -356,9 +382,9 @@ FIELDS = {
         "select_on": st.sampled_from(["val", "test"]),
         "threads": st.none() | st.integers(1, 9),
         "precision": st.sampled_from(PRECISIONS),
+        "tensorboard": st.booleans(),
     }
-    | dict.fromkeys(("compile", "tensorboard"), st.booleans())
-    | dict.fromkeys(("epochs", "batch_size", "accumulate", "bucket_batches", "patience"), st.integers(1, 10**9))
+    | dict.fromkeys(("epochs", "batch_size", "bucket_batches", "patience"), st.integers(1, 10**9))
     | {"learning_rate": RATE, "weight_decay": RATE, "clip_norm": POSITIVE}
     | {"warmup_steps": st.integers(0, 10**9), "workers": st.integers(0, 256)},
     "predict": {

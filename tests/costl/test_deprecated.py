@@ -21,7 +21,6 @@ MOVED_MODULES = [
     ("costl.runs", "read_run", "costl.training.run_folder", "read_run"),
 ]
 MOVED_OBJECTS = [
-    ("costl.evaluate", "build_for", "costl.model.build", "build_model_for_cache"),
     ("costl.evaluate", "read_queries", "costl.data.queries", "read_queries"),
 ]
 OLD_NAMES = MOVED_MODULES + MOVED_OBJECTS

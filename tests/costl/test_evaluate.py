@@ -21,7 +21,7 @@ from costl.experiments.ablate import ablate
 from costl.experiments.repeat import repeat
 from costl.experiments.untrained_baselines import ZeroShot, choose_zero_shot, zero_shot
 from costl.metrics.compute import compute_metrics
-from costl.model.build import build_model_for_cache
+from costl.model.build import build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.device import pick_device
@@ -164,7 +164,7 @@ def test_predictions_depend_on_neither_order_nor_batch(world, run, tmp_path, rep
     whole = CacheReader(world.cache)
     config = read_run(run).config
     features = of_all_lengths(whole, tmp_path / "feats.h5")
-    model = build_model_for_cache(config, features)
+    model = build_model(config, **cache_sizes(config, features))
     model.load_state_dict(load_checkpoint(run, "best")[0])
     labelled = [q for split in whole.splits for q in read_queries(whole, split)]
     queries = [Query(q.qid, q.query, q.vid, features.grid(q.vid).duration_s) for q in labelled]
@@ -188,7 +188,7 @@ def test_predictions_depend_on_neither_order_nor_batch(world, run, tmp_path, rep
 def test_predicting_does_not_change_the_mode_of_the_model(world, run):
     features = CacheReader(world.cache)
     config = read_run(run).config
-    model = build_model_for_cache(config, features).train()
+    model = build_model(config, **cache_sizes(config, features)).train()
     predict_split(model, read_queries(features, "val"), features, config=config, device=torch.device("cpu"))
     assert model.training and next(model.parameters()).requires_grad
 

@@ -17,11 +17,13 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.progress import Progress
 from costl.train import Report, resume, train
+from costl.training import objective
 from costl.training.checkpoint import load_checkpoint
-from costl.training.ema import update_ema
 from costl.training.optimizer import set_learning_rate
 from costl.training.run_folder import read_run
+from costl.training.setup import Training
 from costl.training.state import fresh_state
+from costl.training.step import update_ema
 
 
 class Stop(Exception):
@@ -176,7 +178,7 @@ def test_a_folder_with_files_is_never_overwritten(world, whole):
 
 def test_training_stops_when_validation_stops_improving(world, tmp_path, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 25.0, 99.0])
-    monkeypatch.setattr(module, "_validate", lambda *_: {"MR-full-mAP": next(scores)})
+    monkeypatch.setattr(Training, "validate", lambda _: {"MR-full-mAP": next(scores)})
     report = run(world, tmp_path / "run", "train.epochs=5", "train.patience=2")
     assert (report.epochs, report.best_epoch, report.score, report.stopped_early) == (4, 2, 30.0, True)
     _, meta = load_checkpoint(tmp_path / "run", "best")
@@ -249,13 +251,13 @@ def test_a_wrong_setting_is_refused_before_the_run_is_created(world, tmp_path):
 
 
 def test_a_non_finite_loss_stops_training_and_names_the_queries(world, tmp_path, monkeypatch):
-    whole_loss = module.total_loss
+    whole_loss = objective.total_loss
 
     def broken(outputs, batch, weights):
         total, parts = whole_loss(outputs, batch, weights)
         return total * float("nan"), parts | {"focal": parts["focal"] * float("nan")}
 
-    monkeypatch.setattr(module, "total_loss", broken)
+    monkeypatch.setattr(objective, "total_loss", broken)
     with pytest.raises(CostlError, match=r"Epoch 1, step 1: focal is not a finite number.* queries 10\d+"):
         run(world, tmp_path / "run")
     assert not (tmp_path / "run" / "last.safetensors").exists()
@@ -272,8 +274,13 @@ def test_resuming_with_other_annotations_is_refused(world, tmp_path):
 
 def test_training_without_the_spatial_encoder_reads_only_frame_tokens(world, tmp_path, monkeypatch):
     token_counts = []
-    step = module._train_step
-    monkeypatch.setattr(module, "_train_step", lambda s, b, c: token_counts.append(b.tokens.shape[2]) or step(s, b, c))
+    step = module.train_step
+
+    def count_tokens(state, objective, batch, config, **options):
+        token_counts.append(batch.inputs.tokens.shape[2])
+        step(state, objective, batch, config, **options)
+
+    monkeypatch.setattr(module, "train_step", count_tokens)
     run(world, tmp_path / "run", "spatial.steps=0", "train.epochs=1")
     assert set(token_counts) == {1}
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch
-from costl.model.build import build_costl
+from costl.model.build import build_model
+from costl.model.contrast import BatchTexts
 from costl.model.costl import CoSTL, Outputs
+from costl.model.inputs import ModelInputs
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.grid import Grid
 from costl.training.objective import total_loss
@@ -23,7 +25,6 @@ VARIANTS = [
     *([f"spatial.steps={n}"] for n in (0, 1, 2)),
     ["spatial.clip_prior=false"],
     ["temporal.strides=[1]"],
-    ["temporal.top_down=true"],
     ["temporal.layers=0"],
     ["temporal.null_tokens=0"],
     ["spatial.top_k=1"],
@@ -45,7 +46,7 @@ def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), perturbed: bool
     torch.manual_seed(0)
     config = load_config(SMALL, overrides=overrides)
     joint = joint_space(torch.Generator().manual_seed(1))
-    model = build_costl(config, encoder_width=C, word_width=W, patch_grid=grid, joint=joint).eval()
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=grid, joint=joint).eval()
     with torch.no_grad():
         for parameter in model.parameters() if perturbed else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -54,55 +55,60 @@ def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), perturbed: bool
 
 def random_inputs(
     clips: list[int], queries: list[tuple[int, int]], *, patches: int = 6, garbage: float = 0.0
-) -> dict[str, Tensor]:
+) -> ModelInputs:
     """Inputs for videos with these numbers of clips and queries (video, number of words); `garbage` fills the padding."""
     generator = torch.Generator().manual_seed(2)
     frame_mask = torch.arange(max(clips)) < torch.tensor(clips)[:, None]
     word_mask = torch.arange(max(n for _, n in queries)) < torch.tensor([n for _, n in queries])[:, None]
     tokens = torch.randn(*frame_mask.shape, 1 + patches, C, generator=generator)
     words = torch.randn(*word_mask.shape, W, generator=generator)
-    return {
-        "tokens": torch.where(frame_mask[..., None, None], tokens, garbage),
-        "frame_mask": frame_mask,
-        "video": torch.tensor([v for v, _ in queries]),
-        "words": torch.where(word_mask[..., None], words, garbage),
-        "word_mask": word_mask,
-        "sentence": nn.functional.normalize(torch.randn(len(queries), E, generator=generator), dim=-1),
-    }
+    return ModelInputs(
+        tokens=torch.where(frame_mask[..., None, None], tokens, garbage),
+        frame_mask=frame_mask,
+        video=torch.tensor([v for v, _ in queries]),
+        words=torch.where(word_mask[..., None], words, garbage),
+        word_mask=word_mask,
+        sentence=nn.functional.normalize(torch.randn(len(queries), E, generator=generator), dim=-1),
+    )
 
 
-def batch_of_one(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+def batch_of_one(inputs: ModelInputs, row: int) -> ModelInputs:
     """The batch of one with this query and its video, without any padding."""
-    video, real_words = int(inputs["video"][row]), inputs["word_mask"][row]
-    real_frames = inputs["frame_mask"][video]
-    return {
-        "tokens": inputs["tokens"][video, real_frames][None],
-        "frame_mask": real_frames[real_frames][None],
-        "video": torch.zeros(1, dtype=torch.long),
-        "words": inputs["words"][row, real_words][None],
-        "word_mask": real_words[real_words][None],
-        "sentence": inputs["sentence"][row : row + 1],
-    }
+    video, real_words = int(inputs.video[row]), inputs.word_mask[row]
+    real_frames = inputs.frame_mask[video]
+    return ModelInputs(
+        tokens=inputs.tokens[video, real_frames][None],
+        frame_mask=real_frames[real_frames][None],
+        video=torch.zeros(1, dtype=torch.long),
+        words=inputs.words[row, real_words][None],
+        word_mask=real_words[real_words][None],
+        sentence=inputs.sentence[row : row + 1],
+    )
 
 
-def run(model: CoSTL, inputs: dict[str, Tensor]) -> Outputs:
+def run(model: CoSTL, inputs: ModelInputs) -> Outputs:
     with torch.no_grad():
-        return model(**inputs)
+        return with_contrast(model, inputs)
+
+
+def with_contrast(model: CoSTL, inputs: ModelInputs) -> Outputs:
+    return model(inputs, contrast=BatchTexts.of_inputs(inputs))
 
 
 def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def padded_further(inputs: dict[str, Tensor], *, clips: int, words: int, garbage: float) -> dict[str, Tensor]:
+def padded_further(inputs: ModelInputs, *, clips: int, words: int, garbage: float) -> ModelInputs:
     """The same batch with so many more masked clips behind every video and masked words behind every sentence."""
     pad = nn.functional.pad
-    return inputs | {
-        "tokens": pad(inputs["tokens"], (0, 0, 0, 0, 0, clips), value=garbage),
-        "frame_mask": pad(inputs["frame_mask"], (0, clips)),
-        "words": pad(inputs["words"], (0, 0, 0, words), value=garbage),
-        "word_mask": pad(inputs["word_mask"], (0, words)),
-    }
+    return replace(
+        inputs,
+        tokens=pad(inputs.tokens, (0, 0, 0, 0, 0, clips), value=garbage),
+        frame_mask=pad(inputs.frame_mask, (0, clips)),
+        words=pad(inputs.words, (0, 0, 0, words), value=garbage),
+        word_mask=pad(inputs.word_mask, (0, words)),
+    )
 
 
 def check_more_padding(model: nn.Module) -> None:
@@ -155,15 +161,15 @@ class Sprites:
 def overfit(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """The loss before and after 150 steps on one batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert {*parts, "quality"} == {field.name for field in fields(config.loss)}
+    first, parts = total_loss(with_contrast(model, batch.inputs), batch, config.loss)
+    assert {*parts} == {field.name for field in fields(config.loss)}
     loss = first
     for _ in range(150):
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss, _ = total_loss(model(**batch.model_inputs()), batch, config.loss)
+        loss, _ = total_loss(with_contrast(model, batch.inputs), batch, config.loss)
     return first, loss
 
 
@@ -172,10 +178,8 @@ def longer(batch: Batch) -> Batch:
     pad = nn.functional.pad
     return replace(
         batch,
-        tokens=pad(batch.tokens, (0, 0, 0, 0, 0, 5), value=9.0),
+        inputs=padded_further(batch.inputs, clips=5, words=3, garbage=9.0),
         frame_mask=pad(batch.frame_mask, (0, 5)),
-        words=pad(batch.words, (0, 0, 0, 3), value=9.0),
-        word_mask=pad(batch.word_mask, (0, 3)),
         moments=pad(batch.moments, (0, 0, 0, 2), value=3.0),
         moment_mask=pad(batch.moment_mask, (0, 2)),
         ratings=pad(batch.ratings, (0, 5)),

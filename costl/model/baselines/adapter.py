@@ -57,12 +57,8 @@ class AdapterModel(nn.Module):
         self.moment_head = MomentHead(width=width, strides=strides)
         self.saliency_head = SaliencyHead(width=width)
 
-    def forward(
-        self, inputs: ModelInputs, *, contrast: bool = True, batch_texts: BatchTexts | None = None
-    ) -> Outputs:
+    def forward(self, inputs: ModelInputs, *, contrast: BatchTexts | None = None) -> Outputs:
         """See `CoSTL.forward`."""
-        if contrast:
-            batch_texts = batch_texts or BatchTexts.of_inputs(inputs)
         words = self.word_mlp(self.word_projection(inputs.words))
         groups = QueryGroups.from_video(inputs.video, len(inputs.frame_mask), inputs.most_queries)
         mask = inputs.frame_mask[inputs.video]
@@ -76,7 +72,7 @@ class AdapterModel(nn.Module):
             frames = share * update + (1 - share) * frames
             frames = self.norm(self.layer(frames, mask, words, inputs.word_mask))
         query = unit_length(text) / TEMPERATURE
-        similarities = frame_similarities(query, unit_length(tokens[:, :, 0]), inputs.video, batch_texts)
+        similarities = frame_similarities(query, unit_length(tokens[:, :, 0]), inputs.video, contrast)
         levels, masks = self.pyramid(frames, mask)
         return apply_heads(self, levels, masks, text, similarities)
 

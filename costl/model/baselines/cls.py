@@ -45,12 +45,8 @@ class ClsModel(nn.Module):
         self.moment_head = MomentHead(width=width, strides=(1,))
         self.saliency_head = SaliencyHead(width=width)
 
-    def forward(
-        self, inputs: ModelInputs, *, contrast: bool = True, batch_texts: BatchTexts | None = None
-    ) -> Outputs:
+    def forward(self, inputs: ModelInputs, *, contrast: BatchTexts | None = None) -> Outputs:
         """See `CoSTL.forward`. Only the first token of a frame is read."""
-        if contrast:
-            batch_texts = batch_texts or BatchTexts.of_inputs(inputs)
         frame_features = self.token_mlp(inputs.tokens[:, :, 0])
         words = self.word_projection(inputs.words)
         mask = inputs.frame_mask[inputs.video]
@@ -59,7 +55,7 @@ class ClsModel(nn.Module):
         for layer in self.layers:
             frames = layer(frames, mask, words, inputs.word_mask)
         query = sentence / math.sqrt(frame_features.shape[-1])
-        similarities = frame_similarities(query, frame_features, inputs.video, batch_texts)
+        similarities = frame_similarities(query, frame_features, inputs.video, contrast)
         return apply_heads(self, [self.norm(frames)], [mask], sentence, similarities)
 
 

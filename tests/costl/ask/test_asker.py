@@ -16,7 +16,7 @@ import costl.pipeline.feature_store
 import costl.pipeline.run.engine
 from costl.ask.answer import Answer, check_queries
 from costl.ask.asker import Asker
-from costl.data.batch import collate
+from costl.data.batch import model_inputs
 from costl.data.queries import read_queries
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
@@ -223,16 +223,11 @@ def test_patch_attention_is_the_attention_of_step_one(world, asker):
     assert [one.centre_s for one in attention] == [1.0, 7.0, 23.0]
     assert asker.patch_attention(video, query, []) == []
     features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
-    whole = collate([read_queries(CacheReader(world.cache), "test")[0]], CacheReader(world.cache), patches=True)
-    step_one = []
-    hook = asker._model.spatial.coarse.register_forward_hook(
-        lambda module, inputs, output: step_one.append(output.attention)
-    )
-    asker._model(**whole.model_inputs())
-    hook.remove()
+    whole = model_inputs([read_queries(CacheReader(world.cache), "test")[0]], CacheReader(world.cache), patches=True)
+    step_one = asker._model.spatial_output(whole).coarse.attention
     for one, clip in zip(attention, (0, 3, 11), strict=True):
         assert one.weights.shape == features.patch_grid and one.weights.sum() == pytest.approx(1.0, abs=1e-4)
-        np.testing.assert_allclose(one.weights.ravel(), step_one[0][0, clip].detach().numpy(), atol=2e-3)
+        np.testing.assert_allclose(one.weights.ravel(), step_one[0, clip].detach().numpy(), atol=2e-3)
 
 
 def test_importing_costl_loads_no_heavy_library():

@@ -58,22 +58,21 @@ def test_every_mask_is_true_exactly_where_data_is_real():
     features = MemoryCache({"a": 10.0, "b": 6.0})
     rows = [query(1, "a", ((0, 2), (4, 6)), text="one two three"), query(2, "b", ((0, 6),), text="one", duration=6.0)]
     batch = collate(rows, features, patches=True)
-    assert batch.clips == (5, 3)
     assert batch.frame_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert batch.word_mask.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.inputs.word_mask.tolist() == [[True] * 3, [True, False, False]]
     assert batch.moment_mask.tolist() == [[True, True], [True, False]]
-    assert batch.tokens.shape == (2, 5, 5, C)
-    assert batch.tokens[..., 0].tolist() == [
+    assert batch.inputs.tokens.shape == (2, 5, 5, C)
+    assert batch.inputs.tokens[..., 0].tolist() == [
         [[100 + 10 * t + p for p in range(5)] for t in range(5)],
         [[(200 + 10 * t + p) * (t < 3) for p in range(5)] for t in range(5)],
     ]
-    assert batch.words[:, :, 0].tolist() == [[1, 1, 1], [2, 0, 0]]
-    assert (batch.tokens.dtype, batch.words.dtype) == (torch.float32, torch.float32)
+    assert batch.inputs.words[:, :, 0].tolist() == [[1, 1, 1], [2, 0, 0]]
+    assert (batch.inputs.tokens.dtype, batch.inputs.words.dtype) == (torch.float32, torch.float32)
 
 
 def test_without_patches_a_batch_has_only_the_frame_token():
     batch = collate([query(1)], MemoryCache({"a": 10.0}), patches=False)
-    assert batch.tokens[0, :, :, 0].tolist() == [[100], [110], [120], [130], [140]]
+    assert batch.inputs.tokens[0, :, :, 0].tolist() == [[100], [110], [120], [130], [140]]
 
 
 def test_moments_are_in_clips_and_cut_at_the_end_of_the_video():
@@ -108,9 +107,9 @@ def test_negative_pairs_come_last_and_have_no_target():
     features = MemoryCache({"a": 10.0, "b": 6.0})
     rows = [query(1, "a", text="one two"), query(2, "b", duration=6.0, text="three")]
     batch = collate(rows, features, patches=True, negative_pairs=[(0, 1), (1, 0)])
-    assert batch.is_positive_pair.tolist() == [True, True, False, False]
+    assert len(batch.queries) == 2
     assert batch.video.tolist() == [0, 1, 1, 0]
-    assert torch.equal(batch.words[2:], batch.words[:2])
+    assert torch.equal(batch.inputs.words[2:], batch.inputs.words[:2])
     assert not (batch.moment_mask[2:].any() or batch.relevant[2:].any() or batch.ratings[2:].any())
     assert batch.queries == tuple(rows)
 
@@ -120,14 +119,14 @@ def test_the_tokens_of_a_video_are_read_once_for_each_batch():
     rows = [query(i, "ab"[i % 2], windows=((0, 2),), duration=6.0) for i in range(6)]
     batch = collate(rows, features, patches=True, negative_pairs=[(0, 1)])
     assert features.reads == {"a": 1, "b": 1}
-    assert len(batch.tokens) == 2
+    assert len(batch.inputs.tokens) == 2
     assert batch.video.tolist() == [0, 1, 0, 1, 0, 1, 1]
 
 
 def test_all_tensors_of_a_batch_move_to_the_device():
     batch = collate([query(1)], MemoryCache({"a": 10.0}), patches=True)
     moved = batch.to(torch.device("meta"))
-    tensors = [value for value in moved.model_inputs().values() if isinstance(value, torch.Tensor)]
+    tensors = [value for value in vars(moved.inputs).values() if isinstance(value, torch.Tensor)]
     assert {value.device.type for value in tensors} == {"meta"}
     assert moved.ratings.device.type == "meta"
     assert moved.queries == batch.queries
@@ -137,11 +136,10 @@ def test_a_batch_counts_queries_and_words_before_it_moves_to_a_device():
     features = MemoryCache({"a": 10.0, "b": 6.0})
     rows = [query(1, "a", text="one two three"), query(2, "b", text="one", duration=6.0), query(3, "b", duration=6.0)]
     batch = collate(rows, features, patches=True, negative_pairs=[(0, 1)])
-    assert batch.positive_pairs == int(batch.is_positive_pair.sum()) == 3
-    assert batch.most_queries == 3  # two queries about video b, and a negative pair
-    assert batch.real_words == int(batch.word_mask.sum()) == 3 + 1 + 2 + 3
+    assert batch.inputs.most_queries == 3  # two queries about video b, and a negative pair
+    assert batch.inputs.real_words == int(batch.inputs.word_mask.sum()) == 3 + 1 + 2 + 3
     on_meta = batch.to(torch.device("meta"))  # no number can be read from this device
-    assert (on_meta.positive_pairs, on_meta.most_queries, on_meta.real_words) == (3, 3, 9)
+    assert (on_meta.inputs.most_queries, on_meta.inputs.real_words) == (3, 9)
 
 
 def test_moments_have_no_column_if_no_query_has_a_moment():
@@ -149,3 +147,21 @@ def test_moments_have_no_column_if_no_query_has_a_moment():
     features = MemoryCache({"a": 10.0})
     assert collate([unlabelled], features, patches=True).moments.shape == (1, 0, 2)
     assert collate([unlabelled, labelled], features, patches=True).moments.shape == (2, 2, 2)
+
+
+def test_processes_share_the_videos_of_a_batch_and_know_all_targets():
+    features = MemoryCache({"a": 10.0, "b": 6.0, "c": 4.0})
+    rows = [query(1, "a"), query(2, "b", text="one two three"), query(3, "c"), query(4, "a")]
+    whole = collate(rows, features, patches=True, negative_pairs=[(0, 1)])
+    features.reads.clear()
+    parts = [collate(rows, features, patches=True, negative_pairs=[(0, 1)], rank=r, world_size=4) for r in range(4)]
+    assert features.reads == {"a": 2, "b": 1, "c": 1}  # the last process has no video and computes the first one
+    assert [part.share.videos.tolist() for part in parts] == [[0], [1], [2], []]
+    assert [part.share.rows.tolist() for part in parts] == [[0, 3], [1, 4], [2], []]
+    for part, vid in zip(parts, "abca", strict=True):
+        for name in ("video", "frame_mask", "moments", "moment_mask", "ratings", "relevant"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)), name
+        assert part.share.real_words == whole.inputs.real_words
+        number = "abc".index(vid)
+        assert torch.equal(part.inputs.tokens[0], whole.inputs.tokens[number])
+        assert torch.equal(part.inputs.words, whole.inputs.words[whole.video == number])

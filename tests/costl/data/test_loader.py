@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from dataclasses import fields, replace
-from functools import partial
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,8 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from costl.commands import main
-from costl.data import loader as module
 from costl.data.annotations import Query
-from costl.data.batch import Batch, collate
+from costl.data.batch import collate
 from costl.data.loader import Loader
 from costl.data.queries import read_queries
 from costl.data.sampler import PlannedBatch, plan_epoch
@@ -32,9 +31,10 @@ def plan_of(features: CacheReader, *, seed: int = 0, **options) -> list[PlannedB
     return plan_epoch(queries, features, batch_size=6, negative_pairs=True, generator=generator, **options)
 
 
-def equal(a: Batch, b: Batch) -> bool:
-    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in fields(Batch)]
-    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
+def equal(a: object, b: object) -> bool:
+    if is_dataclass(a) and not isinstance(a, Query):
+        return all(equal(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def damage(world, folder: Path, damage_kind: str) -> tuple[Path, str]:
@@ -67,14 +67,31 @@ def test_workers_read_the_batches_of_the_thread_and_name_a_damaged_part(world, t
         list(loader.batches(plan))
 
 
+def end_process(*_: object) -> None:
+    os._exit(1)
+
+
 def test_a_worker_that_dies_is_reported(world, monkeypatch):
     features = CacheReader(world.cache)
-    monkeypatch.setattr(module, "_start_worker", partial(os._exit, 1))
+    monkeypatch.setattr(features, "grid", end_process)  # the worker gets a copy
     with (
         Loader(features, patches=True, workers=1) as loader,
         pytest.raises(CostlError, match=r"ended unexpectedly.*Set train\.workers lower"),
     ):
-        list(loader.batches(plan_of(features)))
+        list(loader.batches(plan_of(CacheReader(world.cache))))
+
+
+def test_the_workers_end_with_the_loader_and_draw_no_random_number(world):
+    features = CacheReader(world.cache)
+    state = torch.get_rng_state()
+    with Loader(features, patches=True, workers=1) as loader:
+        batches = loader.batches(plan_of(features))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        batches.close()
+    worker.join(20)
+    assert not worker.is_alive()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("damage_kind", ["flipped bit", "cut short"])

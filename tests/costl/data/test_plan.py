@@ -16,16 +16,9 @@ from hypothesis import strategies as st
 from test_batch import MemoryCache, query
 
 from costl.data.annotations import Query
-from costl.data.batch import Batch
-from costl.data.sampler import (
-    MAX_QUERIES_PER_VIDEO,
-    PlannedBatch,
-    evaluation_batches,
-    plan_epoch,
-    prefetch,
-    training_batches,
-)
-from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.data.loader import prefetch
+from costl.data.sampler import MAX_QUERIES_PER_VIDEO, PlannedBatch, plan_epoch
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.grid import Grid
 
 
@@ -36,10 +29,9 @@ def many_queries(videos: int, each: int, *, texts: int = 1000) -> tuple[list[Que
     return queries, MemoryCache({f"v{v}": 10.0 + v for v in range(videos)})
 
 
-def epoch(queries, features, *, size=8, seed=0, negative_pairs=True) -> list[Batch]:
+def epoch(queries, features, *, size=8, seed=0, negative_pairs=True) -> list[PlannedBatch]:
     generator = torch.Generator().manual_seed(seed)
-    options = {"batch_size": size, "patches": True, "negative_pairs": negative_pairs, "generator": generator}
-    return list(training_batches(queries, features, **options))
+    return plan_epoch(queries, features, batch_size=size, negative_pairs=negative_pairs, generator=generator)
 
 
 # --- an epoch ----------------------------------------------------------------------------------------------------
@@ -53,9 +45,6 @@ def test_every_query_is_in_an_epoch_once(videos, each, size):
     assert max(len(batch.queries) for batch in batches) <= size
     for batch in batches:
         assert max(Counter(q.vid for q in batch.queries).values()) <= MAX_QUERIES_PER_VIDEO
-    evaluated = evaluation_batches(queries, features, batch_size=size, patches=True)
-    qids = [q.qid for batch in evaluated for q in batch.queries]
-    assert sorted(qids) == sorted(q.qid for q in queries)
 
 
 def test_another_seed_changes_the_order_and_the_same_seed_repeats_it():
@@ -71,27 +60,24 @@ def test_another_seed_changes_the_order_and_the_same_seed_repeats_it():
 def test_a_negative_sentence_is_none_of_the_videos_own_sentences(texts, each):
     queries, features = many_queries(6, each, texts=texts)
     own = {q.vid: {p.query for p in queries if p.vid == q.vid} for q in queries}
-    pairs = [pair for batch in epoch(queries, features, size=16) for pair in negative_pairs_of(batch, features)]
+    pairs = [pair for batch in epoch(queries, features, size=16) for pair in negative_pairs_of(batch)]
     assert all(text not in own[vid] for vid, text in pairs)
     assert pairs or texts <= each  # no negative sentence exists if every video uses every text
 
 
-def negative_pairs_of(batch: Batch, features: MemoryCache) -> list[tuple[str, str]]:
-    """(video, sentence) of the negative pairs, read from the tensors; checks that there is at most one for each video."""
-    vids, texts = list(dict.fromkeys(q.vid for q in batch.queries)), list(features.texts)
-    pairs = [(vids[v], texts[int(words[0, 0]) - 1]) for v, words in zip(batch.video, batch.words, strict=True)]
-    negative = [pair for pair, positive in zip(pairs, batch.is_positive_pair.tolist(), strict=True) if not positive]
+def negative_pairs_of(batch: PlannedBatch) -> list[tuple[str, str]]:
+    """(video, sentence) of the negative pairs; checks that there is at most one for each video."""
+    negative = [(batch.queries[j].vid, batch.queries[i].query) for i, j in batch.negative_pairs]
     assert len({vid for vid, _ in negative}) == len(negative)
-    assert {text for _, text in negative} <= {q.query for q in batch.queries}
     return negative
 
 
 def test_every_video_has_a_negative_pair_only_with_negative_pairs_on():
     queries, features = many_queries(4, 2)
     (batch,) = epoch(queries, features, size=8)
-    assert sorted(vid for vid, _ in negative_pairs_of(batch, features)) == ["v0", "v1", "v2", "v3"]
+    assert sorted(vid for vid, _ in negative_pairs_of(batch)) == ["v0", "v1", "v2", "v3"]
     (batch,) = epoch(queries, features, size=8, negative_pairs=False)
-    assert batch.is_positive_pair.all()
+    assert batch.negative_pairs == ()
 
 
 # --- batches of similar lengths ----------------------------------------------------------------------------------
@@ -101,9 +87,7 @@ class LengthsOnly:
     """A cache that has only the lengths of videos: a plan must not read features."""
 
     def __init__(self, clips: dict[str, int]):
-        ones = np.ones(1, np.float32)
-        self.clips, self.fps, self.patch_grid = clips, 0.5, (1, 1)
-        self.joint = JointSpace(ones, ones, 1e-5, np.ones((1, 1), np.float32), 1.0)
+        self.clips, self.fps = clips, 0.5
 
     def grid(self, video_id: str) -> Grid:
         return Grid(self.fps, 2.0 * self.clips[video_id])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from small_model import SMALL, VARIANTS, C, E, W, small_model
+from small_model import SMALL, VARIANTS, C, E, W, small_model, with_contrast
 from torch import Tensor, nn
 
 from costl.ask.export_model import export
@@ -23,6 +23,7 @@ from costl.ask.trained_model import read_trained_model
 from costl.config import load_config
 from costl.evaluate import evaluate
 from costl.model.build import Model, build_model
+from costl.model.inputs import ModelInputs
 from costl.pipeline.errors import CacheError
 from costl.pipeline.progress import Progress
 from costl.train import resume, train
@@ -65,16 +66,16 @@ def earlier_weights(kind: str, model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def inputs() -> dict[str, Tensor]:
+def inputs() -> ModelInputs:
     """Three queries about two videos, with padded clips and words."""
-    return {
-        "tokens": waves(2, 5, 7, C),
-        "frame_mask": torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
-        "video": torch.tensor([0, 1, 0]),
-        "words": waves(3, 4, W, phase=1.0),
-        "word_mask": torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]]),
-        "sentence": nn.functional.normalize(waves(3, E, phase=2.0), dim=-1),
-    }
+    return ModelInputs(
+        tokens=waves(2, 5, 7, C),
+        frame_mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
+        video=torch.tensor([0, 1, 0]),
+        words=waves(3, 4, W, phase=1.0),
+        word_mask=torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]]),
+        sentence=nn.functional.normalize(waves(3, E, phase=2.0), dim=-1),
+    )
 
 
 @every_kind
@@ -92,7 +93,7 @@ def test_earlier_weights_give_the_outputs_of_the_earlier_version(kind):
     model = model_of(kind)
     load_matching_weights(model, earlier_weights(kind, model), source="a run")
     with torch.no_grad():
-        outputs = model(**inputs())
+        outputs = with_contrast(model, inputs())
     values = {name: getattr(outputs, name) for name in ("foreground", "spans", "saliency")}
     values |= {name: getattr(outputs.similarities, name) for name in ("positives", "negatives")}
     for name, value in values.items():

@@ -44,12 +44,11 @@ def focal(logit: float, truth: float) -> float:
     return (soft(logit) - truth * logit) * (truth - sigmoid(logit)) ** 2
 
 
-@pytest.mark.parametrize(("quality", "target"), [(1.0, 1 / 3), (0.0, 1.0), (0.5, 2 / 3)])
-def test_the_focal_target_is_the_iou_of_a_positive_and_0_elsewhere(quality, target):
+def test_the_focal_target_is_the_iou_of_a_positive_and_0_elsewhere():
     """The second position overlaps too, but no moment is assigned to it; the third is padding."""
     logits, targets = torch.tensor([[2.0, -1.0, 7.0]]), one_target([[True, False, False]])
-    loss = losses.focal_loss(logits, SPANS, targets, torch.tensor([[True, True, False]]), quality=quality)
-    assert loss.item() == pytest.approx(focal(2, target) + focal(-1, 0), rel=1e-6)
+    loss = losses.focal_loss(logits, SPANS, targets, torch.tensor([[True, True, False]]))
+    assert loss.item() == pytest.approx(focal(2, 1 / 3) + focal(-1, 0), rel=1e-6)
 
 
 def test_focal_loss_is_divided_by_the_number_of_positives():
@@ -171,7 +170,6 @@ def case(*, size: float = 3.0, dtype=torch.float32, seed: int = 0) -> Case:
 
 LOSSES: dict[str, Callable[[Case], Tensor]] = {
     "focal": lambda c: losses.focal_loss(c.logits, c.spans, c.targets, c.position_mask),
-    "plain focal": lambda c: losses.focal_loss(c.logits, c.spans, c.targets, c.position_mask, quality=0.0),
     "overlap": lambda c: losses.overlap_loss(c.spans, c.targets),
     "saliency": lambda c: losses.saliency_loss(c.scores, c.ratings, c.mask),
     "wrong_query": lambda c: losses.wrong_query_loss(c.scores, c.logits, c.mask, c.position_mask),

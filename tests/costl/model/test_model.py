@@ -30,6 +30,7 @@ from small_model import (
     random_inputs,
     run,
     small_model,
+    with_contrast,
 )
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,12 +38,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from costl.config import Config, load_config
 from costl.data.batch import Batch, collate
 from costl.metrics.compute import compute_metrics
-from costl.model.build import build_costl, build_model
+from costl.model.build import build_model
 from costl.model.clip_similarity import clip_similarity
-from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities, unit_length
+from costl.model.contrast import NEGATIVE_CLIP_STEP, BatchTexts, Similarities, unit_length
 from costl.model.costl import CoSTL
 from costl.model.heads import anchors
-from costl.model.spatial import CoarseAttention, FineAttention, SpatialEncoder, patch_position_encoding
+from costl.model.inputs import ModelInputs
+from costl.model.spatial import FineAttention, SpatialEncoder, coarse_attention, patch_position_encoding
 from costl.model.temporal import Attention, TextPool
 from costl.model.tokens import NormalisedTokens, QueryGroups, own_video_scores
 from costl.pipeline.errors import CacheError
@@ -65,11 +67,10 @@ def already_normalised(tokens: Tensor) -> NormalisedTokens:
 
 def test_coarse_attention_equals_a_loop_over_queries_and_frames():
     torch.manual_seed(0)
-    coarse = CoarseAttention(top_k=3)
     video = torch.tensor([1, 0, 1])
     tokens = torch.randn(2, 4, 1 + 7, C)
     scores = torch.randn(3, 4, 7)
-    output = coarse(already_normalised(tokens), QueryGroups.from_video(video, 2), scores)
+    output = coarse_attention(already_normalised(tokens), QueryGroups.from_video(video, 2, 2), scores, top_k=3)
     for b in range(3):
         for t in range(4):
             patches = tokens[video[b], t, 1:]
@@ -127,7 +128,8 @@ def test_similarities_equal_a_soft_maximum_over_patches_for_each_text():
     tokens, video = torch.randn(2, 5, 7, C), torch.tensor([1, 0, 1])
     sentence, words = torch.randn(3, D), torch.randn(3, 3, D)
     word_mask = torch.tensor([[True] * 3, [True, False, False], [True, True, False]])
-    similarities = encoder(tokens, video, sentence, words, word_mask).similarities
+    inputs = ModelInputs(tokens, torch.ones(2, 5, dtype=torch.bool), video, words, word_mask, sentence)
+    similarities = encoder(inputs, sentence, words, BatchTexts.of_inputs(inputs)).similarities
     patches = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
     for b in range(3):
         texts = [encoder.sentence_query(sentence[b]), *encoder.word_query(words[b, word_mask[b]])]
@@ -145,7 +147,7 @@ def test_similarities_equal_a_soft_maximum_over_patches_for_each_text():
 def test_texts_are_scored_with_the_tokens_of_their_own_video():
     torch.manual_seed(0)
     texts, tokens, video = torch.randn(4, 2, C), torch.randn(3, 5, 7, C), torch.tensor([2, 0, 2, 1])
-    scores = own_video_scores(texts, already_normalised(tokens), QueryGroups.from_video(video, 3))
+    scores = own_video_scores(texts, already_normalised(tokens), QueryGroups.from_video(video, 3, 2))
     assert close(scores, torch.einsum("bxc,btsc->bxts", texts, tokens[video]))
 
 
@@ -193,7 +195,7 @@ def test_text_pool_is_a_softmax_over_real_words():
 
 def test_unpack_is_the_inverse_of_pack():
     video, x = torch.tensor([2, 0, 2, 1, 2]), torch.randn(5, 3)
-    groups = QueryGroups.from_video(video, 4)  # no query about the last video
+    groups = QueryGroups.from_video(video, 4, 3)  # no query about the last video
     assert groups.slot.tolist() == [0, 0, 1, 0, 2]
     assert groups.pack(x).shape == (4, 3, 3)
     assert torch.equal(groups.unpack(groups.pack(x)), x)
@@ -218,7 +220,7 @@ def test_anchors_are_the_centres_of_the_positions():
 @every_variant
 def test_every_variant_runs_and_trains_every_parameter(overrides):
     model = small_model(*overrides).train()
-    outputs = model(**random_inputs(CLIPS, QUERIES))
+    outputs = with_contrast(model, random_inputs(CLIPS, QUERIES))
     assert outputs.saliency.shape == (6, 13)
     heads = 1 + (model.spatial.fine is not None)
     assert outputs.similarities.positives.shape == (heads, 6, 13)
@@ -260,9 +262,9 @@ def test_more_padded_clips_and_words_change_no_output(overrides):
 def test_the_order_of_queries_and_videos_does_not_matter():
     model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
     rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
-    permuted = {name: inputs[name][rows] for name in ("words", "word_mask", "sentence")}
-    permuted |= {name: inputs[name][videos] for name in ("tokens", "frame_mask")}
-    permuted["video"] = videos.argsort()[inputs["video"]][rows]
+    changes = {name: getattr(inputs, name)[rows] for name in ("words", "word_mask", "sentence")}
+    changes |= {name: getattr(inputs, name)[videos] for name in ("tokens", "frame_mask")}
+    permuted = replace(inputs, video=videos.argsort()[inputs.video][rows], **changes)
     before, after = run(model, inputs), run(model, permuted)
     for name in ("foreground", "spans", "saliency", "position_mask"):
         assert close(getattr(before, name)[rows].float(), getattr(after, name).float()), name
@@ -274,7 +276,7 @@ def test_outputs_depend_on_the_sentence_and_on_patch_positions():
     model, inputs = small_model(), random_inputs([8], [(0, 3), (0, 3)])
     first = run(model, inputs)
     assert not close(first.saliency[0], first.saliency[1])
-    swapped = inputs | {"tokens": torch.cat([inputs["tokens"][:, :, :1], inputs["tokens"][:, :, 1:].flip(2)], 2)}
+    swapped = replace(inputs, tokens=torch.cat([inputs.tokens[:, :, :1], inputs.tokens[:, :, 1:].flip(2)], 2))
     assert not close(run(model, swapped).saliency, first.saliency)  # the same patches at other positions
 
 
@@ -291,7 +293,7 @@ def test_the_cost_of_the_fine_step_does_not_depend_on_the_patches():
         inputs = random_inputs([9, 4], [(0, 3), (1, 5)], patches=side * side)
         words, sentence = torch.randn(2, 5, D), torch.randn(2, D)
         with FlopCounterMode(display=False) as counter:
-            model(inputs["tokens"], inputs["video"], sentence, words, inputs["word_mask"])
+            model(inputs, sentence, words, BatchTexts.of_inputs(inputs))
         costs.append(sum(counter.get_flop_counts()["SpatialEncoder.fine"].values()))
     assert shapes[0] == shapes[1]
     assert costs[0] == costs[1] > 0
@@ -312,7 +314,7 @@ def test_the_cost_of_the_contrast_stops_growing_at_100_patches():
 def cost_of(side: int, words: int, *, contrast: bool = False) -> int:
     inputs = random_inputs([9, 4], [(0, words), (1, words), (0, words)], patches=side * side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        small_model(grid=(side, side))(**inputs, contrast=contrast)
+        small_model(grid=(side, side))(inputs, contrast=BatchTexts.of_inputs(inputs) if contrast else None)
     return counter.get_total_flops()
 
 
@@ -333,25 +335,24 @@ def checkpoint_with_joint_numbers_as_buffers(model: nn.Module, folder) -> dict[s
     return load_checkpoint(folder, "best")[0]
 
 
-def similarity_of_an_earlier_version(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+def similarity_of_an_earlier_version(weights: dict[str, Tensor], inputs: ModelInputs) -> Tensor:
     """The similarity as it was computed when the numbers of the joint space were buffers."""
-    frames, mask = inputs["tokens"][:, :, 0], inputs["frame_mask"][inputs["video"]]
+    frames, mask = inputs.tokens[:, :, 0], inputs.frame_mask[inputs.video]
     norm = [weights[f"joint_norm_{name}"] for name in ("weight", "bias")]
     frames = nn.functional.layer_norm(frames, frames.shape[-1:], *norm, float(weights["joint_norm_eps"]))
     embeddings = nn.functional.normalize(frames @ weights["joint_projection"], dim=-1)
-    similarity = torch.einsum("bte,be->bt", embeddings[inputs["video"]], inputs["sentence"])
+    similarity = torch.einsum("bte,be->bt", embeddings[inputs.video], inputs.sentence)
     mean = (similarity * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
     return (similarity - mean) * weights["joint_logit_scale"]
 
 
 @pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
-def test_the_numbers_of_the_joint_space_are_plain_values_not_buffers(kind):
+def test_the_epsilon_of_the_joint_space_is_a_number_that_the_host_knows(kind):
     config, joint = load_config(SMALL, overrides=[f"model.kind={kind}"]), joint_space(torch.Generator())
     model = build_model(config, encoder_width=C, word_width=W, patch_grid=(2, 3), joint=joint)
-    assert type(model.joint_norm_eps) is type(model.joint_logit_scale) is float and model.joint_normed is True
-    buffers = {name for name, _ in model.named_buffers() if name.startswith("joint_")}
-    assert buffers == {"joint_norm_weight", "joint_norm_bias", "joint_projection"}
-    assert {name for name in model.state_dict() if name.startswith("joint_")} == buffers | EARLIER.keys()
+    assert type(model.joint_eps) is float and model.joint_normed is True
+    stored = {name for name in model.state_dict() if name.startswith("joint_")}
+    assert stored == {"joint_norm_weight", "joint_norm_bias", "joint_projection", *EARLIER}
 
 
 def test_checkpoints_with_joint_numbers_as_buffers_give_the_same_bits(tmp_path):
@@ -359,8 +360,7 @@ def test_checkpoints_with_joint_numbers_as_buffers_give_the_same_bits(tmp_path):
     other = copy.deepcopy(model)
     weights = checkpoint_with_joint_numbers_as_buffers(model, tmp_path)
     load_matching_weights(model, weights, source="a run")
-    names = ("tokens", "frame_mask", "video", "sentence")
-    similarity = clip_similarity(model, **{name: inputs[name] for name in names})
+    similarity = clip_similarity(model, inputs)
     assert torch.equal(similarity, similarity_of_an_earlier_version(weights, inputs))
     assert similarity.std() > 0.1
     saved = model.state_dict()
@@ -392,15 +392,15 @@ def test_a_zero_vector_stays_zero_in_any_precision(dtype):
 
 
 def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
-    outputs = run(model, batch.model_inputs())
-    positive = batch.is_positive_pair
+    outputs = run(model, batch.inputs)
+    positive = slice(len(batch.queries))
     predictions = to_predictions(
         batch.queries,
         scores=outputs.foreground.sigmoid()[positive],
         spans=outputs.spans[positive],
         position_mask=outputs.position_mask[positive],
         saliency=outputs.saliency[positive],
-        clips=batch.clips,
+        clips=batch.frame_mask.sum(1)[batch.video[positive]].tolist(),
         clip_s=2.0,
         moments=config.predict.moments,
         nms_sigma=config.predict.nms_sigma,
@@ -412,8 +412,8 @@ def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
 def total_and_gradients(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and the gradient of every weight."""
     model.zero_grad()
-    total, parts = total_loss(model(**batch.model_inputs()), batch, config.loss)
-    assert {*parts, "quality"} == {field.name for field in fields(config.loss)}
+    total, parts = total_loss(with_contrast(model, batch.inputs), batch, config.loss)
+    assert {*parts} == {field.name for field in fields(config.loss)}
     total.backward()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -444,7 +444,7 @@ def test_order_and_padding_of_a_batch_change_neither_loss_nor_gradient(kind, cha
 def test_total_loss_and_gradient_are_finite_at_half_precision_limits(dtype):
     world, config, generator = Sprites(), load_config(SMALL), torch.Generator().manual_seed(0)
     batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
-    outputs = run(small_model(grid=(3, 3)), batch.model_inputs())
+    outputs = run(small_model(grid=(3, 3)), batch.inputs)
     limits = torch.tensor([65504.0, -65504.0, 1e4, -1e4, 6e-8, 0.0])
     names = ("foreground", "saliency")
     values = {name: getattr(outputs, name) for name in names} | vars(outputs.similarities)
@@ -471,7 +471,7 @@ def test_costl_overfits_one_batch():
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32"])
     joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_costl(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
     batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
     first, loss = overfit(model, batch, config)
     assert loss < 0.2 * first

@@ -11,11 +11,11 @@ from torch import nn
 
 from costl.config import load_config
 from costl.data.annotations import Query, parse_jsonl
-from costl.data.batch import Batch, collate
-from costl.model.build import build_model_for_cache
+from costl.data.batch import model_inputs
+from costl.model.build import build_model, cache_sizes
 from costl.model.costl import CoSTL
 from costl.pipeline.cache.reader import CacheReader
-from costl.predict.attention_maps import batch_attention_maps, clip_attention_maps, name_words
+from costl.predict.attention_maps import AttentionMaps, clip_attention_maps, name_words
 
 TOP_K = 5
 
@@ -37,21 +37,21 @@ def noisy_model(features: CacheReader, steps: int) -> CoSTL:
     """A model with random changes to all weights, so that every part affects the outputs, as after training."""
     torch.manual_seed(0)
     settings = {"model": {"width": 32, "heads": 2}, "spatial": {"top_k": TOP_K, "steps": steps}}
-    model = build_model_for_cache(load_config(settings), features)
+    config = load_config(settings)
+    model = build_model(config, **cache_sizes(config, features))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
 
 
-def batch_of(queries: Sequence[Query], features: CacheReader, steps: int = 2) -> Batch:
-    return collate(queries, features, patches=steps > 0)
+def all_maps(model: CoSTL, queries: Sequence[Query], features: CacheReader) -> list[AttentionMaps]:
+    """The maps of all clips, for each query."""
+    return [clip_attention_maps(model, query, slice(None), features) for query in queries]
 
 
 def test_shares_sum_to_one_and_the_short_list_holds_the_largest(features, queries):
-    for maps, query in zip(
-        batch_attention_maps(noisy_model(features, 2), batch_of(queries, features)), queries, strict=True
-    ):
+    for maps, query in zip(all_maps(noisy_model(features, 2), queries, features), queries, strict=True):
         assert maps.share.shape == (features.grid(query.vid).clips, np.prod(features.patch_grid))
         np.testing.assert_allclose(maps.share.sum(1), 1, atol=1e-5)
         assert (maps.short_list.sum(1) == TOP_K).all()
@@ -60,7 +60,7 @@ def test_shares_sum_to_one_and_the_short_list_holds_the_largest(features, querie
 
 
 def test_every_word_attends_to_the_short_list_or_the_null_patch(features, queries):
-    for maps in batch_attention_maps(noisy_model(features, 2), batch_of(queries, features)):
+    for maps in all_maps(noisy_model(features, 2), queries, features):
         np.testing.assert_allclose(maps.attention.sum(2) + maps.null_attention, 1, atol=1e-5)
         np.testing.assert_allclose(maps.word_weights.sum(1), 1, atol=1e-5)
         assert (maps.attention[~np.broadcast_to(maps.short_list[:, None], maps.attention.shape)] == 0).all()
@@ -71,20 +71,21 @@ def test_the_forward_can_be_recomputed_from_the_attention_maps(features, queries
     """Frame = frame token + gate(coarse step) + gate(fine step), in plain sums; one head, so that it is the mean of all."""
     torch.manual_seed(0)
     settings = {"model": {"width": 32, "heads": 1}, "spatial": {"top_k": TOP_K}}
-    model = build_model_for_cache(load_config(settings), features).eval()
-    batch = batch_of(queries, features)
+    config = load_config(settings)
+    model = build_model(config, **cache_sizes(config, features)).eval()
+    inputs = model_inputs(queries, features, patches=True)
     spatial = model.spatial
     for gate in (spatial.coarse_gate, spatial.fine_gate):
         nn.init.normal_(gate.content.weight)
     outputs = []
     spatial.register_forward_hook(lambda _, inputs, output: outputs.append(output.frames))
     with torch.no_grad():
-        model(**batch.model_inputs())
-        tokens = nn.functional.layer_norm(batch.tokens, batch.tokens.shape[-1:])
+        model(inputs)
+        tokens = nn.functional.layer_norm(inputs.tokens, inputs.tokens.shape[-1:])
         frame_tokens = spatial.project(tokens[:, :, 0])
         patches = tokens[:, :, 1:]
-        for row, maps in enumerate(batch_attention_maps(model, batch)):
-            video, clips = batch.video[row], batch.clips[row]
+        for row, maps in enumerate(all_maps(model, queries, features)):
+            video, clips = inputs.video[row], len(maps.share)
             own_patches = patches[video, :clips]
             share = torch.from_numpy(maps.share)
             mix = torch.from_numpy(np.einsum("tl,tlp->tp", maps.word_weights, maps.attention))
@@ -100,23 +101,9 @@ def test_the_forward_can_be_recomputed_from_the_attention_maps(features, queries
             torch.testing.assert_close(frames, outputs[0][row, :clips], rtol=1e-4, atol=1e-4)
 
 
-def test_padding_is_never_attended_and_changes_nothing(features, queries):
-    model = noisy_model(features, 2)
-    batch = batch_of(queries, features)
-    together = batch_attention_maps(model, batch)
-    for row, query in enumerate(queries):
-        assert together[row].attention.shape[1] == len(features.words(query.query).tokens)
-        (single,) = batch_attention_maps(model, batch_of([query], features))
-        assert single.words == together[row].words
-        for name in ("share", "attention", "null_attention", "word_weights"):
-            np.testing.assert_allclose(getattr(single, name), getattr(together[row], name), atol=1e-4, err_msg=name)
-        assert (single.short_list == together[row].short_list).all()
-
-
 @pytest.mark.parametrize("steps", [0, 1])
 def test_maps_of_a_missing_step_are_empty(features, queries, steps):
-    batch = batch_of(queries, features, steps)
-    for maps, query in zip(batch_attention_maps(noisy_model(features, steps), batch), queries, strict=True):
+    for maps, query in zip(all_maps(noisy_model(features, steps), queries, features), queries, strict=True):
         clips, patches = features.grid(query.vid).clips, steps * int(np.prod(features.patch_grid))
         assert maps.share.shape == maps.short_list.shape == (clips, patches)
         assert maps.attention.shape == (clips, 0, patches)
@@ -128,7 +115,7 @@ def test_maps_of_a_missing_step_are_empty(features, queries, steps):
 def test_the_maps_of_some_clips_are_those_of_the_whole_video(features, queries, steps):
     model = noisy_model(features, steps)
     clips = [7, 2, 3]
-    for query, whole in zip(queries, batch_attention_maps(model, batch_of(queries, features, steps)), strict=True):
+    for query, whole in zip(queries, all_maps(model, queries, features), strict=True):
         part = clip_attention_maps(model, query, clips, features)
         assert part.words == whole.words
         for name in ("share", "short_list", "attention", "null_attention", "word_weights"):
@@ -137,7 +124,7 @@ def test_the_maps_of_some_clips_are_those_of_the_whole_video(features, queries, 
 
 def test_attention_maps_do_not_change_the_mode_of_the_model(features, queries):
     model = noisy_model(features, 2).train()
-    first, again = (batch_attention_maps(model, batch_of(queries[:1], features))[0] for _ in range(2))
+    (first,), (again,) = (all_maps(model, queries[:1], features) for _ in range(2))
     assert model.training and (first.share == again.share).all()  # without dropout
 
 

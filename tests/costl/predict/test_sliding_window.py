@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from costl.config import load_config
 from costl.data.annotations import Query
-from costl.data.batch import Batch
 from costl.data.queries import read_queries
-from costl.model.build import build_model_for_cache
+from costl.model.build import build_model, cache_sizes
+from costl.model.inputs import ModelInputs
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.grid import Grid
 from costl.predict.postprocess import CANDIDATES, to_predictions
 from costl.predict.predict import predict_split
-from costl.predict.sliding_window import ModelOutput, group_by_video, predict_windows, window_ranges
+from costl.predict.sliding_window import ModelOutput, predict_windows, window_ranges
 from costl.training.run_folder import Run
 
 WIDTH = 4
@@ -58,9 +58,9 @@ def make_queries(count: int = 1, clips: int = 10) -> list[Query]:
     return [Query(i, "a cat", "v", clips * 2.0) for i in range(count)]
 
 
-def average_neighbours(batch: Batch) -> ModelOutput:
+def average_neighbours(inputs: ModelInputs) -> ModelOutput:
     """A fake model that reads one clip on each side, at scales of one and two clips."""
-    values = batch.tokens[batch.video][:, :, 0, 0].double()
+    values = inputs.tokens[inputs.video][:, :, 0, 0].double()
     near = F.pad(values, (1, 1)).unfold(1, 3, 1).mean(-1)
     coarse = F.pad(near, (0, near.shape[1] % 2)).unflatten(1, (-1, 2)).mean(-1)
     scores = torch.cat([near, coarse], 1).sigmoid().float()
@@ -69,9 +69,9 @@ def average_neighbours(batch: Batch) -> ModelOutput:
     return ModelOutput(scores, spans, torch.ones(scores.shape, dtype=torch.bool), centres, values.float())
 
 
-def detect_moment(batch: Batch) -> ModelOutput:
+def detect_moment(inputs: ModelInputs) -> ModelOutput:
     """A fake model that predicts, from every clip inside the moment, the extent of the moment within the window."""
-    values = batch.tokens[batch.video][:, :, 0, 0]
+    values = inputs.tokens[inputs.video][:, :, 0, 0]
     clips = values.shape[1]
     index = torch.arange(clips)
     spans = torch.stack([torch.stack([index, index + 1.0], -1)] * len(values)).float()
@@ -113,8 +113,8 @@ def test_windows_give_the_output_of_the_whole_video_to_a_local_model(clips, size
 def test_saliency_is_a_mean_over_windows_weighted_towards_their_middle():
     clips, size = 53, 16
 
-    def window_number(batch: Batch) -> ModelOutput:
-        output = average_neighbours(batch)
+    def window_number(inputs: ModelInputs) -> ModelOutput:
+        output = average_neighbours(inputs)
         window_number.calls += 1
         return replace(output, saliency=torch.full_like(output.saliency, float(window_number.calls)))
 
@@ -159,18 +159,11 @@ def test_a_moment_is_found_wherever_in_a_long_video_it_is(data):
     assert np.argmax(prediction.saliency) == start
 
 
-def test_queries_about_a_video_are_grouped_eight_at_a_time():
-    queries = [replace(query, vid="vw"[query.qid % 2]) for query in make_queries(20)]
-    groups = list(group_by_video(queries))
-    assert [len(group) for group in groups] == [8, 2, 8, 2]
-    assert all(len({query.vid for query in group}) == 1 for group in groups)
-
-
 def test_a_video_of_one_window_is_predicted_as_without_windows(world):
     features = CacheReader(world.cache)
     config = load_config(features.settings)
     torch.manual_seed(0)
-    model = build_model_for_cache(config, features)
+    model = build_model(config, **cache_sizes(config, features))
     queries = read_queries(features, "test")
 
     def predict(clips: int):
@@ -211,7 +204,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video():
         return _peak_mb(proc) - before
 
     model = _small_model(config)
-    model.register_forward_pre_hook(lambda _, args, kw: longest.append(kw["tokens"].shape[1]), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args: longest.append(args[0].tokens.shape[1]))
     peak_mb(1000)  # the allocator keeps memory that it has used
     short = peak_mb(1000)
     long = peak_mb(8000)
@@ -220,10 +213,10 @@ def test_memory_does_not_grow_with_the_length_of_the_video():
 
 
 def _small_model(config):
-    from costl.model.build import build_costl
+    from costl.model.build import build_model
 
     joint = {name: torch.as_tensor(value) for name, value in vars(SyntheticFeatures.joint).items()}
-    return build_costl(config, encoder_width=WIDTH, word_width=2 * WIDTH, patch_grid=(1, 2), joint=joint)
+    return build_model(config, encoder_width=WIDTH, word_width=2 * WIDTH, patch_grid=(1, 2), joint=joint)
 
 
 def _reset_peak(proc: Path) -> None:

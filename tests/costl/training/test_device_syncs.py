@@ -15,16 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from costl import train as module
 from costl.config import KINDS, Config, load_config
-from costl.data.batch import Batch
+from costl.data.batch import Batch, collate
 from costl.model.build import Model, build_model
-from costl.model.tokens import QueryGroups
-from costl.training.ema import update_ema
-from costl.training.micro_batches import MicroBatchPlan, SplitBatch
-from costl.training.objective import total_loss
-from costl.training.precision import autocast, make_scaler
+from costl.training.objective import Objective
+from costl.training.precision import make_scaler
 from costl.training.state import TrainingState
+from costl.training.step import make_objective, train_step, update_ema
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -135,12 +132,10 @@ def new_state(kind: str, precision: torch.dtype, device: torch.device = CPU) -> 
     ), config
 
 
-def new_batch(config: Config, *, accumulate: int = 1) -> Batch | SplitBatch:
+def new_batch(config: Config) -> Batch:
     """Three videos, each with two queries and a negative pair."""
     world = Sprites()
-    return MicroBatchPlan(accumulate=accumulate).collate(
-        world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS
-    )
+    return collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS)
 
 
 def step_counts(state: TrainingState) -> list[Tensor]:
@@ -148,41 +143,36 @@ def step_counts(state: TrainingState) -> list[Tensor]:
     return [weight_state["step"] for weight_state in state.optimizer.state.values()]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_waits_for_the_device_once_or_in_float16_twice(kind, precision, accumulate):
+def test_a_step_waits_for_the_device_once_or_in_float16_twice(kind, precision):
     """Once to check that loss and gradient are finite, before the weights change: the error names the step and its queries,
     and the checkpoint is that of the step before. In float16, GradScaler also reads whether a gradient overflowed."""
     state, config = new_state(kind, precision)
-    batch = new_batch(config, accumulate=accumulate)
+    batch = new_batch(config)
+    objective = make_objective(state, config)
     while state.step < 1:  # the loss scale falls until no gradient overflows
-        module._train_step(state, batch, config)
+        train_step(state, objective, batch, config)
     with Waits() as waits:
         waits.host = step_counts(state)
-        module._train_step(state, batch, config)
+        train_step(state, objective, batch, config)
     assert state.step == 2
     assert waits.count == {"_local_scalar_dense": 2 if precision == torch.float16 else 1}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_and_losses_never_wait_for_a_gpu(kind, precision, accumulate, monkeypatch):
+def test_forward_and_losses_never_wait_for_a_gpu(kind, precision, monkeypatch):
     """On a fake GPU: tensors with shapes but no values, under the autocast of CUDA."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     state, config = new_state(kind, precision)
-    batch = new_batch(config, accumulate=accumulate)
+    batch = new_batch(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_fake_gpu(state.model)
         with Waits() as waits:
-            on_gpu = batch.to(CUDA)
-            with autocast(CUDA, precision):
-                outputs = module._forward(state, on_gpu, config)
-            total, _ = total_loss(outputs, on_gpu.full_batch if isinstance(on_gpu, SplitBatch) else on_gpu, config.loss)
+            total, _ = Objective(state.model, config.loss, precision)(batch.to(CUDA))
     assert total.device.type == "cuda" and total.dtype == torch.float32
-    assert outputs.foreground.dtype == (precision if accumulate == 1 else torch.float32)
     assert not waits.count
 
 
@@ -198,28 +188,18 @@ def fake_gpu_tensor(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
 
 
-def test_micro_batches_have_their_own_counts():
-    batch = new_batch(load_config(SMALL), accumulate=2)
-    assert isinstance(batch, SplitBatch) and len(batch.micro_batches) == 2
-    for micro_batch in batch.micro_batches:
-        videos = torch.searchsorted(micro_batch.videos, batch.full_batch.video[micro_batch.rows])
-        assert micro_batch.most_queries == QueryGroups.from_video(videos, len(micro_batch.videos)).most_queries
-        assert micro_batch.real_words == batch.full_batch.word_mask[micro_batch.rows].sum()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the tests above count without one")
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_only_the_check_of_loss_and_gradient_waits(kind, precision):
     state, config = new_state(kind, precision, CUDA)
     batch = new_batch(config).to(CUDA)
+    objective = make_objective(state, config)
     for _ in range(3):
-        module._train_step(state, batch, config)
+        train_step(state, objective, batch, config)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with autocast(CUDA, precision):
-            outputs = state.model(**batch.model_inputs())
-        total, parts = total_loss(outputs, batch, config.loss)
+        total, parts = objective(batch)
         state.optimizer.zero_grad()
         state.scaler.scale(total).backward()
         state.scaler.unscale_(state.optimizer)

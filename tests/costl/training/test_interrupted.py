@@ -17,8 +17,10 @@ from costl.data.queries import read_queries
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.train import resume, train
+from costl.training import objective, step
 from costl.training.checkpoint import load_checkpoint
 from costl.training.run_folder import read_rows, read_run
+from costl.training.setup import Training
 from costl.training.signals import defer_signals
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +33,7 @@ MOMENTS = {
     "between step and average": ("update_ema", 5),
     "in the last step of an epoch": ("total_loss", 10),
     "before validation": ("_validate", 1),
-    "after validation": ("_score", 2),
+    "after validation": ("_score", 1),
     "while the state is saved": ("save_state", 1),
 }
 SETTINGS = ["train.epochs=2"]
@@ -75,7 +77,10 @@ def send_signal(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, number: in
     owner, attribute = {
         "adam": (torch.optim.AdamW, "step"),
         "may_clip": (torch.nn.utils, "clip_grad_norm_"),
-        "_score": (module, "_validate"),
+        "_score": (Training, "validate"),
+        "_validate": (Training, "validate"),
+        "total_loss": (objective, "total_loss"),
+        "update_ema": (step, "update_ema"),
     }.get(name, (module, name))
     real = getattr(owner, attribute)
     calls = []
@@ -136,13 +141,13 @@ def test_a_run_stopped_in_every_third_step_ends_with_the_same_bits(world, whole,
 
 def test_resuming_does_not_read_finished_steps_again(world, tmp_path, monkeypatch):
     done = []
-    step = module._train_step
+    train_step = module.train_step
 
-    def step_and_count(state, batch, config) -> None:
-        step(state, batch, config)
+    def step_and_count(state, objective, batch, config, **options) -> None:
+        train_step(state, objective, batch, config, **options)
         done.extend(query.qid for query in batch.queries)
 
-    monkeypatch.setattr(module, "_train_step", step_and_count)
+    monkeypatch.setattr(module, "train_step", step_and_count)
     with monkeypatch.context() as patch:
         send_signal(patch, "total_loss", 8, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

@@ -1,9 +1,7 @@
-"""Half precision: it learns, a step that overflows is skipped, no loss overflows, and resuming is exact. Compiling."""
+"""Half precision: it learns, a step that overflows is skipped, no loss overflows, and resuming is exact."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer
+from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer, with_contrast
 
-from costl import train as module
 from costl.config import KINDS, Loss, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch, collate
@@ -21,14 +18,15 @@ from costl.model.build import build_model
 from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
+from costl.model.inputs import ModelInputs
 from costl.pipeline.errors import CostlError, UsageError
 from costl.train import resume, train
+from costl.training import objective
 from costl.training.checkpoint import load_checkpoint
 from costl.training.objective import total_loss
 from costl.training.precision import autocast, choose_precision, make_scaler, may_overflow
 from costl.training.run_folder import read_rows, read_run
 
-ROOT = Path(__file__).parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HALVES = ("bfloat16", "float16")
 
@@ -93,7 +91,7 @@ def test_half_precision_learns_what_float32_does_and_weights_stay_float32(world,
 def test_half_precision_resumes_within_an_epoch_to_the_last_bit(world, tmp_path, monkeypatch, precision):
     changes = ["train.epochs=1", f"train.precision={precision}"]
     run(world, tmp_path / "whole", *changes)
-    real, calls = module.total_loss, []
+    real, calls = objective.total_loss, []
 
     def stopping(*args):
         calls.append(1)
@@ -102,7 +100,7 @@ def test_half_precision_resumes_within_an_epoch_to_the_last_bit(world, tmp_path,
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "total_loss", stopping)
+        patch.setattr(objective, "total_loss", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(world, tmp_path / "run", *changes)
     resume(tmp_path / "run", device="cpu")
@@ -114,7 +112,7 @@ def test_half_precision_resumes_within_an_epoch_to_the_last_bit(world, tmp_path,
 
 
 def test_a_step_that_overflows_float16_is_skipped_and_reduces_the_scale(world, tmp_path, monkeypatch):
-    real, calls = module.total_loss, []
+    real, calls = objective.total_loss, []
 
     def steep(outputs, batch, weights):
         calls.append(1)
@@ -122,7 +120,7 @@ def test_a_step_that_overflows_float16_is_skipped_and_reduces_the_scale(world, t
         # A finite loss whose gradient, times the scale, is beyond float16.
         return total + outputs.saliency.float().sum() * 1e30 * (len(calls) == 3), parts
 
-    monkeypatch.setattr(module, "total_loss", steep)
+    monkeypatch.setattr(objective, "total_loss", steep)
     run(world, tmp_path / "run", "train.epochs=1", "train.precision=float16")
     weights, meta = load_checkpoint(tmp_path / "run", "last")
     skipped = len(calls) - meta["counts"]["step"]
@@ -140,14 +138,14 @@ def test_a_non_finite_gradient_at_any_loss_scale_stops_the_training():
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_non_finite_gradient_names_the_queries(world, tmp_path, monkeypatch, precision):
-    real = module.total_loss
+    real = objective.total_loss
 
     def broken(outputs, batch, weights):
         total, parts = real(outputs, batch, weights)
         # Zero and finite, with an infinite gradient.
         return total + (outputs.saliency.float()[0, 0].detach() - outputs.saliency.float()[0, 0]).abs().sqrt(), parts
 
-    monkeypatch.setattr(module, "total_loss", broken)
+    monkeypatch.setattr(objective, "total_loss", broken)
     with pytest.raises(CostlError, match=r"step 1: the gradient is not a finite number, .* queries 10\d+") as caught:
         run(world, tmp_path / "run", f"train.precision={precision}")
     assert ("train.precision=float32" in str(caught.value)) == (precision == "float16")
@@ -180,7 +178,7 @@ def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
     model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
     batch = longer(collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS))
     with autocast(CPU, precision):
-        outputs = model(**batch.model_inputs())
+        outputs = with_contrast(model, batch.inputs)
     total, _ = total_loss(outputs, batch, config.loss)
     scale = LEAST_SCALE if make_scaler(CPU, precision).is_enabled() else 1
     (total * scale).backward()
@@ -241,16 +239,19 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
 
     start = torch.rand(3, moments, generator=draw) * clips / 2
     mask = torch.tensor([[True], [True], [False]]).expand(3, moments)
-    batch = Batch(
-        queries=tuple(Query(i, "what", f"v{i}", 2.0 * clips) for i in range(2)),
-        clips=(clips, clips),
+    inputs = ModelInputs(
         tokens=torch.zeros(2, clips, 1, 1),
         frame_mask=torch.ones(2, clips, dtype=torch.bool),
         video=torch.tensor([0, 1, 1]),
         words=torch.zeros(3, 1, 1),
         word_mask=torch.ones(3, 1, dtype=torch.bool),
         sentence=torch.zeros(3, 1),
-        texts=((), (), ()),
+    )
+    batch = Batch(
+        queries=tuple(Query(i, "what", f"v{i}", 2.0 * clips) for i in range(2)),
+        inputs=inputs,
+        video=inputs.video,
+        frame_mask=inputs.frame_mask,
         moments=torch.stack([start, start + clips / 2], -1),
         moment_mask=mask,
         ratings=torch.rand(3, clips, generator=draw),
@@ -269,56 +270,3 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
         similarities=Similarities(draw_extremes(2, 3, clips), draw_extremes(2, 3, 2, -(-clips // NEGATIVE_CLIP_STEP))),
     )
     return batch, outputs, leaves
-
-
-# --- compiling ---------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_compiler_is_refused_before_the_run_is_created(world, tmp_path, monkeypatch):
-    def fail(_):
-        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(UsageError, match=r"torch\.compile does not work for cpu .*No working C\+\+.*Install a C\+\+"):
-        run(world, tmp_path / "run", "train.compile=true")
-    assert not (tmp_path / "run").exists()
-
-
-COMPILED = """
-import sys
-from pathlib import Path
-import torch
-from costl import train as module
-from costl.training.checkpoint import load_checkpoint
-from costl.evaluate import evaluate
-cache, folder = Path(sys.argv[1]), Path(sys.argv[2])
-real, calls = module.total_loss, []
-def stopping(*args):
-    calls.append(1)
-    if len(calls) == 4:
-        raise KeyboardInterrupt
-    return real(*args)
-module.total_loss = stopping
-changes = ["train.epochs=1", "train.compile=true", "train.batch_size=12", f"model.kind={sys.argv[3]}"]
-try:
-    module.train(cache, overrides=changes, out=folder / "run", device="cpu")
-except KeyboardInterrupt:
-    module.resume(folder / "run", device="cpu")
-module.train(cache, overrides=[*changes, "train.compile=false"], out=folder / "plain", device="cpu")
-plain, compiled = (load_checkpoint(folder / name, "last")[0] for name in ("plain", "run"))
-assert plain.keys() == compiled.keys()
-difference = max(float((plain[name] - compiled[name]).abs().max()) for name in plain)
-assert evaluate(folder / "run", split="test", device="cpu").metrics["brief"]
-print(difference)
-"""
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)  # compiling takes a while
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_compiled_model_is_resumed_and_evaluated(world, tmp_path, kind):
-    command = [sys.executable, "-c", COMPILED, str(world.cache), str(tmp_path), kind]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr
-    # Dropout draws other numbers when compiled, so the weights differ a little.
-    assert float(done.stdout.splitlines()[-1]) < 0.1

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from costl import train as module
 from costl.config import load_config
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.train import resume, train
+from costl.training import objective
 from costl.training.checkpoint import load_checkpoint, save_checkpoint
 from costl.training.logging import ProgressReporter
 from costl.training.state import EpochProgress, fresh_state, load_state, save_state
@@ -62,7 +62,7 @@ def test_an_epoch_without_a_batch_has_no_loss_yet():
 def test_the_row_of_an_epoch_holds_the_mean_over_its_batches(world, tmp_path, number, monkeypatch):
     """Batch `number` of the twelve has no moments."""
     focal: list[float] = []
-    real, calls = module.total_loss, []
+    real, calls = objective.total_loss, []
 
     def without_moments(outputs, batch, weights):
         calls.append(batch)
@@ -72,7 +72,7 @@ def test_the_row_of_an_epoch_holds_the_mean_over_its_batches(world, tmp_path, nu
         focal.append(float(parts["focal"].detach()))
         return total, parts
 
-    monkeypatch.setattr(module, "total_loss", without_moments)
+    monkeypatch.setattr(objective, "total_loss", without_moments)
     train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     assert len(calls) == len(focal) + 1 == 12
     assert losses_of(tmp_path / "run")["focal"] == pytest.approx(sum(focal) / len(focal), rel=1e-5)
@@ -112,7 +112,7 @@ def test_a_checkpoint_without_counts_keeps_its_means(world, tmp_path):
 
 def train_until(world, folder, stop: int | None) -> None:
     """One epoch of twelve batches, with Ctrl-C in step `stop`."""
-    real, calls = module.total_loss, []
+    real, calls = objective.total_loss, []
 
     def interrupted(*args):
         calls.append(args)
@@ -121,7 +121,7 @@ def train_until(world, folder, stop: int | None) -> None:
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "total_loss", interrupted)
+        patch.setattr(objective, "total_loss", interrupted)
         train(world.cache, overrides=["train.epochs=1"], out=folder, device="cpu")
 
 

@@ -13,15 +13,14 @@ from click.testing import CliRunner
 
 import costl
 from costl.commands import main
+from costl.data.batch import model_inputs
 from costl.data.queries import read_queries
-from costl.data.sampler import evaluation_batches
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.extract import extract
 from costl.pipeline.options import TokenFormat
 from costl.pipeline.progress import Progress
-from costl.predict.sliding_window import WindowFeatures
 from costl.train import resume, train
 from costl.training.run_folder import read_run
 
@@ -158,13 +157,11 @@ def test_a_batch_and_a_window_read_only_the_tokens_they_need(caches, monkeypatch
     whole = module.dequantise
     monkeypatch.setattr(module, "dequantise", lambda tokens, *more: sizes.append(tokens.shape) or whole(tokens, *more))
     query = read_queries(features, "test")[0]
-    (batch,) = evaluation_batches([query], features, batch_size=1, patches=False)
-    clips, tokens, channels = 12, 1 + features.patch_grid[0] * features.patch_grid[1], batch.tokens.shape[-1]
-    window = WindowFeatures(features, range(4, 9))
-    np.testing.assert_array_equal(window.tokens(query.vid), features.tokens(query.vid)[4:9])
-    np.testing.assert_array_equal(window.tokens(query.vid, clips=[0, 3]), features.tokens(query.vid)[[4, 7]])
-    np.testing.assert_array_equal(
-        window.tokens(query.vid, clips=slice(1, 3), patches=False), features.tokens(query.vid)[5:7, :1]
-    )
-    counts = [sizes[i] for i in (0, 1, 3, 5)]
-    assert counts == [(clips, 1, channels), (5, tokens, channels), (2, tokens, channels), (2, 1, channels)]
+    inputs = model_inputs([query], features, patches=False)
+    clips, tokens, channels = 12, 1 + features.patch_grid[0] * features.patch_grid[1], inputs.tokens.shape[-1]
+    window = model_inputs([query], features, patches=True, clips=slice(4, 9)).tokens[0]
+    np.testing.assert_array_equal(window, features.tokens(query.vid)[4:9])
+    some = model_inputs([query], features, patches=False, clips=[4, 7]).tokens[0]
+    np.testing.assert_array_equal(some, features.tokens(query.vid)[[4, 7], :1])
+    counts = [sizes[i] for i in (0, 1, 3)]
+    assert counts == [(clips, 1, channels), (5, tokens, channels), (2, 1, channels)]
