@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.strict_json import abbreviated, json_lines, read_json
@@ -25,14 +25,7 @@ PREDICTION_FIELDS = ("qid", "query", "vid", "pred_relevant_windows", "pred_salie
 PROBLEMS_SHOWN = 5
 
 
-class HasQid(Protocol):
-    """A row with a `qid`."""
-
-    @property
-    def qid(self) -> int | str: ...
-
-
-Row = TypeVar("Row", bound=HasQid)
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -149,20 +142,21 @@ def parse_predictions(text: str, source: str) -> list[Prediction]:
 
 
 def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> list[Row]:
-    """The results of `make` for each JSON object of a JSONL text, in its order. Raises UsageError as `parse_jsonl` does."""
+    """The results of `make`, which have a `qid`, for each JSON object of a JSONL text, in its order.
+
+    Raises UsageError as `parse_jsonl` does.
+    """
     rows: list[Row] = []
     line_of: dict[int | str, int] = {}
     problems: list[str] = []
     for number, line in json_lines(text):
         try:
-            row = make(_json_object(line))
-            if row.qid in line_of:
+            row: Any = make(_json_object(line))
+            if line_of.setdefault(row.qid, number) != number:
                 raise UsageError(f"qid {row.qid!r} is already on line {line_of[row.qid]}")
+            rows.append(row)
         except UsageError as error:
             problems.append(f"{source}:{number}: {error}.")
-            continue
-        line_of[row.qid] = number
-        rows.append(row)
     if problems:
         raise UsageError("\n".join(first_problems(problems)))
     return rows

@@ -174,7 +174,10 @@ def _read_tokens(
     clips: slice | Sequence[int] = slice(None),
     longest: int = 0,
 ) -> tuple[Float[Tensor, "v t s c"], Bool[Tensor, "v t"]]:
-    """The tokens of these videos, padded to `longest` clips at least, and their mask. Raises CacheError if some are not finite."""
+    """The tokens of these videos, padded to `longest` clips at least, and their mask.
+
+    Raises CacheError if some are not finite.
+    """
     arrays = [features.tokens(vid, clips=clips, patches=patches) for vid in vids]
     tokens = _pad(arrays, np.float16, longest=longest)
     if not tokens.sum().isfinite():  # a sum of float16 values cannot overflow float32; far cheaper than a test of each

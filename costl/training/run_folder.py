@@ -27,7 +27,7 @@ from typing import Any
 from costl.config import Config, load_config
 from costl.data.annotations import parse_jsonl
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.formats.files import locked_folder, publish, remove_half_written
 from costl.pipeline.formats.strict_json import abbreviated, read_json
@@ -88,7 +88,7 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
     Raises UsageError when the folder holds other files, CacheError while another training is writing there, CostlError
     when a file cannot be written.
     """
-    folder = _new_folder(RUNS, features.path.stem) if folder is None else _create_folder(folder)
+    folder = _create_folder(folder, features.path.stem)
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
@@ -197,28 +197,20 @@ def write_rows(run: Run, rows: list[dict[str, Any]]) -> None:
     publish(run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _new_folder(runs: Path, stem: str) -> Path:
+def _create_folder(folder: Path | None, stem: str) -> Path:
+    """Creates `folder`, or a new one in `runs/`."""
     name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in range(1, 1000):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
+    chosen = folder or RUNS / name
+    number = 1
+    while True:
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
+            chosen.mkdir(parents=True, exist_ok=folder is not None)
+            return chosen
         except OSError as error:
-            raise CostlError(
-                f"{folder}: cannot be created ({error.strerror}). Choose another folder with --out."
-            ) from error
-        return folder
-    raise CostlError(f"{runs}: a thousand runs were started this second. Choose a folder with --out.")
-
-
-def _create_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot hold a run ({error.strerror}). Choose another --out.") from error
-    return folder
+            if folder is not None or not isinstance(error, FileExistsError):
+                raise UsageError(f"{chosen}: cannot hold a run ({error.strerror}). Choose another --out.") from error
+            number += 1
+            chosen = RUNS / f"{name}-{number}"  # another training was started in this second
 
 
 def _refuse_occupied(folder: Path, config: Config) -> None:

@@ -21,11 +21,11 @@ from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.formats.files import locked_folder
 from costl.predict.predict import predict_split
-from costl.training.checkpoint import checkpoint_path, weights_digest
+from costl.training.checkpoint import checkpoint_path, load_checkpoint, refuse_oversized_settings, weights_digest
 from costl.training.distributed import Ranks
 from costl.training.logging import check_tensorboard
 from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, open_cache, read_run, sweep_run
-from costl.training.state import TrainingState, fresh_state, load_state, refuse_settings_larger_than_last
+from costl.training.state import TrainingState, fresh_state, load_state
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks:
         _refuse_idle_processes(run.config, ranks)
         is_saved = checkpoint_path(run_folder, "last").exists()  # missing when it stopped before its first checkpoint
         if is_saved:
-            refuse_settings_larger_than_last(run.config, run_folder)
+            refuse_oversized_settings(run.config, load_checkpoint(run_folder, "last")[0], str(run_folder))
         state = fresh_state(run.config, features, pick_device(ranks.device(device)))
         if is_saved:
             load_state(state, run_folder)

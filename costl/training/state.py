@@ -16,10 +16,8 @@ from costl.model.build import Model, build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError
 from costl.training.checkpoint import (
-    checkpoint_path,
     load_checkpoint,
     load_matching_weights,
-    refuse_oversized_settings,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -146,13 +144,6 @@ def save_state(state: TrainingState, folder: Path) -> None:
         "counts": {key: getattr(state, name) for key, name in COUNTS.items()},
     }
     save_checkpoint(folder, "last", state.model.state_dict(), meta)
-
-
-def refuse_settings_larger_than_last(config: Config, folder: Path) -> None:
-    """Raises CacheError when `last` is damaged, or of a smaller model than these settings would build."""
-    if checkpoint_path(folder, "last").exists():
-        weights, _ = load_checkpoint(folder, "last")
-        refuse_oversized_settings(config, weights, str(folder))
 
 
 def load_state(state: TrainingState, folder: Path) -> None:
