@@ -18,11 +18,11 @@ from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
 # The metrics that can choose a checkpoint: every headline number of `costl.metrics.compute`.
 SELECTABLE = (
-    *("MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-R5@0.3", "MR-full-R5@0.5", "MR-full-R5@0.7"),
+    *(f"MR-full-R{rank}@{iou}" for rank in (1, 5) for iou in (0.3, 0.5, 0.7)),
     *("MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75", "MR-full-mIoU"),
     *("MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"),
-    *("HL-min-Fair-mAP", "HL-min-Fair-Hit1", "HL-min-Good-mAP", "HL-min-Good-Hit1"),
-    *("HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1", "HL-top5-mAP", "HL-mAP"),
+    *(f"HL-min-{grade}-{metric}" for grade in ("Fair", "Good", "VeryGood") for metric in ("mAP", "Hit1")),
+    *("HL-top5-mAP", "HL-mAP"),
 )
 KINDS = ("costl", "cls", "adapter")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -46,11 +46,11 @@ def _setting(default: Any, is_valid: Callable[[Any], bool], expected: str) -> An
     return field(default=default, metadata={"is_valid": is_valid, "expected": expected})
 
 
-def _above_zero(default: Any, maximum: int) -> Any:
+def _above_zero(default: Any, maximum: int = _MAX_COUNT) -> Any:
     return _setting(default, lambda value: 0 < value <= maximum, f"above zero and at most {maximum}")
 
 
-def _from_zero(default: Any, maximum: int) -> Any:
+def _from_zero(default: Any, maximum: int = _MAX_COUNT) -> Any:
     return _setting(default, lambda value: 0 <= value <= maximum, f"from 0 to {maximum}")
 
 
@@ -99,7 +99,7 @@ class Spatial:
 
     steps: int = _setting(2, lambda steps: steps in (0, 1, 2), "0, 1 or 2")
     clip_prior: bool = True
-    top_k: int = _above_zero(32, _MAX_COUNT)
+    top_k: int = _above_zero(32)
 
 
 @dataclass(frozen=True)
@@ -134,21 +134,21 @@ class Train:
     """The training loop."""
 
     seed: int = _setting(0, lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32")
-    epochs: int = _above_zero(60, _MAX_COUNT)
-    batch_size: int = _above_zero(32, _MAX_COUNT)
+    epochs: int = _above_zero(60)
+    batch_size: int = _above_zero(32)
     learning_rate: float = _above_zero(5e-4, 1)  # AdamW changes every weight by about this much in a step
     weight_decay: float = _setting(1e-4, lambda decay: decay >= 0, "zero or more")
-    warmup_steps: int = _from_zero(200, _MAX_COUNT)
+    warmup_steps: int = _from_zero(200)
     clip_norm: float = _setting(1.0, lambda norm: norm > 0, "above zero")
     ema: float = _setting(0.999, lambda decay: 0 <= decay < 1, "0 or more and below 1")
-    patience: int = _above_zero(15, _MAX_COUNT)
+    patience: int = _above_zero(15)
     select: str = _one_of("MR-full-mAP", SELECTABLE)
     select_on: str = _setting(
         "val", lambda split: split in ("val", "test"), "val, or test, as some papers do; numbers are then labelled"
     )
     threads: int | None = _above_zero(None, 1024)
     workers: int = _from_zero(0, 256)
-    bucket_batches: int = _above_zero(1, _MAX_COUNT)
+    bucket_batches: int = _above_zero(1)
     precision: str = _one_of("auto", PRECISIONS)
     tensorboard: bool = False
 
@@ -157,7 +157,7 @@ class Train:
 class Predict:
     """How predictions are made from the outputs of the model."""
 
-    moments: int = _above_zero(10, _MAX_COUNT)
+    moments: int = _above_zero(10)
     nms_sigma: float = _setting(0.5, lambda sigma: sigma > 0, "above zero")
     min_score: float = _setting(0.0, lambda score: 0 <= score <= 1, "from 0 to 1")
     round_s: float = _setting(0.0, lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more")

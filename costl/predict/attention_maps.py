@@ -32,8 +32,8 @@ class AttentionMaps:
     list; the rest up to 1 is `null_attention`, which the word gave to the null patch. `word_weights` weight the words in
     the result for the frame, the mean over the heads, and sum to 1.
 
-    Without the fine step l is 0 in its three arrays; without the coarse step p is 0 in all arrays. A word that is a piece
-    of a longer one ends in a hyphen. The words of an old cache have numbers instead where they cannot be named.
+    Without the fine step, l is 0 in its three arrays. A word that is a piece of a longer one ends in a hyphen. The words of
+    an old cache have numbers instead where they cannot be named.
     """
 
     words: tuple[str, ...]
@@ -54,11 +54,12 @@ def clip_attention_maps(
     """The maps of some `clips` of the query's video, in this order. Reads no other clips, however long the video is.
 
     The maps of a frame do not depend on other frames. They are computed by the same modules as in evaluation, and the model
-    stays in the mode it is in. Raises CacheError for a query or a video that is not in the cache, UsageError for a baseline.
+    stays in the mode it is in. Raises CacheError for a query or a video that is not in the cache, UsageError for a model
+    without maps.
     """
-    if not isinstance(model, CoSTL):
+    if not (isinstance(model, CoSTL) and has_attention_maps(model)):
         raise UsageError("This model is a baseline without attention maps. Train one with model.kind=costl.")
-    inputs = model_inputs([query], features, patches=has_attention_maps(model), clips=clips)
+    inputs = model_inputs([query], features, patches=True, clips=clips)
     with evaluation_mode(model):
         output = model.spatial_output(inputs.to(next(model.parameters()).device))
     return _maps(output, name_words(query.query, inputs.real_words, features.words(query.query).texts))
@@ -79,26 +80,25 @@ def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[
 
 def _maps(output: SpatialOutput, words: tuple[str, ...]) -> AttentionMaps:
     """The maps of the first query of a batch."""
-    clips = output.frames.shape[1]
-    share = torch.zeros(clips, 0)
-    short_list_index = torch.zeros(clips, 0, dtype=torch.long)
-    attention = torch.zeros(clips, 0, 0)
+    coarse = output.coarse
+    fine = output.fine
+    assert coarse is not None, "the model has a coarse step"
+    share = coarse.attention[0].float().cpu()
+    short_list_index = coarse.short_list_index[0].cpu()
+    clips, patches = share.shape
+    attention = torch.zeros(clips, 0, patches)
     null_attention = torch.zeros(clips, 0)
     word_weights = torch.zeros(clips, 0)
-    if output.coarse is not None:
-        share = output.coarse.attention[0].float().cpu()
-        short_list_index = output.coarse.short_list_index[0].cpu()
-        attention = torch.zeros(clips, 0, share.shape[1])
-    if output.fine is not None:
-        with_null = output.fine.word_attention[0].float().cpu()
+    if fine is not None:
+        with_null = fine.word_attention[0].float().cpu()
         index = short_list_index[:, None].expand(-1, len(words), -1)
-        attention = torch.zeros(clips, len(words), share.shape[1]).scatter(2, index, with_null[..., :-1])
+        attention = torch.zeros(clips, len(words), patches).scatter(2, index, with_null[..., :-1])
         null_attention = with_null[..., -1]
-        word_weights = output.fine.word_weights[0].float().mean(0).cpu().expand(clips, -1)
+        word_weights = fine.word_weights[0].float().mean(0).cpu().expand(clips, -1)
     return AttentionMaps(
         words=words,
         share=share.numpy(),
-        short_list=torch.zeros(share.shape, dtype=torch.bool).scatter(1, short_list_index, True).numpy(),
+        short_list=torch.zeros(clips, patches, dtype=torch.bool).scatter(1, short_list_index, True).numpy(),
         attention=attention.numpy(),
         null_attention=null_attention.numpy(),
         word_weights=word_weights.numpy(),

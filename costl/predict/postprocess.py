@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from costl.config import Predict
 from costl.data.annotations import RATED_CLIP_S, Prediction, Query, Window
 from costl.model.spans import soft_nms
 from costl.pipeline.grid import Grid
@@ -19,36 +20,49 @@ CANDIDATES = 60  # positions with the best scores that enter soft-NMS, for each 
 MIN_LENGTH_CLIPS = 0.25  # of a predicted window
 
 
+@dataclass(frozen=True)
+class ModelOutput:
+    """The output of the model for a batch, on the CPU.
+
+    `scores` in [0, 1], `spans` and `centres` (both in clips) are those of each position; `position_mask` is False for
+    padding. `saliency` is that of every clip.
+    """
+
+    scores: Float[Tensor, "b n"]
+    spans: Float[Tensor, "b n 2"]
+    position_mask: Bool[Tensor, "b n"]
+    centres: Float[Tensor, "n"]
+    saliency: Float[Tensor, "b t"]
+
+
 def to_predictions(
     queries: Sequence[Query],
+    output: ModelOutput,
+    settings: Predict,
     *,
-    scores: Float[Tensor, "b n"],
-    spans: Float[Tensor, "b n 2"],
-    position_mask: Bool[Tensor, "b n"],
-    saliency: Float[Tensor, "b t"],
     clips: Sequence[int],
     clip_s: float,
-    moments: int,
-    nms_sigma: float,
-    min_score: float,
-    candidates: int = CANDIDATES,
+    windows: int = 1,
 ) -> list[Prediction]:
     """One prediction for each query: at most `moments` windows (start_s, end_s, score), best first, and the saliency.
 
-    `scores` are in [0, 1], `spans` in clips of `clip_s` seconds; query i has `clips[i]` of them. The `candidates` positions
-    with the best scores enter soft-NMS. Windows are inside [0, duration] and start before they end. The best window is kept
+    Query i has `clips[i]` clips of `clip_s` seconds. The CANDIDATES positions with the best scores for each of the `windows`
+    of the video enter soft-NMS. Predicted windows are inside [0, duration] and start before they end. The best one is kept
     even below `min_score`, so that every query has one.
     """
+    # The same number for each window: one strong moment, predicted at many positions, must not crowd out the others.
+    candidates = CANDIDATES * windows
     predictions = []
     for i, query in enumerate(queries):
-        count = min(candidates, int(position_mask[i].sum()))
-        best = scores[i].masked_fill(~position_mask[i], -1).topk(count).indices
-        inside = _clip_to_video(spans[i, best].double() * clip_s, query.duration_s, MIN_LENGTH_CLIPS * clip_s)
-        ranked = soft_nms(inside, scores[i, best].double(), sigma=nms_sigma, keep=moments)
-        ranked = ranked[(ranked[:, 2] >= min_score) | (torch.arange(len(ranked)) == 0)]
-        windows = tuple((float(start), float(end), float(score)) for start, end, score in ranked)
-        query_saliency = tuple(saliency[i, : clips[i]].tolist())
-        predictions.append(Prediction(query.qid, query.query, query.vid, windows, query_saliency))
+        mask = output.position_mask[i]
+        best = output.scores[i].masked_fill(~mask, -1).topk(min(candidates, int(mask.sum()))).indices
+        spans_s = output.spans[i, best].double() * clip_s
+        inside = _clip_to_video(spans_s, query.duration_s, MIN_LENGTH_CLIPS * clip_s)
+        ranked = soft_nms(inside, output.scores[i, best].double(), sigma=settings.nms_sigma, keep=settings.moments)
+        ranked = ranked[(ranked[:, 2] >= settings.min_score) | (torch.arange(len(ranked)) == 0)]
+        moments = tuple((float(start), float(end), float(score)) for start, end, score in ranked)
+        saliency = tuple(output.saliency[i, : clips[i]].tolist())
+        predictions.append(Prediction(query.qid, query.query, query.vid, moments, saliency))
     return predictions
 
 

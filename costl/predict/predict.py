@@ -18,8 +18,8 @@ from costl.model.build import Model
 from costl.model.inputs import ModelInputs
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.predict.postprocess import CANDIDATES, rated_saliency, round_times, to_predictions
-from costl.predict.sliding_window import ModelOutput, predict_windows, window_ranges
+from costl.predict.postprocess import ModelOutput, rated_saliency, round_times, to_predictions
+from costl.predict.sliding_window import predict_windows, window_ranges
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import MAX_WINDOW_CLIPS
 
@@ -118,18 +118,7 @@ def _postprocess(
     clips = [features.grid(query.vid).clips for query in queries]
     windows = window_ranges(max(clips), settings.window_clips or MAX_WINDOW_CLIPS)
     predictions = to_predictions(
-        queries,
-        scores=output.scores,
-        spans=output.spans,
-        position_mask=output.position_mask,
-        saliency=output.saliency,
-        clips=clips,
-        clip_s=1 / features.fps,
-        moments=settings.moments,
-        nms_sigma=settings.nms_sigma,
-        min_score=settings.min_score,
-        # The same number for each window: one strong moment, predicted at many positions, must not crowd out the others.
-        candidates=CANDIDATES * len(windows),
+        queries, output, settings, clips=clips, clip_s=1 / features.fps, windows=len(windows)
     )
     by_qid: dict[int | str, Prediction] = {}
     for query, prediction in zip(queries, predictions, strict=True):

@@ -10,30 +10,16 @@ window 3                           |---============|    of a window
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from costl.data.annotations import Query
 from costl.data.batch import Features, model_inputs
 from costl.model.inputs import ModelInputs
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    """The output of the model for a batch, on the CPU.
-
-    `scores` in [0, 1], `spans` and `centres` (both in clips) are those of each position; `position_mask` is False for
-    padding. `saliency` is that of every clip.
-    """
-
-    scores: Float[Tensor, "b n"]
-    spans: Float[Tensor, "b n 2"]
-    position_mask: Bool[Tensor, "b n"]
-    centres: Float[Tensor, "n"]
-    saliency: Float[Tensor, "b t"]
+from costl.predict.postprocess import ModelOutput
 
 
 def predict_windows(

@@ -11,7 +11,7 @@ import socket
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from costl.pipeline.errors import CostlError, UsageError
-from costl.training.launch import Launch, read_launch
+from costl.training.launch import read_launch
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # for another process: the main one may be writing to a slow disk
@@ -38,26 +38,20 @@ class ProcessLostError(CostlError):
 class Ranks:
     """This process among those that share the work; a single process by default, for which every call here is free.
 
-    `tensors` is the process group that sums tensors, None for the default group.
+    It is process `rank` of `world_size`, and `local_rank` of the `local_world_size` processes on this machine. `tensors` is
+    the process group that sums tensors, None for the default group.
     """
 
-    launch: Launch = field(default_factory=Launch)
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
     tensors: Any = None
-
-    @property
-    def world_size(self) -> int:
-        """The number of processes."""
-        return self.launch.world_size
-
-    @property
-    def rank(self) -> int:
-        """The number of this process, from 0."""
-        return self.launch.rank
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and prints."""
-        return self.launch.is_main
+        return self.rank == 0
 
     def device(self, name: str) -> str:
         """The device of this process for the option `--device name`: on GPUs, each process of a machine has its own.
@@ -66,19 +60,19 @@ class Ranks:
         """
         if self.world_size == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return name
-        if ":" in name and self.launch.local_world_size > 1:
+        if ":" in name and self.local_world_size > 1:
             raise UsageError(
-                f"--device {name} names one device for the {self.launch.local_world_size} processes of a machine. Leave it "
+                f"--device {name} names one device for the {self.local_world_size} processes of a machine. Leave it "
                 "out, or give --device cuda: each process then takes its own GPU."
             )
         if name in ("auto", "cuda") and torch.cuda.is_available():
-            if self.launch.local_rank >= torch.cuda.device_count():
+            if self.local_rank >= torch.cuda.device_count():
                 raise UsageError(
-                    f"{self.launch.local_world_size} processes on {socket.gethostname()}, which has "
+                    f"{self.local_world_size} processes on {socket.gethostname()}, which has "
                     f"{torch.cuda.device_count()} GPUs. Start one process for each GPU (torchrun --nproc_per_node=gpu), or "
                     "train with --device cpu."
                 )
-            return f"cuda:{self.launch.local_rank}"
+            return f"cuda:{self.local_rank}"
         return name
 
     def for_device(self, device: torch.device) -> Ranks:
@@ -190,7 +184,7 @@ def process_group() -> Iterator[Ranks]:
     if launch.world_size == 1:
         yield SINGLE_PROCESS
         return
-    ranks = Ranks(launch)
+    ranks = Ranks(**vars(launch))
     with ranks.translate_errors():
         dist.init_process_group("gloo", timeout=TIMEOUT)
     try:

@@ -48,7 +48,7 @@ from costl.model.spatial import FineAttention, SpatialEncoder, coarse_attention,
 from costl.model.temporal import Attention, TextPool
 from costl.model.tokens import NormalisedTokens, QueryGroups, own_video_scores
 from costl.pipeline.errors import CacheError
-from costl.predict.postprocess import to_predictions
+from costl.predict.postprocess import ModelOutput, to_predictions
 from costl.training.checkpoint import load_checkpoint, load_matching_weights, save_checkpoint
 from costl.training.objective import total_loss
 
@@ -394,18 +394,15 @@ def test_a_zero_vector_stays_zero_in_any_precision(dtype):
 def score(model: CoSTL, batch: Batch, config: Config) -> dict[str, float]:
     outputs = run(model, batch.inputs)
     positive = slice(len(batch.queries))
-    predictions = to_predictions(
-        batch.queries,
+    output = ModelOutput(
         scores=outputs.foreground.sigmoid()[positive],
         spans=outputs.spans[positive],
         position_mask=outputs.position_mask[positive],
+        centres=outputs.centres,
         saliency=outputs.saliency[positive],
-        clips=batch.frame_mask.sum(1)[batch.video[positive]].tolist(),
-        clip_s=2.0,
-        moments=config.predict.moments,
-        nms_sigma=config.predict.nms_sigma,
-        min_score=config.predict.min_score,
     )
+    clips = batch.frame_mask.sum(1)[batch.video[positive]].tolist()
+    predictions = to_predictions(batch.queries, output, config.predict, clips=clips, clip_s=2.0)
     return compute_metrics(predictions, batch.queries)["brief"]
 
 

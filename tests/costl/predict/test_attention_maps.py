@@ -101,8 +101,8 @@ def test_the_forward_can_be_recomputed_from_the_attention_maps(features, queries
             torch.testing.assert_close(frames, outputs[0][row, :clips], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_maps_of_a_missing_step_are_empty(features, queries, steps):
+def test_maps_of_a_missing_step_are_empty(features, queries):
+    steps = 1
     for maps, query in zip(all_maps(noisy_model(features, steps), queries, features), queries, strict=True):
         clips, patches = features.grid(query.vid).clips, steps * int(np.prod(features.patch_grid))
         assert maps.share.shape == maps.short_list.shape == (clips, patches)
@@ -111,7 +111,7 @@ def test_maps_of_a_missing_step_are_empty(features, queries, steps):
         assert "".join(maps.words) == query.query.replace(" ", "")
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("steps", [1, 2])
 def test_the_maps_of_some_clips_are_those_of_the_whole_video(features, queries, steps):
     model = noisy_model(features, steps)
     clips = [7, 2, 3]

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costl.config import Predict
 from costl.data.annotations import Prediction, Query
-from costl.predict.postprocess import CANDIDATES, MIN_LENGTH_CLIPS, to_predictions
+from costl.predict.postprocess import CANDIDATES, MIN_LENGTH_CLIPS, ModelOutput, to_predictions
 
 
 def predict(spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, moments=10, min_score=0.0) -> Prediction:
@@ -19,15 +20,16 @@ def predict(spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, mom
     real = torch.ones(rows.shape[:2], dtype=torch.bool) if position_mask is None else torch.tensor([position_mask])
     (prediction,) = to_predictions(
         [Query(7, "a cat", "v", duration)],
-        scores=torch.tensor([scores], dtype=torch.float32),
-        spans=rows,
-        position_mask=real,
-        saliency=torch.arange(12.0)[None],
+        ModelOutput(
+            scores=torch.tensor([scores], dtype=torch.float32),
+            spans=rows,
+            position_mask=real,
+            centres=torch.zeros(rows.shape[1]),
+            saliency=torch.arange(12.0)[None],
+        ),
+        Predict(moments=moments, nms_sigma=0.5, min_score=min_score),
         clips=[3],
         clip_s=clip_s,
-        moments=moments,
-        nms_sigma=0.5,
-        min_score=min_score,
     )
     return prediction
 
@@ -98,15 +100,16 @@ def test_queries_of_a_batch_do_not_affect_each_other():
     spans = torch.tensor([[[0.0, 1.0]] * 80, [[3.0, 19.0]] * 80])
     first, second = to_predictions(
         queries,
-        scores=torch.full((2, 80), 0.5),
-        spans=spans,
-        position_mask=torch.arange(80) < torch.tensor([[2], [CANDIDATES + 20]]),
-        saliency=torch.zeros(2, 20),
+        ModelOutput(
+            scores=torch.full((2, 80), 0.5),
+            spans=spans,
+            position_mask=torch.arange(80) < torch.tensor([[2], [CANDIDATES + 20]]),
+            centres=torch.zeros(80),
+            saliency=torch.zeros(2, 20),
+        ),
+        Predict(moments=100),
         clips=[2, 20],
         clip_s=2.0,
-        moments=100,
-        nms_sigma=0.5,
-        min_score=0.0,
     )
     assert (len(first.windows), len(second.windows)) == (2, CANDIDATES)
     assert (first.windows[0][:2], second.windows[0][:2]) == ((0.0, 2.0), (6.0, 38.0))

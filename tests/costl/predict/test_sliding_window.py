@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from costl.config import load_config
+from costl.config import Predict, load_config
 from costl.data.annotations import Query
 from costl.data.queries import read_queries
 from costl.model.build import build_model, cache_sizes
@@ -20,9 +20,9 @@ from costl.model.inputs import ModelInputs
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.grid import Grid
-from costl.predict.postprocess import CANDIDATES, to_predictions
+from costl.predict.postprocess import ModelOutput, to_predictions
 from costl.predict.predict import predict_split
-from costl.predict.sliding_window import ModelOutput, predict_windows, window_ranges
+from costl.predict.sliding_window import predict_windows, window_ranges
 from costl.training.run_folder import Run
 
 WIDTH = 4
@@ -144,16 +144,11 @@ def test_a_moment_is_found_wherever_in_a_long_video_it_is(data):
     output = predict_windows(make_queries(), features, run_model=detect_moment, window_clips=size, patches=True)
     (prediction,) = to_predictions(
         make_queries(clips=clips),
-        scores=output.scores,
-        spans=output.spans,
-        position_mask=output.position_mask,
-        saliency=output.saliency,
+        output,
+        Predict(moments=5),
         clips=[clips],
         clip_s=2.0,
-        moments=5,
-        nms_sigma=0.5,
-        min_score=0.0,
-        candidates=CANDIDATES * len(window_ranges(clips, size)),
+        windows=len(window_ranges(clips, size)),
     )
     assert prediction.windows[0][:2] == (2.0 * start, 2.0 * (start + length))
     assert np.argmax(prediction.saliency) == start

@@ -246,7 +246,7 @@ def test_without_a_launcher_there_is_a_single_process():
 def test_each_process_of_a_machine_uses_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    both = [Ranks(Launch(rank, 2, rank, 2)) for rank in range(2)]
+    both = [Ranks(rank, 2, rank, 2) for rank in range(2)]
     assert [ranks.device(name) for ranks in both for name in ("auto", "cuda", "cpu")] == [
         *("cuda:0", "cuda:0", "cpu"),
         *("cuda:1", "cuda:1", "cpu"),
@@ -255,4 +255,4 @@ def test_each_process_of_a_machine_uses_its_own_gpu(monkeypatch):
     with pytest.raises(UsageError, match="names one device for the 2 processes"):
         both[0].device("cuda:1")
     with pytest.raises(UsageError, match=r"3 processes on .*, which has 2 GPUs"):
-        Ranks(Launch(2, 3, 2, 3)).device("auto")
+        Ranks(2, 3, 2, 3).device("auto")
