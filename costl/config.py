@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -187,11 +188,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The sections as dicts of plain values (a tuple becomes a list), for YAML and JSON."""
-        sections = dataclasses.asdict(self)
-        return {
-            name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
-            for name, section in sections.items()
-        }
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
 
     def to_yaml(self) -> str:
         """The settings as YAML; `load_config` reads an equal Config from it."""

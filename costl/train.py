@@ -150,13 +150,14 @@ def _train_epoch(
         for _ in plan[epoch_progress.batches :]:
             with state.ranks.all_or_none():  # an unreadable part ends all processes
                 batch = next(batches)
-            epoch_progress.waited_s += time.perf_counter() - started
+            waited_s = time.perf_counter() - started
             progress = (state.epoch + queries_done / queries) / config.train.epochs
             train_step(state, objective, batch, config, progress=progress)
             queries_done += len(batch.queries)
             report_queries_done(queries_done)
             now = time.perf_counter()
             epoch_progress.seconds += now - started
+            epoch_progress.waited_s += waited_s
             started = now
     return {
         "epoch": state.epoch + 1,

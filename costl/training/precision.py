@@ -15,7 +15,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     Weights, losses and the optimizer step are always float32.
     """
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     if device.type != "cuda":
         return torch.float32
     # bfloat16 has the range of float32, so that no loss scaling is needed.
