@@ -80,12 +80,13 @@ def test_backward_gives_every_gradient_and_forward_none():
 def test_a_batch_has_the_shape_of_the_benchmark():
     shape = SHAPES[0]
     batch = synthetic_batch(shape, 13, patches=False)
-    assert len(batch.queries) == 32 and batch.tokens.shape == (13, 75, 1, 768) and batch.words.shape == (32, 21, 1024)
+    assert len(batch.queries) == 32 and batch.inputs.tokens.shape == (13, 75, 1, 768)
+    assert batch.inputs.words.shape == (32, 21, 1024)
     assert batch.video.unique().tolist() == list(range(13)) and batch.video.bincount().max() == 3
     assert (batch.moments[..., 0] < batch.moments[..., 1]).all() and batch.moments.max() <= 75
     assert batch.relevant.any(1).all() and batch.relevant.dtype == torch.bool
     assert [(shape.tokens, shape.encoder_width) for shape in SHAPES] == [(50, 768), (257, 1024)]
-    assert synthetic_batch(QUICK[0], 2, patches=True).tokens.shape == (2, 12, 5, 16)
+    assert synthetic_batch(QUICK[0], 2, patches=True).inputs.tokens.shape == (2, 12, 5, 16)
 
 
 class UnreadFeatures:
