@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from costl.commands.options import ANY_PATH, Group, as_json, device, out, quiet
-from costl.commands.output import Written, print_result
+from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 
 
@@ -85,8 +85,7 @@ def inspect(cache: Path, video: str | None, as_json: bool) -> None:
 @click.argument("cache", type=ANY_PATH)
 @out("The file to write.", required=True)
 @quiet
-@as_json
-def pack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
+def pack(cache: Path, out: Path, quiet: bool) -> None:
     """Pack a cache into one file, for moving it.
 
     \b
@@ -100,16 +99,14 @@ def pack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
     from costl.pipeline.cache.pack import pack
 
     with ProgressBars(silent=quiet) as progress:
-        packed = pack(cache, out=out, progress=progress)
-    print_result(Written(packed), as_json=as_json)
+        click.echo(pack(cache, out=out, progress=progress))
 
 
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
 @out("The index to write. Its parts go into a folder next to it.", required=True)
 @quiet
-@as_json
-def unpack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
+def unpack(cache: Path, out: Path, quiet: bool) -> None:
     """Unpack a packed cache, so that costl extract can add to it.
 
     \b
@@ -122,8 +119,7 @@ def unpack(cache: Path, out: Path, quiet: bool, as_json: bool) -> None:
     from costl.pipeline.cache.pack import unpack
 
     with ProgressBars(silent=quiet) as progress:
-        unpacked = unpack(cache, out=out, progress=progress)
-    print_result(Written(unpacked), as_json=as_json)
+        click.echo(unpack(cache, out=out, progress=progress))
 
 
 @cache.command()

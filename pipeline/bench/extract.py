@@ -237,7 +237,7 @@ def _random_encoder(model: str, device: str) -> CLIPEncoder:
     torch.manual_seed(0)
     network = open_clip.create_model(model, load_weights=False).eval().requires_grad_(False)
     source = Source(f"{model}, random weights", model, Path())
-    return CLIPEncoder(network, source=source, device=torch_device, precision=default_precision(torch_device))
+    return CLIPEncoder(network, source=source, device=torch_device, precision=default_precision(torch_device.type))
 
 
 def _table(encoder: CLIPEncoder, rows: Sequence[Sequence[str]], *, fps: float, decoder: str) -> list[str]:
