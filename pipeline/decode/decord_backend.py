@@ -55,7 +55,7 @@ class DecordVideo:
         # decord numbers frames differently once a key frame is hidden, so seeking by index would fail.
         hidden_key = bool(((self._key_frames > 0) & (self._key_frames <= self._timeline.first)).any())
         self._cannot_seek = self._timeline.without_timestamps or hidden_key
-        size = self._reader.get_batch([]).shape[1:3]  # an empty batch decodes no frame
+        size: tuple[int, int] = self._reader.get_batch([]).shape[1:3]  # an empty batch decodes no frame
         self.height, self.width = size if target is None else target.scaled_size(*size)
         if (self.height, self.width) != size:
             self._size = {"width": self.width, "height": self.height}
