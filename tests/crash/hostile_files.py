@@ -350,7 +350,8 @@ HDF5 = (
     *(h for n, put in LINKS.items() for h in in_a_part(n, put, "a link elsewhere")),
     *(h for n, put in EXTERNAL_DATA.items() for h in in_a_part(n, put, "not what costl extract writes")),
     *(h for n, put in BOMBS.items() for h in in_a_part(n, put, "tokens")),
-    *(h for n, put in TYPES.items() for h in in_a_part(n, put, "tokens")),
+    *(h for n, put in TYPES.items()
+      for h in in_a_part(n, put, "tokens", packed_message="its table is damaged" if put is no_item else "")),
     *in_a_part(
         "falling times", array_dataset(np.arange(12.0)[::-1], "<f8"), "times that do not rise", dataset="times_s"),
     *in_a_part("times that are NaN", array_dataset([np.nan] * 12, "<f8"), "times that do not rise", dataset="times_s"),
