@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.ask.asker import load
-from costl.demo.page import SCRIPT, STYLE
+from costl.demo.page import SCRIPT, STYLE, title_html
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
 
@@ -108,9 +108,7 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
 def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
     names = sessions.video_names()
     with gradio.Blocks(title="CoSTL", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown(
-            "# Ask a video\n\nDescribe something, and see when it happens in the video.", elem_id="costl-title"
-        )
+        gradio.HTML(title_html(), elem_id="costl-title")
         key = gradio.State("")
         with gradio.Row():
             choice = gradio.Dropdown(names, value=None, label="Video", elem_id="costl-choice", visible=bool(names))

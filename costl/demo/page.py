@@ -9,6 +9,11 @@ from costl.ask.answer import Answer, clip_spans
 from costl.plots.pages import curve_points, load_templates
 
 
+def title_html() -> str:
+    """The HTML of the title."""
+    return _macros().title()
+
+
 def answer_html(answer: Answer, *, key: str, pictures: Sequence[tuple[float, bytes]]) -> str:
     """The HTML of an answer. `key` is the key of its video.
 
