@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, read_index, relative_path, relative_weights
-from costl.pipeline.cache.inspect import group_by_reason
+from costl.pipeline.cache.inspect import WrittenCache, group_by_reason
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import ExtractSettings, queries_in, without_spatial_encoder
@@ -29,33 +29,18 @@ __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
 
 
 @dataclass(frozen=True)
-class ExtractReport:
+class ExtractReport(WrittenCache):
     """What a run did: the names of videos that are `done` now or were finished before (`skipped`), and rows that `failed`.
 
     `changed`: videos whose file is not the one that was extracted earlier. `dropped`: splits of the cache that are not
     among these annotations. `truncated`: queries longer than CLIP reads. `exit_code` is 1 if a video failed or is missing.
     """
 
-    cache: Path
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    failed: tuple[VideoRow, ...] = ()
     truncated: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command."""
-        return 1 if self.failed else 0
-
-    def lines(self) -> list[str]:
-        """The path of the cache."""
-        return [str(self.cache)]
-
-    def data(self) -> dict[str, Any]:
-        """All fields, with a row for each video that failed."""
-        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
 
     def messages(self) -> list[str]:
         """Why videos failed, which queries were cut, what has changed, and the counts."""

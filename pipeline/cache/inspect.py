@@ -168,6 +168,27 @@ class Status:
         return [self.last_run] if self.last_run else []
 
 
+@dataclass(frozen=True)
+class WrittenCache:
+    """A `cache` that was written, and the `failed` rows of videos without features."""
+
+    cache: Path
+    failed: tuple[VideoRow, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command: 1 if a video has no features."""
+        return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """The path of the cache."""
+        return [str(self.cache)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field, with a row for each video without features."""
+        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
+
+
 def group_by_reason(failed: Sequence[VideoRow]) -> list[str]:
     """A line for each reason, the most frequent first: the number of videos, their status, the reason, and a few names.
 

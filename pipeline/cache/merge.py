@@ -13,7 +13,7 @@ from typing import Any
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.index import Contents, VideoRow, relocate_contents
-from costl.pipeline.cache.inspect import failure_messages
+from costl.pipeline.cache.inspect import WrittenCache, failure_messages
 from costl.pipeline.cache.part import locate_tokens, read_row, read_times
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
@@ -31,29 +31,11 @@ _RANKS = {"ok": -1, "pending": 1, "missing": 2}
 
 
 @dataclass(frozen=True)
-class MergeReport:
-    """The number of `videos` with features, and the `failed` rows of the others.
+class MergeReport(WrittenCache):
+    """The number of `videos` with features, and `notes` for the user."""
 
-    `notes` are sentences for the user. `exit_code` is 1 when a video has no features.
-    """
-
-    cache: Path
-    videos: int
-    failed: tuple[VideoRow, ...] = ()
+    videos: int = 0
     notes: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """What the command returns."""
-        return 1 if self.failed else 0
-
-    def lines(self) -> list[str]:
-        """The cache."""
-        return [str(self.cache)]
-
-    def data(self) -> dict[str, Any]:
-        """Every field, with a row for each video without features."""
-        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
 
     def messages(self) -> list[str]:
         """The videos without features, the notes, and the counts."""
@@ -90,7 +72,7 @@ def merge(out: Path, caches: Sequence[Path], *, progress: ProgressCallback | Non
         sync(writer.parts)
         writer.write_index()
     failed = tuple(row for row, _ in best_rows if not row.ok)
-    return MergeReport(out, len(best_rows) - len(failed), failed, _notes(contents.share))
+    return MergeReport(out, failed, videos=len(best_rows) - len(failed), notes=_notes(contents.share))
 
 
 def _refuse_differences(readers: Sequence[CacheReader]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from costl.pipeline.cache.index import Contents, VideoRow
-from costl.pipeline.cache.inspect import failure_messages
+from costl.pipeline.cache.inspect import WrittenCache, failure_messages
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import (
@@ -31,32 +30,17 @@ from costl.pipeline.videos import content_hash, safe_id
 
 
 @dataclass(frozen=True)
-class ImportReport:
+class ImportReport(WrittenCache):
     """The result of an import: names of the videos written now (`done`) or earlier (`skipped`), and rows of the `failed`.
 
     `uneven` counts videos that have a stream with a clip or two too many or too few. `joint` is the stream that shares its
     space with the sentences, or empty. `exit_code` is 1 if a video is missing or failed.
     """
 
-    cache: Path
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    failed: tuple[VideoRow, ...] = ()
     uneven: int = 0
     joint: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command."""
-        return 1 if self.failed else 0
-
-    def lines(self) -> list[str]:
-        """The path of the cache."""
-        return [str(self.cache)]
-
-    def data(self) -> dict[str, Any]:
-        """Every field, with a row for each video without features."""
-        return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}
 
     def messages(self) -> list[str]:
         """The videos without features, notes about lengths and the joint space, and the counts."""
