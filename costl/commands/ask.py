@@ -87,12 +87,14 @@ def predict(
 
 
 def _videos_and_queries(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Splits the arguments: existing files are videos. Raises UsageError for the name of a video that does not exist."""
+    """Splits the arguments: existing files are videos. Raises UsageError for a folder, and for a video that does not exist."""
     from costl.pipeline.videos import SUFFIXES
 
     videos = [Path(text) for text in arguments if os.path.isfile(text)]
     queries = [text for text in arguments if not os.path.isfile(text)]
     for text in queries:
+        if os.path.isdir(text):
+            raise click.UsageError(f"{text}: a folder. Name the videos in it, such as {os.path.join(text, '*.mp4')}")
         if Path(text).suffix.lower() in SUFFIXES:
             raise click.UsageError(f"{text}: no such file. Check the name of the video.")
     return videos, queries
