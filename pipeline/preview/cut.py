@@ -54,19 +54,19 @@ def cut(path: Path, out: Path, *, start_s: float, end_s: float) -> None:
     """
     content = io.BytesIO()
     try:
-        with open_video(path, _FRAME_OPTIONS) as video, av.open(content, "w", format="mp4") as target:
-            _write_excerpt(path, video, target, start_s, end_s)
+        source, video_in = open_container(path)
+        with source, open_video(path, _FRAME_OPTIONS) as video, av.open(content, "w", format="mp4") as target:
+            _write_excerpt(source, video_in, video, target, start_s, end_s)
     except av.error.FFmpegError as error:
         raise VideoError(f"{path.name}: cannot be cut at {start_s:.1f} s ({error}). Convert it first.") from error
     publish(out, content.getvalue())
 
 
-def _write_excerpt(path: Path, video: OpenVideo, target: Any, start_s: float, end_s: float) -> None:
-    source, video_in = open_container(path)
+def _write_excerpt(source: Any, video_in: Any, video: OpenVideo, target: Any, start_s: float, end_s: float) -> None:
     rate = max(_MIN_RATE, video_in.average_rate or _MIN_RATE)
     times_s = np.arange(start_s, min(end_s, video.duration_s), float(1 / rate))
     if not len(times_s):
-        raise VideoError(f"{path.name}: no picture between {start_s:.2f} s and {end_s:.2f} s.")
+        raise VideoError(f"{Path(source.name).name}: no picture between {start_s:.2f} s and {end_s:.2f} s.")
     video_out = target.add_stream("libx264", rate=rate, options=_X264_OPTIONS)
     # H.264 needs even sides.
     video_out.height = video.height // 2 * 2
