@@ -29,10 +29,10 @@ NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE)
 # Runs that a single process makes as well. Most batches of six queries are about one video: one process is idle.
 COMPARED = {
     "costl": (),
-    "cls": ("model.kind=cls",),
-    "adapter": ("model.kind=adapter",),
-    "uneven": ("train.batch_size=6",),
-    "unused weights": ("loss.contrast=0", "loss.iou=0", "loss.saliency=0"),
+    "cls": ("model.kind=cls", "train.epochs=1"),
+    "adapter": ("model.kind=adapter", "train.epochs=1"),
+    "uneven": ("train.batch_size=6", "train.epochs=1"),
+    "unused weights": ("loss.contrast=0", "loss.iou=0", "loss.saliency=0", "train.epochs=1"),
 }
 
 
