@@ -30,7 +30,7 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @out("Write to this file instead of standard output.")
-@click.option("--cut", "cut_folder", type=FOLDER, help="Write each of these moments as a video file to this folder.")
+@click.option("--cut", "cut_folder", type=FOLDER, help="Write each moment found as a video file into this folder.")
 @click.option("--picture", type=ANY_PATH, help="Draw frames, moments and saliency into this PNG file.")
 @quiet
 def predict(
@@ -45,7 +45,7 @@ def predict(
     quiet: bool,
     **outputs: Path | None,
 ) -> None:
-    """Find the moments of videos that sentences describe.
+    """Find the moments in videos that match sentences.
 
     \b
     Examples:
@@ -53,8 +53,8 @@ def predict(
         costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out moments.jsonl
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
-    Needs no annotations. Videos can have any length. An argument that is an existing file is a video, and any other
-    argument is a query. The features of a video are stored in --cache-dir, and later queries about it reuse them.
+    Needs a trained model, but no annotations. Videos can have any length. An argument that is an existing file is a video,
+    and any other argument is a query. The features of a video are stored in --cache-dir, and later queries reuse them.
 
     Exit code 1: some videos could not be read.
     """
@@ -126,13 +126,13 @@ def demo(**options: Any) -> None:
 )
 @out("File to write.  [default: report-SPLIT.html in the run]")
 @click.option("--videos", type=FOLDER, help="Folder of the videos, if they have moved since extraction.")
-@click.option("--detailed", type=int, default=40, show_default=True, help="Queries with timelines, pictures and maps.")
+@click.option("--detailed", type=int, default=40, show_default=True, help="Queries shown with pictures and attention maps.")
 @run_cache
 @device
 @quiet
 @as_json
 def report(**options: Any) -> None:
-    """Write an HTML report about the predictions of a run.
+    """Write an HTML report about a trained model.
 
     \b
     Examples:

@@ -27,7 +27,7 @@ def bench() -> None:
     "--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos and a few of the sample world]"
 )
 @click.option("--model", "models", multiple=True, help="Name of an open_clip model. Repeatable.  [default: ViT-B-32]")
-@click.option("--fps", type=float, default=0.5, show_default=True, help="Clips per second.")
+@click.option("--fps", type=float, default=0.5, show_default=True, help="Clips per second, with one frame each.")
 @click.option("--decoder", default="auto", show_default=True, help="As in costl extract.")
 @repeats
 @quick

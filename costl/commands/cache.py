@@ -14,7 +14,7 @@ from costl.commands.progress_bars import ProgressBars
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Verify, pack, merge and complete a cache."""
+    """Check a cache, add queries, join or move caches."""
 
 
 @cache.command()
@@ -28,7 +28,7 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
     Example:
         costl cache status feats.h5
 
-    --json lists every video.
+    --all and --json list every video.
     """
     from costl.pipeline.cache.inspect import Status
     from costl.pipeline.cache.reader import CacheReader
@@ -181,7 +181,7 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
 @quiet
 @as_json
 def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Add annotations and the words of their queries to a cache.
+    """Add annotations and the text features of their queries.
 
     \b
     Example:

@@ -16,7 +16,7 @@ from costl.pipeline.progress import Progress
 
 @click.group(cls=Group)
 def data() -> None:
-    """Write sample data, import features, export models."""
+    """Draw sample videos, import features, export models."""
 
 
 @data.command()
@@ -89,7 +89,7 @@ def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
 @data.command()
 @click.argument("run", type=FOLDER)
 @click.argument("folder", type=FOLDER)
-@click.option("--without-clip", is_flag=True, help="Do not copy your own CLIP weights.")
+@click.option("--without-clip", is_flag=True, help="Leave out the CLIP weights, if they are your own.")
 def export(run: Path, folder: Path, without_clip: bool) -> None:
     """Export a trained model for others.
 

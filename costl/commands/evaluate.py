@@ -23,18 +23,18 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 @click.option(
     "--weights",
     type=click.Choice(["best", "last"]),
-    help="best: chosen on validation. last: the averaged weights of the last epoch.  [default: best]",
+    help="Weights of the epoch that validation chose (best), or of the last one (last).  [default: best]",
 )
 @click.option("--predictions", type=ANY_PATH, help="Score this JSONL file of predictions instead of a run.")
-@click.option("--truth", type=ANY_PATH, help="The annotations that --predictions answer.")
+@click.option("--truth", type=ANY_PATH, help="The annotations to score --predictions against.")
 @scoring
 @out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
-@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write a submission to QVHighlights, with val and test.")
+@click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write predictions of val and test for the QVHighlights server.")
 @device
 @quiet
 @as_json
 def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
-    """Score a trained run on a split of its cache.
+    """Score a trained model on a split.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
         costl evaluate --submission hl.zip
 
     Prints the table and writes predictions, metrics and a picture. The second example scores any prediction file, without
-    a run or a cache. Intervals are 95 % bootstrap intervals over queries.
+    a run or a cache. The intervals are 95 % confidence intervals (bootstrap over queries).
     """
     chosen = {name: value for name, value in options.items() if value not in (None, False, "auto")}
     if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission"}:

@@ -20,18 +20,18 @@ def _choice(name: str, help: str) -> Decorator:
 feature_options = option_group(
     click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
     click.option("--weights", help="An open_clip tag, a file, or an open_clip folder.  [default: openai]"),
-    click.option("--fps", type=float, help="Clips per second.  [default: 0.5]"),
+    click.option("--fps", type=float, help="Clips per second, with one frame each.  [default: 0.5]"),
     _choice(
         "decoder",
-        "decord, pyav, torchcodec, torchcodec:cuda, or auto for the fastest of them. All but cuda give the same "
+        "decord, pyav, torchcodec, torchcodec:cuda, or auto: pyav, the fastest. All but torchcodec:cuda give the same "
         "frames.  [default: decord]",
     ),
-    _choice("sampling", "Frame of each clip: centre, or cheapest to decode.  [default: centre]"),
-    _choice("resize", "device: exactly as CLIP. decoder: less memory.  [default: device]"),
-    _choice("dtype", "float16, or int8: half the size, 0.5 % error.  [default: float16]"),
+    _choice("sampling", "Which frame of a clip: centre, or cheapest to decode.  [default: centre]"),
+    _choice("resize", "Where frames are resized. device: exactly as CLIP does it. decoder: with less memory.  [default: device]"),
+    _choice("dtype", "Number format of tokens: float16, or int8 with half the size.  [default: float16]"),
     _choice(
         "tokens",
-        "all, or cls: no patches, a fiftieth of the size, for training with spatial.steps=0.  [default: all]",
+        "all, or cls: no patches, for models without a spatial encoder.  [default: all]",
     ),
 )
 run_options = option_group(
@@ -52,7 +52,7 @@ run_options = option_group(
     click.option(
         "--shard",
         metavar="I/N",
-        help="Extract one of N shares, such as 2/4, for costl cache merge.",
+        help="Extract only one of N parts of the folder, such as 2/4. costl cache merge joins them.",
     ),
 )
 
@@ -60,7 +60,7 @@ run_options = option_group(
 @click.command()
 @click.option("--videos", type=ANY_PATH, help="A folder of videos, or one video.")
 @out("The cache to write or complete.", default="feats.h5", show_default=True)
-@click.option("--annotations", type=ANY_PATH, help="Annotations that do not lie next to the videos: a folder or file.")
+@click.option("--annotations", type=ANY_PATH, help="A folder or file of annotations.  [default: those next to the videos]")
 @click.option(
     "--allow-missing-videos",
     is_flag=True,
@@ -71,16 +71,16 @@ run_options = option_group(
 @quiet
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, the last one `done`.")
 def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Extract CLIP features from videos.
+    """Store CLIP features of videos and sentences in a cache.
 
     \b
     Examples:
         costl extract --videos dir/
         costl extract --videos dir/ --dtype int8
 
-    Writes feats.h5 and feats.h5.parts/. Run again, it extracts only what is missing or has changed. A costl.yaml next to
-    the videos or annotations may set the options from --model to --tokens; options given here win. The bar shows which
-    part of the work the others wait for: decode, CLIP or disk. feats.h5.runs.jsonl has the figures of every run.
+    Writes feats.h5 and the folder feats.h5.parts, which belong together. If you run it again, it extracts only what is
+    missing or has changed. A costl.yaml next to the videos or annotations may set the options from --model to --tokens;
+    options given here win. The progress bar shows the bottleneck: decoding, CLIP or the disk.
 
     Exit code 1: finished, but some videos failed or are missing (costl cache status feats.h5 lists them).
     """

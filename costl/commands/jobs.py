@@ -29,7 +29,7 @@ from costl.commands.progress_bars import run_and_print
 @quiet
 @as_json
 def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, as_json: bool, **world: Any) -> None:
-    """Make a sample world, extract, train and evaluate.
+    """Try all stages on drawn sample videos.
 
     \b
     Example:
@@ -62,11 +62,11 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
     type=float,
     help="Share of the training videos to hold out if there is no validation split.  [default: 0.1, tvsum 0]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed holds out other videos.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of held-out videos.")
 @quiet
 @as_json
 def prepare(**options: Any) -> None:
-    """Convert a benchmark's official annotations.
+    """Convert a benchmark's annotations to JSONL files.
 
     NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights.
 
@@ -76,7 +76,7 @@ def prepare(**options: Any) -> None:
         costl extract --videos Charades_v1/ --annotations charades/ --out charades.h5
 
     Writes train.jsonl, val.jsonl, test.jsonl and the benchmark's settings. Prints the number of rows, videos and windows of
-    each split, all corrections, and the next command.
+    each split, every correction of the annotations, and the next command.
     """
     from costl.benchmarks.prepare import prepare
 

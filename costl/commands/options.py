@@ -83,16 +83,22 @@ trained_model = option_group(
         "--model",
         "--run",
         "model",
-        help="Folder of a run or from costl data export, or hf://user/name.  [default: the newest run in runs/]",
+        help="A run, a folder from costl data export, or hf://user/name.  [default: the newest run in runs/]",
     ),
-    click.option("--weights", help="Path of the model's CLIP weights, if they have moved."),
+    click.option("--weights", help="Where the CLIP weights of the model are, if they have moved."),
     click.option(
-        "--cache-dir", type=FOLDER, help="Folder for the features of the videos.  [default: the user's cache]"
+        "--cache-dir", type=FOLDER, help="Where to store the features of the videos.  [default: a folder in your home]"
     ),
     device,
 )
 world = option_group(
-    click.option("--videos", "counts", multiple=True, metavar="SPLIT=N", help="Number of videos of a split. Repeatable."),
+    click.option(
+        "--videos",
+        "counts",
+        multiple=True,
+        metavar="SPLIT=N",
+        help="Number of videos of a split, such as train=40. Repeatable.",
+    ),
     click.option("--queries", type=int, help="Number of queries for each video of val, test and test_unseen."),
     click.option("--seed", type=int, help="Seed of the random world."),
     click.option("--hard", is_flag=True, default=None, help="Render eight objects instead of five, and make them more alike."),

@@ -30,7 +30,7 @@ splits = click.option(
 
 @click.group(cls=Group)
 def study() -> None:
-    """Run ablations, repeat with seeds, compare, diagnose."""
+    """Train variants and seeds, compare, probe features."""
 
 
 @study.command()
@@ -65,7 +65,8 @@ def ablate(**options: Any) -> None:
         steps-0, steps-1, no-clip-prior, top-k-4, top-k-16, top-k-all,
         strides-1, strides-1-2, no-null-tokens, kernel-1,
         no-LOSS for each loss (such as no-saliency), and the baselines cls and adapter,
-        also as cls-slower and adapter-slower with a quarter of the learning rate
+        also as cls-slower and adapter-slower with a quarter of the learning rate;
+        docs/ablation.md explains them
 
     Prints mean and standard deviation over the seeds, and the difference from the full model on the same seeds. If it was
     interrupted, the same command trains only what is missing.
@@ -105,7 +106,7 @@ def repeat(**options: Any) -> None:
 @study.command()
 @click.argument("a", type=ANY_PATH)
 @click.argument("b", type=ANY_PATH)
-@click.option("--truth", type=ANY_PATH, required=True, help="The annotations that both files answer.")
+@click.option("--truth", type=ANY_PATH, required=True, help="The annotations to score both files against.")
 @scoring
 @as_json
 def compare(as_json: bool, **options: Any) -> None:

@@ -23,7 +23,7 @@ from costl.training.launch import read_launch
 @quiet
 @as_json
 def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quiet: bool, **changes: Any) -> None:
-    """Train the model on a cache, and print the folder of the run.
+    """Train a model on the features of a cache.
 
     \b
     Examples:
@@ -32,11 +32,10 @@ def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quie
         costl train --resume runs/feats-20260131-120000
         torchrun --standalone --nproc_per_node=2 -m costl train --cache feats.h5
 
-    Settings come from configs/default.yaml, then from the videos' costl.yaml, then from --config, then from --set.
-    Ctrl-C and SIGTERM save every step, and --resume continues from there; on a CPU the result is the same to the last bit.
-    torchrun splits every batch between GPUs, or between processes on a CPU, with the same result. If a GPU waits for data
-    (`waiting` in metrics.jsonl), set train.workers. train.precision is half precision on a GPU by default.
-    train.bucket_batches=8 reduces padding if videos differ in length. train.tensorboard=true also writes for TensorBoard.
+    Prints the folder of the run. Settings come from the defaults, then from the videos' costl.yaml, then from --config,
+    then from --set. After Ctrl-C or SIGTERM no finished step is lost: --resume continues from there. torchrun divides
+    every batch between GPUs, or between processes on a CPU. docs/train-on-my-own-videos.md explains the settings, and
+    config.yaml in the folder of the run lists all of them.
     """
     from costl.config import load_config
 
