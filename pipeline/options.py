@@ -139,5 +139,5 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name in ("workers", "batch"):
             count = getattr(self, name)
-            if count is not None and count < 1:
-                raise UsageError(f"{name} is {count}, expected at least 1.")
+            if count is not None and not (isinstance(count, int) and count >= 1):
+                raise UsageError(f"{name} is {count!r}, expected a whole number from 1 on.")

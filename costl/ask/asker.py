@@ -17,6 +17,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.feature_store import FeatureStore, user_folder
+from costl.pipeline.formats.files import as_path
 from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
@@ -38,13 +39,13 @@ def load(
     exist or an argument is wrong, CacheError if the model is damaged.
     """
     folder = fetch(model) if isinstance(model, str) and model.startswith(HUB) else model
-    trained = read_trained_model(None if folder is None else _path("model", folder))
+    trained = read_trained_model(None if folder is None else as_path("model", folder))
     return Asker(trained, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
 
 
 @dataclass(frozen=True)
 class PatchAttention:
-    """Step one's attention to the patches of the clip with its centre at `centre_s`: `weights` sum to 1."""
+    """The attention of the coarse step to the patches of the clip with its centre at `centre_s`; `weights` sum to 1."""
 
     centre_s: float
     weights: Float[np.ndarray, "rows columns"]
@@ -68,7 +69,7 @@ class Asker:
         self._model = trained.model().to(self._device)
         self._preprocess = stored_preprocess(trained.fingerprint)
         self._feature_store = FeatureStore(
-            folder=user_folder() if cache_dir is None else _path("cache_dir", cache_dir),
+            folder=user_folder() if cache_dir is None else as_path("cache_dir", cache_dir),
             fingerprint=trained.fingerprint,
             model=trained.source.get("model") or "ViT-B-32",
             weights=_recorded_weights(trained) if weights is None else str(weights),
@@ -86,7 +87,7 @@ class Asker:
         encoded. Raises VideoError for a file that is not a readable video, UsageError for a query without words,
         CacheError if the CLIP weights differ from those of the model.
         """
-        path = _path("video", video)
+        path = as_path("video", video)
         texts = list(queries) if isinstance(queries, Iterable) and not isinstance(queries, str) else [queries]
         check_queries(texts)
         features, name = self._feature_store.features(path, texts, progress=progress)
@@ -107,12 +108,23 @@ class Asker:
         ]
 
     def patch_attention(self, video: Path | str, query: str, times_s: Sequence[float]) -> list[PatchAttention]:
-        """Step one's attention in the clips at these times, for one query; empty for a model without step one."""
+        """The attention of the coarse step in the clips at these seconds, for one query; empty for a model without it.
+
+        A time after the end means the last clip. Raises UsageError for times that are not seconds from 0 on, and otherwise
+        as `ask` does.
+        """
+        check_queries([query])
+        try:
+            usable = bool(np.all(np.isfinite(times_s)) and np.all(np.array(times_s) >= 0))
+        except TypeError:
+            usable = False
+        if not usable:
+            raise UsageError(f"times_s is {times_s!r}, expected seconds from 0 on.")
         if not (times_s and has_attention_maps(self._model)):
             return []
-        features, name = self._feature_store.features(_path("video", video), [query])
+        features, name = self._feature_store.features(as_path("video", video), [query])
         grid = features.grid(name)
-        clips = [min(max(0, int(second * grid.fps)), grid.clips - 1) for second in times_s]
+        clips = [min(int(second * grid.fps), grid.clips - 1) for second in times_s]
         maps = clip_attention_maps(self._model, Query(0, query, name, grid.duration_s), clips, features)
         weights = maps.share.reshape(len(clips), *features.patch_grid)
         return [PatchAttention(float(second), map_) for second, map_ in zip(grid.centres_s()[clips], weights, strict=True)]
@@ -124,13 +136,6 @@ class Asker:
         """
         assert self._preprocess is not None  # the feature store refuses a model of other features
         return visible_region(height, width, self._preprocess)
-
-
-def _path(name: str, value: Path | str) -> Path:
-    try:
-        return Path(value)
-    except TypeError as error:
-        raise UsageError(f"{name} is {value!r}, expected a path.") from error
 
 
 def _recorded_weights(trained: TrainedModel) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,11 +49,16 @@ class Query:
     domain: str = ""
 
     def __post_init__(self) -> None:
-        for name, text in (("query", self.query), ("vid", self.vid)):
-            if not text.strip():
+        fields = vars(self)
+        _qid(fields)
+        for name in ("query", "vid"):
+            if not text_in(fields, name).strip():
                 raise UsageError(f"{name} is empty")
-        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
+        if number_in(fields, "duration_s") <= 0:
             raise UsageError(f"duration is {self.duration_s!r}, expected seconds above zero")
+        for name, width in (("windows", 2), ("saliency", None), ("rated_s", 2)):
+            object.__setattr__(self, name, table_in(fields, name, width=width))
+        object.__setattr__(self, "clip_ids", _indices(fields, "clip_ids"))
         for window in (*self.windows, *self.rated_s):
             if not 0 <= window[0] < window[1] <= self.duration_s:
                 raise UsageError(f"window {list(window)} is not 0 <= start < end <= duration ({self.duration_s})")
@@ -100,9 +104,12 @@ class Prediction:
     saliency: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        row = {"windows": self.windows, "saliency": self.saliency}
-        object.__setattr__(self, "windows", table_in(row, "windows", width=3))
-        object.__setattr__(self, "saliency", _numbers(row, "saliency"))
+        fields = vars(self)
+        _qid(fields)
+        text_in(fields, "query")
+        text_in(fields, "vid")
+        object.__setattr__(self, "windows", table_in(fields, "windows", width=3))
+        object.__setattr__(self, "saliency", _numbers(fields, "saliency"))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Prediction:

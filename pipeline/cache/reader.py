@@ -31,6 +31,7 @@ from costl.pipeline.cache.words import WordTable, words_folder
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError
 from costl.pipeline.fingerprint import digest
+from costl.pipeline.formats.files import as_path
 from costl.pipeline.grid import Grid
 
 
@@ -44,7 +45,7 @@ class CacheReader:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = as_path("path", path)
         index = read_index(self.path)
         self.contents = index.contents
         self.rows = index.rows

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from costl.pipeline.errors import CacheError, CostlError
+from costl.pipeline.errors import CacheError, CostlError, UsageError
 
 try:
     import fcntl
@@ -54,6 +54,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """The argument `name` of a public function as a path. Raises UsageError for a value that is not one."""
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is {value!r}, expected a path.") from error
 
 
 def remove_half_written(folder: Path, *names: str) -> None:

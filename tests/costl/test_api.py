@@ -37,3 +37,30 @@ def test_the_version_is_that_of_the_installed_package():
 
 def test_type_checkers_use_the_annotations_of_the_installed_package():
     assert "costl/py.typed" in {str(file) for file in files("costl") or ()}
+
+
+QUERY = {"qid": 1, "query": "a cat", "vid": "v", "duration_s": 10.0}
+WRONG_ARGUMENTS = [
+    (lambda: costl.CacheReader(5), "path is 5, expected a path"),
+    (lambda: costl.Query(**QUERY | {"query": 5}), "'query' is a number, expected a text"),
+    (lambda: costl.Query(**QUERY | {"query": " "}), "query is empty"),
+    (lambda: costl.Query(**QUERY | {"qid": None}), "'qid' is missing"),
+    (lambda: costl.Query(**QUERY | {"duration_s": "b"}), "'duration_s' holds a text, expected a number"),
+    (lambda: costl.Query(**QUERY | {"duration_s": -1}), "duration is -1, expected seconds above zero"),
+    (lambda: costl.Query(**QUERY, windows=((0,),)), "'windows' holds a list that is not 2 numbers long"),
+    (lambda: costl.Query(**QUERY, windows=(("a", "b"),)), "'windows' holds a text, expected a number"),
+    (lambda: costl.Query(**QUERY, windows=5), "'windows' is a number, expected a list"),
+    (lambda: costl.Query(**QUERY, clip_ids=("a",), saliency=((1,),)), "'clip_ids' holds a value that is not a whole number"),
+    (lambda: costl.Prediction(1, 5, "v"), "'query' is a number, expected a text"),
+    (lambda: costl.Prediction(1, "a", "v", windows=((1, 2),)), "'windows' holds a list that is not 3 numbers long"),
+    (lambda: costl.compute_metrics([], [], benchmark="x"), "benchmark is 'x', expected one of"),
+    (lambda: costl.compute_metrics([], [costl.Query(**QUERY)], clip_s=0), "clip_s is 0, expected seconds above zero"),
+    (lambda: costl.compute_metrics([], 2), "queries is 2, expected a list of costl.Query"),
+    (lambda: costl.compute_metrics(["a"], []), "predictions holds 'a', expected a list of costl.Prediction"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_a_usage_error_that_names_it(call, message):
+    with pytest.raises(costl.UsageError, match=message):
+        call()

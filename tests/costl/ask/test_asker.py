@@ -242,3 +242,14 @@ def test_explain_difference_uses_the_words_of_its_caller():
 def test_an_answer_has_a_picture_in_a_notebook(world, asker):
     (answer,) = asker.ask(a_query(world)[0], "the <red> & ring")
     assert isinstance(answer, Answer) and answer._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("times_s", [[-1.0], [float("nan")], ["a"], 5j, None])
+def test_times_that_are_not_seconds_are_refused(world, asker, times_s):
+    with pytest.raises(UsageError, match="times_s is .*, expected seconds from 0 on"):
+        asker.patch_attention(*a_query(world), times_s)
+
+
+def test_a_number_of_workers_that_is_none_is_refused(run):
+    with pytest.raises(UsageError, match="workers is '2', expected a whole number from 1 on"):
+        costl.load(run, workers="2")
