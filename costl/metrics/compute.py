@@ -6,7 +6,7 @@ The formulas and their sources are in `moments` and `highlights`. All numbers ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,21 @@ from costl.metrics.moments import (
     PUBLISHED,
     STRICT,
     MomentRules,
-    MomentScores,
-    moment_brief,
-    moment_headlines,
+    headline_numbers,
+    headline_values,
     moment_metrics,
     score_moments,
 )
 from costl.pipeline.errors import UsageError, first_few
 
 
-@dataclass(frozen=True)
-class BenchmarkRules:
-    """How a benchmark is scored: by `moments` as its published evaluator counts them (and highlights where clips are
-    rated), or only by the `ranking` of clips."""
-
-    moments: MomentRules | None = None
-    ranking: RankingRules | None = None
-
-
-BENCHMARKS: Mapping[str, BenchmarkRules] = {
-    "qvhighlights": BenchmarkRules(moments=PUBLISHED),
-    "charades": BenchmarkRules(moments=FORK),
-    "tacos": BenchmarkRules(moments=FORK),
-    "tvsum": BenchmarkRules(ranking=TVSUM),
-    "youtube-highlights": BenchmarkRules(ranking=YOUTUBE),
+# How a benchmark is scored: by moments, and highlights where clips are rated, or only by the ranking of clips.
+BENCHMARKS: Mapping[str, MomentRules | RankingRules] = {
+    "qvhighlights": PUBLISHED,
+    "charades": FORK,
+    "tacos": FORK,
+    "tvsum": TVSUM,
+    "youtube-highlights": YOUTUBE,
 }
 
 
@@ -93,19 +84,23 @@ def measure(
     mean of the other values is the number: where a number is a mean over domains, the values are weighted by the size of
     the domain. Arguments and errors are those of `compute_metrics`.
     """
-    scored = _score(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)
-    if scored.ranking is None:
-        metrics, headlines = _task_metrics(scored)
+    rules = benchmark_rules(benchmark)
+    ratings_only = isinstance(rules, RankingRules)
+    by_qid = index_by_qid(predictions, queries, benchmark=benchmark, ratings_only=ratings_only)
+    if official:
+        check_official(by_qid, queries, ratings_only=ratings_only)
     else:
-        metrics, headlines = _ranking_metrics(scored, official=official)
-    if not official:
-        return {**metrics, "notes": _notes(scored)}, headlines
-    if scored.ranking is None:
-        metrics = _rounded(metrics) | _official_notes(scored)
-    return metrics, headlines
+        check_strict(by_qid, queries, ratings_only=ratings_only, clip_s=clip_s)
+    ordered = [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
+    if isinstance(rules, RankingRules):
+        metrics, values = _ranking_metrics(ordered, queries, rules, official=official)
+    else:
+        metrics, values = _task_metrics(ordered, queries, rules, official=official, clip_s=clip_s)
+    notes = {} if official else {"notes": _notes(by_qid, queries, ratings_only=ratings_only)}
+    return metrics | notes, values
 
 
-def benchmark_rules(name: str) -> BenchmarkRules:
+def benchmark_rules(name: str) -> MomentRules | RankingRules:
     """How the benchmark of this name is scored. Raises UsageError for an unknown name."""
     if name not in BENCHMARKS:
         raise UsageError(f"benchmark is {name!r}, expected one of {', '.join(BENCHMARKS)}.")
@@ -122,110 +117,87 @@ def benchmark_of(queries: Sequence[Query]) -> str:
     return "qvhighlights"
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """The predictions in the order of the queries, and the scores of each."""
-
-    predictions: list[Prediction]
-    queries: Sequence[Query]
-    missing_qids: Sequence[int | str]  # queries without a row
-    rules: MomentRules = STRICT
-    moments: Mapping[str, MomentScores] = field(default_factory=dict)
-    ratings: Mapping[str, np.ndarray] = field(default_factory=dict)  # [b 2], fractions
-    ranking: np.ndarray | None = None  # [b], fractions
-    ranking_name: str = ""
-
-
-def _score(
-    predictions: Sequence[Prediction], queries: Sequence[Query], *, official: bool, clip_s: float, benchmark: str
-) -> _Scored:
-    rules = benchmark_rules(benchmark)
-    ratings_only = rules.ranking is not None
-    by_qid = index_by_qid(predictions, queries, benchmark=benchmark, ratings_only=ratings_only)
-    if official:
-        check_official(by_qid, queries, ratings_only=ratings_only)
-    else:
-        check_strict(by_qid, queries, ratings_only=ratings_only, clip_s=clip_s)
-    ordered = [by_qid.get(query.qid, Prediction(query.qid, query.query, query.vid)) for query in queries]
-    missing_qids = [query.qid for query in queries if query.qid not in by_qid]
-    if rules.ranking:
-        ranking = score_rankings(ordered, queries, rules.ranking)
-        return _Scored(ordered, queries, missing_qids, ranking=ranking, ranking_name=rules.ranking.name)
-    moment_rules = rules.moments if official and rules.moments else STRICT
+def _task_metrics(
+    predictions: Sequence[Prediction], queries: Sequence[Query], published: MomentRules, *, official: bool, clip_s: float
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    rules = published if official else STRICT
     # The published evaluator leaves out a task when the first row of the submission lacks it.
-    with_moments = not official or bool(ordered[0].windows)
-    with_saliency = not official or bool(ordered[0].saliency)
-    moments = score_moments(ordered, queries, moment_rules) if with_moments else {}
-    ratings = score_ratings(ordered, queries, official=official, clip_s=clip_s) if with_saliency else {}
-    return _Scored(ordered, queries, missing_qids, moment_rules, moments, ratings)
+    with_moments = not official or bool(predictions[0].windows)
+    with_saliency = not official or bool(predictions[0].saliency)
+    moments = score_moments(predictions, queries, rules) if with_moments else {}
+    ratings = score_ratings(predictions, queries, official=official, clip_s=clip_s) if with_saliency else {}
+    metrics: dict[str, Any] = {"brief": {}}
+    values = {}
+    for name, length in moments.items():
+        metrics[name] = moment_metrics(length, rules)
+        shown = None if name == "full" else ("mAP",)
+        metrics["brief"] |= _named(name, headline_numbers(metrics[name]), shown)
+        if length.query_mask.any():
+            values |= _named(name, headline_values(length, rules), shown)
+    for name, rating in ratings.items():
+        precision, hit = rating[~np.isnan(rating[:, 0])].mean(axis=0)
+        metrics[name] = {"HL-mAP": 100 * float(precision), "HL-Hit1": 100 * float(hit)}
+        metrics["brief"] |= {f"{name}-{key[3:]}": value for key, value in metrics[name].items()}
+        values |= {f"{name}-mAP": 100 * rating[:, 0], f"{name}-Hit1": 100 * rating[:, 1]}
+    if not official:
+        return metrics, values
+    missing = [name for name in rules.lengths if name not in moments] if moments else []
+    note = f"No true window is {' or '.join(missing)}: left out here, where the published evaluator stops."
+    return _rounded(metrics) | ({"notes": [note]} if missing else {}), values
 
 
-def _task_metrics(scored: _Scored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    moments = moment_metrics(scored.moments, scored.rules)
-    headlines = moment_headlines(scored.moments, scored.rules)
-    highlights = {}
-    for name, values in scored.ratings.items():
-        precision, hit = values[~np.isnan(values[:, 0])].mean(axis=0)
-        highlights[name] = {"HL-mAP": 100 * float(precision), "HL-Hit1": 100 * float(hit)}
-        headlines |= {f"{name}-mAP": 100 * values[:, 0], f"{name}-Hit1": 100 * values[:, 1]}
-    pairs = {f"{name}-{key[3:]}": value for name, pair in highlights.items() for key, value in pair.items()}
-    return {"brief": moment_brief(moments) | pairs, **highlights, **moments}, headlines
+def _named(length: str, numbers: Mapping[str, Any], shown: Sequence[str] | None) -> dict[str, Any]:
+    return {f"MR-{length}-{name}": value for name, value in numbers.items() if shown is None or name in shown}
 
 
-def _ranking_metrics(scored: _Scored, *, official: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    assert scored.ranking is not None
-    name = scored.ranking_name
-    values = scored.ranking
-    domain_rows = _rows_by_domain(scored.queries)
-    means = {domain: float(sequential_sum(values[rows]) / len(rows)) for domain, rows in domain_rows.items()}
-    weights = np.ones(len(values))
-    headlines = {}
+def _ranking_metrics(
+    predictions: Sequence[Prediction], queries: Sequence[Query], rules: RankingRules, *, official: bool
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    precision = score_rankings(predictions, queries, rules)
+    domain_rows = _rows_by_domain(queries)
+    means = {domain: float(sequential_sum(precision[rows]) / len(rows)) for domain, rows in domain_rows.items()}
+    weights = np.ones(len(precision))
+    by_domain = {}
     for domain, rows in domain_rows.items():
-        weights[rows] = len(values) / (len(domain_rows) * len(rows))
-        headlines[f"{name}-{domain}"] = np.full(len(values), np.nan)
-        headlines[f"{name}-{domain}"][rows] = 100 * values[rows]
-    headlines.pop(f"{name}-", None)  # videos without a domain
-    numbers = {name: float(np.mean(list(means.values())))} | {f"{name}-{d}": mean for d, mean in means.items() if d}
+        weights[rows] = len(precision) / (len(domain_rows) * len(rows))
+        by_domain[domain] = np.full(len(precision), np.nan)
+        by_domain[domain][rows] = 100 * precision[rows]
+    by_domain.pop("", None)  # videos without a domain
+    numbers = {rules.name: float(np.mean(list(means.values())))} | {f"{rules.name}-{d}": means[d] for d in by_domain}
     # As published: five decimals of the fraction.
     brief = {key: round(100 * round(mean, 5), 3) if official else 100 * mean for key, mean in numbers.items()}
-    domains = {d: {name: brief[f"{name}-{d}"], "videos": len(rows)} for d, rows in domain_rows.items() if d}
-    return {"brief": brief, "domains": domains}, {name: 100 * values * weights, **headlines}
+    domains = {d: {rules.name: brief[f"{rules.name}-{d}"], "videos": len(domain_rows[d])} for d in by_domain}
+    values = {f"{rules.name}-{domain}": value for domain, value in by_domain.items()}
+    return {"brief": brief, "domains": domains}, {rules.name: 100 * precision * weights, **values}
 
 
 def _rows_by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
-    """The indices of the queries of each domain, domains in alphabetical order."""
+    """The indices of the queries of each domain, in alphabetical order of the domains."""
     rows: dict[str, list[int]] = {domain: [] for domain in sorted({query.domain for query in queries})}
     for row, query in enumerate(queries):
         rows[query.domain].append(row)
     return rows
 
 
-def _notes(scored: _Scored) -> list[str]:
+def _notes(by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], *, ratings_only: bool) -> list[str]:
     """Where the published evaluator would give another number or none."""
-    predictions = scored.predictions
-    queries = scored.queries
-    missing = set(scored.missing_qids)
-    task = "window" if scored.ranking is None else "saliency"
-    empty = sum(not (p.windows if task == "window" else p.saliency) and p.qid not in missing for p in predictions)
-    unsorted = sum(any(a[2] < b[2] for a, b in zip(p.windows, p.windows[1:], strict=False)) for p in predictions)
-    long = sum(end - start > 150 for query in queries for start, end in query.windows)
+    predictions = by_qid.values()
+    missing = [repr(query.qid) for query in queries if query.qid not in by_qid]
+    task = "saliency" if ratings_only else "window"
+    empty = sum(not (p.saliency if ratings_only else p.windows) for p in predictions)
     notes = {
-        f"NO ROW for {len(missing)} of {len(queries)} queries ({first_few(map(repr, scored.missing_qids))}): each counts 0 in "
+        f"NO ROW for {len(missing)} of {len(queries)} queries ({first_few(missing)}): each counts 0 in "
         "every number; the published evaluator stops.": len(missing),
         f"{empty} queries have no predicted {task} and count 0; the published evaluator stops.": empty,
-        f"{unsorted} predictions are not sorted by score; the published evaluator takes the first for R1.": unsorted,
-        f"{long} windows are longer than 150 s; the published evaluator leaves them out of 'long'.": long,
     }
-    moments_only = 2  # the last ones
-    relevant = list(notes.items())[: None if task == "window" else -moments_only]
-    return [note for note, count in relevant if count]
-
-
-def _official_notes(scored: _Scored) -> dict[str, list[str]]:
-    missing = [name for name in scored.rules.lengths if name not in scored.moments]
-    if not scored.moments or not missing:
-        return {}
-    return {"notes": [f"No true window is {' or '.join(missing)}: left out here, where the published evaluator stops."]}
+    if not ratings_only:
+        unsorted = sum(any(a[2] < b[2] for a, b in pairwise(p.windows)) for p in predictions)
+        long = sum(end - start > 150 for query in queries for start, end in query.windows)
+        notes |= {
+            f"{unsorted} predictions are not sorted by score; the published evaluator takes the first for R1.": unsorted,
+            f"{long} windows are longer than 150 s; the published evaluator leaves them out of 'long'.": long,
+        }
+    return [note for note, count in notes.items() if count]
 
 
 def _rounded(value: Any) -> Any:

@@ -19,6 +19,7 @@ from costl.data.annotations import Moment, Prediction, Query
 
 IOU_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 HEADLINES = (0.3, 0.5, 0.7)  # IoU thresholds of recall
+MAP_HEADLINES = (0.5, 0.75)
 # (longer than, up to) in seconds: which windows of the truth belong to a length. The published evaluator writes "full" as
 # [0, 150], which to it means every window.
 LENGTHS = {"full": (0.0, np.inf), "long": (30.0, np.inf), "middle": (10.0, 30.0), "short": (0.0, 10.0)}
@@ -79,88 +80,69 @@ def score_moments(
 
     `predictions[i]` is for `queries[i]`; it has no windows where the query has no prediction.
     """
-    labelled = np.array([bool(query.windows) for query in queries])
-    if not labelled.any():
+    ranked = [_ranked(prediction, rules) for prediction in predictions]
+    moments, _ = _padded([[moment[:2] for moment in row] for row in ranked])
+    truth, truth_mask = _padded([query.windows for query in queries])
+    if not truth_mask.any():
         return {}
-    pairs = [(prediction, query) for prediction, query in zip(predictions, queries, strict=True) if query.windows]
-    matches = _match(pairs, rules)
+    iou = interval_iou(moments[:, :, None], truth[:, None])  # [b m g]
+    length_s = truth[..., 1] - truth[..., 0]
+    listed = [p.windows if rules.as_listed else row for p, row in zip(predictions, ranked, strict=True)]
+    # [b 1 2], the moment that R1 takes; [0, 0] where there is none
+    first = np.array([[row[0][:2] if row else (0.0, 0.0)] for row in listed])
     scores = {}
     for name, (above_s, up_to_s) in rules.lengths.items():
-        truth_mask = matches.truth_mask & (above_s < matches.length_s) & (matches.length_s <= up_to_s)
-        if truth_mask.any() or rules.zeros_at:
-            scores[name] = _length_scores(matches, truth_mask, labelled)
+        mask = truth_mask & (above_s < length_s) & (length_s <= up_to_s)
+        rows = mask.any(axis=1)
+        if rows.any() or rules.zeros_at:
+            scores[name] = MomentScores(
+                query_mask=rows,
+                precision=_average_precisions(iou[rows], mask[rows]),
+                first_iou=_best_ious(first[rows], truth[rows], mask[rows])[:, 0],
+                best_iou_of_five=_best_ious(moments[rows, :WINDOWS_IN_R5], truth[rows], mask[rows]).max(axis=1),
+            )
     return scores
 
 
-def moment_metrics(scores: Mapping[str, MomentScores], rules: MomentRules) -> dict[str, Any]:
-    """MR-mAP and MR-R1 of each length at every threshold, and MR-mIoU and MR-R5 where the rules have them; percent."""
-    return {name: _length_metrics(length, rules) for name, length in scores.items()}
-
-
-def moment_headlines(scores: Mapping[str, MomentScores], rules: MomentRules) -> dict[str, np.ndarray]:
-    """The value of every query [b] for each headline number, percent; NaN for a query that does not count for it. The
-    mean of the other values is the number."""
-    if not scores:
-        return {}
-    full = scores["full"]
-    values = {f"MR-full-R1@{t}": full.first_iou >= t for t in HEADLINES if t in rules.recall_at}
-    values |= {f"MR-full-R5@{t}": full.best_iou_of_five >= t for t in rules.recall_of_five_at}
-    values |= {"MR-full-mAP": full.precision.mean(axis=1)}
-    values |= {f"MR-full-mAP@{t}": full.precision[:, IOU_THRESHOLDS.index(t)] for t in (0.5, 0.75)}
-    values |= {"MR-full-mIoU": full.first_iou} if rules.mean_iou else {}
-    by_query = {name: _percent_of_all(value, full.query_mask) for name, value in values.items()}
-    others = {name: length for name, length in scores.items() if name != "full" and length.query_mask.any()}
-    return by_query | {
-        f"MR-{name}-mAP": _percent_of_all(length.precision.mean(axis=1), length.query_mask)
-        for name, length in others.items()
+def moment_metrics(scores: MomentScores, rules: MomentRules) -> dict[str, Any]:
+    """MR-mAP and MR-R1 of one length at every threshold, and MR-mIoU and MR-R5 where the rules have them; percent."""
+    if not scores.query_mask.any():
+        zeros = dict.fromkeys([*map(str, rules.zeros_at), "average"], 0.0)
+        return {"MR-mAP": zeros, "MR-R1": dict(zeros)}
+    precision = scores.precision.mean(axis=0)
+    mean_iou = {"MR-mIoU": 100 * float(scores.first_iou.mean())} if rules.mean_iou else {}
+    recall_of_five = {str(t): 100 * float(np.mean(scores.best_iou_of_five >= t)) for t in rules.recall_of_five_at}
+    return {
+        **mean_iou,
+        "MR-mAP": {str(t): 100 * float(p) for t, p in zip(IOU_THRESHOLDS, precision, strict=True)}
+        | {"average": 100 * float(precision.mean())},
+        "MR-R1": {str(t): 100 * float(np.mean(scores.first_iou >= t)) for t in rules.recall_at},
+        **({"MR-R5": recall_of_five} if recall_of_five else {}),
     }
 
 
-def moment_brief(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The headline numbers of what `moment_metrics` returned, named as papers name them."""
-    if not metrics:
-        return {}
-    full = metrics["full"]
-    brief = {f"MR-full-R1@{t}": full["MR-R1"][str(t)] for t in HEADLINES if str(t) in full["MR-R1"]}
-    brief |= {f"MR-full-R5@{t}": value for t, value in full.get("MR-R5", {}).items()}
-    brief |= {"MR-full-mAP": full["MR-mAP"]["average"]}
-    brief |= {f"MR-full-mAP@{t}": full["MR-mAP"][t] for t in ("0.5", "0.75")}
-    brief |= {"MR-full-mIoU": full["MR-mIoU"]} if "MR-mIoU" in full else {}
-    return brief | {f"MR-{name}-mAP": metrics[name]["MR-mAP"]["average"] for name in metrics if name != "full"}
+def headline_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The headline numbers of what `moment_metrics` returned, named as papers name them: R1@0.5, mAP and others."""
+    numbers = {f"R1@{t}": metrics["MR-R1"].get(str(t)) for t in HEADLINES}
+    numbers |= {f"R5@{t}": value for t, value in metrics.get("MR-R5", {}).items()}
+    numbers |= {f"mAP@{t}": metrics["MR-mAP"].get(str(t)) for t in MAP_HEADLINES}
+    numbers |= {"mAP": metrics["MR-mAP"]["average"], "mIoU": metrics.get("MR-mIoU")}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _percent_of_all(values: np.ndarray, query_mask: np.ndarray) -> np.ndarray:
-    """Percent [b] of all queries from fractions [n] of those in the mask [b]; NaN for the others."""
-    percent = np.full(len(query_mask), np.nan)
-    percent[query_mask] = 100.0 * values
-    return percent
-
-
-@dataclass(frozen=True)
-class _Matches:
-    """Every predicted moment with every window of the truth, padded to the longest list."""
-
-    iou: np.ndarray  # [b m g]; moments by falling score; NaN where both intervals have no length
-    truth_mask: np.ndarray  # [b g]
-    length_s: np.ndarray  # [b g]
-    first: np.ndarray  # [b 1 2], the moment that R1 takes; [0, 0] where there is none
-    moments: np.ndarray  # [b m 2]
-    truth: np.ndarray  # [b g 2]
-
-
-def _match(pairs: Sequence[tuple[Prediction, Query]], rules: MomentRules) -> _Matches:
-    ranked = [_ranked(prediction, rules) for prediction, _ in pairs]
-    moments, _ = _padded([[moment[:2] for moment in row] for row in ranked])
-    truth, truth_mask = _padded([query.windows for _, query in pairs])
-    listed = [p.windows if rules.as_listed else row for (p, _), row in zip(pairs, ranked, strict=True)]
-    return _Matches(
-        iou=interval_iou(moments[:, :, None], truth[:, None]),
-        truth_mask=truth_mask,
-        length_s=truth[..., 1] - truth[..., 0],
-        first=np.array([[row[0][:2] if row else (0.0, 0.0)] for row in listed]),
-        moments=moments,
-        truth=truth,
-    )
+def headline_values(scores: MomentScores, rules: MomentRules) -> dict[str, np.ndarray]:
+    """The value of every query [b] for each of `headline_numbers`, percent; NaN for a query that does not count for it.
+    The mean of the other values is the number."""
+    values = {f"R1@{t}": scores.first_iou >= t for t in HEADLINES if t in rules.recall_at}
+    values |= {f"R5@{t}": scores.best_iou_of_five >= t for t in rules.recall_of_five_at}
+    values |= {f"mAP@{t}": scores.precision[:, IOU_THRESHOLDS.index(t)] for t in MAP_HEADLINES}
+    values |= {"mAP": scores.precision.mean(axis=1)}
+    values |= {"mIoU": scores.first_iou} if rules.mean_iou else {}
+    by_query = {}
+    for name, value in values.items():
+        by_query[name] = np.full(len(scores.query_mask), np.nan)
+        by_query[name][scores.query_mask] = 100.0 * value
+    return by_query
 
 
 def _ranked(prediction: Prediction, rules: MomentRules) -> list[Moment]:
@@ -175,35 +157,6 @@ def _padded(rows: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.n
     mask = np.arange(longest) < np.array([len(row) for row in rows])[:, None]
     intervals[mask] = np.concatenate([np.reshape(row, (-1, 2)) for row in rows])
     return intervals, mask
-
-
-def _length_scores(matches: _Matches, truth_mask: np.ndarray, labelled: np.ndarray) -> MomentScores:
-    rows = truth_mask.any(axis=1)  # queries with a window of this length
-    query_mask = labelled.copy()
-    query_mask[labelled] = rows
-    truth, truth_mask = matches.truth[rows], truth_mask[rows]
-    return MomentScores(
-        query_mask=query_mask,
-        precision=_average_precisions(matches.iou[rows], truth_mask),
-        first_iou=_best_ious(matches.first[rows], truth, truth_mask)[:, 0],
-        best_iou_of_five=_best_ious(matches.moments[rows, :WINDOWS_IN_R5], truth, truth_mask).max(axis=1),
-    )
-
-
-def _length_metrics(scores: MomentScores, rules: MomentRules) -> dict[str, Any]:
-    if not scores.query_mask.any():
-        zeros = dict.fromkeys([*map(str, rules.zeros_at), "average"], 0.0)
-        return {"MR-mAP": zeros, "MR-R1": dict(zeros)}
-    precision = scores.precision.mean(axis=0)
-    mean_iou = {"MR-mIoU": 100 * float(scores.first_iou.mean())} if rules.mean_iou else {}
-    recall_of_five = {str(t): 100 * float(np.mean(scores.best_iou_of_five >= t)) for t in rules.recall_of_five_at}
-    return {
-        **mean_iou,
-        "MR-mAP": {str(t): 100 * float(p) for t, p in zip(IOU_THRESHOLDS, precision, strict=True)}
-        | {"average": 100 * float(precision.mean())},
-        "MR-R1": {str(t): 100 * float(np.mean(scores.first_iou >= t)) for t in rules.recall_at},
-        **({"MR-R5": recall_of_five} if recall_of_five else {}),
-    }
 
 
 def _average_precisions(iou: np.ndarray, truth_mask: np.ndarray) -> np.ndarray:

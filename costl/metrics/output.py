@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.data.annotations import Prediction
+from costl.metrics.moments import headline_numbers
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.table import table
 
@@ -100,24 +101,12 @@ def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
 def _moment_table(metrics: Mapping[str, Any]) -> list[str]:
     """A row for each number, a column for each length of window; the interval is that of all windows."""
     lengths = [name for name in ("full", "long", "middle", "short") if name in metrics]
-    cells = {name: _moment_cells(metrics[name]) for name in lengths}
+    cells = {name: headline_numbers(metrics[name]) for name in lengths}
     rows = {
-        row: [
-            _number(cells["full"][row]),
-            _interval(metrics, f"MR-full-{row}"),
-            *(_number(cells[name].get(row)) for name in lengths[1:]),
-        ]
-        for row in (cells["full"] if cells else ())
+        row: [_number(value), _interval(metrics, f"MR-full-{row}"), *(_number(cells[name].get(row)) for name in lengths[1:])]
+        for row, value in cells.get("full", {}).items()
     }
     return _table("moments", ["full", "95 %", *lengths[1:]], rows)
-
-
-def _moment_cells(metrics: Mapping[str, Any]) -> dict[str, float]:
-    cells = {f"R1@{t}": metrics["MR-R1"][t] for t in ("0.3", "0.5", "0.7") if t in metrics["MR-R1"]}
-    cells |= {f"R5@{t}": value for t, value in metrics.get("MR-R5", {}).items()}
-    cells |= {f"mAP@{t}": metrics["MR-mAP"][t] for t in ("0.5", "0.75") if t in metrics["MR-mAP"]}
-    cells |= {"mAP": metrics["MR-mAP"]["average"]}
-    return cells | ({"mIoU": metrics["MR-mIoU"]} if "MR-mIoU" in metrics else {})
 
 
 def _highlight_table(metrics: Mapping[str, Any]) -> list[str]:

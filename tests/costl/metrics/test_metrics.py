@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
 from costl.metrics.compute import compute_metrics, measure
-from costl.metrics.moments import IOU_THRESHOLDS, STRICT, interval_iou, score_moments
+from costl.metrics.moments import IOU_THRESHOLDS, interval_iou
 from costl.pipeline.errors import UsageError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -211,11 +211,6 @@ def test_a_window_may_end_0_01_s_outside_its_video_and_have_no_length():
 def test_a_video_of_one_clip_is_scored():
     metrics = compute_metrics([prediction(windows=[(0, 1, 1)], saliency=[1])], [query(windows=[(0, 1)], duration=2)])
     assert metrics["brief"]["MR-full-R1@0.7"] == 100
-
-
-def test_lists_of_different_length_raise_an_error():
-    with pytest.raises(ValueError, match="zip"):
-        score_moments([prediction(1)], [query(1), query(2)], STRICT)
 
 
 def test_measure_returns_both_metrics_and_contributions():
