@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from costl.benchmarks.common import (
     Annotations,
@@ -15,22 +12,17 @@ from costl.benchmarks.common import (
     Files,
     Layout,
     Row,
+    csv_items,
     numbered_lines,
     parse_all,
     positive_in,
-    read_text,
-    read_windows,
+    read_splits,
     row_with_windows,
 )
 from costl.data.annotations import Query
 from costl.pipeline.errors import UsageError, VideoError
 
-NO_LENGTHS = "there are no Charades_v1_train.csv and Charades_v1_test.csv with durations next to the annotations"
-
-
-def read_jsonl(files: Files, duration_of: DurationOf) -> Annotations:
-    """Train and test, each a JSONL file with durations."""
-    return Annotations({split: read_windows(files[split]) for split in ("train", "test")})
+LENGTH_FILES = {"lengths": ("Charades_v1_train.csv",), "test_lengths": ("Charades_v1_test.csv",)}
 
 
 def read_texts(files: Files, duration_of: DurationOf) -> Annotations:
@@ -39,16 +31,15 @@ def read_texts(files: Files, duration_of: DurationOf) -> Annotations:
     Durations come from the `length` columns of Charades_v1_{train,test}.csv if these files exist, otherwise from the
     videos. Rows are numbered through both files, which gives them the qids of the JSONL files.
     """
-    lengths = {vid: length for part in ("lengths", "test_lengths") for vid, length in _lengths(files.get(part)).items()}
-    lines = [(split, where, line) for split in ("train", "test") for where, line in numbered_lines(files[split])]
+    tables = [files[part] for part in LENGTH_FILES if part in files]
+    lengths = dict(pair for path in tables for pair in parse_all(csv_items(path, ("id", "length")), _length))
+    first = numbered_lines(files["train"])
+    lines = [*first, *numbered_lines(files["test"])]
     rows = parse_all(
-        ((where, (qid, line)) for qid, (_, where, line) in enumerate(lines)),
-        lambda item: _row(*item, lengths=lengths, duration_of=duration_of),
+        ((where, qid, line) for qid, (where, line) in enumerate(lines)),
+        lambda qid, line: _row(qid, line, lengths=lengths, duration_of=duration_of),
     )
-    splits = {
-        split: [row for (line_split, _, _), row in zip(lines, rows, strict=True) if line_split == split]
-        for split in ("train", "test")
-    }
+    splits = {"train": rows[: len(first)], "test": rows[len(first) :]}
     return Annotations(splits, () if lengths else ("Durations come from the video files.",))
 
 
@@ -60,7 +51,7 @@ def _row(qid: int, line: str, *, lengths: Mapping[str, float], duration_of: Dura
     vid = parts[0]
     start = _time(parts[1])
     end = _time(parts[2])
-    duration_s = lengths[vid] if vid in lengths else _duration_from_video(vid, duration_of, lengths)
+    duration_s = lengths[vid] if vid in lengths else _duration_from_video(vid, duration_of)
     return row_with_windows(Query(qid=qid, query=sentence.strip(), vid=vid, duration_s=duration_s), [(start, end)])
 
 
@@ -74,26 +65,17 @@ def _time(text: str) -> float:
     return value
 
 
-def _duration_from_video(vid: str, duration_of: DurationOf, lengths: Mapping[str, float]) -> float:
+def _duration_from_video(vid: str, duration_of: DurationOf) -> float:
     try:
         return duration_of(vid)
     except VideoError as error:
-        why = "the Charades_v1 files next to the annotations do not have it" if lengths else NO_LENGTHS
-        raise UsageError(f"the duration of {vid} is unknown: {str(error).rstrip('.')}, and {why}") from error
-
-
-def _lengths(path: Path | None) -> dict[str, float]:
-    if path is None:
-        return {}
-    # Descriptions have line breaks within quotes. Errors therefore count rows, not lines.
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    pairs = parse_all(((f"{path}: row {n}", row) for n, row in enumerate(rows, start=1)), _length)
-    return dict(pairs)
+        raise UsageError(
+            f"the duration of {vid} is unknown: {str(error).rstrip('.')}, and no Charades_v1_train.csv or Charades_v1_test.csv "
+            "next to the annotations has it. Pass --videos with a folder that holds the video, or add these two files"
+        ) from error
 
 
 def _length(row: Mapping[str, str]) -> tuple[str, float]:
-    if not row.get("id") or not row.get("length"):
-        raise UsageError("no column id or length, expected the header of Charades_v1_train.csv")
     return row["id"], positive_in(row, "length")
 
 
@@ -105,15 +87,16 @@ CHARADES = Benchmark(
             files={
                 "train": ("charades_sta_train_tvr_format.jsonl", "charades_train_release.jsonl"),
                 "test": (
-                    *("charades_sta_test_tvr_format.jsonl", "charades_sta_val_tvr_format.jsonl"),
+                    "charades_sta_test_tvr_format.jsonl",
+                    "charades_sta_val_tvr_format.jsonl",
                     "charades_test_release.jsonl",
                 ),
             },
-            read=read_jsonl,
+            read=read_splits,
         ),
         Layout(
             files={"train": ("charades_sta_train.txt",), "test": ("charades_sta_test.txt",)},
-            extras={"lengths": ("Charades_v1_train.csv",), "test_lengths": ("Charades_v1_test.csv",)},
+            extras=LENGTH_FILES,
             read=read_texts,
         ),
     ),

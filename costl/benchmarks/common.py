@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from costl.pipeline.formats.strict_json import json_lines
 
 LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
 RATED_CLIP_S = 2.0
+SPLITS = ("train", "val", "test")
 
 # What is corrected in a row or remarkable about it. The report counts rows under these names.
 CLIPPED = "windows past the video's end or start, clipped"
@@ -29,7 +32,6 @@ OTHER_CUT = "videos of another length than their ratings"
 # The duration of a video in seconds, by its name in the annotations. Raises VideoError when it is unknown.
 DurationOf = Callable[[str], float]
 
-_Item = TypeVar("_Item")
 _Parsed = TypeVar("_Parsed")
 
 
@@ -75,7 +77,7 @@ class Benchmark:
     """A benchmark: its name on the command line and in print, its layouts (the preferred one first), and its validation split.
 
     `val_share` of the training videos are held out for validation, for the reason `val_reason`; None where the benchmark
-    has a validation split. `file_stems` returns the names that the file of a video may have, without suffix.
+    has a validation split. The file of a video may have `file_suffix` after its name in the annotations.
     """
 
     name: str
@@ -83,15 +85,21 @@ class Benchmark:
     layouts: tuple[Layout, ...]
     val_share: float | None = None
     val_reason: str = ""
-    file_stems: Callable[[str], Sequence[str]] = lambda vid: (vid,)
+    file_suffix: str = ""
 
 
-def read_windows(path: Path) -> list[Row]:
-    """The rows of a JSONL file in the layout of QVHighlights, with windows clipped to the video. A row may have no label.
+def read_splits(
+    files: Files, duration_of: DurationOf, *, parse: Callable[[Mapping[str, Any]], Row] | None = None
+) -> Annotations:
+    """A JSONL file for each of train, val and test that `files` has. `parse` makes the row of an object; the default takes
+    the layout of QVHighlights, clips windows to the video, and accepts rows without labels.
 
     Raises UsageError that names file and line.
     """
-    return parse_rows(read_text(path), str(path), _row_from_values)
+    paths = {split: files[split] for split in SPLITS if split in files}
+    return Annotations(
+        {split: parse_rows(read_text(path), str(path), parse or _row_from_values) for split, path in paths.items()}
+    )
 
 
 def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
@@ -114,16 +122,16 @@ def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
     return Row(replace(query, windows=tuple(usable)), tuple(quirks))
 
 
-def parse_all(items: Iterable[tuple[str, _Item]], parse: Callable[[_Item], _Parsed]) -> list[_Parsed]:
-    """The result of `parse` for every item; `items` are pairs of where the item stands (for errors) and the item.
+def parse_all(items: Iterable[tuple[Any, ...]], parse: Callable[..., _Parsed]) -> list[_Parsed]:
+    """The result of `parse` for every item. An item is where it stands (for errors) and the arguments of `parse`.
 
     Raises UsageError that lists the first bad items.
     """
     parsed: list[_Parsed] = []
     problems: list[str] = []
-    for where, item in items:
+    for where, *arguments in items:
         try:
-            parsed.append(parse(item))
+            parsed.append(parse(*arguments))
         except UsageError as error:
             problems.append(f"{where}: {error}.")
     if problems:
@@ -131,10 +139,22 @@ def parse_all(items: Iterable[tuple[str, _Item]], parse: Callable[[_Item], _Pars
     return parsed
 
 
-def video_items(path: Path) -> list[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    """The videos of a JSON object keyed by video, as items for `parse_all`: (file: vid, (vid, fields))."""
+def video_items(path: Path) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The videos of a JSON object keyed by video, as items for `parse_all`: (file: vid, vid, fields)."""
     videos = read_json(path)
-    return [(f"{path}: {vid}", (vid, fields if isinstance(fields, dict) else {})) for vid, fields in videos.items()]
+    return [(f"{path}: {vid}", vid, fields if isinstance(fields, dict) else {}) for vid, fields in videos.items()]
+
+
+def csv_items(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:
+    """The rows of a table with a header, as items for `parse_all`: (file:line, texts by column).
+
+    Raises UsageError when one of the `columns` is missing.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", delimiter=delimiter)
+    names = list(reader.fieldnames or ())
+    if not set(columns) <= set(names):
+        raise UsageError(f"{path}:1: columns {', '.join(names)}, expected {', '.join(columns)}.")
+    return [(f"{path}:{reader.line_num}", row) for row in reader]
 
 
 def numbered_lines(path: Path) -> list[tuple[str, str]]:
@@ -146,8 +166,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object. Raises UsageError that names the line where it is not JSON."""
     try:
         value = strict_json.read_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
     except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}).") from error
     if not isinstance(value, dict):
@@ -166,14 +184,13 @@ def read_text(path: Path) -> str:
 def positive_in(row: Mapping[str, Any], name: str) -> float:
     """A field that must be a number above zero, also as text ("842"). Raises UsageError."""
     value = row.get(name)
-    if isinstance(value, str):
-        try:
-            row = {name: float(value)}
-        except ValueError:
-            raise UsageError(f"{name!r} is {value!r}, expected a number") from None
-    if number_in(row, name) <= 0:
+    try:
+        number = float(value) if isinstance(value, str) else number_in(row, name)
+    except ValueError:
+        raise UsageError(f"{name!r} is {value!r}, expected a number") from None
+    if not 0 < number < math.inf:
         raise UsageError(f"{name!r} is {value!r}, expected a number above zero")
-    return number_in(row, name)
+    return number
 
 
 def to_row(query: Query) -> dict[str, Any]:

@@ -6,17 +6,18 @@ import hashlib
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import NO_WINDOW, Annotations, Benchmark, DurationOf, Files, Layout, Row, to_row
+from costl.benchmarks.common import NO_WINDOW, SPLITS, Benchmark, DurationOf, Row, to_row
 from costl.benchmarks.layouts import find_benchmark, find_layout
-from costl.benchmarks.validation_split import SPLITS, resolve_val_share, split_rows
+from costl.benchmarks.validation_split import resolve_val_share, split_rows
 from costl.config_files import benchmark_settings
+from costl.data.annotations import Query
 from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.table import table
@@ -26,68 +27,48 @@ from costl.pipeline.videos import find_videos
 REPEATED = "rows that repeat another one, kept"
 MADE_BY = "costl prepare"
 _REPORT, _SETTINGS, _MISSING = "report.json", "costl.yaml", "missing.txt"
-_NO_VIDEO = "its video is missing"  # in an error of a reader that needs the duration of this video
 _WRITTEN = {_REPORT, _SETTINGS, _MISSING, *(f"{split}.jsonl" for split in SPLITS)}
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """The counts of one written split; `quirks` has by name how often something was corrected or remarkable."""
-
-    rows: int
-    videos: int
-    missing: tuple[str, ...]
-    windows: int
-    rated: int
-    quirks: Mapping[str, int]
-
-    def counts(self) -> dict[str, int]:
-        """What was counted, by the name that is printed."""
-        totals = {"rows": self.rows, "videos": self.videos, "missing videos": len(self.missing)}
-        return totals | {"windows": self.windows, "rated clips": self.rated} | dict(self.quirks)
 
 
 @dataclass(frozen=True)
 class PrepareReport:
     """The result of `prepare`: `sources` with their sha256, the counts of each split, notes for the user, the folder `out`
-    that it wrote, and the folder of `videos`."""
+    that it wrote, the folder of `videos`, and the annotated videos without a file, sorted.
+
+    The counts of a split are rows, videos, missing videos, windows, rated clips, and `quirks`: by name how often something
+    was corrected or remarkable.
+    """
 
     benchmark: str
     title: str
     sources: Mapping[str, str]
     options: Mapping[str, Any]
-    splits: Mapping[str, SplitReport]
+    splits: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
     out: Path
     videos: Path | None
+    missing: Sequence[str]
     exit_code = 0
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Annotated videos without a file, sorted."""
-        return tuple(sorted({vid for split in self.splits.values() for vid in split.missing}))
 
     def data(self) -> dict[str, Any]:
         """The content of report.json. It has the number of missing videos; missing.txt has their names."""
-        splits = {name: asdict(split) | {"missing": len(split.missing)} for name, split in self.splits.items()}
-        fields = {name: value for name, value in asdict(self).items() if name not in ("out", "videos")}
-        return {"made_by": MADE_BY, **fields, "splits": splits}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("out", "videos", "missing")}
+        return {"made_by": MADE_BY, **fields}
 
     def messages(self) -> list[str]:
         """What was read, the notes, where the missing videos are listed, and the next command."""
         missing = [f"Missing videos: {self.out / _MISSING}"] if self.missing else []
-        return [f"Read {', '.join(self.sources)}.", *self.notes, *missing, f"Next: {self.next_command()}"]
-
-    def next_command(self) -> str:
-        """The command that extracts these videos."""
         videos = shlex.quote(str(self.videos)) if self.videos else "DIR"
-        more = " --allow-missing-videos" if self.missing else ""
-        return f"costl extract --videos {videos} --annotations {shlex.quote(str(self.out))} --out {self.benchmark}.h5{more}"
+        extract = f"costl extract --videos {videos} --annotations {shlex.quote(str(self.out))} --out {self.benchmark}.h5"
+        allow = " --allow-missing-videos" if self.missing else ""
+        return [f"Read {', '.join(self.sources)}.", *self.notes, *missing, f"Next: {extract}{allow}"]
 
     def lines(self) -> list[str]:
         """The report for a terminal: a row for each thing counted, a column for each split."""
-        counts = [split.counts() for split in self.splits.values()]
-        rows = [[name, *(count.get(name, 0) for count in counts)] for name in dict.fromkeys(chain(*counts))]
+        printed = {"missing": "missing videos", "rated": "rated clips"}
+        counts = [{**split, **split["quirks"]} for split in self.splits.values()]
+        names = [name for name in dict.fromkeys(chain(*counts)) if name != "quirks"]
+        rows = [[printed.get(name, name), *(count.get(name, 0) for count in counts)] for name in names]
         return table([self.title, *self.splits], (row for row in rows if any(row[1:])))
 
 
@@ -118,81 +99,55 @@ def prepare(
     if videos is None and not allow_missing_videos:
         raise UsageError("--videos is missing: the folder of the videos. Without them, pass --allow-missing-videos.")
     layout, files = find_layout(benchmark, annotations)
-    video_files = _VideoFiles(benchmark, _files_by_stem(videos, allow_none=allow_missing_videos))
-    duration_of = _durations(video_files, progress or (lambda _: None))
-    official = _read(layout, files, duration_of, videos=videos)
+    by_stem = {video.path.stem: video.path for video in find_videos(videos, allow_none=allow_missing_videos)} if videos else {}
+
+    def find(vid: str) -> Path | None:
+        return by_stem.get(vid) or by_stem.get(vid + benchmark.file_suffix)
+
+    official = layout.read(files, _durations(find, progress or (lambda _: None)))
     splits, notes = split_rows(benchmark, official, share=share, seed=seed)
-    notes += _warnings(splits)
+    warnings = _warnings(splits)
+    written = {split: [row for row in rows if NO_WINDOW not in row.quirks] for split, rows in splits.items()}
+    annotated = {row.query.vid for rows in written.values() for row in rows}
+    missing = sorted(vid for vid in annotated if find(vid) is None)
+    if missing and not allow_missing_videos:
+        raise UsageError(
+            f"{videos}: {len(missing)} of {len(annotated)} videos of {benchmark.title} are missing: {first_few(missing)}. "
+            "Add them, or pass --allow-missing-videos to write all rows and a list of these."
+        )
     report = PrepareReport(
         benchmark=benchmark.name,
         title=benchmark.title,
         sources={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()},
         options={"val_share": share, "seed": seed, "allow_missing_videos": allow_missing_videos},
-        splits={split: _count(rows, video_files) for split, rows in splits.items()},
-        notes=(*official.notes, *notes),
+        splits={split: _count(rows, written[split], missing) for split, rows in splits.items()},
+        notes=(*official.notes, *notes, *warnings),
         out=out,
         videos=videos,
+        missing=missing,
     )
-    if report.missing and not allow_missing_videos:
-        annotated = {row.query.vid for rows in splits.values() for row in rows}
-        raise UsageError(
-            f"{videos}: {len(report.missing)} of {len(annotated)} videos of {report.title} are missing: "
-            f"{first_few(report.missing)}. Add them, or pass --allow-missing-videos to write all rows and a list of these."
-        )
-    _write(out, report, {split: [video_files.rename(row) for row in rows] for split, rows in splits.items()})
+    _write(out, report, {split: [_named_like_file(row.query, find) for row in rows] for split, rows in written.items()})
     return report
 
 
-def _files_by_stem(videos: Path | None, *, allow_none: bool) -> dict[str, Path]:
-    if videos is None:
-        return {}
-    return {video.path.stem: video.path for video in find_videos(videos, allow_none=allow_none)}
+def _named_like_file(query: Query, find: Callable[[str], Path | None]) -> Query:
+    """The query with its video named like the file, which is the name in the cache."""
+    path = find(query.vid)
+    return replace(query, vid=path.stem) if path else query
 
 
-def _read(layout: Layout, files: Files, duration_of: DurationOf, *, videos: Path | None) -> Annotations:
-    """The official rows. An error about the duration of a missing video gets a next step."""
-    try:
-        return layout.read(files, duration_of)
-    except UsageError as error:
-        if _NO_VIDEO not in str(error):
-            raise
-        remedy = "Pass --videos with the folder of the videos" if videos is None else f"Add these videos to {videos}"
-        raise UsageError(
-            f"{error}\nWhere the annotations have no durations, these come from the videos. {remedy}, or add the files "
-            "that have the durations."
-        ) from error
-
-
-class _VideoFiles:
-    """The file of each video by its name in the annotations."""
-
-    def __init__(self, benchmark: Benchmark, by_stem: Mapping[str, Path]):
-        self._stems_of = benchmark.file_stems
-        self._by_stem = by_stem
-
-    def find(self, vid: str) -> Path | None:
-        """The path of the video, None if it is missing."""
-        return next((self._by_stem[stem] for stem in self._stems_of(vid) if stem in self._by_stem), None)
-
-    def rename(self, row: Row) -> Row:
-        """The row with its video named like the file, which is the name in the cache."""
-        path = self.find(row.query.vid)
-        return replace(row, query=replace(row.query, vid=path.stem if path else row.query.vid))
-
-
-def _durations(video_files: _VideoFiles, report_progress: ProgressCallback) -> DurationOf:
-    count = 0
+def _durations(find: Callable[[str], Path | None], report_progress: ProgressCallback) -> DurationOf:
+    counter = count(1)
 
     @cache
     def duration_of(vid: str) -> float:
         from costl.pipeline.decode.backends import open_video
 
-        nonlocal count
-        path = video_files.find(vid)
+        path = find(vid)
         if path is None:
-            raise VideoError(f"{vid}: {_NO_VIDEO}.")
-        count += 1
-        report_progress(Progress("durations", count, count, path.name))
+            raise VideoError(f"{vid}: its video is missing.")
+        done = next(counter)
+        report_progress(Progress("durations", done, done, path.name))
         with open_video(path) as video:
             return video.duration_s
 
@@ -204,53 +159,48 @@ def _refuse_other_content(out: Path, benchmark: Benchmark) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: a file, expected a folder to write to. Choose another --out.")
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if not names:
+        return
     try:
-        earlier = json.loads((out / _REPORT).read_text(encoding="utf-8")) if _REPORT in names else {}
+        earlier = json.loads((out / _REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        earlier = {}
+        earlier = None
     own_output = isinstance(earlier, dict) and earlier.get("made_by") == MADE_BY
-    if names and not (own_output and names <= _WRITTEN):
-        others = sorted(names - _WRITTEN if own_output else names)
-        raise UsageError(
-            f"{out}: holds files that {MADE_BY} did not write ({first_few(others)}). "
-            "Choose another --out."
-        )
-    if own_output and earlier.get("benchmark") != benchmark.name:
+    others = sorted(names - _WRITTEN if own_output else names)
+    if others:
+        raise UsageError(f"{out}: holds files that {MADE_BY} did not write ({first_few(others)}). Choose another --out.")
+    if earlier.get("benchmark") != benchmark.name:
         raise UsageError(f"{out}: holds {earlier.get('title')}. Choose another --out for {benchmark.title}.")
 
 
 def _warnings(splits: Mapping[str, Sequence[Row]]) -> list[str]:
-    warnings = []
     dropped = sum(NO_WINDOW in row.quirks for row in splits["test"])
-    if dropped:
-        # They have no window to be scored against. Other projects drop them too.
-        warnings.append(
-            f"test: {dropped} rows without a usable window are dropped, so this is not the published test split."
-        )
+    # They have no window to be scored against. Other projects drop them too.
+    warning = f"test: {dropped} rows without a usable window are dropped, so this is not the published test split."
+    warnings = [warning] if dropped else []
     videos = {split: {row.query.vid for row in rows} for split, rows in splits.items()}
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = videos.get(one, set()) & videos.get(other, set())
+    for one, other in combinations(splits, 2):
+        shared = videos[one] & videos[other]
         if shared:
             warnings.append(f"{one} and {other} share {len(shared)} videos: {first_few(sorted(shared))}.")
     return warnings
 
 
-def _count(rows: Sequence[Row], video_files: _VideoFiles) -> SplitReport:
-    written = [row for row in rows if NO_WINDOW not in row.quirks]
+def _count(rows: Sequence[Row], written: Sequence[Row], missing: Sequence[str]) -> dict[str, Any]:
     videos = {row.query.vid for row in written}
     quirks = Counter(quirk for row in rows for quirk in row.quirks)
     repeated = len(written) - len({replace(row.query, qid=0) for row in written})
-    return SplitReport(
-        rows=len(written),
-        videos=len(videos),
-        missing=tuple(sorted(vid for vid in videos if video_files.find(vid) is None)),
-        windows=sum(len(row.query.windows) for row in written),
-        rated=sum(len(row.query.clip_ids) for row in written),
-        quirks={**dict(sorted(quirks.items())), **({REPEATED: repeated} if repeated else {})},
-    )
+    return {
+        "rows": len(written),
+        "videos": len(videos),
+        "missing": len(videos & set(missing)),
+        "windows": sum(len(row.query.windows) for row in written),
+        "rated": sum(len(row.query.clip_ids) for row in written),
+        "quirks": {**dict(sorted(quirks.items())), **({REPEATED: repeated} if repeated else {})},
+    }
 
 
-def _write(out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Row]]) -> None:
+def _write(out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Query]]) -> None:
     # The report comes first, so that the next call recognises the files of a killed one. train.jsonl comes last, so that
     # nothing is trained on an incomplete output.
     contents = {
@@ -259,8 +209,8 @@ def _write(out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Row]]
         _MISSING: "".join(f"{vid}\n" for vid in report.missing),
     }
     for split in reversed(list(splits)):
-        rows = (to_row(row.query) for row in splits[split] if NO_WINDOW not in row.quirks)
-        contents[f"{split}.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        rows = [json.dumps(to_row(query), ensure_ascii=False) + "\n" for query in splits[split]]
+        contents[f"{split}.jsonl"] = "".join(rows)
     try:
         for name in _WRITTEN - {_REPORT}:
             (out / name).unlink(missing_ok=True)

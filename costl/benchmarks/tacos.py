@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from costl.benchmarks.common import (
+    SPLITS,
     Annotations,
     Benchmark,
     DurationOf,
@@ -16,35 +17,26 @@ from costl.benchmarks.common import (
     Row,
     parse_all,
     positive_in,
-    read_windows,
+    read_splits,
     row_with_windows,
     video_items,
 )
 from costl.data.annotations import Query, table_in
 from costl.pipeline.errors import UsageError
 
-SPLITS = ("train", "val", "test")
 VIDEO = re.compile(r"s\d+-d\d+")
 CAMERA = "-cam-002"  # in the names of the dataset's video files, but not in its annotations
 
 
 def read_jsonl(files: Files, duration_of: DurationOf) -> Annotations:
     """The three splits, each a JSONL file. Raises UsageError for a file of another dataset."""
-    return Annotations({split: _checked(read_windows(files[split]), files[split]) for split in SPLITS})
+    return _checked(read_splits(files, duration_of), files)
 
 
 def read_json(files: Files, duration_of: DurationOf) -> Annotations:
     """The three splits, each an object `{"s17-d69.avi": {timestamps, sentences, fps, num_frames}}`; frames become seconds."""
-    return Annotations({split: _checked(_read_videos(files[split]), files[split]) for split in SPLITS})
-
-
-def file_stems(vid: str) -> Sequence[str]:
-    """The possible names of the file of a video, without suffix."""
-    return vid, vid + CAMERA
-
-
-def _read_videos(path: Path) -> list[Row]:
-    return [row for rows in parse_all(video_items(path), lambda item: _rows(*item)) for row in rows]
+    splits = {split: list(chain(*parse_all(video_items(files[split]), _rows))) for split in SPLITS}
+    return _checked(Annotations(splits), files)
 
 
 def _rows(name: str, fields: Mapping[str, Any]) -> list[Row]:
@@ -66,12 +58,15 @@ def _rows(name: str, fields: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def _checked(rows: list[Row], path: Path) -> list[Row]:
+def _checked(annotations: Annotations, files: Files) -> Annotations:
     # Other datasets use the names train, val and test too. The names of the videos decide.
-    other = next((row.query.vid for row in rows if not VIDEO.match(row.query.vid)), None)
-    if other is not None:
-        raise UsageError(f"{path}: has a video {other!r}, expected names like 's17-d69'. This is not TACoS.")
-    return rows
+    for split, rows in annotations.splits.items():
+        other = next((row.query.vid for row in rows if not VIDEO.match(row.query.vid)), None)
+        if other is not None:
+            raise UsageError(
+                f"{files[split]}: has a video {other!r}, expected names like 's17-d69'. This is not TACoS."
+            )
+    return annotations
 
 
 TACOS = Benchmark(
@@ -81,5 +76,5 @@ TACOS = Benchmark(
         Layout(files={split: (f"{split}.jsonl",) for split in SPLITS}, read=read_jsonl),
         Layout(files={split: (f"{split}.json",) for split in SPLITS}, read=read_json),
     ),
-    file_stems=file_stems,
+    file_suffix=CAMERA,
 )

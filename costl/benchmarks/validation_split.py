@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
-from costl.benchmarks.common import Annotations, Benchmark, Row
+from costl.benchmarks.common import SPLITS, Annotations, Benchmark, Row
 from costl.pipeline.errors import UsageError
-
-SPLITS = ("train", "val", "test")
 
 
 def resolve_val_share(benchmark: Benchmark, val_share: float | None) -> float:
@@ -18,7 +15,7 @@ def resolve_val_share(benchmark: Benchmark, val_share: float | None) -> float:
         return benchmark.val_share or 0.0
     if benchmark.val_share is None:
         raise UsageError(f"--val-share: {benchmark.title} has a validation split of its own. Leave it out.")
-    if not (math.isfinite(val_share) and 0 <= val_share < 1):
+    if not 0 <= val_share < 1:
         raise UsageError(f"--val-share is {val_share}, expected 0 or more and below 1.")
     return val_share
 

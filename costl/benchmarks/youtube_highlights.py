@@ -9,6 +9,7 @@ known, otherwise the name of its domain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from costl.benchmarks.common import (
@@ -25,11 +26,11 @@ from costl.benchmarks.common import (
     parse_all,
     positive_in,
     read_json,
-    read_text,
+    read_splits,
     row_with_windows,
     video_items,
 )
-from costl.data.annotations import Query, Window, parse_rows, table_in, text_in
+from costl.data.annotations import Query, Window, table_in, text_in
 from costl.pipeline.errors import UsageError
 
 HIGHEST_RATING = 4.0
@@ -45,22 +46,19 @@ def read_jsonl(files: Files, duration_of: DurationOf) -> Annotations:
     """`youtube_{train,valid}.jsonl`, with the titles of `youtube_anno.json` if it exists."""
     titles: dict[str, str] = {}
     if "titles" in files:
-        titles = dict(parse_all(video_items(files["titles"]), lambda item: (item[0], _title(item[1]))))
+        titles = dict(parse_all(video_items(files["titles"]), lambda vid, fields: (vid, _title(fields))))
 
     def parse(values: Mapping[str, Any]) -> Row:
         vid = text_in(values, "vid")
         return _row(vid, titles.get(vid, ""), values)
 
-    splits = {
-        split: parse_rows(read_text(files[part]), str(files[part]), parse)
-        for split, part in (("train", "train"), ("test", "held out"))
-    }
+    splits = read_splits(files, duration_of, parse=parse).splits
     return Annotations(splits, (WITH_FEATURES, *(() if titles else (DOMAIN_QUERIES,))))
 
 
 def read_videos(files: Files, duration_of: DurationOf) -> Annotations:
     """`youtube_anno.json`, all videos by their id, and `splits_umt.json`, `{domain: {train: [id], val: [id]}}`."""
-    rows = parse_all(video_items(files["videos"]), lambda item: _row(item[0], _title(item[1]), item[1]))
+    rows = parse_all(video_items(files["videos"]), lambda vid, fields: _row(vid, _title(fields), fields))
     by_vid = {row.query.vid: row for row in rows}
     splits = read_json(files["splits"])
     named = {split: _ids(splits, part, str(files["splits"])) for split, part in (("train", "train"), ("test", "val"))}
@@ -88,13 +86,11 @@ def _row(vid: str, title: str, fields: Mapping[str, Any]) -> Row:
     rated, quirks = _rated_windows(unrated, [(start / fps, end / fps) for start, end in frames], matches)
     if not rated:
         raise UsageError("no window is rated")
-    query = Query(
-        **vars(unrated)
-        | {
-            "clip_ids": tuple(range(len(rated))),
-            "rated_s": tuple(window for window, _ in rated),
-            "saliency": tuple(((match + 1) / 2 * HIGHEST_RATING,) for _, match in rated),
-        }
+    query = replace(
+        unrated,
+        clip_ids=tuple(range(len(rated))),
+        rated_s=tuple(window for window, _ in rated),
+        saliency=tuple(((match + 1) / 2 * HIGHEST_RATING,) for _, match in rated),
     )
     return Row(query, quirks)
 
@@ -129,7 +125,7 @@ YOUTUBE_HIGHLIGHTS = Benchmark(
     title="YouTube Highlights",
     layouts=(
         Layout(
-            files={"train": ("youtube_train.jsonl",), "held out": ("youtube_valid.jsonl",)},
+            files={"train": ("youtube_train.jsonl",), "test": ("youtube_valid.jsonl",)},
             extras={"titles": ("youtube_anno.json",)},
             read=read_jsonl,
         ),

@@ -26,7 +26,6 @@ from costl.metrics.moments import (
 )
 from costl.pipeline.errors import UsageError, first_few
 
-
 # How a benchmark is scored: by moments, and highlights where clips are rated, or only by the ranking of clips.
 BENCHMARKS: Mapping[str, MomentRules | RankingRules] = {
     "qvhighlights": PUBLISHED,

@@ -101,7 +101,7 @@ def test_without_a_table_durations_come_from_the_videos(prepare, world, tmp_path
 def test_an_unknown_duration_is_refused(prepare, tmp_path):
     prepared = prepare("charades", write_texts(tmp_path / "sta", lengths=None))
     assert prepared.code == 2
-    assert "the duration of AO8RW is unknown: AO8RW: its video is missing, and there are no Charades_v1" in prepared.messages
+    assert "the duration of AO8RW is unknown: AO8RW: its video is missing, and no Charades_v1" in prepared.messages
     prepared = prepare("charades", write_texts(tmp_path / "sta", lengths={"AO8RW": "30"}))
     assert prepared.code == 2 and "charades_sta_train.txt:2: the duration of Y6R7T is unknown" in prepared.messages
 
@@ -126,4 +126,4 @@ def test_a_table_without_lengths_is_refused(prepare, tmp_path):
     folder = write_texts(tmp_path / "sta")
     (folder / "Charades_v1_test.csv").write_text("a,b\n1,2\n")
     prepared = prepare("charades", folder)
-    assert prepared.code == 2 and "Charades_v1_test.csv: row 1: no column id or length" in prepared.messages
+    assert prepared.code == 2 and "Charades_v1_test.csv:1: columns a, b, expected id, length." in prepared.messages

@@ -102,7 +102,7 @@ def test_a_bad_video_is_named(prepare, tmp_path, changes, answer):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ('{\n"a": {,\n', "train.json:2: not JSON"),
+        ('{\n"a": {,\n', "train.json: not JSON (Expecting property name enclosed in double quotes: line 2"),
         ("[]", "a JSON list, expected an object with one entry for each video"),
         ('{"a": {"fps": NaN}}', "NaN is not a number JSON knows"),
         ('{"a": {}, "a": {}}', "'a' is given twice"),

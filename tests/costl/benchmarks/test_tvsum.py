@@ -165,9 +165,9 @@ def test_a_duration_that_is_neither_clips_nor_seconds_is_refused(prepare, jsonl,
 @pytest.mark.parametrize(
     ("file", "old", "new", "answer"),
     [
-        ("info", "category\t", "kind\t", "info.tsv:1: columns kind, video_id, title, url, length, expected category"),
+        ("info", "category\t", "kind\t", "info.tsv:1: columns kind, video_id, title, url, length, expected category, video_id"),
         ("info", "0:07", "7 s", "info.tsv:2: length is '7 s', expected minutes:seconds"),
-        ("info", "https://example.org\t", "", "info.tsv:2: 4 columns, expected 5"),
+        ("info", "https://example.org\t", "", "info.tsv:2: length is '', expected minutes:seconds"),
         ("info", "akI8YFjEmUw", "another", "anno.tsv:1: video 'akI8YFjEmUw' is not in ydata-tvsum50-info.tsv"),
         ("anno", "akI8YFjEmUw\tVU", "sTEELN-vY30\tVU", "40 rows of ratings, expected 20"),
         ("anno", ",1,1,1,1,1,", ",1,1,1,one,1,", "a rating is not a number"),
