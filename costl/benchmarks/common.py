@@ -21,9 +21,7 @@ SPLITS = ("train", "val", "test")
 
 # What is corrected in a row or remarkable about it. The report counts rows under these names.
 CLIPPED = "windows past the video's end or start, clipped"
-REVERSED = "windows that end before they start, dropped"
-EMPTY = "windows without length, dropped"
-OUTSIDE = "windows outside the video, dropped"
+DROPPED = "windows reversed, without length or outside the video, dropped"
 NO_WINDOW = "rows left without a window, dropped"
 LONG = f"windows longer than {LONG_S:.0f} s, kept"
 IN_CLIPS = "durations counted in clips of 2 s, now seconds"
@@ -103,16 +101,16 @@ def read_splits(
 
 
 def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
-    """`query` with the `windows` [start, end] in seconds, clipped to its video; those outside it are dropped.
+    """`query` with the `windows` [start, end] in seconds, clipped to its video.
 
-    A row that had windows and has none left gets the quirk NO_WINDOW.
+    A window that is reversed, without length or outside the video is dropped. A row that had windows and has none left gets the quirk NO_WINDOW.
     """
     usable: list[Window] = []
     quirks: list[str] = []
     for start, end in windows:
         clipped = max(start, 0.0), min(end, query.duration_s)
-        if problem := _window_problem(start, end, query.duration_s):
-            quirks.append(problem)
+        if clipped[0] >= clipped[1]:
+            quirks.append(DROPPED)
             continue
         usable.append(clipped)
         quirks += [CLIPPED] if clipped != (start, end) else []
@@ -213,15 +211,6 @@ def to_row(query: Query) -> dict[str, Any]:
 def _row_from_values(values: Mapping[str, Any]) -> Row:
     query = Query.from_row({**values, "relevant_windows": None})
     return row_with_windows(query, table_in(values, "relevant_windows", width=2))
-
-
-def _window_problem(start: float, end: float, duration_s: float) -> str:
-    """Why a window cannot be used; empty if it can."""
-    if start > end:
-        return REVERSED
-    if start == end:
-        return EMPTY
-    return OUTSIDE if end <= 0 or start >= duration_s else ""
 
 
 def _json_value(value: Any) -> Any:

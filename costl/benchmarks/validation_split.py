@@ -50,7 +50,5 @@ def _is_held_out(vid: str, *, share: float, seed: int) -> bool:
 def _validation_note(benchmark: Benchmark, held_out: Sequence[Row], *, share: float, seed: int) -> str:
     if share == 0:
         return f"val: none, {benchmark.val_reason}. --val-share 0.1 would hold out a tenth of the training videos."
-    if not held_out:
-        return f"val: none, because the share {share:g} with seed {seed} selects no training video. Try another --seed."
     videos = len({row.query.vid for row in held_out})
     return f"val: {videos} training videos held out (share {share:g}, seed {seed}): {benchmark.val_reason}."

@@ -14,9 +14,7 @@ from typing import Any
 
 from costl.benchmarks.common import (
     CLIPPED,
-    EMPTY,
-    OUTSIDE,
-    REVERSED,
+    DROPPED,
     Annotations,
     Benchmark,
     DurationOf,
@@ -30,7 +28,7 @@ from costl.benchmarks.common import (
     row_with_windows,
     video_items,
 )
-from costl.data.annotations import Query, Window, table_in, text_in
+from costl.data.annotations import Query, table_in, text_in
 from costl.pipeline.errors import UsageError
 
 HIGHEST_RATING = 4.0
@@ -83,7 +81,8 @@ def _row(vid: str, title: str, fields: Mapping[str, Any]) -> Row:
         raise UsageError(f"{len(frames)} windows in 'clip' but {len(matches)} in 'match'")
     duration_s = positive_in(fields, "frames") / fps
     unrated = Query(qid=vid, query=title.strip() or domain, vid=vid, duration_s=duration_s, domain=domain)
-    rated, quirks = _rated_windows(unrated, [(start / fps, end / fps) for start, end in frames], matches)
+    windows = [row_with_windows(unrated, [(start / fps, end / fps)]) for start, end in frames]
+    rated = [(row.query.windows[0], match) for row, match in zip(windows, matches, strict=True) if row.query.windows]
     if not rated:
         raise UsageError("no window is rated")
     query = replace(
@@ -92,16 +91,7 @@ def _row(vid: str, title: str, fields: Mapping[str, Any]) -> Row:
         rated_s=tuple(window for window, _ in rated),
         saliency=tuple(((match + 1) / 2 * HIGHEST_RATING,) for _, match in rated),
     )
-    return Row(query, quirks)
-
-
-def _rated_windows(
-    query: Query, windows: list[Window], matches: list[int]
-) -> tuple[list[tuple[Window, int]], tuple[str, ...]]:
-    """The usable windows with the match of each, and the quirks of all."""
-    rows = [(row_with_windows(query, [window]), match) for window, match in zip(windows, matches, strict=True)]
-    quirks = tuple(quirk for row, _ in rows for quirk in row.quirks if quirk in (CLIPPED, REVERSED, EMPTY, OUTSIDE))
-    return [(row.query.windows[0], match) for row, match in rows if row.query.windows], quirks
+    return Row(query, tuple(quirk for row in windows for quirk in row.quirks if quirk in (CLIPPED, DROPPED)))
 
 
 def _title(fields: Mapping[str, Any]) -> str:

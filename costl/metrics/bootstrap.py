@@ -14,7 +14,8 @@ import numpy as np
 
 RESAMPLES = 2_000
 FLIPS = 10_000
-LEVEL = 0.95
+PERCENTILES = (2.5, 97.5)
+SEED = 0
 # Up to this many queries the test is exact: it goes through every pattern of signs.
 EXACT_UP_TO = 13
 # How many counts or signs are in memory at once.
@@ -24,7 +25,7 @@ Interval = tuple[float, float]
 
 
 def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], *, groups: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = 0
+    values: Mapping[str, np.ndarray], *, groups: Sequence[str] = (), resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
     """The 95 % percentile interval of the mean of each array [b] over its queries that are not NaN.
 
@@ -36,17 +37,15 @@ def bootstrap_intervals(
         return {}
     table = np.stack(list(usable.values()), axis=1)  # [b n]
     mask = ~np.isnan(table)
-    rng = np.random.default_rng(seed)
     means = []
-    for counts in _resampled_counts(_strata(groups, len(table)), resamples, rng):
+    for counts in _resampled_counts(_strata(groups, len(table)), resamples):
         with np.errstate(invalid="ignore"):  # NaN where a resample has no value
             means.append(counts @ np.where(mask, table, 0.0) / (counts @ mask))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail], axis=0)
+    low, high = np.nanpercentile(np.concatenate(means), PERCENTILES, axis=0)
     return {name: (float(a), float(b)) for name, a, b in zip(usable, low, high, strict=True)}
 
 
-def sign_flip_p(differences: Mapping[str, np.ndarray], *, flips: int = FLIPS, seed: int = 0) -> dict[str, float]:
+def sign_flip_p(differences: Mapping[str, np.ndarray], *, flips: int = FLIPS) -> dict[str, float]:
     """The two-sided p-value of each array [b] of paired differences.
 
     It is the share of random sign patterns under which the mean lies at least as far from zero as the observed one. For up
@@ -59,7 +58,7 @@ def sign_flip_p(differences: Mapping[str, np.ndarray], *, flips: int = FLIPS, se
     # Sums in another order differ in their last bits, which must not decide.
     threshold = observed - 1e-9 * (1 + np.abs(table).sum(axis=0))
     exact = len(table) <= EXACT_UP_TO
-    blocks = _all_signs(len(table)) if exact else _random_signs(len(table), flips, np.random.default_rng(seed))
+    blocks = _all_signs(len(table)) if exact else _random_signs(len(table), flips)
     reached = np.zeros(len(observed))
     total = 0
     for signs in blocks:
@@ -76,8 +75,9 @@ def _strata(groups: Sequence[str], count: int) -> list[np.ndarray]:
     return rows if rows and min(map(len, rows)) > 1 else [np.arange(count)]
 
 
-def _resampled_counts(strata: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _resampled_counts(strata: Sequence[np.ndarray], resamples: int) -> Iterator[np.ndarray]:
     """How often each query occurs in each resample [resample b], in blocks."""
+    rng = np.random.default_rng(SEED)
     count = sum(map(len, strata))
     step = max(1, BLOCK // count)
     for start in range(0, resamples, step):
@@ -89,14 +89,15 @@ def _resampled_counts(strata: Sequence[np.ndarray], resamples: int, rng: np.rand
         yield counts
 
 
-def _all_signs(count: int) -> Iterator[np.ndarray]:
+def _all_signs(count: int) -> list[np.ndarray]:
     """Every pattern of signs [pattern b], in one block."""
     bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
-    yield 1.0 - 2.0 * bits
+    return [1.0 - 2.0 * bits]
 
 
-def _random_signs(count: int, flips: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _random_signs(count: int, flips: int) -> Iterator[np.ndarray]:
     """Random patterns of signs [pattern b], in blocks."""
+    rng = np.random.default_rng(SEED)
     step = max(1, BLOCK // count)
     for start in range(0, flips, step):
         yield 1.0 - 2.0 * rng.integers(0, 2, (min(step, flips - start), count))

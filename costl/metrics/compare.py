@@ -10,14 +10,14 @@ import numpy as np
 
 from costl.metrics.bootstrap import bootstrap_intervals, sign_flip_p
 from costl.metrics.compute import benchmark_of, measure
-from costl.metrics.score_files import read_predictions, read_truth, resampling_groups
+from costl.metrics.score_files import read_predictions, read_truth
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table
 
 SIGNIFICANT = 0.05
 MEANING = (
-    "Interval and p show what other queries of this kind would change, not what another training run would:\n"
-    "two seeds of one model often differ by more than published methods do. Compare means over several seeds."
+    "Interval and p show what other queries of this kind would change, not what another training run would: two seeds of one "
+    "model often differ by more than published methods do. Compare means over several seeds."
 )
 
 
@@ -53,13 +53,13 @@ class Comparison:
         """The rows for the terminal, then what they mean."""
         rows = [[name, *_cells(row)] for name, row in self.rows.items()]
         lines = [f"A  {self.a}", f"B  {self.b}", "", *table(["", "A", "B", "B - A", "95 % interval", "p", "queries"], rows), ""]
-        return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), *MEANING.split("\n")]
+        return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), MEANING]
 
     def verdict(self) -> str:
         """One sentence: how many differences are significant, and how many would be by chance."""
-        clear = [row.difference for row in self.rows.values() if row.p < SIGNIFICANT]
-        better = sum(difference > 0 for difference in clear)
-        worse = sum(difference < 0 for difference in clear)
+        significant = [row.difference for row in self.rows.values() if row.p < SIGNIFICANT]
+        better = sum(difference > 0 for difference in significant)
+        worse = len(significant) - better
         count = len(self.rows)
         return (
             f"Of {count} numbers B is better in {better} and worse in {worse} at p < {SIGNIFICANT}; "
@@ -68,16 +68,11 @@ class Comparison:
 
     def data(self) -> dict[str, Any]:
         """All of it as JSON-compatible values."""
-        return asdict(self) | {
-            "a": str(self.a),
-            "b": str(self.b),
-            "verdict": self.verdict(),
-            "meaning": MEANING.replace("\n", " "),
-        }
+        return asdict(self) | {"a": str(self.a), "b": str(self.b), "verdict": self.verdict(), "meaning": MEANING}
 
 
 def compare(
-    a: Path, b: Path, *, truth: Path, benchmark: str | None = None, official: bool = False, seed: int = 0
+    a: Path, b: Path, *, truth: Path, benchmark: str | None = None, official: bool = False
 ) -> Comparison:
     """Paired comparison of two submission files, query by query.
 
@@ -94,8 +89,8 @@ def compare(
     if not shared:
         raise UsageError(f"{a} and {b}: one predicts only moments, the other only saliency; nothing to compare.")
     differences = {name: values_b[name] - values_a[name] for name in shared}
-    intervals = bootstrap_intervals(differences, groups=resampling_groups(queries, benchmark), seed=seed)
-    p = sign_flip_p(differences, seed=seed)
+    intervals = bootstrap_intervals(differences, groups=[query.domain for query in queries])
+    p = sign_flip_p(differences)
     rows = {
         name: Row(
             a=float(np.nanmean(values_a[name])),

@@ -118,16 +118,13 @@ def _ranking_precision(saliency: Sequence[float], query: Query, rules: RankingRu
     if not scored:
         return 0.0
     ratings = np.array(query.saliency)
-    positive = ratings > (_lower_median(ratings) if rules.above_median else MIDDLE_RATING)
+    # Of two middle ratings the lower one is the median.
+    median = np.quantile(ratings, 0.5, axis=0, method="lower")
+    positive = ratings > (median if rules.above_median else MIDDLE_RATING)
     scores = np.array(saliency)[np.array(query.clip_ids)[scored]]
     # Clips of equal score keep their order in time. The published code leaves their order undefined.
     ranked = positive[scored][np.argsort(-scores, kind="stable")[: rules.top]]
     return float(sequential_sum(_trapezoid_precision(ranked)) / ratings.shape[1])
-
-
-def _lower_median(ratings: np.ndarray) -> np.ndarray:
-    """The median of each column of [t r]; of two middle values the lower one."""
-    return np.sort(ratings, axis=0)[(len(ratings) - 1) // 2]
 
 
 def _trapezoid_precision(ranked: np.ndarray) -> np.ndarray:

@@ -110,15 +110,16 @@ def moment_metrics(scores: MomentScores, rules: MomentRules) -> dict[str, Any]:
         zeros = dict.fromkeys([*map(str, rules.zeros_at), "average"], 0.0)
         return {"MR-mAP": zeros, "MR-R1": dict(zeros)}
     precision = scores.precision.mean(axis=0)
-    mean_iou = {"MR-mIoU": 100 * float(scores.first_iou.mean())} if rules.mean_iou else {}
-    recall_of_five = {str(t): 100 * float(np.mean(scores.best_iou_of_five >= t)) for t in rules.recall_of_five_at}
-    return {
-        **mean_iou,
-        "MR-mAP": {str(t): 100 * float(p) for t, p in zip(IOU_THRESHOLDS, precision, strict=True)}
-        | {"average": 100 * float(precision.mean())},
+    mean_precision = {str(t): 100 * float(p) for t, p in zip(IOU_THRESHOLDS, precision, strict=True)}
+    metrics: dict[str, Any] = {
+        "MR-mAP": mean_precision | {"average": 100 * float(precision.mean())},
         "MR-R1": {str(t): 100 * float(np.mean(scores.first_iou >= t)) for t in rules.recall_at},
-        **({"MR-R5": recall_of_five} if recall_of_five else {}),
     }
+    if rules.mean_iou:
+        metrics["MR-mIoU"] = 100 * float(scores.first_iou.mean())
+    if rules.recall_of_five_at:
+        metrics["MR-R5"] = {str(t): 100 * float(np.mean(scores.best_iou_of_five >= t)) for t in rules.recall_of_five_at}
+    return metrics
 
 
 def headline_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

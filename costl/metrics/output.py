@@ -101,18 +101,19 @@ def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
 def _moment_table(metrics: Mapping[str, Any]) -> list[str]:
     """A row for each number, a column for each length of window; the interval is that of all windows."""
     lengths = [name for name in ("full", "long", "middle", "short") if name in metrics]
-    cells = {name: headline_numbers(metrics[name]) for name in lengths}
-    rows = {
-        row: [_number(value), _interval(metrics, f"MR-full-{row}"), *(_number(cells[name].get(row)) for name in lengths[1:])]
-        for row, value in cells.get("full", {}).items()
-    }
-    return _table("moments", ["full", "95 %", *lengths[1:]], rows)
+    numbers = {name: headline_numbers(metrics[name]) for name in lengths}
+    rows = [
+        [row, _number(value), _interval(metrics, f"MR-full-{row}"), *(_number(numbers[n].get(row)) for n in lengths[1:])]
+        for row, value in numbers.get("full", {}).items()
+    ]
+    return _table(["moments", "full", "95 %", *lengths[1:]], rows)
 
 
 def _highlight_table(metrics: Mapping[str, Any]) -> list[str]:
     """QVHighlights: a row for each least rating of a positive clip."""
-    rows = {
-        f">= {name[7:]}": [
+    rows = [
+        [
+            f">= {name[7:]}",
             _number(metrics[name]["HL-mAP"]),
             _interval(metrics, f"{name}-mAP"),
             _number(metrics[name]["HL-Hit1"]),
@@ -120,8 +121,8 @@ def _highlight_table(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for name in metrics
         if name.startswith("HL-min-")
-    }
-    return _table("highlights", ["mAP", "95 %", "HIT@1", "95 %"], rows)
+    ]
+    return _table(["highlights", "mAP", "95 %", "HIT@1", "95 %"], rows)
 
 
 def _ranking_table(metrics: Mapping[str, Any]) -> list[str]:
@@ -129,12 +130,12 @@ def _ranking_table(metrics: Mapping[str, Any]) -> list[str]:
     if "domains" not in metrics:
         return []
     name = next(iter(metrics["brief"]))
-    rows = {
-        domain: [_number(row[name]), _interval(metrics, f"{name}-{domain}"), f"{row['videos']}"]
+    rows = [
+        [domain, _number(row[name]), _interval(metrics, f"{name}-{domain}"), row["videos"]]
         for domain, row in metrics["domains"].items()
-    }
-    mean = {"mean" if rows else "all": [_number(metrics["brief"][name]), _interval(metrics, name), ""]}
-    return _table("highlights", [name.removeprefix("HL-"), "95 %", "videos"], rows | mean)
+    ]
+    mean = ["mean" if rows else "all", _number(metrics["brief"][name]), _interval(metrics, name), ""]
+    return _table(["highlights", name.removeprefix("HL-"), "95 %", "videos"], [*rows, mean])
 
 
 def _number(value: float | None) -> str:
@@ -146,10 +147,6 @@ def _interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else ""
 
 
-def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    """A table without its empty columns, and an empty line after it; nothing without rows."""
-    if not rows:
-        return []
-    shown = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
-    header = [title, *(columns[i] for i in shown)]
-    return [*table(header, ([name, *(cells[i] for i in shown)] for name, cells in rows.items())), ""]
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table and an empty line after it; nothing without rows."""
+    return [*table(header, rows), ""] if rows else []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costl.data.annotations import Prediction, Query, parse_jsonl, parse_predictions
+from costl.data.annotations import Prediction, Query, parse_jsonl, parse_rows
 from costl.metrics.bootstrap import bootstrap_intervals
 from costl.metrics.compute import benchmark_of, measure
 from costl.pipeline.errors import UsageError, first_few
@@ -37,19 +37,13 @@ def score(
     """The result of `compute_metrics` with two more keys.
 
     `scored`: benchmark, mode, number of queries and length of a clip. `intervals`: for each headline number its 95 %
-    bootstrap interval [low, high] in percent, over queries; for tvsum and youtube-highlights over videos, resampled
-    within each domain where every domain has two or more.
+    bootstrap interval [low, high] in percent, over queries. Queries with domains (TVSum, YouTube Highlights: one a video)
+    are resampled within each domain where every domain has two or more.
     """
     metrics, values = measure(predictions, queries, benchmark=benchmark, official=official, clip_s=clip_s)
-    intervals = bootstrap_intervals(values, groups=resampling_groups(queries, benchmark))
+    intervals = bootstrap_intervals(values, groups=[query.domain for query in queries])
     scored = {"benchmark": benchmark, "official": official, "queries": len(queries), "clip_s": clip_s}
     return {**metrics, "scored": scored, "intervals": {name: list(pair) for name, pair in intervals.items()}}
-
-
-def resampling_groups(queries: Sequence[Query], benchmark: str) -> list[str]:
-    """The group of each query [b] whose size a bootstrap resample preserves: the domain, for a benchmark whose number is
-    a mean over domains; otherwise no groups."""
-    return [query.domain for query in queries] if benchmark in ("tvsum", "youtube-highlights") else []
 
 
 def read_truth(path: Path) -> list[Query]:
@@ -59,10 +53,10 @@ def read_truth(path: Path) -> list[Query]:
     predictions.
     """
     text = _read(path)
-    first_row = _first_row(text)
-    if set(first_row) & set(PREDICTED_FIELDS):
+    predicted = _fields(text, PREDICTED_FIELDS)
+    if predicted:
         raise UsageError(
-            f"{path}: a file of predictions (it has {_fields_in(first_row, PREDICTED_FIELDS)}), expected annotations. "
+            f"{path}: a file of predictions (it has {', '.join(predicted)}), expected annotations. "
             "Pass it as --predictions and the annotations as --truth."
         )
     queries = parse_jsonl(text, str(path))
@@ -79,17 +73,13 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     and for a query without a row: a query without an answer has a row with empty lists.
     """
     text = _read(path)
-    first_row = _first_row(text)
-    fields = set(first_row)
-    if fields & set(LABEL_FIELDS) and not fields & set(PREDICTED_FIELDS):
+    labels = _fields(text, LABEL_FIELDS)
+    if labels and not _fields(text, PREDICTED_FIELDS):
         raise UsageError(
-            f"{path}: a file of annotations (it has {_fields_in(first_row, LABEL_FIELDS)}), expected predictions with "
+            f"{path}: a file of annotations (it has {', '.join(labels)}), expected predictions with "
             f"{' and '.join(PREDICTED_FIELDS)}."
         )
-    predictions = parse_predictions(text, str(path))
-    if not predictions:
-        raise UsageError(f"{path}: no prediction in it, expected one JSON object a line for each query of {truth}.")
-    _refuse_rows_without_prediction(text, predictions, path)
+    predictions = parse_rows(text, str(path), _prediction)
     known = {query.qid for query in queries}
     extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
     if extra:
@@ -113,24 +103,19 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read ({reason}), expected a JSONL file.") from error
 
 
-def _first_row(text: str) -> dict[str, Any]:
-    """The first row if it is a JSON object, otherwise an empty one: the parser reports what is wrong with it."""
+def _fields(text: str, names: Sequence[str]) -> list[str]:
+    """Which of the names are fields of the first row. A row that is not a JSON object has none; the parser refuses it."""
     _, line = next(json_lines(text), (0, ""))
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+        return []
+    return [name for name in names if isinstance(row, dict) and name in row]
 
 
-def _fields_in(row: dict[str, Any], fields: Sequence[str]) -> str:
-    return ", ".join(name for name in fields if name in row)
-
-
-def _refuse_rows_without_prediction(text: str, predictions: Sequence[Prediction], path: Path) -> None:
+def _prediction(row: Mapping[str, Any]) -> Prediction:
     """An empty list means that there is no answer. A row with neither list is probably in another format."""
-    for (number, line), prediction in zip(json_lines(text), predictions, strict=True):
-        if not (prediction.windows or prediction.saliency or set(json.loads(line)) & set(PREDICTED_FIELDS)):
-            raise UsageError(
-                f"{path}:{number}: query {prediction.qid!r} has neither {' nor '.join(PREDICTED_FIELDS)}."
-            )
+    prediction = Prediction.from_row(row)
+    if not set(row) & set(PREDICTED_FIELDS):
+        raise UsageError(f"query {prediction.qid!r} has neither {' nor '.join(PREDICTED_FIELDS)}")
+    return prediction

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from costl.benchmarks.common import CLIPPED, EMPTY, NO_WINDOW, OUTSIDE, REVERSED
+from costl.benchmarks.common import CLIPPED, DROPPED, NO_WINDOW
 from costl.data.annotations import parse_jsonl
 
 TRAIN = ["AO8RW 0.0 6.9##a person is putting a book on a shelf.", "Y6R7T 20.8 30.0##person begins to play on a phone."]
@@ -78,9 +78,9 @@ def test_file_names_of_other_projects_are_found(prepare, jsonl, tmp_path, train,
 def test_windows_are_clipped_or_dropped_and_rows_without_any_dropped(prepare, tmp_path):
     train = [*TRAIN, "AO8RW 9.0 3.0##reversed", "AO8RW 3.0 3.0##empty", "AO8RW 34.0 36.0##outside"]
     prepared = prepare("charades", write_texts(tmp_path / "sta", train, [*TEST, "3MSZA 9 3##x"]), "--val-share", "0")
-    assert prepared.quirks("train") == {CLIPPED: 1, REVERSED: 1, EMPTY: 1, OUTSIDE: 1, NO_WINDOW: 3}
+    assert prepared.quirks("train") == {CLIPPED: 1, DROPPED: 3, NO_WINDOW: 3}
     assert [query.windows for query in prepared.splits["train"]] == [((0.0, 6.9),), ((20.8, 29.42),)]
-    assert CLIPPED in prepared.table and REVERSED in prepared.table
+    assert CLIPPED in prepared.table and DROPPED in prepared.table
     assert "test: 1 rows without a usable window are dropped, so this is not the published test split." in prepared.messages
     # Numbers go through both files, dropped rows included, as the JSONL has them.
     assert [query.qid for query in prepared.splits["test"]] == [5]

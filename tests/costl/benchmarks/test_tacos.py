@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from costl.benchmarks.common import EMPTY, LONG, NO_WINDOW
+from costl.benchmarks.common import DROPPED, LONG, NO_WINDOW
 from costl.benchmarks.prepare import REPEATED
 from costl.data.annotations import parse_jsonl
 
@@ -65,7 +65,7 @@ def test_small_files_in_frames(prepare, tmp_path):
     prepared = prepare("tacos", write_videos(tmp_path / "tacos", timestamps=[[294, 588], [29, 29]]))
     (query,) = prepared.splits["train"]
     assert (query.qid, query.vid, query.windows, query.duration_s) == ("s0-d1_0", "s0-d1", ((10, 20),), 200)
-    assert prepared.quirks("train") == {EMPTY: 1, NO_WINDOW: 1} and prepared.quirks("val") == {LONG: 1}
+    assert prepared.quirks("train") == {DROPPED: 1, NO_WINDOW: 1} and prepared.quirks("val") == {LONG: 1}
 
 
 def test_a_video_is_found_with_and_without_the_camera_in_its_name(prepare, tmp_path):

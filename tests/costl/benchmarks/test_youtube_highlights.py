@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from costl.benchmarks.common import CLIPPED, REVERSED
+from costl.benchmarks.common import CLIPPED, DROPPED
 
 ABOUT = {"fps": 20.0, "frames": "180", "domain": "dog", "clip": [[0, 100], [50, 150], [100, 181]], "match": [-1, 0, 1]}
 INFO = ["dog", None, [], 9, "channel", "My two Dogs", "", None]
@@ -84,7 +84,7 @@ def test_a_reversed_window_is_dropped_and_the_others_keep_their_ratings(prepare,
     prepared = prepare("youtube-highlights", write_videos(tmp_path / "whole", **clips), "--val-share", "0")
     (query,) = prepared.splits["train"]
     assert (query.rated_s, query.saliency, query.clip_ids) == (((0, 5), (5, 9)), ((0,), (4,)), (0, 1))
-    assert prepared.quirks("train") == {REVERSED: 1}
+    assert prepared.quirks("train") == {DROPPED: 1}
 
 
 @pytest.mark.parametrize(

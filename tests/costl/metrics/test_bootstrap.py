@@ -42,10 +42,9 @@ def test_fewer_than_two_values_have_no_interval():
     assert set(result) == {"two"} and bootstrap_intervals({"one": np.array([3.0])}) == {} == bootstrap_intervals({})
 
 
-def test_an_interval_depends_on_the_seed_and_is_empty_for_constants():
+def test_an_interval_is_reproducible_and_empty_for_constants():
     values = {"m": np.arange(10.0), "c": np.full(10, 7.0)}
-    assert bootstrap_intervals(values, seed=1) == bootstrap_intervals(values, seed=1)
-    assert bootstrap_intervals(values, seed=1)["m"] != bootstrap_intervals(values, seed=2)["m"]
+    assert bootstrap_intervals(values) == bootstrap_intervals(values)
     assert bootstrap_intervals(values)["c"] == pytest.approx((7, 7))
 
 
@@ -103,8 +102,6 @@ def test_the_default_is_two_thousand_resamples_from_seed_0():
     drawn = np.random.default_rng(0).integers(0, 10, (2000, 10))
     expected = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
     assert bootstrap_intervals({"a": values})["a"] == pytest.approx(tuple(expected))
-    differences = {"a": np.random.default_rng(1).normal(0.3, 1, 20)}
-    assert sign_flip_p(differences) == sign_flip_p(differences, seed=0)
 
 
 @pytest.mark.parametrize("values", [[1.0, 5.0], [1.0, 2.0, 7.0, 30.0]])

@@ -118,7 +118,7 @@ def test_scoring_loads_neither_torch_nor_h5py(folder):
 BAD = {
     "no such file": (None, "mine.jsonl: cannot be read (No such file or directory)"),
     "not text": (b"\xff\xfe", "mine.jsonl: cannot be read (it is not UTF-8 text)"),
-    "empty": ("\n\n", "mine.jsonl: no prediction in it, expected one JSON object a line for each query of truth.jsonl"),
+    "empty": ("\n\n", "mine.jsonl: no row for 1, 2, 3, 3 of the 3 queries of truth.jsonl"),
     "not JSON": (lines(prediction_row(1), "{'qid': 2}"), "mine.jsonl:2: not JSON"),
     "a list": (lines("[1]"), "mine.jsonl:1: a JSON list, expected an object"),
     "NaN": (lines(prediction_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "mine.jsonl:1: not JSON (NaN"),
