@@ -103,7 +103,8 @@ def read_splits(
 def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
     """`query` with the `windows` [start, end] in seconds, clipped to its video.
 
-    A window that is reversed, without length or outside the video is dropped. A row that had windows and has none left gets the quirk NO_WINDOW.
+    A window that is reversed, without length or outside the video is dropped. A row that had windows and has none left gets
+    the quirk NO_WINDOW.
     """
     usable: list[Window] = []
     quirks: list[str] = []

@@ -24,7 +24,6 @@ from costl.pipeline.formats.table import table
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import find_videos
 
-REPEATED = "rows that repeat another one, kept"
 MADE_BY = "costl prepare"
 _REPORT, _SETTINGS, _MISSING = "report.json", "costl.yaml", "missing.txt"
 _WRITTEN = {_REPORT, _SETTINGS, _MISSING, *(f"{split}.jsonl" for split in SPLITS)}
@@ -156,8 +155,6 @@ def _durations(find: Callable[[str], Path | None], report_progress: ProgressCall
 
 def _refuse_other_content(out: Path, benchmark: Benchmark) -> None:
     """Raises UsageError where `out` has anything but an earlier output for the same benchmark."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file, expected a folder to write to. Choose another --out.")
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
     if not names:
         return
@@ -189,14 +186,13 @@ def _warnings(splits: Mapping[str, Sequence[Row]]) -> list[str]:
 def _count(rows: Sequence[Row], written: Sequence[Row], missing: Sequence[str]) -> dict[str, Any]:
     videos = {row.query.vid for row in written}
     quirks = Counter(quirk for row in rows for quirk in row.quirks)
-    repeated = len(written) - len({replace(row.query, qid=0) for row in written})
     return {
         "rows": len(written),
         "videos": len(videos),
         "missing": len(videos & set(missing)),
         "windows": sum(len(row.query.windows) for row in written),
         "rated": sum(len(row.query.clip_ids) for row in written),
-        "quirks": {**dict(sorted(quirks.items())), **({REPEATED: repeated} if repeated else {})},
+        "quirks": dict(sorted(quirks.items())),
     }
 
 

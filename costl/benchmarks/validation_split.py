@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
-from costl.benchmarks.common import SPLITS, Annotations, Benchmark, Row
+from costl.benchmarks.common import Annotations, Benchmark, Row
 from costl.pipeline.errors import UsageError
 
 
@@ -23,16 +22,20 @@ def resolve_val_share(benchmark: Benchmark, val_share: float | None) -> float:
 def split_rows(
     benchmark: Benchmark, official: Annotations, *, share: float, seed: int
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    """The splits in order, with training videos held out for validation if necessary, and notes about them.
+    """The splits, with training videos held out for validation if necessary, and notes about them.
 
     Raises UsageError for a split without a row.
     """
-    splits = {split: list(official.splits[split]) for split in SPLITS if split in official.splits}
+    splits = {split: list(rows) for split, rows in official.splits.items()}
     notes = []
     if benchmark.val_share is not None:
         held_out = [row for row in splits["train"] if _is_held_out(row.query.vid, share=share, seed=seed)]
         train = [row for row in splits["train"] if not _is_held_out(row.query.vid, share=share, seed=seed)]
-        notes.append(_validation_note(benchmark, held_out, share=share, seed=seed))
+        videos = len({row.query.vid for row in held_out})
+        note = f"val: {videos} training videos held out (share {share:g}, seed {seed}): {benchmark.val_reason}."
+        if share == 0:
+            note = f"val: none, {benchmark.val_reason}. --val-share 0.1 would hold out a tenth of the training videos."
+        notes = [note]
         splits = {"train": train, **({"val": held_out} if held_out else {}), "test": splits["test"]}
     empty = [split for split, rows in splits.items() if not rows]
     if empty:
@@ -45,10 +48,3 @@ def split_rows(
 def _is_held_out(vid: str, *, share: float, seed: int) -> bool:
     digest = hashlib.sha256(f"{seed}:{vid}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def _validation_note(benchmark: Benchmark, held_out: Sequence[Row], *, share: float, seed: int) -> str:
-    if share == 0:
-        return f"val: none, {benchmark.val_reason}. --val-share 0.1 would hold out a tenth of the training videos."
-    videos = len({row.query.vid for row in held_out})
-    return f"val: {videos} training videos held out (share {share:g}, seed {seed}): {benchmark.val_reason}."

@@ -14,7 +14,7 @@ import numpy as np
 
 RESAMPLES = 2_000
 FLIPS = 10_000
-PERCENTILES = (2.5, 97.5)
+LEVEL = 0.95
 SEED = 0
 # Up to this many queries the test is exact: it goes through every pattern of signs.
 EXACT_UP_TO = 13
@@ -41,7 +41,8 @@ def bootstrap_intervals(
     for counts in _resampled_counts(_strata(groups, len(table)), resamples):
         with np.errstate(invalid="ignore"):  # NaN where a resample has no value
             means.append(counts @ np.where(mask, table, 0.0) / (counts @ mask))
-    low, high = np.nanpercentile(np.concatenate(means), PERCENTILES, axis=0)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail], axis=0)
     return {name: (float(a), float(b)) for name, a, b in zip(usable, low, high, strict=True)}
 
 

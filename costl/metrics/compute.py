@@ -138,11 +138,7 @@ def _task_metrics(
         metrics[name] = {"HL-mAP": 100 * float(precision), "HL-Hit1": 100 * float(hit)}
         metrics["brief"] |= {f"{name}-{key[3:]}": value for key, value in metrics[name].items()}
         values |= {f"{name}-mAP": 100 * rating[:, 0], f"{name}-Hit1": 100 * rating[:, 1]}
-    if not official:
-        return metrics, values
-    missing = [name for name in rules.lengths if name not in moments] if moments else []
-    note = f"No true window is {' or '.join(missing)}: left out here, where the published evaluator stops."
-    return _rounded(metrics) | ({"notes": [note]} if missing else {}), values
+    return _rounded(metrics) if official else metrics, values
 
 
 def _named(length: str, numbers: Mapping[str, Any], shown: Sequence[str] | None) -> dict[str, Any]:
@@ -153,7 +149,8 @@ def _ranking_metrics(
     predictions: Sequence[Prediction], queries: Sequence[Query], rules: RankingRules, *, official: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     precision = score_rankings(predictions, queries, rules)
-    domain_rows = _rows_by_domain(queries)
+    domains = sorted({query.domain for query in queries})
+    domain_rows = {d: [i for i, query in enumerate(queries) if query.domain == d] for d in domains}
     means = {domain: float(sequential_sum(precision[rows]) / len(rows)) for domain, rows in domain_rows.items()}
     weights = np.ones(len(precision))
     by_domain = {}
@@ -165,17 +162,9 @@ def _ranking_metrics(
     numbers = {rules.name: float(np.mean(list(means.values())))} | {f"{rules.name}-{d}": means[d] for d in by_domain}
     # As published: five decimals of the fraction.
     brief = {key: round(100 * round(mean, 5), 3) if official else 100 * mean for key, mean in numbers.items()}
-    domains = {d: {rules.name: brief[f"{rules.name}-{d}"], "videos": len(domain_rows[d])} for d in by_domain}
+    numbers_by_domain = {d: {rules.name: brief[f"{rules.name}-{d}"], "videos": len(domain_rows[d])} for d in by_domain}
     values = {f"{rules.name}-{domain}": value for domain, value in by_domain.items()}
-    return {"brief": brief, "domains": domains}, {rules.name: 100 * precision * weights, **values}
-
-
-def _rows_by_domain(queries: Sequence[Query]) -> dict[str, list[int]]:
-    """The indices of the queries of each domain, in alphabetical order of the domains."""
-    rows: dict[str, list[int]] = {domain: [] for domain in sorted({query.domain for query in queries})}
-    for row, query in enumerate(queries):
-        rows[query.domain].append(row)
-    return rows
+    return {"brief": brief, "domains": numbers_by_domain}, {rules.name: 100 * precision * weights, **values}
 
 
 def _notes(by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], *, ratings_only: bool) -> list[str]:

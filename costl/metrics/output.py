@@ -75,13 +75,13 @@ def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
     integer_qids = all(isinstance(prediction.qid, int) for prediction in predictions)
     moment = pa.struct([(name, pa.float64()) for name in ("start_s", "end_s", "score")])
     schema = pa.schema(
-        [
-            ("qid", pa.int64() if integer_qids else pa.string()),
-            ("query", pa.string()),
-            ("vid", pa.string()),
-            ("moments", pa.list_(moment)),
-            ("saliency", pa.list_(pa.float64())),
-        ]
+        {
+            "qid": pa.int64() if integer_qids else pa.string(),
+            "query": pa.string(),
+            "vid": pa.string(),
+            "moments": pa.list_(moment),
+            "saliency": pa.list_(pa.float64()),
+        }
     )
     rows = [
         {

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from costl.benchmarks.common import DROPPED, LONG, NO_WINDOW
-from costl.benchmarks.prepare import REPEATED
 from costl.data.annotations import parse_jsonl
 
 SPLITS = ("train", "val", "test")
@@ -36,7 +35,6 @@ def test_every_official_row_is_written_as_it_is(prepare, official):
         assert prepared.splits[split] == queries
         assert prepared.quirks(split) == {
             LONG: sum(end - start > 150 for query in queries for start, end in query.windows),
-            REPEATED: len(queries) - len({(query.vid, query.query, query.windows) for query in queries}),
         }
 
 
