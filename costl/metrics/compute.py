@@ -126,10 +126,10 @@ def _task_metrics(
     moments = score_moments(predictions, queries, rules) if with_moments else {}
     ratings = score_ratings(predictions, queries, official=official, clip_s=clip_s) if with_saliency else {}
     metrics: dict[str, Any] = {"brief": {}}
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for name, length in moments.items():
         metrics[name] = moment_metrics(length, rules)
-        shown = None if name == "full" else ("mAP",)
+        shown = None if name == "full" else ["mAP"]
         metrics["brief"] |= _named(name, headline_numbers(metrics[name]), shown)
         if length.query_mask.any():
             values |= _named(name, headline_values(length, rules), shown)
@@ -142,6 +142,7 @@ def _task_metrics(
 
 
 def _named(length: str, numbers: Mapping[str, Any], shown: Sequence[str] | None) -> dict[str, Any]:
+    """The numbers of a length by the names of `brief`: all of them, or those in `shown`."""
     return {f"MR-{length}-{name}": value for name, value in numbers.items() if shown is None or name in shown}
 
 
