@@ -105,7 +105,6 @@ def prepare(
 
     official = layout.read(files, _durations(find, progress or (lambda _: None)))
     splits, notes = split_rows(benchmark, official, share=share, seed=seed)
-    warnings = _warnings(splits)
     written = {split: [row for row in rows if NO_WINDOW not in row.quirks] for split, rows in splits.items()}
     annotated = {row.query.vid for rows in written.values() for row in rows}
     missing = sorted(vid for vid in annotated if find(vid) is None)
@@ -120,7 +119,7 @@ def prepare(
         sources={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()},
         options={"val_share": share, "seed": seed, "allow_missing_videos": allow_missing_videos},
         splits={split: _count(rows, written[split], missing) for split, rows in splits.items()},
-        notes=(*official.notes, *notes, *warnings),
+        notes=(*official.notes, *notes, *_warnings(splits)),
         out=out,
         videos=videos,
         missing=missing,
