@@ -8,11 +8,21 @@ from collections.abc import Mapping, Sequence
 from costl.data.annotations import Prediction, Query
 from costl.metrics.highlights import expected_clips
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.strict_json import abbreviated
 
 # A window may end this far outside its video, so that times written with two decimals are not refused.
 TOLERANCE_S = 0.01
 REMEDY = "Correct it, or score as the published evaluator does with --official."
 UNSCORED = "The published evaluator cannot score it. Leave out --official."
+
+
+def check_arguments(predictions: Sequence[Prediction], queries: Sequence[Query], clip_s: float) -> None:
+    """Raises UsageError for arguments of `compute_metrics` of the wrong type, and for clips without length."""
+    for name, rows, row_type in (("predictions", predictions, Prediction), ("queries", queries, Query)):
+        if not (isinstance(rows, Sequence) and all(isinstance(row, row_type) for row in rows)):
+            raise UsageError(f"{name} is {abbreviated(rows)}, expected a list of costl.{row_type.__name__}.")
+    if not clip_s > 0:
+        raise UsageError(f"clip_s is {clip_s}, expected seconds above zero.")
 
 
 def index_by_qid(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.checks import check_official, check_strict, index_by_qid
+from costl.metrics.checks import check_arguments, check_official, check_strict, index_by_qid
 from costl.metrics.highlights import TVSUM, YOUTUBE, RankingRules, score_rankings, score_ratings, sequential_sum
 from costl.metrics.moments import (
     FORK,
@@ -62,9 +62,10 @@ def compute_metrics(
     Both modes leave out what has no labels (no saliency in Charades-STA, no window of some length), where the published
     code stops with an error.
 
-    Raises UsageError that names the query: in both modes for a qid that is unknown or occurs twice; in strict mode for a
-    window that is reversed or outside its video, for the id of another video, and for a saliency list of the wrong
-    length; in official mode for whatever the published code cannot score (a query without prediction or labels).
+    Raises UsageError for arguments of another type. Raises UsageError that names the query: in both modes for a qid that is
+    unknown or occurs twice; in strict mode for a window that is reversed or outside its video, for the id of another video,
+    and for a saliency list of the wrong length; in official mode for whatever the published code cannot score (a query
+    without prediction or labels).
     """
     return measure(predictions, queries, official=official, clip_s=clip_s, benchmark=benchmark)[0]
 
@@ -83,6 +84,7 @@ def measure(
     mean of the other values is the number: where a number is a mean over domains, the values are weighted by the size of
     the domain. Arguments and errors are those of `compute_metrics`.
     """
+    check_arguments(predictions, queries, clip_s)
     rules = benchmark_rules(benchmark)
     ratings_only = isinstance(rules, RankingRules)
     by_qid = index_by_qid(predictions, queries, benchmark=benchmark, ratings_only=ratings_only)

@@ -56,7 +56,7 @@ WRONG_ARGUMENTS = [
     (lambda: costl.compute_metrics([], [], benchmark="x"), "benchmark is 'x', expected one of"),
     (lambda: costl.compute_metrics([], [costl.Query(**QUERY)], clip_s=0), "clip_s is 0, expected seconds above zero"),
     (lambda: costl.compute_metrics([], 2), "queries is 2, expected a list of costl.Query"),
-    (lambda: costl.compute_metrics(["a"], []), "predictions holds 'a', expected a list of costl.Prediction"),
+    (lambda: costl.compute_metrics(["a"], []), r"predictions is \['a'\], expected a list of costl.Prediction"),
 ]
 
 

@@ -246,7 +246,7 @@ def test_an_answer_has_a_picture_in_a_notebook(world, asker):
 
 @pytest.mark.parametrize("times_s", [[-1.0], [float("nan")], ["a"], 5j, None])
 def test_times_that_are_not_seconds_are_refused(world, asker, times_s):
-    with pytest.raises(UsageError, match="times_s is .*, expected seconds from 0 on"):
+    with pytest.raises(UsageError, match=r"times_s is .*, expected seconds from 0 on"):
         asker.patch_attention(*a_query(world), times_s)
 
 
