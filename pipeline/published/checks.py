@@ -122,7 +122,7 @@ def _refuse_missing(missing: Mapping[str, str], total: int, folders: Mapping[str
 
 def _describe_contents(folder: Path) -> str:
     names = [path.name for path in folder.iterdir()]
-    return f"{len(names)} files such as {min(names, default='none')}"
+    return f"with {len(names)} files such as {min(names)}" if names else "which is empty"
 
 
 def _common_width(arrays: Sequence[StoredArray]) -> int:

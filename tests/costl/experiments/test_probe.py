@@ -172,7 +172,7 @@ def test_a_wrong_truth_file_is_refused_in_one_sentence(world, tmp_path):
     with pytest.raises(UsageError, match="13 clips of two seconds, but 12"):
         diagnose(copy.cache, objects=path)
     path.write_text(lines[-1])
-    with pytest.raises(UsageError, match="no video of 'train' has a row in"):
+    with pytest.raises(UsageError, match="no video of 'test' has a row in"):
         diagnose(copy.cache, objects=path)
     path.unlink()
     with pytest.raises(UsageError, match="Pass its path as --objects"):
