@@ -140,7 +140,7 @@ def test_errors_are_shown_on_the_page(browser, address, tmp_path):
     ask(browser, "a cat")
     assert browser.find(".problem").text == "Choose or upload a video first."
     upload(browser, tmp_path / "notes.mp4")
-    browser.wait(lambda: "notes.mp4: cannot be read as a video" in browser.find(".problem").text, "no error message")
+    browser.wait(lambda: "notes.mp4: not a video, its content is text" in browser.find(".problem").text, "no error message")
     assert not browser.all("#costl-player video")
 
 
