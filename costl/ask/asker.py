@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,16 +116,16 @@ class Asker:
         """
         check_queries([query])
         try:
-            usable = bool(np.all(np.isfinite(times_s)) and np.all(np.array(times_s) >= 0))
-        except TypeError:
-            usable = False
-        if not usable:
+            seconds = np.array(times_s, np.float64)
+        except (TypeError, ValueError):
+            seconds = np.array(math.nan)
+        if seconds.ndim != 1 or not np.all(np.isfinite(seconds) & (seconds >= 0)):
             raise UsageError(f"times_s is {times_s!r}, expected seconds from 0 on.")
-        if not (times_s and has_attention_maps(self._model)):
+        if not (len(seconds) and has_attention_maps(self._model)):
             return []
         features, name = self._feature_store.features(as_path("video", video), [query])
         grid = features.grid(name)
-        clips = [min(int(second * grid.fps), grid.clips - 1) for second in times_s]
+        clips = [min(int(second * grid.fps), grid.clips - 1) for second in seconds]
         maps = clip_attention_maps(self._model, Query(0, query, name, grid.duration_s), clips, features)
         weights = maps.share.reshape(len(clips), *features.patch_grid)
         return [PatchAttention(float(second), map_) for second, map_ in zip(grid.centres_s()[clips], weights, strict=True)]

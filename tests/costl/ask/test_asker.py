@@ -219,7 +219,7 @@ def test_a_model_trained_on_imported_features_cannot_be_asked(run, tmp_path):
 def test_patch_attention_is_the_attention_of_step_one(world, asker):
     video, query = a_query(world)
     asker.ask(video, query)
-    attention = asker.patch_attention(video, query, [-0.5, 7.9, 99.0])
+    attention = asker.patch_attention(video, query, [0.5, 7.9, 99.0])
     assert [one.centre_s for one in attention] == [1.0, 7.0, 23.0]
     assert asker.patch_attention(video, query, []) == []
     features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
@@ -250,6 +250,7 @@ def test_times_that_are_not_seconds_are_refused(world, asker, times_s):
         asker.patch_attention(*a_query(world), times_s)
 
 
-def test_a_number_of_workers_that_is_none_is_refused(run):
+def test_a_number_of_workers_that_is_none_is_refused(world, run, tmp_path):
+    video, query = a_query(world)
     with pytest.raises(UsageError, match="workers is '2', expected a whole number from 1 on"):
-        costl.load(run, workers="2")
+        costl.load(run, cache_dir=tmp_path / "features", device="cpu", workers="2").ask(video, query)

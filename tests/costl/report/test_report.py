@@ -304,7 +304,7 @@ def test_a_model_without_spatial_steps_has_pictures_without_maps(trained, tmp_pa
 def test_items_are_sorted_worst_first_and_details_are_spread():
     def item(iou: float, *, labelled: bool = True, answered: bool = True) -> Item:
         windows = ((0, 10),) if labelled else ()
-        query = Query(iou * 100 // 1 or "a", "q", "v", 100.0, windows)
+        query = Query(round(iou * 100) or "a", "q", "v", 100.0, windows)
         return Item(query, Prediction(1, "q", "v", ((0, 10 * iou, 0.5),)) if answered else None)
 
     items = worst_first([item(0.9), item(0.1, answered=False), item(0.3), item(0.2, labelled=False), item(0.6)])
