@@ -21,7 +21,7 @@ from costl.pipeline.feature_store import FeatureStore, user_folder
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
-from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
+from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.predict import predict_split
 
 
@@ -121,7 +121,7 @@ class Asker:
             seconds = np.array(math.nan)
         if seconds.ndim != 1 or not np.all(np.isfinite(seconds) & (seconds >= 0)):
             raise UsageError(f"times_s is {times_s!r}, expected seconds from 0 on.")
-        if not (len(seconds) and has_attention_maps(self._model)):
+        if not (len(seconds) and self._model.has_attention_maps):
             return []
         features, name = self._feature_store.features(as_path("video", video), [query])
         grid = features.grid(name)

@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ANY_PATH, Group, as_json, device, out, quiet
 from costl.commands.output import print_result
-from costl.commands.progress_bars import ProgressBars
+from costl.commands.progress_bars import ProgressBars, run_and_print
 
 
 @click.group(cls=Group)
@@ -39,11 +39,11 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
 
 
 @cache.command()
-@click.argument("cache", type=ANY_PATH)
+@click.argument("path", metavar="CACHE", type=ANY_PATH)
 @click.option("--quick", is_flag=True, help="Check only sizes and first bytes. This does not find a flipped bit.")
 @quiet
 @as_json
-def verify(cache: Path, quick: bool, quiet: bool, as_json: bool) -> None:
+def verify(**options: Any) -> None:
     """Compare every file of a cache with its checksum.
 
     \b
@@ -56,9 +56,7 @@ def verify(cache: Path, quick: bool, quiet: bool, as_json: bool) -> None:
     """
     from costl.pipeline.cache.verify import verify
 
-    with ProgressBars(silent=quiet) as progress:
-        verification = verify(cache, quick=quick, progress=progress)
-    print_result(verification, as_json=as_json)
+    run_and_print(verify, **options)
 
 
 @cache.command()
@@ -127,7 +125,7 @@ def unpack(cache: Path, out: Path, quiet: bool) -> None:
 @click.argument("caches", type=ANY_PATH, nargs=-1, required=True)
 @quiet
 @as_json
-def merge(out: Path, caches: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
+def merge(**options: Any) -> None:
     """Merge caches with the same settings into the cache OUT.
 
     \b
@@ -143,9 +141,7 @@ def merge(out: Path, caches: tuple[Path, ...], quiet: bool, as_json: bool) -> No
     """
     from costl.pipeline.cache.merge import merge
 
-    with ProgressBars(silent=quiet) as progress:
-        report = merge(out, caches, progress=progress)
-    print_result(report, as_json=as_json)
+    run_and_print(merge, **options)
 
 
 @cache.command()
@@ -180,7 +176,7 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
 @device
 @quiet
 @as_json
-def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+def add_queries(**options: Any) -> None:
     """Add annotations and the text features of their queries.
 
     \b
@@ -191,8 +187,6 @@ def add_queries(cache: Path, quiet: bool, as_json: bool, **options: Any) -> None
 
     Exit code 1: added, but some annotated videos have no features.
     """
-    from costl.pipeline.add_queries import add_queries as add
+    from costl.pipeline.add_queries import add_queries
 
-    with ProgressBars(silent=quiet) as progress:
-        report = add(cache, **options, progress=progress)
-    print_result(report, as_json=as_json)
+    run_and_print(add_queries, **options)

@@ -118,6 +118,11 @@ class CoSTL(nn.Module):
         levels, masks = self.pyramid(frames, mask, text)
         return apply_heads(self, levels, masks, sentence, spatial.similarities)
 
+    @property
+    def has_attention_maps(self) -> bool:
+        """Whether the model attends to patches: without the coarse step it does not."""
+        return self.spatial.coarse_gate is not None
+
     def spatial_output(self, inputs: ModelInputs) -> SpatialOutput:
         """The output of the spatial encoder alone, with its attention."""
         return self.spatial(inputs, self.sentence_projection(inputs.sentence), self.word_projection(inputs.words))

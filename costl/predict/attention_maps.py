@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,6 @@ from jaxtyping import Bool, Float
 from costl.data.annotations import Query
 from costl.data.batch import Features, model_inputs
 from costl.deprecated import renamed_field
-from costl.model.build import Model
-from costl.model.costl import CoSTL
 from costl.model.spatial import SpatialOutput
 from costl.pipeline.errors import UsageError
 from costl.predict.predict import evaluation_mode
@@ -49,7 +48,7 @@ class AttentionMaps:
 
 
 def clip_attention_maps(
-    model: Model, query: Query, clips: slice | Sequence[int], features: Features
+    model: Any, query: Query, clips: slice | Sequence[int], features: Features
 ) -> AttentionMaps:
     """The maps of some `clips` of the query's video, in this order. Reads no other clips, however long the video is.
 
@@ -57,17 +56,12 @@ def clip_attention_maps(
     stays in the mode it is in. Raises CacheError for a query or a video that is not in the cache, UsageError for a model
     without maps.
     """
-    if not (isinstance(model, CoSTL) and has_attention_maps(model)):
-        raise UsageError("This model is a baseline without attention maps. Train one with model.kind=costl.")
+    if not model.has_attention_maps:
+        raise UsageError("This model has no attention maps. Train one with model.kind=costl and spatial.steps 1 or 2.")
     inputs = model_inputs([query], features, patches=True, clips=clips)
     with evaluation_mode(model):
         output = model.spatial_output(inputs.to(next(model.parameters()).device))
     return _maps(output, name_words(query.query, inputs.real_words, features.words(query.query).texts))
-
-
-def has_attention_maps(model: Model) -> bool:
-    """Whether the model has maps: baselines and a model without the coarse step have none."""
-    return isinstance(model, CoSTL) and model.spatial.coarse_gate is not None
 
 
 def name_words(sentence: str, count: int, texts: tuple[str, ...] = ()) -> tuple[str, ...]:

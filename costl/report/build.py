@@ -17,7 +17,7 @@ from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.pipeline.progress import ProgressCallback
-from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
+from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.loaded_run import load_model
 from costl.report.page import to_html
 from costl.report.pictures import Clip, clips_to_show, read_thumbnails
@@ -134,6 +134,6 @@ def _detailed(
         if (video_id, clip) in thumbnails
     )
     maps = None
-    if pictures and model is not None and has_attention_maps(model):
+    if pictures and model is not None and model.has_attention_maps:
         maps = clip_attention_maps(model, item.query, list(labels), features)
     return replace(item, detailed=True, pictures=pictures, maps=maps)

@@ -30,6 +30,8 @@ TEMPERATURE = 0.07  # of the similarity between frames and sentences
 class AdapterModel(nn.Module):
     """Query-modulated pooling and recurrent refinement, then a plain pyramid of strided convolutions."""
 
+    has_attention_maps = False
+
     def __init__(
         self,
         *,

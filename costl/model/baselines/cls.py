@@ -22,6 +22,8 @@ from costl.model.tokens import gather_per_query
 class ClsModel(nn.Module):
     """A transformer over CLIP's frame tokens and the words, at one scale, with the heads and losses of CoSTL."""
 
+    has_attention_maps = False
+
     def __init__(
         self,
         *,

@@ -36,7 +36,7 @@ from costl.model.build import Model, build_model
 from costl.model.tokens import QueryGroups
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
-from costl.predict.attention_maps import clip_attention_maps, has_attention_maps
+from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.loaded_run import load_model
 from costl.report.build import report
 from costl.train import train
@@ -169,8 +169,8 @@ def test_a_baseline_trains_evaluates_loads_and_reports_like_costl(world, tmp_pat
     assert short.metrics == found.metrics
     taken = read_trained_model(out)
     assert type(taken.model()) is type(model)
-    assert not has_attention_maps(model)
-    with pytest.raises(UsageError, match="a baseline without attention maps"):
+    assert not model.has_attention_maps
+    with pytest.raises(UsageError, match="has no attention maps"):
         clip_attention_maps(model, next(iter(_queries(features))), [0], features)
     assert report(out, device="cpu").path.is_file()
 
