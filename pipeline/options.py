@@ -118,10 +118,6 @@ class TokenFormat:
         """Whether patches are stored next to the frame token."""
         return self.tokens == "all"
 
-    def token_bytes(self, channels: int) -> int:
-        """Bytes of one token of one layer, with its scale."""
-        return channels + 4 if self.dtype == "int8" else 2 * channels
-
 
 @dataclass(frozen=True)
 class RunOptions:
