@@ -122,7 +122,10 @@ def demo(**options: Any) -> None:
 @click.command()
 @click.argument("run", type=FOLDER, required=False)
 @click.option(
-    "--split", default="test", show_default=True, help="Split of the annotations: train, val, test or test_*."
+    "--split",
+    default="test",
+    show_default=True,
+    help="Split of the annotations: train, val, test, or another one such as test_unseen.",
 )
 @out("File to write.  [default: report-SPLIT.html in the run]")
 @click.option("--videos", type=FOLDER, help="Folder of the videos, if they have moved since extraction.")

@@ -34,7 +34,7 @@ def bench() -> None:
 @device
 @quiet
 def extract(**options: Any) -> None:
-    """Measure extraction, decoding, CLIP, and a plain loop.
+    """Measure the speed of extraction, of its parts, and of a simple loop.
 
     \b
     Examples:
@@ -42,9 +42,9 @@ def extract(**options: Any) -> None:
         costl bench extract --videos dir/ --repeats 1
         costl bench extract --device cuda --model ViT-B-32 --model ViT-B-16 --model ViT-L-14
 
-    Takes some minutes. The models have random weights, which take the same time. On a CPU, decoding and CLIP share the
-    cores, so an imitated accelerator is measured as well. Also measures the peak memory of a short and a long video, and of
-    few and many videos.
+    Takes some minutes. The models have random weights, which does not change the speed. On a CPU, decoding and CLIP
+    share the cores, so an imitated accelerator is measured as well. Also measures the peak memory of a short and a long
+    video, and of few and many videos.
     """
     from costl.pipeline.bench.extract import bench_extract
 
@@ -59,7 +59,7 @@ def extract(**options: Any) -> None:
 @quick
 @quiet
 def decode(**options: Any) -> None:
-    """Measure CoSTL's decoders and each library's own loop.
+    """Measure the speed of each decoder, in CoSTL and by itself.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def decode(**options: Any) -> None:
 @repeats
 @quiet
 def cache(**options: Any) -> None:
-    """Measure writing and reading a cache, and the error of int8.
+    """Measure the speed of a cache, and the error of int8.
 
     \b
     Example:
@@ -105,7 +105,7 @@ def cache(**options: Any) -> None:
 @click.option("--videos", default=10148, show_default=True, help="Videos of the large cache. QVHighlights has 10148.")
 @quiet
 def index(**options: Any) -> None:
-    """Measure how the cache scales with the number of videos.
+    """Measure the speed of a cache of many videos.
 
     \b
     Example:
@@ -133,7 +133,7 @@ def index(**options: Any) -> None:
 @device
 @quiet
 def train(**options: Any) -> None:
-    """Measure the model and both baselines on one batch.
+    """Measure the speed and memory of the model on one batch.
 
     \b
     Examples:
@@ -142,9 +142,9 @@ def train(**options: Any) -> None:
         costl bench train --device cuda
 
     Prints queries per second, peak memory and operations, for random features of ViT-B/32 and ViT-L/14 with 75 clips a
-    video, as in QVHighlights. A batch of 32 queries has 32 videos in QVHighlights and 13 in Charades-STA. Evaluation does
-    the forward pass; training does forward + backward, and the optimizer, which is not measured. Takes a quarter of an hour
-    and 18 GB of memory on two cores.
+    video, as in QVHighlights. A batch of 32 queries has 32 videos in QVHighlights and 13 in Charades-STA. Evaluation is
+    the forward pass. Training is forward and backward; the step of the optimizer is not measured. Takes a quarter of an
+    hour and 18 GB of memory on two cores.
     """
     from costl.bench.train import bench_train
 
@@ -153,7 +153,7 @@ def train(**options: Any) -> None:
 
 @bench.command()
 def metrics() -> None:
-    """Measure the official metrics and a plain loop over queries.
+    """Measure the speed of the metrics, and of a loop over queries.
 
     \b
     Example:

@@ -14,7 +14,7 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Check a cache, add queries, join or move caches."""
+    """Check, complete, merge, pack or clean up a cache."""
 
 
 @cache.command()
@@ -102,7 +102,7 @@ def pack(cache: Path, out: Path, quiet: bool) -> None:
 
 @cache.command()
 @click.argument("cache", type=ANY_PATH)
-@out("The index to write. Its parts go into a folder next to it.", required=True)
+@out("The cache to write. Its parts go into a folder next to it.", required=True)
 @quiet
 def unpack(cache: Path, out: Path, quiet: bool) -> None:
     """Unpack a packed cache, so that costl extract can add to it.
@@ -126,7 +126,7 @@ def unpack(cache: Path, out: Path, quiet: bool) -> None:
 @quiet
 @as_json
 def merge(**options: Any) -> None:
-    """Merge caches with the same settings into the cache OUT.
+    """Merge caches, such as those of several machines, into OUT.
 
     \b
     Example:
@@ -134,8 +134,9 @@ def merge(**options: Any) -> None:
         costl extract --videos dir/ --shard 2/2 --out b.h5     # another
         costl cache merge feats.h5 a.h5 b.h5
 
-    The result is the same as if one machine had extracted all videos, byte for byte. Files are hard links if the file system
-    allows it, otherwise verified copies. After an interruption, or when another share is ready, the same command continues.
+    The result is the same as if one machine had extracted all videos, byte for byte. Files are hard links if the file
+    system allows it, otherwise verified copies. After an interruption, or when another share is ready, the same command
+    continues.
 
     Exit code 1: merged, but some videos have no features. 3: the settings of the caches differ.
     """
@@ -156,8 +157,9 @@ def gc(cache: Path, delete: bool, as_json: bool) -> None:
         costl cache gc feats.h5
         costl cache gc feats.h5 --delete
 
-    These are features of videos that were removed from the folder, words of annotations that changed, and partial files of
-    killed runs. Keeps files that CoSTL may not have written. Deletes nothing while costl extract is writing.
+    These are features of videos that were removed from the folder, text features of annotations that changed, and
+    partial files of killed runs. Keeps every file that CoSTL has perhaps not written. Deletes nothing while costl
+    extract is writing.
     """
     from costl.pipeline.cache.gc import collect_garbage
 

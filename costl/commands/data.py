@@ -16,7 +16,7 @@ from costl.pipeline.progress import Progress
 
 @click.group(cls=Group)
 def data() -> None:
-    """Draw sample videos, import features, export models."""
+    """Sample videos, published features, exported models."""
 
 
 @data.command()
@@ -51,12 +51,12 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
 @click.option("--text", required=True, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query.")
 @out("The cache to write or complete.", default="feats.h5", show_default=True)
 @click.option("--fps", type=float, help="Features per second.  [default: 0.5]")
-@click.option("--joint", metavar="NAME", help="The stream in the same space as the sentences (`pooler_output`).")
+@click.option("--joint", metavar="NAME", help="Which of the --features can be compared with a sentence's `pooler_output`.")
 @click.option("--allow-missing", is_flag=True, help="Record videos without a file as failed, and continue.")
 @quiet
 @as_json
 def import_(streams: tuple[str, ...], **options: Any) -> None:
-    """Import published features instead of extracting videos.
+    """Make a cache of features that others have published.
 
     \b
     Example, with the features that Moment-DETR published:
@@ -65,8 +65,8 @@ def import_(streams: tuple[str, ...], **options: Any) -> None:
             --features clip=clip_features --joint clip --text clip_text_features
         costl train --cache feats.h5
 
-    Concatenates the streams in this order. Checks every file before it writes anything. These features have no patches, so
-    CoSTL trains without its spatial encoder (spatial.steps=0).
+    Joins the --features of each clip in the order in which you give them. Checks every file before it writes anything.
+    These features have no patches, so CoSTL trains without its spatial encoder (spatial.steps=0).
 
     Exit code 1: finished, but some videos are missing or failed (costl cache status feats.h5 lists them).
     """
@@ -89,7 +89,7 @@ def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
 @data.command()
 @click.argument("run", type=FOLDER)
 @click.argument("folder", type=FOLDER)
-@click.option("--without-clip", is_flag=True, help="Leave out the CLIP weights, if they are your own.")
+@click.option("--without-clip", is_flag=True, help="Do not copy your own CLIP weights into FOLDER.")
 def export(run: Path, folder: Path, without_clip: bool) -> None:
     """Export a trained model for others.
 

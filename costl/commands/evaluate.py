@@ -17,7 +17,7 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 
 
 @click.command()
-@click.option("--split", help="Split of the annotations: train, val, test or test_*.  [default: test]")
+@click.option("--split", help="Split of the annotations: train, val, test, or another one such as test_unseen.  [default: test]")
 @click.option("--run", type=FOLDER, help="Folder of the run.  [default: the newest in runs/]")
 @run_cache
 @click.option(
@@ -42,8 +42,8 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
         costl evaluate --predictions mine.jsonl --truth val.jsonl --official
         costl evaluate --submission hl.zip
 
-    Prints the table and writes predictions, metrics and a picture. The second example scores any prediction file, without
-    a run or a cache. The intervals are 95 % confidence intervals (bootstrap over queries).
+    Prints the metrics with 95 % confidence intervals (bootstrap over queries). Writes metrics, predictions and a
+    picture. The second example scores any prediction file, without a run or a cache.
     """
     chosen = {name: value for name, value in options.items() if value not in (None, False, "auto")}
     if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission"}:

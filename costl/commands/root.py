@@ -27,7 +27,7 @@ DISTRIBUTED = ("train", "evaluate")  # the commands that may run under torchrun
 SECTIONS = {
     "The three commands": (extract, train, evaluate),
     "Ask a trained model": (predict, demo, report),
-    "Whole jobs": (quickstart, prepare),
+    "To begin": (quickstart, prepare),
     "More commands": (data, cache, study, bench),
 }
 

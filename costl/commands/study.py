@@ -30,7 +30,7 @@ splits = click.option(
 
 @click.group(cls=Group)
 def study() -> None:
-    """Train variants and seeds, compare, probe features."""
+    """Ablations, several seeds, comparison of predictions."""
 
 
 @study.command()
@@ -89,14 +89,15 @@ def ablate(**options: Any) -> None:
 @quiet
 @as_json
 def repeat(**options: Any) -> None:
-    """Train with several seeds; print mean and deviation.
+    """Train with several seeds; print mean and standard deviation.
 
     \b
     Example:
         costl study repeat --cache feats.h5 --seeds 3
 
-    TVSum and YouTube Highlights get one model for each domain. Without a validation split (TVSum), the last epoch is
-    scored. With --set train.select_on=test, the table also shows the best epoch on test, as papers report it.
+    On TVSum and YouTube Highlights, trains one model for each domain (kind of video). Without a validation split
+    (TVSum), the last epoch is scored. With --set train.select_on=test, the table also shows the best epoch on test, as
+    papers report it.
     """
     from costl.experiments.repeat import repeat
 
@@ -116,8 +117,8 @@ def compare(as_json: bool, **options: Any) -> None:
     Example:
         costl study compare mine.jsonl theirs.jsonl --truth val.jsonl
 
-    Prints the difference B - A of each metric, with its 95 % interval (paired bootstrap over queries) and its p value (sign
-    flips over queries).
+    Prints the difference B - A of each metric, with its 95 % interval (paired bootstrap over queries) and its p value
+    (sign flips over queries).
     """
     from costl.metrics.compare import compare
 
@@ -131,15 +132,15 @@ def compare(as_json: bool, **options: Any) -> None:
 @quiet
 @as_json
 def diagnose(**options: Any) -> None:
-    """Measure what linear probes can read from CLIP's tokens.
+    """Measure how well CLIP's tokens show places and sizes.
 
     \b
     Example:
         costl study diagnose --cache feats.h5 --split test --split test_unseen
 
-    Compares the frame token with the patch tokens. The probes are trained on the training videos and scored on the chosen
-    splits. Needs a sample world (costl data sample, costl quickstart): its files have the true position and size of every
-    object.
+    Compares the frame token with the patch tokens, by linear probes. They are trained on the training videos and scored
+    on the chosen splits. Needs a sample world (costl data sample, costl quickstart): its files have the true position
+    and size of every object.
     """
     from costl.experiments.probe import diagnose
 

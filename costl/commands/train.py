@@ -32,9 +32,9 @@ def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quie
         costl train --resume runs/feats-20260131-120000
         torchrun --standalone --nproc_per_node=2 -m costl train --cache feats.h5
 
-    Prints the folder of the run. Settings come from the defaults, then from the videos' costl.yaml, then from --config,
-    then from --set. After Ctrl-C or SIGTERM no finished step is lost: --resume continues from there. torchrun divides
-    every batch between GPUs, or between processes on a CPU. docs/train-on-my-own-videos.md explains the settings, and
+    Prints the folder of the run. Settings come from the defaults, the videos' costl.yaml, --config and --set; later
+    ones win. After Ctrl-C or SIGTERM no finished step is lost: --resume continues from there. torchrun divides every
+    batch between GPUs, or between processes on a CPU. docs/train-on-my-own-videos.md explains the settings, and
     config.yaml in the folder of the run lists all of them.
     """
     from costl.config import load_config
