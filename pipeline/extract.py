@@ -14,6 +14,7 @@ from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import ExtractSettings, queries_in, without_spatial_encoder
 from costl.pipeline.decode.backends import resolve
+from costl.pipeline.decode.packets import counts_from_zero
 from costl.pipeline.encode.clip import CLIPEncoder, load_encoders
 from costl.pipeline.errors import VideoError, first_few
 from costl.pipeline.inputs import Inputs, read_inputs, select_share
@@ -192,7 +193,8 @@ def _reuse_finished(
 
     with ThreadPoolExecutor(cpu_cores()) as pool:
         for number, (video, content) in enumerate(zip(videos, pool.map(content_of, videos), strict=True), start=1):
-            if content and writer.reuse_if_unchanged(video.id, content):
+            row = writer.reuse_if_unchanged(video.id, content) if content else None
+            if row and counts_from_zero(row.picture_start_s, video.path):
                 finished.add(video.id)
             else:
                 if content and writer.content_changed(video.id, content):

@@ -17,6 +17,7 @@ from typing import Any
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.decode.packets import counts_from_zero
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
@@ -76,7 +77,7 @@ class FeatureStore:
         content = self._content_hash(video)
         path = self.folder / f"{content}.h5"
         with self._lock:
-            stored = _stored_queries(path)
+            stored = _stored_queries(path, video)
             if stored is None or not set(queries) <= stored:
                 self._extract(path, Video(content, video), list(queries), report_progress)
             features = CacheReader(path)
@@ -97,7 +98,8 @@ class FeatureStore:
         kept = [*earlier[-_MAX_QUERIES:], *queries]
         sentences = encode_queries(encoder, kept, path, report_progress, fill_batches=False)
         with CacheWriter(path, contents, sentences) as writer:
-            if writer.reuse_if_unchanged(video.id, video.id) is None:
+            row = writer.reuse_if_unchanged(video.id, video.id)
+            if row is None or not counts_from_zero(row.picture_start_s, video.path):
                 (row,) = extract_into(
                     writer,
                     [video],
@@ -126,8 +128,8 @@ class FeatureStore:
         return self._encoder
 
 
-def _stored_queries(path: Path) -> set[str] | None:
-    """The queries whose tokens are stored with a complete video; None if the video must be extracted.
+def _stored_queries(path: Path, video: Path) -> set[str] | None:
+    """The queries whose tokens are stored with the complete features of `video`; None if they must be extracted.
 
     Removes a damaged cache without asking, because it can be made again.
     """
@@ -138,6 +140,8 @@ def _stored_queries(path: Path) -> set[str] | None:
         for name in features.video_ids:
             features.times_s(name)
             features.tokens(name, clips=[0])
+            if not counts_from_zero(features.row(name).picture_start_s, video):
+                return None
         return set(stored_words(path))
     except CacheError:
         path.unlink(missing_ok=True)

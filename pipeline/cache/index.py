@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from costl.pipeline.cache import hdf5
@@ -20,7 +21,7 @@ from costl.pipeline.formats.strict_json import read_json
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import TokenFormat
 
-FORMAT = 1
+FORMATS = (1, 2)  # that are read; the last one is written
 MAX_CLIPS = 1 << 24  # of one video: 48 hours, the longest video that is extracted, at 97 clips a second
 
 
@@ -28,10 +29,11 @@ MAX_CLIPS = 1 << 24  # of one video: 48 hours, the longest video that is extract
 class VideoRow:
     """The outcome of one video: `status` is "ok", or one word for why it has no features, and `reason` a sentence.
 
-    `name` is the video's name in annotations, and `id` the same name made safe as a file name. An "ok" row has the number
-    of `clips`, `duration_s`, the file name of its `part`, the `checksum` of the part, the number of `repaired` frames and
-    the `decoder`. Raises CacheError for an id that is not a plain file name, and for an "ok" row without part, clips or
-    duration.
+    `name` is the video's name in annotations, and `id` the same name made safe as a file name. An "ok" row has the
+    number of `clips`, `duration_s`, the file name of its `part`, the `checksum` of the part, the number of `repaired`
+    frames and the `decoder`. `picture_start_s` is when its first picture appears; clips before that have the tokens of
+    this picture. None is for format 1, in which all times count from the first picture. Raises CacheError for an id
+    that is not a plain file name, and for an "ok" row without part, clips or duration.
     """
 
     id: str
@@ -45,6 +47,7 @@ class VideoRow:
     content_hash: str = ""
     repaired: int = 0
     decoder: str = ""
+    picture_start_s: float | None = None
 
     def __post_init__(self) -> None:
         for name, expected in _ROW_TYPES.items():
@@ -56,7 +59,9 @@ class VideoRow:
         if self.part != (f"{self.id}.h5" if self.ok else ""):
             raise CacheError(f"cache row {self.id!r}: names the part {self.part!r}. The index is foreign or damaged.")
         # Memory is used for every clip before the features are read.
-        if self.ok and not (1 <= self.clips <= MAX_CLIPS and 0 < self.duration_s < math.inf):
+        if self.ok and not (
+            1 <= self.clips <= MAX_CLIPS and 0 <= (self.picture_start_s or 0.0) < self.duration_s < math.inf
+        ):
             raise CacheError(f"cache row {self.id!r}: {self.clips} clips in {self.duration_s} s. The index is damaged.")
 
     def data(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class VideoRow:
 
 _ROW_TYPES: dict[str, Any] = {"clips": int, "repaired": int, "duration_s": (int, float)} | dict.fromkeys(
     ("id", "status", "name", "reason", "part", "checksum", "content_hash", "decoder"), str
-)
+) | {"picture_start_s": (int, float, NoneType)}
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,14 @@ def relative_path(folder: Path, path: Path) -> str:
 class Index:
     """A whole index: `contents`, one row per video, and the name of the file that holds the words.
 
-    `pack_table` locates parts and words inside a packed file; None where they are files of their own.
+    `pack_table` locates parts and words inside a packed file; None where they are files of their own. `format` is that of
+    the file it was read from.
     """
 
     contents: Contents
     rows: list[VideoRow]
     words_file: str
+    format: int = FORMATS[-1]
     pack_table: PackTable | None = None
 
     def __post_init__(self) -> None:
@@ -178,8 +185,8 @@ def read_index(path: Path) -> Index:
     """The index at `path`. Raises CacheError when it is missing, foreign, damaged or of another format."""
     with hdf5.open_file(path) as file:
         version = hdf5.get_attribute(file, "format", int)
-        if version != FORMAT:
-            raise CacheError(f"{path}: cache format {version}, this program reads format {FORMAT}. Extract again.")
+        if version not in FORMATS:
+            raise CacheError(f"{path}: cache format {version}, this program reads formats up to {FORMATS[-1]}. Update CoSTL.")
         features = _json(file, "features", dict)
         contents = Contents(
             fingerprint=_json(file, "fingerprint", dict),
@@ -194,7 +201,7 @@ def read_index(path: Path) -> Index:
             share=features.get("share", {}),
         )
         rows = [_checked_row(file, row, contents.fps) for row in _json(file, "rows", list)]
-        index = Index(contents, rows, hdf5.get_text(file, "words"))
+        index = Index(contents, rows, hdf5.get_text(file, "words"), version)
         return replace(index, pack_table=read_table(file, index.files))
 
 
@@ -211,7 +218,7 @@ def write_index(
     """
     contents = index.contents
     with hdf5.create_file(path, finish=finish) as file:
-        hdf5.put_attributes(file, {"format": FORMAT})
+        hdf5.put_attributes(file, {"format": FORMATS[-1]})
         hdf5.put_text(file, "fingerprint", canonical_json(contents.fingerprint))
         features = {"fps": contents.fps, "patch_grid": list(contents.patch_grid), "videos": contents.videos}
         features |= {"source": dict(contents.source), **asdict(contents.token_format)}

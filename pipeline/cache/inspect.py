@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.cache.index import FORMAT, VideoRow
+from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.int8 import clip_blocks
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import first_few
@@ -53,7 +53,7 @@ def inspect_cache(path: Path) -> Inspection:
     rows = [row for row in reader.rows if row.ok]
     return Inspection(
         {
-            "cache": {"path": str(path), "format": FORMAT, "packed": reader.pack_table is not None},
+            "cache": {"path": str(path), "format": reader.format, "packed": reader.pack_table is not None},
             "features": {
                 "model": reader.fingerprint.get("model") or reader.source.get("model", ""),
                 "weights": reader.source.get("weights", ""),

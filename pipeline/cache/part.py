@@ -30,7 +30,9 @@ _ATTRIBUTES = {
     "duration_s": float,
     "repaired": int,
     "decoder": str,
+    "picture_start_s": float,
 }
+_ATTRIBUTES_OF_FORMAT_2 = ("picture_start_s",)
 
 
 def parts_folder(path: Path) -> Path:
@@ -140,8 +142,12 @@ def read_row(path: Path, contents: Contents) -> VideoRow:
 
 
 def read_attributes(file: Any) -> dict[str, Any]:
-    """All attributes of an open part. Raises CacheError when one is missing."""
-    return {name: hdf5.get_attribute(file, name, kind) for name, kind in _ATTRIBUTES.items()}
+    """All attributes of an open part. Raises CacheError when one is missing.
+
+    Parts of format 1 may lack those of format 2.
+    """
+    names = [name for name in _ATTRIBUTES if name not in _ATTRIBUTES_OF_FORMAT_2 or name in file.attrs]
+    return {name: hdf5.get_attribute(file, name, _ATTRIBUTES[name]) for name in names}
 
 
 def check_part_fingerprint(file: Any, fingerprint: str) -> None:

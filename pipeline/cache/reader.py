@@ -47,6 +47,7 @@ class CacheReader:
     def __init__(self, path: str | Path):
         self.path = as_path("path", path)
         index = read_index(self.path)
+        self.format = index.format
         self.contents = index.contents
         self.rows = index.rows
         self.fps = self.contents.fps

@@ -87,6 +87,7 @@ class CacheWriter:
         times_s: np.ndarray,
         duration_s: float,
         content_hash: str,
+        picture_start_s: float = 0.0,
         repaired: int = 0,
         decoder: str = "",
     ) -> VideoRow:
@@ -104,6 +105,7 @@ class CacheWriter:
             clips=len(tokens),
             duration_s=float(duration_s),
             content_hash=content_hash,
+            picture_start_s=float(picture_start_s),
             repaired=repaired,
             decoder=decoder,
         )

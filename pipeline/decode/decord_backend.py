@@ -19,6 +19,7 @@ from typing import Any
 import decord
 import numpy as np
 
+from costl.pipeline.decode.packets import read_packets, read_picture_start_s
 from costl.pipeline.decode.video import (
     CHUNK_FRAMES,
     TRUNCATED,
@@ -49,7 +50,10 @@ class DecordVideo:
         self._open()
         # decord returns about -1e17 s for a missing timestamp.
         starts_s, ends_s = self._reader.get_frame_timestamp(range(len(self._reader))).astype(np.float64).T
-        self._timeline = build_timeline(path, starts_s, ends_s, self._reader.get_avg_fps())
+        self.picture_start_s = read_picture_start_s(path)
+        self._timeline = build_timeline(
+            path, starts_s, ends_s, self._reader.get_avg_fps(), picture_start_s=self.picture_start_s
+        )
         self._key_frames = np.array(self._reader.get_key_indices() or [0])
         self.duration_s = self._timeline.duration_s
         # decord numbers frames differently once a key frame is hidden, so seeking by index would fail.
@@ -73,8 +77,6 @@ class DecordVideo:
 
     def cheapest_times_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that costs least to decode; PyAV reads the packets for it."""
-        from costl.pipeline.decode.packets import read_packets
-
         return read_packets(self._path).cheapest_times_s(grid)
 
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:

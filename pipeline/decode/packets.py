@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from costl.pipeline.grid import Grid
 AV_ERRORS = (av.error.FFmpegError, OSError, ValueError)
 _STILL_PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _NO_PTS = -(2**62)
+_ROUNDING_S = 1e-5  # a container's start is rounded to microseconds
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def read_packets(path: Path) -> Packets:
         # A closed stream has none of these.
         tick_s = float(stream.time_base)
         rate = float(stream.average_rate or 0)
+        late_s = picture_start_s(container, stream)
         stream_index = stream.index
     if not rows:
         raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
@@ -87,7 +90,7 @@ def read_packets(path: Path) -> Packets:
     starts = pts[packet_of_frame] - max(0, int(pts.min()))
     starts_s = _float32_seconds(starts, tick_s)
     ends_s = _float32_seconds(starts + durations[packet_of_frame], tick_s)
-    timeline = build_timeline(path, starts_s, ends_s, rate)
+    timeline = build_timeline(path, starts_s, ends_s, rate, picture_start_s=late_s)
     if timeline.without_timestamps:
         packet_of_frame = np.arange(len(pts))
     return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream_index)
@@ -111,6 +114,38 @@ def open_container(path: Path) -> tuple[Any, Any]:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1
     return container, stream
+
+
+def zero_s(container: Any) -> float:
+    """The time 0 of players, in the times of the container's frames: when its earliest stream begins, but at least 0.
+
+    Before 0 lies only what is not played, such as the samples that an audio decoder needs to start.
+    """
+    return max(0.0, (container.start_time or 0) / av.time_base)
+
+
+def picture_start_s(container: Any, stream: Any) -> float:
+    """Seconds from the time 0 of players until the first picture of a video stream: above 0 where the sound begins earlier."""
+    seconds = float((stream.start_time or 0) * stream.time_base) - zero_s(container)
+    return seconds if seconds > _ROUNDING_S else 0.0
+
+
+def read_picture_start_s(path: Path) -> float:
+    """The `picture_start_s` of a file, from its header. Raises VideoError for a file without a video."""
+    container, stream = open_container(path)
+    with container:
+        return picture_start_s(container, stream)
+
+
+def counts_from_zero(picture_start_s: float | None, path: Path) -> bool:
+    """Whether stored times count from the time 0 of players.
+
+    `picture_start_s` is that of the cache. None is for format 1, whose times count from the first picture: they are right
+    where it appears at 0.
+    """
+    with suppress(VideoError):
+        return picture_start_s is not None or read_picture_start_s(path) == 0.0
+    return True
 
 
 def demux(container: Any, stream: Any) -> Iterator[Any]:

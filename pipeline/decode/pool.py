@@ -59,6 +59,7 @@ class Decoded:
     """A video whose `clips` frames have all been sent."""
 
     video_id: str
+    picture_start_s: float
     duration_s: float
     clips: int
     repaired: int

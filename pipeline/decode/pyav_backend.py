@@ -49,6 +49,7 @@ class PyavVideo:
         self._reader = _Reader(path, self._packets)
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
+        self.picture_start_s = self._timeline.picture_start_s
         self.duration_s = self._timeline.duration_s
         self.repaired = 0
         _, first_picture = next(self._pictures(np.array([self._timeline.first]), allowed=1))

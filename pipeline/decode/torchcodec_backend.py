@@ -33,6 +33,7 @@ class TorchcodecVideo:
         self._timeline = self._packets.timeline
         if self._timeline.without_timestamps:
             raise VideoError(f"{path.name}: no timestamps, which torchcodec needs. Pass --decoder pyav.")
+        self.picture_start_s = self._timeline.picture_start_s
         self.duration_s = self._timeline.duration_s
         self._reader: Any = self._open(None)
         _, first_picture = next(self._pictures(1, np.array([self._timeline.first]), allowed=1))

@@ -41,13 +41,15 @@ class Frames:
 
 
 class OpenVideo(Protocol):
-    """An open video. Time 0 is the first frame that a player shows; the last frame ends at `duration_s`.
+    """An open video. Time 0 is the time 0 of players: the start of the container, which is that of its earliest stream.
 
+    The first frame appears at `picture_start_s`, above 0 where the sound begins earlier, and the last one ends at `duration_s`.
     `height` and `width` are those of the returned frames, after rotation. `repaired` counts the frames that could not be
     decoded and were replaced by the frame before. `backends.open_video` opens a video and closes it.
     """
 
     decoder: str
+    picture_start_s: float
     duration_s: float
     height: int
     width: int
@@ -75,12 +77,17 @@ class Timeline:
     """Which of the `f` frames of a file is on screen when. Frames, hidden ones included, are numbered by their times."""
 
     path: Path
-    starts_s: np.ndarray  # [f], 0 at the first visible frame, negative before it
+    starts_s: np.ndarray  # [f], counted from the container's start
     first: int
     last: int
     duration_s: float
     without_timestamps: bool  # then frame k is the k-th frame that the decoder returns
     time_resolution_s: float  # times are stored as float32: smaller differences count as equal
+
+    @property
+    def picture_start_s(self) -> float:
+        """When the first visible frame appears."""
+        return float(self.starts_s[self.first])
 
     def indices_at(self, wanted_s: Sequence[float] | np.ndarray) -> np.ndarray:
         """The last frame that begins at or before each wanted time (which must rise), int [t]."""
@@ -122,9 +129,12 @@ class Timeline:
         )
 
 
-def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float) -> Timeline:
+def build_timeline(
+    path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: float, *, picture_start_s: float = 0.0
+) -> Timeline:
     """The timeline of a file from the times [f] of its frames in order, rounded to float32 as every decoder does.
 
+    The times may count from anywhere. In the timeline the first visible frame appears at `picture_start_s`.
     Where times are not finite, frames are counted at `rate` frames a second. Raises VideoError for a video that never
     shows a frame, has neither times nor a rate, or is longer than `MAX_DURATION_S`.
     """
@@ -140,7 +150,8 @@ def build_timeline(path: Path, starts_s: np.ndarray, ends_s: np.ndarray, rate: f
     if first == count:
         raise VideoError(f"{path.name}: its edit list hides every frame. Convert it: ffmpeg -i IN OUT.mp4.")
     starts_s, ends_s = starts_s - starts_s[first], ends_s - starts_s[first]
-    duration_s = _duration_s(starts_s[first:], ends_s[-1], edit_list_duration_s(path))
+    duration_s = picture_start_s + _duration_s(starts_s[first:], ends_s[-1], edit_list_duration_s(path))
+    starts_s += picture_start_s
     if duration_s > MAX_DURATION_S:
         hours, limit = duration_s / 3600, MAX_DURATION_S / 3600
         raise VideoError(f"{path.name}: {hours:.0f} hours by its timestamps, at most {limit:.0f} are read. Cut it.")

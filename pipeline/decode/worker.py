@@ -139,7 +139,7 @@ def _send_frames(video: OpenVideo, name: str, slots: _Slots, deadline: Any, sett
         slots.send(first_index, frames, clips=grid.clips)
         first_index += len(frames.times_s)
         deadline.value = time.monotonic() + allowed_s
-    return video.duration_s, grid.clips, video.repaired, video.decoder
+    return video.picture_start_s, video.duration_s, grid.clips, video.repaired, video.decoder
 
 
 class _Slots:

@@ -14,7 +14,7 @@ from av.stream import Discard
 from PIL import Image
 
 from costl.pipeline.decode.backends import open_video
-from costl.pipeline.decode.packets import open_container
+from costl.pipeline.decode.packets import open_container, zero_s
 from costl.pipeline.decode.video import OpenVideo, refuse_unsafe
 from costl.pipeline.errors import VideoError
 from costl.pipeline.formats.files import publish
@@ -32,6 +32,17 @@ def length_s(path: Path) -> float:
     source, _ = open_container(path)
     with source:
         return (source.duration or 0) / av.time_base
+
+
+def browser_start_s(path: Path) -> float:
+    """The `currentTime` of a browser at time 0 of the video. Raises VideoError for a file without a video.
+
+    It is 0 unless even the earliest stream begins later. Then browsers wait until it begins, and other players do not.
+    """
+    refuse_unsafe(path)
+    source, _ = open_container(path)
+    with source:
+        return zero_s(source)
 
 
 def frames_at(path: Path, seconds: Sequence[float], *, height: int) -> list[np.ndarray]:
@@ -80,19 +91,19 @@ def _write_excerpt(source: Any, video_in: Any, video: OpenVideo, target: Any, st
         for pixels in np.ascontiguousarray(frames.pixels[:, : video_out.height, : video_out.width]):
             target.mux(video_out.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
     if audio_in is not None:
-        for frame in _sound(source, video_in, audio_in, start_s, end_s):
+        for frame in _sound(source, audio_in, start_s, end_s):
             target.mux(audio_out.encode(frame))
     for stream in target.streams:
         target.mux(stream.encode(None))
 
 
-def _sound(source: Any, video_in: Any, audio_in: Any, start_s: float, end_s: float) -> Iterator[Any]:
+def _sound(source: Any, audio_in: Any, start_s: float, end_s: float) -> Iterator[Any]:
     """The frames of sound that begin in [start_s, end_s), with times that count from `start_s`."""
     audio_in.discard = Discard.default
-    first_s = next(frame.time for frame in source.decode(video_in) if frame.time is not None)
-    source.seek(round((first_s + max(0.0, start_s - _SEEK_MARGIN_S)) * av.time_base))
+    start_of_file_s = zero_s(source)
+    source.seek(round((start_of_file_s + max(0.0, start_s - _SEEK_MARGIN_S)) * av.time_base))
     for frame in source.decode(audio_in):
-        time_s = frame.time - first_s - start_s
+        time_s = frame.time - start_of_file_s - start_s
         if time_s >= end_s - start_s:
             return
         if time_s >= 0:

@@ -110,6 +110,7 @@ class SaverThread:
                 tokens=buffer.tokens(),
                 times_s=buffer.times_s(),
                 duration_s=decoded.duration_s,
+                picture_start_s=decoded.picture_start_s,
                 # The file was just decoded, so the system still has it in memory.
                 content_hash=content_hash(video.path, since=self._stamps[video.id]),
                 repaired=decoded.repaired,

@@ -328,7 +328,7 @@ HDF5 = (
     *in_an_index("a text of variable length", replace_item("rows", variable_length_text), "rows is object"),
     *in_an_index("NaN in a matrix", replace_item("joint/norm_weight", array_dataset([np.nan] * 8, "<f4")), "joint"),
     *in_an_index("infinity in a matrix", replace_item("joint/norm_bias", array_dataset([np.inf] * 8, "<f4")), "joint"),
-    *in_an_index("format 999", edit_hdf5(format_999), "cache format 999, this program reads format 1"),
+    *in_an_index("format 999", edit_hdf5(format_999), "cache format 999, this program reads formats up to 2"),
     *in_an_index("a format of 60 000 digits", edit_hdf5(format_as_text), "'format' is not one int"),
     *in_an_index("a cycle", group_cycle("annotations/round"), "is not a dataset"),
     *(h for c in UNSAFE_IDS

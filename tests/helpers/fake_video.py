@@ -21,7 +21,7 @@ class FakeVideo:
     how: "hang", "stop", "kill", "fault", "refuse" or "surprise".
     """
 
-    duration_s, height, width, repaired, decoder = 8.0, 48, 64, 0, "fake"
+    picture_start_s, duration_s, height, width, repaired, decoder = 0.0, 8.0, 48, 64, 0, "fake"
 
     def __init__(self, path: Path, options: object = None):
         self.name = path.name

@@ -49,13 +49,14 @@ def make_video(
     pixel_format: str = "yuv420p",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
-    audio: bool = False,
+    audio: bool | str = False,
     ticks: int = TICKS,
     container_format: str | None = None,
 ) -> Path:
     """Writes a video whose frame k shows the number k and starts at `times_s[k]`. `size` is (height, width).
 
-    `container_format` is FFmpeg's name of the container; by default the suffix of `path` selects it.
+    `audio`: silence from 0 on, by this codec, or True for AAC. `container_format` is FFmpeg's name of the container; by
+    default the suffix of `path` selects it.
     """
     height, width = size
     with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
@@ -64,7 +65,8 @@ def make_video(
         stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
         x26x = {"preset": "veryfast", "qp": "18"} if "26" in codec else {}
         stream.options = {"g": "10", "bf": "2", "threads": "1", **x26x, **(options or {})}
-        audio_stream = container.add_stream("aac", rate=16_000, layout="mono") if audio else None
+        audio_codec = "aac" if audio is True else audio
+        audio_stream = container.add_stream(audio_codec, rate=16_000, layout="mono") if audio_codec else None
         for number, time_s in enumerate(times_s):
             frame = av.VideoFrame.from_ndarray(draw_number(number, height, width), format="rgb24")
             frame = frame.reformat(format=pixel_format)

@@ -476,7 +476,7 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 @pytest.mark.promise(4)
 def test_another_format_is_refused_by_number(cache):
     rewrite(cache, lambda file: file.attrs.__setitem__("format", 999))
-    with pytest.raises(CacheError, match="cache format 999, this program reads format 1"):
+    with pytest.raises(CacheError, match="cache format 999, this program reads formats up to 2"):
         CacheReader(cache)
 
 

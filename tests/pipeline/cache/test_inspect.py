@@ -91,7 +91,7 @@ def test_the_command_prints_facts_and_names_a_missing_video(world):
 
     assert "\nfingerprint\n" in costl().stdout and "mean_patch_norm" in costl("val_0000").stdout
     assert json.loads(costl("val_0000", "--json").stdout)["row"]["id"] == "val_0000"
-    assert json.loads(costl("--json").stdout)["cache"]["format"] == 1
+    assert json.loads(costl("--json").stdout)["cache"]["format"] == 2
     unknown = costl("val_9999")
     assert unknown.exit_code == 3 and "no video 'val_9999'" in unknown.stderr
 

@@ -76,7 +76,7 @@ def run(batch: list[Video], *, processes: int = 2, **changes) -> tuple[dict[str,
 def test_every_video_returns_all_its_frames_in_order():
     greys, ends = run(fake_videos(*"abcde"))
     assert all(levels == list(range(16)) for levels in greys.values())
-    assert ends["a"] == Decoded("a", 8.0, 16, 0, "fake")
+    assert ends["a"] == Decoded("a", 0.0, 8.0, 16, 0, "fake")
 
 
 @pytest.mark.parametrize("failing", ["hang open", "hang later", "stop open", "stop later"])

@@ -1,0 +1,101 @@
+"""Features, pictures and cuts count from the time 0 of players, and caches of format 1 are brought up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numbered_videos import frame_times, make_video, pyav_frame_numbers, read_numbers
+from tiny_clip import write_clip_weights
+
+from costl.pipeline.cache.part import parts_folder
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
+from costl.pipeline.extract import ExtractReport, extract
+from costl.pipeline.feature_store import FeatureStore
+from costl.pipeline.preview.cut import cut, frames_at
+
+LATE_S = 3.0
+FPS = 10.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`late` begins with three seconds of sound only, `on_time` with its picture."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "late.mp4", frame_times(40, FPS, LATE_S), audio=True)
+    make_video(folder / "on_time.mp4", frame_times(40, FPS), audio=True)
+    write_clip_weights(folder / "clip")
+    row = {"qid": 1, "query": "a dog", "vid": "late", "duration": 7, "relevant_windows": [[3, 5]]}
+    (folder / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def cache(folder, tmp_path) -> Path:
+    run(folder, tmp_path / "feats.h5")
+    return tmp_path / "feats.h5"
+
+
+def run(folder: Path, out: Path) -> ExtractReport:
+    return extract(folder, out=out, weights=str(folder / "clip"), fps=1.0, device="cpu", workers=1)
+
+
+def rewrite_as_format_1(cache: Path) -> None:
+    """Removes what format 1 did not have."""
+    with h5py.File(cache, "r+") as index:
+        index.attrs["format"] = 1
+        rows = json.loads(index["rows"][()])
+        for row in rows:
+            del row["picture_start_s"]
+        del index["rows"]
+        index["rows"] = np.bytes_(json.dumps(rows))
+    for path in parts_folder(cache).glob("*.h5"):
+        with h5py.File(path, "r+") as part:
+            del part.attrs["picture_start_s"]
+
+
+def test_clips_before_the_first_picture_have_its_features(cache):
+    features = CacheReader(cache)
+    late = features.row("late")
+    assert (late.picture_start_s, late.clips) == (LATE_S, 7) and late.duration_s == pytest.approx(7.0, abs=0.1)
+    tokens = features.tokens("late")
+    assert all((tokens[clip] == tokens[0]).all() for clip in range(3)) and (tokens[3] != tokens[2]).any()
+    assert features.times_s("late").tolist() == pytest.approx([3.0, 3.0, 3.0, 3.5, 4.5, 5.5, 6.5])
+    assert features.row("on_time").picture_start_s == 0.0
+    assert features.times_s("on_time")[0] == pytest.approx(0.5)
+
+
+def test_of_format_1_only_a_video_whose_zero_moves_is_extracted_again(folder, cache):
+    expected = CacheReader(cache)
+    rewrite_as_format_1(cache)
+    old = CacheReader(cache)
+    assert old.format == 1 and old.row("late").picture_start_s is None and not verify(cache).damaged
+    report = run(folder, cache)
+    assert (report.done, report.skipped) == (("late",), ("on_time",))
+    features = CacheReader(cache)
+    assert features.format == 2 and not verify(cache).damaged
+    assert features.row("late") == expected.row("late") and features.row("on_time").picture_start_s is None
+    assert (features.tokens("on_time") == expected.tokens("on_time")).all()
+    assert run(folder, cache).skipped == ("late", "on_time")
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("late", False), ("on_time", True)])
+def test_a_store_keeps_features_of_format_1_where_zero_is_the_same(folder, cache, tmp_path, name, is_kept):
+    options = {"model": "ViT-B-32", "weights": str(folder / "clip"), "device": "cpu", "owner": "m", "workers": 1}
+    fingerprint = CacheReader(cache).fingerprint
+    video = folder / f"{name}.mp4"
+    stored, video_id = FeatureStore(folder=tmp_path / "store", fingerprint=fingerprint, **options).features(video, ["a dog"])
+    rewrite_as_format_1(stored.path)
+    again, _ = FeatureStore(folder=tmp_path / "store", fingerprint=fingerprint, **options).features(video, ["a dog"])
+    assert (again.row(video_id).picture_start_s is None) == is_kept
+
+
+def test_pictures_and_cuts_are_those_that_a_player_shows(folder, tmp_path):
+    late = folder / "late.mp4"
+    assert read_numbers(frames_at(late, [1.0, 3.55, 5.05], height=48)) == [0, 5, 20]
+    cut(late, tmp_path / "cut.mp4", start_s=4.0, end_s=6.0)
+    assert list(dict.fromkeys(pyav_frame_numbers(tmp_path / "cut.mp4")[1])) == list(range(10, 30))
