@@ -129,7 +129,7 @@ def demo(**options: Any) -> None:
 )
 @out("File to write.  [default: report-SPLIT.html in the run]")
 @click.option("--videos", type=FOLDER, help="Folder of the videos, if they have moved since extraction.")
-@click.option("--detailed", type=int, default=40, show_default=True, help="Queries shown with pictures and attention maps.")
+@click.option("--detailed", type=int, default=40, show_default=True, help="Queries that get pictures and attention maps.")
 @run_cache
 @device
 @quiet

@@ -35,7 +35,7 @@ class Query:
     clips and `saliency` their ratings, one row for each clip with one rating for each annotator (three in QVHighlights, 0
     to 4). The rating of all other clips is 0. Rated clips last two seconds, one after the other, unless `rated_s` has the
     start and end of each (YouTube Highlights, where they overlap). `domain` groups the videos of TVSum and YouTube
-    Highlights. Raises UsageError for a value that is not possible.
+    Highlights, and `kind` the queries of a report. Raises UsageError for a value that is not possible.
     """
 
     qid: int | str
@@ -47,6 +47,7 @@ class Query:
     saliency: tuple[tuple[float, ...], ...] = ()
     rated_s: tuple[Window, ...] = ()
     domain: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
         fields = vars(self)
@@ -86,6 +87,7 @@ class Query:
             saliency=table_in(row, "saliency_scores"),
             rated_s=table_in(row, "rated_windows", width=2),  # type: ignore[arg-type]
             domain=text_in(row, "domain") if row.get("domain") is not None else "",
+            kind=row["kind"] if isinstance(row.get("kind"), str) else "",
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from costl.data.annotations import Prediction, Query
 from costl.data.queries import data_notes, read_queries
 from costl.experiments.scored_runs import metrics_and_predictions
 from costl.model.build import Model
@@ -19,6 +18,7 @@ from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.loaded_run import load_model
+from costl.report.kinds import Kinds, score_kinds
 from costl.report.page import to_html
 from costl.report.pictures import Clip, clips_to_show, read_thumbnails
 from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
@@ -30,7 +30,10 @@ SELECTION_SPLITS = {"val": "validation", "test": "the test split, which selected
 
 @dataclass(frozen=True)
 class Report:
-    """The written file, its size, how many queries and pictures it holds, and `notes` for the user."""
+    """The written file, its size, its number of queries and pictures, and `notes` for the user.
+
+    `detailed` queries have pictures.
+    """
 
     path: Path
     size_bytes: int
@@ -51,7 +54,7 @@ class Report:
     def messages(self) -> list[str]:
         """The notes, then the number of queries and pictures, and the size of the file."""
         size = f"{self.size_bytes / 1e6:.1f} MB" if self.size_bytes >= 1e5 else f"{self.size_bytes / 1e3:.0f} kB"
-        counts = f"{self.detailed} of {self.queries} queries in full detail, {self.pictures} pictures, {size}."
+        counts = f"{self.queries} queries, {self.detailed} of them with {self.pictures} pictures, {size}."
         return [*self.notes, counts]
 
 
@@ -68,8 +71,8 @@ def report(
 ) -> Report:
     """Writes the report of a run (by default the newest in `runs/`) to `out` (default: `report-<split>.html` in the run).
 
-    If the split was not evaluated with the run's weights, it is evaluated first. `detailed` queries, from the worst to
-    the best, get timelines and pictures. Pictures need the folder `videos`, by default the folder at extraction. Raises
+    If the split was not evaluated with the run's weights, it is evaluated first. Every query has a timeline. `detailed`
+    queries, from the worst to the best, also get pictures and attention maps. Pictures need the folder `videos`, by default the folder at extraction. Raises
     UsageError if the run, the split or the folder does not exist, CacheError if the cache is not that of the run or a
     file is damaged.
     """
@@ -78,11 +81,15 @@ def report(
     report_progress = progress or (lambda _: None)
     trained = read_run(run) if run else newest_run()
     features = open_cache(trained, cache)
-    queries = read_queries(features, split)
+    queries = read_queries(features, split, domain=trained.config.data.domain)
     metrics, predictions = metrics_and_predictions(
         trained, split, cache=features.path, device=device, progress=report_progress
     )
-    items = _items(queries, predictions)
+    # The prediction for a video without features has empty lists.
+    answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
+    items = [Item(query, answers.get(query.qid)) for query in queries]
+    kinds, items, notes = _scored(items, metrics, trained.config.data.benchmark)
+    items = worst_first(items)
     clips = {i: clips_to_show(items[i].windows, items[i].query, features) for i in choose_detailed(items, detailed)}
     wanted = [(items[i].query.vid, clip) for i, labels in clips.items() for clip in labels]
     thumbnails, picture_notes = read_thumbnails(wanted, features, videos, report_progress)
@@ -90,12 +97,13 @@ def report(
     for i, labels in clips.items():
         items[i] = _detailed(items[i], labels, thumbnails, features, model)
     selection = trained.config.train
-    curves, notes = read_curves(trained.folder / "metrics.jsonl", selection.select_on)
-    notes += [str(metrics["legacy"])] if "legacy" in metrics else []
+    curves, curve_notes = read_curves(trained.folder / "metrics.jsonl", selection.select_on)
+    notes += [*curve_notes, *([str(metrics["legacy"])] if "legacy" in metrics else [])]
     notes += [*picture_notes, *data_notes(split, queries, features), *map(str, metrics.get("notes", ()))]
     content = to_html(
         items=items,
         numbers={name: value for name, value in metrics["brief"].items() if value is not None},
+        kinds=kinds,
         patch_grid=features.patch_grid,
         run=trained.folder.resolve().name,
         split=split,
@@ -108,13 +116,20 @@ def report(
     )
     path = out or trained.folder / f"report-{split}.html"
     publish(path, content)
-    return Report(path, len(content), len(items), len(clips), len(thumbnails), tuple(notes))
+    return Report(path, len(content), len(items), sum(bool(item.pictures) for item in items), len(thumbnails), tuple(notes))
 
 
-def _items(queries: Sequence[Query], predictions: Sequence[Prediction]) -> list[Item]:
-    # The prediction for a video without features has empty lists.
-    answers = {answer.qid: answer for answer in predictions if answer.windows or answer.saliency}
-    return worst_first([Item(query, answers.get(query.qid)) for query in queries])
+def _scored(
+    items: list[Item], metrics: Mapping[str, Any], benchmark: str
+) -> tuple[Kinds | None, list[Item], list[str]]:
+    """The scores by kind of query, the items with their precision, and a note if they cannot be scored."""
+    rules = {"benchmark": benchmark, "official": False} | dict(metrics.get("scored", {}))
+    if not metrics["brief"]:
+        return None, items, []
+    try:
+        return *score_kinds(items, benchmark=rules["benchmark"], official=rules["official"]), []
+    except UsageError as error:  # annotations have changed since the evaluation
+        return None, items, [f"No scores by kind of query: {error}"]
 
 
 def _detailed(
@@ -136,4 +151,4 @@ def _detailed(
     maps = None
     if pictures and model is not None and model.has_attention_maps:
         maps = clip_attention_maps(model, item.query, list(labels), features)
-    return replace(item, detailed=True, pictures=pictures, maps=maps)
+    return replace(item, pictures=pictures, maps=maps)

@@ -38,8 +38,8 @@ def to_html(
     """The page in UTF-8. Its security policy allows its own script and its embedded pictures, and nothing else.
 
     `items` are in the order of the list. `numbers` are percentages by metric, and `patch_grid` is (rows, columns).
-    `content` is for the template alone: `run`, `split`, `notes`, `intervals` of some numbers, the metric that `selected`
-    the `best_epoch`, and the `selection_split`.
+    `content` is for the template alone: `run`, `split`, `notes`, `kinds` (None without scores), `intervals` of some numbers,
+    the metric that `selected` the `best_epoch`, and the `selection_split`.
     """
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     groups: dict[str, dict[str, str]] = {}

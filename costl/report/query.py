@@ -14,6 +14,7 @@ from costl.plots.pages import curve_points
 from costl.plots.predictions import rated_spans
 from costl.predict.attention_maps import AttentionMaps
 
+MOST_POINTS = 300  # of a curve: limits the size of the page
 HIT, NEAR = 0.5, 0.3  # smallest IoU of the first moment: the thresholds of R1@0.5 and R1@0.3
 OUTCOMES = {
     "hit": f"hit: IoU {HIT} or more",
@@ -37,16 +38,22 @@ class ClipPicture:
 
 @dataclass(frozen=True)
 class Item:
-    """A query and its prediction. `answer` is None if the video has no features. Detailed items may have `pictures`.
+    """A query and its prediction. `answer` is None if the video has no features.
 
-    `maps` has one clip for each picture. It is None for a model without step one.
+    `precision` is the average precision of the predicted highlights, in percent; None if no clip is rated. `maps` has one
+    clip for each picture. It is None for a model without step one.
     """
 
     query: Query
     answer: Prediction | None
-    detailed: bool = False
+    precision: float | None = None
     pictures: tuple[ClipPicture, ...] = ()
     maps: AttentionMaps | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the query, or the domain of its video; empty if the annotations have neither."""
+        return self.query.kind or self.query.domain
 
     @property
     def windows(self) -> tuple[Moment, ...]:
@@ -88,11 +95,17 @@ class Item:
 
     @property
     def saliency_points(self) -> list[tuple[float, float]]:
-        """The predicted saliency of each rated clip over its centre, as points of an SVG; empty without a prediction."""
+        """The predicted saliency over time as points of an SVG; empty without a prediction.
+
+        There is a point for the centre of each rated clip. In a long video it stands for the best of several clips.
+        """
         if not (self.answer and self.answer.saliency):
             return []
-        spans = rated_spans(self.query, len(self.answer.saliency))
-        return curve_points(spans.mean(axis=1).tolist(), self.answer.saliency)
+        saliency = np.array(self.answer.saliency)
+        spans = rated_spans(self.query, len(saliency))
+        groups = np.array_split(np.arange(len(saliency)), min(len(saliency), MOST_POINTS))
+        best = [group[saliency[group].argmax()] for group in groups]
+        return curve_points(spans.mean(axis=1)[best].tolist(), saliency[best].tolist())
 
     @property
     def ratings(self) -> list[tuple[Window, float]]:
@@ -114,9 +127,12 @@ class Item:
 
 
 def worst_first(items: Sequence[Item]) -> list[Item]:
-    """Sorts by IoU, the smallest first. Items without a truth, and then items without a prediction, come last."""
+    """Sorts by IoU, the smallest first, and by the precision of the highlights.
+
+    Items without a true moment, and then items without a prediction, come last.
+    """
     last = {"unlabelled": 1, "unanswered": 2}
-    return sorted(items, key=lambda item: (last.get(item.outcome, 0), item.iou))
+    return sorted(items, key=lambda item: (last.get(item.outcome, 0), item.iou, item.precision or 0))
 
 
 def choose_detailed(items: Sequence[Item], count: int) -> list[int]:

@@ -13,10 +13,13 @@ const maps = JSON.parse(document.getElementById("maps").textContent);
 // --- the list
 
 const sortKeys = {
-  query: (row) => row.cells[0].textContent.toLowerCase(),
-  video: (row) => row.cells[1].textContent.toLowerCase(),
+  query: (row) => row.querySelector("a").textContent.toLowerCase(),
+  kind: (row) => row.dataset.kind.toLowerCase(),
+  video: (row) => row.dataset.video.toLowerCase(),
   length: (row) => Number(row.dataset.length),
   iou: (row) => Number(row.dataset.iou) + 10 * ["unlabelled", "unanswered"].includes(row.dataset.outcome),
+  score: (row) => Number(row.dataset.score),
+  precision: (row) => Number(row.dataset.precision),
   outcome: (row) => ["miss", "near", "hit", "unlabelled", "unanswered"].indexOf(row.dataset.outcome),
 };
 
@@ -34,15 +37,17 @@ function filter() {
   const text = form.elements.text.value.trim().toLowerCase();
   const length = form.elements.moment.value;
   const outcome = form.elements.outcome.value;
-  const detailed = form.elements.detailed.checked;
+  const kind = form.elements.kind?.value;
+  const pictured = form.elements.pictured?.checked;
   let shown = 0;
   for (const row of rows) {
-    const searched = `${sortKeys.query(row)} ${sortKeys.video(row)} ${row.dataset.qid.toLowerCase()}`;
+    const searched = `${sortKeys.query(row)} ${sortKeys.kind(row)} ${sortKeys.video(row)} ${row.dataset.qid.toLowerCase()}`;
     row.hidden = !(
       searched.includes(text) &&
       (!length || row.dataset.bin === length) &&
       (!outcome || row.dataset.outcome === outcome) &&
-      (!detailed || "detailed" in row.dataset)
+      (!kind || row.dataset.kind === kind) &&
+      (!pictured || "pictured" in row.dataset)
     );
     shown += !row.hidden;
   }
@@ -79,7 +84,7 @@ function open(id) {
 }
 
 function step(by) {
-  const ids = [...list.tBodies[0].rows].filter((row) => !row.hidden && "detailed" in row.dataset).map((row) => row.dataset.id);
+  const ids = [...list.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.dataset.id);
   const index = ids.indexOf(body.firstElementChild.id);
   if (ids.length) open(ids[(Math.max(index, by > 0 ? -1 : 0) + by + ids.length) % ids.length]);
 }

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.predict.attention_maps import AttentionMaps
 from costl.report.build import report
+from costl.report.kinds import Kinds, score_kinds
 from costl.report.page import to_html
 from costl.report.pictures import clips_to_show
 from costl.report.query import ClipPicture, Item, choose_detailed, worst_first
@@ -91,15 +93,15 @@ def attention_maps(word: str) -> AttentionMaps:
     )  # fmt: skip
 
 
-def page(text: str) -> bytes:
+def page(text: str, **changed: Any) -> bytes:
     """The page of a report in which everything that users and files can name is called `text`."""
     jpeg = io.BytesIO()
     Image.new("RGB", (8, 6)).save(jpeg, "JPEG")
-    query = Query(text.strip(), text, text, 20.0, ((0, 4),), (0, 1), ((4, 4, 4), (2, 1, 0)))
+    query = Query(text.strip(), text, text, 20.0, ((0, 4),), (0, 1), ((4, 4, 4), (2, 1, 0)), kind=text)
     answer = Prediction(query.qid, text, text, ((0, 5, 0.9), (6, 9, 0.2)), tuple(range(10)))
     picture = ClipPicture("p0", Thumbnail(jpeg.getvalue(), 8, 6, (0.125, 0.0, 0.75, 1.0)), text, 1.0)
     curves = [Curve(text, "guess", {1: 3.0}), Curve("other", "guess", {1: 3.0}), Curve(f"{text} loss", "truth", {1: 1.0})]
-    return to_html(
+    content: dict[str, Any] = dict(
         run=text,
         split=text,
         numbers={f"MR-full-{text}": 12.5, f"{text}-mAP": 99.0},
@@ -109,9 +111,11 @@ def page(text: str) -> bytes:
         selected=text,
         selection_split="validation",
         best_epoch=1,
-        items=[Item(query, answer, detailed=True, pictures=(picture,), maps=attention_maps(text))],
+        items=[Item(query, answer, 12.5, pictures=(picture,), maps=attention_maps(text))],
+        kinds=Kinds({"MR-full-mAP": text}, {text: 1}, {text: {"MR-full-mAP": 12.5}}),
         patch_grid=(2, 2),
     )
+    return to_html(**content | changed)
 
 
 def test_no_text_ever_becomes_markup():
@@ -146,16 +150,91 @@ def test_the_report_loads_nothing_from_elsewhere(written):
     assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
 
-def test_queries_are_listed_worst_first_and_some_have_a_detail_view(written, trained):
+def test_queries_are_listed_worst_first_and_some_have_pictures(written, trained):
     parsed = Parsed(written.path.read_bytes())
     queries = CacheReader(trained[0].cache).annotations("test").splitlines()
     rows = [attrs for attrs in parsed.all("tr") if "data-iou" in attrs]
     ious = [float(row["data-iou"]) for row in rows]
     assert sorted(row["data-qid"] for row in rows) == sorted(str(json.loads(line)["qid"]) for line in queries)
     assert ious == sorted(ious)
-    detailed = [row["data-id"] for row in rows if "data-detailed" in row]
-    assert len(detailed) == 4 == written.detailed == len(parsed.all("article"))
+    detailed = [row["data-id"] for row in rows if "data-pictured" in row]
+    assert len(detailed) == 4 == written.detailed
     assert detailed[0] == "q0" and detailed[-1] == f"q{len(rows) - 1}"
+
+
+def test_every_query_has_a_detail_view_with_moments_and_saliency(written):
+    parsed = Parsed(written.path.read_bytes())
+    links = [attrs["href"] for attrs in parsed.all("a")]
+    assert [f"#{attrs['id']}" for attrs in parsed.all("article")] == links[1:] and len(links) == 7  # the first skips to the list
+    assert len([attrs for attrs in parsed.all("polyline") if attrs["class"] == "guess"]) > 6
+
+
+KINDS = {
+    "kinds": ([{"kind": "place"}, {"kind": "motion"}, {"kind": "place"}], ["place", "motion", "place"], True),
+    "some kinds": ([{"kind": "place"}, {}, {"kind": None}], ["place", "", ""], True),
+    "no kinds": ([{}, {}, {}], ["", "", ""], False),
+    "other fields of that name": ([{"kind": 3}, {"kind": ["a"]}, {"kinds": "x"}], ["", "", ""], False),
+    "markup": ([{"kind": "<b>&\""}, {"kind": "a|b"}, {"kind": ""}], ["<b>&\"", "a|b", ""], True),
+    "domains": ([{"domain": "BK"}, {"domain": "VT"}, {"domain": "BK"}], ["BK", "VT", "BK"], True),
+}
+
+
+@pytest.mark.parametrize("benchmark", ["qvhighlights", "charades", "tvsum"])
+@pytest.mark.parametrize("name", KINDS)
+def test_queries_have_the_kind_of_their_annotation_and_each_kind_its_numbers(name, benchmark):
+    fields, expected, has_table = KINDS[name]
+    labels = {"relevant_windows": [[2, 6]], "relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4], [3, 4]]}
+    rows = [{"qid": i, "query": f"q{i}", "vid": "v", "duration": 10, **labels} | more for i, more in enumerate(fields)]
+    queries = [Query.from_row(row) for row in rows]
+    ends = (10.0, 6.0, 3.0)  # IoU 0.5, 1, 0.25
+    answers = [Prediction(i, "q", "v", ((2, end, 0.9),), (0, 3, 2, 1, 0)) for i, end in enumerate(ends)]
+    items = [Item(query, answer) for query, answer in zip(queries, answers, strict=True)]
+    kinds, items = score_kinds(items, benchmark=benchmark, official=False)
+    assert [item.kind for item in items] == expected
+    # By TVSum, the second rater prefers neither clip.
+    assert [item.precision for item in items] == [pytest.approx(50 if benchmark == "tvsum" else 100)] * 3
+    assert bool(kinds.columns) == has_table and kinds.queries == Counter(sorted(expected))
+    if benchmark != "tvsum":
+        hits = {kind: [100 * (i != 2) for i in range(3) if expected[i] == kind] for kind in set(expected)}
+        recall = {kind: scores["MR-full-R1@0.5"] for kind, scores in kinds.scores.items()}
+        assert recall == {kind: pytest.approx(sum(values) / len(values)) for kind, values in hits.items()}
+    html = page("x", items=worst_first(items), kinds=kinds)
+    parsed = Parsed(html)
+    assert sorted(row["data-kind"] for row in parsed.all("tr") if "data-kind" in row) == sorted(expected)
+    assert bool([row for row in parsed.all("select") if row["name"] == "kind"]) == any(expected) == (b'id="kinds"' in html)
+
+
+def test_predictions_that_no_longer_fit_give_a_note_instead_of_scores_by_kind(run):
+    path = run / "eval-test" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"pred_saliency_scores": [1.0]}) + "\n" for row in rows))
+    written = report(run, detailed=0)
+    assert any("No scores by kind of query" in note and "1 saliency scores" in note for note in written.notes)
+
+
+def test_the_report_of_a_model_for_one_domain_has_the_queries_of_that_domain(trained, tmp_path):
+    features = CacheReader(trained[0].cache)
+    splits = {}
+    for split in ("train", "val", "test"):
+        rows = [json.loads(line) for line in features.annotations(split).splitlines()]
+        rows = [row | {"domain": "BK" if i % 2 else "VT"} for i, row in enumerate(rows)]
+        splits[split] = "".join(json.dumps(row) + "\n" for row in rows)
+    copy = trained[0].copy(tmp_path / "domains", **splits)
+    train(copy.cache, overrides=["train.epochs=1", "data.domain=BK"], out=tmp_path / "run", device="cpu")
+    written = report(tmp_path / "run", detailed=0)
+    assert written.queries == 3 and "unanswered" not in {
+        row.get("data-outcome") for row in Parsed(written.path.read_bytes()).all("tr")
+    }
+
+
+@pytest.mark.parametrize("clips", [1, 2, 299, 301, 3600])
+def test_the_curve_of_a_long_video_keeps_its_peak(clips):
+    saliency = np.zeros(clips)
+    saliency[peak := clips // 3] = 1.0
+    item = Item(Query(1, "q", "v", 2.0 * clips), Prediction(1, "q", "v", (), tuple(saliency.tolist())))
+    assert len(item.saliency_points) == min(clips, 300)
+    assert min(item.saliency_points, key=lambda point: point[1])[0] == 2 * peak + 1
+    assert item.saliency_points == sorted(item.saliency_points)
 
 
 def test_pictures_are_embedded_once_and_the_reported_size_is_true(written):
@@ -234,7 +313,7 @@ def test_without_the_videos_the_report_has_a_note_and_no_pictures(run, trained):
         written = report(run, detailed=2)
     finally:
         trained[0].videos.with_name("elsewhere").rename(trained[0].videos)
-    assert written.pictures == 0 and written.detailed == 2
+    assert written.pictures == written.detailed == 0 and written.queries == 6
     assert any("--videos" in note for note in written.notes)
     assert "--videos" in written.path.read_text(encoding="utf-8")
 
@@ -290,7 +369,7 @@ def test_the_command_prints_the_path_and_the_counts(run, trained):
     result = CliRunner().invoke(main, ["report", str(run), "--videos", str(trained[0].videos), "--detailed", "3"])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(run / "report-test.html")
-    assert "3 of 6 queries in full detail" in result.stderr
+    assert "6 queries, 3 of them with " in result.stderr
 
 
 def test_a_model_without_spatial_steps_has_pictures_without_maps(trained, tmp_path):
