@@ -14,7 +14,14 @@ from costl.data.annotations import RATED_CLIP_S, Prediction, Query
 from costl.deprecated import moved_object
 from costl.metrics.compute import benchmark_rules
 from costl.metrics.moments import interval_iou
-from costl.metrics.output import metrics_tables, scoring_message, write_metrics, write_parquet, write_predictions
+from costl.metrics.output import (
+    metrics_row,
+    metrics_tables,
+    scoring_message,
+    write_metrics,
+    write_parquet,
+    write_predictions,
+)
 from costl.metrics.score_files import score
 from costl.pipeline.progress import ProgressCallback
 from costl.plots.predictions import draw_predictions
@@ -43,6 +50,10 @@ class Evaluation:
     def lines(self) -> list[str]:
         """The tables of the metrics."""
         return metrics_tables(self.metrics) if self.metrics else []
+
+    def paper_table(self, style: str) -> list[str]:
+        """One row, in Markdown ("md") or "latex"."""
+        return metrics_row(self.run.resolve().name, self.metrics, style) if self.metrics else []
 
     def data(self) -> dict[str, Any]:
         """The metrics."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, run_cache, scoring
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, paper_table, quiet, run_cache, scoring
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
 
-FILE_OPTIONS = ("predictions", "truth", "benchmark", "official")
+FILE_OPTIONS = ("predictions", "truth", "benchmark", "official", "table")
 SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 
 
@@ -33,6 +33,7 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 @device
 @quiet
 @as_json
+@paper_table
 def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     """Score a trained model on a split.
 
@@ -40,6 +41,7 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     Examples:
         costl evaluate --split test
         costl evaluate --predictions mine.jsonl --truth val.jsonl --official
+        costl evaluate --run runs/mine --table latex
         costl evaluate --submission hl.zip
 
     Prints the metrics with 95 % confidence intervals (bootstrap over queries). Writes metrics, predictions and a
@@ -55,7 +57,8 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
         from costl.metrics.output import Scores
         from costl.metrics.score_files import score_files
 
-        print_result(Scores(score_files(**chosen)), as_json=as_json)
+        table = chosen.pop("table", None)
+        print_result(Scores(score_files(**chosen), chosen["predictions"].stem), as_json=as_json, table=table)
     elif "submission" in chosen:
         _refuse_others("--submission", chosen, allowed=SUBMISSION_OPTIONS)
         from costl.submission import submit
@@ -66,10 +69,11 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
         from costl.evaluate import evaluate
         from costl.training.distributed import process_group
 
+        table = chosen.pop("table", None)
         with ProgressBars(silent=quiet) as progress, process_group() as ranks:
             evaluation = evaluate(**chosen, progress=progress, ranks=ranks)
         if ranks.is_main:
-            print_result(evaluation, as_json=as_json)
+            print_result(evaluation, as_json=as_json, table=table)
 
 
 def _refuse_others(option: str, chosen: Collection[str], *, allowed: Collection[str]) -> None:

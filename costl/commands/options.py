@@ -49,10 +49,23 @@ def out(help: str, **attributes: Any) -> Decorator:
     return click.option("-o", "--out", help=help, **{"type": ANY_PATH} | attributes)
 
 
+def _only_one(context: click.Context, _: click.Parameter, value: Any) -> Any:
+    """Refuses --table together with --json, whichever comes first."""
+    if value and (context.params.get("table") or context.params.get("as_json")):
+        raise click.UsageError("--table and --json cannot be combined. Choose one.")
+    return value
+
+
 device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+as_json = click.option("--json", "as_json", is_flag=True, callback=_only_one, help="Print JSON to standard output.")
+paper_table = click.option(
+    "--table",
+    type=click.Choice(["md", "latex"]),
+    callback=_only_one,
+    help="Print the table of a paper instead, in Markdown or LaTeX (booktabs).",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 required_cache = click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
 run_cache = click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")

@@ -23,9 +23,13 @@ class Result(Protocol):
         """The content for --json, as values that JSON can hold."""
 
 
-def print_result(result: Result, *, as_json: bool = False) -> None:
-    """Prints the result and its messages, and ends the command if the exit code is not 0."""
-    for line in [json.dumps(result.data(), indent=2)] if as_json else result.lines():
+def print_result(result: Result, *, as_json: bool = False, table: str | None = None) -> None:
+    """Prints the result and its messages, and ends the command if the exit code is not 0.
+
+    `table` is the style of the table of a paper, for a result that has one.
+    """
+    lines = getattr(result, "paper_table", list)(table) if table else result.lines()
+    for line in [json.dumps(result.data(), indent=2)] if as_json else lines:
         click.echo(line)
     finish_command(result)
 

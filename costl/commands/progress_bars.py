@@ -16,11 +16,13 @@ LINE_EVERY_S = 30.0
 SPEED_BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
-def run_and_print(function: Callable[..., Result], *, quiet: bool, as_json: bool, **options: Any) -> None:
+def run_and_print(
+    function: Callable[..., Result], *, quiet: bool, as_json: bool, table: str | None = None, **options: Any
+) -> None:
     """Calls `function` with `options` and a progress callback, and prints its result."""
     with ProgressBars(silent=quiet) as progress:
         result = function(**options, progress=progress)
-    print_result(result, as_json=as_json)
+    print_result(result, as_json=as_json, table=table)
 
 
 class ProgressBars:

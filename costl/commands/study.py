@@ -16,6 +16,7 @@ from costl.commands.options import (
     device,
     out,
     overrides,
+    paper_table,
     quiet,
     required_cache,
     scoring,
@@ -88,6 +89,7 @@ def ablate(**options: Any) -> None:
 @device
 @quiet
 @as_json
+@paper_table
 def repeat(**options: Any) -> None:
     """Train with several seeds; print mean and standard deviation.
 
@@ -110,7 +112,8 @@ def repeat(**options: Any) -> None:
 @click.option("--truth", type=ANY_PATH, required=True, help="The annotations to score both files against.")
 @scoring
 @as_json
-def compare(as_json: bool, **options: Any) -> None:
+@paper_table
+def compare(as_json: bool, table: str | None, **options: Any) -> None:
     """Compare two prediction files on the same queries.
 
     \b
@@ -122,7 +125,7 @@ def compare(as_json: bool, **options: Any) -> None:
     """
     from costl.metrics.compare import compare
 
-    print_result(compare(**options), as_json=as_json)
+    print_result(compare(**options), as_json=as_json, table=table)
 
 
 @study.command()

@@ -18,7 +18,8 @@ from costl.config import Config, load_config
 from costl.config_files import Layer
 from costl.data.queries import read_queries
 from costl.experiments.scored_runs import train_and_score, with_stage_prefix
-from costl.experiments.tables import Numbers, mean_cell, statistics
+from costl.experiments.tables import Numbers, statistics
+from costl.metrics.paper_table import mean_cell, paper_table
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.table import table
@@ -42,6 +43,7 @@ class Repeats:
     split: str
     by_seed: Mapping[str, Sequence[Numbers]]
     notes: Sequence[str] = ()
+    benchmark: str = "qvhighlights"
     exit_code = 0
 
     def lines(self) -> list[str]:
@@ -52,6 +54,10 @@ class Repeats:
             for name in columns[0][0]
         ]
         return table([f"{self.split}, seeds: {len(columns[0])}", *self.by_seed], rows)
+
+    def paper_table(self, style: str) -> list[str]:
+        """A row for each selection, in Markdown ("md") or "latex"."""
+        return paper_table(self.by_seed, benchmark=self.benchmark, style=style)
 
     def data(self) -> dict[str, Any]:
         """Every number of every seed, and their statistics."""
@@ -108,7 +114,7 @@ def repeat(
                 by_domain.append(scores[split])
                 notes += run_notes
             by_seed[selection].append(_mean_over_domains(by_domain))
-    result = Repeats(folder, split, by_seed, list(dict.fromkeys(notes)))
+    result = Repeats(folder, split, by_seed, list(dict.fromkeys(notes)), settings.data.benchmark)
     publish(folder / "repeat.json", (json.dumps(result.data(), indent=2) + "\n").encode())
     return result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from costl.metrics.paper_table import mean_cell
 from costl.pipeline.formats.table import table
 
 Numbers = Mapping[str, float]  # the headline numbers of one run on one split, in percent
@@ -74,12 +75,6 @@ class Ablation:
     def messages(self) -> list[str]:
         """The notes, and the folder of the runs."""
         return [*self.notes, f"Runs, every number and the tables: {self.folder}/"]
-
-
-def mean_cell(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and standard deviation (divisor n - 1) as text, or one value alone."""
-    mean = f"{fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
 def difference_cell(values: Sequence[float]) -> str:

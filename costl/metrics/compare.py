@@ -10,6 +10,7 @@ import numpy as np
 
 from costl.metrics.bootstrap import bootstrap_intervals, sign_flip_p
 from costl.metrics.compute import benchmark_of, measure
+from costl.metrics.paper_table import paper_table
 from costl.metrics.score_files import read_predictions, read_truth
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table
@@ -54,6 +55,12 @@ class Comparison:
         rows = [[name, *_cells(row)] for name, row in self.rows.items()]
         lines = [f"A  {self.a}", f"B  {self.b}", "", *table(["", "A", "B", "B - A", "95 % interval", "p", "queries"], rows), ""]
         return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), MEANING]
+
+    def paper_table(self, style: str) -> list[str]:
+        """A row for each file, in Markdown ("md") or "latex"."""
+        a, b = (self.a.stem, self.b.stem) if self.a.stem != self.b.stem else (str(self.a), str(self.b))
+        of_a, of_b = ({name: getattr(row, file) for name, row in self.rows.items()} for file in "ab")
+        return paper_table({a: [of_a], b: [of_b]}, benchmark=self.benchmark, style=style)
 
     def verdict(self) -> str:
         """One sentence: how many differences are significant, and how many would be by chance."""

@@ -11,20 +11,26 @@ from typing import Any
 
 from costl.data.annotations import Prediction
 from costl.metrics.moments import headline_numbers
+from costl.metrics.paper_table import paper_table
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.table import table
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The metrics of a prediction file, as `score_files` returns them."""
+    """The metrics of a prediction file, as `score_files` returns them, and the name of the method."""
 
     metrics: Mapping[str, Any]
+    name: str = "predictions"
     exit_code = 0
 
     def lines(self) -> list[str]:
         """The tables."""
         return metrics_tables(self.metrics)
+
+    def paper_table(self, style: str) -> list[str]:
+        """One row, in Markdown ("md") or "latex"."""
+        return metrics_row(self.name, self.metrics, style)
 
     def data(self) -> dict[str, Any]:
         """The metrics."""
@@ -53,6 +59,12 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[str]:
     notes = [f"note: {note}" for note in metrics.get("notes", ())]
     lines = [*label, *tables, *notes]
     return lines if notes else lines[:-1]
+
+
+def metrics_row(name: str, metrics: Mapping[str, Any], style: str) -> list[str]:
+    """The table for a paper with one row, for what `score` returned. A row selected on test is named as legacy."""
+    label = f"{name} ({metrics['legacy']})" if "legacy" in metrics else name
+    return paper_table({label: [metrics["brief"]]}, benchmark=metrics["scored"]["benchmark"], style=style)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

@@ -72,9 +72,9 @@ def report(
     """Writes the report of a run (by default the newest in `runs/`) to `out` (default: `report-<split>.html` in the run).
 
     If the split was not evaluated with the run's weights, it is evaluated first. Every query has a timeline. `detailed`
-    queries, from the worst to the best, also get pictures and attention maps. Pictures need the folder `videos`, by default the folder at extraction. Raises
-    UsageError if the run, the split or the folder does not exist, CacheError if the cache is not that of the run or a
-    file is damaged.
+    queries, from the worst to the best, also get pictures and attention maps. Pictures need the folder `videos`, by
+    default the folder at extraction. Raises UsageError if the run, the split or the folder does not exist, CacheError if
+    the cache is not that of the run or a file is damaged.
     """
     if detailed < 0:
         raise UsageError(f"detailed is {detailed}, expected 0 or more queries.")

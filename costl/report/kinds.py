@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,8 @@ def score_kinds(items: Sequence[Item], *, benchmark: str, official: bool) -> tup
         answers = [item.answer for item in of_kind if item.answer]
         metrics, values = measure(answers, [item.query for item in of_kind], benchmark=benchmark, official=official)
         scores[kind] = metrics["brief"]
-        precisions = next((values[name] for name in PRECISIONS if name in values), [])
-        precision |= {item.query.qid: float(value) for item, value in zip(of_kind, precisions) if value == value}
+        precisions = next((values[name] for name in PRECISIONS if name in values), [math.nan] * len(of_kind))
+        precision |= {item.query.qid: float(value) for item, value in zip(of_kind, precisions, strict=True) if value >= 0}
     first = next(iter(scores.values()))
     columns = {key: name for name, key in paper_columns(benchmark, first).items()} if any(queries) else {}
     return Kinds(columns, queries, scores), [replace(item, precision=precision.get(item.query.qid)) for item in items]

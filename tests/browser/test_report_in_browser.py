@@ -137,7 +137,7 @@ def test_the_list_is_sorted_and_filtered_by_keyboard(browser, page):
 @pytest.mark.parametrize(("width", "height", "dark"), [(390, 844, True), (1440, 900, False)])
 def test_every_query_opens_and_the_worst_of_each_kind_comes_first(browser, page, width, height, dark):
     open_page(browser, page, width=width, height=height, dark=dark)
-    rows = [dict(row) for row in browser.run("return [...document.querySelectorAll('.list tbody tr')].map(r => ({...r.dataset}))")]
+    rows = browser.run("return [...document.querySelectorAll('.list tbody tr')].map(r => ({...r.dataset}))")
     kinds = {row["kind"] for row in rows}
     assert len(kinds) > 1 and "" not in kinds
     for kind in kinds:
@@ -150,7 +150,8 @@ def test_every_query_opens_and_the_worst_of_each_kind_comes_first(browser, page,
     for _ in rows:
         article = browser.find("dialog article")
         opened.append(article.get_attribute("id"))
-        bars, curve = (article.find_elements("css selector", name) for name in (".chart rect.guess", ".chart polyline.guess"))
+        bars = article.find_elements("css selector", ".chart rect.guess")
+        curve = article.find_elements("css selector", ".chart polyline.guess")
         assert len(bars) > 1 and len(curve) == 1 and all(shape.is_displayed() for shape in (*bars, *curve))
         assert overflow(browser, "dialog") == 0
         browser.find("dialog [name=after]").click()

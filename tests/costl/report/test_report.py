@@ -101,20 +101,20 @@ def page(text: str, **changed: Any) -> bytes:
     answer = Prediction(query.qid, text, text, ((0, 5, 0.9), (6, 9, 0.2)), tuple(range(10)))
     picture = ClipPicture("p0", Thumbnail(jpeg.getvalue(), 8, 6, (0.125, 0.0, 0.75, 1.0)), text, 1.0)
     curves = [Curve(text, "guess", {1: 3.0}), Curve("other", "guess", {1: 3.0}), Curve(f"{text} loss", "truth", {1: 1.0})]
-    content: dict[str, Any] = dict(
-        run=text,
-        split=text,
-        numbers={f"MR-full-{text}": 12.5, f"{text}-mAP": 99.0},
-        intervals={f"{text}-mAP": (97.5, 99.5)},
-        notes=[text],
-        curves=curves,
-        selected=text,
-        selection_split="validation",
-        best_epoch=1,
-        items=[Item(query, answer, 12.5, pictures=(picture,), maps=attention_maps(text))],
-        kinds=Kinds({"MR-full-mAP": text}, {text: 1}, {text: {"MR-full-mAP": 12.5}}),
-        patch_grid=(2, 2),
-    )
+    content: dict[str, Any] = {
+        "run": text,
+        "split": text,
+        "numbers": {f"MR-full-{text}": 12.5, f"{text}-mAP": 99.0},
+        "intervals": {f"{text}-mAP": (97.5, 99.5)},
+        "notes": [text],
+        "curves": curves,
+        "selected": text,
+        "selection_split": "validation",
+        "best_epoch": 1,
+        "items": [Item(query, answer, 12.5, pictures=(picture,), maps=attention_maps(text))],
+        "kinds": Kinds({"MR-full-mAP": text}, {text: 1}, {text: {"MR-full-mAP": 12.5}}),
+        "patch_grid": (2, 2),
+    }
     return to_html(**content | changed)
 
 
