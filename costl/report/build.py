@@ -123,7 +123,7 @@ def _scored(
     items: list[Item], metrics: Mapping[str, Any], benchmark: str
 ) -> tuple[Kinds | None, list[Item], list[str]]:
     """The scores by kind of query, the items with their precision, and a note if they cannot be scored."""
-    rules = {"benchmark": benchmark, "official": False} | dict(metrics.get("scored", {}))
+    rules: dict[str, Any] = {"benchmark": benchmark, "official": False} | dict(metrics.get("scored", {}))
     if not metrics["brief"]:
         return None, items, []
     try:

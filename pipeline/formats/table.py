@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 # Characters with a meaning in LaTeX. A row must not begin with [ or *, which would belong to the \\ before it.
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX: dict[str, str | int | None] = {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}"}
 
