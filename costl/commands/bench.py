@@ -34,7 +34,7 @@ def bench() -> None:
 @device
 @quiet
 def extract(**options: Any) -> None:
-    """Measure the speed of extraction, of its parts, and of a simple loop.
+    """Measure the speed of extraction and of its parts.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from costl.pipeline.progress import Progress
 
 @click.group(cls=Group)
 def data() -> None:
-    """Sample videos, published features, exported models."""
+    """Make sample videos, import features, export models."""
 
 
 @data.command()

@@ -31,7 +31,7 @@ splits = click.option(
 
 @click.group(cls=Group)
 def study() -> None:
-    """Ablations, several seeds, comparison of predictions."""
+    """Run ablations, train several seeds, compare predictions."""
 
 
 @study.command()
