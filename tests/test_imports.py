@@ -17,6 +17,7 @@ DOORS = [f"{P}.{name}" for name in ("cache", "device", "encode.types", "errors",
 VIDEO_DOORS = {
     "costl.commands": [P],
     "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.preview"],
+    "costl.data.loader": [f"{P}.processes"],
     "costl.benchmarks.prepare": [f"{P}.decode.backends", f"{P}.videos"],
     "costl.demo": [f"{P}.preview", f"{P}.videos"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click import Command, Context, Group
 from click.testing import CliRunner
 
+import costl
 from costl.commands import main
 from costl.config import load_config
 from costl.data.annotations import parse_jsonl
@@ -49,16 +53,16 @@ def test_the_three_commands_run_and_a_second_extraction_decodes_nothing(world, t
     assert "0 videos extracted" in result.stderr
 
 
-def test_the_python_example_answers_a_query(world, tmp_path, monkeypatch, capsys):
+def test_the_python_example_runs_as_a_script_and_answers_two_queries(world, tmp_path):
     (lines,) = re.findall(r"^```python\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
     train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
     shutil.copy(world.videos / "test_0000.mp4", tmp_path / "holiday.mp4")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    variables: dict = {}
-    exec(compile(lines, "README.md", "exec"), variables)
-    assert [answer.query for answer in variables["answers"]] == ["a dog catches a ball", "people laugh"]
-    assert str(variables["answers"][0]) in capsys.readouterr().out
+    (tmp_path / "script.py").write_text(lines.replace("runs/NAME", "runs/mine") + "\nprint(len(answers))\n")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(costl.__file__).parents[1])}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("holiday.mp4 · 0:24 · a dog catches a ball\n   1  0:") and done.stdout.endswith("\n2\n")
 
 
 def test_the_picture_and_the_links_within_the_project_exist():

@@ -14,6 +14,7 @@ from costl.data.batch import Batch, collate, own_videos, video_ids
 from costl.data.sampler import PlannedBatch
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError
+from costl.pipeline.processes import NewProcesses
 
 T = TypeVar("T")
 
@@ -80,8 +81,8 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin,
-            # Spawned on every system: a fork of a process with threads may hang.
-            multiprocessing_context="spawn" if workers else None,
+            # Not forked on any system: a fork of a process with threads may hang.
+            multiprocessing_context=NewProcesses() if workers else None,
             # DataLoader would otherwise draw from the global generator, which decides dropout.
             generator=torch.Generator(),
         )

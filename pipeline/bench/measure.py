@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from costl.pipeline.errors import CostlError
+from costl.pipeline.processes import NewProcesses
 
 K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
@@ -54,7 +54,7 @@ def in_new_process(work: Callable[P, T], *arguments: P.args, **options: P.kwargs
 
     Raises CostlError if the process runs out of memory or is killed.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=NewProcesses()) as pool:
         try:
             return pool.submit(work, *arguments, **options).result()
         except (MemoryError, RuntimeError) as error:  # of torch, and of a process that was killed

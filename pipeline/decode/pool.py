@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import multiprocessing
 import signal
 import threading
 import time
@@ -30,6 +29,7 @@ import numpy as np
 
 from costl.pipeline.decode.worker import NO_DEADLINE, DecodeSettings, open_time_limit_s, run_worker
 from costl.pipeline.errors import CostlError
+from costl.pipeline.processes import NewProcesses
 from costl.pipeline.videos import Video
 
 _START_LIMIT_S = 120.0
@@ -88,8 +88,7 @@ def decode_videos(
 
     Every video ends in exactly one `Decoded` or `Failed`. Frames take `processes * slots * slot_bytes` bytes. `check` is
     called between events and five times a second without events; an exception that it raises ends the iteration. Leaving
-    the context kills the processes. A script that calls this needs `if __name__ == "__main__":`. Raises CostlError if a
-    process cannot start.
+    the context kills the processes. Raises CostlError if a process cannot start.
     """
     return closing(_Supervisor(videos, processes, settings).events(check))
 
@@ -181,7 +180,7 @@ class _Worker:
 
     def __init__(self, settings: DecodeSettings):
         # Unlike SharedMemory, these arrays have no name that could outlive the process, and do not depend on /dev/shm.
-        context = multiprocessing.get_context("spawn")
+        context = NewProcesses()
         self.memory = context.RawArray(ctypes.c_uint8, settings.slots * settings.slot_bytes)
         self.pixels: np.ndarray = np.frombuffer(self.memory, dtype=np.uint8)  # type: ignore[call-overload]
         self.deadline = context.RawValue(ctypes.c_double, NO_DEADLINE)
