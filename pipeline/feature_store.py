@@ -60,6 +60,7 @@ class FeatureStore:
         # still get a folder of their own.
         self.fingerprint = {**self.fingerprint, **asdict(one_layer), "open_clip": version("open_clip_torch")}
         self.folder = self.folder / digest(self.fingerprint)[:16]
+        self._run_options = RunOptions(workers=self.workers)
         self._encoder: CLIPEncoder | None = None
         self._lock = threading.Lock()
         self._hashes: dict[tuple[Any, ...], str] = {}
@@ -106,7 +107,7 @@ class FeatureStore:
                     encoders=[encoder],
                     fps=contents.fps,
                     frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
-                    run_options=RunOptions(workers=self.workers),
+                    run_options=self._run_options,
                     report_progress=report_progress,
                 )
                 if not row.ok:

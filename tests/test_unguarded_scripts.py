@@ -68,7 +68,7 @@ def run_script(*arguments: object, cwd: Path, text: str | None = None) -> tuple[
         (["-c", "import runpy; runpy.run_path('script.py', run_name='__main__')"], None),
         (["-W", "error", "-X", "dev", "-B", "script.py"], None),
     ],
-    ids="file argument stdin interactive module submodule folder moved thread runpy options".split(),
+    ids=["file", "argument", "stdin", "interactive", "module", "submodule", "folder", "moved", "thread", "runpy", "options"],
 )
 def test_videos_are_decoded_however_the_script_is_run(tmp_path, arguments, text):
     (tmp_path / "folder").mkdir()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class Answer:
 
     def top(self, count: int) -> Answer:
         """The same answer with only the `count` best moments. Raises UsageError unless `count` is a number from 0 on."""
-        if not (isinstance(count, int) and count >= 0):
+        if not (isinstance(count, Integral) and count >= 0):
             raise UsageError(f"count is {count!r}, expected a number of moments, 0 or more.")
         return replace(self, moments=self.moments[:count])
 
@@ -83,7 +85,11 @@ def check_queries(queries: Sequence[str]) -> None:
     if not queries:
         raise UsageError('no query. Describe what to look for, such as "a dog catches a ball".')
     for query in queries:
-        if not (isinstance(query, str) and any(letter.isalnum() for letter in query)):
-            raise UsageError(
-                f'query {query!r}: no letter or digit in it. Describe what to look for, such as "a dog catches a ball".'
-            )
+        # Python reads bytes of the command line that are not UTF-8 as surrogates.
+        if not isinstance(query, str) or re.search("[\ud800-\udfff]", query):
+            problem = "not a text in UTF-8"
+        elif not any(letter.isalnum() for letter in query):
+            problem = "no letter or digit in it"
+        else:
+            continue
+        raise UsageError(f'query {query!r}: {problem}. Describe what to look for, such as "a dog catches a ball".')

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -89,7 +91,10 @@ class Asker:
         CacheError if the CLIP weights differ from those of the model.
         """
         path = as_path("video", video)
-        texts = list(queries) if isinstance(queries, Iterable) and not isinstance(queries, str) else [queries]
+        texts: list[Any] = [queries]
+        if not isinstance(queries, str | bytes):
+            with suppress(TypeError):  # a single value, which `check_queries` refuses
+                texts = list(queries)
         check_queries(texts)
         features, name = self._feature_store.features(path, texts, progress=progress)
         query_rows = [_query_row(i, text, name, features) for i, text in enumerate(texts)]
@@ -111,20 +116,22 @@ class Asker:
     def patch_attention(self, video: Path | str, query: str, times_s: Sequence[float]) -> list[PatchAttention]:
         """The attention of the coarse step in the clips at these seconds, for one query; empty for a model without it.
 
-        A time after the end means the last clip. Raises UsageError for times that are not seconds from 0 on, and otherwise
-        as `ask` does.
+        Raises UsageError for times that are not seconds from 0 to the end of the video, and otherwise as `ask` does.
         """
         check_queries([query])
-        try:
-            seconds = np.array(times_s, np.float64)
-        except (TypeError, ValueError):
-            seconds = np.array(math.nan)
-        if seconds.ndim != 1 or not np.all(np.isfinite(seconds) & (seconds >= 0)):
-            raise UsageError(f"times_s is {times_s!r}, expected seconds from 0 on.")
-        if not (len(seconds) and self._model.has_attention_maps):
-            return []
         features, name = self._feature_store.features(as_path("video", video), [query])
         grid = features.grid(name)
+        try:
+            seconds = list(times_s)
+            inside = all(isinstance(second, Real) and 0 <= second <= grid.duration_s for second in seconds)
+        except TypeError:
+            inside = False
+        if not inside:
+            raise UsageError(
+                f"times_s is {times_s!r}, expected a list of seconds from 0 to {grid.duration_s:g}, the end of the video."
+            )
+        if not (seconds and self._model.has_attention_maps):
+            return []
         clips = [min(int(second * grid.fps), grid.clips - 1) for second in seconds]
         maps = clip_attention_maps(self._model, Query(0, query, name, grid.duration_s), clips, features)
         weights = maps.share.reshape(len(clips), *features.patch_grid)
@@ -135,8 +142,10 @@ class Asker:
 
         It is smaller than the frame if CLIP gets a centre crop, and larger if CLIP gets a padded frame.
         """
+        if not all(isinstance(side, Integral) and side > 0 for side in (height, width)):
+            raise UsageError(f"height and width are {height!r} and {width!r}, expected pixels, 1 or more.")
         assert self._preprocess is not None  # the feature store refuses a model of other features
-        return visible_region(height, width, self._preprocess)
+        return visible_region(int(height), int(width), self._preprocess)
 
 
 def _recorded_weights(trained: TrainedModel) -> str:

@@ -114,4 +114,4 @@ def _most_salient_second(answer: Answer, moment: Moment) -> float:
     scores = np.array(answer.saliency.scores)
     first = min(int(moment.start_s / clip_s), len(scores) - 1)
     last = max(first + 1, int(np.ceil(moment.end_s / clip_s)))
-    return (first + int(scores[first:last].argmax()) + 0.5) * clip_s
+    return min((first + int(scores[first:last].argmax()) + 0.5) * clip_s, answer.duration_s)

@@ -58,10 +58,10 @@ def sync(path: Path) -> None:
 
 def as_path(name: str, value: str | os.PathLike[str]) -> Path:
     """The argument `name` of a public function as a path. Raises UsageError for a value that is not one."""
-    try:
-        return Path(value)
-    except TypeError as error:
-        raise UsageError(f"{name} is {value!r}, expected a path.") from error
+    with contextlib.suppress(TypeError, UnicodeEncodeError):
+        if os.fspath(value) and b"\0" not in os.fsencode(value):
+            return Path(value)
+    raise UsageError(f"{name} is {value!r}, expected a path.")
 
 
 def remove_half_written(folder: Path, *names: str) -> None:

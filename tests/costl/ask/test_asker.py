@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -129,22 +130,34 @@ def test_damaged_stored_features_are_extracted_again(world, asker):
     assert asker.ask(video, query)[0].moments == first.moments
 
 
-@pytest.mark.parametrize("queries", [[], [""], ["a cat", "?!"], ["  "], "…", 5, None, ["a cat", 5]])
-def test_a_query_without_letters_is_refused_before_any_work(world, asker, no_decoding, queries):
+NOT_TEXT = [5, None, b"a cat", ["a cat", 5], [["a cat"]], "\udce9 cat", np.array("a cat"), np.array([["a cat"]])]
+
+
+@pytest.mark.parametrize(
+    ("queries", "problem"),
+    [([], "no query"), (np.array([]), "no query")]
+    + [(queries, "no letter or digit in it") for queries in ([""], ["a cat", "?!"], ["  "], "…", "_")]
+    + [(queries, "not a text in UTF-8") for queries in NOT_TEXT],
+)
+def test_a_query_that_is_no_sentence_is_refused_before_any_work(world, asker, no_decoding, queries, problem):
     no_decoding()
-    with pytest.raises(UsageError, match=r"no query|no letter or digit in it"):
+    with pytest.raises(UsageError, match=problem):
         asker.ask(a_query(world)[0], queries)
 
 
-def test_arguments_that_are_not_a_path_are_refused_by_their_name(run, asker, tmp_path):
-    with pytest.raises(UsageError, match="model is 5, expected a path"):
-        costl.load(5)
-    with pytest.raises(UsageError, match="cache_dir is 5, expected a path"):
-        costl.load(run, cache_dir=5)
+@pytest.mark.parametrize("path", [5, b"x", float("nan"), ["x"], "", "a\0b", "\ud800"])
+def test_arguments_that_are_not_a_path_are_refused_by_their_name(run, asker, path):
+    with pytest.raises(UsageError, match=r"model is .*, expected a path"):
+        costl.load(path)
+    with pytest.raises(UsageError, match=r"cache_dir is .*, expected a path"):
+        costl.load(run, cache_dir=path)
+    with pytest.raises(UsageError, match=r"video is .*, expected a path"):
+        asker.ask(path, "a cat")
+
+
+def test_weights_that_are_not_there_are_refused(run, tmp_path):
     with pytest.raises(UsageError, match="no such weights file"):
         costl.load(run, weights=tmp_path / "gone", cache_dir=str(tmp_path / "features")).ask(run / "config.yaml", "a cat")
-    with pytest.raises(UsageError, match="video is None, expected a path"):
-        asker.ask(None, "a cat")
 
 
 def test_queries_in_other_scripts_are_accepted():
@@ -219,7 +232,7 @@ def test_a_model_trained_on_imported_features_cannot_be_asked(run, tmp_path):
 def test_patch_attention_is_the_attention_of_step_one(world, asker):
     video, query = a_query(world)
     asker.ask(video, query)
-    attention = asker.patch_attention(video, query, [0.5, 7.9, 99.0])
+    attention = asker.patch_attention(video, query, [0.5, 7.9, 24.0])
     assert [one.centre_s for one in attention] == [1.0, 7.0, 23.0]
     assert asker.patch_attention(video, query, []) == []
     features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
@@ -244,13 +257,29 @@ def test_an_answer_has_a_picture_in_a_notebook(world, asker):
     assert isinstance(answer, Answer) and answer._repr_png_().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("times_s", [[-1.0], [float("nan")], ["a"], 5j, None])
-def test_times_that_are_not_seconds_are_refused(world, asker, times_s):
-    with pytest.raises(UsageError, match=r"times_s is .*, expected seconds from 0 on"):
-        asker.patch_attention(*a_query(world), times_s)
+NO_NUMBERS = [["a"], ["1"], "12", [None], [[1.0]], np.zeros((1, 1)), np.array([0, 86400], "M8[s]"), 5, 5j, None]
 
 
-def test_a_number_of_workers_that_is_none_is_refused(world, run, tmp_path):
-    video, query = a_query(world)
-    with pytest.raises(UsageError, match="workers is '2', expected a whole number from 1 on"):
-        costl.load(run, cache_dir=tmp_path / "features", device="cpu", workers="2").ask(video, query)
+def test_times_that_are_not_in_the_video_are_refused(world, asker):
+    for times_s in [[-5], [-0.1, 3.0], [24.1], [1e9], [10**400], [math.nan], [math.inf], *NO_NUMBERS]:
+        with pytest.raises(UsageError, match=r"times_s is .*, expected a list of seconds from 0 to 24, the end of the video"):
+            asker.patch_attention(*a_query(world), times_s)
+    for accepted in (np.array([1, 2]), np.float32([23.9]), (0, 24), range(3), iter([1.5])):
+        assert asker.patch_attention(*a_query(world), accepted)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-1, 5), ("a", "b"), (1.5, 2), (None, 4), (float("nan"), 5)])
+def test_a_frame_without_pixels_is_refused(asker, size):
+    assert asker.visible_region(np.int64(64), 64) == (0.0, 0.0, 1.0, 1.0)
+    with pytest.raises(UsageError, match=r"height and width are .*, expected pixels"):
+        asker.visible_region(*size)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "part"),
+    [("workers", value, "expected a whole number from 1 on") for value in (0, -1, "2", 1.5, math.nan, [])]
+    + [("device", value, "cannot be used here") for value in ("", "abacus", "meta", "cuda:99", [])],
+)
+def test_workers_and_devices_that_do_not_exist_are_refused_when_the_model_is_loaded(run, tmp_path, argument, value, part):
+    with pytest.raises(UsageError, match=f"{argument} .*{part}"):
+        costl.load(run, **{"cache_dir": tmp_path, "device": "cpu", argument: value})

@@ -318,6 +318,28 @@ def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here, stop):
     assert not read_run(here / "run").finished
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "--videos", "dir/", "--out", "new.h5", "--workers", "1"],
+        ["train", "--cache", "feats.h5", "--set", "train.workers=1"],
+    ],
+    ids=["extract", "train"],
+)
+def test_a_command_that_a_shell_started_with_ctrl_c_ignored_goes_on(here, arguments):
+    default = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(*arguments, "--device", "cpu")
+    finally:
+        signal.signal(signal.SIGINT, default)
+    with process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0 and len(lines) > 1 and "Interrupted." not in "".join(lines), lines
+
+
 def test_data_sample_writes_into_the_given_folder(tmp_path):
     result = costl("data", "sample", tmp_path / "new", *TINY)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")

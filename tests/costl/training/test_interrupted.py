@@ -98,12 +98,11 @@ def send_signal(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, number: in
 
 
 @pytest.fixture(autouse=True)
-def interrupts():
-    """The handlers of the command line, also when these tests run in the background of a shell, which ignores Ctrl-C."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def sigterm():
+    """SIGTERM interrupts like Ctrl-C, as it does in the command line."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
