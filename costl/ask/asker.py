@@ -21,6 +21,7 @@ from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.feature_store import FeatureStore, user_folder
 from costl.pipeline.formats.files import as_path
+from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
@@ -127,9 +128,8 @@ class Asker:
         except TypeError:
             inside = False
         if not inside:
-            raise UsageError(
-                f"times_s is {times_s!r}, expected a list of seconds from 0 to {grid.duration_s:g}, the end of the video."
-            )
+            found = " ".join(abbreviated(times_s).split())
+            raise UsageError(f"times_s is {found}, expected a list of seconds from 0 to {grid.duration_s:g} (the end).")
         if not (seconds and self._model.has_attention_maps):
             return []
         clips = [min(int(second * grid.fps), grid.clips - 1) for second in seconds]
