@@ -36,8 +36,8 @@ class FeatureStore:
     """Features made with the settings of `fingerprint` by the CLIP of `model` and `weights`; threads may share a store.
 
     CLIP is loaded on `device` when there is something to encode, and refused unless its fingerprint is the same. `owner`
-    names the model that was trained on such features, for error messages. `workers`: decode processes. Raises CacheError
-    for a fingerprint of features that costl did not extract.
+    names the model that was trained on such features, for error messages. `workers`: decode processes. Raises UsageError
+    for another number than one from 1 on, CacheError for a fingerprint of features that costl did not extract.
     """
 
     folder: Path
