@@ -65,7 +65,7 @@ def data_folder(videos: Path) -> Path:
     folder = videos if videos.is_dir() else videos.parent
     if folder.resolve().name != "videos":
         return folder
-    has_own_files = (folder / SETTINGS_FILE).is_file() or bool(_split_files(folder))
+    has_own_files = (folder / SETTINGS_FILE).is_file() or has_annotations(folder)
     return folder if has_own_files else folder.resolve().parent
 
 
@@ -149,6 +149,18 @@ def read_annotations(path: Path) -> dict[str, str]:
             raise UsageError(f"{file}: cannot be read ({error}).") from error
     check_annotations(texts)
     return texts
+
+
+def has_annotations(folder: Path) -> bool:
+    """Whether `read_annotations` finds files in this folder."""
+    return bool(_split_files(folder))
+
+
+def unread_files(folder: Path) -> list[str]:
+    """The names of files in a folder without annotations that may be annotations in another format."""
+    suffixes = (".json", ".jsonl", ".csv", ".tsv")
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(path.name for path in paths if path.name != "objects.jsonl")
 
 
 def _split_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, read_index, relative_path, relative_weights
-from costl.pipeline.cache.inspect import WrittenCache, group_by_reason
+from costl.pipeline.cache.inspect import WrittenCache, group_by_reason, no_queries_message
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import ExtractSettings, queries_in, without_spatial_encoder
@@ -17,6 +17,7 @@ from costl.pipeline.decode.backends import resolve
 from costl.pipeline.decode.packets import counts_from_zero
 from costl.pipeline.encode.clip import CLIPEncoder, load_encoders
 from costl.pipeline.errors import VideoError, first_few
+from costl.pipeline.formats.files import refuse_folder
 from costl.pipeline.inputs import Inputs, read_inputs, select_share
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -34,7 +35,8 @@ class ExtractReport(WrittenCache):
     """What a run did: the names of videos that are `done` now or were finished before (`skipped`), and rows that `failed`.
 
     `changed`: videos whose file is not the one that was extracted earlier. `dropped`: splits of the cache that are not
-    among these annotations. `truncated`: queries longer than CLIP reads. `exit_code` is 1 if a video failed or is missing.
+    among these annotations. `truncated`: queries longer than CLIP reads. `left_out` and `unread`: see `inputs.Inputs`.
+    `queries`: whether the cache has annotations. `exit_code` is 1 if a video failed or is missing.
     """
 
     done: tuple[str, ...] = ()
@@ -42,9 +44,12 @@ class ExtractReport(WrittenCache):
     truncated: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    queries: bool = True
 
     def messages(self) -> list[str]:
-        """Why videos failed, which queries were cut, what has changed, and the counts."""
+        """Why videos failed, which queries were cut, what has changed, what was left out or not read, and the counts."""
         messages = group_by_reason(self.failed)
         messages += [f"cut: longer than CLIP reads, its end is ignored: {query!r}" for query in self.truncated]
         if self.changed:
@@ -57,7 +62,17 @@ class ExtractReport(WrittenCache):
         counts = (
             f"{len(self.done)} videos extracted, {len(self.skipped)} were there already, {len(self.failed)} failed."
         )
-        return [*messages, counts]
+        if self.left_out:
+            messages.append(
+                f"{len(self.left_out)} files with names of videos are left out: {first_few(self.left_out)}. They are hidden "
+                "files, folders or unfinished downloads."
+            )
+        return [*messages, counts, *([] if self.queries else [_unread_message(self.unread), no_queries_message(self.cache)])]
+
+
+def _unread_message(files: Sequence[str]) -> str:
+    others = f" Other files are not read: {first_few(files)}." if files else ""
+    return f"No annotations: expected train.jsonl, val.jsonl or test.jsonl next to the videos, or --annotations.{others}"
 
 
 def extract(
@@ -78,7 +93,8 @@ def extract(
 ) -> ExtractReport:
     """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
 
-    `annotations`: a folder, a file, or the JSONL text of each split; by default the files next to the videos. `chosen` are
+    `annotations`: a folder, a file, or the JSONL text of each split; by default the files next to the videos, or else those
+    that `out` has already, which may be none: `add_queries` adds them later. `chosen` are
     fields of `ExtractSettings`, which decide the features: a value that is not None wins over the costl.yaml of the
     annotations' folder, or else of the videos' folder. With `allow_missing_videos`, annotated videos without a file become
     rows of status "missing". `device`: one or several, such as "cuda:0,cuda:1". For `workers`, `batch` and `time_limit_s`
@@ -87,10 +103,15 @@ def extract(
 
     Each run adds a line to OUT.runs.jsonl. Finished videos are not decoded again. A video that cannot be decoded becomes a
     row, and the others go on. Raises UsageError for a wrong input, CacheError for a cache that is busy, damaged or made
-    with other settings, CostlError after 20 failures in a row of videos that had not failed before, or if a device fails.
+    with other settings, CostlError after 20 failures in a row that point to the machine (see `engine.FailuresInARow`), or
+    if a device fails.
     """
     report_progress = progress or (lambda _: None)
-    inputs = read_inputs(videos, annotations, chosen, allow_missing=allow_missing_videos)
+    refuse_folder(out)
+    earlier = None if shard else out  # a share of annotations cannot be divided again
+    inputs = read_inputs(videos, annotations, chosen, cache=earlier, allow_missing=allow_missing_videos)
+    if inputs.unread:  # before the long work
+        report_progress(Progress("load", 0, 1, message=_unread_message(inputs.unread)))
     if shard:
         inputs = select_share(inputs, shard, out)
     run_options = RunOptions(workers=workers, batch=batch, time_limit_s=time_limit_s)
@@ -128,6 +149,9 @@ def extract(
         truncated=tuple(query for query, sentence in sentences.items() if sentence.truncated),
         changed=tuple(changed),
         dropped=dropped,
+        left_out=tuple(inputs.left_out),
+        unread=tuple(inputs.unread),
+        queries=bool(inputs.annotations),
     )
 
 

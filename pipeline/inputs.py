@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from costl.pipeline.cache.index import read_index
 from costl.pipeline.data_folder import (
     ExtractSettings,
     check_annotations,
     data_folder,
+    has_annotations,
     missing_videos,
     read_annotations,
     read_settings,
     settings_folder,
+    unread_files,
 )
 from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.run.shards import parse_share, refuse_other_shares
-from costl.pipeline.videos import Video, find_videos, safe_id
+from costl.pipeline.videos import Video, find_videos, left_out, safe_id
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The input of one run.
 
-    `videos` lie in `folder`; `missing` are the names of annotated videos without a file. `annotations`: the JSONL text of
-    each split. `settings` decide the features. `training`: the settings for training that the data folder holds. `share`:
-    the fields of the share that the run takes (see `shards.Share`), empty for the whole folder.
+    `videos` lie in `folder`; `left_out` are names there that only look like those of videos, `missing` the names of annotated
+    videos without a file. `annotations`: the JSONL text of each split. `unread`: files of a folder without annotations that
+    may be annotations in another format. `settings` decide the features. `training`: the settings for training that the data
+    folder holds. `share`: the fields of the share that the run takes (see `shards.Share`), empty for the whole folder.
     """
 
     videos: list[Video]
@@ -37,6 +41,8 @@ class Inputs:
     settings: ExtractSettings
     training: Mapping[str, Any]
     share: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    unread: Sequence[str] = ()
 
 
 def read_inputs(
@@ -44,26 +50,34 @@ def read_inputs(
     annotations: Path | Mapping[str, str] | None,
     chosen: Mapping[str, Any],
     *,
+    cache: Path | None,
     allow_missing: bool,
 ) -> Inputs:
     """The input of a run on the videos at `path`, a folder or one video; for the other arguments see `extract.extract`.
 
-    Raises UsageError for a folder without videos, wrong settings or annotations, and missing videos unless `allow_missing`.
+    A folder without annotations keeps those of an existing `cache`, which `costl cache add-queries` has added. Raises
+    UsageError for a folder without videos, wrong settings or annotations, and missing videos unless `allow_missing`.
     """
     videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path)
     names = [video.path.stem for video in videos]
     folder = data_folder(path)
     folder_settings = read_settings(settings_folder(folder, annotations))
     settings = _resolve_settings(folder_settings.extract, chosen)
+    source = ""
+    unread: list[str] = []
     if isinstance(annotations, Mapping):
         check_annotations(annotations)
         texts = dict(annotations)
+    elif annotations is None and not has_annotations(folder):
+        texts = dict(read_index(cache).contents.annotations) if cache and cache.exists() else {}
+        source = f" of {cache}"
+        unread = [] if texts else unread_files(folder)
     else:
         texts = read_annotations(annotations or folder)
     missing = missing_videos(texts, names)
     if missing and not allow_missing:
         raise UsageError(
-            f"The annotations name {len(missing)} videos that are not here: {first_few(missing, last=', and ')}. "
+            f"The annotations{source} name {len(missing)} videos that are not here: {first_few(missing, last=', and ')}. "
             f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
             "rows, or pass --allow-missing-videos to go on without them."
         )
@@ -74,6 +88,8 @@ def read_inputs(
         annotations=texts,
         settings=settings,
         training=folder_settings.train,
+        left_out=left_out(videos[0].path.parent) if path.is_dir() else (),
+        unread=unread,
     )
 
 

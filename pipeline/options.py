@@ -17,7 +17,8 @@ CHOICES = {
     "dtype": ("float16", "int8"),
     "tokens": ("all", "cls"),
 }
-FAILURES_IN_A_ROW = 20  # after so many the machine is to blame, not the videos
+FAILURES_IN_A_ROW = 20  # after so many of these statuses the machine is to blame, not the videos
+MACHINE_FAILURES = frozenset(["crashed", "timeout", "error"])
 # Software decoders give the same frames bit for bit, so a cache may mix them. A GPU's own decoder is another family.
 DECODER_FAMILIES = {"decord": "ffmpeg", "pyav": "ffmpeg", "torchcodec": "ffmpeg", "torchcodec:cuda": "nvdec"}
 

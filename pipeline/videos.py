@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,13 +14,16 @@ from urllib.parse import quote
 
 from costl.pipeline.errors import UsageError, VideoError
 
-SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".ts", ".flv", ".wmv", ".3gp"])
+SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv"])
+SUFFIXES |= {".wmv", ".3gp", ".ogv", ".vob", ".divx"}
+_UNFINISHED = (".part", ".crdownload", ".download", ".partial", ".icloud", ".tmp")  # of browsers, yt-dlp, rsync and clouds
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
 # Windows treats these names as devices, whatever suffix follows.
 RESERVED = frozenset(
     ["CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in range(10))]
 )
 _READ_BYTES = 1 << 20
+_FILE_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # not of the machine
 
 FileStamp = tuple[int, ...]
 
@@ -35,9 +39,9 @@ class Video:
 def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:
     """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
 
-    A folder, pipe or dangling link with a video's suffix counts as well, so that it is reported as a failed video; but a
-    folder with nothing else holds no videos. Raises UsageError when the folder is missing, when it holds no video (unless
-    `allow_none`), and when two files would share an id.
+    A pipe, an empty file or a dangling link with a video's suffix counts as well, so that it is reported as a failed video;
+    but a folder with nothing else holds no videos. What is certainly no video is left out, see `left_out`. Raises UsageError
+    when the folder is missing, when it holds no video (unless `allow_none`), and when two files would share an id.
     """
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
@@ -49,6 +53,23 @@ def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:
         raise UsageError(f"{folder}: no videos ({contents}), expected {expected} here or in {folder / 'videos'}.")
     _refuse_shared_stems(paths)
     return sorted((Video(safe_id(path.stem), path) for path in paths), key=lambda video: video.id)
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path has the name of a video: its suffix, and no dot in front, as in the `._NAME` files that macOS writes."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def left_out(folder: Path) -> list[str]:
+    """The names in `folder`, sorted, that look like those of videos and are none: of hidden files, folders, unfinished
+    downloads.
+    """
+
+    def looks_like_video(path: Path) -> bool:
+        whole = path.with_suffix("") if path.suffix.lower() in _UNFINISHED else path
+        return whole.suffix.lower() in SUFFIXES and (whole != path or path.name.startswith(".") or path.is_dir())
+
+    return sorted(path.name for path in folder.iterdir() if looks_like_video(path))
 
 
 def safe_id(stem: str) -> str:
@@ -96,7 +117,7 @@ def content_hash(path: Path, *, since: FileStamp | None = None) -> str:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
     except OSError as error:
-        raise VideoError(f"{path.name}: cannot be read ({error.strerror}). Check its name and permissions.") from error
+        raise read_failure(path, error) from error
     if since is not None and file_stamp(path) != since:
         raise VideoError(
             f"{path.name}: was changed during this run. Extract again when nothing writes to the file.",
@@ -105,10 +126,17 @@ def content_hash(path: Path, *, since: FileStamp | None = None) -> str:
     return digest.hexdigest()
 
 
+def read_failure(path: Path, error: OSError) -> VideoError:
+    """The error for a video that cannot be read; its status is "error" if the disk or the network is the cause."""
+    next_step = "Check its name and permissions" if error.errno in _FILE_ERRORS else "Check the disk, and the network to it"
+    status = "failed" if error.errno in _FILE_ERRORS else "error"
+    return VideoError(f"{path.name}: cannot be read ({error.strerror}). {next_step}.", status=status)
+
+
 def _video_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in folder.iterdir() if is_video(path) and not path.is_dir()]
     # is_file follows links and is false for dangling or circular ones.
     return paths if any(map(Path.is_file, paths)) else []
 

@@ -30,12 +30,13 @@ def status(cache: Path, everything: bool, as_json: bool) -> None:
 
     --all and --json list every video.
     """
-    from costl.pipeline.cache.inspect import Status
+    from costl.pipeline.cache.inspect import Status, no_queries_message
     from costl.pipeline.cache.reader import CacheReader
     from costl.pipeline.run.history import describe_run, last_run
 
-    rows = CacheReader(cache).rows
-    print_result(Status(rows, everything=everything, last_run=describe_run(last_run(cache) or {})), as_json=as_json)
+    reader = CacheReader(cache)
+    notes = [describe_run(last_run(cache) or {}), "" if reader.splits else no_queries_message(cache)]
+    print_result(Status(reader.rows, everything=everything, notes=[note for note in notes if note]), as_json=as_json)
 
 
 @cache.command()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from costl.data.annotations import RATED_CLIP_S, Query, parse_jsonl
 from costl.data.targets import moment_start_limit_clips
 from costl.metrics.highlights import expected_clips
+from costl.pipeline.cache.inspect import no_queries_message
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, first_few
 
@@ -19,9 +20,11 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     Raises UsageError for a split or domain that the cache does not have, and for a split without any query or without any
     video that has features; UsageError and CacheError as `check_queries` does.
     """
+    if not features.splits:
+        raise UsageError(no_queries_message(features.path))
     if split not in features.splits:
         raise UsageError(
-            f"{features.path}: no split {split!r}, only {', '.join(features.splits) or 'none'}. Add it with "
+            f"{features.path}: no split {split!r}, only {', '.join(features.splits)}. Add it with "
             f"costl cache add-queries {features.path} --annotations {split}.jsonl"
         )
     queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")

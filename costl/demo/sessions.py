@@ -36,11 +36,11 @@ class DemoSessions:
 
     def video_names(self) -> list[str]:
         """The names of the videos in the folder, without links that lead out of it."""
-        from costl.pipeline.videos import SUFFIXES
+        from costl.pipeline.videos import is_video
 
         if self._folder is None:
             return []
-        files = (path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = (path for path in self._folder.iterdir() if is_video(path) and path.is_file())
         return sorted(path.name for path in files if path.resolve().parent == self._folder)
 
     def choose_video(self, name: str | None, upload: str | None) -> tuple[str, str]:

@@ -145,6 +145,8 @@ def open_file(path: Path, group: str = "") -> Iterator[h5py.Group]:
     Raises CacheError for a file that is missing, foreign or damaged, also for any error that h5py, or the parser of a text,
     raises during the block.
     """
+    if path.is_dir():
+        raise CacheError(f"{path}: a folder, expected a file such as feats.h5, which costl extract writes.")
     if not path.is_file():
         raise CacheError(f"{path}: no such file. Make it with costl extract.")
     try:

@@ -126,11 +126,11 @@ def _token_norms(tokens: np.ndarray) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Status:
-    """The rows of a cache; `everything` prints all of them; `last_run` is a sentence about the last run, or empty."""
+    """The rows of a cache; `everything` prints all of them. `notes`: sentences about the last run and missing queries."""
 
     rows: Sequence[VideoRow]
     everything: bool = False
-    last_run: str = ""
+    notes: Sequence[str] = ()
     exit_code = 0
 
     def lines(self) -> list[str]:
@@ -164,8 +164,13 @@ class Status:
         return [row.data() for row in self.rows]
 
     def messages(self) -> list[str]:
-        """The last run."""
-        return [self.last_run] if self.last_run else []
+        """The notes."""
+        return list(self.notes)
+
+
+def no_queries_message(cache: Path) -> str:
+    """What to do with a cache that has no annotations."""
+    return f"{cache} has no queries yet. costl cache add-queries {cache} --annotations train.jsonl adds them."
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Decoded:
 class Failed:
     """A video that could not be decoded; discard the chunks that came before.
 
-    `status`: "failed" (the video), "timeout", "crashed" (its process died), or "error" (an unexpected exception).
+    `status`: "failed" (the video), "timeout", "crashed" (its process died), or "error" (of the disk, or an unexpected one).
     """
 
     video_id: str

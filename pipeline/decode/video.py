@@ -17,6 +17,7 @@ import numpy as np
 from costl.pipeline.decode.mp4 import declared_bytes, edit_list_duration_s, read_moov
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
+from costl.pipeline.videos import read_failure
 
 MAX_DURATION_S = 48 * 3600.0
 MAX_REPAIRED_SHARE = 0.05  # share of the wanted frames that may be replaced by the frame before
@@ -187,10 +188,11 @@ def refuse_unsafe(path: Path) -> None:
     except UnicodeError as error:
         raise VideoError(f"{path.name}: its name is not valid UTF-8. Rename it.") from error
     except FileNotFoundError as error:
-        problem = "a broken link. Restore its target or remove the link." if path.is_symlink() else "no such file."
-        raise VideoError(f"{path.name}: {problem}") from error
+        if path.is_symlink():
+            raise VideoError(f"{path.name}: a broken link. Restore its target or remove the link.") from error
+        raise VideoError(f"{path.name}: no such file.", status="error") from error  # the disk or the folder is gone
     except OSError as error:
-        raise VideoError(f"{path.name}: cannot be read ({error.strerror}).") from error
+        raise read_failure(path, error) from error
     if not head:
         raise VideoError(f"{path.name}: empty (0 bytes). Download it again or remove it.")
     # FFmpeg would open the files and addresses that a playlist lists, whatever the suffix of its name.

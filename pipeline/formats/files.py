@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from costl.pipeline.errors import CacheError, CostlError, UsageError
@@ -54,6 +54,49 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_overwrite(
+    path: Path, *, is_ours: Callable[[bytes], bool], inputs: Iterable[Path] = (), overwrite: bool | None = None
+) -> None:
+    """Raises UsageError where writing `path` would lose something: a folder, a file that the command reads (`inputs`), or,
+    unless `overwrite`, a file that is not the command's earlier output.
+
+    `is_ours` decides that from the first and the last 4,096 bytes. `overwrite` is None for a command without --overwrite.
+    """
+    refuse_folder(path)
+    # os.path, because a Path raises for names that are too long.
+    if os.path.exists(path) and any(os.path.exists(other) and os.path.samefile(path, other) for other in inputs):
+        raise UsageError(f"{path}: this command reads that file, and would write over it. Name another file to write.")
+    if overwrite or not os.path.lexists(path):
+        return
+    content = _ends(path)
+    if content is None or (content.strip() and not is_ours(content)):
+        hint = "move this one away" if overwrite is None else "pass --overwrite to replace this one"
+        raise UsageError(f"{path}: exists, and is not an earlier output of this command. Name another file, or {hint}.")
+
+
+def refuse_suffix(path: Path, expected: Sequence[str]) -> None:
+    """Raises UsageError for the name of a file to write that ends in none of the `expected` suffixes."""
+    if path.suffix.lower() not in expected:
+        raise UsageError(f"{path}: would be written as {expected[0]}, so its name must end in {' or '.join(expected)}.")
+
+
+def _ends(path: Path) -> bytes | None:
+    """The first and the last 4,096 bytes; None for what is no file, or cannot be read."""
+    if not path.is_file():
+        return None
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(4096)
+        file.seek(max(len(head), path.stat().st_size - 4096))
+        return head + file.read()
+    return None
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises UsageError for a folder where a file is to be written."""
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: a folder, expected the name of a file to write. Name a file in it.")
 
 
 def as_path(name: str, value: str | os.PathLike[str]) -> Path:

@@ -93,7 +93,7 @@ def extract_on_cluster(
             rows.append(writer.adopt_row(row))
             meter.videos[row.status] += 1
             report_progress(Progress("videos", len(rows), len(videos), row.reason or row.name))
-            failures.add(row.id, row.reason)
+            failures.add(row.id, row.status, row.reason)
             failures.check()
     return rows
 

@@ -26,7 +26,7 @@ from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
-from costl.pipeline.options import FAILURES_IN_A_ROW, FrameOptions, RunOptions, TokenFormat
+from costl.pipeline.options import FAILURES_IN_A_ROW, MACHINE_FAILURES, FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback, Throughput
 from costl.pipeline.run.encoder_thread import EncoderThread
 from costl.pipeline.run.saver_thread import SaverThread
@@ -51,8 +51,8 @@ def extract_into(
     """Decodes and encodes all `videos` into an open cache; returns a row for each, in the order they finish.
 
     `encoders`: the same CLIP on each device; a free device takes the next frames. `meter` measures the run for the caller.
-    Raises CostlError after `FAILURES_IN_A_ROW` failures in a row, not counting the video ids in `failed_before`, or when a
-    device fails; CacheError when the disk fails. Finished videos are kept.
+    Raises CostlError after too many failures of the machine in a row (see `FailuresInARow`), or when a device fails;
+    CacheError when the disk fails. Finished videos are kept.
     """
     if not videos:
         return []
@@ -81,24 +81,27 @@ def cpu_cores() -> int:
 
 
 class FailuresInARow:
-    """Counts failures in a row. Those of the video ids in `failed_before` do not count."""
+    """Counts failures in a row that may be the machine's: their status is one of `MACHINE_FAILURES`.
+
+    Those of the video ids in `failed_before` do not count. Only a video that succeeds ends the row.
+    """
 
     def __init__(self, failed_before: Set[str]):
         self._failed_before = failed_before
         self._count = 0
         self._reason = ""
 
-    def add(self, video_id: str, reason: str) -> None:
-        """Adds the outcome of a video: why it failed, or an empty reason."""
-        if not reason:
+    def add(self, video_id: str, status: str, reason: str) -> None:
+        """Adds the outcome of a video: the status of its row, and why it failed."""
+        if status == "ok":
             self._count = 0
-        elif video_id not in self._failed_before:
+        elif status in MACHINE_FAILURES and video_id not in self._failed_before:
             self._count += 1
             self._reason = reason
 
     @property
     def too_many(self) -> bool:
-        """Whether so many videos failed that the cause is not the videos."""
+        """Whether so many failed that the cause is not the videos."""
         return self._count >= FAILURES_IN_A_ROW
 
     def check(self) -> None:
@@ -161,7 +164,8 @@ class _Run:
                     self._pass_on(event)
                     continue
                 self._saver.end_video(event)
-                failures.add(event.video_id, event.reason if isinstance(event, Failed) else "")
+                failed = isinstance(event, Failed)
+                failures.add(event.video_id, *((event.status, event.reason) if failed else ("ok", "")))
                 if failures.too_many:  # leaves the context first, so that finished videos are saved
                     break
         failures.check()

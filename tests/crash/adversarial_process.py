@@ -5,6 +5,7 @@ python adversarial_process.py extract --videos w
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -49,6 +50,8 @@ class _FailingVideo:
             self._fail(self._path.stem.removeprefix(PREFIX))
 
     def _fail(self, kind: str) -> None:
+        if kind.startswith("disk"):
+            raise OSError(errno.EIO, "Input/output error")
         if kind == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif kind == "killed":

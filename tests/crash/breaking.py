@@ -84,7 +84,15 @@ BREAKS = (
         "pipeline/options.py",
         "FAILURES_IN_A_ROW = 20",
         "FAILURES_IN_A_ROW = 1_000_000",
-        "tests/crash/test_failures.py::test_twenty_failures_in_a_row_stop_the_run_and_keep_finished_videos",
+        "tests/crash/test_failures.py::test_twenty_failures_of_the_machine_in_a_row_stop_the_run",
+    ),
+    Break(
+        3,
+        "files that are no videos stop a run",
+        "pipeline/run/engine.py",
+        "        elif status in MACHINE_FAILURES and video_id",
+        "        elif video_id",
+        "tests/pipeline/test_extract.py::test_files_that_are_no_videos_never_stop_a_run",
     ),
     Break(
         4,

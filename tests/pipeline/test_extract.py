@@ -15,9 +15,14 @@ import pytest
 from numbered_videos import decode_with_pyav, frame_times, frames_on_screen, make_video
 from tiny_clip import write_clip_weights
 
+from costl.data.queries import read_queries
 from costl.pipeline import extract as extract_module
+from costl.pipeline.add_queries import add_queries
+from costl.pipeline.cache.inspect import inspect_cache
+from costl.pipeline.cache.pack import pack, unpack
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, CostlError, UsageError
@@ -188,14 +193,49 @@ def test_a_bad_video_is_a_row_and_sets_the_exit_code(folder):
     assert again.done == () and len(again.failed) == 1, "only failed videos are tried again"
 
 
-def test_failures_in_a_row_stop_the_run_and_keep_finished_videos(folder, monkeypatch):
+@pytest.mark.promise(3)
+def test_errors_of_the_disk_in_a_row_stop_the_run_and_keep_finished_videos(folder, monkeypatch):
     monkeypatch.setattr(engine, "FAILURES_IN_A_ROW", 3)
     for n in range(5):
         (folder / f"z{n}.mp4").write_text("not a video")
+
+    def remove_some(event: Progress) -> None:
+        if event.stage == "check":  # the list of videos is made
+            for path in folder.glob("z*.mp4"):
+                path.unlink()
+
     with pytest.raises(CostlError, match="3 videos in a row failed"):
-        run(folder)
+        run(folder, progress=remove_some)
     reader = CacheReader(folder.parent / "feats.h5")
-    assert sorted(row.status for row in reader.rows if row.name.startswith("z")) == ["failed"] * 3 + ["pending"] * 2
+    assert sorted(row.status for row in reader.rows if row.name.startswith("z")) == ["error"] * 3 + ["pending"] * 2
+    assert sorted(reader.video_ids) == sorted(SECONDS)
+
+
+# A folder from a Mac, a NAS or a browser: 24 of each kind beside the videos. Their suffix, content, and whether they are rows.
+JUNK = {
+    "AppleDouble": ("._v{}.mp4", b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4000), False),
+    "hidden": (".v{}.mkv", b"anything", False),
+    "unfinished downloads": ("v{}.mp4.crdownload", b"\0\0\0\x18ftypmp42", False),
+    "folders": ("v{}.mp4/", b"", False),
+    "empty": ("v{}.mp4", b"", True),
+    "text": ("v{}.avi", b"<html>404 Not Found</html>", True),
+    "random bytes": ("v{}.webm", bytes(range(256)) * 20, True),
+    "cut": ("v{}.mp4", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom\0\1\0\0mdat", True),
+}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(("name", "content", "is_row"), JUNK.values(), ids=list(JUNK))
+def test_files_that_are_no_videos_never_stop_a_run(folder, name, content, is_row):
+    names = [name.format(f"{number:02}") for number in range(24)]
+    for junk in names:
+        (folder / junk).mkdir() if junk.endswith("/") else (folder / junk).write_bytes(content)
+    report = run(folder)
+    assert sorted(report.done) == sorted(SECONDS)
+    assert [row.status for row in report.failed] == ["failed"] * (24 if is_row else 0)
+    assert list(report.left_out) == ([] if is_row else [junk.rstrip("/") for junk in names])
+    assert report.exit_code == (1 if is_row else 0)
+    assert is_row or f"24 files with names of videos are left out: {names[0].rstrip('/')}," in "\n".join(report.messages())
 
 
 @pytest.mark.promise(4)
@@ -301,10 +341,60 @@ def drop_videos(folder: Path) -> None:
         file.unlink()
 
 
+def test_a_folder_without_annotations_gets_its_queries_later(folder, done):
+    annotations = folder.parent / "annotations"
+    annotations.mkdir()
+    for file in folder.glob("*.jsonl"):
+        file.rename(annotations / file.name)
+    cache = folder.parent / "feats.h5"
+    report = run(folder)
+    assert sorted(report.done) == sorted(SECONDS) and report.exit_code == 0 and not report.queries
+    assert report.messages()[-2:] == [
+        "No annotations: expected train.jsonl, val.jsonl or test.jsonl next to the videos, or --annotations.",
+        f"{cache} has no queries yet. costl cache add-queries {cache} --annotations train.jsonl adds them.",
+    ]
+    assert CacheReader(cache).splits == [] and CacheReader(cache).word_table().counts()["queries"] == 0
+    with pytest.raises(UsageError, match="has no queries yet"):
+        read_queries(CacheReader(cache), "train")
+    assert verify(cache).exit_code == 0
+    assert inspect_cache(cache).facts["annotations"] == {}
+    before = contents_of(cache)
+    assert run(folder).done == () and contents_of(cache) == before
+    unpack(pack(cache, out=folder.parent / "packed.h5"), out=folder.parent / "unpacked.h5")
+    assert verify(folder.parent / "packed.h5").exit_code == verify(folder.parent / "unpacked.h5").exit_code == 0
+    assert add_queries(cache, annotations).exit_code == 0
+    annotated = CacheReader(done.parent / "feats.h5")
+    assert {split: CacheReader(cache).annotations(split) for split in ("test", "train")} == {
+        split: annotated.annotations(split) for split in annotated.splits
+    }
+    assert contents_of(cache).keys() == contents_of(annotated.path).keys()
+    assert len(CacheReader(cache).word_table()) == len(annotated.word_table()) == 3
+    before = contents_of(cache)
+    again = run(folder)
+    assert again.queries and again.dropped == () and contents_of(cache) == before, "the added queries stay"
+    (folder / "v_a.mp4").unlink()
+    with pytest.raises(UsageError, match=r"The annotations of \S*feats\.h5 name 1 videos that are not here: v_a"):
+        run(folder)
+
+
+UNREAD = ["train.json", "labels.csv", "highlight_train_release.jsonl", "dev.jsonl", "charades.tsv", "A.CSV"]
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_files_that_may_be_annotations_are_named_before_the_work(folder, name):
+    drop_annotations(folder)
+    for other in (name, "readme.txt", "._train.json", "objects.jsonl"):
+        (folder / other).write_text("{}")
+    early: list[str] = []
+    report = run(folder, progress=lambda event: early.append(event.message) if event.stage == "load" else None)
+    named = [message for message in report.messages() if message.endswith(f"Other files are not read: {name}.")]
+    assert len(named) == 1 and named[0] in early and report.unread == (name,)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "answer"),
     [
-        (drop_annotations, {}, "no annotations"),
+        (drop_annotations, {"annotations": Path()}, "no annotations"),
         (drop_videos, {}, "no videos"),
         (lambda folder: (folder / "v_a.mp4").unlink(), {}, "1 videos that are not here: v_a"),
         (lambda folder: (folder / "costl.yaml").write_text("extract: {fsp: 1}"), {}, "Did you mean fps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import unicodedata
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.errors import UsageError, VideoError
-from costl.pipeline.videos import SUFFIXES, Video, content_hash, file_stamp, find_videos, safe_id
+from costl.pipeline.videos import (
+    SUFFIXES,
+    Video,
+    content_hash,
+    file_stamp,
+    find_videos,
+    left_out,
+    read_failure,
+    safe_id,
+)
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -24,14 +34,14 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_videos_are_found_by_suffix_and_sorted_by_id(tmp_path):
-    touch(tmp_path, "b.MP4", "a.mkv", "notes.txt", "c.webm", "train.jsonl", ".mp4", ".hidden.mp4")
-    assert [video.id for video in find_videos(tmp_path)] == ["%2Ehidden", "a", "b", "c"]
-    assert find_videos(tmp_path)[1] == Video("a", tmp_path / "a.mkv")
+    touch(tmp_path, "b.MP4", "a.mkv", "notes.txt", "c.webm", "train.jsonl", ".mp4")
+    assert [video.id for video in find_videos(tmp_path)] == ["a", "b", "c"]
+    assert find_videos(tmp_path)[0] == Video("a", tmp_path / "a.mkv")
 
 
 def test_every_known_suffix_counts(tmp_path):
     touch(tmp_path, *(f"{suffix[1:]}{suffix}" for suffix in SUFFIXES))
-    assert len(find_videos(tmp_path)) == len(SUFFIXES) == 11
+    assert len(find_videos(tmp_path)) == len(SUFFIXES) == 17
 
 
 def test_the_id_is_the_whole_stem_with_dots(tmp_path):
@@ -57,10 +67,36 @@ def test_a_non_file_with_a_video_suffix_counts_only_next_to_videos(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
     paths = {video.id: video.path for video in find_videos(tmp_path)}
-    assert list(paths) == ["dangling", "folder", "link", "loop", "pipe", "real"]
-    for name in ("dangling", "folder", "loop", "pipe"):
+    assert list(paths) == ["dangling", "link", "loop", "pipe", "real"]
+    for name in ("dangling", "loop", "pipe"):
         with pytest.raises(VideoError, match=f"^{name}.mp4: "):
             content_hash(paths[name])
+
+
+# What lies beside videos: a video (V), left out and named (N), or nothing to do with videos (-). A name with / is a folder.
+BESIDE_VIDEOS = {
+    "b.mpeg": "V", "b.MTS": "V", "b.m2ts": "V", "b.ogv": "V", "VTS_01_1.VOB": "V", "b.divx": "V", "b.Mp4": "V",
+    "-b_0.0.mp4": "V", "_b.mp4": "V", "~b.mp4": "V", "b.part1.mp4": "V", "b.tmp.mp4": "V", "b .mp4": "V",
+    "._b.mp4": "N", "._a.mp4": "N", ".b.MP4": "N", "..b.mkv": "N", ".b.mp4.icloud": "N", ".b.mp4.part": "N",
+    "b.mp4.part": "N", "b.webm.crdownload": "N", "b.mov.download": "N", "b.f137.mp4.part": "N", "b.MKV.TMP": "N",
+    "b.mp4/": "N", "bundle.mov/": "N",
+    ".DS_Store": "-", "._.DS_Store": "-", "Thumbs.db": "-", "desktop.ini": "-", "b.part": "-", ".mp4": "-", "mp4": "-",
+    "b.mp4.json": "-", "b.mp4.jpg": "-", "b.mp4.ytdl": "-", "b.srt": "-", "b.mp4~": "-", "b": "-",
+    ".Trashes/": "-", ".Spotlight-V100/": "-", "$RECYCLE.BIN/": "-", "@eaDir/": "-", "lost+found/": "-",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), BESIDE_VIDEOS.items())
+@pytest.mark.parametrize("within", ["", "videos"])
+def test_what_lies_beside_videos_is_a_video_or_left_out(tmp_path, name, kind, within):
+    folder = tmp_path / within
+    touch(folder, "a.mp4")
+    if name.endswith("/"):
+        touch(folder / name, "inside.mp4")
+    else:
+        touch(folder, name)
+    assert {video.path.name for video in find_videos(tmp_path)} == {"a.mp4", *([name] if kind == "V" else [])}
+    assert left_out(folder) == ([name.rstrip("/")] if kind == "N" else [])
 
 
 def test_an_unusable_folder_is_refused_with_its_contents(tmp_path):
@@ -146,6 +182,17 @@ def test_the_hash_of_a_file_that_changed_after_it_was_read_is_refused(tmp_path):
     assert refusal.value.status == "changed"
     with pytest.raises(VideoError, match="was changed"):
         content_hash(path, since=file_stamp(tmp_path / "missing.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.EACCES, "failed"), (errno.EPERM, "failed"), (errno.ENOENT, "failed"), (errno.ELOOP, "failed"),
+     (errno.ENAMETOOLONG, "failed"), (errno.EIO, "error"), (errno.ESTALE, "error"), (errno.ENOTCONN, "error"),
+     (errno.ETIMEDOUT, "error"), (errno.EMFILE, "error"), (errno.ENODEV, "error"), (errno.EHOSTDOWN, "error")],
+)  # fmt: skip
+def test_only_errors_of_disk_and_network_have_the_status_error(number, status):
+    failure = read_failure(Path("a.mp4"), OSError(number, os.strerror(number)))
+    assert failure.status == status and str(failure).startswith(f"a.mp4: cannot be read ({os.strerror(number)}). Check ")
 
 
 def test_a_file_that_cannot_be_read_is_a_video_error(tmp_path):

@@ -191,7 +191,19 @@ def no_features_and_missing_ones_allowed(here: Path) -> list:
 def no_annotations(here: Path) -> list:
     for file in (here / "dir").glob("*.jsonl"):
         file.unlink()
-    return ["extract", "--videos", "dir/"]
+    return ["extract", "--videos", "dir/", "--annotations", "dir/"]
+
+
+def no_queries(here: Path) -> list:
+    no_annotations(here)
+    for video in sorted((here / "dir").glob("*.mp4"))[1:]:
+        video.unlink()
+    done = costl("extract", "--videos", "dir/", "--out", "bare.h5")
+    assert (done.exit_code, done.stdout) == (0, "bare.h5\n") and "bare.h5 has no queries yet" in done.stderr
+    status = costl("cache", "status", "bare.h5")
+    assert status.exit_code == 0 and "costl cache add-queries bare.h5" in status.stderr
+    assert costl("cache", "inspect", "bare.h5").exit_code == 0
+    return ["train", "--cache", "bare.h5"]
 
 
 def an_unknown_video(here: Path) -> list:
@@ -216,6 +228,7 @@ ERRORS = {
     "no videos, and missing ones are allowed": (no_videos_and_missing_ones_allowed, 2, "dir: no videos ("),
     "no folder": (["extract", "--videos", "nowhere/"], 2, "nowhere"),
     "no annotations": (no_annotations, 2, "no annotations. Expected train.jsonl"),
+    "no queries": (no_queries, 2, "bare.h5 has no queries yet. costl cache add-queries bare.h5"),
     "annotations of an unknown video": (an_unknown_video, 2, "elsewhere"),
     "a typo in costl.yaml": (a_typo_in_costl_yaml, 2, "unknown key 'wieghts'. Did you mean weights"),
     "an unknown model": (["extract", "--videos", "dir/", "--model", "ViT-B-23", "--weights", "openai"], 2, "ViT-B-32"),

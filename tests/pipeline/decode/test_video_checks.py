@@ -55,7 +55,9 @@ def test_files_that_cannot_be_read_are_refused_with_a_reason(tmp_path):
     (tmp_path / "b.mp4").symlink_to("nothing")
     assert refusal(tmp_path / "b.mp4") == "b.mp4: a broken link. Restore its target or remove the link."
     (tmp_path / "c.mp4").symlink_to("c.mp4")
-    assert refusal(tmp_path / "c.mp4") == "c.mp4: cannot be read (Too many levels of symbolic links)."
+    assert refusal(tmp_path / "c.mp4") == (
+        "c.mp4: cannot be read (Too many levels of symbolic links). Check its name and permissions."
+    )
     not_utf8 = tmp_path / os.fsdecode(b"\xff.mp4")
     try:
         not_utf8.write_bytes(BINARY)

@@ -286,16 +286,26 @@ def test_a_thread_that_works_alone_is_the_only_one_at_work():
     assert len(entries) == 9 and all(count == 1 for alone, count in entries if alone)
 
 
-def test_failures_in_a_row_stop_a_run_unless_they_are_known():
+@pytest.mark.parametrize("status", ["crashed", "timeout", "error"])
+def test_failures_of_the_machine_in_a_row_stop_a_run_unless_they_are_known(status):
     failures = FailuresInARow({"known"})
     for number in range(19):
-        failures.add(f"v{number}", "bad.")
-    failures.add("known", "bad.")
+        failures.add(f"v{number}", status, "bad.")
+        failures.add(f"w{number}", "failed", "not a video.")  # neither counts nor ends the row
+    failures.add("known", status, "bad.")
     failures.check()
-    failures.add("v19", "bad.")
+    failures.add("v19", status, "bad.")
     with pytest.raises(CostlError, match="20 videos in a row failed, the last one: bad"):
         failures.check()
-    failures.add("v20", "")
+    failures.add("v20", "ok", "")
+    failures.check()
+
+
+@pytest.mark.parametrize("status", ["failed", "changed", "missing"])
+def test_failures_of_videos_never_stop_a_run(status):
+    failures = FailuresInARow(frozenset())
+    for number in range(100):
+        failures.add(f"v{number}", status, "bad.")
     failures.check()
 
 
@@ -323,6 +333,28 @@ def test_merged_shares_give_the_bytes_of_one_machine_in_any_order(whole, home):
     assert everything.done == () and contents_of(home / "feats.h5") == expected
     with pytest.raises(CacheError, match=r"share-1\.h5 holds \d+ videos that are not of share 2/3.*costl cache merge"):
         run(home, shard="2/3", out=shares[0])
+
+
+def test_without_annotations_a_cluster_and_shares_give_the_same_bytes(home, machines):
+    for file in (home / "world").glob("*.jsonl"):
+        file.unlink()
+    run(home)
+    expected = contents_of(home / "feats.h5")
+    shutil.rmtree(parts_folder(home / "feats.h5"))
+    (home / "feats.h5").rename(home / "one.h5")
+    machines.worker()
+    wait_for_workers(machines.address, 1)
+    assert sorted(run(home, cluster=machines.address).done) == NAMES
+    assert contents_of(home / "feats.h5") == expected
+    (home / "feats.h5").unlink()
+    shutil.rmtree(parts_folder(home / "feats.h5"))
+    shares = [home / f"share-{number}.h5" for number in (1, 2, 3)]
+    for number, out in enumerate(shares, start=1):
+        run(home, shard=f"{number}/3", out=out)
+    partial = merge(home / "feats.h5", shares[:2])
+    assert partial.notes == ("Not all shares are here: 3/3 can be joined later.",)
+    assert merge(home / "feats.h5", shares[2:]).videos == len(NAMES)
+    assert contents_of(home / "feats.h5") == expected
 
 
 @pytest.fixture
