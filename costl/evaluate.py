@@ -15,6 +15,7 @@ from costl.deprecated import moved_object
 from costl.metrics.compute import benchmark_rules
 from costl.metrics.moments import interval_iou
 from costl.metrics.output import (
+    is_own_parquet,
     metrics_row,
     metrics_tables,
     scoring_message,
@@ -23,6 +24,7 @@ from costl.metrics.output import (
     write_predictions,
 )
 from costl.metrics.score_files import score
+from costl.pipeline.formats.files import refuse_overwrite
 from costl.pipeline.progress import ProgressCallback
 from costl.plots.predictions import draw_predictions
 from costl.predict.loaded_run import LoadedRun, open_run
@@ -31,6 +33,7 @@ from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import legacy_label
 
 MAX_EXAMPLES = 8
+PARQUET = "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def evaluate(
     benchmark: str | None = None,
     out: Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     progress: ProgressCallback | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
@@ -86,12 +90,15 @@ def evaluate(
     (with bootstrap intervals), predictions.jsonl (the submission format), predictions.parquet and predictions.png to
     `out`, by default `eval-<split>/` in the run. For a split without labels, writes predictions but no metrics.
 
-    Raises UsageError for a missing run, split or domain and for a split whose videos all lack features, CacheError when
-    the cache is not that of the run or a file is damaged. Then no file is written, and an earlier evaluation in the folder
+    Raises UsageError for files in `out` that are not of an earlier evaluation (unless `overwrite`), for a missing run,
+    split or domain and for a split whose videos all lack features, CacheError when the cache is not that of the run or a
+    file is damaged. Then no file is written, and an earlier evaluation in the folder
     stays as it is. Of several `ranks`, each predicts a part of the queries; the main process scores and writes, and all
     return the same evaluation.
     """
     with ranks.all_or_none():
+        if out is not None:
+            _refuse_other_files(out, overwrite=overwrite)
         loaded = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
         queries = splits.read_queries(loaded.features, split, domain=loaded.run.config.data.domain)
         benchmark_rules(benchmark or loaded.run.config.data.benchmark)  # refuses an unknown name before predicting
@@ -104,6 +111,14 @@ def evaluate(
                 loaded, split, queries, predictions, official=official, benchmark=benchmark, out=out
             )
     return ranks.broadcast(evaluation)
+
+
+def _refuse_other_files(folder: Path, *, overwrite: bool) -> None:
+    """Raises UsageError for a file that an evaluation would replace, unless a predictions.parquet shows that it is its own."""
+    marker = folder / PARQUET
+    refuse_overwrite(marker, is_ours=is_own_parquet, overwrite=overwrite)
+    for name in ("metrics.json", "predictions.jsonl", "predictions.png"):
+        refuse_overwrite(folder / name, is_ours=lambda _: marker.exists(), overwrite=overwrite)
 
 
 def __getattr__(name: str) -> Any:
@@ -127,6 +142,7 @@ def _score_and_write(
     folder = out or loaded.run.folder / f"eval-{split}"
     benchmark = benchmark or loaded.run.config.data.benchmark
     rows = _one_row_per_query(queries, predictions)
+    write_parquet(folder / PARQUET, rows)  # first: it shows that the other files are an evaluation's
     metrics: dict[str, Any] = {}
     notes = splits.data_notes(split, queries, loaded.features)
     legacy = legacy_label(loaded.run.config)
@@ -139,7 +155,6 @@ def _score_and_write(
         notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
         (folder / "metrics.json").unlink(missing_ok=True)  # an earlier evaluation's would be taken for these
     write_predictions(folder / "predictions.jsonl", rows)
-    write_parquet(folder / "predictions.parquet", rows)
     examples = choose_examples(queries, predictions)
     draw_predictions(
         folder / "predictions.png",

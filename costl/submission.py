@@ -11,7 +11,7 @@ from pathlib import Path
 from costl.data.annotations import Prediction, Query
 from costl.data.queries import read_queries
 from costl.pipeline.errors import UsageError, first_few
-from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.files import publish, refuse_overwrite, refuse_suffix
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.loaded_run import open_run
 
@@ -25,17 +25,26 @@ def submit(
     cache: Path | None = None,
     weights: str = "best",
     device: str = "auto",
+    overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Path:
     """Predicts val and test with a run (by default the newest) and writes the zip for the QVHighlights server.
 
-    Raises UsageError for a missing run or split, and names each qid that is not a number and each video without features.
+    Raises UsageError if `path` is another file (unless `overwrite`), for a missing run or split, and names each qid that is
+    not a number and each video without features.
     """
+    refuse_suffix(path, [".zip"])
+    refuse_overwrite(path, is_ours=_is_own_submission, overwrite=overwrite)
     loaded = open_run(run, cache=cache, weights=weights, device=device)
     queries = {split: read_queries(loaded.features, split) for split in SPLITS}
     check_queries(queries, set(loaded.features.video_ids))
     write_submission(path, {split: loaded.predict(queries[split], progress) for split in SPLITS})
     return path
+
+
+def _is_own_submission(content: bytes) -> bool:
+    """Whether a zip begins with the entry of val, with the fixed date of `write_submission`."""
+    return content.startswith(b"PK\3\4") and content[10:14] == b"\0\0\x21\0" and content[30:].startswith(b"hl_val_submission")
 
 
 def check_queries(queries: Mapping[str, Sequence[Query]], video_ids: set[str]) -> None:

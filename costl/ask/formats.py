@@ -6,14 +6,56 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from costl.ask.answer import Answer
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.files import refuse_overwrite, refuse_suffix
 from costl.plots.terminal_text import one_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt")
+# How the text of each format begins. Real subtitles have no score behind their text.
+_TIMES = r"[\d:,.]+ --> [\d:,.]+\n[^\n]+ \(\d\.\d\d\)\n"
+_BEGINNINGS = (
+    r"[^\n]* · [\d:]+ · [^\n]*\n",
+    r'\[(\]|\n  \{\n    "video": [^\n]*\n    "query": [^\n]*\n    "duration_s": )',
+    r'\{"video": [^\n]*"duration_s": [\d.]+, "moments": \[',
+    r"video,query,rank,start_s,",
+    rf"1\n{_TIMES}",
+    rf"WEBVTT\n(\n{_TIMES}|\Z)",
+)
+
+
+def choose_format(output_format: str | None, out: Path | None) -> str:
+    """The format of the text: that of the suffix of `out`; without one, or with .txt, `output_format` or else "table".
+
+    Raises UsageError for another suffix, and if both name different formats.
+    """
+    suffix = out.suffix.lower() if out else ""
+    if suffix in ("", ".txt"):
+        return output_format or FORMATS[0]
+    if suffix[1:] not in FORMATS[1:]:
+        raise UsageError(f"{out}: ends in {suffix}, expected .txt, .{', .'.join(FORMATS[1:])}.")
+    if output_format not in (None, suffix[1:]):
+        raise UsageError(f"{out}: ends in {suffix}, but the format is {output_format}. Change one of them.")
+    return suffix[1:]
+
+
+def refuse_outputs(out: Path | None, picture: Path | None, *, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Raises UsageError for files that `predict` must not write, as `files.refuse_overwrite` does, or not with this suffix."""
+    inputs = list(inputs)
+    if out is not None:
+        refuse_overwrite(out, is_ours=_is_own_text, inputs=inputs, overwrite=overwrite)
+    if picture is not None:
+        refuse_suffix(picture, [".png"])
+        refuse_overwrite(picture, is_ours=lambda content: b"CoSTL" in content[:200], inputs=inputs, overwrite=overwrite)
+
+
+def _is_own_text(content: bytes) -> bool:
+    """Whether a file begins as `format_answers` writes it."""
+    return re.match("|".join(_BEGINNINGS), content.decode(errors="replace")) is not None
 
 
 def check_format(output_format: str, videos: Sequence[Path]) -> None:

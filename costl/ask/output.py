@@ -9,11 +9,11 @@ from pathlib import Path
 
 from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
-from costl.ask.formats import format_answers
+from costl.ask.formats import format_answers, refuse_outputs
 from costl.ask.picture import draw_answers
 from costl.pipeline.errors import VideoError
-from costl.pipeline.formats.files import publish
-from costl.pipeline.preview.cut import cut
+from costl.pipeline.formats.files import publish, refuse_overwrite
+from costl.pipeline.preview.cut import MADE_BY, cut
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.plots.terminal_text import clock
 
@@ -44,11 +44,15 @@ def write_answers(
     cut_folder: Path | None,
     picture: Path | None,
     print_text: Callable[[str], None],
+    overwrite: bool = False,
     progress: ProgressCallback = lambda _: None,
 ) -> list[Path]:
     """Writes the text to the file `out`, or passes it to `print_text`. Cuts every moment into `cut_folder` and draws
-    `picture`, unless they are None. Returns the files that it wrote. Raises CostlError if a file cannot be written.
+    `picture`, unless they are None. Returns the files that it wrote. Raises UsageError for a file that is not an earlier
+    output, unless `overwrite` (and always for a video), and CostlError if a file cannot be written.
     """
+    videos = [answer.video for answer in answers]
+    refuse_outputs(out, picture, inputs=videos, overwrite=overwrite)
     written: list[Path] = []
     text = format_answers(answers, output_format)
     if out is not None:
@@ -57,16 +61,24 @@ def write_answers(
     else:
         print_text(text)
     if cut_folder is not None:
-        written += cut_moments(answers, cut_folder, progress=progress)
+        written += cut_moments(answers, cut_folder, overwrite=overwrite, progress=progress)
     if picture is not None and answers:
         publish(picture, draw_answers(answers))
         written.append(picture)
     return written
 
 
-def cut_moments(answers: Sequence[Answer], folder: Path, *, progress: ProgressCallback) -> list[Path]:
-    """Writes every moment of the answers as an MP4 file, named after video, query, rank and start. Returns the files."""
+def cut_moments(
+    answers: Sequence[Answer], folder: Path, *, overwrite: bool = False, progress: ProgressCallback
+) -> list[Path]:
+    """Writes every moment of the answers as an MP4 file, named after video, query, rank and start. Returns the files.
+
+    Raises UsageError as `write_answers` does, before it writes anything.
+    """
     files = list(_moment_files(answers, folder))
+    videos = {answer.video for answer in answers}
+    for _, _, path in files:
+        refuse_overwrite(path, is_ours=lambda content: MADE_BY.encode() in content, inputs=videos, overwrite=overwrite)
     for number, (answer, moment, path) in enumerate(files):
         progress(Progress("cut", number, len(files), path.name))
         cut(answer.video, path, start_s=moment.start_s, end_s=moment.end_s)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from costl.ask.formats import FORMATS
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, quiet, run_cache, trained_model
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overwrite, quiet, run_cache, trained_model
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars, run_and_print
 
@@ -23,15 +23,14 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
     "--format",
     "output_format",
     type=click.Choice(FORMATS),
-    default="table",
-    show_default=True,
     metavar="NAME",
-    help="table, json, jsonl, csv, or subtitles as srt or vtt.",
+    help="table, json, jsonl, csv, or subtitles as srt or vtt.  [default: that of the file's name, or table]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @out("Write to this file instead of standard output.")
 @click.option("--cut", "cut_folder", type=FOLDER, help="Write each moment found as a video file into this folder.")
 @click.option("--picture", type=ANY_PATH, help="Draw frames, moments and saliency into this PNG file.")
+@overwrite
 @quiet
 def predict(
     arguments: tuple[str, ...],
@@ -40,9 +39,10 @@ def predict(
     cache_dir: Path | None,
     device: str,
     top: int,
-    output_format: str,
+    output_format: str | None,
     as_json: bool,
     quiet: bool,
+    overwrite: bool,
     **outputs: Path | None,
 ) -> None:
     """Find the moments in videos that match sentences.
@@ -62,10 +62,14 @@ def predict(
     if not videos:
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
     from costl.ask.answer import check_queries
-    from costl.ask.formats import check_format
+    from costl.ask.formats import check_format, choose_format, refuse_outputs
 
     check_queries(queries)  # reports errors before torch is loaded
+    output_format = choose_format("json" if as_json else output_format, outputs["out"])
     check_format(output_format, videos)
+    # Without --overwrite, no file of a model is taken for an earlier output.
+    read = [*videos, *(Path(model or "runs").rglob("*.json") if overwrite else ())]
+    refuse_outputs(outputs["out"], outputs["picture"], inputs=read, overwrite=overwrite)
     from costl.ask.asker import load
     from costl.ask.output import ask_videos, write_answers
 
@@ -76,7 +80,8 @@ def predict(
     with ProgressBars(silent=quiet) as progress:
         files = write_answers(
             answers,
-            output_format="json" if as_json else output_format,
+            output_format=output_format,
+            overwrite=overwrite,
             print_text=lambda text: click.echo(text, nl=False),
             progress=progress,
             **outputs,
@@ -128,6 +133,7 @@ def demo(**options: Any) -> None:
     help="Split of the annotations: train, val, test, or another one such as test_unseen.",
 )
 @out("File to write.  [default: report-SPLIT.html in the run]")
+@overwrite
 @click.option("--videos", type=FOLDER, help="Folder of the videos, if they have moved since extraction.")
 @click.option("--detailed", type=int, default=40, show_default=True, help="Queries that get pictures and attention maps.")
 @run_cache

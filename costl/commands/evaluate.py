@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, paper_table, quiet, run_cache, scoring
+from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overwrite, paper_table, quiet, run_cache, scoring
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch
 
 FILE_OPTIONS = ("predictions", "truth", "benchmark", "official", "table")
-SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
+SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "overwrite", "device")
 
 
 @click.command()
@@ -30,6 +30,7 @@ SUBMISSION_OPTIONS = ("submission", "run", "cache", "weights", "device")
 @scoring
 @out("Folder to write.  [default: eval-SPLIT/ in the run]", type=FOLDER)
 @click.option("--submission", type=ANY_PATH, metavar="ZIP", help="Write predictions of val and test for the QVHighlights server.")
+@overwrite
 @device
 @quiet
 @as_json

@@ -67,6 +67,7 @@ paper_table = click.option(
     help="Print the table of a paper instead, in Markdown or LaTeX (booktabs).",
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace files that are not an earlier output of this command.")
 required_cache = click.option("--cache", required=True, type=ANY_PATH, help="The cache that costl extract wrote.")
 run_cache = click.option("--cache", type=ANY_PATH, help="The run's cache, if it has moved.")
 config_files = click.option(

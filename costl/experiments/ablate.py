@@ -22,7 +22,7 @@ from costl.experiments.variants import FULL, choose_variants
 from costl.model.build import cache_sizes
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.training.run_folder import legacy_label
 
@@ -50,6 +50,9 @@ def ablate(
     does not fit the cache, and for runs in `out` with other settings.
     """
     report_progress = progress or (lambda _: None)
+    table = out / "ablation.json"
+    refuse_overwrite(table, is_ours=lambda content: content.startswith(b'{\n  "rows": {\n'))
+    refuse_overwrite(out / "ablation.md", is_ours=lambda _: table.exists())
     features = CacheReader(cache)
     layers = [features.settings, *config]
     overrides = tuple(overrides)
@@ -97,7 +100,7 @@ def ablate(
         changes=changes,
         notes=[note for note in dict.fromkeys(notes) if note],
     )
-    publish(out / "ablation.json", (json.dumps(result.data(), indent=2) + "\n").encode())
+    publish(table, (json.dumps(result.data(), indent=2) + "\n").encode())
     publish(out / "ablation.md", (result.markdown() + "\n").encode())
     return result
 

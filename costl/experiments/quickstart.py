@@ -15,7 +15,7 @@ from costl.experiments.untrained_baselines import untrained_baselines
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.extract import extract
-from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.world.write_world import WorldSettings, write_sample
 
@@ -65,6 +65,7 @@ def quickstart(
     `overrides` are settings of training such as "train.epochs=5". Raises UsageError if the folder has other files or was
     made with other arguments.
     """
+    refuse_overwrite(folder / "results.json", is_ours=lambda content: content.startswith(b'{\n  "rows": {\n'))
     _render(folder / "videos", world or WorldSettings(), progress or (lambda _: None))
     report = extract(folder / "videos", out=folder / "feats.h5", device=device, progress=progress)
     if report.failed:

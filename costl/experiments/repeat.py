@@ -21,7 +21,7 @@ from costl.experiments.scored_runs import train_and_score, with_stage_prefix
 from costl.experiments.tables import Numbers, statistics
 from costl.metrics.paper_table import mean_cell, paper_table
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.pipeline.formats.table import table
 from costl.pipeline.progress import ProgressCallback
 from costl.training.run_folder import RUNS
@@ -91,6 +91,7 @@ def repeat(
     overrides = list(overrides)
     settings = load_config(features.settings, *config, overrides=overrides)
     folder = out or RUNS / f"{cache.stem}-repeat-{datetime.now():%Y%m%d-%H%M%S}"
+    refuse_overwrite(folder / "repeat.json", is_ours=lambda content: b'\n  "ways": {' in content)
     for name in {"train", split, *({settings.train.select_on} & set(features.splits))}:
         read_queries(features, name)  # errors are raised before the first training
     by_seed: dict[str, list[Numbers]] = {}

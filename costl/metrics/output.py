@@ -110,6 +110,11 @@ def write_parquet(path: Path, predictions: Sequence[Prediction]) -> None:
     publish(path, sink.getvalue())
 
 
+def is_own_parquet(content: bytes) -> bool:
+    """Whether the beginning and the end of a file are those of `write_parquet`."""
+    return content.startswith(b"PAR1") and all(name in content for name in (b"start_s", b"end_s", b"saliency"))
+
+
 def _moment_table(metrics: Mapping[str, Any]) -> list[str]:
     """A row for each number, a column for each length of window; the interval is that of all windows."""
     lengths = [name for name in ("full", "long", "middle", "short") if name in metrics]

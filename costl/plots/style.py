@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG."""
+    """The figure as a PNG, which names CoSTL in its header."""
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    figure.savefig(image, format="png", metadata={"Software": "CoSTL"})
     return image.getvalue()

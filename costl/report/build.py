@@ -13,7 +13,7 @@ from costl.model.build import Model
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.files import publish
+from costl.pipeline.formats.files import publish, refuse_overwrite, refuse_suffix
 from costl.pipeline.preview.thumbnails import Thumbnail
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
@@ -67,17 +67,21 @@ def report(
     detailed: int = 40,
     cache: Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Report:
     """Writes the report of a run (by default the newest in `runs/`) to `out` (default: `report-<split>.html` in the run).
 
     If the split was not evaluated with the run's weights, it is evaluated first. Every query has a timeline. `detailed`
     queries, from the worst to the best, also get pictures and attention maps. Pictures need the folder `videos`, by
-    default the folder at extraction. Raises UsageError if the run, the split or the folder does not exist, CacheError if
-    the cache is not that of the run or a file is damaged.
+    default the folder at extraction. Raises UsageError if the run, the split or the folder does not exist, or `out` is
+    another file (unless `overwrite`), CacheError if the cache is not that of the run or a file is damaged.
     """
     if detailed < 0:
         raise UsageError(f"detailed is {detailed}, expected 0 or more queries.")
+    if out is not None:
+        refuse_suffix(out, [".html", ".htm"])
+        refuse_overwrite(out, is_ours=lambda content: b"<title>CoSTL: " in content, overwrite=overwrite)
     report_progress = progress or (lambda _: None)
     trained = read_run(run) if run else newest_run()
     features = open_cache(trained, cache)

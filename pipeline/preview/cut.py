@@ -21,6 +21,7 @@ from costl.pipeline.formats.files import publish
 from costl.pipeline.options import FrameOptions
 
 _FRAME_OPTIONS = FrameOptions("pyav")  # it reads more codecs than decord, and gives the same frames
+MADE_BY = "CoSTL, cut from another video"  # stored in the file
 _MIN_RATE = Fraction(10)  # pictures a second of a cut, for videos whose few pictures come at irregular times
 _SEEK_MARGIN_S = 1.0
 _X264_OPTIONS = {"crf": "20", "preset": "veryfast"}
@@ -78,6 +79,7 @@ def _write_excerpt(source: Any, video_in: Any, video: OpenVideo, target: Any, st
     times_s = np.arange(start_s, min(end_s, video.duration_s), float(1 / rate))
     if not len(times_s):
         raise VideoError(f"{Path(source.name).name}: no picture between {start_s:.2f} s and {end_s:.2f} s.")
+    target.metadata["comment"] = MADE_BY
     video_out = target.add_stream("libx264", rate=rate, options=_X264_OPTIONS)
     # H.264 needs even sides.
     video_out.height = video.height // 2 * 2

@@ -13,6 +13,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.files import refuse_overwrite
 from costl.pipeline.world.render import draw, is_unseen, texture
 from costl.pipeline.world.sentences import Sentence, annotate, choose_queries, describe_tracks
 from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
@@ -72,11 +73,13 @@ def write_sample(
     sample world.
     """
     settings = settings or WorldSettings()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "objects.jsonl").exists():
+    objects_file = folder / "objects.jsonl"
+    refuse_overwrite(objects_file, is_ours=lambda content: content.startswith(b'{"vid": "') and b'"thing": ' in content)
+    if folder.exists() and any(folder.iterdir()) and not objects_file.exists():
         raise UsageError(f"{folder}: holds files that are not a sample world. Choose an empty or new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     # It marks the folder as a sample world from the start, so that an interrupted one can be written again.
-    (folder / "objects.jsonl").touch()
+    objects_file.touch()
     object_rows: list[dict] = []
     for number, (split, count) in enumerate(settings.videos.items(), start=1):
         videos = Parallel(n_jobs=processes, return_as="generator")(
@@ -89,7 +92,7 @@ def write_sample(
             if progress:
                 progress(len(object_rows), sum(settings.videos.values()))
         _write_lines(folder / f"{split}.jsonl", [{"qid": 10_000 * number + i, **row} for i, row in enumerate(query_rows)])
-    _write_lines(folder / "objects.jsonl", object_rows)
+    _write_lines(objects_file, object_rows)
     shutil.copytree(TINY_CLIP, folder / "clip", dirs_exist_ok=True)
     (folder / "costl.yaml").write_text(SETTINGS, encoding="utf-8")
 
