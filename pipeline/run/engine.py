@@ -164,8 +164,8 @@ class _Run:
                     self._pass_on(event)
                     continue
                 self._saver.end_video(event)
-                failed = isinstance(event, Failed)
-                failures.add(event.video_id, *((event.status, event.reason) if failed else ("ok", "")))
+                status, reason = (event.status, event.reason) if isinstance(event, Failed) else ("ok", "")
+                failures.add(event.video_id, status, reason)
                 if failures.too_many:  # leaves the context first, so that finished videos are saved
                     break
         failures.check()

@@ -20,7 +20,9 @@ PREFIX = "fails-"  # of the names of the videos that fail
 
 
 def open_failing_video(path: Path, options: FrameOptions) -> Any:
-    """Opens a video; `fails-stop` stops the decode process first."""
+    """Opens a video; `fails-stop` stops the decode process first, and the disk of `fails-disk...` is broken."""
+    if path.stem.startswith(f"{PREFIX}disk"):
+        raise OSError(errno.EIO, "Input/output error")
     if path.stem == f"{PREFIX}stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     context = open_video(path, options)
@@ -50,8 +52,6 @@ class _FailingVideo:
             self._fail(self._path.stem.removeprefix(PREFIX))
 
     def _fail(self, kind: str) -> None:
-        if kind.startswith("disk"):
-            raise OSError(errno.EIO, "Input/output error")
         if kind == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif kind == "killed":

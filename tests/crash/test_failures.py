@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from adversarial_process import open_failing_video
 from processes import (
     contents_of,
     finish,
@@ -29,6 +30,7 @@ from processes import (
 )
 
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.decode.worker import DecodeSettings
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals and permissions")
 FAILING_DECODER = Path(__file__).with_name("adversarial_process.py")
@@ -125,17 +127,18 @@ def test_a_removed_video_keeps_its_part_and_is_not_decoded_on_return(workspace):
 
 
 @pytest.mark.promise(3)
-def test_twenty_failures_of_the_machine_in_a_row_stop_the_run(workspace):
+def test_twenty_failures_of_the_machine_in_a_row_stop_the_run(workspace, monkeypatch):
+    monkeypatch.setitem(DecodeSettings.__init__.__kwdefaults__, "open_video", open_failing_video)
     before = part_stamps(workspace / "feats.h5")
     for number in range(25):
         (workspace / "w" / f"junk_{number:02}.mp4").write_text("not a video")  # no trouble with the machine
         shutil.copy(workspace / "w" / "train_0000.mp4", workspace / "w" / f"fails-disk{number:02}.mp4")
-    code, _, err = run_command(*EXTRACT, cwd=workspace, script=FAILING_DECODER)
+    code, _, err = run_in_process(*EXTRACT, cwd=workspace)
     assert code == 1 and "20 videos in a row failed" in err and "Traceback" not in err
     assert "the machine or the folder, not the videos. Finished videos are kept" in err
     assert part_stamps(workspace / "feats.h5") == before and len(CacheReader(workspace / "feats.h5").video_ids) == 4
     # Videos that failed before do not count as a row of failures again: the same command continues past them.
-    code, out, err = run_command(*EXTRACT, cwd=workspace, script=FAILING_DECODER)
+    code, out, err = run_in_process(*EXTRACT, cwd=workspace)
     assert code == 1 and "in a row" not in err and len(json_summary(out)["failed"]) == 50, err
 
 
