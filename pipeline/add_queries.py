@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.cache.index import (
     Contents,
@@ -22,13 +22,15 @@ from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.words import remove_other_words, words_folder, write_words
 from costl.pipeline.data_folder import missing_videos, queries_in, read_annotations, rows_in
-from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
 from costl.pipeline.extract import missing_row
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.queries import encode_new, reusable_words
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
 
 _SPLIT_NAME = re.compile(r"\w[\w.+ -]*")
 

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 _SHOWN = 5
+_PERMISSIONS = "Change its permissions, or choose another folder."
+_DISK_FAILS = "The disk, or the network to it, fails: repair it, then give the same command again."
+_NEXT_STEPS = {
+    errno.ENOSPC: "Free space there, or choose another folder.",
+    errno.EDQUOT: "Your quota there is used up: free space, or choose another folder.",
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "The disk cannot be written to: choose another folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EISDIR: "It is a folder: name a file.",
+    errno.ENOTDIR: "A file stands where a folder is needed: choose another name.",
+    errno.EEXIST: "A file stands where a folder is needed: choose another name.",
+    errno.EFBIG: "The disk takes no file of this size: choose another folder.",
+    errno.EMFILE: "This process has too many open files: raise the limit (ulimit -n).",
+    errno.EIO: _DISK_FAILS,
+    errno.ESTALE: _DISK_FAILS,
+}
 
 
 class CostlError(Exception):
@@ -36,6 +54,11 @@ class VideoError(CostlError):
     def __init__(self, reason: str, *, status: str = "failed"):
         super().__init__(reason)
         self.status = status
+
+
+def next_step(error: Exception) -> str:
+    """What to do about an error of the operating system, as far as its number says."""
+    return _NEXT_STEPS.get(getattr(error, "errno", None) or 0, "Choose another name or folder.")
 
 
 def first_few(items: Iterable[str], *, between: str = ", ", last: str = " and ") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, read_index, relative_path, relative_weights
 from costl.pipeline.cache.inspect import WrittenCache, group_by_reason, no_queries_message
@@ -14,8 +14,6 @@ from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import ExtractSettings, queries_in, without_spatial_encoder
 from costl.pipeline.decode.backends import resolve
-from costl.pipeline.decode.packets import counts_from_zero
-from costl.pipeline.encode.clip import CLIPEncoder, load_encoders
 from costl.pipeline.errors import VideoError, first_few
 from costl.pipeline.formats.files import refuse_folder
 from costl.pipeline.inputs import Inputs, read_inputs, select_share
@@ -26,6 +24,9 @@ from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
 from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into
 from costl.pipeline.run.history import recorded_run
 from costl.pipeline.videos import Video, content_hash, safe_id
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
 
@@ -158,6 +159,8 @@ def extract(
 def _load_encoders(
     settings: ExtractSettings, devices: str, precision: str | None, report_progress: ProgressCallback
 ) -> list[CLIPEncoder]:
+    from costl.pipeline.encode.clip import load_encoders  # loads open_clip, after the input is checked
+
     report_progress(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
     has_patches = settings.token_format.has_patches
     return load_encoders(settings.model, settings.weights, devices=devices, precision=precision, patches=has_patches)
@@ -205,6 +208,8 @@ def _reuse_finished(
 
     All videos but the first kind get a row of status "pending".
     """
+    from costl.pipeline.decode.packets import counts_from_zero  # loads PyAV, which a refusal does not need
+
     finished: set[str] = set()
     changed: list[str] = []
 

@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.decode.packets import counts_from_zero
-from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.fingerprint import digest
@@ -27,6 +25,9 @@ from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.queries import encode_queries
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.videos import Video, content_hash, file_stamp
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
 
 _MAX_QUERIES = 512  # per video; the oldest are removed first
 
@@ -92,6 +93,8 @@ class FeatureStore:
         return self._hashes[key]
 
     def _extract(self, path: Path, video: Video, queries: list[str], report_progress: ProgressCallback) -> None:
+        from costl.pipeline.decode.packets import counts_from_zero
+
         encoder = self._load(report_progress)
         contents = cache_contents(encoder, self.fingerprint)
         # Sentences first: a query that cannot be used is refused before the video is decoded.
@@ -134,6 +137,8 @@ def _stored_queries(path: Path, video: Path) -> set[str] | None:
 
     Removes a damaged cache without asking, because it can be made again.
     """
+    from costl.pipeline.decode.packets import counts_from_zero
+
     if not path.exists():
         return None
     try:

@@ -19,6 +19,7 @@ from costl.pipeline.data_folder import (
     settings_folder,
     unread_files,
 )
+from costl.pipeline.encode.names import check_names, weights_folder
 from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.run.shards import parse_share, refuse_other_shares
 from costl.pipeline.videos import Video, find_videos, left_out, safe_id
@@ -96,7 +97,8 @@ def read_inputs(
 def _resolve_settings(folder_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> ExtractSettings:
     values = {**folder_settings, **{name: value for name, value in chosen.items() if value is not None}}
     settings = ExtractSettings(**values)
-    if "model" in values and Path(settings.weights.removeprefix("local-dir:")).is_dir():
+    check_names(settings.model, settings.weights)
+    if "model" in values and weights_folder(settings.weights):
         raise UsageError(
             f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "
             "out, or name a tag for it, such as --weights openai."

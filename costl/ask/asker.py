@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from costl.ask.answer import Answer, Moment, Saliency, check_queries, clip_spans
-from costl.ask.hub import HUB, fetch
 from costl.ask.trained_model import TrainedModel, read_trained_model
 from costl.data.annotations import Query
 from costl.pipeline.cache.reader import CacheReader
@@ -42,8 +41,7 @@ def load(
     default the user's cache folder. `workers` is the number of decode processes. Raises UsageError if the model does not
     exist or an argument is wrong, CacheError if the model is damaged.
     """
-    folder = fetch(model) if isinstance(model, str) and model.startswith(HUB) else model
-    trained = read_trained_model(None if folder is None else as_path("model", folder))
+    trained = read_trained_model(model)
     return Asker(trained, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import safetensors.torch
 
+from costl.ask.hub import CARD, CLIP, CLIP_FILES, CONFIG, MODEL
 from costl.ask.model_card import model_card
-from costl.ask.trained_model import CARD, CLIP, CONFIG, FORMAT, MODEL, TrainedModel, read_trained_model
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.ask.model_folder import FORMAT
+from costl.ask.trained_model import TrainedModel, read_trained_model
+from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
 from costl.pipeline.formats.files import publish, sync
 from costl.pipeline.formats.strict_json import read_json
 from costl.training.run_folder import newest_run, read_run
-
-CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[str]:
@@ -95,6 +95,6 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
-        raise CostlError(f"{folder}: cannot be written ({error}). Free space or choose another folder.") from error
+        raise CostlError(f"{folder}: cannot be written ({error.strerror}). {next_step(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

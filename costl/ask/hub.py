@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from costl.ask.export_model import CLIP_FILES
-from costl.ask.trained_model import CARD, CLIP, CONFIG, MODEL
 from costl.pipeline.errors import UsageError
 
 HUB = "hf://"
+# The files of an exported model.
+MODEL, CONFIG, CARD, CLIP = "model.safetensors", "config.json", "README.md", "clip"
+CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 def fetch(address: str) -> Path:

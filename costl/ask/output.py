@@ -10,10 +10,8 @@ from pathlib import Path
 from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
 from costl.ask.formats import format_answers, refuse_outputs
-from costl.ask.picture import draw_answers
 from costl.pipeline.errors import VideoError
 from costl.pipeline.formats.files import publish, refuse_overwrite
-from costl.pipeline.preview.cut import MADE_BY, cut
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.plots.terminal_text import clock
 
@@ -63,6 +61,8 @@ def write_answers(
     if cut_folder is not None:
         written += cut_moments(answers, cut_folder, overwrite=overwrite, progress=progress)
     if picture is not None and answers:
+        from costl.ask.picture import draw_answers
+
         publish(picture, draw_answers(answers))
         written.append(picture)
     return written
@@ -75,6 +75,8 @@ def cut_moments(
 
     Raises UsageError as `write_answers` does, before it writes anything.
     """
+    from costl.pipeline.preview.cut import MADE_BY, cut
+
     files = list(_moment_files(answers, folder))
     videos = {answer.video for answer in answers}
     for _, _, path in files:

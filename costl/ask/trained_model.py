@@ -13,21 +13,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from costl.config import Config, load_config
+from costl.ask.hub import CLIP, CONFIG, MODEL
+from costl.ask.model_folder import is_run, model_folder, read_export_config
+from costl.config import Config
 from costl.model.build import Model, build_model
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, CostlError, UsageError
-from costl.pipeline.formats.strict_json import abbreviated, read_json
+from costl.pipeline.errors import CacheError
 from costl.training.checkpoint import (
     load_checkpoint,
     load_matching_weights,
     refuse_oversized_settings,
     with_current_keys,
 )
-from costl.training.run_folder import Run, newest_run, open_cache, read_run
+from costl.training.run_folder import Run, open_cache, read_run
 
-FORMAT = 1
-MODEL, CONFIG, CARD, CLIP = "model.safetensors", "config.json", "README.md", "clip"
 _JOINT_PREFIX = "joint_"
 
 
@@ -72,21 +71,13 @@ class TrainedModel:
         return model.eval()
 
 
-def read_trained_model(folder: Path | None = None) -> TrainedModel:
-    """Reads the folder of a run (by default the newest in `runs/`) or of an export.
+def read_trained_model(model: Path | str | None = None) -> TrainedModel:
+    """Reads a run (by default the newest in `runs/`), an exported folder, or hf://user/name.
 
-    Raises UsageError if the folder is neither, CacheError if it is damaged or incomplete.
+    Raises UsageError if it is none of these, CacheError if it is damaged or incomplete.
     """
-    if folder is None:
-        return _from_run(newest_run())
-    if (folder / "run.json").is_file():
-        return _from_run(read_run(folder))
-    if (folder / CONFIG).is_file():
-        return _from_export(folder)
-    problem = "no such folder" if not folder.is_dir() else f"neither run.json nor {CONFIG} in it"
-    raise UsageError(
-        f"{folder}: {problem}. Give the folder of a run (costl train) or of an export (costl data export)."
-    )
+    folder = model_folder(model)
+    return _from_run(read_run(folder)) if is_run(folder) else _from_export(folder)
 
 
 def _from_run(run: Run) -> TrainedModel:
@@ -105,7 +96,7 @@ def _from_run(run: Run) -> TrainedModel:
 
 
 def _from_export(folder: Path) -> TrainedModel:
-    content = _read_config(folder / CONFIG)
+    content = read_export_config(folder / CONFIG)
     source = {name: value for name, value in content["clip"].items() if isinstance(value, str)}
     if source.get("weights") == CLIP:
         source["weights"] = str(folder / CLIP)
@@ -117,33 +108,6 @@ def _from_export(folder: Path) -> TrainedModel:
         patch_grid=content["patch_grid"],
         source=source,
     )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The content of config.json, checked; `config` in it is a Config."""
-    try:
-        content = read_json(path.read_text(encoding="utf-8"))
-        if content.get("model_type") != "costl" or content.get("format") != FORMAT:
-            raise CacheError(
-                f"{path}: model type {content.get('model_type')!r} in format {content.get('format')!r}, expected 'costl' "
-                f"in format {FORMAT}. Give a folder that costl data export of this version wrote."
-            )
-        patch_grid = tuple(map(int, content["patch_grid"]))
-        if len(patch_grid) != 2:
-            raise CacheError(f"{path}: patch grid {patch_grid}, expected rows and columns. Export it again.")
-        return {
-            "patch_grid": patch_grid,
-            "fingerprint": dict(content["fingerprint"]),
-            "clip": dict(content["clip"]),
-            "sha256": content["sha256"],
-            "config": load_config(content["config"]),
-        }
-    except CacheError:
-        raise
-    except CostlError as error:
-        raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CacheError(f"{path}: damaged ({abbreviated(error, 200)}). Export or fetch it again.") from error
 
 
 def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:

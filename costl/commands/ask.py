@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from costl.ask.formats import FORMATS
+from costl.commands.early import check_run
 from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overwrite, quiet, run_cache, trained_model
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars, run_and_print
@@ -63,6 +64,7 @@ def predict(
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
     from costl.ask.answer import check_queries
     from costl.ask.formats import check_format, choose_format, refuse_outputs
+    from costl.ask.model_folder import model_folder
 
     check_queries(queries)  # reports errors before torch is loaded
     output_format = choose_format("json" if as_json else output_format, outputs["out"])
@@ -70,10 +72,11 @@ def predict(
     # Without --overwrite, no file of a model is taken for an earlier output.
     read = [*videos, *(Path(model or "runs").rglob("*.json") if overwrite else ())]
     refuse_outputs(outputs["out"], outputs["picture"], inputs=read, overwrite=overwrite)
+    folder = model_folder(model)
     from costl.ask.asker import load
     from costl.ask.output import ask_videos, write_answers
 
-    asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
+    asker = load(folder, weights=weights, cache_dir=cache_dir, device=device)
     with ProgressBars(silent=quiet) as progress:
         answers, failures = ask_videos(asker, videos, queries, top=top, progress=progress)
     # A new progress bar: the text is printed before the moments are cut, so that a full disk does not lose the answers.
@@ -109,7 +112,7 @@ def _videos_and_queries(arguments: Sequence[str]) -> tuple[list[Path], list[str]
 @click.option("--videos", type=FOLDER, help="Folder of videos to choose from.")
 @trained_model
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
-def demo(**options: Any) -> None:
+def demo(model: str | None, **options: Any) -> None:
     """Ask about videos in the browser.
 
     \b
@@ -119,9 +122,12 @@ def demo(**options: Any) -> None:
     Shows the moments, the saliency curve and attention maps. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
     elsewhere. Needs the extra: pip install 'costl[demo]'
     """
+    from costl.ask.model_folder import model_folder
+
+    folder = model_folder(model)  # reports errors before torch is loaded
     from costl.demo.app import demo
 
-    demo(**options, on_ready=click.echo)
+    demo(folder, **options, on_ready=click.echo)
 
 
 @click.command()
@@ -151,6 +157,7 @@ def report(**options: Any) -> None:
     Writes one file with scores, training curves, all queries and attention maps. It can be opened without a network. RUN
     is by default the newest in runs/.
     """
+    check_run(options["run"], cache=options["cache"], splits=[options["split"]])
     from costl.report.build import report
 
     run_and_print(report, **options)

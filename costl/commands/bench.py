@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, Group, device, quiet
+from costl.commands.options import ABOVE_ZERO, ANY_PATH, AT_LEAST_ONE, EXISTING_FOLDER, Group, device, quiet
 from costl.commands.progress_bars import ProgressBars
+from costl.pipeline.encode.names import check_names
+from costl.pipeline.options import CHOICES
 
 repeats = click.option(
-    "--repeats", default=2, show_default=True, help="Repeats of each measurement. The fastest counts."
+    "--repeats", type=AT_LEAST_ONE, default=2, show_default=True, help="Repeats of each measurement. The fastest counts."
 )
 quick = click.option("--quick", is_flag=True, help="Use small inputs, to test that the benchmark runs.")
 
@@ -24,11 +25,18 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos and a few of the sample world]"
+    "--videos", type=EXISTING_FOLDER, help="A folder of videos.  [default: rendered videos and a few of the sample world]"
 )
 @click.option("--model", "models", multiple=True, help="Name of an open_clip model. Repeatable.  [default: ViT-B-32]")
-@click.option("--fps", type=float, default=0.5, show_default=True, help="Clips per second, with one frame each.")
-@click.option("--decoder", default="auto", show_default=True, help="As in costl extract.")
+@click.option("--fps", type=ABOVE_ZERO, default=0.5, show_default=True, help="Clips per second, with one frame each.")
+@click.option(
+    "--decoder",
+    type=click.Choice(CHOICES["decoder"]),
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="As in costl extract.",
+)
 @repeats
 @quick
 @device
@@ -46,15 +54,17 @@ def extract(**options: Any) -> None:
     share the cores, so an imitated accelerator is measured as well. Also measures the peak memory of a short and a long
     video, and of few and many videos.
     """
+    for model in options["models"]:
+        check_names(model, "openai")  # reports errors before torch is loaded
     from costl.pipeline.bench.extract import bench_extract
 
     _print_lines(bench_extract, **options)
 
 
 @bench.command()
-@click.option("--videos", type=FOLDER, help="A folder of videos.  [default: rendered videos]")
-@click.option("--fps", type=float, multiple=True, default=(0.5, 1.0, 2.0), show_default=True, help="Repeatable.")
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Seconds of each video, from its start.")
+@click.option("--videos", type=EXISTING_FOLDER, help="A folder of videos.  [default: rendered videos]")
+@click.option("--fps", type=ABOVE_ZERO, multiple=True, default=(0.5, 1.0, 2.0), show_default=True, help="Repeatable.")
+@click.option("--seconds", type=ABOVE_ZERO, default=20.0, show_default=True, help="Seconds of each video, from its start.")
 @repeats
 @quick
 @quiet
@@ -76,10 +86,10 @@ def decode(**options: Any) -> None:
 
 @bench.command()
 @click.option("--cache", type=ANY_PATH, help="Measure with the tokens of this cache.  [default: random tokens]")
-@click.option("--videos", default=64, show_default=True, help="Most videos to use.")
+@click.option("--videos", type=AT_LEAST_ONE, default=64, show_default=True, help="Most videos to use.")
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING_FOLDER,
     default=".",
     show_default=True,
     help="A folder on the disk to measure.",
@@ -102,7 +112,7 @@ def cache(**options: Any) -> None:
 
 
 @bench.command()
-@click.option("--videos", default=10148, show_default=True, help="Videos of the large cache. QVHighlights has 10148.")
+@click.option("--videos", type=AT_LEAST_ONE, default=10148, show_default=True, help="Videos of the large cache. QVHighlights has 10148.")
 @quiet
 def index(**options: Any) -> None:
     """Measure the speed of a cache of many videos.
@@ -122,7 +132,7 @@ def index(**options: Any) -> None:
 @bench.command()
 @click.option(
     "--videos",
-    type=int,
+    type=AT_LEAST_ONE,
     multiple=True,
     default=(32, 13),
     show_default=True,

@@ -100,6 +100,9 @@ def export(run: Path, folder: Path, without_clip: bool) -> None:
 
     Writes weights, settings and a model card in the layout of the Hugging Face Hub.
     """
+    from costl.training.run_folder import read_run
+
+    read_run(run)  # reports errors before torch is loaded
     from costl.ask.export_model import export
 
     notes = export(run, folder, with_clip=not without_clip)

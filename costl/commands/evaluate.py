@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from costl.commands.early import check_run
 from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overwrite, paper_table, quiet, run_cache, scoring
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
@@ -62,11 +63,18 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
         print_result(Scores(score_files(**chosen), chosen["predictions"].stem), as_json=as_json, table=table)
     elif "submission" in chosen:
         _refuse_others("--submission", chosen, allowed=SUBMISSION_OPTIONS)
+        check_run(chosen.get("run"), cache=chosen.get("cache"), splits=("val", "test"))
         from costl.submission import submit
 
         with ProgressBars(silent=quiet) as progress:
             click.echo(submit(chosen.pop("submission"), **chosen, progress=progress))
     else:
+        check_run(
+            chosen.get("run"),
+            cache=chosen.get("cache"),
+            splits=[chosen.get("split", "test")],
+            benchmark=chosen.get("benchmark"),
+        )
         from costl.evaluate import evaluate
         from costl.training.distributed import process_group
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, Decorator, option_group, out, quiet
+from costl.commands.options import ANY_PATH, Decorator, check_devices, option_group, out, quiet
 from costl.commands.output import finish_command, print_event, print_result
 from costl.commands.progress_bars import ProgressBars, ProgressEvents
 from costl.pipeline.options import CHOICES
@@ -42,6 +42,7 @@ run_options = option_group(
         "--device",
         default="auto",
         show_default=True,
+        callback=check_devices,
         help="cpu, cuda, or several: cuda:0,cuda:1. auto: a GPU if any.",
     ),
     click.option(

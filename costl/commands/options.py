@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from costl.pipeline.device import check_device
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
-AT_LEAST_ONE = click.IntRange(min=1)
+AT_LEAST_ONE = click.IntRange(min=1, max=100_000)
 Decorator = Callable[[Any], Any]
+
+
+class _AboveZero(click.FloatRange):
+    """A number above zero. Refuses nan and infinity, which a FloatRange lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises BadParameter for any other text."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number above zero.", param, ctx)
+        return number
+
+
+ABOVE_ZERO = _AboveZero(min=0, min_open=True)
 
 
 class Group(click.Group):
@@ -56,8 +74,19 @@ def _only_one(context: click.Context, _: click.Parameter, value: Any) -> Any:
     return value
 
 
+def check_devices(_context: click.Context, _parameter: click.Parameter, names: str) -> str:
+    """Refuses what is not the name of a device, or of several."""
+    for name in names.split(","):
+        check_device(name.strip())
+    return names
+
+
 device = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one."
+    "--device",
+    default="auto",
+    show_default=True,
+    callback=check_devices,
+    help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, callback=_only_one, help="Print JSON to standard output.")
 paper_table = click.option(

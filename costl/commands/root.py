@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
+import sys
 from typing import Any
 
 import click
@@ -19,7 +22,7 @@ from costl.commands.output import print_messages
 from costl.commands.removed import refuse_removed_options
 from costl.commands.study import study
 from costl.commands.train import train
-from costl.pipeline.errors import CostlError
+from costl.pipeline.errors import CostlError, next_step
 from costl.training.launch import read_launch
 
 INTERRUPTED = 130
@@ -37,12 +40,22 @@ class Root(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may have bytes that are not UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except CostlError as error:
             if not error.reported:
                 print_messages(f"Error: {error}")
             ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads the output
+        except OSError as error:
+            if error.errno is None:
+                raise
+            name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            print_messages(f"Error: {name}{os.strerror(error.errno)}. {next_step(error)}")
+            ctx.exit(CostlError.exit_code)
         except click.ClickException as error:
             if read_launch().is_main:  # the other processes have the same arguments
                 raise

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from costl.commands.early import check_training
 from costl.commands.options import (
     ANY_PATH,
     AT_LEAST_ONE,
@@ -72,6 +73,10 @@ def ablate(**options: Any) -> None:
     Prints mean and standard deviation over the seeds, and the difference from the full model on the same seeds. If it was
     interrupted, the same command trains only what is missing.
     """
+    check_training(options["cache"], options["config"], options["overrides"], options["splits"])
+    from costl.experiments.variants import choose_variants
+
+    choose_variants(options["variants"], patches=1, learning_rate=1)  # reports errors before torch is loaded
     from costl.experiments.ablate import ablate
 
     run_and_print(ablate, **options)
@@ -101,6 +106,7 @@ def repeat(**options: Any) -> None:
     (TVSum), the last epoch is scored. With --set train.select_on=test, the table also shows the best epoch on test, as
     papers report it.
     """
+    check_training(options["cache"], options["config"], options["overrides"], [options["split"]])
     from costl.experiments.repeat import repeat
 
     run_and_print(repeat, **options)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from costl.commands.early import check_resumed, check_training
 from costl.commands.options import ANY_PATH, FOLDER, as_json, config_files, device, out, overrides, quiet
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
-from costl.training.launch import read_launch
 
 
 @click.command()
@@ -37,14 +37,14 @@ def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quie
     batch between GPUs, or between processes on a CPU. docs/train-on-my-own-videos.md explains the settings, and
     config.yaml in the folder of the run lists all of them.
     """
-    from costl.config import load_config
-
     if run is not None and any(changes.values()):
         raise click.UsageError("--resume uses the run's own settings. Leave out --config, --set and --out.")
     if run is None and cache is None:
         raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
-    if read_launch().world_size == 1:  # with several processes, each would print the errors
-        load_config(*changes["config"], overrides=changes["overrides"])  # reports errors before torch is loaded
+    if run is not None:
+        check_resumed(run, cache)
+    elif cache is not None:
+        check_training(cache, changes["config"], changes["overrides"])
     from costl.train import resume, train
     from costl.training.distributed import process_group
 

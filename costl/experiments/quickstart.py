@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.config import load_config
-from costl.experiments.scored_runs import train_and_score, with_stage_prefix
 from costl.experiments.tables import BySplit, score_tables
-from costl.experiments.untrained_baselines import untrained_baselines
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.extract import extract
@@ -66,7 +64,12 @@ def quickstart(
     made with other arguments.
     """
     refuse_overwrite(folder / "results.json", is_ours=lambda content: content.startswith(b'{\n  "rows": {\n'))
+    load_config(overrides=overrides)  # refuses wrong settings before any work
     _render(folder / "videos", world or WorldSettings(), progress or (lambda _: None))
+    # These load torch, which a refusal does not need.
+    from costl.experiments.scored_runs import train_and_score, with_stage_prefix
+    from costl.experiments.untrained_baselines import untrained_baselines
+
     report = extract(folder / "videos", out=folder / "feats.h5", device=device, progress=progress)
     if report.failed:
         raise CostlError(f"{folder / 'videos'}: {len(report.failed)} videos failed: {report.failed[0].reason}")

@@ -1,8 +1,7 @@
-"""Everything before the first step: the checks of settings and data, the state, the run folder and its lock."""
+"""Everything before the first step: the checked settings and data, the state, the run folder and its lock."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,21 +9,22 @@ from pathlib import Path
 
 import torch
 
-from costl.config import Config, load_config
-from costl.config_files import Layer, stated_fps
+from costl.config import Config
+from costl.config_files import Layer
 from costl.data.annotations import Query
-from costl.data.queries import data_notes, read_queries
+from costl.data.queries import data_notes
 from costl.data.sampler import PlannedBatch, plan_epoch
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
-from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import locked_folder
 from costl.predict.predict import predict_split
 from costl.training.checkpoint import checkpoint_path, load_checkpoint, refuse_oversized_settings, weights_digest
 from costl.training.distributed import Ranks
+from costl.training.inputs import read_interrupted, read_new
 from costl.training.logging import check_tensorboard
-from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, open_cache, read_run, sweep_run
+from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, sweep_run
 from costl.training.state import TrainingState, fresh_state, load_state
 
 
@@ -102,10 +102,7 @@ def start_training(
 ) -> Training:
     """A new training; see `costl.train.train`. Nothing is written when it is refused."""
     with ranks.all_or_none():
-        features = CacheReader(cache)
-        settings = load_config(features.settings, *config, overrides=overrides)
-        _refuse_other_fps(features, config)
-        splits = _read_splits(features, settings)
+        features, settings, splits = read_new(cache, config, overrides)
         _refuse_idle_processes(settings, ranks)
         if settings.train.tensorboard:
             check_tensorboard()
@@ -119,14 +116,7 @@ def start_training(
 def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks: Ranks) -> Training:
     """An interrupted training, as it was after its last step; see `costl.train.resume`."""
     with ranks.all_or_none():
-        run = read_run(run_folder)
-        if run.finished:
-            raise UsageError(
-                f"{run_folder}: finished already. Evaluate it with costl evaluate --run {run_folder}, or train a new one."
-            )
-        features = open_cache(run, cache)
-        splits = _read_splits(features, run.config)
-        _refuse_other_annotations(run, features, splits)
+        run, features, splits = read_interrupted(run_folder, cache)
         _refuse_idle_processes(run.config, ranks)
         is_saved = checkpoint_path(run_folder, "last").exists()  # missing when it stopped before its first checkpoint
         if is_saved:
@@ -138,31 +128,6 @@ def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks:
     return Training(run, features, splits, state)
 
 
-def _read_splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
-    """The queries of `train` and of the split `train.select_on`, if the cache has it.
-
-    Raises UsageError for splits that are missing or empty, for a `train` without labels or features, and when the labels
-    of `train.select_on` do not allow the metric `train.select`.
-    """
-    select_on = config.train.select_on
-    names = ["train", *([select_on] if select_on in features.splits else [])]
-    splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
-    if not any(query.windows or query.clip_ids for query in splits["train"]):
-        raise UsageError(f"{features.path}: no query of 'train' has a label, so that there is nothing to learn from.")
-    if not {query.vid for query in splits["train"]} & set(features.video_ids):
-        raise UsageError(
-            f"{features.path}: no training video has features. costl cache status {features.path} says why."
-        )
-    if select_on in splits:
-        metrics = compute_metrics([], splits[select_on], benchmark=config.data.benchmark)["brief"]
-        if config.train.select not in metrics:
-            raise UsageError(
-                f"train.select is {config.train.select!r}, which cannot be computed from the labels of {select_on!r}. "
-                f"Choose one of {', '.join(metrics)}."
-            )
-    return splits
-
-
 def _refuse_idle_processes(config: Config, ranks: Ranks) -> None:
     """Raises UsageError when even a batch with as many videos as queries has no video for some process."""
     batch_size = config.train.batch_size
@@ -171,27 +136,6 @@ def _refuse_idle_processes(config: Config, ranks: Ranks) -> None:
             f"{ranks.world_size} processes are more than a batch can be shared by: train.batch_size is {batch_size}. Start "
             f"at most {batch_size} (torchrun --nproc_per_node={batch_size}), or train with a larger train.batch_size."
         )
-
-
-def _refuse_other_fps(features: CacheReader, layers: Iterable[Layer]) -> None:
-    """Raises CacheError for settings that are made for clips of another length than the cache has."""
-    for name, fps in stated_fps(layers).items():
-        if not math.isclose(fps, features.fps):
-            raise CacheError(
-                f"{features.path} has {features.fps:g} clips a second, the settings {name} are made for {fps:g}. Extract "
-                f"again with --fps {fps:g} and another --out, or leave out --config {name}."
-            )
-
-
-def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:
-    """Raises CacheError when the annotations have changed since the run started: it would learn from something else."""
-    digests = annotation_digests(features)
-    for split in splits:
-        if digests[split] != run.annotations.get(split):
-            raise CacheError(
-                f"{features.path}: the annotations of {split!r} have changed since {run.folder} started, so the run cannot "
-                "be continued. Train a new run."
-            )
 
 
 def _agreed_ranks(ranks: Ranks, config: Config, features: CacheReader, state: TrainingState) -> Ranks:

@@ -22,8 +22,8 @@ from costl.pipeline.bench.videos import link_copies, sample_world, videos_to_mea
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.decode.backends import resolve
 from costl.pipeline.decode.pool import Chunk
-from costl.pipeline.device import pick_device
-from costl.pipeline.encode.clip import CLIPEncoder, default_precision, load_encoder
+from costl.pipeline.device import default_precision, pick_device
+from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.encode.weights import Source
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table

@@ -18,14 +18,11 @@ import h5py
 import numpy as np
 
 from costl.pipeline.cache.hdf5_header import is_self_contained
-from costl.pipeline.errors import CacheError
+from costl.pipeline.errors import CacheError, next_step
 from costl.pipeline.formats import files
 
 # What h5py raises for a damaged or malicious file.
 _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_DISK_ERROR = {errno.EIO, errno.ESTALE}
 _PAGE_BYTES = 4096
 _PLAIN_KINDS = "biufS"  # numpy's kinds whose values are stored as plain bytes
 _MAX_ATTRIBUTE_BYTES = 1 << 16
@@ -127,15 +124,11 @@ def write_error(path: Path, error: Exception) -> CacheError:
     """The error for a file or folder that could not be written, with its cause and the next step."""
     code = getattr(error, "errno", None)
     reason = os.strerror(code) if code else " ".join(str(error).split())[:160]
-    next_step = "Check free space and permissions, then give the same command again."
-    if code in _DISK_FULL:
+    remedy = next_step(error) if code else "Check free space and permissions, then give the same command again."
+    if code == errno.ENOSPC:
         free_mb = shutil.disk_usage(path.parent).free / 1e6
-        next_step = f"{free_mb:.1f} MB are free there. Make room, then give the same command again."
-    elif code in _NO_PERMISSION:
-        next_step = "Change its permissions, or choose another folder for the cache."
-    elif code in _DISK_ERROR:
-        next_step = "The disk, or the network to it, fails: repair it, then give the same command again."
-    return CacheError(f"{path}: cannot be written ({reason}). {next_step} What was finished is kept.")
+        remedy = f"{free_mb:.1f} MB are free there. Make room, then give the same command again."
+    return CacheError(f"{path}: cannot be written ({reason}). {remedy} What was finished is kept.")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from costl.pipeline.device import pick_device
+from costl.pipeline.device import default_precision, pick_device
 from costl.pipeline.encode.preprocess import Preprocess, prepare
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.pipeline.encode.weights import Source, build_network, find_source, hash_of_weights
@@ -48,11 +48,6 @@ def load_encoder(
     return CLIPEncoder(
         build_network(source), source=source, device=torch_device, precision=precision, patches=patches
     )
-
-
-def default_precision(device_type: str) -> str:
-    """The precision of the image tower on a type of device unless another one is named."""
-    return "fp16" if device_type == "cuda" else "fp32"
 
 
 def load_encoders(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.encode.clip import CLIPEncoder, load_encoder
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.options import TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
 
 
 def reload_encoder(
@@ -26,6 +28,8 @@ def reload_encoder(
     `owner` names in messages what the features belong to. Raises UsageError for weights that cannot be loaded, and
     CacheError for those of another CLIP.
     """
+    from costl.pipeline.encode.clip import load_encoder  # loads open_clip, which stored features do not need
+
     report_progress(Progress("load", 0, 1, f"{model}, {weights}"))
     precision = str(fingerprint["precision"])
     patches = TokenFormat.from_fields(fingerprint).has_patches

@@ -23,10 +23,10 @@ from open_clip import pretrained as tags
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
 
+from costl.pipeline.encode.names import SUFFIXES, check_names, is_file, weights_folder
 from costl.pipeline.errors import UsageError, suggest
 from costl.pipeline.fingerprint import digest
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _PROBE_S = 3.0
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
@@ -57,11 +57,10 @@ def find_source(model: str, weights: str) -> Source:
     tag_settings = tags.get_pretrained_cfg(model, weights)
     if tag_settings:
         return Source(_trained_name(model, tag_settings), model, _fetch(model, weights, tag_settings), tag_settings)
-    folder = Path(weights.removeprefix("local-dir:")).expanduser()
-    if folder.is_dir():
+    folder = weights_folder(weights)
+    if folder:
         return _folder_source(folder)
-    if model not in open_clip.list_models():
-        raise UsageError(f"no open_clip model is called {model!r}. {suggest(model, open_clip.list_models())}")
+    check_names(model, weights)
     return _file_source(model, weights)
 
 
@@ -125,15 +124,13 @@ def _folder_source(folder: Path) -> Source:
 
 
 def _file_source(model: str, weights: str) -> Source:
-    tag, _, name = weights.rpartition("=") if not Path(weights).expanduser().is_file() else ("", "", weights)
-    file = Path(name).expanduser()
+    tag, _, name = weights.rpartition("=") if not is_file(weights) else ("", "", weights)
     model_tags = tags.list_pretrained_tags_by_model(model)
-    if not file.is_file():
-        if file.suffix in _SUFFIXES or os.sep in name:
-            raise UsageError(f"{file}: no such weights file. Give a tag of {model}, a file or a folder.")
+    if not is_file(name):
         raise UsageError(f"{model} has no weights called {weights!r}. {suggest(weights, model_tags)}")
-    if file.suffix not in _SUFFIXES:
-        raise UsageError(f"{file}: weights end in {', '.join(_SUFFIXES)}, not in {file.suffix or 'nothing'}.")
+    file = Path(os.path.expanduser(name))
+    if file.suffix not in SUFFIXES:
+        raise UsageError(f"{file}: weights end in {', '.join(SUFFIXES)}, not in {file.suffix or 'nothing'}.")
     if tag and not tags.is_pretrained_cfg(model, tag):
         raise UsageError(f"{model} has no weights called {tag!r}. {suggest(tag, model_tags)}")
     trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, model_tags))

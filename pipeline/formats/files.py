@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
 
 try:
     import fcntl
@@ -22,7 +22,7 @@ def publish(path: Path, content: bytes) -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise CostlError(f"{path}: cannot be written ({error.strerror}). Free space or choose another folder.") from error
+        raise CostlError(f"{path}: cannot be written ({error.strerror}). {next_step(error)}") from error
 
 
 @contextlib.contextmanager

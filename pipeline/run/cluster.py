@@ -13,7 +13,7 @@ from typing import Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.clip import default_precision
+from costl.pipeline.device import default_precision
 from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback

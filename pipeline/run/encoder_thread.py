@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from costl.pipeline.decode.pool import Chunk
-from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
 
 _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
 

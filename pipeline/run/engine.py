@@ -18,20 +18,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.cache.index import Contents, VideoRow
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
-from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FAILURES_IN_A_ROW, MACHINE_FAILURES, FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback, Throughput
-from costl.pipeline.run.encoder_thread import EncoderThread
 from costl.pipeline.run.saver_thread import SaverThread
 from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
+    from costl.pipeline.run.encoder_thread import EncoderThread
 
 _REPORT_EVERY_S = 0.5
 
@@ -126,6 +128,8 @@ class _Run:
         meter: Meter,
         report_progress: ProgressCallback,
     ):
+        from costl.pipeline.run.encoder_thread import EncoderThread  # loads torch, which a refusal does not need
+
         self.rows: list[VideoRow] = []
         self._videos = {video.id: video for video in videos}
         self._meter = meter

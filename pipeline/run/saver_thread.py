@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Decoded, Failed
 from costl.pipeline.errors import VideoError
-from costl.pipeline.run.encoder_thread import Frame
 from costl.pipeline.videos import Video, content_hash, file_stamp
+
+if TYPE_CHECKING:
+    from costl.pipeline.run.encoder_thread import Frame
 
 UNSAVED = 4  # batches of tokens that may wait for the disk
 

@@ -253,9 +253,9 @@ BREAKS = (
     Break(
         17,
         "settings are read after torch is loaded",
-        "costl/commands/train.py",
-        '    load_config(*changes["config"], overrides=changes["overrides"])',
-        '    import torch\n\n    load_config(*changes["config"], overrides=changes["overrides"])',
+        "costl/commands/early.py",
+        "    load_config(*config, overrides=overrides)",
+        "    import torch\n\n    load_config(*config, overrides=overrides)",
         "tests/crash/test_from_outside.py::"
         "test_all_mistakes_in_settings_are_reported_before_torch_is_loaded",
     ),

@@ -218,5 +218,5 @@ def test_a_read_only_folder_is_named_before_any_work(workspace, tmp_path):
         for out in (disk / "feats.h5", disk / "new.h5"):
             code, _, err = run_in_process(*EXTRACT, "--out", out, cwd=workspace)
             assert code == 3 and f"{out}.parts: cannot be written (Read-only file system)" in err
-            assert "Change its permissions, or choose another folder for the cache." in err
+            assert "The disk cannot be written to: choose another folder." in err
         assert CacheReader(disk / "feats.h5").video_ids, "a read-only cache can still be read"

@@ -421,7 +421,7 @@ def test_a_wrong_input_is_refused_before_anything_is_written(folder, change, opt
 @pytest.mark.promise(5)
 def test_a_second_run_at_the_same_time_is_refused_at_once(done, monkeypatch):
     reader = CacheReader(done.parent / "feats.h5")
-    monkeypatch.setattr(extract_module, "load_encoders", lambda *_, **__: pytest.fail("loaded CLIP first"))
+    monkeypatch.setattr(extract_module, "_load_encoders", lambda *_, **__: pytest.fail("loaded CLIP first"))
     with CacheWriter(reader.path, reader.contents, {}), pytest.raises(CacheError, match="another costl extract"):
         run(done)
 

@@ -1,0 +1,52 @@
+"""What the commands refuse before they load PyTorch, which takes seconds. The functions that they call check it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from costl.config_files import Layer
+from costl.training.launch import read_launch
+
+
+def check_run(
+    run: Path | None, *, cache: Path | None = None, splits: Sequence[str] = (), benchmark: str | None = None
+) -> None:
+    """Raises UsageError or CacheError for a run, its cache, splits or a benchmark that cannot be used."""
+    from costl.data.queries import read_queries
+    from costl.metrics.compute import benchmark_rules
+    from costl.training.run_folder import newest_run, open_cache, read_run
+
+    if _each_process_would_print():
+        return
+    trained = read_run(run) if run else newest_run()
+    features = open_cache(trained, cache)
+    benchmark_rules(benchmark or trained.config.data.benchmark)
+    for split in splits:
+        read_queries(features, split, domain=trained.config.data.domain)
+
+
+def check_training(cache: Path, config: Sequence[Layer], overrides: Sequence[str], splits: Sequence[str] = ()) -> None:
+    """Raises UsageError or CacheError for a cache, settings or splits that cannot be used. `splits` are those to score."""
+    from costl.config import load_config
+    from costl.data.queries import read_queries
+    from costl.training.inputs import read_new
+
+    if _each_process_would_print():
+        return
+    load_config(*config, overrides=overrides)
+    features, _, _ = read_new(cache, config, overrides)
+    for split in splits:
+        read_queries(features, split)
+
+
+def check_resumed(run: Path, cache: Path | None) -> None:
+    """Raises UsageError or CacheError for a run that cannot be continued."""
+    from costl.training.inputs import read_interrupted
+
+    if not _each_process_would_print():
+        read_interrupted(run, cache)
+
+
+def _each_process_would_print() -> bool:
+    return read_launch().world_size > 1

@@ -1,0 +1,83 @@
+"""The settings and data of a training, checked without loading PyTorch, so that a refusal takes a fraction of a second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from costl.config import Config, load_config
+from costl.config_files import Layer, stated_fps
+from costl.data.annotations import Query
+from costl.data.queries import read_queries
+from costl.metrics.compute import compute_metrics
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, UsageError
+from costl.training.run_folder import Run, annotation_digests, open_cache, read_run
+
+
+def read_new(
+    cache: Path, config: Sequence[Layer], overrides: Iterable[str]
+) -> tuple[CacheReader, Config, dict[str, list[Query]]]:
+    """The cache, the settings and the splits of a new training; for the errors see `costl.train.train`."""
+    features = CacheReader(cache)
+    settings = load_config(features.settings, *config, overrides=overrides)
+    _refuse_other_fps(features, config)
+    return features, settings, _read_splits(features, settings)
+
+
+def read_interrupted(folder: Path, cache: Path | None) -> tuple[Run, CacheReader, dict[str, list[Query]]]:
+    """The run, the cache and the splits of an interrupted training; for the errors see `costl.train.resume`."""
+    run = read_run(folder)
+    if run.finished:
+        raise UsageError(f"{folder}: finished already. Evaluate it with costl evaluate --run {folder}, or train a new one.")
+    features = open_cache(run, cache)
+    splits = _read_splits(features, run.config)
+    _refuse_other_annotations(run, features, splits)
+    return run, features, splits
+
+
+def _read_splits(features: CacheReader, config: Config) -> dict[str, list[Query]]:
+    """The queries of `train` and of the split `train.select_on`, if the cache has it.
+
+    Raises UsageError for splits that are missing or empty, for a `train` without labels or features, and when the labels
+    of `train.select_on` do not allow the metric `train.select`.
+    """
+    select_on = config.train.select_on
+    names = ["train", *([select_on] if select_on in features.splits else [])]
+    splits = {split: read_queries(features, split, domain=config.data.domain) for split in names}
+    if not any(query.windows or query.clip_ids for query in splits["train"]):
+        raise UsageError(f"{features.path}: no query of 'train' has a label, so that there is nothing to learn from.")
+    if not {query.vid for query in splits["train"]} & set(features.video_ids):
+        raise UsageError(
+            f"{features.path}: no training video has features. costl cache status {features.path} says why."
+        )
+    if select_on in splits:
+        metrics = compute_metrics([], splits[select_on], benchmark=config.data.benchmark)["brief"]
+        if config.train.select not in metrics:
+            raise UsageError(
+                f"train.select is {config.train.select!r}, which cannot be computed from the labels of {select_on!r}. "
+                f"Choose one of {', '.join(metrics)}."
+            )
+    return splits
+
+
+def _refuse_other_fps(features: CacheReader, layers: Iterable[Layer]) -> None:
+    """Raises CacheError for settings that are made for clips of another length than the cache has."""
+    for name, fps in stated_fps(layers).items():
+        if not math.isclose(fps, features.fps):
+            raise CacheError(
+                f"{features.path} has {features.fps:g} clips a second, the settings {name} are made for {fps:g}. Extract "
+                f"again with --fps {fps:g} and another --out, or leave out --config {name}."
+            )
+
+
+def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[str]) -> None:
+    """Raises CacheError when the annotations have changed since the run started: it would learn from something else."""
+    digests = annotation_digests(features)
+    for split in splits:
+        if digests[split] != run.annotations.get(split):
+            raise CacheError(
+                f"{features.path}: the annotations of {split!r} have changed since {run.folder} started, so the run cannot "
+                "be continued. Train a new run."
+            )

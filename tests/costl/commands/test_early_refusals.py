@@ -1,0 +1,153 @@
+"""A wrong input is refused before the libraries are loaded that take seconds to import, and a repeated question loads few."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+from small_cache import sentence_tokens, small_contents, video_features
+
+from costl.config import Config
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.encode.names import model_names
+from costl.training.run_folder import create_run
+
+HEAVY = "torch open_clip torchvision transformers timm matplotlib gradio dask distributed pandas scipy sklearn decord av"
+# Runs each command in one process that has loaded nothing yet, and prints the exit code and what is loaded after it.
+PROGRAM = """
+import json, sys
+from click.testing import CliRunner
+from costl.commands import main
+heavy, rows = json.load(sys.stdin)
+for row in rows:
+    result = CliRunner().invoke(main, row)
+    print(json.dumps([result.exit_code, result.output, [name for name in heavy.split() if name in sys.modules]]))
+"""
+ANSWERED = [["--help"], ["--version"], ["cache"], ["predict", "--help"]]
+REFUSED = {
+    "extract --videos gone": "no such folder",
+    "extract --videos empty": "no videos",
+    "extract --videos unannotated": "no annotations",
+    "extract --videos unannotated --annotations wrong.jsonl": "no vid, duration",
+    "extract --videos videos --annotations gone": "no annotations",
+    "extract --videos videos --fps -1": "fps is -1.0",
+    "extract --videos videos --fps nan": "fps is nan",
+    "extract --videos videos --model ViT-B-23": "Did you mean ViT-B-32",
+    "extract --videos videos --weights gone.pt": "no such weights file",
+    "extract --videos videos --workers 0": "workers is 0",
+    "extract --videos videos --shard 3/2": "expected I/N",
+    "extract --videos videos --device tpu": "expected cpu, cuda",
+    "train": "Missing option",
+    "train --cache gone": "no such file",
+    "train --cache wrong.jsonl": "not an HDF5 file",
+    "train --cache feats.h5 --set train.epochs=x": "expected a whole number",
+    "train --cache feats.h5 --config gone.yaml": "cannot be read",
+    "train --cache feats.h5 --set data.domain=cooking": "no domain 'cooking'",
+    "train --cache feats.h5 --device cuda:x": "expected cpu, cuda",
+    "train --resume gone": "not a run",
+    "evaluate": "no trained run",
+    "evaluate --run gone": "not a run",
+    "evaluate --run run --split gone": "no split 'gone'",
+    "evaluate --run run --cache gone": "no cache there",
+    "evaluate --run run --benchmark gone": "expected one of qvhighlights",
+    "evaluate --predictions gone --truth videos/train.jsonl": "cannot be read",
+    "evaluate --predictions wrong.jsonl --truth gone": "cannot be read",
+    "evaluate --submission out.zip --run run": "no split 'test'",
+    "predict": "no video",
+    "predict gone.mp4 dog": "no such file",
+    "predict videos dog": "videos: a folder. Name the videos in it, such as videos/*.mp4",
+    "predict videos/a.mp4 ...": "no letter or digit",
+    "predict videos/a.mp4 dog": "no trained run",
+    "predict videos/a.mp4 dog --run gone": "no such folder",
+    "predict videos/a.mp4 dog --model hf://gone": "expected hf://user/name",
+    "demo --run gone": "no such folder",
+    "report gone": "not a run",
+    "report run --split gone": "no split 'gone'",
+    "quickstart --set a.b=1": "unknown section",
+    "prepare gone --annotations gone --out new": "not a known benchmark",
+    "prepare charades --annotations gone --out new --allow-missing-videos": "gone",
+    "data sample videos": "not a sample world",
+    "data import --annotations gone --features a=gone --text gone": "no annotations",
+    "data export gone new": "not a run",
+    "cache status gone": "no such file",
+    "cache verify gone": "no such file",
+    "cache inspect feats.h5 gone": "no video 'gone'",
+    "cache pack gone --out new": "no such file",
+    "cache unpack gone --out new": "no such file",
+    "cache merge new gone": "no such file",
+    "cache gc gone": "no such file",
+    "cache add-queries gone --annotations gone": "no such file",
+    "cache add-queries feats.h5 --annotations gone": "no annotations",
+    "study ablate --cache gone": "no such file",
+    "study ablate --cache feats.h5 --split train --variants gone": "no such variant",
+    "study repeat --cache feats.h5 --split gone": "no split 'gone'",
+    "study compare gone gone --truth gone": "cannot be read",
+    "study diagnose --cache gone": "no such file",
+    "bench extract --videos gone": "does not exist",
+    "bench extract --model gone": "no open_clip model",
+    "bench decode --videos gone": "does not exist",
+    "bench cache --cache gone": "no such file",
+}
+
+
+def row(qid: int, **others: object) -> str:
+    fields = {"qid": qid, "query": "a dog", "vid": "v_a", "duration": 6, "relevant_windows": [[0, 2]]} | others
+    return json.dumps(fields) + "\n"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """Videos, annotations, a cache and a run without weights."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("empty", "unannotated", "videos"):
+        (folder / name).mkdir()
+    (folder / "unannotated" / "a.mp4").write_bytes(b"not read")
+    (folder / "videos" / "a.mp4").write_bytes(b"not read")
+    (folder / "videos" / "train.jsonl").write_text(row(1, vid="a"))
+    (folder / "wrong.jsonl").write_text('{"qid": 1, "query": "a dog"}\n')
+    contents = small_contents(annotations={"train": row(1), "val": row(2)}, settings={})
+    with CacheWriter(folder / "feats.h5", contents, sentence_tokens()) as writer:
+        writer.store("v_a", **video_features("v_a"))
+        writer.write_index()
+    create_run(folder / "run", Config(), CacheReader(folder / "feats.h5"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(workspace) -> dict[str, tuple[int, str, list[str]]]:
+    """(exit code, output, heavy libraries that are loaded) after each command, in one process."""
+    commands = [*ANSWERED, *(line.split() for line in REFUSED)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps([HEAVY, commands]),
+        cwd=workspace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {" ".join(command): json.loads(line) for command, line in zip(commands, done.stdout.splitlines(), strict=True)}
+
+
+@pytest.mark.parametrize("line", [" ".join(arguments) for arguments in ANSWERED])
+def test_a_question_about_the_command_itself_loads_nothing_heavy(line, outcomes):
+    code, _, loaded = outcomes[line]
+    assert code in (0, 2) and loaded == []
+
+
+@pytest.mark.parametrize(("line", "reason"), REFUSED.items())
+def test_a_wrong_input_is_refused_before_anything_heavy_is_loaded(line, reason, outcomes):
+    code, output, loaded = outcomes[line]
+    assert code in (2, 3) and reason in output and "Traceback" not in output
+    assert loaded == [], output
+
+
+def test_the_names_of_models_are_those_of_open_clip():
+    assert set(model_names()) == set(open_clip.list_models())
