@@ -81,7 +81,7 @@ def clip_spans(count: int, clip_s: float, duration_s: float) -> tuple[tuple[floa
 
 
 def check_queries(queries: Sequence[str]) -> None:
-    """Raises UsageError if there is no query, or for one that is not a text with a letter or a digit in it."""
+    """Raises UsageError if there is no query, or for one that is not a UTF-8 text with a letter or a digit in it."""
     if not queries:
         raise UsageError('no query. Describe what to look for, such as "a dog catches a ball".')
     for query in queries:

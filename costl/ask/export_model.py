@@ -84,7 +84,7 @@ def _clip_weights(trained: TrainedModel, *, with_clip: bool) -> tuple[str | None
 @contextmanager
 def _complete_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to write into. It is renamed to `folder` at the end, and deleted after an error."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder}: exists already and is not empty. Choose a new folder, or delete it.")

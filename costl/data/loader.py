@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from costl.data.batch import Batch, collate, own_videos, video_ids
 from costl.data.sampler import PlannedBatch
+from costl.model.inputs import map_tensors
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError
 from costl.pipeline.processes import NewProcesses
@@ -37,7 +38,7 @@ class PlannedBatches(Dataset[Batch | CostlError]):
     def __getitem__(self, planned: PlannedBatch) -> Batch | CostlError:
         try:
             self._verify(planned)
-            return collate(
+            batch = collate(
                 planned.queries,
                 self._features,
                 patches=self._patches,
@@ -45,6 +46,7 @@ class PlannedBatches(Dataset[Batch | CostlError]):
                 rank=self._rank,
                 world_size=self._world_size,
             )
+            return batch if get_worker_info() is None else _in_shared_memory(batch)
         except CostlError as error:
             return error
 
@@ -54,6 +56,21 @@ class PlannedBatches(Dataset[Batch | CostlError]):
         for vid in sorted(own - self._verified):
             self._features.verify(vid)
             self._verified.add(vid)
+
+
+def _in_shared_memory(batch: Batch) -> Batch:
+    """The same batch where the main process can read it.
+
+    Raises CostlError if there is no room for it. DataLoader itself would lose the batch and wait for it for ever.
+    """
+    try:
+        return map_tensors(batch, lambda tensor: tensor.share_memory_() if tensor.numel() else tensor)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rpartition(": ")[2]
+        raise CostlError(
+            f"A batch does not fit into shared memory ({reason}), through which workers pass it. Set train.workers=0, which "
+            "reads in a thread, or give the machine more of it (/dev/shm on Linux; docker run --shm-size=8g)."
+        ) from error
 
 
 class Loader:

@@ -37,7 +37,7 @@ _ATTRIBUTES_OF_FORMAT_2 = ("picture_start_s",)
 
 def parts_folder(path: Path) -> Path:
     """The folder that holds the parts of the cache `path`."""
-    return path.with_name(f"{path.name}.parts")
+    return path.parent / f"{path.name}.parts"
 
 
 def temporary_files(path: Path) -> list[Path]:

@@ -204,8 +204,9 @@ def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int,
     The frame token is the one whose projection is CLIP's own image feature.
     """
     refusal = (
-        f"{name}: its image feature is not a norm and a projection of one token (attention pooling or a convolutional "
-        "tower). Choose a plain ViT such as ViT-B-32."
+        f"{name} cannot be used: {_other_pooling(network.visual)}. CoSTL needs an image feature that is the last norm and a "
+        "projection of one token: of the class token, or of the mean of the patches before the norm. Models that have it "
+        "are ViT-B-32, ViT-B-16 and ViT-L-14."
     )
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
@@ -224,6 +225,19 @@ def _examine(network: Any, size: tuple[int, int], name: str) -> tuple[tuple[int,
         if rows * columns == patches.shape[1] and np.allclose(feature, expected, rtol=0, atol=_TOLERANCE):
             return (rows, columns), joint, token
     raise UsageError(refusal)
+
+
+def _other_pooling(visual: Any) -> str:
+    """How a tower makes its image feature if not from one token, as far as its parts say."""
+    tower = getattr(visual, "trunk", visual)
+    if getattr(tower, "attn_pool", None) is not None:
+        return "it pools the patches by attention"
+    if not (hasattr(tower, "blocks") or hasattr(tower, "transformer")):
+        return "its image tower is not a vision transformer"
+    norm_after_mean = getattr(tower, "final_ln_after_pool", False) or isinstance(getattr(tower, "fc_norm", None), nn.LayerNorm)
+    if "avg" in (getattr(tower, "pool_type", ""), getattr(tower, "global_pool", "")) and not norm_after_mean:
+        return "it takes the mean of the patches after the last norm"
+    return "its image feature is made in another way"
 
 
 def _joint_space(network: Any) -> JointSpace:

@@ -124,7 +124,7 @@ def _connect(address: str) -> Iterator[Any]:
         raise UsageError(f"--cluster needs the package distributed ({error}): pip install 'costl[cluster]'") from error
     try:
         client = Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # of the address, of the network or of Dask, which raises all kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"{address}: no Dask scheduler answers there ({reason[:200]}). "

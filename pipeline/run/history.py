@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def runs_file(cache: Path) -> Path:
     """The file that holds the history of the cache."""
-    return cache.with_name(f"{cache.name}.runs.jsonl")
+    return cache.parent / f"{cache.name}.runs.jsonl"
 
 
 @contextmanager

@@ -66,7 +66,7 @@ BREAKS = (
         1,
         "an index is written under its final name",
         "pipeline/formats/files.py",
-        '    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")\n',
+        '    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"\n',
         "    temporary = path\n",
         "tests/crash/test_replay.py::test_a_crash_at_any_write_of_an_extraction_loses_no_reported_video",
     ),

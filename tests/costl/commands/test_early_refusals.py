@@ -10,13 +10,8 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from small_cache import sentence_tokens, small_contents, video_features
 
-from costl.config import Config
-from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.names import model_names
-from costl.training.run_folder import create_run
 
 HEAVY = "torch open_clip torchvision transformers timm matplotlib gradio dask distributed pandas scipy sklearn decord av"
 # Runs each command in one process that has loaded nothing yet, and prints the exit code and what is loaded after it.
@@ -94,29 +89,6 @@ REFUSED = {
     "bench decode --videos gone": "does not exist",
     "bench cache --cache gone": "no such file",
 }
-
-
-def row(qid: int, **others: object) -> str:
-    fields = {"qid": qid, "query": "a dog", "vid": "v_a", "duration": 6, "relevant_windows": [[0, 2]]} | others
-    return json.dumps(fields) + "\n"
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
-    """Videos, annotations, a cache and a run without weights."""
-    folder = tmp_path_factory.mktemp("workspace")
-    for name in ("empty", "unannotated", "videos"):
-        (folder / name).mkdir()
-    (folder / "unannotated" / "a.mp4").write_bytes(b"not read")
-    (folder / "videos" / "a.mp4").write_bytes(b"not read")
-    (folder / "videos" / "train.jsonl").write_text(row(1, vid="a"))
-    (folder / "wrong.jsonl").write_text('{"qid": 1, "query": "a dog"}\n')
-    contents = small_contents(annotations={"train": row(1), "val": row(2)}, settings={})
-    with CacheWriter(folder / "feats.h5", contents, sentence_tokens()) as writer:
-        writer.store("v_a", **video_features("v_a"))
-        writer.write_index()
-    create_run(folder / "run", Config(), CacheReader(folder / "feats.h5"))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -159,13 +159,22 @@ def test_a_mean_pooled_tower_gives_the_mean_as_its_frame_token(tmp_path):
     np.testing.assert_allclose(encoder.joint.project(encoder.tokens(frames())[:, 0]), theirs, atol=2e-3)
 
 
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear"}
+
+
 @pytest.mark.parametrize(
-    "vision",
-    [{"attentional_pool": True, "attn_pooler_heads": 4}, {"pool_type": "avg"}, {"layers": [1, 1, 1, 1]}],
-    ids=["attention pool", "norm before the mean", "convolutions"],
+    ("vision", "reason"),
+    [
+        ({"attentional_pool": True, "attn_pooler_heads": 4}, "it pools the patches by attention"),
+        ({"pool_type": "avg"}, "it takes the mean of the patches after the last norm"),
+        ({"pool_type": "none"}, "its image feature is made in another way"),
+        ({"layers": [1, 1, 1, 1]}, "its image tower is not a vision transformer"),
+        (TIMM | {"timm_pool": "map"}, "it pools the patches by attention"),
+        ({"timm_model_name": "convnext_atto", "timm_proj": "linear"}, "its image tower is not a vision transformer"),
+    ],
 )
-def test_a_tower_without_a_frame_token_is_refused(tmp_path, vision):
-    with pytest.raises(UsageError, match="not a norm and a projection of one token"):
+def test_a_tower_without_a_frame_token_is_refused_with_the_reason(tmp_path, vision, reason):
+    with pytest.raises(UsageError, match=f"config .* cannot be used: {reason}.* are ViT-B-32, ViT-B-16"):
         load_encoder(weights=str(write_clip_weights(tmp_path, **vision)))
 
 
