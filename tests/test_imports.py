@@ -34,7 +34,7 @@ LIBRARY_ROOMS = {
     "jinja2": ["costl.plots"],
 }
 # The rooms that load torch when they are imported. Every other module imports it in the function that needs it.
-TORCH_ROOMS = [f"{P}.{room}" for room in ("bench", "device", "encode", "run")]
+TORCH_ROOMS = [f"{P}.{room}" for room in ("bench", "encode", "run.encoder_thread")]
 TORCH_ROOMS += [f"costl.{room}" for room in ("bench", "model", "predict", "training", "train", "ask.trained_model")]
 TORCH_ROOMS += [f"costl.data.{module}" for module in ("batch", "loader", "sampler", "targets")]
 FILES = {

@@ -64,7 +64,9 @@ def read_metrics(run: Path) -> dict[str, Mapping[str, Any]]:
     for path in sorted(run.glob("eval-*/metrics.json")):
         try:
             metrics[path.parent.name.removeprefix("eval-")] = read_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise CacheError(f"{path}: cannot be read ({error.strerror}). {next_step(error)}") from error
+        except ValueError as error:
             raise CacheError(f"{path}: damaged ({error}). Run costl evaluate again.") from error
     return metrics
 

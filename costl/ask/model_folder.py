@@ -7,7 +7,7 @@ from typing import Any
 
 from costl.ask.hub import CONFIG, HUB, fetch
 from costl.config import load_config
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.formats.strict_json import abbreviated, read_json
 from costl.training.run_folder import newest_run, read_run
@@ -64,5 +64,7 @@ def read_export_config(path: Path) -> dict[str, Any]:
         raise
     except CostlError as error:
         raise CacheError(f"{path}: settings of another version ({error}) Export it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read ({error.strerror}). {next_step(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{path}: damaged ({abbreviated(error, 200)}). Export or fetch it again.") from error

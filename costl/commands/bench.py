@@ -112,7 +112,13 @@ def cache(**options: Any) -> None:
 
 
 @bench.command()
-@click.option("--videos", type=AT_LEAST_ONE, default=10148, show_default=True, help="Videos of the large cache. QVHighlights has 10148.")
+@click.option(
+    "--videos",
+    type=AT_LEAST_ONE,
+    default=10148,
+    show_default=True,
+    help="Videos of the large cache. QVHighlights has 10148.",
+)
 @quiet
 def index(**options: Any) -> None:
     """Measure the speed of a cache of many videos.

@@ -175,7 +175,7 @@ def _open_socket(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UsageError(
-            f"port {port} of {HOST} is in use ({error.strerror}). Choose another with --port, or 0 for any."
+            f"port {port} of {HOST} cannot be used ({error.strerror}). Choose another with --port, or 0 for any."
         ) from error
     listener.listen()  # a browser may connect before the server runs; its request then waits
     return listener

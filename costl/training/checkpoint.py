@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from costl.config import Config
-from costl.pipeline.errors import CacheError, first_few
+from costl.pipeline.errors import CacheError, first_few, next_step
 from costl.pipeline.formats.files import publish
 from costl.pipeline.formats.strict_json import abbreviated, read_json
 
@@ -249,9 +249,11 @@ def _refuse_missing_or_pickled(path: Path) -> None:
     try:
         with path.open("rb") as file:
             start = file.read(9)
-    except OSError:
+    except FileNotFoundError:
         names = sorted(checkpoint.stem for checkpoint in path.parent.glob("*.safetensors"))
         raise CacheError(f"{path}: no such checkpoint. This run has: {', '.join(names) or 'none'}.") from None
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read ({error.strerror}). {next_step(error)}") from error
     # A zip archive (torch.save) or a bare pickle. A safetensors file starts with the length of its header, which may be the
     # same bytes; its ninth byte is the "{" of the header.
     if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):

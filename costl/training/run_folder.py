@@ -27,7 +27,7 @@ from typing import Any
 from costl.config import Config, load_config
 from costl.data.annotations import parse_jsonl
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.errors import CacheError, UsageError, next_step
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.formats.files import locked_folder, publish, remove_half_written
 from costl.pipeline.formats.strict_json import abbreviated, read_json
@@ -123,7 +123,9 @@ def read_run(folder: Path) -> Run:
         patch_grid = tuple(map(int, about.get("patch_grid", ())))
         source = dict(about.get("source", {}))
         longest_clips = int(about.get("longest_clips", 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except OSError as error:
+        raise CacheError(f"{folder / 'run.json'}: cannot be read ({error.strerror}). {next_step(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({abbreviated(error, 200)}). Train again.") from error
     config = load_config(folder / "config.yaml", stored=True)
     return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips)

@@ -143,6 +143,10 @@ def open_file(path: Path, group: str = "") -> Iterator[h5py.Group]:
     if not path.is_file():
         raise CacheError(f"{path}: no such file. Make it with costl extract.")
     try:
+        open(path, "rb").close()  # h5py calls a file that may not be read no HDF5 file
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read ({error.strerror}). {next_step(error)}") from error
+    try:
         if not h5py.is_hdf5(path):
             raise CacheError(f"{path}: not an HDF5 file. Give the feats.h5 that costl extract wrote.")
         # Published files never change: no lock is needed, and read-only folders work.

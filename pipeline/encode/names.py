@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,13 @@ def check_names(model: str, weights: str) -> None:
 
 
 def model_names() -> list[str]:
-    """The models of open_clip, each of which has a file of settings in its package."""
+    """The models of open_clip, each of which has a file of settings in its package.
+
+    Where open_clip is loaded, also those that a program has added.
+    """
+    loaded = sys.modules.get("open_clip")
+    if loaded:
+        return list(loaded.list_models())
     package = find_spec("open_clip")
     folder = Path(package.origin if package and package.origin else "").parent / "model_configs"
     return sorted(path.stem for path in folder.glob("*.json"))

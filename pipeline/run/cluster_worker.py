@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
 from costl.pipeline.fingerprint import canonical_json, explain_difference
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import FileStamp, Video, content_hash, file_stamp
@@ -200,9 +200,8 @@ def _marked(spec: RunSpec, video: Video) -> Iterator[None]:
                 (spec.folder / f"{video.id}.{number}").touch(exist_ok=False)
                 break
     except OSError as error:
-        raise CacheError(
-            f"{spec.folder}: cannot be written ({error}). Either the run is over or the disk is full."
-        ) from error
+        remedy = "The run is over." if isinstance(error, FileNotFoundError) else next_step(error)
+        raise CacheError(f"{spec.folder}: cannot be written ({error.strerror}). {remedy}") from error
     try:
         yield
     finally:

@@ -148,7 +148,8 @@ def test_bytes_of_a_shell_give_only_our_own_errors(arguments, code, reason, work
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_any_text_can_be_printed(encoding):
-    program = "import click; from costl.commands import main; main.command('say')(lambda: click.echo('caf\\udce9 ▁犬')); main(['say'])"
+    program = "import click; from costl.commands import main; say = lambda: click.echo('caf\\udce9 ▁犬'); "
+    program += "main.command('say')(say); main(['say'])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout.startswith(b"caf")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from costl.pipeline.cache.index import Index, read_index, write_index
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, CostlError
+from costl.pipeline.grid import Grid
 
 
 def plan_of(features: CacheReader, *, seed: int = 0, **options) -> list[PlannedBatch]:
@@ -77,6 +79,25 @@ def test_a_worker_that_dies_is_reported(world, monkeypatch):
     with (
         Loader(features, patches=True, workers=1) as loader,
         pytest.raises(CostlError, match=r"ended unexpectedly.*Set train\.workers lower"),
+    ):
+        list(loader.batches(plan_of(CacheReader(world.cache))))
+
+
+def grid_without_shared_memory(features: CacheReader, video_id: str) -> Grid:
+    torch.Tensor.share_memory_ = shared_memory_is_full
+    return features.grid(video_id)
+
+
+def shared_memory_is_full(_: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)")
+
+
+def test_a_batch_that_does_not_fit_into_shared_memory_is_reported(world, monkeypatch):
+    features = CacheReader(world.cache)
+    monkeypatch.setattr(features, "grid", partial(grid_without_shared_memory, CacheReader(world.cache)))
+    with (
+        Loader(features, patches=True, workers=1) as loader,
+        pytest.raises(CostlError, match=r"No space left.*Set train\.workers=0.*--shm-size"),
     ):
         list(loader.batches(plan_of(CacheReader(world.cache))))
 

@@ -159,7 +159,7 @@ def test_a_mean_pooled_tower_gives_the_mean_as_its_frame_token(tmp_path):
     np.testing.assert_allclose(encoder.joint.project(encoder.tokens(frames())[:, 0]), theirs, atol=2e-3)
 
 
-TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear"}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "image_size": 224}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear"}
         ({"pool_type": "avg"}, "it takes the mean of the patches after the last norm"),
         ({"pool_type": "none"}, "its image feature is made in another way"),
         ({"layers": [1, 1, 1, 1]}, "its image tower is not a vision transformer"),
-        (TIMM | {"timm_pool": "map"}, "it pools the patches by attention"),
+        (TIMM | {"timm_pool": "avg"}, "it takes the mean of the patches after the last norm"),
         ({"timm_model_name": "convnext_atto", "timm_proj": "linear"}, "its image tower is not a vision transformer"),
     ],
 )
