@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from costl.config_files import Layer
 from costl.training.launch import read_launch
 
 
@@ -26,7 +25,7 @@ def check_run(
         read_queries(features, split, domain=trained.config.data.domain)
 
 
-def check_training(cache: Path, config: Sequence[Layer], overrides: Sequence[str], splits: Sequence[str] = ()) -> None:
+def check_training(cache: Path, config: Sequence[Path], overrides: Sequence[str], splits: Sequence[str] = ()) -> None:
     """Raises UsageError or CacheError for a cache, settings or splits that cannot be used. `splits` are those to score."""
     from costl.config import load_config
     from costl.data.queries import read_queries
