@@ -25,6 +25,7 @@ TEXTS = ("", " ", "--", "=", "=3", "a=b=c", "a=gone", "x" * 300, NOT_UTF8, "犬"
 SETTINGS = ("train.epochs", "train.epochs=1e400", "train.epochs=", "train.epochs=１２", "x.y.z=1", "train=1", "model.width=.inf")
 SETTINGS += (f"train.seed={10**400}", f"train.epochs={NOT_UTF8}", "train.epochs=[1", "data.domain=!!python/object:os.system x")
 DEVICES = ("cuda:99", "cuda:x", "cuda:" + "9" * 30, "mps", "tpu", "meta", "cpu,", ",", "auto:1", "CPU", "１２")
+ADDRESSES = ("=", "tcp://", "tcp://127.0.0.1:" + "9" * 30)  # few, since each starts a client of Dask
 # Arguments with which each command goes on until it would start to work.
 USUAL = {
     "extract": "--videos videos --out new.h5",
@@ -75,7 +76,7 @@ LEAVES = {" ".join(path): command for path, command in commands() if not isinsta
 
 
 def values(parameter: click.Parameter) -> tuple[str, ...]:
-    special = {"overrides": SETTINGS + TEXTS, "device": DEVICES + TEXTS}
+    special = {"overrides": SETTINGS + TEXTS, "device": DEVICES + TEXTS, "cluster": ADDRESSES}
     if parameter.name in special:
         return special[parameter.name]
     if isinstance(parameter.type, click.Path):
