@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from costl.pipeline.annotations import compare_with_videos, with_known_names, with_similar_name
 from costl.pipeline.cache.index import (
     Contents,
     Index,
@@ -53,8 +54,8 @@ class SplitChange:
 class AddQueriesReport:
     """What was added to a cache: its splits, and how many queries were encoded (`new`); all others were stored already.
 
-    `missing`: annotated videos without features. `truncated`: added queries longer than CLIP reads. `exit_code` is 1 if a
-    video is missing.
+    `missing`: annotated videos without features. `truncated`: added queries longer than CLIP reads. `notes`: what was read
+    in another way than it is written, and durations that differ. `exit_code` is 1 if a video is missing.
     """
 
     cache: Path
@@ -62,6 +63,7 @@ class AddQueriesReport:
     new: int
     missing: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -81,7 +83,7 @@ class AddQueriesReport:
         splits = [split.message() for split in self.splits]
         missing = [f"missing: {name}: annotated, but without features" for name in self.missing[:MAX_LISTED]]
         cut = [f"cut: longer than CLIP reads, its end is ignored: {query!r}" for query in self.truncated]
-        return [*splits, *missing, *cut, f"{self.new} new queries encoded."]
+        return [*splits, *missing, *cut, *self.notes, f"{self.new} new queries encoded."]
 
 
 def add_queries(
@@ -107,11 +109,15 @@ def add_queries(
         index = read_index(cache)
         added = read_annotations(annotations)
         _check_split_names(added)
+        added, renamed = with_known_names(added, (row.name for row in index.rows))
         missing = _videos_without_features(cache, index.rows, added, allow=allow_missing_videos)
         texts = dict(sorted({**index.contents.annotations, **added}.items()))  # so that adding again changes no byte
         sentences = reusable_words(cache)
         new = [query for query in queries_in(texts) if query not in sentences]
         contents = replace(index.contents, annotations=texts)
+        late, notes = compare_with_videos(replace(index, contents=contents), added)
+        if late:
+            raise UsageError("\n".join(late))
         if new:
             encoder, contents = _load_matching_encoder(cache, contents, weights, device, report_progress)
             sentences |= encode_new(encoder, new, report_progress)
@@ -125,6 +131,7 @@ def add_queries(
         new=len(new),
         missing=tuple(missing),
         truncated=tuple(query for query in queries_in(added) if sentences[query].truncated),
+        notes=(*renamed, *notes),
     )
 
 
@@ -150,7 +157,7 @@ def _videos_without_features(
     missing = missing_videos(texts, (row.name for row in rows if row.ok))
     if missing and not allow:
         status = {row.name: f" ({row.status})" for row in rows}
-        names = first_few((f"{name}{status.get(name, '')}" for name in missing), last=", and ")
+        names = first_few((f"{with_similar_name(name, status)}{status.get(name, '')}" for name in missing), last=", and ")
         raise UsageError(
             f"The annotations name {len(missing)} videos without features in {cache}: {names}. Extract them with costl "
             "extract --videos, remove their rows, or pass --allow-missing-videos to go on without them."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.errors import UsageError, first_few, suggest
-from costl.pipeline.formats.strict_json import abbreviated, json_lines, read_json
+from costl.pipeline.formats.annotations import EXAMPLE, Query, read_rows, refuse_bad_rows
+from costl.pipeline.formats.strict_json import as_jsonl, json_lines, read_json, read_text
 from costl.pipeline.formats.strict_yaml import read_yaml
 from costl.pipeline.options import TokenFormat, check_choices
 
 SETTINGS_FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 REMOVED = {"layers": "A cache stores the tokens of CLIP's last block only: remove this line."}
+_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+_ANNOTATION_NAME = re.compile(r"(?<![a-z])(train|val|valid|dev|test|training|validation|testing|annotations?|labels?)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,31 @@ def without_spatial_encoder(train: Mapping[str, Any]) -> dict[str, Any]:
 def read_annotations(path: Path) -> dict[str, str]:
     """The JSONL text of each split: {train,val,test}.jsonl and test_*.jsonl of a folder, or one file of any name.
 
-    Raises UsageError if there are no annotations, and as `check_annotations` does.
+    A file may also be one JSON list of rows, in a folder as train.json, val.json or test.json. Raises UsageError if there
+    are no annotations, if a file is empty or has another program's name for a split that is missing, and as
+    `check_annotations` does.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: no annotations, no such file or folder.")
     files = [path] if path.is_file() else _split_files(path)
+    unread = unread_files(path) if path.is_dir() else []
     if not files:
+        others = f" Not read: {first_few(unread)} (costl prepare converts those of benchmarks)." if unread else ""
         raise UsageError(
             f"{path}: no annotations. Expected train.jsonl, val.jsonl or test.jsonl there, "
-            "or the path of the annotations with --annotations."
+            f"or the path of the annotations with --annotations.{others}"
         )
-    texts: dict[str, str] = {}
+    for name in unread:
+        split = _split_meant(name)
+        if split and split not in {file.stem for file in files}:
+            raise UsageError(f"{path / name}: not read. Call it {split}.jsonl, one JSON object a line, or move it away.")
+    texts = {file.stem: read_text(file) for file in files}
+    sources = {file.stem: f"{file}, row" if texts[file.stem].lstrip().startswith("[") else str(file) for file in files}
+    texts = {split: as_jsonl(text) for split, text in texts.items()}
+    check_annotations(texts, sources)
     for file in files:
-        try:
-            texts[file.stem] = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: cannot be read ({error}).") from error
-    check_annotations(texts)
+        if not texts[file.stem].strip():
+            raise UsageError(f"{file}: no row in it. Write one JSON object a line, or remove the file.")
     return texts
 
 
@@ -157,42 +172,45 @@ def has_annotations(folder: Path) -> bool:
 
 
 def unread_files(folder: Path) -> list[str]:
-    """The names of files in a folder without annotations that may be annotations in another format."""
-    suffixes = (".json", ".jsonl", ".csv", ".tsv")
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
-    return sorted(path.name for path in paths if path.name != "objects.jsonl")
+    """The names of files in a folder that look like annotations and that `read_annotations` does not read."""
+    read = {path.name for path in _split_files(folder)}
+    files = (path for path in sorted(folder.iterdir()) if path.name not in read and not path.name.startswith("."))
+    return [path.name for path in files if path.suffix.lower() in TEXT_SUFFIXES and _looks_like_annotations(path)]
+
+
+def _looks_like_annotations(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    has_rows = b'"query"' in head and b'"pred_' not in head
+    return has_rows or _ANNOTATION_NAME.search(path.stem.lower()) is not None
+
+
+def _split_meant(name: str) -> str:
+    """The split that a file such as validation.jsonl, Val.jsonl or val.csv is probably meant for, or an empty text."""
+    stem = name.partition(".")[0].lower()
+    split = _SPLIT_NAMES.get(stem, stem)
+    return split if split in SPLITS else ""
 
 
 def _split_files(folder: Path) -> list[Path]:
-    named = [folder / f"{split}.jsonl" for split in SPLITS]
-    further_tests = sorted(folder.glob("test_*.jsonl"))
-    return [path for path in [*named, *further_tests] if path.is_file()]
+    named = [[folder / f"{split}{suffix}" for suffix in (".jsonl", ".json")] for split in SPLITS]
+    further_tests = [[path] for path in sorted(folder.glob("test_*.jsonl"))]
+    found = ([path for path in paths if path.is_file()] for paths in [*named, *further_tests])
+    return [paths[0] for paths in found if paths]
 
 
-def check_annotations(texts: Mapping[str, str]) -> None:
-    """Raises UsageError for rows without qid, query, vid or duration, naming file and line."""
-    problems = []
-    for split, number, row in _rows(texts):
-        problem = f"not JSON ({row})" if isinstance(row, ValueError) else _problem(row)
-        if problem:
-            problems.append(f"{split}.jsonl:{number}: {problem}")
-    if problems:
-        listed = first_few(problems, between="; ", last="; and ")
-        raise UsageError(f"Annotations that cannot be used: {listed}.")
-
-
-def _problem(row: Any) -> str:
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    missing = [key for key in ("qid", "query", "vid", "duration") if row.get(key) is None]
-    if missing:
-        return f"no {', '.join(missing)}"
-    for key in ("query", "vid"):
-        if not isinstance(row[key], str) or not row[key].strip():
-            return f"{key} is {abbreviated(row[key])}, expected text"
-    if not _is_positive(row["duration"]):
-        return f"duration is {abbreviated(row['duration'])}, expected seconds above zero"
-    return ""
+def check_annotations(texts: Mapping[str, str], sources: Mapping[str, str] | None = None) -> None:
+    """Raises UsageError that lists the first bad rows of all splits, by the names of their files (`sources`) and lines."""
+    problems: list[str] = []
+    for split, text in texts.items():
+        source = (sources or {}).get(split, f"{split}.jsonl")
+        rows, bad = read_rows(text, source, Query.from_row)
+        if bad and not rows and "is not JSON" in bad[0]:
+            bad = [f"{source}: expected one JSON object a line, such as {EXAMPLE}.", bad[0]]
+        problems += bad
+    refuse_bad_rows(problems)
 
 
 def _is_positive(value: Any) -> bool:

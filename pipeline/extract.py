@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from costl.pipeline.annotations import compare_with_videos
 from costl.pipeline.cache.index import Contents, VideoRow, read_index, relative_path, relative_weights
 from costl.pipeline.cache.inspect import WrittenCache, group_by_reason, no_queries_message
 from costl.pipeline.cache.lock import refuse_if_busy
@@ -30,14 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtractReport", "ExtractSettings", "Progress", "extract"]
 
+_NO_ANNOTATIONS = "No annotations: expected train.jsonl, val.jsonl or test.jsonl next to the videos, or --annotations."
+
 
 @dataclass(frozen=True)
 class ExtractReport(WrittenCache):
     """What a run did: the names of videos that are `done` now or were finished before (`skipped`), and rows that `failed`.
 
     `changed`: videos whose file is not the one that was extracted earlier. `dropped`: splits of the cache that are not
-    among these annotations. `truncated`: queries longer than CLIP reads. `left_out` and `unread`: see `inputs.Inputs`.
-    `queries`: whether the cache has annotations. `exit_code` is 1 if a video failed or is missing.
+    among these annotations. `truncated`: queries longer than CLIP reads. `late`: sentences about moments after the end of
+    their video, which training refuses. `left_out` and `notes`: see `inputs.Inputs`. `queries`: whether the cache has
+    annotations. `exit_code` is 1 if a video failed or is missing, or a moment is late.
     """
 
     done: tuple[str, ...] = ()
@@ -46,8 +50,14 @@ class ExtractReport(WrittenCache):
     changed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
     queries: bool = True
+    late: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        return 1 if self.failed or self.late else 0
 
     def messages(self) -> list[str]:
         """Why videos failed, which queries were cut, what has changed, what was left out or not read, and the counts."""
@@ -68,12 +78,8 @@ class ExtractReport(WrittenCache):
                 f"{len(self.left_out)} files with names of videos are left out: {first_few(self.left_out)}. They are hidden "
                 "files, folders or unfinished downloads."
             )
-        return [*messages, counts, *([] if self.queries else [_unread_message(self.unread), no_queries_message(self.cache)])]
-
-
-def _unread_message(files: Sequence[str]) -> str:
-    others = f" Other files are not read: {first_few(files)}." if files else ""
-    return f"No annotations: expected train.jsonl, val.jsonl or test.jsonl next to the videos, or --annotations.{others}"
+        without_queries = () if self.queries else (_NO_ANNOTATIONS, no_queries_message(self.cache))
+        return [*messages, *self.notes, *self.late, counts, *without_queries]
 
 
 def extract(
@@ -111,8 +117,9 @@ def extract(
     refuse_folder(out)
     earlier = None if shard else out  # a share of annotations cannot be divided again
     inputs = read_inputs(videos, annotations, chosen, cache=earlier, allow_missing=allow_missing_videos)
-    if inputs.unread:  # before the long work
-        report_progress(Progress("load", 0, 1, message=_unread_message(inputs.unread)))
+    before_the_work = [*inputs.notes, *([] if inputs.annotations else [_NO_ANNOTATIONS])]
+    if before_the_work:
+        report_progress(Progress("load", 0, 1, message="\n".join(before_the_work)))
     if shard:
         inputs = select_share(inputs, shard, out)
     run_options = RunOptions(workers=workers, batch=batch, time_limit_s=time_limit_s)
@@ -142,6 +149,7 @@ def extract(
             rows = extract_on_cluster(cluster, writer, unfinished, contents=contents, device=device, **options)
         else:
             rows = extract_into(writer, unfinished, encoders=encoders, fps=contents.fps, **options)
+    late, notes = compare_with_videos(read_index(out), contents.annotations)
     return ExtractReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
@@ -151,8 +159,9 @@ def extract(
         changed=tuple(changed),
         dropped=dropped,
         left_out=tuple(inputs.left_out),
-        unread=tuple(inputs.unread),
         queries=bool(inputs.annotations),
+        late=tuple(late),
+        notes=(*inputs.notes, *notes),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from costl.pipeline.annotations import with_known_names, with_similar_name
 from costl.pipeline.cache.index import read_index
 from costl.pipeline.data_folder import (
     ExtractSettings,
@@ -30,9 +31,10 @@ class Inputs:
     """The input of one run.
 
     `videos` lie in `folder`; `left_out` are names there that only look like those of videos, `missing` the names of annotated
-    videos without a file. `annotations`: the JSONL text of each split. `unread`: files of a folder without annotations that
-    may be annotations in another format. `settings` decide the features. `training`: the settings for training that the data
-    folder holds. `share`: the fields of the share that the run takes (see `shards.Share`), empty for the whole folder.
+    videos without a file. `annotations`: the JSONL text of each split. `settings` decide the features. `training`: the
+    settings for training that the data folder holds. `share`: the fields of the share that the run takes (see
+    `shards.Share`), empty for the whole folder. `notes`: what was read in another way than it is written, and files that
+    look like annotations and were not read.
     """
 
     videos: list[Video]
@@ -43,7 +45,7 @@ class Inputs:
     training: Mapping[str, Any]
     share: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[str] = ()
-    unread: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_inputs(
@@ -65,20 +67,24 @@ def read_inputs(
     folder_settings = read_settings(settings_folder(folder, annotations))
     settings = _resolve_settings(folder_settings.extract, chosen)
     source = ""
-    unread: list[str] = []
     if isinstance(annotations, Mapping):
         check_annotations(annotations)
         texts = dict(annotations)
     elif annotations is None and not has_annotations(folder):
         texts = dict(read_index(cache).contents.annotations) if cache and cache.exists() else {}
         source = f" of {cache}"
-        unread = [] if texts else unread_files(folder)
     else:
         texts = read_annotations(annotations or folder)
+    texts, notes = with_known_names(texts, names)
+    place = annotations or folder
+    unread = unread_files(place) if isinstance(place, Path) and place.is_dir() else []
+    if unread:
+        notes.append(f"Not read: {first_few(unread)}. Annotations are called train, val, test (.jsonl or .json) or test_*.jsonl.")
     missing = missing_videos(texts, names)
     if missing and not allow_missing:
+        listed = first_few((with_similar_name(name, names) for name in missing), last=", and ")
         raise UsageError(
-            f"The annotations{source} name {len(missing)} videos that are not here: {first_few(missing, last=', and ')}. "
+            f"The annotations{source} name {len(missing)} videos that are not here: {listed}. "
             f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
             "rows, or pass --allow-missing-videos to go on without them."
         )
@@ -90,7 +96,7 @@ def read_inputs(
         settings=settings,
         training=folder_settings.train,
         left_out=left_out(videos[0].path.parent) if path.is_dir() else (),
-        unread=unread,
+        notes=tuple(notes),
     )
 
 

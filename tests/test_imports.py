@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 P = "costl.pipeline"
 # What all of stage two may use of stage one, and what only those parts may use that work on videos themselves.
 DOORS = [f"{P}.{name}" for name in ("cache", "device", "encode.types", "errors", "fingerprint", "formats", "grid", "progress")]
+DOORS += [f"{P}.annotations"]
 VIDEO_DOORS = {
     "costl.commands": [P],
     "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.preview"],

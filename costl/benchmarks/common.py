@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from costl.data.annotations import Query, Window, first_problems, number_in, parse_rows, table_in
+from costl.data.annotations import Query, Window, number_in, parse_rows, table_in
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats import strict_json
-from costl.pipeline.formats.strict_json import json_lines
+from costl.pipeline.formats.annotations import refuse_bad_rows
+from costl.pipeline.formats.strict_json import json_lines, read_text
 
 LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
 RATED_CLIP_S = 2.0
@@ -133,8 +134,7 @@ def parse_all(items: Iterable[tuple[Any, ...]], parse: Callable[..., _Parsed]) -
             parsed.append(parse(*arguments))
         except UsageError as error:
             problems.append(f"{where}: {error}.")
-    if problems:
-        raise UsageError("\n".join(first_problems(problems)))
+    refuse_bad_rows(problems)
     return parsed
 
 
@@ -170,14 +170,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path}: a JSON {type(value).__name__}, expected an object with one entry for each video.")
     return value
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises UsageError when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}).") from error
 
 
 def positive_in(row: Mapping[str, Any], name: str) -> float:

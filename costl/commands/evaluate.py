@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 from costl.commands.early import check_run
-from costl.commands.options import ANY_PATH, FOLDER, as_json, device, out, overwrite, paper_table, quiet, run_cache, scoring
+from costl.commands.options import (
+    ANY_PATH,
+    FOLDER,
+    as_json,
+    device,
+    out,
+    overwrite,
+    paper_table,
+    quiet,
+    run_cache,
+    scoring,
+)
 from costl.commands.output import print_result
 from costl.commands.progress_bars import ProgressBars
 from costl.training.launch import read_launch

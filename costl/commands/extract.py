@@ -83,7 +83,8 @@ def extract(videos: Path | None, as_json: bool, quiet: bool, **options: Any) -> 
     missing or has changed. A costl.yaml next to the videos or annotations may set the options from --model to --tokens;
     options given here win. The progress bar shows the bottleneck: decoding, CLIP or the disk.
 
-    Exit code 1: finished, but some videos failed or are missing (costl cache status feats.h5 lists them).
+    Exit code 1: finished, but some videos failed or are missing (costl cache status feats.h5 lists them), or a moment lies
+    after the end of its video.
     """
     if videos is None:
         raise click.UsageError("Missing option '--videos', for example: costl extract --videos dir/")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from costl.data.annotations import RATED_CLIP_S, Query, parse_jsonl
-from costl.data.targets import moment_start_limit_clips
-from costl.metrics.highlights import expected_clips
+from costl.data.annotations import Query, parse_jsonl
+from costl.pipeline.annotations import REMEDY, duration_notes, late_moments
 from costl.pipeline.cache.inspect import no_queries_message
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, first_few
-
-REMEDY = "Correct these rows or take them out, and run the same costl extract again."
+from costl.pipeline.formats.annotations import cut_note
 
 
 def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list[Query]:
@@ -27,7 +25,10 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
             f"{features.path}: no split {split!r}, only {', '.join(features.splits)}. Add it with "
             f"costl cache add-queries {features.path} --annotations {split}.jsonl"
         )
-    queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
+    try:
+        queries = parse_jsonl(features.annotations(split), f"{split}.jsonl")
+    except UsageError as error:
+        raise UsageError(f"{error}\nThese are the lines of the copy in {features.path}. {REMEDY}") from error
     if not queries:
         raise UsageError(f"{features.path}: split {split!r} is empty. Annotate it and run costl extract again.")
     of_domain = [query for query in queries if domain in ("", query.domain)]
@@ -44,29 +45,13 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
 def check_queries(queries: Sequence[Query], features: CacheReader, *, split: str) -> None:
     """Compares the queries of a split with the cache. Queries about videos without features are passed over.
 
-    Raises UsageError naming the queries with a moment or a rated clip after the end of the video, and those with a
-    sentence that has no word; CacheError naming the queries whose words are not in the cache.
+    Raises UsageError naming the queries with a moment after the end of the video, and those with a sentence that has no
+    word; CacheError naming the queries whose words are not in the cache.
     """
     _check_words(queries, features, split)
-    with_features = set(features.video_ids)
-    late = [query for query in queries if query.vid in with_features and _late_window(query, features)]
+    late = late_moments(split, queries, _durations(features), features.fps)
     if late:
-        names = (
-            f"query {query.qid!r} {_late_window(query, features)} in {query.vid!r} ({_lengths(query, features)})"
-            for query in late
-        )
-        raise UsageError(
-            f"{split}.jsonl: {len(late)} queries have a moment after the end of their video: {first_few(names)}. {REMEDY}"
-        )
-    rated_late = [query for query in queries if max(query.clip_ids, default=0) >= expected_clips(query, RATED_CLIP_S)]
-    if rated_late:
-        names = (
-            f"query {query.qid!r}, clip {max(query.clip_ids)} of {expected_clips(query, RATED_CLIP_S)} (counted from 0)"
-            for query in rated_late
-        )
-        raise UsageError(
-            f"{split}.jsonl: {len(rated_late)} queries rate a clip that does not exist: {first_few(names)}. {REMEDY}"
-        )
+        raise UsageError(late[0])
 
 
 def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> list[str]:
@@ -86,14 +71,8 @@ def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> l
             f"{split}: {count} of {len(queries)} queries ask about videos without features ({', '.join(missing[:3])}). "
             "They are not used in training, and they score 0. costl cache status says why."
         )
-    differences = _duration_differences(queries, features)
-    if differences:
-        worst = max(differences, key=lambda vid: differences[vid])
-        notes.append(
-            f"{split}: {len(differences)} videos are longer or shorter than their annotation says, "
-            f"{worst} by {differences[worst]:.1f} s. Check that the annotation was made for this cut of the video."
-        )
-    return notes
+    notes += duration_notes(split, queries, _durations(features), features.fps)
+    return [*notes, *cut_note(split, queries)]
 
 
 def _refuse_split_without_features(queries: Sequence[Query], features: CacheReader, *, split: str, domain: str) -> None:
@@ -124,29 +103,10 @@ def _check_words(queries: Sequence[Query], features: CacheReader, split: str) ->
         )
 
 
-def _late_window(query: Query, features: CacheReader) -> list[float]:
-    """The first window that starts after the end of the video, [start, end] in seconds; empty if there is none."""
-    limit = moment_start_limit_clips(features.grid(query.vid))
-    return next((list(window) for window in query.windows if window[0] * features.fps >= limit), [])
-
-
-def _lengths(query: Query, features: CacheReader) -> str:
-    annotated_s = query.duration_s
-    video_s = features.row(query.vid).duration_s
-    return f"{video_s:g} s long" + (f", {annotated_s:g} by its annotation" if annotated_s != video_s else "")
-
-
 def _names(queries: Sequence[Query]) -> str:
     return first_few(f"query {query.qid!r} {query.query!r}" for query in queries)
 
 
-def _duration_differences(queries: Sequence[Query], features: CacheReader) -> dict[str, float]:
-    """Seconds by which annotation and video differ, by video; only differences that cannot come from rounding."""
-    with_features = set(features.video_ids)
-    tolerance_s = max(RATED_CLIP_S, 1 / features.fps)
-    differences = {
-        query.vid: abs(query.duration_s - features.row(query.vid).duration_s)
-        for query in queries
-        if query.vid in with_features
-    }
-    return {vid: difference_s for vid, difference_s in differences.items() if difference_s > tolerance_s}
+def _durations(features: CacheReader) -> dict[str, float]:
+    """The seconds of every video with features."""
+    return {row.name: row.duration_s for row in features.rows if row.ok}

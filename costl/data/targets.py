@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from costl.data.annotations import RATED_CLIP_S, Query
+from costl.pipeline.annotations import moment_start_limit_clips
 from costl.pipeline.grid import Grid
 
 HIGHEST_RATING = 4.0
@@ -23,15 +24,6 @@ def query_targets(query: Query, grid: Grid, longest: int) -> tuple[np.ndarray, n
 def empty_targets(longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The targets of a negative pair, in the shapes of `query_targets`."""
     return np.zeros((0, 2)), np.zeros(longest), np.zeros(longest, bool)
-
-
-def moment_start_limit_clips(grid: Grid) -> float:
-    """A moment that starts here or later (in clips) lies outside the video.
-
-    The limit is a little behind the last clip. Between both may lie a tail too short for a clip of its own, or the
-    rounding of an annotation; a moment that starts there counts as the last clip.
-    """
-    return grid.clips + max(1.0, RATED_CLIP_S * grid.fps)
 
 
 def _moments_in_clips(query: Query, grid: Grid) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from costl.data.annotations import Prediction, Query
 from costl.metrics.highlights import expected_clips
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, first_few
+from costl.pipeline.formats.annotations import plain_name
 from costl.pipeline.formats.strict_json import abbreviated
 
 # A window may end this far outside its video, so that times written with two decimals are not refused.
@@ -39,14 +41,30 @@ def index_by_qid(
             f"truth: none of its {len(queries)} queries has {needed}, so that nothing can be scored "
             f"(benchmark {benchmark}). Pass a file with labels, or another --benchmark."
         )
-    known = {query.qid for query in queries}
     for name, rows in (("predictions", predictions), ("truth", queries)):
         for qid, count in Counter(row.qid for row in rows).items():
             if count > 1:
                 raise UsageError(f"{name}: query {qid!r} occurs {count} times, expected once.")
-            if qid not in known:
-                raise UsageError(f"predictions: query {qid!r} is not in the truth ({len(known)} queries).")
+    refuse_unknown_qids(predictions, queries, source="predictions", truth="the truth")
     return {prediction.qid: prediction for prediction in predictions}
+
+
+def refuse_unknown_qids(predictions: Sequence[Prediction], queries: Sequence[Query], *, source: str, truth: str) -> None:
+    """Raises UsageError for predictions whose qid is not among the queries, also if only its type differs: "7" is not 7."""
+    known = {query.qid for query in queries}
+    extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
+    if not extra:
+        return
+    same = {str(qid): qid for qid in known}
+    found = f"{source}: no query {first_few(map(repr, extra))} in {truth} ({len(known)} queries)."
+    if str(extra[0]) not in same:
+        raise UsageError(f"{found} Is it of another split?")
+    kinds = {int: "number", str: "text"}
+    qid = same[str(extra[0])]
+    raise UsageError(
+        f"{found} The qid {extra[0]!r} is a {kinds[type(extra[0])]}, that of {truth} is the {kinds[type(qid)]} {qid!r}. "
+        "Write it in the same way."
+    )
 
 
 def check_official(by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], *, ratings_only: bool) -> None:
@@ -73,8 +91,8 @@ def check_official(by_qid: Mapping[int | str, Prediction], queries: Sequence[Que
 def check_strict(
     by_qid: Mapping[int | str, Prediction], queries: Sequence[Query], *, ratings_only: bool, clip_s: float
 ) -> None:
-    """Raises UsageError for a query without labels, and for a prediction that names another video, has a window outside
-    the video, or another number of saliency scores than the video has clips of `clip_s` seconds."""
+    """Raises UsageError for a query without labels, and for a prediction that names another video or sentence, has a window
+    outside the video, or another number of saliency scores than the video has clips of `clip_s` seconds."""
     for query in queries:
         if not _has_labels(query, ratings_only):
             missing = "no rated clips" if ratings_only else "neither windows nor rated clips"
@@ -86,8 +104,10 @@ def check_strict(
 
 def _check_prediction(prediction: Prediction, query: Query, clip_s: float) -> None:
     row = f"predictions: query {query.qid!r}"
-    if prediction.vid and prediction.vid != query.vid:
+    if prediction.vid and plain_name(prediction.vid) != plain_name(query.vid):
         raise UsageError(f"{row} names the video {prediction.vid!r}, expected {query.vid!r}.")
+    if prediction.query and _words(prediction.query) != _words(query.query):
+        raise UsageError(f"{row} is {prediction.query!r}, in the truth it is {query.query!r}. {REMEDY}")
     for start, end, _ in prediction.windows:
         if not -TOLERANCE_S <= start <= end <= query.duration_s + TOLERANCE_S:
             raise UsageError(
@@ -100,6 +120,10 @@ def _check_prediction(prediction: Prediction, query: Query, clip_s: float) -> No
     last_rated = max(query.clip_ids, default=0)
     if last_rated >= clips:
         raise UsageError(f"truth: query {query.qid!r}: clip {last_rated} is rated, but its video has {clips} clips.")
+
+
+def _words(sentence: str) -> list[str]:
+    return unicodedata.normalize("NFC", sentence).casefold().split()
 
 
 def _has_labels(query: Query, ratings_only: bool) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 
 from costl.data.annotations import Prediction, Query, parse_jsonl, parse_rows
 from costl.metrics.bootstrap import bootstrap_intervals
+from costl.metrics.checks import refuse_unknown_qids
 from costl.metrics.compute import benchmark_of, measure
 from costl.pipeline.errors import UsageError, first_few
-from costl.pipeline.formats.strict_json import json_lines
+from costl.pipeline.formats.annotations import cut_note
+from costl.pipeline.formats.strict_json import as_jsonl, json_lines, read_text
 
 LABEL_FIELDS = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "rated_windows", "duration", "domain")
 PREDICTED_FIELDS = ("pred_relevant_windows", "pred_saliency_scores")
@@ -28,7 +30,9 @@ def score_files(
     """
     queries = read_truth(truth)
     rows = read_predictions(predictions, queries, truth=truth)
-    return score(rows, queries, benchmark=benchmark or benchmark_of(queries), official=official)
+    scores = score(rows, queries, benchmark=benchmark or benchmark_of(queries), official=official)
+    notes = [*scores.get("notes", ()), *cut_note(str(truth), queries)]
+    return scores | ({"notes": notes} if notes else {})
 
 
 def score(
@@ -52,7 +56,7 @@ def read_truth(path: Path) -> list[Query]:
     Raises UsageError for a file that is missing or empty, for a bad row (with file and line), and for a file of
     predictions.
     """
-    text = _read(path)
+    text = as_jsonl(read_text(path))
     predicted = _fields(text, PREDICTED_FIELDS)
     if predicted:
         raise UsageError(
@@ -72,7 +76,7 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
     for a file of annotations, for a row without either list of predictions, for a row whose qid is not among the queries,
     and for a query without a row: a query without an answer has a row with empty lists.
     """
-    text = _read(path)
+    text = as_jsonl(read_text(path))
     labels = _fields(text, LABEL_FIELDS)
     if labels and not _fields(text, PREDICTED_FIELDS):
         raise UsageError(
@@ -80,12 +84,8 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
             f"{' and '.join(PREDICTED_FIELDS)}."
         )
     predictions = parse_rows(text, str(path), _prediction)
+    refuse_unknown_qids(predictions, queries, source=str(path), truth=str(truth))
     known = {query.qid for query in queries}
-    extra = [prediction.qid for prediction in predictions if prediction.qid not in known]
-    if extra:
-        raise UsageError(
-            f"{path}: no query {first_few(map(repr, extra))} in {truth} ({len(known)} queries). Is it of another split?"
-        )
     missing = sorted(known - {prediction.qid for prediction in predictions}, key=str)
     if missing:
         raise UsageError(
@@ -93,14 +93,6 @@ def read_predictions(path: Path, queries: Sequence[Query], *, truth: Path) -> li
             "every query a row. A query without an answer has empty lists and counts 0."
         )
     return predictions
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"{path}: cannot be read ({reason}), expected a JSONL file.") from error
 
 
 def _fields(text: str, names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CacheError, UsageError, first_few
 from costl.pipeline.fingerprint import explain_difference
 from costl.pipeline.formats.files import sync
-from costl.pipeline.formats.strict_json import json_lines
+from costl.pipeline.formats.strict_json import json_lines, read_json
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.shards import join_shares, lines_with_ends
 
@@ -149,11 +150,19 @@ def _lines_by_number(split: str, readers: Sequence[CacheReader]) -> dict[int, st
 
 
 def _concatenate(split: str, readers: Sequence[CacheReader]) -> str:
-    """The lines of one cache after those of the other; a line of an earlier cache is left out."""
+    """The lines of one cache after those of the other; a line of an earlier cache is left out. Raises CacheError for two
+    different lines with one qid."""
     texts = [reader.contents.annotations.get(split, "") for reader in readers]
     if len(set(texts)) == 1:
         return texts[0]
     lines = dict.fromkeys(line for text in texts for _, line in json_lines(text))
+    counts = Counter(repr(read_json(line).get("qid")) for line in lines)
+    repeated = [qid for qid, count in counts.items() if count > 1]
+    if repeated:
+        raise CacheError(
+            f"{len(repeated)} qids of {split}.jsonl belong to different rows of two caches: {first_few(repeated)}. Give each "
+            "row a qid of its own and extract one cache again. If rows were corrected, delete an earlier merge first."
+        )
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,14 +1,41 @@
-"""Reads untrusted JSON and JSONL as plain values or raises ValueError, and abbreviates values for error messages."""
+"""Reads untrusted JSON and JSONL as plain values, or raises an error, and abbreviates values for error messages."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from costl.pipeline.errors import UsageError
+
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, as PowerShell writes it. Raises UsageError."""
+    try:
+        data = path.read_bytes()
+        is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}:{line}: not UTF-8 text (byte {error.object[error.start]:#x}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def as_jsonl(text: str) -> str:
+    """A text that is one JSON list as JSONL, with an item on each line. Every other text stays as it is."""
+    try:
+        items = read_json(text) if text.lstrip().startswith("[") else None
+    except ValueError:
+        return text
+    return "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in items) if isinstance(items, list) else text
 
 
 def read_json(text: str) -> Any:

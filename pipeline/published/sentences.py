@@ -25,16 +25,23 @@ def read_text_features(
     """(the tokens of every distinct query of annotation `rows`, the keys and widths that they were read from as text).
 
     The file of a query is that of its first qid. With `joint`, the name of a stream, every file must have a sentence
-    vector. Raises UsageError that lists the first files that are missing or cannot be used, and for files of different
-    layouts.
+    vector. Raises UsageError that lists the first files that are missing or cannot be used, for files of different layouts,
+    and for two queries with one qid.
     """
     if not folder.is_dir():
         raise UsageError(
             f"--text: {folder} is not a folder. Pass the folder with a file such as qid7803.npz for every query."
         )
     qids: dict[str, Any] = {}
+    queries: dict[str, str] = {}
     for row in rows:
         qids.setdefault(row["query"], row["qid"])
+        query = queries.setdefault(str(row["qid"]), row["query"])
+        if query != row["query"]:
+            raise UsageError(
+                f"qid {row['qid']} belongs to two queries, {query!r} and {row['query']!r}, and there is one file of text "
+                "features for both. Give each query a qid of its own."
+            )
     tokens: dict[str, SentenceTokens] = {}
     layouts: dict[str, str] = {}
     errors: list[str] = []

@@ -135,6 +135,32 @@ def test_videos_without_features_are_refused_by_name_or_become_rows(home):
     assert CacheReader(again.cache).rows == after.rows, "an existing row stays as it is"
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"duration": 50, "relevant_windows": [[40, 44]]}, r"query 0 \[40.0, 44.0\] in 'test_0000' \(24 s long, 50 by its"),
+        ({"relevant_windows": [[6, 2]]}, r"more\.jsonl:1: window \[6.0, 2.0\]"),
+        ({"vid": "Test_0000"}, r"without features in .*: 'Test_0000' \(did you mean 'test_0000'\?\)"),
+    ],
+)
+def test_rows_that_training_would_refuse_are_refused_before_clip_is_loaded(home, changes, part, monkeypatch):
+    monkeypatch.setattr("costl.pipeline.add_queries.reload_encoder", None)
+    before = (home / "feats.h5").read_bytes()
+    path = write(home / "more.jsonl", ("never annotated", "test_0000"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UsageError, match=part):
+        add_queries(home / "feats.h5", path, device="cpu")
+    assert (home / "feats.h5").read_bytes() == before
+
+
+def test_a_name_with_an_ending_and_a_window_past_the_end_are_read_and_noted(home):
+    path = write(home / "more.jsonl", (existing_query(home), "test_0000.mp4"))
+    path.write_text(path.read_text().replace("[2, 6]", "[2, 24.3]"))
+    report = add_queries(home / "feats.h5", path, device="cpu")
+    assert [note.rpartition(" ")[2] for note in report.notes] == ["'test_0000'.", "there."] and report.exit_code == 0
+    assert json.loads(CacheReader(home / "feats.h5").annotations("more"))["vid"] == "test_0000"
+
+
 def test_queries_for_another_clip_model_are_refused_naming_both(home):
     from safetensors.torch import load_file, save_file
 
@@ -169,7 +195,7 @@ def test_an_invalid_split_is_refused_and_changes_nothing(home):
     for name, answer in (("..jsonl", "cannot be the name of a split"), ("a:b.jsonl", "cannot be the name")):
         with pytest.raises(UsageError, match=answer):
             add_queries(home / "feats.h5", write(home / name, ("a", "test_0000")), device="cpu")
-    with pytest.raises(UsageError, match=r"more\.jsonl:1: no query"):
+    with pytest.raises(UsageError, match=r"more\.jsonl:1: 'query' is missing"):
         (home / "more.jsonl").write_text('{"qid": 1, "vid": "test_0000", "duration": 24}\n')
         add_queries(home / "feats.h5", home / "more.jsonl", device="cpu")
     with pytest.raises(UsageError, match="nowhere: no annotations"):

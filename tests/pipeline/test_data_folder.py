@@ -102,7 +102,7 @@ def test_all_split_files_are_read_and_no_other_files(tmp_path):
 
 
 def test_one_file_may_have_any_name(tmp_path):
-    (tmp_path / "mine.jsonl").write_text(line() + "\n\n" + line(query="a cat") + "\n" + line())
+    (tmp_path / "mine.jsonl").write_text(line() + "\n\n" + line(qid=2, query="a cat") + "\n" + line(qid=3))
     texts = read_annotations(tmp_path / "mine.jsonl")
     assert queries_in(texts) == ["a dog", "a cat"]
 
@@ -121,18 +121,18 @@ def test_missing_videos_are_listed_in_the_order_of_their_rows():
 @pytest.mark.parametrize(
     ("bad", "answer"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[]", "not a JSON object"),
-        ('""', "not a JSON object"),
-        ('"a text"', "not a JSON object"),
-        (line(qid=...), "no qid"),
-        (line(query=..., duration=...), "no query, duration"),
-        (line(query=" "), "query is ' '"),
-        (line(vid=3), "vid is 3"),
-        (line(duration="10"), "duration is '10'"),
-        (line(duration=0), "duration is 0"),
-        (line(duration=float("nan")), "not JSON .NaN is not a number"),
+        ("{", "'{' is not JSON"),
+        ("[" * 100_000, ".* is not JSON .nested too deeply"),
+        ("[]", "a JSON list, expected an object"),
+        ('""', "a JSON text, expected an object"),
+        ('"a text"', "a JSON text, expected an object"),
+        (line(qid=...), "'qid' is missing"),
+        (line(query=..., duration=...), "'query', 'duration' is missing"),
+        (line(query=" "), "query is empty"),
+        (line(vid=3), "'vid' is the number 3, expected a text in double quotes"),
+        (line(duration="10"), "'duration' holds the text '10', expected a number"),
+        (line(duration=0), "duration is 0.0, expected seconds above zero"),
+        (line(duration=float("nan")), ".* is not JSON .NaN is not a number"),
     ],
     ids=range(12),
 )

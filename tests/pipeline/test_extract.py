@@ -377,18 +377,19 @@ def test_a_folder_without_annotations_gets_its_queries_later(folder, done):
         run(folder)
 
 
-UNREAD = ["train.json", "labels.csv", "highlight_train_release.jsonl", "dev.jsonl", "charades.tsv", "A.CSV"]
+UNREAD = ["rows.json", "labels.csv", "highlight_train_release.jsonl", "dev.jsonl", "charades.tsv", "A.CSV"]
 
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_files_that_may_be_annotations_are_named_before_the_work(folder, name):
     drop_annotations(folder)
-    for other in (name, "readme.txt", "._train.json", "objects.jsonl"):
+    (folder / name).write_text('{"query": "a dog"}')
+    for other in ("readme.txt", "._train.json", "objects.jsonl"):
         (folder / other).write_text("{}")
     early: list[str] = []
     report = run(folder, progress=lambda event: early.append(event.message) if event.stage == "load" else None)
-    named = [message for message in report.messages() if message.endswith(f"Other files are not read: {name}.")]
-    assert len(named) == 1 and named[0] in early and report.unread == (name,)
+    (named,) = [message for message in report.messages() if message.startswith(f"Not read: {name}.")]
+    assert any(named in message and "No annotations: expected train.jsonl" in message for message in early)
 
 
 @pytest.mark.parametrize(
@@ -470,3 +471,20 @@ def test_settings_of_the_annotations_count_and_options_win(folder):
     assert (with_settings.fps, with_settings.settings, with_settings.splits) == (1.0, {"train": {"epochs": 9}}, ["train"])
     with_option = CacheReader(run(folder, annotations=prepared, out=folder.parent / "with_option.h5", fps=4).cache)
     assert (with_option.fps, with_option.settings) == (4.0, {"train": {"epochs": 9}})
+
+
+def test_times_that_do_not_fit_the_decoded_video_are_listed_and_the_features_stay(done):
+    row = {"qid": 5, "query": "a dog", "vid": "v_a.mp4", "duration": 9.0, "relevant_windows": [[1, 2], [6, 8]]}
+    path = done / "train.jsonl"
+    path.write_text(json.dumps(row))
+    report = run(done)
+    assert (report.exit_code, report.done, report.failed) == (1, (), ())
+    assert report.late == (
+        "train.jsonl: 1 queries have a moment after the end of their video: query 5 [6.0, 8.0] in 'v_a' (3 s long, 9 by its "
+        "annotation). Correct these rows or take them out, and run the same costl extract again.",
+    )
+    assert set(report.notes) | set(report.late) < set(report.messages())
+    assert ["such as 'v_a.mp4': read as 'v_a'" in report.notes[0], "v_a by 6.0 s" in report.notes[1]] == [True, True]
+    path.write_text(json.dumps(row | {"vid": "v_a", "duration": 3.0, "relevant_windows": [[1, 3.4]]}))
+    report = run(done)
+    assert report.exit_code == 0 and report.late == () and "query 5 by 0.4 s" in report.notes[0]

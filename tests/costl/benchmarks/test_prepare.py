@@ -187,10 +187,10 @@ WRONG = {
         "sta: no such folder. Pass the folder that holds the annotations of Char",
     ),
     "a qid twice": (a_qid_twice, f"{FILES[0]}:3: qid 1 is already on line 1."),
-    "no JSON": (no_json, f"{FILES[1]}:2: not JSON"),
-    "a text for a time": (a_text_for_a_time, f"{FILES[0]}:1: 'relevant_windows' holds a text, expected a number."),
+    "no JSON": (no_json, f"{FILES[1]}:2: '{{qid: 2}}' is not JSON"),
+    "a text for a time": (a_text_for_a_time, f"{FILES[0]}:1: 'relevant_windows' holds the text '0:02', expected a number."),
     "no rows": (no_rows, "Charades-STA: no row for test."),
-    "binary": (binary, f"{FILES[0]}: cannot be read"),
+    "binary": (binary, f"{FILES[0]}:1: not UTF-8 text"),
 }
 
 

@@ -94,7 +94,7 @@ def test_a_reversed_window_is_dropped_and_the_others_keep_their_ratings(prepare,
         ({"match": [1]}, "3 windows in 'clip' but 1 in 'match'"),
         ({"match": None}, "'match' is not a list"),
         ({"fps": "fast"}, "'fps' is 'fast', expected a number"),
-        ({"domain": 3}, "'domain' is a number, expected a text"),
+        ({"domain": 3}, "'domain' is the number 3, expected a text"),
         ({"clip": [[1, 1]], "match": [1]}, "no window is rated"),
     ],
 )

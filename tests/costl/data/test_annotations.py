@@ -65,20 +65,20 @@ def test_blank_lines_byte_order_mark_and_odd_separators_are_accepted():
     ("change", "part"),
     [
         ({"qid": None}, "'qid' is missing"),
-        ({"qid": True}, "'qid' is a true/false"),
-        ({"qid": 1.5}, "'qid' is a number, expected a whole number or a text"),
+        ({"qid": True}, "'qid' is the value True"),
+        ({"qid": 1.5}, "'qid' is the number 1.5, expected a whole number or a text"),
         ({"query": "  "}, "query is empty"),
-        ({"query": 5}, "'query' is a number, expected a text"),
+        ({"query": 5}, "'query' is the number 5, expected a text"),
         ({"vid": ""}, "vid is empty"),
         ({"duration": 0}, "duration is 0.0, expected seconds above zero"),
-        ({"duration": "150"}, "'duration' holds a text"),
+        ({"duration": "150"}, "'duration' holds the text '150', expected a number"),
         ({"relevant_windows": [[4, 0]]}, "window [4.0, 0.0] is not 0 <= start < end"),
         ({"relevant_windows": [[4, 4]]}, "is not 0 <= start < end"),
-        ({"relevant_windows": [[-1, 4]]}, "is not 0 <= start < end"),
-        ({"relevant_windows": [[0, 11]]}, "<= duration (10.0)"),
+        ({"relevant_windows": [[-2, 4]]}, "is not 0 <= start < end"),
+        ({"relevant_windows": [[0, 12]]}, "<= duration (10.0)"),
         ({"relevant_windows": [[0, 1, 2]]}, "not 2 numbers long"),
-        ({"relevant_windows": [0, 4]}, "'relevant_windows' is a number, expected a list"),
-        ({"relevant_windows": [["0", 4]]}, "holds a text, expected a number"),
+        ({"relevant_windows": [0, 4]}, "'relevant_windows' holds the number 0, expected lists in a list, such as [[2, 6]]"),
+        ({"relevant_windows": [["0", 4]]}, "holds the text '0', expected a number"),
         ({"relevant_window": [[0, 4]]}, "unknown field 'relevant_window', did you mean 'relevant_windows'?"),
         ({"relevant_clip_ids": [0, 0]}, "repeats a clip"),
         ({"relevant_clip_ids": [0, -1]}, "below zero"),
@@ -116,7 +116,7 @@ def test_a_qid_that_occurs_twice_is_refused_with_both_lines():
 
 def test_many_bad_rows_are_counted_and_the_first_are_shown():
     message = refusal(lines(*[ROW | {"duration": -1}] * 8)).splitlines()
-    assert len(message) == 6 and message[-1] == "... and 3 more bad rows."
+    assert len(message) == 6 and message[-1] == "... and 3 more"
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -145,7 +145,7 @@ def test_a_prediction_takes_lists_and_holds_tuples():
         ([[0, 2]], [], "not 3 numbers long"),
         ([[0, math.nan, 1]], [], "expected a finite number"),
         ([], [math.inf], "expected a finite number"),
-        ([], [None], "holds a null"),
+        ([], [None], "holds null"),
     ],
 )
 def test_a_prediction_with_a_non_finite_number_is_refused(windows, saliency, part):

@@ -167,7 +167,7 @@ WRONG = {
         row("train", relevant_clip_ids=[12], saliency_scores=[[1, 2, 3]]),
         TRAIN,
         2,
-        ["train.jsonl: 1 queries rate a clip that does not exist: query 10000, clip 12 of 12 (counted from 0)"],
+        ["train.jsonl:1: clip 12 is rated, but there are 12 clips of two seconds in 24 s, counted from 0"],
     ),
     "a sentence without words": (
         row("train", query="a sentence of later"),

@@ -144,7 +144,7 @@ def test_qvhighlights_val_is_scored_in_under_a_second():
         ([prediction(1), prediction(2, [])], [query(1), query(2)], "query 2 has no predicted windows"),
         ([prediction(1), prediction(2)], [query(1), query(2, [])], "query 2 has no true windows"),
         ([prediction(1), prediction(1)], [query(1)], "^predictions: query 1 occurs 2 times, expected once.$"),
-        ([prediction(1), prediction(3)], [query(1)], "query 3 is not in the truth"),
+        ([prediction(1), prediction(3)], [query(1)], "no query 3 in the truth"),
         ([], [query(1)], "^predictions: no windows and no saliency at all, expected a row for every query.$"),
         ([prediction(1, [])], [query(1)], "no windows and no saliency at all"),
     ],
@@ -348,7 +348,7 @@ def test_clips_may_have_another_length_and_any_number_of_raters():
         (prediction(windows=[(-1, 10, 1)]), "not inside its video"),
         (prediction(saliency=[0.0] * 74), "query 1 has 74 saliency scores, its video 75 clips"),
         (dataclasses.replace(prediction(), vid="other"), "query 1 names the video 'other', expected 'v1'"),
-        (prediction(2), "query 2 is not in the truth"),
+        (prediction(2), "no query 2 in the truth"),
     ],
 )
 @pytest.mark.promise(13)
@@ -374,8 +374,10 @@ def test_labels_that_cannot_be_scored_are_refused():
         compute_metrics([prediction()], [query(), query()])
     with pytest.raises(UsageError, match="query 2 has neither windows nor rated clips"):
         compute_metrics([prediction()], [query(), query(2, [])])
-    with pytest.raises(UsageError, match=r"^truth: query 1: clip 75 is rated, but its video has 75 clips"):
-        compute_metrics([prediction()], [query(clips=(75,), ratings=[(4, 4, 4)])])
+    with pytest.raises(UsageError, match=r"^clip 75 is rated, but there are 75 clips of two seconds in 150 s"):
+        query(clips=(75,), ratings=[(4, 4, 4)])
+    with pytest.raises(UsageError, match=r"^truth: query 1: clip 74 is rated, but its video has 37 clips"):
+        compute_metrics([dataclasses.replace(prediction(), saliency=())], [query(clips=(74,), ratings=[(4, 4, 4)])], clip_s=4)
 
 
 def test_iou_of_intervals_by_hand():

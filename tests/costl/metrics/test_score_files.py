@@ -117,18 +117,24 @@ def test_scoring_loads_neither_torch_nor_h5py(folder):
 
 BAD = {
     "no such file": (None, "mine.jsonl: cannot be read (No such file or directory)"),
-    "not text": (b"\xff\xfe", "mine.jsonl: cannot be read (it is not UTF-8 text)"),
+    "latin-1": ('{"qid": 1,\n"query": "caf\xe9"}'.encode("latin-1"), "mine.jsonl:2: not UTF-8 text (byte 0xe9)"),
+    "half of UTF-16": (b"\xff\xfea", "mine.jsonl:1: not UTF-8 text"),
     "empty": ("\n\n", "mine.jsonl: no row for 1, 2, 3, 3 of the 3 queries of truth.jsonl"),
-    "not JSON": (lines(prediction_row(1), "{'qid': 2}"), "mine.jsonl:2: not JSON"),
-    "a list": (lines("[1]"), "mine.jsonl:1: a JSON list, expected an object"),
-    "NaN": (lines(prediction_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "mine.jsonl:1: not JSON (NaN"),
+    "not JSON": (lines(prediction_row(1), "{'qid': 2}"), "mine.jsonl:2: \"{'qid': 2}\" is not JSON (Expecting"),
+    "a list": (lines("[1]"), "mine.jsonl:1: a JSON number, expected an object"),
+    "NaN": (lines(prediction_row(1, pred_relevant_windows=[[0, float("nan"), 1]])), "... is not JSON (NaN"),
     "infinite": (
         lines(prediction_row(1, pred_saliency_scores=[1, 2, 10**400])),
         "mine.jsonl:1: 'pred_saliency_scores' holds",
     ),
     "extra": (lines(*map(prediction_row, (1, 2, 3, 4))), "mine.jsonl: no query 4 in truth.jsonl (3 queries)"),
     "twice": (lines(*map(prediction_row, (1, 2, 3, 2))), "mine.jsonl:4: qid 2 is already on line 2"),
-    "text for number": (lines(*map(prediction_row, ("1", 2, 3))), "mine.jsonl: no query '1' in truth.jsonl"),
+    "text for number": (
+        lines(*map(prediction_row, ("1", 2, 3))),
+        "mine.jsonl: no query '1' in truth.jsonl (3 queries). The qid '1' is a text, that of truth.jsonl is the number 1.",
+    ),
+    "texts for all numbers": (lines(*map(prediction_row, ("1", "2", "3"))), "The qid '1' is a text, that of truth.jsonl is"),
+    "text of another split": (lines(*map(prediction_row, (1, 2, "7"))), "no query '7' in truth.jsonl (3 queries). Is it of"),
     "reversed": (
         lines(prediction_row(1, pred_relevant_windows=[[4, 0, 1]]), *map(prediction_row, (2, 3))),
         "query 1: window [4.0, 0.0] is not inside its video of 6.0 s",
@@ -162,6 +168,14 @@ BAD = {
         lines(prediction_row(1, vid="v2"), *map(prediction_row, (2, 3))),
         "query 1 names the video 'v2', expected 'v1'",
     ),
+    "another sentence": (
+        lines(prediction_row(1, query="a dog"), *map(prediction_row, (2, 3))),
+        "query 1 is 'a dog', in the truth it is 'a cat'",
+    ),
+    "a sentence with one word more": (
+        lines(prediction_row(1, query="a cat runs"), *map(prediction_row, (2, 3))),
+        "query 1 is 'a cat runs', in the truth it is 'a cat'",
+    ),
 }
 
 
@@ -185,7 +199,9 @@ def test_bad_predictions_are_refused_in_one_sentence(folder, content, message, c
     ("content", "message"),
     [
         ("", "truth.jsonl: no row in it"),
-        (lines(truth_row(1), "{"), "truth.jsonl:2: not JSON"),
+        (lines(truth_row(1), "{"), "truth.jsonl:2: '{' is not JSON"),
+        (lines(truth_row(1, relevant_windows=[0, 4])), "truth.jsonl:1: 'relevant_windows' holds the number 0, expected lists"),
+        (lines(truth_row(1, relevant_clip_ids=[0, 3])), "truth.jsonl:1: clip 3 is rated, but there are 3 clips"),
         (lines(truth_row(1, relevant_windows=[[4, 0]])), r"truth.jsonl:1: window [4.0, 0.0] is not 0 <= start < end"),
         (lines(*map(prediction_row, (1, 2, 3))), "truth.jsonl: a file of predictions (it has pred_relevant_windows"),
         (
@@ -199,6 +215,40 @@ def test_bad_annotations_are_refused_in_one_sentence(folder, content, message):
     result = costl(*SCORE)
     assert result.exit_code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
     assert message in result.stderr
+
+
+def with_text_qids(text: str) -> bytes:
+    return "".join(json.dumps(row | {"qid": str(row["qid"])}) + "\n" for row in map(json.loads, text.splitlines())).encode()
+
+
+@pytest.mark.parametrize(
+    ("mine", "truth"),
+    [
+        (str.encode, lambda text: text.encode("utf-8-sig")),
+        (lambda text: text.encode("utf-8-sig"), str.encode),
+        (lambda text: text.encode("utf-16"), lambda text: b"\xfe\xff" + text.encode("utf-16-be")),
+        (lambda text: text.replace("\n", "\r\n").encode(), lambda text: text.replace("\n", "\r").encode()),
+        (lambda text: json.dumps([*map(json.loads, text.splitlines())]).encode(), str.encode),
+        (str.encode, lambda text: json.dumps([*map(json.loads, text.splitlines())], indent=1).encode()),
+        (with_text_qids, with_text_qids),
+        (lambda text: text.replace("a cat", "A  cat ").encode(), str.encode),
+        (str.encode, lambda text: text.replace('"v2"', '"v2.mp4"').encode()),
+    ],
+)
+def test_other_ways_to_write_the_same_files_give_the_same_scores(folder, mine, truth):
+    before = costl(*SCORE)
+    for path, rewrite in ((Path("mine.jsonl"), mine), (Path("truth.jsonl"), truth)):
+        path.write_bytes(rewrite(path.read_text()))
+    after = costl(*SCORE)
+    assert after.exit_code == 0 and after.stdout == before.stdout and before.exit_code == 0
+
+
+@pytest.mark.parametrize("mode", [(), ("--official",)])
+def test_a_window_that_was_cut_is_noted(folder, mode):
+    Path("truth.jsonl").write_text(lines(truth_row(1, relevant_windows=[[2, 6.4]]), *map(truth_row, (2, 3))))
+    result = costl(*SCORE, *mode)
+    note = "truth.jsonl: 1 queries have a window that reaches outside its video, query 1 by 0.4 s. These windows are cut there."
+    assert result.exit_code == 0 and note in result.stdout
 
 
 @pytest.mark.parametrize(

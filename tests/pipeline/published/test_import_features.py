@@ -286,6 +286,17 @@ def test_a_query_without_a_file_is_named(published):
         import_features(**published.arguments(), out=published.text.parent / "feats.h5")
 
 
+@pytest.mark.parametrize("qid", [0, "0"])
+def test_two_queries_with_one_qid_are_refused(published, qid):
+    """There is one file of text features for both."""
+    first, *_ = read_rows(published)
+    annotate(published, [*read_rows(published), first | {"qid": 99}])  # one query with two qids is no problem
+    import_features(**published.arguments(), out=published.text.parent / "feats.h5")
+    (published.annotations / "val.jsonl").write_text(json.dumps(first | {"qid": qid, "query": "another"}))
+    with pytest.raises(UsageError, match=r"qid 0 belongs to two queries, .* and 'another'"):
+        import_features(**published.arguments(), out=published.text.parent / "feats.h5")
+
+
 def test_rows_that_disagree_about_a_duration_are_refused(published):
     first = read_rows(published)[0]
     annotate(published, [*read_rows(published), first | {"qid": 99, "duration": first["duration"] + 3}])

@@ -417,6 +417,10 @@ def test_annotations_of_unrelated_caches_are_joined(home):
     reader = CacheReader(home / "all.h5")
     assert reader.annotations("train") == "".join(f"{line}\n" for line in lines_text(rows))
     assert reader.words("a cat").texts
+    write_rows(folder / "train.jsonl", [("a bird", "v0")])
+    run(home, out=home / "b.h5")
+    with pytest.raises(CacheError, match=r"1 qids of train\.jsonl belong to different rows of two caches: 0\."):
+        merge(home / "more.h5", [home / "a.h5", home / "b.h5"])
 
 
 def test_a_killed_merge_can_be_repeated(copied, monkeypatch):
