@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_cache import sentence_tokens, small_contents, video_features, write_small_cache
 
@@ -146,8 +146,9 @@ def test_a_packed_file_in_another_folder_finds_videos_and_weights(world, tmp_pat
     assert there.videos == here.videos == world.videos.resolve() and there.source == here.source
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(min_size=1, max_size=40))
+@example(name="../\u732b/a b\0\n." + "x" * 30)
 def test_a_video_of_any_name_is_packed_and_unpacked(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("names")
     name = name.encode(errors="replace").decode()
