@@ -33,7 +33,7 @@ FILES = {
         "charades_sta/charades_sta_test_tvr_format.jsonl": 3,
     },
     "tacos": {"tacos/train.jsonl": 2, "tacos/val.jsonl": 1, "tacos/test.jsonl": 1},
-    "tvsum": {"tvsum/tvsum_train.jsonl": 4, "tvsum/tvsum_val.jsonl": 10},
+    "tvsum": {"tvsum/tvsum_train.jsonl": 2, "tvsum/tvsum_val.jsonl": 4},
     "youtube-highlights": {
         "youtube_highlights/youtube_train.jsonl": 6,
         "youtube_highlights/youtube_valid.jsonl": 3,
