@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from costl.commands import main
 from costl.data.annotations import Query
@@ -41,9 +42,12 @@ def equal(a: object, b: object) -> bool:
 
 def damage(world, folder: Path, damage_kind: str) -> tuple[Path, str]:
     """The cache of a copy of the world in which the part of one training video is damaged, and the name of the part."""
-    copy = world.copy(folder)
-    features = CacheReader(copy.cache)
-    vid = read_queries(features, "train")[0].vid
+    features = CacheReader(world.copy(folder).cache)
+    return features.path, damage_part(features, read_queries(features, "train")[0].vid, damage_kind)
+
+
+def damage_part(features: CacheReader, vid: str, damage_kind: str) -> str:
+    """Damages the part of a video; -> its name."""
     part, tokens = features.part_path(vid), features.array_locations(vid)["tokens"]
     content = bytearray(part.read_bytes())
     if damage_kind == "flipped bit":
@@ -51,22 +55,34 @@ def damage(world, folder: Path, damage_kind: str) -> tuple[Path, str]:
     else:
         del content[tokens.offset + tokens.size // 2 :]
     part.write_bytes(bytes(content))
-    return copy.cache, part.name
+    return part.name
 
 
-def test_workers_read_the_batches_of_the_thread_and_name_a_damaged_part(world, tmp_path):
-    features = CacheReader(world.cache)
+def test_workers_read_the_batches_of_the_thread_name_a_damaged_part_and_end_with_the_loader(world, tmp_path):
+    features = CacheReader(world.copy(tmp_path).cache)
+    damaged = read_queries(features, "train")[0].vid
+    state = torch.get_rng_state()
     with Loader(features, patches=True) as thread, Loader(features, patches=True, workers=2) as workers:
         for seed in (0, 1):  # the workers of one epoch also read the next
-            plan = plan_of(features, seed=seed)
+            plan = [p for p in plan_of(features, seed=seed) if damaged not in {query.vid for query in p.queries}]
             expected = [collate(p.queries, features, patches=True, negative_pairs=p.negative_pairs) for p in plan]
             for loader in (thread, workers):
                 read = list(loader.batches(plan))
                 assert len(read) == len(plan) and all(map(equal, read, expected))
+            assert plan
         assert list(workers.batches([])) == []
-    cache, part = damage(world, tmp_path, "flipped bit")
-    with Loader(CacheReader(cache), patches=True, workers=1) as loader, pytest.raises(CacheError, match=part):
-        list(loader.batches(plan))
+        part = damage_part(features, damaged, "flipped bit")
+        with pytest.raises(CacheError, match=part):
+            list(workers.batches(plan_of(features)))
+        batches = workers.batches(plan)
+        next(batches)
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+        batches.close()
+    for process in processes:
+        process.join(20)
+        assert not process.is_alive()
+    assert torch.equal(torch.get_rng_state(), state), "a random number was drawn"
 
 
 def end_process(*_: object) -> None:
@@ -76,6 +92,7 @@ def end_process(*_: object) -> None:
 def test_a_worker_that_dies_is_reported(world, monkeypatch):
     features = CacheReader(world.cache)
     monkeypatch.setattr(features, "grid", end_process)  # the worker gets a copy
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # not every 5 s
     with (
         Loader(features, patches=True, workers=1) as loader,
         pytest.raises(CostlError, match=r"ended unexpectedly.*Set train\.workers lower"),
@@ -100,19 +117,6 @@ def test_a_batch_that_does_not_fit_into_shared_memory_is_reported(world, monkeyp
         pytest.raises(CostlError, match=r"No space left.*Set train\.workers=0.*--shm-size"),
     ):
         list(loader.batches(plan_of(CacheReader(world.cache))))
-
-
-def test_the_workers_end_with_the_loader_and_draw_no_random_number(world):
-    features = CacheReader(world.cache)
-    state = torch.get_rng_state()
-    with Loader(features, patches=True, workers=1) as loader:
-        batches = loader.batches(plan_of(features))
-        next(batches)
-        (worker,) = multiprocessing.active_children()
-        batches.close()
-    worker.join(20)
-    assert not worker.is_alive()
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("damage_kind", ["flipped bit", "cut short"])
