@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
+from PIL import Image
 
 # Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,6 +58,38 @@ train:
 def interrupts() -> None:
     """Ctrl-C works in the tests and the processes that they start. A shell that runs them in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def blank_png(figure) -> bytes:
+    """A picture of the size of the figure, without its content."""
+    image = io.BytesIO()
+    Image.new("L", tuple(map(int, figure.bbox.size))).save(image, format="png")
+    return image.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_pictures() -> Iterator[None]:
+    """Pictures of two queries at most, laid out but not painted: painting takes longer than such small models train.
+
+    Processes that a test starts paint, and so do tests with `real_pictures`.
+    """
+    from costl.plots import predictions, training_curves
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "MOST_DRAWN", 2)
+        patch.setattr(predictions, "to_png", blank_png)
+        patch.setattr(training_curves, "to_png", blank_png)
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch) -> None:
+    """All pictures as a user gets them."""
+    from costl.plots import predictions, style, training_curves
+
+    monkeypatch.setattr(predictions, "MOST_DRAWN", 40)
+    for module in (predictions, training_curves):
+        monkeypatch.setattr(module, "to_png", style.to_png)
 
 
 @pytest.fixture

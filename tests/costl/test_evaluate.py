@@ -50,7 +50,7 @@ def copy(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
-def test_an_evaluation_writes_metrics_predictions_and_a_picture(world, copy):
+def test_an_evaluation_writes_metrics_predictions_and_a_picture(world, copy, real_pictures):
     evaluation = evaluate(copy, split="test", device="cpu")
     assert evaluation.folder == copy / "eval-test"
     text = (evaluation.folder / "predictions.jsonl").read_text()

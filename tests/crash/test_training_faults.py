@@ -124,7 +124,7 @@ def test_trainings_killed_at_many_seeded_moments_end_with_the_same_bits(
 
 
 @pytest.mark.promise(12)
-def test_an_evaluation_killed_and_repeated_ends_with_the_same_bytes(uninterrupted, tmp_path):
+def test_an_evaluation_killed_and_repeated_ends_with_the_same_bytes(uninterrupted, tmp_path, real_pictures):
     evaluate(uninterrupted, split="test", out=tmp_path / "truth", device="cpu")
     truth = {path.name: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
     out = tmp_path / "out"

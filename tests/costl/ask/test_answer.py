@@ -136,6 +136,6 @@ def test_names_of_cut_files_are_safe_and_unique(tmp_path):
     assert names[4] == "ein-vidéo-1.x.1.0-02.mp4"
 
 
-def test_answers_are_drawn_without_video_moments_or_known_characters():
+def test_answers_are_drawn_without_video_moments_or_known_characters(real_pictures):
     unusual = Answer("猫 $x^2$ \x07", Path("gone.mp4"), 0.4, (), Saliency(2.0, (1.0,)))
     assert draw_answers([unusual, answer(video="gone.mp4")]).startswith(b"\x89PNG")

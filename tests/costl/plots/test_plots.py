@@ -15,6 +15,7 @@ from costl.plots import predictions as prediction_plots
 from costl.plots.predictions import draw_predictions
 from costl.plots.training_curves import draw_curves
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
 QUERY = Query(1, "a cat", "v", 10.0, ((0, 4), (6, 10)), (0, 1), ((4, 4, 4), (2, 1, 0)))
 ANSWER = Prediction(1, "a cat", "v", ((0, 5, 0.9), (6, 9, 0.25)), (0.5, 1.0, -1.0, 0.0, 0.25))
 TVSUM = Query(1, "a title", "v", 8.0, (), (0, 1, 2, 3), tuple((float(i == 2),) * 20 for i in range(4)), domain="BK")
