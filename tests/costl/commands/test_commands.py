@@ -305,9 +305,10 @@ def test_a_mistyped_command_is_refused_with_exit_code_2(arguments, tmp_path, mon
     assert result.exit_code == 2 and "Error: " in result.stderr and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.promise(16)
-def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here, stop):
+def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here):
+    """By SIGTERM; tests/crash/test_from_outside.py does the same with Ctrl-C."""
+
     def train_until_stopped(after: int, *arguments: str) -> None:
         with start("train", *arguments) as process:
             try:
@@ -316,7 +317,7 @@ def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here, stop):
                 while not (rows.exists() and rows.read_text().count("\n") > after + 1):  # the last may not be saved yet
                     assert process.poll() is None and time.monotonic() < deadline
                     time.sleep(0.05)
-                process.send_signal(stop)
+                process.send_signal(signal.SIGTERM)
                 stdout, stderr = process.communicate(timeout=30)
             finally:
                 process.kill()
