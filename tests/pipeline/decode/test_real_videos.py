@@ -43,7 +43,7 @@ def cache(network, tmp_path_factory) -> CacheReader:
     row = {"qid": 1, "query": "a pancake is flipped", "vid": "flipping_a_pancake", "duration": 10}
     (videos / "test.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     weights = str(folder / "ViT-B-32-openai.safetensors")
-    report = extract(videos, out=folder / "feats.h5", model="ViT-B-32", weights=weights, device="cpu")
+    report = extract(videos, out=folder / "feats.h5", model="ViT-B-32", weights=weights, fps=0.25, device="cpu")
     assert [row.name for row in report.failed] == ["corrupted"]
     assert report.exit_code == 1
     return CacheReader(report.cache)
