@@ -58,7 +58,7 @@ def damage_part(features: CacheReader, vid: str, damage_kind: str) -> str:
     return part.name
 
 
-def test_workers_read_the_batches_of_the_thread_name_a_damaged_part_and_end_with_the_loader(world, tmp_path):
+def test_workers_read_the_batches_of_the_thread_and_name_a_damaged_part(world, tmp_path):
     features = CacheReader(world.copy(tmp_path).cache)
     damaged = read_queries(features, "train")[0].vid
     state = torch.get_rng_state()
