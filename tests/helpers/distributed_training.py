@@ -25,7 +25,8 @@ from costl.training import objective, report
 from costl.training.distributed import Ranks, process_group
 
 SIZE = "train.batch_size=32"
-NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE)
+TWO_EPOCHS = "train.epochs=2"
+NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE, TWO_EPOCHS)
 # Runs that a single process makes as well. Most batches of six queries are about one video: one process is idle.
 COMPARED = {
     "costl": (),
@@ -56,9 +57,9 @@ def work(ranks: Ranks, cache: Path, folder: Path, stopped: Path) -> dict[str, li
 
     for name, changes in COMPARED.items():
         run(name, *NO_DROPOUT, *changes)
-    run("dropout", SIZE)
+    run("dropout", SIZE, TWO_EPOCHS)
     resume(stopped, device="cpu", ranks=ranks)
-    stop_after_one_epoch(lambda: run("continued", SIZE))
+    stop_after_one_epoch(lambda: run("continued", SIZE, TWO_EPOCHS))
     resume(folder / "continued", device="cpu", ranks=ranks)
     evaluate(folder / "costl", split="test", out=folder / "evaluated", device="cpu", ranks=ranks)
     refused("too-many", "train.batch_size=1")
