@@ -16,6 +16,7 @@ import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,7 +64,9 @@ def interrupts() -> None:
 def blank_png(figure) -> bytes:
     """A picture of the size of the figure, without its content."""
     image = io.BytesIO()
-    Image.new("L", tuple(map(int, figure.bbox.size))).save(image, format="png")
+    software = PngInfo()
+    software.add_text("Software", "CoSTL")
+    Image.new("L", tuple(map(int, figure.bbox.size))).save(image, format="png", pnginfo=software)
     return image.getvalue()
 
 
