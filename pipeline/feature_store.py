@@ -21,7 +21,7 @@ from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
-from costl.pipeline.progress import ProgressCallback
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_queries
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.videos import Video, content_hash, file_stamp
@@ -36,9 +36,10 @@ _MAX_QUERIES = 512  # per video; the oldest are removed first
 class FeatureStore:
     """Features made with the settings of `fingerprint` by the CLIP of `model` and `weights`; threads may share a store.
 
-    CLIP is loaded on `device` when there is something to encode, and refused unless its fingerprint is the same. `owner`
-    names the model that was trained on such features, for error messages. `workers`: decode processes. Raises UsageError
-    for another number than one from 1 on, CacheError for a fingerprint of features that costl did not extract.
+    One video is extracted at a time, and stored videos do not wait for it. CLIP is loaded on `device` when there is
+    something to encode, and refused unless its fingerprint is the same. `owner` names the model that was trained on such
+    features, for error messages. `workers`: decode processes. Raises UsageError for another number than one from 1 on,
+    CacheError for a fingerprint of features that costl did not extract.
     """
 
     folder: Path
@@ -63,7 +64,8 @@ class FeatureStore:
         self.folder = self.folder / digest(self.fingerprint)[:16]
         self._run_options = RunOptions(workers=self.workers)
         self._encoder: CLIPEncoder | None = None
-        self._lock = threading.Lock()
+        self._loading, self._extracting = threading.Lock(), threading.Lock()
+        self._of_video: dict[Path, threading.Lock] = {}
         self._hashes: dict[tuple[Any, ...], str] = {}
 
     def features(
@@ -78,7 +80,7 @@ class FeatureStore:
         report_progress = progress or (lambda _: None)
         content = self._content_hash(video)
         path = self.folder / f"{content}.h5"
-        with self._lock:
+        with self._of_video.setdefault(path, threading.Lock()):
             stored = _stored_queries(path, video)
             if stored is None or not set(queries) <= stored:
                 self._extract(path, Video(content, video), list(queries), report_progress)
@@ -104,15 +106,18 @@ class FeatureStore:
         with CacheWriter(path, contents, sentences) as writer:
             row = writer.reuse_if_unchanged(video.id, video.id)
             if row is None or not counts_from_zero(row.picture_start_s, video.path):
-                (row,) = extract_into(
-                    writer,
-                    [video],
-                    encoders=[encoder],
-                    fps=contents.fps,
-                    frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
-                    run_options=self._run_options,
-                    report_progress=report_progress,
-                )
+                if self._extracting.locked():
+                    report_progress(Progress("wait", 0, 0, video.path.name))
+                with self._extracting:
+                    (row,) = extract_into(
+                        writer,
+                        [video],
+                        encoders=[encoder],
+                        fps=contents.fps,
+                        frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
+                        run_options=self._run_options,
+                        report_progress=report_progress,
+                    )
                 if not row.ok:
                     raise VideoError(row.reason, status=row.status)
                 if row.content_hash != video.id:
@@ -120,16 +125,17 @@ class FeatureStore:
             writer.write_index()
 
     def _load(self, report_progress: ProgressCallback) -> CLIPEncoder:
-        if self._encoder is None:
-            self._encoder = reload_encoder(
-                self.fingerprint,
-                self.model,
-                self.weights,
-                owner=self.owner,
-                device=self.device,
-                report_progress=report_progress,
-            )
-        return self._encoder
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = reload_encoder(
+                    self.fingerprint,
+                    self.model,
+                    self.weights,
+                    owner=self.owner,
+                    device=self.device,
+                    report_progress=report_progress,
+                )
+            return self._encoder
 
 
 def _stored_queries(path: Path, video: Path) -> set[str] | None:

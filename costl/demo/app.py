@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.ask.asker import load
-from costl.demo.page import SCRIPT, STYLE, title_html
+from costl.demo.page import result_html, script, style, title_html
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
 
@@ -24,6 +24,15 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+# In the browser: counts the videos that are being opened, and passes a file on only once, when it is new.
+_OPENING = """(name, file) => {
+  const page = document.body.dataset, before = page.upload, path = file ? file.path : '';
+  page.opening = Number(page.opening || 0) + 1;
+  page.upload = path;
+  return [name, path === before ? null : file];
+}"""
+_OPENED = "() => { document.body.dataset.opening -= 1; }"
 
 
 def demo(
@@ -48,9 +57,12 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _open_socket(port) as server_socket:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        server = uvicorn.Server(uvicorn.Config(build_app(gradio, sessions), log_level="warning"))
+        config = uvicorn.Config(build_app(gradio, sessions), log_level="warning", timeout_graceful_shutdown=1)
         on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
-        server.run(sockets=[server_socket])
+        try:
+            uvicorn.Server(config).run(sockets=[server_socket])
+        finally:
+            sessions.close()
 
 
 def import_gradio() -> Any:
@@ -69,7 +81,7 @@ def import_gradio() -> Any:
 def build_app(gradio: Any, sessions: DemoSessions) -> Any:
     """The FastAPI app. It serves the page, and each chosen video under a key that cannot be guessed."""
     from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse
+    from fastapi.responses import FileResponse, StreamingResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -81,6 +93,10 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
         response = await call_next(request)
         response.headers.update(SECURITY_HEADERS)
         return response
+
+    @app.post("/ask")
+    async def ask(asked: dict[str, str]) -> Any:
+        return StreamingResponse(sessions.replies(asked["video"], asked["query"]), media_type="application/x-ndjson")
 
     @app.get("/videos/{key}")
     def video(key: str) -> Any:
@@ -101,15 +117,14 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
         pwa=False,
         # System fonts, because the default theme loads its fonts from Google.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=STYLE,
+        css=style(),
     )
 
 
 def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
     names = sessions.video_names()
-    with gradio.Blocks(title="CoSTL", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gradio.Blocks(title="CoSTL", analytics_enabled=False) as page:
         gradio.HTML(title_html(), elem_id="costl-title")
-        key = gradio.State("")
         with gradio.Row():
             choice = gradio.Dropdown(names, value=None, label="Video", elem_id="costl-choice", visible=bool(names))
             label = "or upload one" if names else "Upload a video"
@@ -125,46 +140,21 @@ def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
                 elem_id="costl-query",
             )
             ask = gradio.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="costl-ask")
-        result = gradio.HTML("", elem_id="costl-result", js_on_load=SCRIPT)
-        outputs = [key, player, result]
-        _connect_events(gradio, sessions, choice=choice, upload=upload, query=query, ask=ask, outputs=outputs)
+        gradio.HTML(result_html(), elem_id="costl-result", js_on_load=script())
+        chosen = gradio.on(
+            [choice.change, upload.change],
+            sessions.choose_video,
+            [choice, upload],
+            player,
+            js=_OPENING,
+            show_progress="hidden",
+            queue=False,
+            trigger_mode="always_last",  # one after the other, the newest last
+            api_visibility="private",
+        )
+        chosen.then(None, js=_OPENED)
+        gradio.on([ask.click, query.submit], None, js="() => { document.dispatchEvent(new Event('costl-ask')); }")
     return page
-
-
-def _connect_events(
-    gradio: Any, sessions: DemoSessions, *, choice: Any, upload: Any, query: Any, ask: Any, outputs: list[Any]
-) -> None:
-    """`outputs` are the key of the video, its player and the result."""
-    key, _, result = outputs
-
-    def choose_video(name: str | None, upload: str | None, request: Any) -> tuple[str, str, str]:
-        sessions.drop_pending(request.session_hash)
-        return (*sessions.choose_video(name, upload), "")
-
-    def change_query(request: Any) -> str:
-        sessions.drop_pending(request.session_hash)
-        return ""
-
-    def answer(key: str, query: str, request: Any) -> Any:
-        html = sessions.answer(request.session_hash, key, query or "")
-        return gradio.skip() if html is None else html
-
-    for handler in (choose_video, change_query, answer):
-        # Gradio passes the request to an argument annotated with its own type, which is imported only at run time.
-        handler.__annotations__["request"] = gradio.Request
-    unqueued = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    choice.change(choose_video, [choice, gradio.State(None)], outputs, **unqueued)
-    upload.change(choose_video, [choice, upload], outputs, **unqueued)
-    query.input(change_query, None, result, **unqueued)
-    gradio.on(
-        [ask.click, query.submit],
-        answer,
-        [key, query],
-        result,
-        concurrency_limit=1,
-        trigger_mode="multiple",
-        api_visibility="private",
-    )
 
 
 def _open_socket(port: int) -> socket.socket:

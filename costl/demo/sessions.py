@@ -1,9 +1,17 @@
-"""The state of the demo without its page: the videos that can be chosen, the pending queries, and their answers."""
+"""The state of the demo without its page: the videos that can be chosen, the questions in work, and their answers."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
+import os
+import re
 import secrets
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +20,23 @@ from PIL import Image
 from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
 from costl.demo.heatmap import overlay_heatmap
-from costl.demo.page import answer_html, error_html, player_html
+from costl.demo.page import answer_html, error_html, player_html, progress_reply
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.preview.cut import frames_at, length_s
+from costl.pipeline.progress import Progress
 
 MOMENTS_SHOWN = 5
 PICTURE_HEIGHT = 270  # pixels
+_AT_ONCE = 32  # questions; those about new videos wait for each other
+_REPLY_EVERY_S = 0.5
+
+
+class _NotWanted(Exception):
+    """Nobody waits for an answer about this video any more."""
 
 
 class DemoSessions:
-    """Answers the queries of several browser sessions. Threads may share it.
+    """Answers the queries of several browser sessions at the same time.
 
     `folder` holds the videos that can be chosen; None allows uploads only. Raises UsageError if `folder` does not exist.
     """
@@ -32,7 +47,9 @@ class DemoSessions:
         self.asker = asker
         self._folder = folder and folder.resolve()
         self._videos: dict[str, Path] = {}  # by key
-        self._versions: dict[str, str] = {}  # of the query and the video of each session
+        self._waiting = Counter[Path]()  # how many pages wait for an answer about each video; changed in the event loop only
+        self._progress: dict[Path, Progress] = {}
+        self._threads = ThreadPoolExecutor(_AT_ONCE)
 
     def video_names(self) -> list[str]:
         """The names of the videos in the folder, without links that lead out of it."""
@@ -43,49 +60,71 @@ class DemoSessions:
         files = (path for path in self._folder.iterdir() if is_video(path) and path.is_file())
         return sorted(path.name for path in files if path.resolve().parent == self._folder)
 
-    def choose_video(self, name: str | None, upload: str | None) -> tuple[str, str]:
-        """Registers an uploaded file, or else the video `name` of the folder, and returns its key and its player's HTML.
+    def choose_video(self, name: str | None, upload: str | None) -> str:
+        """Registers an uploaded file, or else the video `name` of the folder, and returns the HTML of its player.
 
-        Returns an empty key and an error message for a file that cannot be used, and two empty texts for an unknown name.
+        Returns an error message for a file that cannot be used, and an empty text for an unknown name.
         """
         if upload:
             path = Path(upload)
         elif self._folder is not None and name in self.video_names():
             path = self._folder / str(name)
         else:
-            return "", ""
+            return ""
         try:
             length_s(path)
-        except VideoError as error:
-            return "", error_html(str(error))
+        except Exception as error:
+            return _problem(error, path)
         key = secrets.token_urlsafe(12)
         self._videos[key] = path
-        return key, player_html(key, path.name)
+        return player_html(key, path.name)
 
     def video_file(self, key: str) -> Path | None:
         """The file of a chosen video; None for an unknown key."""
         return self._videos.get(key)
 
-    def drop_pending(self, session: str) -> None:
-        """Marks the pending answer of a session as out of date, because its query or its video has changed."""
-        self._versions[session] = secrets.token_urlsafe()
+    async def replies(self, key: str, query: str) -> AsyncIterator[str]:
+        """Lines of JSON: the progress of an answer (see `progress_reply`) until {"html": the answer or an error message}.
 
-    def answer(self, session: str, key: str, query: str) -> str | None:
-        """The HTML of the answer or of an error message; None if the query or the video changed in the meantime."""
-        version = self._versions.get(session)
-        answer = self._answer_or_error(key, query.strip())
-        return answer if self._versions.get(session) == version else None
-
-    def _answer_or_error(self, key: str, query: str) -> str:
+        If it is closed early, the extraction of the video stops, unless another page waits for an answer about this video.
+        """
+        path = self.video_file(key)
+        if path is None:
+            yield _line(html=error_html("Choose or upload a video first."))
+            return
+        self._waiting[path] += 1
         try:
-            path = self.video_file(key)
-            if path is None:
-                raise UsageError("Choose or upload a video first.")
-            (answer,) = self.asker.ask(path, query)
+            answer = asyncio.wrap_future(self._threads.submit(self._answer, path, query.strip()))
+            while not answer.done():
+                yield _line(**progress_reply(self._progress.get(path)))
+                await asyncio.wait([answer], timeout=_REPLY_EVERY_S)
+            yield _line(html=answer.result())
+        finally:
+            self._waiting[path] -= 1
+
+    def close(self) -> None:
+        """Stops all work, and waits until it has stopped."""
+        self._waiting.clear()
+        self._threads.shutdown(cancel_futures=True)
+
+    def _answer(self, path: Path, query: str) -> str:
+        """The HTML of the answer or of an error message; empty if nobody waits for it."""
+
+        def report(progress: Progress) -> None:
+            if not self._waiting[path]:
+                raise _NotWanted
+            self._progress[path] = progress
+
+        try:
+            (answer,) = self.asker.ask(path, query, progress=report)
             best = answer.top(MOMENTS_SHOWN)
-            return answer_html(best, key=key, pictures=self._moment_pictures(best))
-        except CostlError as error:
-            return error_html(str(error))
+            return answer_html(best, pictures=self._moment_pictures(best))
+        except _NotWanted:
+            return ""
+        except Exception as error:
+            return _problem(error, path)
+        finally:
+            self._progress.pop(path, None)
 
     def _moment_pictures(self, answer: Answer) -> list[tuple[float, bytes]]:
         """The time and the PNG of the most salient frame of each moment, with step one's attention as a heatmap.
@@ -115,3 +154,19 @@ def _most_salient_second(answer: Answer, moment: Moment) -> float:
     first = min(int(moment.start_s / clip_s), len(scores) - 1)
     last = max(first + 1, int(np.ceil(moment.end_s / clip_s)))
     return min((first + int(scores[first:last].argmax()) + 0.5) * clip_s, answer.duration_s)
+
+
+def _line(**reply: object) -> str:
+    return json.dumps(reply) + "\n"
+
+
+def _problem(error: Exception, path: Path) -> str:
+    """The HTML of an error message about a video, under the name of the user's file and without the folder it lies in."""
+    if not isinstance(error, CostlError):
+        traceback.print_exception(error)
+    message = str(error).replace(f"{path.parent}{os.sep}", "")
+    if isinstance(error, CostlError) and not isinstance(error, VideoError):
+        return error_html(message)
+    message = re.sub(r"\[Errno -?\d+\] ", "", message).rstrip(".")
+    name = "" if path.name in message else f"{path.name}: "
+    return error_html(f"{name}{message}. Choose another video, or convert this one: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4")

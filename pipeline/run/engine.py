@@ -172,6 +172,7 @@ class _Run:
                 failures.add(event.video_id, status, reason)
                 if failures.too_many:  # leaves the context first, so that finished videos are saved
                     break
+        self._report_speed()
         failures.check()
 
     @contextmanager
@@ -212,10 +213,6 @@ class _Run:
         self._clips[chunk.video_id] = chunk.clips
         self._meter.waited_s["CLIP"] += chunk.waited_s
         self._chunks.put(chunk)
-        if len(self._videos) == 1:  # with several videos, finished videos show the progress
-            done = chunk.first_index + len(chunk.times_s)
-            name = self._videos[chunk.video_id].path.name
-            self._report_progress(Progress("frames", done, chunk.clips, name, speed=self._throughput))
 
     def _poll(self) -> None:
         """Raises the error of a thread that has failed, and reports new rows, messages and the speed."""
@@ -230,8 +227,16 @@ class _Run:
         if time.monotonic() - self._reported_at_s >= _REPORT_EVERY_S:
             self._reported_at_s = time.monotonic()
             self._throughput = self._meter.throughput(done=self._done(), total=len(self._videos))
-            if len(self._videos) > 1:
-                self._report()
+            self._report_speed()
+
+    def _report_speed(self) -> None:
+        """Reports the finished videos, and of a single video the encoded frames."""
+        if len(self._videos) > 1:
+            self._report()
+            return
+        for video_id, clips in self._clips.items():
+            name = self._videos[video_id].path.name
+            self._report_progress(Progress("frames", self._meter.frames, clips, name, speed=self._throughput))
 
     def _done(self) -> float:
         """Videos done, those at work in part: the encoded frames over the mean number of clips, and all failures."""

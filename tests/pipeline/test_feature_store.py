@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.encode import reload
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.feature_store import FeatureStore, user_folder
+from costl.pipeline.progress import Progress
 
 
 @pytest.mark.parametrize("weights", ["openai", "no/such/place", "laion2b_s34b_b79k"])
@@ -53,9 +57,63 @@ def test_a_store_refuses_features_that_were_imported(tmp_path):
         FeatureStore(folder=tmp_path, fingerprint={"fps": 1.0}, model="m", weights="w", device="cpu", owner="my model")
 
 
-def test_a_video_replaced_while_it_is_read_is_refused_and_then_accepted(
-    world, tmp_path, monkeypatch
-):
+@pytest.fixture
+def store(world, tmp_path) -> FeatureStore:
+    return FeatureStore(
+        folder=tmp_path / "store",
+        fingerprint={**CacheReader(world.cache).fingerprint, "layers": 2},  # of a cache of version 0.1
+        model="ViT-B-32",
+        weights=str(world.videos / "clip"),
+        device="cpu",
+        owner="m",
+        workers=1,
+    )
+
+
+@pytest.mark.parametrize("query", ["a query", "another query"], ids=["stored query", "new query"])
+def test_a_stored_video_does_not_wait_for_the_extraction_of_another(world, store, query):
+    store.features(world.videos / "val_0000.mp4", ["a query"])
+    stages, finished = [], []
+
+    def ask_about_others(progress: Progress) -> None:
+        """While the first video is extracted: waits for a stored one, and sees that a third one waits."""
+        if progress.stage == "frames" and not finished:
+            with ThreadPoolExecutor() as pool:
+                finished.append(pool.submit(store.features, world.videos / "val_0000.mp4", [query]).result(60)[1])
+            threads.append(threading.Thread(target=store.features, args=(third, ["a query"]), kwargs={"progress": note}))
+            threads[0].start()
+            assert waits.wait(60)
+
+    def note(progress: Progress) -> None:
+        stages.append(progress.stage)
+        if progress.stage == "wait":
+            waits.set()
+
+    third, waits, threads = world.videos / "test_0001.mp4", threading.Event(), []
+    _, name = store.features(world.videos / "test_0000.mp4", ["a query"], progress=ask_about_others)
+    threads[0].join()
+    assert (finished, name) == (["val_0000"], "test_0000")
+    assert stages.index("wait") < stages.index("frames")
+
+
+@pytest.mark.parametrize("stage", ["words", "frames", "videos"])
+def test_an_extraction_can_be_stopped_and_begun_again(world, store, stage):
+    class StoppedError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise StoppedError
+
+    video = world.videos / "test_0000.mp4"
+    with pytest.raises(StoppedError):
+        store.features(video, ["a query"], progress=stop)
+    assert not multiprocessing.active_children()
+    features, name = store.features(video, ["a query"])
+    assert len(features.tokens(name)) == 12
+
+
+def test_a_video_replaced_while_it_is_read_is_refused_and_then_accepted(world, store, tmp_path, monkeypatch):
     features = CacheReader(world.cache)
     load = reload.load_encoder
     video = Path(shutil.copy(world.videos / "test_0000.mp4", tmp_path / "mine.mp4"))
@@ -65,16 +123,6 @@ def test_a_video_replaced_while_it_is_read_is_refused_and_then_accepted(
         return load(*arguments, **options)
 
     monkeypatch.setattr(reload, "load_encoder", load_and_replace_the_video)
-    weights = str(world.videos / "clip")
-    store = FeatureStore(
-        folder=tmp_path / "store",
-        fingerprint={**features.fingerprint, "layers": 2},  # of a cache of version 0.1
-        model="ViT-B-32",
-        weights=weights,
-        device="cpu",
-        owner="m",
-        workers=1,
-    )
     with pytest.raises(VideoError, match=r"mine\.mp4: was changed while it was read\. Ask again\."):
         store.features(video, ["a query"])
     stored, name = store.features(video, ["a query"])

@@ -289,11 +289,20 @@ def test_a_video_that_fails_half_way_does_not_affect_the_others(writer, decoder)
     assert {part.name for part in parts_folder(writer.path).glob("*.h5")} == {"a.h5", "b.h5"}
 
 
-def test_the_progress_of_a_single_video_counts_frames(writer, decoder):
-    reported: list[Progress] = []
-    run(writer, "a", report_progress=reported.append)
-    frames = [progress for progress in reported if progress.stage == "frames"]
-    assert [progress.done for progress in frames] == list(range(IN_A_SLOT, FRAMES + 1, IN_A_SLOT))
+def test_the_progress_of_a_single_video_counts_encoded_frames_also_while_a_device_is_slow(writer, decoder, monkeypatch):
+    monkeypatch.setattr(engine, "_REPORT_EVERY_S", 0.001)
+    frames: list[Progress] = []
+    enough = threading.Event()
+
+    def report(progress: Progress) -> None:
+        if progress.stage == "frames":
+            frames.append(progress)
+        if len(frames) == 20:  # many more than there are chunks before the first frame is encoded
+            enough.set()
+
+    run(writer, "a", GreyEncoder(lambda images: enough.wait(60)), report_progress=report)
+    counts = [progress.done for progress in frames]
+    assert counts == sorted(counts) and counts[:20] == [0] * 20 and counts[-1] == FRAMES
     assert {progress.total for progress in frames} == {FRAMES} and all(progress.speed for progress in frames)
 
 
