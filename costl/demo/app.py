@@ -115,10 +115,18 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
         mcp_server=False,
         enable_monitoring=False,
         pwa=False,
-        # System fonts, because the default theme loads its fonts from Google.
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(gradio),
         css=style(),
     )
+
+
+def _theme(gradio: Any) -> Any:
+    # System fonts, because the default theme loads its fonts from Google.
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    # The default colours of the button and of placeholders have too little contrast.
+    button, hover = "button_primary_background_fill", "button_primary_background_fill_hover"
+    colors = {button: "#c2410c", f"{button}_dark": "#c2410c", hover: "#9a3412", f"{hover}_dark": "#9a3412"}
+    return theme.set(**colors, input_placeholder_color="#6b7280", input_placeholder_color_dark="#a1a1aa")
 
 
 def _build_page(gradio: Any, sessions: DemoSessions) -> Any:

@@ -55,6 +55,24 @@ class Browser:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(path))
 
+    def emulate(self, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Gives the window a size, and the system a light or a dark colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def barriers(self) -> list[str]:
+        """What axe-core calls serious or critical on the page: each rule with its elements and the reason."""
+        axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is not installed")
+        found = axe.Axe().run(self.driver)["violations"]
+        return [
+            f"{rule['id']}: {node['html'][:120]} {node['failureSummary']}"
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
+
     def hosts(self) -> set[str]:
         """All hosts that the browser has sent a request to."""
         self._read_logs()
