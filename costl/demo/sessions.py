@@ -111,7 +111,7 @@ class DemoSessions:
         """The HTML of the answer or of an error message; empty if nobody waits for it."""
 
         def report(progress: Progress) -> None:
-            if not self._waiting[path]:
+            if self._waiting[path] < 1:
                 raise _NotWanted
             self._progress[path] = progress
 

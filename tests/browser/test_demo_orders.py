@@ -149,7 +149,7 @@ ORDERS = {
     "typed on after the answer": f"{UP}; ask x; may x; sees x; type y; sees_nothing -; type <; sees x",
     "the question before the upload": f"may x; ask x; reads Choose or upload a video first; {UP}; sees x",
     "the question before the choice": "may x; ask x; reads Choose or upload a video first; pick a.mp4; sees x",
-    "another question before the upload": f"may x; ask x; reads Choose; type y; {UP}; sees_nothing -; type <; enter Enter; sees x",
+    "another question first": f"may x; ask x; reads Choose; type y; {UP}; sees_nothing -; type <; enter Enter; sees x",
     "the question while a video is opened": "pick slow.mp4; ask x; may slow.mp4; player slow.mp4; works 3 of; may x; sees x",
     "the question while another video is opened": f"{UP}; may x; pick slow.mp4; ask x; may slow.mp4; player slow.mp4; sees x",
     "two questions while a video is opened": "may x; may y; pick slow.mp4; ask x; ask y; may slow.mp4; sees y",

@@ -21,7 +21,6 @@ from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import CacheError, CostlError, UsageError, VideoError
 from costl.pipeline.progress import Progress, Throughput
 
-
 SPEED = Throughput(3, 1.0, "CLIP", 0.0, left_s=75)
 
 
