@@ -57,10 +57,12 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _open_socket(port) as server_socket:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        config = uvicorn.Config(build_app(gradio, sessions), log_level="warning", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(build_app(gradio, sessions), log_level="warning", timeout_graceful_shutdown=3)
+        server = uvicorn.Server(config)
+        sessions.has_ended = lambda: server.should_exit
         on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
         try:
-            uvicorn.Server(config).run(sockets=[server_socket])
+            server.run(sockets=[server_socket])
         finally:
             sessions.close()
 
@@ -123,10 +125,12 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
 def _theme(gradio: Any) -> Any:
     # System fonts, because the default theme loads its fonts from Google.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    # The default colours of the button and of placeholders have too little contrast.
+    # The default colours of the button and of quiet texts have too little contrast.
     button, hover = "button_primary_background_fill", "button_primary_background_fill_hover"
     colors = {button: "#c2410c", f"{button}_dark": "#c2410c", hover: "#9a3412", f"{hover}_dark": "#9a3412"}
-    return theme.set(**colors, input_placeholder_color="#6b7280", input_placeholder_color_dark="#a1a1aa")
+    for text in ("input_placeholder_color", "body_text_color_subdued"):
+        colors |= {text: "#52606d", f"{text}_dark": "#a3adba"}
+    return theme.set(**colors)
 
 
 def _build_page(gradio: Any, sessions: DemoSessions) -> Any:

@@ -10,7 +10,7 @@ import re
 import secrets
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,13 +38,15 @@ class _NotWanted(Exception):
 class DemoSessions:
     """Answers the queries of several browser sessions at the same time.
 
-    `folder` holds the videos that can be chosen; None allows uploads only. Raises UsageError if `folder` does not exist.
+    `folder` holds the videos that can be chosen; None allows uploads only. `has_ended`: whether the server is shutting
+    down, so that replies must end. Raises UsageError if `folder` does not exist.
     """
 
     def __init__(self, asker: Asker, *, folder: Path | None):
         if folder is not None and not folder.is_dir():
             raise UsageError(f"{folder}: no such folder. Give the folder that holds the videos with --videos.")
         self.asker = asker
+        self.has_ended: Callable[[], bool] = lambda: False
         self._folder = folder and folder.resolve()
         self._videos: dict[str, Path] = {}  # by key
         self._waiting = Counter[Path]()  # how many pages wait for an answer about each video; changed in the event loop only
@@ -96,6 +98,8 @@ class DemoSessions:
         try:
             answer = asyncio.wrap_future(self._threads.submit(self._answer, path, query.strip()))
             while not answer.done():
+                if self.has_ended():
+                    return
                 yield _line(**progress_reply(self._progress.get(path)))
                 await asyncio.wait([answer], timeout=_REPLY_EVERY_S)
             yield _line(html=answer.result())
