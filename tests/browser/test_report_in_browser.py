@@ -60,6 +60,23 @@ def opacities(browser) -> list[str]:
     return browser.run(script)
 
 
+def contrast(browser, selector: str) -> float:
+    """The smallest WCAG 2 contrast between the text of the elements and its background."""
+    return browser.run(
+        """
+        const rgb = text => text.match(/[\\d.]+/g).map((v, i) => Number(v) * (text.startsWith('color') && i < 3 ? 255 : 1));
+        const light = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255)
+          .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
+          if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+        return Math.min(...[...document.querySelectorAll(arguments[0])].filter(e => e.textContent.trim()).map(e => {
+          const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+          return (a + 0.05) / (b + 0.05); }));
+        """,
+        selector,
+    )
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_page_fits_the_window_and_has_enough_contrast(browser, page, width, height, dark, tmp_path):
@@ -68,6 +85,15 @@ def test_the_page_fits_the_window_and_has_enough_contrast(browser, page, width, 
     browser.screenshot(tmp_path / "page.png", width=width)
     browser.run("document.querySelector('.list a').click()")
     assert overflow(browser, "dialog") == 0 and overflow(browser, "html") == 0 and browser.barriers() == []
+    for selector in (  # also on mixed colours, which axe-core leaves out
+        "h1, h2, h3",
+        "p, .quiet, small",
+        "td, th, button",
+        "label, summary, figcaption, .peak",
+        "a",
+        ".names, .values, .axis",
+    ):
+        assert contrast(browser, selector) >= 4.5, selector
     browser.driver.save_screenshot(str(tmp_path / "query.png"))
     assert browser.console_errors() == [] and browser.hosts() == set()
 

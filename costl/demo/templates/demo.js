@@ -50,7 +50,7 @@ const ask = async () => {
       if (running === question) lines.map(JSON.parse).forEach(reply => receive(question, reply));
     }
     if (running === question) throw new Error('the reply is not complete');
-  } catch (error) {
+  } catch {
     if (running === question) { end(); show(question, text('failed')); }
   } finally {
     if (before) before.abort.abort();
@@ -58,7 +58,10 @@ const ask = async () => {
 };
 const receive = (question, reply) => {
   if ('html' in reply) { end(); show(question, reply.html); return; }
-  work.hidden = false;
+  if (work.hidden) {
+    work.hidden = false;
+    work.scrollIntoView({block: 'nearest'});
+  }
   work.querySelector('span').textContent = reply.text;
   const bar = work.querySelector('progress');
   if (reply.total) { bar.max = reply.total; bar.value = reply.done; } else { bar.removeAttribute('value'); }
