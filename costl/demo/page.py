@@ -34,9 +34,9 @@ def answer_html(answer: Answer, *, pictures: Sequence[tuple[float, bytes]]) -> s
     return _macros().answer(answer, _curve_points(answer), pictures)
 
 
-def player_html(key: str, name: str) -> str:
-    """The HTML of the video player."""
-    return _macros().player(key, name)
+def player_html(key: str, name: str, start_s: float) -> str:
+    """The HTML of the video player, whose own time at the start of the video is `start_s`."""
+    return _macros().player(key, name, start_s)
 
 
 def error_html(message: str) -> str:

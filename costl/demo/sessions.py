@@ -22,7 +22,7 @@ from costl.ask.asker import Asker
 from costl.demo.heatmap import overlay_heatmap
 from costl.demo.page import answer_html, error_html, player_html, progress_reply
 from costl.pipeline.errors import CostlError, UsageError, VideoError
-from costl.pipeline.preview.cut import frames_at, length_s
+from costl.pipeline.preview.cut import browser_start_s, frames_at
 from costl.pipeline.progress import Progress
 
 MOMENTS_SHOWN = 5
@@ -74,12 +74,12 @@ class DemoSessions:
         else:
             return ""
         try:
-            length_s(path)
+            start_s = browser_start_s(path)
         except Exception as error:
             return _problem(error, path)
         key = secrets.token_urlsafe(12)
         self._videos[key] = path
-        return player_html(key, path.name)
+        return player_html(key, path.name, start_s)
 
     def video_file(self, key: str) -> Path | None:
         """The file of a chosen video; None for an unknown key."""

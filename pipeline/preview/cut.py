@@ -27,14 +27,6 @@ _SEEK_MARGIN_S = 1.0
 _X264_OPTIONS = {"crf": "20", "preset": "veryfast"}
 
 
-def length_s(path: Path) -> float:
-    """Seconds of a video by its container's header, without decoding. Raises VideoError for a file without a video."""
-    refuse_unsafe(path)
-    source, _ = open_container(path)
-    with source:
-        return (source.duration or 0) / av.time_base
-
-
 def browser_start_s(path: Path) -> float:
     """The `currentTime` of a browser at time 0 of the video. Raises VideoError for a file without a video.
 

@@ -75,12 +75,13 @@ const jump = second => {
   const video = player();
   if (!video) return;
   video.scrollIntoView({block: 'nearest'});
-  video.currentTime = second;
+  video.currentTime = Number(video.dataset.start) + second;
   video.play().catch(() => {});  // refused for a file that this browser cannot play
 };
 const moveHead = () => place.querySelectorAll('.curve').forEach(curve => {
   const video = player();
-  const fraction = video ? Math.min(1, video.currentTime / Number(curve.dataset.duration)) : 0;
+  const second = video ? video.currentTime - Number(video.dataset.start) : 0;
+  const fraction = Math.max(0, Math.min(1, second / Number(curve.dataset.duration)));
   curve.querySelector('.head').style.left = 100 * fraction + '%';
 });
 element.addEventListener('click', event => {

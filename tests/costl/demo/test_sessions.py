@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numbered_videos import frame_times, make_video
 
 from costl.ask.answer import Answer, Moment, Saliency, check_queries
 from costl.demo.heatmap import overlay_heatmap
@@ -191,6 +192,12 @@ def test_a_broken_upload_is_shown_with_its_name_and_what_to_do(sessions, tmp_pat
     assert "0123abcd" not in shown and "Errno" not in shown
 
 
+def test_the_player_knows_where_the_video_starts_in_its_own_time(sessions, tmp_path):
+    late = make_video(tmp_path / "late.mkv", frame_times(25, start_s=3.0))
+    assert 'data-start="3.0"' in sessions.choose_video(None, str(late))
+    assert 'data-start="0.0"' in sessions.choose_video("test_0000.mp4", None)
+
+
 def test_questions_that_cannot_be_answered_get_a_message(sessions):
     sessions.asker.may_answer.set()
     key = choose(sessions, "test_0000.mp4")
@@ -212,7 +219,7 @@ def test_only_videos_of_the_folder_and_uploads_are_served(sessions, world, tmp_p
 
 def test_queries_and_keys_are_escaped_in_the_page():
     answer = Answer('"><script>x</script>', Path("v"), 10.0, (Moment(0.0, 1.0, 0.5),), Saliency(2.0, (1.0, 2.0)))
-    assert "<script>" not in answer_html(answer, pictures=[]) + player_html('"><script>', "<script>")
+    assert "<script>" not in answer_html(answer, pictures=[]) + player_html('"><script>', "<script>", 0.0)
 
 
 @pytest.mark.parametrize(
