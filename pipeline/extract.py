@@ -217,7 +217,7 @@ def _reuse_finished(
 
     All videos but the first kind get a row of status "pending".
     """
-    from costl.pipeline.decode.packets import counts_from_zero  # loads PyAV, which a refusal does not need
+    from costl.pipeline.decode.packets import is_still_right  # loads PyAV, which a refusal does not need
 
     finished: set[str] = set()
     changed: list[str] = []
@@ -232,7 +232,7 @@ def _reuse_finished(
     with ThreadPoolExecutor(cpu_cores()) as pool:
         for number, (video, content) in enumerate(zip(videos, pool.map(content_of, videos), strict=True), start=1):
             row = writer.reuse_if_unchanged(video.id, content) if content else None
-            if row and counts_from_zero(row.picture_start_s, video.path):
+            if row and (row.picture_start_s is not None or is_still_right(video.path, row.decoder)):
                 finished.add(video.id)
             else:
                 if content and writer.content_changed(video.id, content):

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
@@ -95,8 +96,6 @@ class FeatureStore:
         return self._hashes[key]
 
     def _extract(self, path: Path, video: Video, queries: list[str], report_progress: ProgressCallback) -> None:
-        from costl.pipeline.decode.packets import counts_from_zero
-
         encoder = self._load(report_progress)
         contents = cache_contents(encoder, self.fingerprint)
         # Sentences first: a query that cannot be used is refused before the video is decoded.
@@ -105,7 +104,7 @@ class FeatureStore:
         sentences = encode_queries(encoder, kept, path, report_progress, fill_batches=False)
         with CacheWriter(path, contents, sentences) as writer:
             row = writer.reuse_if_unchanged(video.id, video.id)
-            if row is None or not counts_from_zero(row.picture_start_s, video.path):
+            if row is None or not _is_right(row, video.path):
                 if self._extracting.locked():
                     report_progress(Progress("wait", 0, 0, video.path.name))
                 with self._extracting:
@@ -138,13 +137,17 @@ class FeatureStore:
             return self._encoder
 
 
+def _is_right(row: VideoRow, video: Path) -> bool:
+    from costl.pipeline.decode.packets import is_still_right
+
+    return row.picture_start_s is not None or is_still_right(video, row.decoder)
+
+
 def _stored_queries(path: Path, video: Path) -> set[str] | None:
     """The queries whose tokens are stored with the complete features of `video`; None if they must be extracted.
 
     Removes a damaged cache without asking, because it can be made again.
     """
-    from costl.pipeline.decode.packets import counts_from_zero
-
     if not path.exists():
         return None
     try:
@@ -152,7 +155,7 @@ def _stored_queries(path: Path, video: Path) -> set[str] | None:
         for name in features.video_ids:
             features.times_s(name)
             features.tokens(name, clips=[0])
-            if not counts_from_zero(features.row(name).picture_start_s, video):
+            if not _is_right(features.row(name), video):
                 return None
         return set(stored_words(path))
     except CacheError:

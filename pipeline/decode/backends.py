@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from costl.pipeline.decode.video import OpenVideo, refuse_unsafe
-from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.options import FrameOptions, ResizeTarget
 
 # By measured CPU seconds per sampled frame (docs/decoding.md). It is not NVDEC, which adds to the cores rather than replacing
@@ -24,11 +25,17 @@ _INSTALL = {
 def open_video(path: Path, options: FrameOptions | None = None) -> closing[OpenVideo]:
     """Open a video with the decoder that `options` name, as a context manager that closes it in the end.
 
-    Raises VideoError if it is not a complete video.
+    Where that decoder cannot read it, PyAV does, if its frames are the same. Raises VideoError if it is not a complete video.
     """
     options = options or FrameOptions()
     refuse_unsafe(path)
-    return closing(opener(options.decoder)(path, options.resize_to))
+    by_pyav = replace(options, decoder="pyav")
+    try:
+        return closing(opener(options.decoder)(path, options.resize_to))
+    except VideoError:
+        if options == by_pyav or options.fingerprint() != by_pyav.fingerprint():
+            raise
+        return closing(opener("pyav")(path, options.resize_to))
 
 
 def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:
@@ -56,7 +63,7 @@ def resolve(name: str) -> str:
             path = Path(folder) / "video.mp4"
             _write_test_video(path)
             try:
-                with open_video(path, FrameOptions(name)) as video:
+                with closing(opener(name)(path, None)) as video:
                     list(video.sample([0.0]))
             except (ImportError, OSError, RuntimeError, CostlError) as error:
                 message = str(error.__cause__ or error)  # the video is good, so the library's own message is the reason

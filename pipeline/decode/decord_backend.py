@@ -1,11 +1,11 @@
-"""decord as a decoder. It is fast and applies rotation, but silently returns wrong frames in five cases, all handled here.
+"""decord as a decoder. It is fast and applies rotation, but silently returns wrong frames in some cases, all handled here.
 
 variable frame rate           frames are chosen by their timestamps, never by index = time x rate
 begin hidden by an edit list  the hidden frames count in the index but are never returned: indices are shifted
                               (`_plan_requests`)
 end hidden by an edit list    requests past the edit list return earlier frames: the timeline says where to stop
 open group of pictures        the frames shown just before a key frame are only reachable from the group before
-no timestamps (most .avi)     a seek may end anywhere: such files are decoded from the start, frame by frame
+containers other than MP4     a seek may end anywhere: `DecordVideo` refuses them, and `backends.open_video` takes PyAV
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av  # noqa: F401  before decord, whose libraries replace those of the same name that are loaded after it
 import decord
 import numpy as np
 
-from costl.pipeline.decode.packets import read_packets, read_picture_start_s
-from costl.pipeline.decode.video import (
-    CHUNK_FRAMES,
-    TRUNCATED,
-    Frames,
-    Picture,
-    build_timeline,
-    open_failure_reason,
-)
+from costl.pipeline.decode.exact_seek import seeks_exactly
+from costl.pipeline.decode.packets import open_container, picture_start_s, read_packets
+from costl.pipeline.decode.video import CHUNK_FRAMES, TRUNCATED, Frames, Picture, build_timeline
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 from costl.pipeline.options import ResizeTarget
@@ -35,6 +30,7 @@ from costl.pipeline.options import ResizeTarget
 # After a seek into an open group, decord miscounts up to two frames past the key frame's position in display order. That
 # position is as many frames later as there are B-frames in a row (3 and 4 by default in x264 and x265).
 _MAX_LEADING_FRAMES = 8
+_MIN_WIDTH = 17  # decord cannot copy narrower frames
 _DECODER_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
 
 
@@ -47,10 +43,15 @@ class DecordVideo:
         self.repaired = 0
         self._path = path
         self._size: dict[str, int] = {}
+        container, stream = open_container(path)
+        with container:
+            if not seeks_exactly("decord", container, stream):
+                found = f"{stream.codec.canonical_name} in {container.format.name.partition(',')[0]}"
+                raise self._unsuitable(f"gives no exact frames of {found}")
+            self.picture_start_s = picture_start_s(container, stream)
         self._open()
         # decord returns about -1e17 s for a missing timestamp.
         starts_s, ends_s = self._reader.get_frame_timestamp(range(len(self._reader))).astype(np.float64).T
-        self.picture_start_s = read_picture_start_s(path)
         self._timeline = build_timeline(
             path, starts_s, ends_s, self._reader.get_avg_fps(), picture_start_s=self.picture_start_s
         )
@@ -58,22 +59,24 @@ class DecordVideo:
         self.duration_s = self._timeline.duration_s
         # decord numbers frames differently once a key frame is hidden, so seeking by index would fail.
         hidden_key = bool(((self._key_frames > 0) & (self._key_frames <= self._timeline.first)).any())
-        self._cannot_seek = self._timeline.without_timestamps or hidden_key
+        if hidden_key or self._timeline.without_timestamps:
+            raise self._unsuitable("gives no exact frames where key frames are hidden or timestamps are missing")
         size: tuple[int, int] = self._reader.get_batch([]).shape[1:3]  # an empty batch decodes no frame
         self.height, self.width = size if target is None else target.scaled_size(*size)
         if (self.height, self.width) != size:
             self._size = {"width": self.width, "height": self.height}
             self._open()
+        if self.width < _MIN_WIDTH:
+            raise self._unsuitable(f"cannot return frames that are {self.width} pixels wide")
 
     def close(self) -> None:
         """Free the decoder and everything it has read ahead."""
         del self._reader
 
     def stop_reading_ahead(self) -> None:
-        """Drop what decord has decoded ahead, where it can seek. Otherwise it decodes on to the end of the file."""
-        if not self._cannot_seek:
-            self._reader.seek(0)
-            self._last_index = -1
+        """Drop what decord has decoded ahead. Otherwise it decodes on to the end of the file."""
+        self._reader.seek(0)
+        self._last_index = -1
 
     def cheapest_times_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that costs least to decode; PyAV reads the packets for it."""
@@ -81,8 +84,11 @@ class DecordVideo:
 
     def sample(self, wanted_s: Sequence[float] | np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[Frames]:
         """The frames on screen at `wanted_s`, see `OpenVideo.sample`."""
-        decode = self._decode_from_start if self._cannot_seek else partial(self._decode_by_seeking, chunk)
-        return self._timeline.sample(wanted_s, chunk, decode)
+        return self._timeline.sample(wanted_s, chunk, partial(self._decode, chunk))
+
+    def _unsuitable(self, problem: str) -> VideoError:
+        advice = "Extract with --decoder pyav, or convert the file: ffmpeg -i IN OUT.mp4."
+        return VideoError(f"{self._path.name}: {self.decoder} {problem}. {advice}")
 
     def _open(self) -> None:
         decord.logging.set_level(decord.logging.QUIET)
@@ -90,10 +96,12 @@ class DecordVideo:
             # The smallest tolerance above zero: decord raises as soon as it would return one frame for another.
             self._reader: Any = decord.VideoReader(os.path.abspath(self._path), num_threads=1, fault_tol=1e-9, **self._size)
         except (*_DECODER_ERRORS, AssertionError) as error:
-            raise VideoError(f"{self._path.name}: {_open_failure(self._path, error)}") from error
+            if "av_read_frame failed" in str(error):
+                raise VideoError(f"{self._path.name}: {TRUNCATED}") from error
+            raise self._unsuitable("cannot open it") from error
         self._last_index = -1  # the frame that the reader returned last, -1 for none
 
-    def _decode_by_seeking(self, chunk: int, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
+    def _decode(self, chunk: int, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these rising indices, read in batches of `chunk`."""
         for begin in range(0, len(indices), chunk):
             wanted = indices[begin : begin + chunk]
@@ -152,27 +160,3 @@ class DecordVideo:
             if self.repaired > allowed or index - candidate > allowed:
                 break
         raise self._timeline.damaged_error([index])
-
-    def _decode_from_start(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
-        """Like `_decode_by_seeking`, for files without seeking: decodes every frame and returns the wanted ones."""
-        self._open()
-        next_index = self._timeline.first
-        for index in indices.tolist():
-            try:
-                while next_index <= index:
-                    picture = self._reader.next()
-                    next_index += 1
-            except (*_DECODER_ERRORS, StopIteration) as error:
-                raise self._timeline.damaged_error([index]) from error
-            yield index, picture.asnumpy()
-
-
-def _open_failure(path: Path, error: BaseException) -> str:
-    """The end of the error message for a file that decord could not open."""
-    message = str(error)
-    if "cannot find video stream" in message:
-        reason = f"no video stream that {DecordVideo.decoder} can decode (sound only, or a codec it lacks such as AV1)."
-        return open_failure_reason(path, reason)
-    if "av_read_frame failed" in message:
-        return TRUNCATED
-    return open_failure_reason(path)

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.stream import Discard, Disposition
 
+from costl.pipeline.decode.exact_seek import seeks_exactly
 from costl.pipeline.decode.video import TRUNCATED, Timeline, build_timeline, open_failure_reason
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
@@ -22,6 +23,7 @@ AV_ERRORS = (av.error.FFmpegError, OSError, ValueError)
 _STILL_PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _NO_PTS = -(2**62)
 _ROUNDING_S = 1e-5  # a container's start is rounded to microseconds
+_MAX_REORDERED_PACKETS = 64  # places between decoding order and display order; H.264 and HEVC need at most 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Packets:
     """The `f` packets of a file in file order, which is decoding order, and the frames they become, in display order.
 
     `pts` [f]: display times in ticks of `tick_s` seconds. `packet_of_frame` [f]: the packet of each frame of the timeline.
-    `decode_from` [f]: for each packet, the packet of the key frame from which decoding gives it exactly.
+    `decode_from` [f]: for each packet, the packet of the key frame from which decoding gives it exactly, if `can_seek`.
+    `in_order`: pictures are shown in the order in which the decoder returns them, not in that of their own times.
     """
 
     pts: np.ndarray
@@ -38,6 +41,8 @@ class Packets:
     tick_s: float
     timeline: Timeline
     stream_index: int
+    can_seek: bool
+    in_order: bool
 
     def cheapest_times_s(self, grid: Grid) -> np.ndarray:
         """For each clip the time [t] of the frame that begins in it and costs least to decode.
@@ -68,11 +73,10 @@ def read_packets(path: Path) -> Packets:
         is_mp4 = "mp4" in container.format.name  # it has an index of all samples
         if is_mp4 and max((entry.pos + entry.size for entry in stream.index_entries), default=0) > path.stat().st_size:
             raise VideoError(f"{path.name}: {TRUNCATED}")
-        # AVI stores only the decoding order; newer versions of FFmpeg derive display times from it.
-        ignore_pts = container.format.name == "avi"
+        in_order = container.format.name == "avi"  # stores no display times: FFmpeg counts the packets
         try:
             rows = [
-                (_NO_PTS if ignore_pts or packet.pts is None else packet.pts, packet.duration or 0, packet.is_keyframe)
+                (_NO_PTS if packet.pts is None else packet.pts, packet.duration or 0, packet.is_keyframe)
                 for packet in demux(container, stream)
             ]
         except AV_ERRORS as error:
@@ -82,6 +86,7 @@ def read_packets(path: Path) -> Packets:
         rate = float(stream.average_rate or 0)
         late_s = picture_start_s(container, stream)
         stream_index = stream.index
+        can_seek = seeks_exactly("pyav", container, stream)
     if not rows:
         raise VideoError(f"{path.name}: no frame in it. Replace the file or remove it.")
     pts, durations, is_key = np.array(rows, dtype=np.int64).T
@@ -92,8 +97,11 @@ def read_packets(path: Path) -> Packets:
     ends_s = _float32_seconds(starts + durations[packet_of_frame], tick_s)
     timeline = build_timeline(path, starts_s, ends_s, rate, picture_start_s=late_s)
     if timeline.without_timestamps:
-        packet_of_frame = np.arange(len(pts))
-    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream_index)
+        pts = packet_of_frame = np.arange(len(pts))
+        can_seek = False
+    if np.abs(packet_of_frame - np.arange(len(pts))).max() > _MAX_REORDERED_PACKETS:
+        raise VideoError(f"{path.name}: its timestamps start again in the middle. Repack it: ffmpeg -i IN -c copy OUT.mp4.")
+    return Packets(pts, packet_of_frame, _decode_from(pts, is_key), tick_s, timeline, stream_index, can_seek, in_order)
 
 
 def open_container(path: Path) -> tuple[Any, Any]:
@@ -107,7 +115,8 @@ def open_container(path: Path) -> tuple[Any, Any]:
         raise VideoError(f"{path.name}: {open_failure_reason(path)}") from error
     stream = _main_video_stream(container)
     if stream is None or stream.codec_context is None:
-        reason = f"no video stream that pyav {av.__version__} can decode (sound only, or a codec it lacks)."
+        reason = f"no video stream that pyav {av.__version__} can decode (sound only, or a codec it lacks). Convert it: "
+        reason += "ffmpeg -i IN OUT.mp4."
         raise VideoError(f"{path.name}: {open_failure_reason(path, reason)}")
     for other in container.streams:
         if other.index != stream.index:
@@ -130,21 +139,18 @@ def picture_start_s(container: Any, stream: Any) -> float:
     return seconds if seconds > _ROUNDING_S else 0.0
 
 
-def read_picture_start_s(path: Path) -> float:
-    """The `picture_start_s` of a file, from its header. Raises VideoError for a file without a video."""
-    container, stream = open_container(path)
-    with container:
-        return picture_start_s(container, stream)
+def is_still_right(path: Path, decoder: str) -> bool:
+    """Whether frames that version 0.1 sampled from a file, with this decoder, are those that are sampled today.
 
-
-def counts_from_zero(picture_start_s: float | None, path: Path) -> bool:
-    """Whether stored times count from the time 0 of players.
-
-    `picture_start_s` is that of the cache. None is for format 1, whose times count from the first picture: they are right
-    where it appears at 0.
+    Its times counted from the first picture, which may appear after the time 0 of players, and it trusted seeks in all kinds
+    of video.
     """
+    library = decoder.partition(" ")[0]
     with suppress(VideoError):
-        return picture_start_s is not None or read_picture_start_s(path) == 0.0
+        container, stream = open_container(path)
+        with container:
+            has_sought = library in ("decord", "pyav") and not seeks_exactly(library, container, stream)
+            return picture_start_s(container, stream) == 0.0 and not has_sought
     return True
 
 

@@ -1,5 +1,7 @@
 """PyAV as a decoder. It decodes from a key frame to the wanted frame only, and skips frames that no wanted frame needs.
 
+In a kind of video in which this is not known to be exact (`exact_seek.py`), it decodes every frame from the start.
+
 file      K b b P b b P b b P b b K b b P b b P      K: key frame, P: other frames refer to it, b: no frame does
 wanted              ^                   ^
 decoded   K     P b P             K     P b          the other packets are read without decoding, or skipped by a seek
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from costl.pipeline.options import ResizeTarget
 # Codecs whose decoder can skip, packet by packet, exactly the frames to which no other frame refers.
 _CAN_SKIP_NONREF = frozenset(["h264", "hevc"])
 _MAX_READ_OVER = 100  # packets that are cheaper to read than to seek over
+_MAX_REORDERED = 16  # pictures that a decoder may return before one with an earlier time
 
 
 @dataclass
@@ -75,11 +79,14 @@ class PyavVideo:
 
     def _pictures(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
         """A picture for each of these frame indices, which rise."""
-        if self._timeline.without_timestamps:
-            yield from self._decode_from_start(indices)
-        else:
+        if self._packets.can_seek:
             for run in self._packet_runs(indices):
                 yield from self._decode_run(run, allowed)
+        else:
+            try:
+                yield from self._decode_from_start(indices, allowed)
+            except AV_ERRORS as error:
+                raise self._timeline.damaged_error(indices) from error
 
     def _packet_runs(self, indices: np.ndarray) -> list[_PacketRun]:
         """What must be decoded for these frames; runs neither touch nor overlap."""
@@ -126,19 +133,39 @@ class PyavVideo:
                 break
         raise self._timeline.damaged_error([index])
 
-    def _decode_from_start(self, indices: np.ndarray) -> Iterator[Picture]:
-        """For a file without timestamps: decode every frame from the start, return the wanted ones."""
-        missing = set(indices.tolist())
-        try:
-            for index, frame in enumerate(self._reader.frames(0, len(self._packets.pts) - 1, needed=None)):
-                if index in missing:
-                    missing.remove(index)
-                    yield index, self._picture(frame)
-                if not missing:
-                    return
-        except AV_ERRORS as error:
-            raise self._timeline.damaged_error(missing) from error
-        raise self._timeline.damaged_error(missing)
+    def _decode_from_start(self, indices: np.ndarray, allowed: int) -> Iterator[Picture]:
+        """For each of these rising frame indices the last picture that is shown by then. Decodes every frame.
+
+        A packet without a picture (a frame that the encoder dropped) continues the picture before it.
+        """
+        frames = self._frames_from_start()
+        shown, picture = -1, None
+        corrupt, following = -1, next(frames, None)
+        for index in indices.tolist():
+            while following and (following[0] <= index or picture is None):
+                if following[1].is_corrupt:
+                    corrupt = following[0]
+                else:
+                    shown, picture = following
+                following = next(frames, None)
+            self.repaired += corrupt > shown
+            if picture is None or self.repaired > allowed:
+                raise self._timeline.damaged_error([index])
+            yield shown, self._picture(picture)
+
+    def _frames_from_start(self) -> Iterator[tuple[int, Any]]:
+        """(index, frame) of every picture, with rising indices."""
+        pts_of_frame = self._packets.pts[self._packets.packet_of_frame]
+        times: list[int] = []
+        waiting: list[tuple[int, int, Any]] = []
+        frames = enumerate(self._reader.frames(0, len(pts_of_frame) - 1, needed=None))
+        for number, frame in chain(frames, [(0, None)] * _MAX_REORDERED):
+            if frame is not None:
+                pts = number if self._timeline.without_timestamps else frame.pts
+                heappush(times, pts)
+                heappush(waiting, (number if self._packets.in_order else pts, number, frame))
+            if waiting and (frame is None or len(waiting) > _MAX_REORDERED):
+                yield int(np.searchsorted(pts_of_frame, heappop(times), side="right")) - 1, heappop(waiting)[2]
 
     def _picture(self, frame: Any) -> np.ndarray:
         """RGB [h w 3], upright, converted as decord and torchcodec do it."""

@@ -181,7 +181,7 @@ def refuse_unsafe(path: Path) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise VideoError(f"{path.name}: not a regular file. Remove it from the folder.")
+            raise VideoError(f"{path.name}: not a regular file. Replace it by a video, or remove it.")
         with open(path, "rb") as file:
             head = file.read(400)
         os.fspath(path.absolute()).encode()
@@ -190,31 +190,20 @@ def refuse_unsafe(path: Path) -> None:
     except FileNotFoundError as error:
         if path.is_symlink():
             raise VideoError(f"{path.name}: a broken link. Restore its target or remove the link.") from error
-        raise VideoError(f"{path.name}: no such file.", status="error") from error  # the disk or the folder is gone
+        raise VideoError(f"{path.name}: no such file. Check its name.", status="error") from error  # the disk or the folder is gone
     except OSError as error:
         raise read_failure(path, error) from error
     if not head:
         raise VideoError(f"{path.name}: empty (0 bytes). Download it again or remove it.")
     # FFmpeg would open the files and addresses that a playlist lists, whatever the suffix of its name.
     if head.startswith((b"#EXTM3U", b"ffconcat")) or (_is_text(head[:16]) and not head.startswith(b"RIFF")):
-        raise VideoError(f"{path.name}: not a video, its content is text. Remove it from the folder.")
+        raise VideoError(f"{path.name}: not a video, its content is text. Replace it by a video, or remove it.")
     if status.st_size < declared_bytes(path):
         raise VideoError(f"{path.name}: {TRUNCATED}")
-    if _is_transport_stream(head):
-        raise VideoError(
-            f"{path.name}: an MPEG transport stream, in which decoders cannot seek to an exact frame. "
-            "Repack it without loss: ffmpeg -i IN.ts -c copy OUT.mp4."
-        )
 
 
 def _is_text(head: bytes) -> bool:
     return all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head)
-
-
-def _is_transport_stream(head: bytes) -> bool:
-    """Whether packets of 188 bytes begin with 'G'; in .m2ts each has four bytes in front of it."""
-    pairs = [head[begin : begin + size + 1 : size] for begin, size in ((0, 188), (4, 192))]
-    return b"GG" in pairs
 
 
 def open_failure_reason(

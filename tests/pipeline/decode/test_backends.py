@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.codec.codec import UnknownCodecError
 from numbered_videos import (
     cut_without_decoding,
     frame_times,
@@ -44,7 +45,7 @@ def sample(path: Path, wanted_s, options: FrameOptions, chunk: int = 7) -> tuple
     with open_video(path, options) as video:
         wanted_s = wanted_s(video.duration_s) if callable(wanted_s) else wanted_s
         chunks = list(video.sample(wanted_s, chunk))
-        assert video.repaired == 0 and video.decoder.startswith(options.decoder.partition(":")[0])
+        assert video.repaired == 0 and video.decoder.split()[0] in (options.decoder, "pyav")
         assert chunks[0].pixels.shape[1:] == (video.height, video.width, 3)
         duration_s = video.duration_s
     pixels = np.concatenate([frames.pixels for frames in chunks])
@@ -294,3 +295,48 @@ def test_every_decoder_gives_the_same_frames_of_real_videos(name):
     pixels, times_s, _ = sample(path, wanted_s, FrameOptions("decord"))
     others, other_times_s, _ = sample(path, wanted_s, FrameOptions("pyav"))
     assert times_s.tolist() == other_times_s.tolist() and np.array_equal(pixels, others)
+
+
+BEYOND_DECORD = {
+    "avi": plain(suffix="avi", ticks=25),
+    "mkv": plain(suffix="mkv"),
+    "flv": plain(suffix="flv"),
+    "transport stream": plain(suffix="ts"),
+    "mpeg-4": VIDEOS["mpeg-4"],
+    "av1": plain(codec="libsvtav1", options={"bf": "0", "preset": "12"}),
+    "vp9 in webm": VIDEOS["vp9"],
+    "sixteen pixels wide": plain(size=(64, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", BEYOND_DECORD)
+def test_pyav_reads_what_decord_cannot_if_its_frames_are_the_same(tmp_path, kind):
+    try:
+        path = BEYOND_DECORD[kind](tmp_path)
+    except UnknownCodecError as error:
+        pytest.skip(str(error))
+    times_s, numbers = pyav_frame_numbers(path)
+    with open_video(path, FrameOptions("decord")) as video:
+        assert video.decoder.startswith("pyav ")  # what the row of the cache records
+        # An AVI shows its frames in the order in which they are decoded, whatever times FFmpeg counts for them.
+        assert [n for frames in video.sample(np.sort(times_s)) for n in read_numbers(frames.pixels)] == numbers
+    resized = FrameOptions("decord", resize_to=ResizeTarget("shortest", (12, 12)))
+    with pytest.raises(VideoError, match=r"Extract with --decoder pyav, or convert the file: ffmpeg -i IN OUT\.mp4\.$"):
+        open_video(path, resized)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+@pytest.mark.parametrize("name", ["decord", "pyav"])
+def test_two_recordings_in_one_file_are_refused(tmp_path, suffix, name):
+    path = make_video(tmp_path / f"a.{suffix}", frame_times(100), codec="mpeg2video", ticks=25)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(VideoError, match=r"timestamps start again in the middle\. Repack it: ffmpeg -i IN -c copy OUT\.mp4\.$"):
+        open_video(path, FrameOptions(name))
+
+
+def test_a_picture_that_appears_late_in_an_avi_keeps_its_time(tmp_path):
+    path = make_video(tmp_path / "a.avi", [0.0, *frame_times(40, start_s=3.0)], codec="mpeg4", ticks=25, options={"bf": "0"})
+    with open_video(path, FrameOptions("pyav")) as video:
+        assert video.duration_s == pytest.approx(4.6, abs=1e-3)
+        (frames,) = video.sample([1.0, 2.9, 3.0, 3.5])
+    assert read_numbers(frames.pixels) == [0, 0, 1, 13] and frames.times_s == pytest.approx([0.0, 0.0, 3.0, 3.48], abs=1e-3)

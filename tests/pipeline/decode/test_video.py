@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import decord
 import numpy as np
 import pytest
 from numbered_videos import (
@@ -23,7 +22,7 @@ from numbered_videos import (
 )
 
 from costl.pipeline.decode.backends import open_video
-from costl.pipeline.decode.decord_backend import DecordVideo
+from costl.pipeline.decode.decord_backend import DecordVideo, decord
 from costl.pipeline.errors import VideoError
 from costl.pipeline.grid import Grid
 
