@@ -15,7 +15,7 @@ _NAME = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 def check_device(name: str) -> None:
     """Raises UsageError for a text that cannot be the name of a device, without loading torch."""
-    if not _NAME.fullmatch(name):
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise UsageError(f"device {name!r} cannot be used here, expected cpu, cuda, cuda:1 and so on, or auto.")
 
 

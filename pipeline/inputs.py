@@ -53,7 +53,7 @@ def read_inputs(
     annotations: Path | Mapping[str, str] | None,
     chosen: Mapping[str, Any],
     *,
-    cache: Path | None,
+    cache: Path | None = None,
     allow_missing: bool,
 ) -> Inputs:
     """The input of a run on the videos at `path`, a folder or one video; for the other arguments see `extract.extract`.
@@ -88,6 +88,7 @@ def read_inputs(
             f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
             "rows, or pass --allow-missing-videos to go on without them."
         )
+    check_names(settings.model, settings.weights)
     return Inputs(
         videos=videos,
         folder=videos[0].path.parent,
@@ -103,7 +104,6 @@ def read_inputs(
 def _resolve_settings(folder_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> ExtractSettings:
     values = {**folder_settings, **{name: value for name, value in chosen.items() if value is not None}}
     settings = ExtractSettings(**values)
-    check_names(settings.model, settings.weights)
     if "model" in values and weights_folder(settings.weights):
         raise UsageError(
             f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "

@@ -28,12 +28,13 @@ def check_run(
 def check_training(cache: Path, config: Sequence[Path], overrides: Sequence[str], splits: Sequence[str] = ()) -> None:
     """Raises UsageError or CacheError for a cache, settings or splits that cannot be used. `splits` are those to score."""
     from costl.config import load_config
-    from costl.data.queries import read_queries
-    from costl.training.inputs import read_new
 
     if _each_process_would_print():
         return
     load_config(*config, overrides=overrides)
+    from costl.data.queries import read_queries
+    from costl.training.inputs import read_new
+
     features, _, _ = read_new(cache, config, overrides)
     for split in splits:
         read_queries(features, split)

@@ -107,7 +107,7 @@ def write_part(
         hasher.update(np.ascontiguousarray(times_s).data)
         row = replace(row, checksum=hasher.hexdigest())
         values = vars(row) | {"video_id": row.id, "fingerprint": fingerprint}
-        hdf5.put_attributes(file, {name: values[name] for name in _ATTRIBUTES})
+        hdf5.put_attributes(file, {name: values[name] for name in _ATTRIBUTES if values[name] is not None})
     return row
 
 

@@ -190,7 +190,7 @@ def refuse_unsafe(path: Path) -> None:
     except FileNotFoundError as error:
         if path.is_symlink():
             raise VideoError(f"{path.name}: a broken link. Restore its target or remove the link.") from error
-        raise VideoError(f"{path.name}: no such file. Check its name.", status="error") from error  # the disk or the folder is gone
+        raise VideoError(f"{path.name}: no such file. Check its name.", status="error") from error  # the disk is gone
     except OSError as error:
         raise read_failure(path, error) from error
     if not head:

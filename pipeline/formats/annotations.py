@@ -87,7 +87,7 @@ class Query:
             )
         missing = [name for name in QUERY_FIELDS[:4] if row.get(name) is None]
         if missing:
-            raise UsageError(f"{', '.join(map(repr, missing))} is missing")
+            raise UsageError(f"{', '.join(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing")
         duration_s = number_in(row, "duration")
         windows = table_in(row, "relevant_windows", width=2)
         cut = tuple(_cut(window, duration_s) for window in windows)

@@ -69,11 +69,13 @@ class _FailingVideo:
             self._path.unlink()
 
 
-if __name__ == "__main__":  # the decode processes import this file too, and need nothing below
+if __name__ == "__main__":
+    import adversarial_process  # decode processes find this module, but not the script
+
     from costl.commands import main
     from costl.pipeline import extract
     from costl.pipeline.decode.worker import DecodeSettings
 
-    DecodeSettings.__init__.__kwdefaults__["open_video"] = open_failing_video
+    DecodeSettings.__init__.__kwdefaults__["open_video"] = adversarial_process.open_failing_video
     extract.extract.__kwdefaults__["time_limit_s"] = 1.0
     main()

@@ -166,11 +166,6 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:9,\nsteady.mp4\n#EXT-X-E
 # Not regular files
 
 
-def folder(path: Path) -> None:
-    path.mkdir()
-    make_video(path / "inside.mp4", frame_times(5))
-
-
 def link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
@@ -242,7 +237,6 @@ CASES = (
     VideoCase("playlist.mp4", content(PLAYLIST), "failed", "its content is text"),
     VideoCase("noise.mp4", content(np.random.default_rng(0).bytes(5000)), "failed", NOT_A_VIDEO),
     VideoCase("sound-only.mp4", make_audio_only, "failed", "no video stream"),
-    VideoCase("folder.mp4", folder, "failed", NOT_A_FILE),
     VideoCase("pipe.mp4", pipe, "failed", NOT_A_FILE),
     VideoCase("loop.mp4", link_to_itself, "failed", "Too many levels of symbolic links"),
     VideoCase("dangling.mp4", broken_link, "failed", "a broken link"),

@@ -153,7 +153,7 @@ def test_rows_that_training_would_refuse_are_refused_before_clip_is_loaded(home,
     assert (home / "feats.h5").read_bytes() == before
 
 
-def test_a_name_with_an_ending_and_a_window_past_the_end_are_read_and_noted(home):
+def test_names_with_an_ending_and_late_windows_are_read_and_noted(home):
     path = write(home / "more.jsonl", (existing_query(home), "test_0000.mp4"))
     path.write_text(path.read_text().replace("[2, 6]", "[2, 24.3]"))
     report = add_queries(home / "feats.h5", path, device="cpu")

@@ -26,14 +26,16 @@ def line(**changes) -> str:
     return json.dumps({key: value for key, value in (ROW | changes).items() if value is not ...}, ensure_ascii=False) + "\n"
 
 
-def inputs(folder: Path, names: tuple[str, ...] = ("a.mp4", "b.mkv"), **files: str | bytes) -> Inputs:
+def inputs(
+    folder: Path, names: tuple[str, ...] = ("a.mp4", "b.mkv"), *, annotations: Path | None = None, **files: str | bytes
+) -> Inputs:
     """The input of an extraction of a folder with these videos and annotation files (`train_jsonl` is train.jsonl)."""
     for name in names:
         (folder / name).touch()
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode()
         (folder / ".".join(name.rsplit("_", 1))).write_bytes(data)
-    return read_inputs(folder, None, {}, allow_missing=False)
+    return read_inputs(folder, annotations, {}, allow_missing=False)
 
 
 def extract(folder: Path) -> tuple[int, str]:
@@ -61,7 +63,7 @@ BAD_ROWS = {
     "duration as a text": (line(duration="20"), "'duration' holds the text '20', expected a number"),
     "no duration": (line(duration=...), "'duration' is missing"),
     "null duration": (line(duration=None), "'duration' is missing"),
-    "nothing but a query": ('{"query": "a dog"}\n', "'qid', 'vid', 'duration' is missing"),
+    "nothing but a query": ('{"query": "a dog"}\n', "'qid', 'vid', 'duration' are missing"),
     "vid as a number": (line(vid=7), "'vid' is the number 7, expected a text in double quotes"),
     "qid as a fraction": (line(qid=1.5), "'qid' is the number 1.5, expected a whole number or a text"),
     "misspelt field": (line(relevant_window=[[2, 6]]), "unknown field 'relevant_window', did you mean 'relevant_windows'?"),
@@ -90,7 +92,7 @@ def test_a_row_that_training_refuses_is_refused_before_clip_is_loaded(tmp_path, 
     assert message == f"Error: {of_training.value}\n"
 
 
-def test_the_first_bad_rows_of_all_files_are_listed_with_the_number_of_all_others(tmp_path):
+def test_the_first_bad_rows_of_all_files_are_listed_with_a_count(tmp_path):
     bad = "".join(line(qid=number, duration=0) for number in range(4))
     with pytest.raises(UsageError) as error:
         inputs(tmp_path, train_jsonl=line(vid=7) + bad, val_jsonl=line() + bad)
@@ -106,7 +108,7 @@ NOT_READ = {
     "a table": ({"train_csv": CSV}, "no annotations. Expected train.jsonl, .* Not read: train.csv"),
     "a table called train.jsonl": ({"train_jsonl": CSV}, r"train.jsonl: expected one JSON object a line, such as \{\"qid\""),
     "pretty-printed": ({"train_jsonl": PRETTY}, r"one JSON object a line, such as .*\n.*train.jsonl:1: '\{' is not JSON"),
-    "keyed by video": ({"train_json": json.dumps({"a": ROW})}, "train.json:1: 'qid', 'query', 'vid', 'duration' is missing"),
+    "keyed by video": ({"train_json": json.dumps({"a": ROW})}, "train.json:1: 'qid', 'query', 'vid', 'duration' are missing"),
     "Latin-1": ({"train_jsonl": line(query=CAFE).encode("latin-1")}, r"train.jsonl:1: not UTF-8 text \(byte 0xe9\). Save it"),
     "empty": ({"train_jsonl": "\n"}, "train.jsonl: no row in it"),
     "an empty list": ({"train_json": "[]"}, "train.json: no row in it"),
@@ -128,10 +130,10 @@ NOT_READ = {
 def test_a_file_that_is_not_read_is_named_with_what_is_expected(tmp_path, name):
     files, part = NOT_READ[name]
     with pytest.raises(UsageError, match=f"(?s){part}"):
-        inputs(tmp_path, **files)
+        inputs(tmp_path, annotations=tmp_path, **files)
 
 
-def test_files_beside_all_splits_are_named_in_a_note_if_they_look_like_annotations(tmp_path):
+def test_other_files_that_look_like_annotations_are_named_in_a_note(tmp_path):
     others = {"dev_jsonl": line(), "old_jsonl": line(), "labels_csv": CSV, "objects_jsonl": '{"vid": "a", "objects": []}\n'}
     others |= {"predictions_jsonl": '{"qid": 1, "query": "a", "pred_relevant_windows": []}\n', "requirements_txt": "numpy\n"}
     (note,) = inputs(tmp_path, train_jsonl=line(), val_jsonl=line(), **others).notes

@@ -127,7 +127,7 @@ def test_missing_videos_are_listed_in_the_order_of_their_rows():
         ('""', "a JSON text, expected an object"),
         ('"a text"', "a JSON text, expected an object"),
         (line(qid=...), "'qid' is missing"),
-        (line(query=..., duration=...), "'query', 'duration' is missing"),
+        (line(query=..., duration=...), "'query', 'duration' are missing"),
         (line(query=" "), "query is empty"),
         (line(vid=3), "'vid' is the number 3, expected a text in double quotes"),
         (line(duration="10"), "'duration' holds the text '10', expected a number"),

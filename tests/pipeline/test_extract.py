@@ -473,7 +473,7 @@ def test_settings_of_the_annotations_count_and_options_win(folder):
     assert (with_option.fps, with_option.settings) == (4.0, {"train": {"epochs": 9}})
 
 
-def test_times_that_do_not_fit_the_decoded_video_are_listed_and_the_features_stay(done):
+def test_times_that_do_not_fit_the_video_are_listed_after_decoding(done):
     row = {"qid": 5, "query": "a dog", "vid": "v_a.mp4", "duration": 9.0, "relevant_windows": [[1, 2], [6, 8]]}
     path = done / "train.jsonl"
     path.write_text(json.dumps(row))

@@ -72,7 +72,7 @@ def test_clips_before_the_first_picture_have_its_features(cache):
     assert features.times_s("on_time")[0] == pytest.approx(0.5)
 
 
-def test_of_format_1_only_videos_whose_frames_would_be_others_are_extracted_again(folder, cache):
+def test_of_format_1_only_what_would_be_different_is_extracted_again(folder, cache):
     expected = CacheReader(cache)
     rewrite_as_format_1(cache)
     old = CacheReader(cache)
@@ -87,7 +87,7 @@ def test_of_format_1_only_videos_whose_frames_would_be_others_are_extracted_agai
 
 
 @pytest.mark.parametrize(("name", "is_kept"), [("late.mp4", False), ("on_time.mp4", True), ("sought.mkv", False)])
-def test_a_store_keeps_features_of_format_1_if_they_would_be_the_same_today(folder, cache, tmp_path, name, is_kept):
+def test_a_store_keeps_features_of_format_1_that_are_still_right(folder, cache, tmp_path, name, is_kept):
     options = {"model": "ViT-B-32", "weights": str(folder / "clip"), "device": "cpu", "owner": "m", "workers": 1}
     fingerprint = CacheReader(cache).fingerprint
     video = folder / name

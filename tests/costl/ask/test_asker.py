@@ -280,6 +280,6 @@ def test_a_frame_without_pixels_is_refused(asker, size):
     [("workers", value, "expected a whole number from 1 on") for value in (0, -1, "2", 1.5, math.nan, [])]
     + [("device", value, "cannot be used here") for value in ("", "abacus", "meta", "cuda:99", [])],
 )
-def test_workers_and_devices_that_do_not_exist_are_refused_when_the_model_is_loaded(run, tmp_path, argument, value, part):
+def test_impossible_workers_and_devices_are_refused_by_load(run, tmp_path, argument, value, part):
     with pytest.raises(UsageError, match=f"{argument} .*{part}"):
         costl.load(run, **{"cache_dir": tmp_path, "device": "cpu", argument: value})

@@ -120,9 +120,9 @@ def test_the_number_of_videos_is_that_of_training_batches(name, file, videos, of
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--videos", "0"], "videos [0], repeats 2: expected 1 to 32 videos"),
+        (["--videos", "0"], "'--videos': 0 is not in the range"),
         (["--videos", "33"], "videos [33], repeats 2: expected 1 to 32 videos"),
-        (["--repeats", "0"], "at least one repeat."),
+        (["--repeats", "0"], "'--repeats': 0 is not in the range"),
         (["--device", "toaster"], "device 'toaster' cannot be used here"),
     ],
 )

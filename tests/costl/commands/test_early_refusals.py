@@ -28,8 +28,7 @@ ANSWERED = [["--help"], ["--version"], ["cache"], ["predict", "--help"]]
 REFUSED = {
     "extract --videos gone": "no such folder",
     "extract --videos empty": "no videos",
-    "extract --videos unannotated": "no annotations",
-    "extract --videos unannotated --annotations wrong.jsonl": "no vid, duration",
+    "extract --videos unannotated --annotations wrong.jsonl": "'vid', 'duration' are missing",
     "extract --videos videos --annotations gone": "no annotations",
     "extract --videos videos --fps -1": "fps is -1.0",
     "extract --videos videos --fps nan": "fps is nan",

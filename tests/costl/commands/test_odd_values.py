@@ -129,7 +129,7 @@ def test_odd_values_give_only_our_own_errors(name, in_workspace):
     [
         (["predict", "videos/a.mp4", "a dog runs " * 24, "--run", "run"], 3, b"no such checkpoint"),
         (["predict", "videos/a.mp4", "犬が走る" * 22, "--run", "run"], 3, b"no such checkpoint"),
-        (["predict", "videos/a.mp4", b"\xe9t\xe9", "--run", "run"], 2, b"not UTF-8 text"),
+        (["predict", "videos/a.mp4", b"\xe9t\xe9", "--run", "run"], 2, b"not a text in UTF-8"),
         (["predict", b"\xe9t\xe9.mp4", "dog"], 2, b"no such file"),
         (["extract", "--videos", b"\xe9t\xe9"], 2, b"no such folder"),
         (["extract", "--videos", "x" * 300], 1, b"File name too long. Choose a shorter name."),

@@ -83,6 +83,13 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def any_run(monkeypatch) -> None:
+    """Commands that look at the run first go on without one."""
+    for module in ("evaluate", "ask"):
+        monkeypatch.setattr(f"costl.commands.{module}.check_run", lambda *_, **__: None)
+
+
+@pytest.fixture
 def caches(home, world) -> Path:
     """The cache of the world as c.h5, and packed."""
     shutil.copy(world.cache, home / "c.h5")
@@ -112,7 +119,7 @@ def content_for(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("arguments", "name", "reason"), REFUSED.values(), ids=list(REFUSED))
-def test_a_file_of_the_user_is_not_written_over(request, home, arguments, name, reason):
+def test_a_file_of_the_user_is_not_written_over(request, home, any_run, arguments, name, reason):
     if "c.h5" in arguments or "packed.h5" in arguments:
         caches = request.getfixturevalue("caches")
         if "packed.h5" in arguments:
@@ -184,7 +191,7 @@ def test_a_folder_or_a_device_is_no_file_to_write(home, option, overwrite):
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )
-def test_a_folder_where_a_file_belongs_is_called_a_folder(home, arguments, code):
+def test_a_folder_where_a_file_belongs_is_called_a_folder(home, any_run, arguments, code):
     (home / "e").mkdir()
     result = costl(*arguments)
     message = error_message(result)

@@ -133,7 +133,7 @@ ERRORS = {
     "no such weights file": (
         ["predict", "one.mp4", "a cat 2", "--weights", "nowhere/"],
         2,
-        "nowhere: no such weights file",
+        "nowhere/: no such weights file",
     ),
     "an export of a missing run": (["data", "export", "elsewhere", "model"], 2, "elsewhere: not a run"),
     "an export into a used folder": (

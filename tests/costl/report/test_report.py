@@ -181,13 +181,13 @@ KINDS = {
 
 @pytest.mark.parametrize("benchmark", ["qvhighlights", "charades", "tvsum"])
 @pytest.mark.parametrize("name", KINDS)
-def test_queries_have_the_kind_of_their_annotation_and_each_kind_its_numbers(name, benchmark):
+def test_queries_have_their_kind_and_each_kind_its_numbers(name, benchmark):
     fields, expected, has_table = KINDS[name]
     labels = {"relevant_windows": [[2, 6]], "relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4], [3, 4]]}
     rows = [{"qid": i, "query": f"q{i}", "vid": "v", "duration": 10, **labels} | more for i, more in enumerate(fields)]
     queries = [Query.from_row(row) for row in rows]
     ends = (10.0, 6.0, 3.0)  # IoU 0.5, 1, 0.25
-    answers = [Prediction(i, "q", "v", ((2, end, 0.9),), (0, 3, 2, 1, 0)) for i, end in enumerate(ends)]
+    answers = [Prediction(i, f"q{i}", "v", ((2, end, 0.9),), (0, 3, 2, 1, 0)) for i, end in enumerate(ends)]
     items = [Item(query, answer) for query, answer in zip(queries, answers, strict=True)]
     kinds, items = score_kinds(items, benchmark=benchmark, official=False)
     assert [item.kind for item in items] == expected
@@ -204,7 +204,7 @@ def test_queries_have_the_kind_of_their_annotation_and_each_kind_its_numbers(nam
     assert bool([row for row in parsed.all("select") if row["name"] == "kind"]) == any(expected) == (b'id="kinds"' in html)
 
 
-def test_predictions_that_no_longer_fit_give_a_note_instead_of_scores_by_kind(run):
+def test_outdated_predictions_give_a_note_instead_of_scores_by_kind(run):
     path = run / "eval-test" / "predictions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"pred_saliency_scores": [1.0]}) + "\n" for row in rows))
@@ -212,7 +212,7 @@ def test_predictions_that_no_longer_fit_give_a_note_instead_of_scores_by_kind(ru
     assert any("No scores by kind of query" in note and "1 saliency scores" in note for note in written.notes)
 
 
-def test_the_report_of_a_model_for_one_domain_has_the_queries_of_that_domain(trained, tmp_path):
+def test_the_report_of_one_domain_has_the_queries_of_that_domain(trained, tmp_path):
     features = CacheReader(trained[0].cache)
     splits = {}
     for split in ("train", "val", "test"):

@@ -289,7 +289,7 @@ def test_a_video_that_fails_half_way_does_not_affect_the_others(writer, decoder)
     assert {part.name for part in parts_folder(writer.path).glob("*.h5")} == {"a.h5", "b.h5"}
 
 
-def test_the_progress_of_a_single_video_counts_encoded_frames_also_while_a_device_is_slow(writer, decoder, monkeypatch):
+def test_the_progress_of_a_single_video_counts_encoded_frames(writer, decoder, monkeypatch):
     monkeypatch.setattr(engine, "_REPORT_EVERY_S", 0.001)
     frames: list[Progress] = []
     enough = threading.Event()
