@@ -79,7 +79,10 @@ def read_inputs(
     place = annotations or folder
     unread = unread_files(place) if isinstance(place, Path) and place.is_dir() else []
     if unread:
-        notes.append(f"Not read: {first_few(unread)}. Annotations are called train, val, test (.jsonl or .json) or test_*.jsonl.")
+        notes.append(
+            f"Not read: {first_few(unread)}. Annotations are called train, val, test (.jsonl or .json) or test_*.jsonl. "
+            "costl prepare converts those of benchmarks."
+        )
     missing = missing_videos(texts, names)
     if missing and not allow_missing:
         listed = first_few((with_similar_name(name, names) for name in missing), last=", and ")
