@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 
-from costl.pipeline.cache.index import Index
+from costl.pipeline.cache.index import Index, VideoRow
 from costl.pipeline.data_folder import missing_videos
 from costl.pipeline.errors import first_few
 from costl.pipeline.formats.annotations import RATED_CLIP_S, Query, cut_note, parse_jsonl, plain_name
@@ -59,7 +59,7 @@ def _loose_name(name: str) -> str:
 
 def compare_with_videos(index: Index, splits: Iterable[str]) -> tuple[list[str], list[str]]:
     """(sentences about moments after the end of their video, notes about durations and cut windows) for some splits."""
-    durations = {row.name: row.duration_s for row in index.rows if row.ok}
+    durations = durations_s(index.rows)
     late: list[str] = []
     notes: list[str] = []
     for split in splits:
@@ -67,6 +67,11 @@ def compare_with_videos(index: Index, splits: Iterable[str]) -> tuple[list[str],
         late += late_moments(split, queries, durations, index.contents.fps)
         notes += [*cut_note(split, queries), *duration_notes(split, queries, durations, index.contents.fps)]
     return late, notes
+
+
+def durations_s(rows: Iterable[VideoRow]) -> dict[str, float]:
+    """The seconds of every video with features, by its name."""
+    return {row.name: row.duration_s for row in rows if row.ok}
 
 
 def moment_start_limit_clips(grid: Grid) -> float:

@@ -26,10 +26,8 @@ def pick_device(name: str) -> torch.device:
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        tensor = torch.empty(0, device=chosen)
-        tensor.cpu()  # the device `meta` has no data
-        return tensor.device
-    except (RuntimeError, AssertionError, TypeError) as error:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}). Try cpu or auto."
         ) from error

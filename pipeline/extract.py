@@ -22,7 +22,7 @@ from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_queries
 from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
-from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into
+from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into, has_frames_of_today
 from costl.pipeline.run.history import recorded_run
 from costl.pipeline.videos import Video, content_hash, safe_id
 
@@ -217,8 +217,6 @@ def _reuse_finished(
 
     All videos but the first kind get a row of status "pending".
     """
-    from costl.pipeline.decode.packets import is_still_right  # loads PyAV, which a refusal does not need
-
     finished: set[str] = set()
     changed: list[str] = []
 
@@ -232,7 +230,7 @@ def _reuse_finished(
     with ThreadPoolExecutor(cpu_cores()) as pool:
         for number, (video, content) in enumerate(zip(videos, pool.map(content_of, videos), strict=True), start=1):
             row = writer.reuse_if_unchanged(video.id, content) if content else None
-            if row and (row.picture_start_s is not None or is_still_right(video.path, row.decoder)):
+            if row and has_frames_of_today(row, video.path):
                 finished.add(video.id)
             else:
                 if content and writer.content_changed(video.id, content):

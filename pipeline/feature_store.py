@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
@@ -24,7 +23,7 @@ from costl.pipeline.fingerprint import digest
 from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_queries
-from costl.pipeline.run.engine import cache_contents, extract_into
+from costl.pipeline.run.engine import cache_contents, extract_into, has_frames_of_today
 from costl.pipeline.videos import Video, content_hash, file_stamp
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class FeatureStore:
         sentences = encode_queries(encoder, kept, path, report_progress, fill_batches=False)
         with CacheWriter(path, contents, sentences) as writer:
             row = writer.reuse_if_unchanged(video.id, video.id)
-            if row is None or not _is_right(row, video.path):
+            if row is None or not has_frames_of_today(row, video.path):
                 if self._extracting.locked():
                     report_progress(Progress("wait", 0, 0, video.path.name))
                 with self._extracting:
@@ -137,12 +136,6 @@ class FeatureStore:
             return self._encoder
 
 
-def _is_right(row: VideoRow, video: Path) -> bool:
-    from costl.pipeline.decode.packets import is_still_right
-
-    return row.picture_start_s is not None or is_still_right(video, row.decoder)
-
-
 def _stored_queries(path: Path, video: Path) -> set[str] | None:
     """The queries whose tokens are stored with the complete features of `video`; None if they must be extracted.
 
@@ -155,7 +148,7 @@ def _stored_queries(path: Path, video: Path) -> set[str] | None:
         for name in features.video_ids:
             features.times_s(name)
             features.tokens(name, clips=[0])
-            if not _is_right(features.row(name), video):
+            if not has_frames_of_today(features.row(name), video):
                 return None
         return set(stored_words(path))
     except CacheError:

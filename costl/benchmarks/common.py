@@ -17,7 +17,6 @@ from costl.pipeline.formats.annotations import refuse_bad_rows
 from costl.pipeline.formats.strict_json import json_lines, read_text
 
 LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
-RATED_CLIP_S = 2.0
 SPLITS = ("train", "val", "test")
 
 # What is corrected in a row or remarkable about it. The report counts rows under these names.

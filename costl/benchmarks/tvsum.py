@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from costl.benchmarks.common import (
     IN_CLIPS,
     OTHER_CUT,
-    RATED_CLIP_S,
     Annotations,
     Benchmark,
     DurationOf,
@@ -26,7 +25,7 @@ from costl.benchmarks.common import (
     read_splits,
     video_items,
 )
-from costl.data.annotations import Query, number_in, table_in, text_in
+from costl.data.annotations import RATED_CLIP_S, Query, number_in, table_in, text_in
 from costl.pipeline.errors import UsageError, VideoError
 
 RATERS = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import click
 
@@ -23,12 +23,19 @@ class Result(Protocol):
         """The content for --json, as values that JSON can hold."""
 
 
+class PaperResult(Result, Protocol):
+    """A result that has the table of a paper."""
+
+    def paper_table(self, style: str) -> list[str]:
+        """The lines of the table, in Markdown ("md") or "latex"."""
+
+
 def print_result(result: Result, *, as_json: bool = False, table: str | None = None) -> None:
     """Prints the result and its messages, and ends the command if the exit code is not 0.
 
     `table` is the style of the table of a paper, for a result that has one.
     """
-    lines = getattr(result, "paper_table", list)(table) if table else result.lines()
+    lines = cast(PaperResult, result).paper_table(table) if table else result.lines()
     for line in [json.dumps(result.data(), indent=2)] if as_json else lines:
         click.echo(line)
     finish_command(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costl.data.annotations import Query, parse_jsonl
-from costl.pipeline.annotations import REMEDY, duration_notes, late_moments
+from costl.pipeline.annotations import REMEDY, duration_notes, durations_s, late_moments
 from costl.pipeline.cache.inspect import no_queries_message
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, first_few
@@ -49,7 +49,7 @@ def check_queries(queries: Sequence[Query], features: CacheReader, *, split: str
     word; CacheError naming the queries whose words are not in the cache.
     """
     _check_words(queries, features, split)
-    late = late_moments(split, queries, _durations(features), features.fps)
+    late = late_moments(split, queries, durations_s(features.rows), features.fps)
     if late:
         raise UsageError(late[0])
 
@@ -71,7 +71,7 @@ def data_notes(split: str, queries: Sequence[Query], features: CacheReader) -> l
             f"{split}: {count} of {len(queries)} queries ask about videos without features ({', '.join(missing[:3])}). "
             "They are not used in training, and they score 0. costl cache status says why."
         )
-    notes += duration_notes(split, queries, _durations(features), features.fps)
+    notes += duration_notes(split, queries, durations_s(features.rows), features.fps)
     return [*notes, *cut_note(split, queries)]
 
 
@@ -105,8 +105,3 @@ def _check_words(queries: Sequence[Query], features: CacheReader, split: str) ->
 
 def _names(queries: Sequence[Query]) -> str:
     return first_few(f"query {query.qid!r} {query.query!r}" for query in queries)
-
-
-def _durations(features: CacheReader) -> dict[str, float]:
-    """The seconds of every video with features."""
-    return {row.name: row.duration_s for row in features.rows if row.ok}

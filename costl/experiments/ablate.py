@@ -16,7 +16,7 @@ from costl.config import Config, load_config
 from costl.config_files import Layer
 from costl.data.queries import read_queries
 from costl.experiments.scored_runs import refuse_other_settings, train_and_score, with_stage_prefix
-from costl.experiments.tables import Ablation, Numbers
+from costl.experiments.tables import Ablation, Numbers, is_own_result
 from costl.experiments.untrained_baselines import untrained_baselines
 from costl.experiments.variants import FULL, choose_variants
 from costl.model.build import cache_sizes
@@ -51,7 +51,7 @@ def ablate(
     """
     report_progress = progress or (lambda _: None)
     table = out / "ablation.json"
-    refuse_overwrite(table, is_ours=lambda content: content.startswith(b'{\n  "rows": {\n'))
+    refuse_overwrite(table, is_ours=is_own_result)
     refuse_overwrite(out / "ablation.md", is_ours=lambda _: table.exists())
     features = CacheReader(cache)
     layers = [features.settings, *config]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.config import load_config
-from costl.experiments.tables import BySplit, score_tables
+from costl.experiments.tables import BySplit, is_own_result, score_tables
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.extract import extract
@@ -63,7 +63,7 @@ def quickstart(
     `overrides` are settings of training such as "train.epochs=5". Raises UsageError if the folder has other files or was
     made with other arguments.
     """
-    refuse_overwrite(folder / "results.json", is_ours=lambda content: content.startswith(b'{\n  "rows": {\n'))
+    refuse_overwrite(folder / "results.json", is_ours=is_own_result)
     load_config(overrides=overrides)  # refuses wrong settings before any work
     _render(folder / "videos", world or WorldSettings(), progress or (lambda _: None))
     # These load torch, which a refusal does not need.

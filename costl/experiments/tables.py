@@ -25,6 +25,11 @@ COLUMNS = {
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
+def is_own_result(content: bytes) -> bool:
+    """Whether a file begins as results.json of a quickstart and ablation.json do."""
+    return content.startswith(b'{\n  "rows": {\n')
+
+
 @dataclass(frozen=True)
 class Ablation:
     """The result of `ablate`: the numbers of the `references` (one entry, without a seed) and of the `variants`.

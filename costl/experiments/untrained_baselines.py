@@ -13,8 +13,8 @@ from costl.data.annotations import RATED_CLIP_S, Moment, Prediction, Query
 from costl.data.queries import read_queries
 from costl.experiments.tables import BySplit, Numbers
 from costl.metrics.compute import compute_metrics
-from costl.metrics.highlights import expected_clips
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.formats.annotations import expected_clips
 from costl.predict.postprocess import rated_saliency
 
 MOMENTS = 10

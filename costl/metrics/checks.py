@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from costl.data.annotations import Prediction, Query
-from costl.metrics.highlights import expected_clips
 from costl.pipeline.errors import UsageError, first_few
-from costl.pipeline.formats.annotations import plain_name
+from costl.pipeline.formats.annotations import expected_clips, plain_name
 from costl.pipeline.formats.strict_json import abbreviated
 
 # A window may end this far outside its video, so that times written with two decimals are not refused.

@@ -15,7 +15,7 @@ import numpy as np
 
 from costl.data.annotations import Prediction, Query
 from costl.pipeline.errors import UsageError
-from costl.pipeline.grid import Grid
+from costl.pipeline.formats.annotations import expected_clips
 
 MIN_RATINGS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 OFFICIAL_CLIP_S = 2.0
@@ -39,11 +39,6 @@ class RankingRules:
 
 TVSUM = RankingRules(f"HL-top{TOP}-mAP", TOP, above_median=True)
 YOUTUBE = RankingRules("HL-mAP", None, above_median=False)
-
-
-def expected_clips(query: Query, clip_s: float) -> int:
-    """How many saliency scores a prediction must have: one a rated window, or else one every `clip_s` seconds."""
-    return len(query.rated_s) or Grid(1 / clip_s, query.duration_s).clips
 
 
 def score_ratings(

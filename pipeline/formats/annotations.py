@@ -67,7 +67,7 @@ class Query:
             if not 0 <= window[0] < window[1] <= self.duration_s:
                 raise UsageError(f"window {list(window)} is not 0 <= start < end <= duration ({self.duration_s})")
         _check_ratings(self.clip_ids, self.saliency)
-        clips = len(self.rated_s) or Grid(1 / RATED_CLIP_S, self.duration_s).clips
+        clips = expected_clips(self, RATED_CLIP_S)
         if max(self.clip_ids, default=-1) >= clips:
             known = "rated_windows" if self.rated_s else f"clips of two seconds in {self.duration_s:g} s"
             raise UsageError(f"clip {max(self.clip_ids)} is rated, but there are {clips} {known}, counted from 0")
@@ -104,6 +104,11 @@ class Query:
             kind=row["kind"] if isinstance(row.get("kind"), str) else "",
             cut_s=max((max(new[0] - old[0], old[1] - new[1]) for old, new in zip(windows, cut, strict=True)), default=0.0),
         )
+
+
+def expected_clips(query: Query, clip_s: float) -> int:
+    """How many clips can be rated: those of `rated_s`, or else one every `clip_s` seconds."""
+    return len(query.rated_s) or Grid(1 / clip_s, query.duration_s).clips
 
 
 def parse_jsonl(text: str, source: str) -> list[Query]:

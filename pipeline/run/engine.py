@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,15 @@ def cache_contents(encoder: CLIPEncoder, fingerprint: Mapping[str, Any], **other
         token_format=TokenFormat.from_fields(fingerprint),
         **others,
     )
+
+
+def has_frames_of_today(row: VideoRow, video: Path) -> bool:
+    """Whether an extraction of the file `video` today would take the frames of this row. Only rows of format 1 may differ."""
+    if row.picture_start_s is not None:
+        return True
+    from costl.pipeline.decode.packets import is_still_right  # loads PyAV
+
+    return is_still_right(video, row.decoder)
 
 
 def cpu_cores() -> int:
