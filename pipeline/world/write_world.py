@@ -73,6 +73,7 @@ def write_sample(
     sample world.
     """
     settings = settings or WorldSettings()
+    folder = folder.absolute()  # joblib may use a process again that was started in another working folder
     objects_file = folder / "objects.jsonl"
     refuse_overwrite(objects_file, is_ours=lambda content: content.startswith(b'{"vid": "') and b'"thing": ' in content)
     if folder.exists() and any(folder.iterdir()) and not objects_file.exists():

@@ -245,8 +245,6 @@ def test_a_cut_replaces_only_an_earlier_cut(home, content):
     assert (home / "one.mp4").read_bytes() == before
 
 
-# joblib says so of idle workers that other tests have left.
-@pytest.mark.filterwarnings("ignore:A worker stopped while some jobs were given to the executor")
 def test_every_command_replaces_its_own_output(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(world.cache, overrides=["train.epochs=1"], out=Path("runs/small"), device="cpu")

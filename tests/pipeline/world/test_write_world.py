@@ -40,3 +40,11 @@ def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path):
     with pytest.raises(UsageError, match="holds files that are not a sample world"):
         write_sample(tmp_path, settings=SMALL)
     assert files(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_relative_folder_lies_in_the_working_folder_of_each_call(tmp_path, monkeypatch):
+    for name in ("first", "second"):  # the processes of the first call are used again
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        write_sample(Path("w"), settings=SMALL, processes=2)
+    assert files(tmp_path / "first" / "w") == files(tmp_path / "second" / "w")
