@@ -76,7 +76,7 @@ def test_workers_read_the_batches_of_the_thread_and_name_a_damaged_part(world, t
             list(workers.batches(plan_of(features)))
         batches = workers.batches(plan)
         next(batches)
-        processes = multiprocessing.active_children()
+        processes = [p for p in multiprocessing.active_children() if not p.name.startswith("Loky")]  # another test's: joblib
         assert len(processes) == 2
         batches.close()
     for process in processes:
