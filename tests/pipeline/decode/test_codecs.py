@@ -36,7 +36,7 @@ ENCODERS = {
     "MPEG-4": f"mpeg4 {RATE_3M} -bf 0",
     "MPEG-4, B-frames": f"mpeg4 {RATE_3M} -bf 2",
     "Xvid": "libxvid -q:v 3 -mbd rd -bf 0",
-    "Xvid, B-frames": "libxvid -q:v 3 -mbd rd -bf 2",
+    "Xvid, B-frames": "libxvid -q:v 3 -bf 2",  # with -mbd it writes damaged key frames
     "MS MPEG-4 v2": f"msmpeg4v2 {RATE_3M}",
     "MS MPEG-4 v3": f"msmpeg4 {RATE_3M}",
     "WMV1": f"wmv1 {RATE_3M}",
