@@ -184,7 +184,7 @@ def test_the_code_on_the_cache_page_reads_a_cache(world, monkeypatch):
     for query, tokens in variables["word_tokens"].items():
         np.testing.assert_array_equal(tokens, reader.words(query).tokens)
     query = parse_jsonl(reader.annotations("test"), "test")[0]
-    expected = reader.joint.project(reader.tokens(query.vid)[:, 0]) @ reader.words(query.query).sentence
+    expected = reader.joint_vectors(query.vid) @ reader.words(query.query).sentence
     np.testing.assert_allclose(variables["similarity"](query.vid, query.query), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from joblib import Parallel, delayed
 from open_clip import CLIP
@@ -181,14 +182,18 @@ def check(folder: Path, count: int = 1000) -> None:
     """
     encoder = load_encoder("costl-tiny", str(folder))
     frames, _, scenes = render(0, count, seed=HELD_OUT_SEED)
-    features = encoder.joint.project(encoder.tokens(frames))  # [n 1+p e]
+    tokens, frame_features = encoder.encode(frames)
+    visual = open_clip.create_model(f"local-dir:{folder}").visual
+    with torch.inference_mode():
+        projected = visual.ln_post(torch.from_numpy(tokens[:, 1:]).float()) @ visual.proj
+        patch_features = F.normalize(projected, dim=-1).numpy()  # [n p e]
     captions = [" and ".join(f"a {placed.thing}" for placed in scene[:4]) for scene in scenes]
-    similarity = np.stack([text.sentence for text in encoder.encode_text(captions)]) @ features[:, 0].T
+    similarity = np.stack([text.sentence for text in encoder.encode_text(captions)]) @ frame_features.T
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
     hits = []
     chance = []
     rng = np.random.default_rng(1)
-    for patches, scene in zip(features[:, 1:], scenes, strict=True):
+    for patches, scene in zip(patch_features, scenes, strict=True):
         placed = scene[rng.integers(len(scene))]
         if sum(other.thing == placed.thing for other in scene) == 1:
             (text,) = encoder.encode_text([f"a {placed.thing}"])

@@ -27,7 +27,7 @@ from costl.training.checkpoint import (
 )
 from costl.training.run_folder import Run, open_cache, read_run
 
-_JOINT_PREFIX = "joint_"
+_TOKEN_NORM = "token_mlp.layers.0.weight"  # of a baseline
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,9 @@ class TrainedModel:
 
     def model(self) -> Model:
         """Builds the model in evaluation mode. Raises CacheError if the weights do not fit the settings."""
-        joint = {
-            name.removeprefix(_JOINT_PREFIX): tensor
-            for name, tensor in self.weights.items()
-            if name.startswith(_JOINT_PREFIX)
-        }
-        joint["normed"] = torch.tensor(True)  # visual tokens of CLIP always go through its last norm
         refuse_oversized_settings(self.config, self.weights, self.name)
         try:
-            model = build_model(
-                self.config,
-                encoder_width=joint["norm_weight"].shape[0],
-                word_width=self.weights["word_projection.project.1.weight"].shape[1],
-                patch_grid=self.patch_grid,
-                joint=joint,
-            )
+            model = build_model(self.config, patch_grid=self.patch_grid, **_sizes(self.weights))
         except (RuntimeError, KeyError, IndexError) as error:
             raise CacheError(
                 f"{self.name}: its weights do not fit its settings ({str(error).splitlines()[-1].strip()}). "
@@ -69,6 +57,18 @@ class TrainedModel:
             ) from error
         load_matching_weights(model, self.weights, source=self.name)
         return model.eval()
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The sizes of the features that a model with these weights reads, as arguments of `build_model`."""
+    sentence = weights.get("sentence_projection.1.weight")
+    # Where a model does not have one of these tensors, it does not depend on the size.
+    return {
+        "encoder_width": weights["spatial.project.weight" if "spatial.project.weight" in weights else _TOKEN_NORM].shape[-1],
+        "word_width": weights["word_projection.project.1.weight"].shape[1],
+        "joint_width": 1 if sentence is None else sentence.shape[1],
+        "logit_scale": float(weights.get("logit_scale", torch.ones(()))),
+    }
 
 
 def read_trained_model(model: Path | str | None = None) -> TrainedModel:

@@ -87,21 +87,18 @@ def write_synthetic(path: Path, *, videos: int, word_width: int = WORD_WIDTH, pr
         fingerprint={"source": "synthetic"},
         fps=0.5,
         patch_grid=(1, 1),
-        joint=JointSpace(
-            norm_weight=np.ones(CHANNELS, np.float32),
-            norm_bias=np.zeros(CHANNELS, np.float32),
-            norm_eps=1e-5,
-            projection=np.ones((CHANNELS, SENTENCE_WIDTH), np.float32),
-            logit_scale=100.0,
-        ),
+        joint=JointSpace(width=SENTENCE_WIDTH, logit_scale=100.0),
+        token_width=CHANNELS,
         annotations={"train": "".join(json.dumps(row) + "\n" for row in rows)},
     )
     tokens = rng.normal(size=(CLIPS, 2, CHANNELS)).astype(np.float16)
+    joint = np.full((CLIPS, SENTENCE_WIDTH), SENTENCE_WIDTH**-0.5, np.float16)
     with CacheWriter(path, contents, words) as writer:
         for i in range(videos):
             writer.store(
                 f"v{i:07d}_210.0_360.0",
                 tokens=tokens + np.float16(i % 7),
+                joint=joint,
                 times_s=np.array([1.0, 3.0]),
                 duration_s=2.0 * CLIPS,
                 content_hash=f"{i:064x}",

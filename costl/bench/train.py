@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from costl.config import Config, load_config
@@ -192,6 +191,7 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
     sentence = torch.randn(queries, shape.space, generator=draw)
     inputs = ModelInputs(
         tokens=torch.randn(videos, clips, shape.tokens if patches else 1, shape.encoder_width, generator=draw),
+        joint=torch.randn(videos, clips, shape.space, generator=draw),
         frame_mask=torch.ones(videos, clips, dtype=torch.bool),
         video=torch.arange(queries) % videos,
         words=torch.randn(queries, MAX_WORDS, shape.word_width, generator=draw),
@@ -212,16 +212,14 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
 
 def _untrained(config: Config, shape: Shape) -> Model:
     torch.manual_seed(0)
-    width = shape.encoder_width
-    joint: dict[str, Tensor] = {
-        "norm_weight": torch.ones(width),
-        "norm_bias": torch.zeros(width),
-        "norm_eps": torch.tensor(1e-5),
-        "projection": torch.randn(width, shape.space) * width**-0.5,
-        "logit_scale": torch.tensor(100.0),
-        "normed": torch.tensor(True),
-    }
-    return build_model(config, encoder_width=width, word_width=shape.word_width, patch_grid=shape.patch_grid, joint=joint)
+    return build_model(
+        config,
+        encoder_width=shape.encoder_width,
+        word_width=shape.word_width,
+        patch_grid=shape.patch_grid,
+        joint_width=shape.space,
+        logit_scale=100.0,
+    )
 
 
 def _count_flops(work: Callable[[], None]) -> int:

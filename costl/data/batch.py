@@ -32,6 +32,7 @@ class Features(Protocol):
     def tokens(
         self, video_id: str, *, clips: slice | Sequence[int] = slice(None), patches: bool = True
     ) -> np.ndarray: ...
+    def joint_vectors(self, video_id: str, *, clips: slice | Sequence[int] = slice(None)) -> np.ndarray: ...
     def words(self, query: str) -> SentenceTokens: ...
 
 
@@ -110,8 +111,10 @@ def collate(
     if world_size > 1:
         count = 0 if rank >= len(vids) else None
         share = Share(rows[:count], own[:count], word_mask, int(word_mask.sum()))
+    own_vids = [vids[v] for v in own]
     inputs = ModelInputs(
-        tokens=_read_tokens([vids[v] for v in own], features, patches=patches, longest=longest)[0],
+        tokens=_read_tokens(own_vids, features, patches=patches, longest=longest)[0],
+        joint=_pad([features.joint_vectors(vid) for vid in own_vids], longest=longest),
         frame_mask=frame_mask[own],
         video=torch.searchsorted(own, video[rows]),
         words=words[rows],
@@ -150,6 +153,7 @@ def model_inputs(
     words, word_mask, sentence = _read_sentences([query.query for query in queries], features)
     return ModelInputs(
         tokens=tokens,
+        joint=_pad([features.joint_vectors(vid, clips=clips) for vid in vids]),
         frame_mask=frame_mask,
         video=torch.tensor([vids.index(query.vid) for query in queries]),
         words=words,

@@ -37,7 +37,7 @@ def untrained_baselines(
 ) -> tuple[dict[str, BySplit], list[str]]:
     """The headline numbers (percent) of each baseline by split, in a list of one entry, and a sentence about each.
 
-    Zero-shot CLIP is left out if the cache has no projection of frames into the space of sentences. Benchmark, domain and
+    Zero-shot CLIP is left out where frames and sentences share no space. Benchmark, domain and
     the metric that chooses the settings of zero-shot CLIP are those of `config`.
     """
     scores: dict[str, BySplit] = {"chance": {split: [chance(features, split, config)] for split in splits}}
@@ -83,13 +83,13 @@ def choose_zero_shot(features: CacheReader, config: Config) -> tuple[ZeroShot, s
 def zero_shot(features: CacheReader, split: str, config: Config, *settings: ZeroShot) -> list[Numbers]:
     """The numbers of frozen CLIP for each of `settings`.
 
-    Saliency is the cosine between each frame's token and the sentence. Moments are runs of high saliency: the curve is
+    Saliency is the cosine between each frame and the sentence in the joint space. Moments are runs of high saliency: the curve is
     smoothed and cut at several levels. The score of a moment is the difference between its mean and that of the rest of the
     video, times the square root of its length: the signal-to-noise ratio of that difference.
     """
     queries = read_queries(features, split, domain=config.data.domain)
     vids = {query.vid for query in queries} & set(features.video_ids)
-    frames = {vid: features.joint.project(features.tokens(vid, patches=False)[:, 0]) for vid in vids}
+    frames = {vid: features.joint_vectors(vid) for vid in vids}
     curves = [(q, frames[q.vid] @ features.words(q.query).sentence) for q in queries if q.vid in vids]
     return [
         _score([zero_shot_prediction(query, curve, features.fps, one) for query, curve in curves], queries, config)

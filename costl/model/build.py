@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from costl.config import Config
 from costl.model.baselines.adapter import AdapterModel
@@ -24,21 +20,27 @@ Model = CoSTL | ClsModel | AdapterModel
 
 
 def build_model(
-    config: Config, *, encoder_width: int, word_width: int, patch_grid: tuple[int, int], joint: dict[str, Tensor]
+    config: Config,
+    *,
+    encoder_width: int,
+    word_width: int,
+    patch_grid: tuple[int, int],
+    joint_width: int,
+    logit_scale: float,
 ) -> Model:
     """The untrained model that `model.kind` names, for features of these sizes.
 
-    `joint` holds CLIP's map into the joint space of frames and sentences.
+    `logit_scale` is the encoder's: a similarity of frame and sentence is multiplied by it.
     """
     model = config.model
     temporal = config.temporal
     if model.kind != "costl":
-        sizes: dict[str, Any] = vars(model) | {"encoder_width": encoder_width, "word_width": word_width, "joint": joint}
+        sizes: dict[str, Any] = vars(model) | {"encoder_width": encoder_width, "word_width": word_width}
         del sizes["kind"]
         if model.kind == "adapter":
             return AdapterModel(**sizes, strides=temporal.strides)
         # Twice as many layers replace the spatial encoder and the pyramid, for about as many parameters.
-        return ClsModel(**sizes, layers=2 * temporal.layers)
+        return ClsModel(**sizes, joint_width=joint_width, layers=2 * temporal.layers)
     spatial = SpatialEncoder(
         encoder_width=encoder_width,
         width=model.width,
@@ -65,7 +67,8 @@ def build_model(
         moment_head=MomentHead(width=model.width, strides=temporal.strides),
         saliency_head=SaliencyHead(width=model.width),
         word_width=word_width,
-        joint=joint,
+        joint_width=joint_width,
+        logit_scale=logit_scale,
         width=model.width,
         dropout=model.input_dropout,
         clip_prior=config.spatial.clip_prior,
@@ -89,10 +92,10 @@ def cache_sizes(config: Config, features: CacheReader) -> dict[str, Any]:
         )
     if not len(features.word_table()):
         raise CacheError(f"{features.path}: no annotated query. Add annotations and run costl extract again.")
-    joint = {field.name: torch.as_tensor(getattr(features.joint, field.name)) for field in fields(features.joint)}
     return {
-        "encoder_width": len(joint["projection"]),
+        "encoder_width": features.contents.token_width,
         "word_width": features.word_table().counts()["channels"],
         "patch_grid": features.patch_grid,
-        "joint": joint,
+        "joint_width": features.joint.width,
+        "logit_scale": features.joint.logit_scale,
     }

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from costl.model.clip_similarity import clip_similarity, register_joint_space
+from costl.model.clip_similarity import clip_similarity
 from costl.model.contrast import BatchTexts, Similarities
 from costl.model.heads import MomentHead, SaliencyHead, anchors
 from costl.model.inputs import ModelInputs
@@ -80,13 +80,13 @@ class CoSTL(nn.Module):
         moment_head: MomentHead,
         saliency_head: SaliencyHead,
         word_width: int,
-        joint: dict[str, Tensor],
+        joint_width: int,
+        logit_scale: float,
         width: int,
         dropout: float,
         clip_prior: bool,
     ):
         super().__init__()
-        joint_width = joint["projection"].shape[1]
         self.word_projection = WordProjection(word_width=word_width, width=width, dropout=dropout)
         # A unit vector of e numbers has entries of 1/sqrt(e): too small to learn from. The norm brings them to one.
         self.sentence_projection = nn.Sequential(nn.LayerNorm(joint_width), nn.Linear(joint_width, width))
@@ -97,7 +97,8 @@ class CoSTL(nn.Module):
         self.pyramid = pyramid
         self.moment_head = moment_head
         self.saliency_head = saliency_head
-        register_joint_space(self, joint)
+        self.logit_scale: Tensor
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))  # of the encoder
 
     def forward(self, inputs: ModelInputs, *, contrast: BatchTexts | None = None) -> Outputs:
         """The outputs for some queries.
@@ -110,7 +111,7 @@ class CoSTL(nn.Module):
         spatial = self.spatial(inputs, sentence, words, contrast)
         frames = spatial.frames + 0.3 * sine_positions(mask.shape[1], sentence.shape[-1], sentence.device)
         if self.similarity_projection is not None:
-            similarity = clip_similarity(self, inputs)
+            similarity = clip_similarity(inputs, self.logit_scale)
             frames = frames + self.similarity_projection(similarity[..., None])
         text = self.text_pool(words, inputs.word_mask)
         for layer in self.layers:

@@ -20,12 +20,14 @@ T = TypeVar("T")
 class ModelInputs:
     """The inputs of every model; every mask is True where data is real.
 
-    `video[b]` is the index of the video of query b. At most `most_queries` queries are about one video, and `real_words`
-    words are not padding. Both are counted when the inputs are made, while the tensors are on the host: to read a number
-    from a device, the host must wait for it.
+    `joint` holds each frame in the encoder's joint space, of length one, or zero where that space is unknown. `video[b]` is
+    the index of the video of query b. At most `most_queries` queries are about one video, and `real_words` words are not
+    padding. Both are counted when the inputs are made, while the tensors are on the host: to read a number from a device,
+    the host must wait for it.
     """
 
     tokens: Float[Tensor, "v t s c"]
+    joint: Float[Tensor, "v t e"]
     frame_mask: Bool[Tensor, "v t"]
     video: Int[Tensor, "b"]
     words: Float[Tensor, "b l w"]

@@ -58,7 +58,10 @@ RENAMED_KEYS = (
     (r"^saliency\.", "saliency_head."),
     (r"^moment_head\.trunk\.0\.", "moment_head.score_branch."),
     (r"^moment_head\.trunk\.1\.", "moment_head.span_branch."),
+    (r"^joint_logit_scale$", "logit_scale"),
 )
+# Tensors of earlier versions that no model needs any more: they mapped frame tokens into the joint space.
+REMOVED_KEYS = frozenset(["joint_norm_weight", "joint_norm_bias", "joint_norm_eps", "joint_projection"])
 # The exceptions that a damaged or hostile file raises while it is read.
 _READ_ERRORS = (
     *(SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError),
@@ -136,6 +139,8 @@ def load_matching_weights(model: nn.Module, weights: Mapping[str, Tensor], *, so
     message.
     """
     weights = with_current_keys(weights)
+    if not hasattr(model, "logit_scale"):  # earlier versions stored it for every kind of model
+        weights.pop("logit_scale", None)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
     problems = [f"no {name}" for name in expected if name not in shapes]
@@ -151,16 +156,17 @@ def load_matching_weights(model: nn.Module, weights: Mapping[str, Tensor], *, so
             "back, or train again."
         )
     model.load_state_dict(weights)
-    model.joint_eps = model.joint_norm_eps.item()  # type: ignore[operator, assignment]
 
 
 def with_current_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the keys of this version; see `RENAMED_KEYS`.
+    """The same tensors under the keys of this version; see `RENAMED_KEYS` and `REMOVED_KEYS`.
 
     An earlier key stays as it is where the current key is taken, so that the model refuses it as unexpected.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in weights.items():
+        if key in REMOVED_KEYS:
+            continue
         current = _current_key(key)
         is_taken = current in renamed or (current != key and current in weights)
         renamed[key if is_taken else current] = tensor

@@ -68,14 +68,8 @@ def _tokens_of(reader: CacheReader, videos: int) -> tuple[Contents, list[np.ndar
 
 
 def _random_tokens(videos: int) -> tuple[Contents, list[np.ndarray]]:
-    joint = JointSpace(
-        norm_weight=np.ones(CHANNELS, np.float32),
-        norm_bias=np.zeros(CHANNELS, np.float32),
-        norm_eps=1e-5,
-        projection=np.ones((CHANNELS, 1), np.float32),
-        logit_scale=100.0,
-    )
-    contents = Contents(fingerprint={"source": "random"}, fps=0.5, patch_grid=GRID, joint=joint)
+    joint = JointSpace(width=1, logit_scale=100.0, is_known=False)
+    contents = Contents({"source": "random"}, fps=0.5, patch_grid=GRID, joint=joint, token_width=CHANNELS)
     tokens = np.random.default_rng(0).normal(size=(CLIPS, 1 + GRID[0] * GRID[1], CHANNELS)).astype(np.float16)
     return contents, [tokens] * videos
 
@@ -84,7 +78,8 @@ def _writes(tokens: Sequence[np.ndarray], contents: Contents, home: Path) -> _Wo
     writes: _Works = {("write", "plain"): partial(_write_plain, tokens, home)}
     for dtype in _DTYPES:
         token_format = TokenFormat(dtype, tokens=contents.token_format.tokens)
-        of_dtype = replace(contents, token_format=token_format, annotations={})
+        joint = replace(contents.joint, is_known=False)  # only tokens are compared
+        of_dtype = replace(contents, token_format=token_format, joint=joint, annotations={})
         writes["write", dtype] = partial(_write, tokens, of_dtype, home / dtype / "feats.h5")
     return writes
 

@@ -11,14 +11,13 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FrameOptions
-from costl.pipeline.run.engine import cpu_cores, extract_into
+from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into
 from costl.pipeline.videos import Video
 
 
@@ -27,7 +26,7 @@ def extract_all(
 ) -> None:
     """Decodes, encodes and writes a cache, as `costl extract` does after loading CLIP. Raises CostlError for a failed video."""
     fingerprint = encoder.fingerprint() | {"fps": fps}
-    contents = Contents(fingerprint=fingerprint, fps=fps, patch_grid=encoder.patch_grid, joint=encoder.joint)
+    contents = cache_contents(encoder, fingerprint)
     with CacheWriter(out, contents, {}) as writer:
         writer.write_index()
         rows = extract_into(
@@ -83,4 +82,4 @@ def plain_extract(
     for video in videos:
         pixels = decord.VideoReader(str(video.path)).get_batch(indices[video.id]).asnumpy()
         images = torch.stack([transform(Image.fromarray(frame)) for frame in pixels])
-        np.save(folder / f"{video.id}.npy", encoder.encode_images(images.to(encoder.device)))
+        np.save(folder / f"{video.id}.npy", encoder.encode_images(images.to(encoder.device)).tokens)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from costl.pipeline.encode.clip import CLIPEncoder
+from costl.pipeline.encode.types import FrameFeatures
 
 
 class ImitatedAccelerator(CLIPEncoder):
@@ -24,22 +25,23 @@ class ImitatedAccelerator(CLIPEncoder):
         self._rate = rate
         self._busy_until_s = 0.0
         rows, columns = like.patch_grid
+        self._joint = np.full(like.joint.width, like.joint.width**-0.5, np.float16)
         self._tokens = np.random.default_rng(0).normal(size=(1 + rows * columns, like.width)).astype(np.float16)
 
     def prepare(self, pixels: np.ndarray | Tensor) -> Float[Tensor, "n 3 y x"]:
         """Copies the frames once, as to a device, and drops them. A device would resize them without the CPU."""
         return torch.zeros(len(np.array(pixels)), 3, 1, 1)
 
-    def start(self, images: Float[Tensor, "n 3 y x"]) -> Callable[[], np.ndarray]:
+    def start(self, images: Float[Tensor, "n 3 y x"]) -> Callable[[], FrameFeatures]:
         """Starts a batch. It ends `n / rate` seconds after the batch before it, or from now if there is none.
 
-        Call the returned function to wait for its tokens, float16 [n 1+p c].
+        Call the returned function to wait for its features.
         """
         end_s = max(self._busy_until_s, time.monotonic()) + len(images) / self._rate
         self._busy_until_s = end_s
 
-        def finish() -> np.ndarray:
+        def finish() -> FrameFeatures:
             time.sleep(max(0.0, end_s - time.monotonic()))
-            return np.repeat(self._tokens[None], len(images), axis=0)
+            return FrameFeatures(*(np.repeat(value[None], len(images), axis=0) for value in (self._tokens, self._joint)))
 
         return finish

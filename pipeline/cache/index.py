@@ -14,7 +14,7 @@ from typing import Any
 
 from costl.pipeline.cache import hdf5
 from costl.pipeline.cache.pack_table import PackTable, read_table
-from costl.pipeline.encode.types import JointSpace
+from costl.pipeline.encode.types import JointSpace, TokenProjection
 from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.fingerprint import canonical_json
 from costl.pipeline.formats.strict_json import read_json
@@ -22,6 +22,7 @@ from costl.pipeline.grid import Grid
 from costl.pipeline.options import TokenFormat
 
 FORMATS = (1, 2)  # that are read; the last one is written
+_PROJECTION_ARRAYS = {"norm_weight": 1, "norm_bias": 1, "projection": 2}  # and their axes
 MAX_CLIPS = 1 << 24  # of one video: 48 hours, the longest video that is extracted, at 97 clips a second
 
 
@@ -85,8 +86,10 @@ class Contents:
     """Everything in an index besides its rows and words.
 
     `fingerprint`: every setting that decides a feature. `patch_grid`: rows and columns, (0, 0) where frames have no
-    patches. `annotations`: the JSONL text of each split. `settings`: the training settings of the data folder. `videos`:
-    the folder of the videos as a path relative to the cache's folder, so that both can move together; empty if unknown.
+    patches. `joint`: the space of frames and sentences. `token_width`: c. `projection`: where parts may lack joint vectors,
+    because the cache was begun in format 1, what gives them. `annotations`: the JSONL text of each split. `settings`: the
+    training settings of the data folder. `videos`: the folder of the videos as a path relative to the cache's folder, so
+    that both can move together; empty if unknown.
     `source`: the `model` and the `weights` (see `relative_weights`) from which the CLIP can be loaded again.
     `token_format`: how the tokens are stored. `share`: which share of a data folder this is and the positions of its
     annotations in the whole files (`shards.Share.select_annotations`); empty for a whole folder. Raises CacheError for
@@ -97,6 +100,8 @@ class Contents:
     fps: float
     patch_grid: tuple[int, int]
     joint: JointSpace
+    token_width: int
+    projection: TokenProjection | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     videos: str = ""
@@ -118,7 +123,7 @@ class Contents:
     def token_shape(self) -> tuple[int, int]:
         """(1+p, c) of every frame."""
         rows, columns = self.patch_grid
-        return 1 + rows * columns, len(self.joint.norm_weight)
+        return 1 + rows * columns, self.token_width
 
 
 def relative_weights(folder: Path, weights: str) -> str:
@@ -192,7 +197,7 @@ def read_index(path: Path) -> Index:
             fingerprint=_json(file, "fingerprint", dict),
             fps=features["fps"],
             patch_grid=tuple(features["patch_grid"]),
-            joint=_read_joint_space(file),
+            **_read_joint_space(file),
             annotations=_read_annotations(file),
             settings=_json(file, "settings", dict),
             videos=str(features.get("videos", "")),
@@ -229,31 +234,40 @@ def write_index(
         annotations = file.create_group("annotations")
         for split, text in sorted(contents.annotations.items()):
             hdf5.put_text(annotations, split, text)
-        _write_joint_space(file.create_group("joint"), contents.joint)
+        _write_joint_space(file.create_group("joint"), contents)
         hdf5.put_text(file, "words", index.words_file)
         if extend:
             extend(file)
 
 
-def _write_joint_space(group: Any, joint: JointSpace) -> None:
-    group["norm_weight"] = joint.norm_weight
-    group["norm_bias"] = joint.norm_bias
-    group["projection"] = joint.projection
-    scalars = {"norm_eps": joint.norm_eps, "logit_scale": joint.logit_scale, "normed": joint.normed}
+def _write_joint_space(group: Any, contents: Contents) -> None:
+    scalars = asdict(contents.joint) | {"token_width": contents.token_width}
+    projection = contents.projection
+    if projection is not None:
+        for name in _PROJECTION_ARRAYS:
+            group[name] = getattr(projection, name)
+        scalars |= {"norm_eps": projection.norm_eps, "normed": projection.normed}
     hdf5.put_text(group, "scalars", canonical_json(scalars))
 
 
-def _read_joint_space(file: Any) -> JointSpace:
+def _read_joint_space(file: Any) -> dict[str, Any]:
+    """`joint`, `token_width` and `projection` of the contents. Format 1 stores all of them as a projection and a scale."""
     scalars = _json(file, "joint/scalars", dict)
-    return _construct(
+    projection = None
+    if hdf5.has_name(hdf5.get_group(file, "joint"), "projection"):
+        arrays = {name: hdf5.get_array(file, f"joint/{name}", "<f4", ndim=ndim) for name, ndim in _PROJECTION_ARRAYS.items()}
+        norm = {"norm_eps": float(scalars["norm_eps"]), "normed": bool(scalars.get("normed", True))}
+        projection = _construct(TokenProjection, **arrays, **norm)
+        token_width, width = projection.projection.shape
+        scalars = {"token_width": token_width, "width": width, "is_known": bool(projection.projection.any())} | scalars
+    joint = _construct(
         JointSpace,
-        norm_weight=hdf5.get_array(file, "joint/norm_weight", "<f4", ndim=1),
-        norm_bias=hdf5.get_array(file, "joint/norm_bias", "<f4", ndim=1),
-        norm_eps=float(scalars["norm_eps"]),
-        projection=hdf5.get_array(file, "joint/projection", "<f4", ndim=2),
+        width=int(scalars["width"]),
         logit_scale=float(scalars["logit_scale"]),
-        normed=bool(scalars.get("normed", True)),
+        logit_bias=float(scalars.get("logit_bias", 0.0)),
+        is_known=bool(scalars["is_known"]),
     )
+    return {"joint": joint, "token_width": int(scalars["token_width"]), "projection": projection}
 
 
 def _read_annotations(file: Any) -> dict[str, str]:

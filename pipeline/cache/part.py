@@ -32,6 +32,7 @@ _ATTRIBUTES = {
     "decoder": str,
     "picture_start_s": float,
 }
+_JOINT = "joint"
 _ATTRIBUTES_OF_FORMAT_2 = ("picture_start_s",)
 
 
@@ -49,14 +50,15 @@ def temporary_files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Where the tokens [t 1+p c] of a part are stored.
+    """Where the tokens [t 1+p c] and the joint vectors [t e] of a part are stored.
 
     `arrays`: `tokens`, and for int8 also `scales` [t 1+p], and `mean` and `std` [g c] of the g groups (frame token,
-    patches). `earlier`: the arrays of earlier layers of CLIP, which old parts may hold. They are part of the checksum, and
-    nothing else reads them.
+    patches). `joint`: None in parts of format 1, and where the joint space is unknown. `earlier`: the arrays of earlier
+    layers of CLIP, which old parts may hold. They are part of the checksum, and nothing else reads them.
     """
 
     arrays: dict[str, hdf5.Location]
+    joint: hdf5.Location | None = None
     earlier: tuple[hdf5.Location, ...] = ()
 
     def read(self, clips: ClipSelection = slice(None), *, patches: bool = True) -> np.ndarray:
@@ -72,37 +74,47 @@ class StoredTokens:
         return dequantise(tokens, scales, self.arrays["mean"].array(), self.arrays["std"].array())
 
     def checksum(self, times_s: np.ndarray) -> str:
-        """sha256 over the stored bytes of the tokens and then of the times."""
+        """sha256 over the stored bytes of the tokens, of the joint vectors and of the times."""
         hasher = hashlib.sha256()
-        for location in (*self.arrays.values(), *self.earlier):
+        for location in (*self.arrays.values(), *self.earlier, *([self.joint] if self.joint else [])):
             hasher.update(np.ascontiguousarray(location.array()).data)
         hasher.update(np.ascontiguousarray(times_s).data)
         return hasher.hexdigest()
 
     def first_nonfinite_clip(self) -> int | None:
-        """The index of the first clip with a non-finite value; None for int8, whose scales `locate_tokens` checks."""
-        if "scales" in self.arrays:
-            return None
-        tokens = self.arrays["tokens"].array()
-        for clips in clip_blocks(tokens.shape):
-            # All exponent bits of a float16 are set when it is infinite or NaN: many times as fast as np.isfinite.
-            exponents = np.ascontiguousarray(tokens[clips]).view(np.uint16) & _EXPONENT_BITS
-            if exponents.max() == _EXPONENT_BITS:
-                return clips.start + int(exponents.max(axis=(1, 2)).argmax())
+        """The index of the first clip with a non-finite value. The scales of int8 are checked by `locate_tokens`."""
+        tokens = [] if "scales" in self.arrays else [self.arrays["tokens"].array()]
+        for array in tokens + ([self.joint.array()[:, None]] if self.joint else []):
+            for clips in clip_blocks(array.shape):
+                # All exponent bits of a float16 are set when it is infinite or NaN: many times as fast as np.isfinite.
+                exponents = np.ascontiguousarray(array[clips]).view(np.uint16) & _EXPONENT_BITS
+                if exponents.max() == _EXPONENT_BITS:
+                    return clips.start + int(exponents.max(axis=(1, 2)).argmax())
         return None
 
 
 def write_part(
-    path: Path, row: VideoRow, fingerprint: str, *, dtype: str, tokens: np.ndarray, times_s: np.ndarray
+    path: Path,
+    row: VideoRow,
+    fingerprint: str,
+    *,
+    dtype: str,
+    tokens: np.ndarray,
+    joint: np.ndarray | None,
+    times_s: np.ndarray,
 ) -> VideoRow:
-    """Publishes one part, tokens float16 [t 1+p c] stored as `dtype` and times_s [t], and returns the row with its checksum.
+    """Publishes one part and returns the row with its checksum.
 
-    The part repeats everything in its row, so that the index could be rebuilt from the parts. Raises VideoError for tokens
-    that cannot be stored as `dtype`, CacheError when the file cannot be written.
+    `tokens`: float16 [t 1+p c], stored as `dtype`. `joint`: float16 [t e], None where it is unknown. `times_s`: [t]. The
+    part repeats everything in its row, so that the index could be rebuilt from the parts. Raises VideoError for tokens that
+    cannot be stored as `dtype`, CacheError when the file cannot be written.
     """
     hasher = hashlib.sha256()
     with hdf5.create_file(path) as file:
         _write_tokens(file, tokens, hasher, quantised=dtype == "int8")
+        if joint is not None:
+            file[_JOINT] = joint
+            hasher.update(np.ascontiguousarray(joint).data)
         file["times_s"] = times_s
         hasher.update(np.ascontiguousarray(times_s).data)
         row = replace(row, checksum=hasher.hexdigest())
@@ -157,7 +169,7 @@ def check_part_fingerprint(file: Any, fingerprint: str) -> None:
 
 
 def locate_tokens(file: Any, clips: int, contents: Contents) -> StoredTokens:
-    """Where the tokens [clips 1+p c] lie in an open part.
+    """Where the tokens [clips 1+p c] and the joint vectors [clips e] lie in an open part.
 
     Raises CacheError for any other shape or type, and for scales that are negative or not finite.
     """
@@ -171,7 +183,12 @@ def locate_tokens(file: Any, clips: int, contents: Contents) -> StoredTokens:
         scales = (arrays["scales"].array(), arrays["std"].array())
         if not (np.isfinite(mean).all() and all(np.isfinite(scale).all() and (scale >= 0).all() for scale in scales)):
             raise CacheError(f"{file.file.filename}: damaged scales. Delete it and run costl extract again.")
-    return StoredTokens(arrays, tuple(_earlier_layers(file, shapes, dtypes)))
+    joint = None
+    if hdf5.has_name(file, _JOINT):
+        joint = _locate(file, _JOINT, "<f2", (clips, contents.joint.width))
+    elif contents.joint.is_known and contents.projection is None:
+        raise CacheError(f"{file.file.filename}: no joint vectors. Delete it and run costl extract again.")
+    return StoredTokens(arrays, joint, tuple(_earlier_layers(file, shapes, dtypes)))
 
 
 def _earlier_layers(file: Any, shapes: dict[str, Any], dtypes: dict[str, str]) -> Iterator[hdf5.Location]:

@@ -1,7 +1,8 @@
 """Reads a cache: one HDF5 index, one HDF5 part for each video in a folder next to it, and the words of all queries.
 
 feats.h5                        format, fingerprint, features, rows, settings, annotations/<split>, joint/*, words
-feats.h5.parts/<id>.h5          tokens [t 1+p c] in the cache's token format, times_s float64 [t], and the row as attributes
+feats.h5.parts/<id>.h5          tokens [t 1+p c] in the cache's token format, joint float16 [t e], times_s float64 [t],
+                                and the row as attributes
 feats.h5.parts/words/<hash>.h5  the words of every query; `words` in the index is the name of this file
 
 A packed file (see pack_table.py) is read in the same way.
@@ -28,7 +29,7 @@ from costl.pipeline.cache.part import (
     read_times,
 )
 from costl.pipeline.cache.words import WordTable, words_folder
-from costl.pipeline.encode.types import SentenceTokens
+from costl.pipeline.encode.types import SentenceTokens, unit_length
 from costl.pipeline.errors import CacheError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
@@ -96,11 +97,27 @@ class CacheReader:
         Only the requested values are read. Float16 is returned as a read-only memory map, unless `clips` is a list of
         indices; int8 is converted to float16.
         """
+        return self._stored(video_id).read(clips, patches=patches)
+
+    def joint_vectors(self, video_id: str, *, clips: ClipSelection = slice(None)) -> np.ndarray:
+        """The frames in the joint space, float32 [t e], of length one: comparable with the sentences of `words`.
+
+        In format 1 they follow from the frame tokens. Where the joint space is unknown, they are zeros.
+        """
+        stored, projection = self._stored(video_id), self.contents.projection
+        if stored.joint is not None:
+            return unit_length(stored.joint.array()[clips if isinstance(clips, slice) else list(clips)])
+        frame_tokens = stored.read(clips, patches=False)[:, 0]
+        if projection is not None:
+            return projection.project(frame_tokens)
+        return np.zeros((len(frame_tokens), self.joint.width), np.float32)
+
+    def _stored(self, video_id: str) -> StoredTokens:
         # The location of the bytes is looked up once. Reading through HDF5 is half as fast and blocks other threads.
         if video_id not in self._stored_tokens:
             with self._open_part(video_id) as part:
                 self._stored_tokens[video_id] = locate_tokens(part, self.row(video_id).clips, self.contents)
-        return self._stored_tokens[video_id].read(clips, patches=patches)
+        return self._stored_tokens[video_id]
 
     def times_s(self, video_id: str) -> np.ndarray:
         """The time at which each clip's frame first appears on screen, seconds, float64 [t]."""

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class CacheWriter:
         self._next_index_s = math.inf
 
     def __enter__(self) -> CacheWriter:
-        check_fingerprint(self.path, self._contents.fingerprint)
+        existing = check_fingerprint(self.path, self._contents.fingerprint)
+        if existing is not None and existing.projection is not None:  # its parts may lack joint vectors
+            self._contents = replace(self._contents, projection=existing.projection)
         self._lock.enter_context(locked_cache(self.path))
         try:
             for temporary in temporary_files(self.path):
@@ -84,6 +87,7 @@ class CacheWriter:
         *,
         name: str = "",
         tokens: np.ndarray,
+        joint: np.ndarray | None = None,
         times_s: np.ndarray,
         duration_s: float,
         content_hash: str,
@@ -91,11 +95,15 @@ class CacheWriter:
         repaired: int = 0,
         decoder: str = "",
     ) -> VideoRow:
-        """Publishes one video: tokens float16 [t 1+p c], times_s float64 [t].
+        """Publishes one video: tokens float16 [t 1+p c], joint vectors float16 [t e], times_s float64 [t].
 
-        `name` defaults to the id. Raises VideoError for tokens that cannot be stored in the token format of this cache.
+        `joint` is None where the joint space is unknown. `name` defaults to the id. Raises VideoError for tokens that cannot
+        be stored in the token format of this cache.
         """
         assert tokens.dtype == np.float16 and tokens.shape[1:] == self._contents.token_shape, tokens.shape
+        space = self._contents.joint
+        if space.is_known and self._contents.projection is None:
+            assert joint is not None and joint.dtype == np.float16 and joint.shape == (len(tokens), space.width)
         assert times_s.dtype == np.float64 and times_s.shape == tokens.shape[:1], times_s.shape
         row = VideoRow(
             id=video_id,
@@ -110,7 +118,8 @@ class CacheWriter:
             decoder=decoder,
         )
         dtype = self._contents.token_format.dtype
-        row = write_part(self.parts / row.part, row, self._digest, dtype=dtype, tokens=tokens, times_s=times_s)
+        path = self.parts / row.part
+        row = write_part(path, row, self._digest, dtype=dtype, tokens=tokens, joint=joint, times_s=times_s)
         self._add(row)
         return row
 
@@ -161,16 +170,18 @@ class CacheWriter:
             self.write_index()
 
 
-def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Raises CacheError for a cache at `path` with another fingerprint, naming every field that differs.
+def check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> Contents | None:
+    """The contents of the cache at `path`; None where no cache exists.
 
-    A path where no cache exists is accepted.
+    Raises CacheError for another fingerprint, naming every field that differs.
     """
     if not path.exists():
-        return
-    differences = explain_difference(read_unpacked_index(path).contents.fingerprint, fingerprint)
+        return None
+    contents = read_unpacked_index(path).contents
+    differences = explain_difference(contents.fingerprint, fingerprint)
     if differences:
         raise CacheError(
             f"{path} was made with other settings ({'; '.join(differences)}). "
             "Ask for the same, choose another --out, or delete it and its parts."
         )
+    return contents

@@ -1,9 +1,10 @@
-"""What CLIP gives besides visual tokens, in numpy: the tokens of a sentence, and the map into the joint space."""
+"""What an encoder gives, in numpy: the features of frames, the tokens of a sentence, and the joint space of both."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,21 +33,53 @@ class SentenceTokens:
             raise CostlError(f"words: {len(self.texts)} texts for {len(self.tokens)} tokens, expected one each.")
 
 
+class FrameFeatures(NamedTuple):
+    """What the image tower gives for some frames.
+
+    `tokens`: float16 [n 1+p c], the frame token and then the patches row by row, as the last block or stage leaves them.
+    `joint`: float16 [n e], the frame's own feature in the joint space, of length one.
+    """
+
+    tokens: np.ndarray
+    joint: np.ndarray
+
+
 @dataclass(frozen=True)
 class JointSpace:
-    """The float32 tensors that map a visual token into the joint space, which it shares with sentences.
+    """The space of `width` e in which an encoder compares frames and sentences.
 
-    `norm_weight` [c], `norm_bias` [c] and `norm_eps`: the tower's last LayerNorm. `projection` [c e]. `logit_scale`: the
-    temperature CLIP was trained with, already exponentiated. If `normed` is False there is no LayerNorm: the tokens already
-    hold joint-space features, and the projection only selects them. A projection of zeros means that the joint space is
-    unknown (`is_known` is False); every similarity is then zero. Raises CostlError when the sizes disagree.
+    `logit_scale` (already exponentiated) and `logit_bias` turn a cosine into the logit of its training; the bias is that of
+    a sigmoid loss, else 0. Where `is_known` is False, frames and sentences share no space, and every similarity is zero.
+    Raises CostlError for impossible values.
+    """
+
+    width: int
+    logit_scale: float
+    logit_bias: float = 0.0
+    is_known: bool = True
+
+    def __post_init__(self) -> None:
+        scale, bias = self.logit_scale, self.logit_bias
+        if not (self.width > 0 and math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
+            raise CostlError(
+                f"joint space: width {self.width}, scale {scale}, bias {bias}; expected a width and a finite scale above "
+                "zero, and a finite bias."
+            )
+
+
+@dataclass(frozen=True)
+class TokenProjection:
+    """From a frame token to its joint vector, for parts of format 1, which store no joint vectors. All float32.
+
+    `norm_weight` [c], `norm_bias` [c] and `norm_eps`: the tower's last LayerNorm. `projection` [c e]. If `normed` is False
+    there is no LayerNorm: the tokens already hold joint vectors, and the projection only selects them. Raises CostlError
+    when the sizes disagree.
     """
 
     norm_weight: np.ndarray
     norm_bias: np.ndarray
     norm_eps: float
     projection: np.ndarray
-    logit_scale: float
     normed: bool = True
 
     def __post_init__(self) -> None:
@@ -56,27 +89,24 @@ class JointSpace:
         widths = [len(self.norm_weight), len(self.norm_bias), len(self.projection)]
         if len(set(widths)) > 1:
             raise CostlError(f"joint tensors of widths {widths}, expected one width.")
-        if not (0 < self.norm_eps < 1 and math.isfinite(self.logit_scale) and self.logit_scale > 0):
-            raise CostlError(
-                f"joint space: epsilon {self.norm_eps}, scale {self.logit_scale}; expected an epsilon between 0 and 1 and "
-                "a finite scale above zero."
-            )
-
-    @property
-    def is_known(self) -> bool:
-        """Whether visual tokens and sentences can be compared."""
-        return bool(self.projection.any())
+        if not 0 < self.norm_eps < 1:
+            raise CostlError(f"joint space: epsilon {self.norm_eps}, expected one between 0 and 1.")
 
     def project(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens [... c] -> joint-space features float32 [... e] of length one: LayerNorm, projection, L2 norm."""
+        """Tokens [... c] -> joint vectors float32 [... e] of length one: LayerNorm, projection, L2 norm."""
         x = np.asarray(tokens, dtype=np.float32)
-        features = (self._norm(x) if self.normed else x) @ self.projection
-        return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+        return unit_length((self._norm(x) if self.normed else x) @ self.projection)
 
     def _norm(self, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.mean(np.square(centred), axis=-1, keepdims=True)
         return centred / np.sqrt(variance + self.norm_eps) * self.norm_weight + self.norm_bias
+
+
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [... e] with length one, float32; a vector of zeros stays as it is."""
+    values = np.asarray(vectors, dtype=np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
 def _check(name: str, array: np.ndarray, *, dtype: type, ndim: int) -> None:

@@ -19,7 +19,7 @@ from costl.pipeline.data_folder import (
     rows_in,
     without_spatial_encoder,
 )
-from costl.pipeline.encode.types import JointSpace
+from costl.pipeline.encode.types import JointSpace, unit_length
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -108,12 +108,14 @@ def import_features(
         fps=rate,
         patch_grid=(0, 0),
         joint=_joint_space(widths, joint, len(next(iter(sentences.values())).sentence)),
+        token_width=sum(widths.values()),
         annotations=texts,
         settings=without_spatial_encoder(settings.train),
     )
     check_fingerprint(out, contents.fingerprint)
     with CacheWriter(out, contents, sentences) as writer:
-        skipped, rows = _import_videos(videos, writer, report_progress, normalize=normalize)
+        joint_stream = None if joint is None else list(features).index(joint)
+        skipped, rows = _import_videos(videos, writer, report_progress, normalize=normalize, joint_stream=joint_stream)
         for name, streams in missing.items():
             reason = f"no file of {streams}."
             rows.append(writer.record_without_features(safe_id(name), name=name, status="missing", reason=reason))
@@ -128,29 +130,23 @@ def import_features(
 
 
 def _joint_space(widths: Mapping[str, int], stream: str | None, sentence_width: int) -> JointSpace:
-    """A projection that selects the channels of `stream`. Without a stream it is all zeros: the space is not known."""
-    width = sum(widths.values())
-    projection = np.zeros((width, sentence_width), np.float32)
-    if stream is not None:
-        if widths[stream] != sentence_width:
-            raise UsageError(
-                f"--joint {stream}: its frames have {widths[stream]} channels and the sentences {sentence_width}, so that "
-                "they cannot be compared. Leave --joint out."
-            )
-        start = sum(list(widths.values())[: list(widths).index(stream)])
-        projection = np.eye(width, sentence_width, k=-start, dtype=np.float32)
-    return JointSpace(
-        norm_weight=np.ones(width, np.float32),
-        norm_bias=np.zeros(width, np.float32),
-        norm_eps=1e-5,
-        projection=projection,
-        logit_scale=100.0,  # of every published CLIP after training
-        normed=False,
-    )
+    """The space of the sentences; it is known if `stream` names the features that share it."""
+    if stream is not None and widths[stream] != sentence_width:
+        raise UsageError(
+            f"--joint {stream}: its frames have {widths[stream]} channels and the sentences {sentence_width}, so that "
+            "they cannot be compared. Leave --joint out."
+        )
+    # The scale is that of every published CLIP after training.
+    return JointSpace(width=sentence_width, logit_scale=100.0, is_known=stream is not None)
 
 
 def _import_videos(
-    videos: Sequence[VideoFeatures], writer: CacheWriter, report_progress: ProgressCallback, *, normalize: bool
+    videos: Sequence[VideoFeatures],
+    writer: CacheWriter,
+    report_progress: ProgressCallback,
+    *,
+    normalize: bool,
+    joint_stream: int | None,
 ) -> tuple[list[str], list[VideoRow]]:
     """(names of the videos whose part is complete and whose files and duration are unchanged, rows of the others)."""
     unchanged: list[str] = []
@@ -168,13 +164,15 @@ def _import_videos(
     writer.write_index()
     rows: list[VideoRow] = []
     for video, content in pending:
-        row = _import_video(video, content, writer, normalize=normalize)
+        row = _import_video(video, content, writer, normalize=normalize, joint_stream=joint_stream)
         rows.append(row)
         report_progress(Progress("videos", len(rows), len(pending), row.reason or row.name))
     return unchanged, rows
 
 
-def _import_video(video: VideoFeatures, content: str, writer: CacheWriter, *, normalize: bool) -> VideoRow:
+def _import_video(
+    video: VideoFeatures, content: str, writer: CacheWriter, *, normalize: bool, joint_stream: int | None
+) -> VideoRow:
     video_id = safe_id(video.name)
     try:
         streams = [_read_stream(array, video.grid.clips, normalize=normalize) for array in video.streams]
@@ -184,6 +182,7 @@ def _import_video(video: VideoFeatures, content: str, writer: CacheWriter, *, no
         video_id,
         name=video.name,
         tokens=np.concatenate(streams, axis=1)[:, None],
+        joint=None if joint_stream is None else unit_length(streams[joint_stream]).astype(np.float16),
         times_s=video.grid.centres_s(),
         duration_s=video.grid.duration_s,
         content_hash=content,

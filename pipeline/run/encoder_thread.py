@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from costl.pipeline.decode.pool import Chunk
+from costl.pipeline.encode.types import FrameFeatures
 from costl.pipeline.errors import CostlError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 
 class Frame(NamedTuple):
     """The frame of a video for one clip of its grid, on screen from `time_s`.
 
-    `value` is its image [3 y x] on the device before it is encoded, and its tokens, float16 [1+p c], afterwards.
+    `value` is its image [3 y x] on the device before it is encoded, and afterwards its `FrameFeatures` without the axis n.
     """
 
     video_id: str
@@ -34,12 +34,12 @@ class Frame(NamedTuple):
 
 
 class EncoderThread:
-    """Takes chunks from `chunks`, which several encoders may share, and passes batches of frames with tokens to `deliver`.
+    """Takes chunks from `chunks`, which several encoders may share, and passes batches of frames with features to `deliver`.
 
     All batches have the same size, whatever videos their frames come from; the last one is padded. A token must not depend
     on which videos happened to be decoded together, and equal shapes take equal paths through the device's kernels.
 
-    The thread holds less than one batch and one chunk of prepared frames, and the tokens of two batches: on a GPU the next
+    The thread holds less than one batch and one chunk of prepared frames, and the features of two batches: on a GPU the next
     batch is started before the last one is fetched. When the device runs out of memory, the batch is halved for the rest of
     the run. After a failure (`error`) or when `stop` is set, the thread keeps releasing chunks until the None that ends
     them, so that no decode process waits for a slot.
@@ -65,7 +65,7 @@ class EncoderThread:
         self._stop = stop
         self._report_message = report_message
         self._prepared: deque[Frame] = deque()
-        self._started: tuple[list[Frame], Callable[[], np.ndarray]] | None = None
+        self._started: tuple[list[Frame], Callable[[], FrameFeatures]] | None = None
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"costl-{encoder.device}")
 
     def _run(self) -> None:
@@ -118,16 +118,16 @@ class EncoderThread:
             self._started = frames, fetch
 
     def _deliver_started(self) -> None:
-        """Fetches and delivers the tokens of the batch that was started last."""
+        """Fetches and delivers the features of the batch that was started last."""
         if self._started is None or self._stop.is_set():
             return
         frames, fetch = self._started
         self._started = None
         with self._translated_errors():
-            tokens = fetch()
+            features = map(FrameFeatures._make, zip(*fetch(), strict=True))
         self.frames += len(frames)
         self.waiting_for = "disk"
-        self._deliver([frame._replace(value=token) for frame, token in zip(frames, tokens, strict=False)])
+        self._deliver([frame._replace(value=value) for frame, value in zip(frames, features, strict=False)])
         self.waiting_for = ""
 
     def _halve_batch(self) -> None:

@@ -73,6 +73,7 @@ def cache_contents(encoder: CLIPEncoder, fingerprint: Mapping[str, Any], **other
         fps=float(fingerprint["fps"]),
         patch_grid=encoder.patch_grid,
         joint=encoder.joint,
+        token_width=encoder.width,
         token_format=TokenFormat.from_fields(fingerprint),
         **others,
     )
@@ -153,7 +154,7 @@ class _Run:
                 encoder,
                 batch=batch,
                 chunks=self._chunks,
-                deliver=self._saver.add_tokens,
+                deliver=self._saver.add_features,
                 stop=self._stop,
                 report_message=self._messages.put,
             )

@@ -1,4 +1,4 @@
-"""The one thread of a run that writes to disk: it collects the tokens of each video and publishes complete videos."""
+"""The one thread of a run that writes to disk: it collects the features of each video and publishes complete videos."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from costl.pipeline.cache.hdf5 import write_error
 from costl.pipeline.cache.index import VideoRow
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Decoded, Failed
+from costl.pipeline.encode.types import FrameFeatures
 from costl.pipeline.errors import VideoError
 from costl.pipeline.videos import Video, content_hash, file_stamp
 
 if TYPE_CHECKING:
     from costl.pipeline.run.encoder_thread import Frame
 
-UNSAVED = 4  # batches of tokens that may wait for the disk
+UNSAVED = 4  # batches of features that may wait for the disk
 
 
 class SaverThread:
-    """Takes batches of tokens and the end of each video, in any order; puts a row into `rows` for each finished video.
+    """Takes batches of features and the end of each video, in any order; puts a row into `rows` for each finished video.
 
-    No more than `UNSAVED` batches wait: `add_tokens` blocks until there is room. After a failure (`error`) or when `stop`
+    No more than `UNSAVED` batches wait: `add_features` blocks until there is room. After a failure (`error`) or when `stop`
     is set, the thread keeps emptying its queue until `finish`, so that no other thread waits for it.
     """
 
@@ -41,13 +42,13 @@ class SaverThread:
         self._stamps = {video.id: file_stamp(video.path) for video in videos.values()}
         self._queue: SimpleQueue[list[Frame] | Decoded | Failed | None] = SimpleQueue()
         self._room = threading.Semaphore(UNSAVED)
-        self._buffers: dict[str, TokenBuffer] = {}
+        self._buffers: dict[str, FeatureBuffer] = {}
         self._decoded: dict[str, Decoded] = {}
         self._failed: set[str] = set()
         self.thread = threading.Thread(target=self._run, daemon=True, name="costl-save")
 
-    def add_tokens(self, frames: list[Frame]) -> None:
-        """Takes a batch of frames with their tokens; blocks while `UNSAVED` batches wait."""
+    def add_features(self, frames: list[Frame]) -> None:
+        """Takes a batch of frames with their features; blocks while `UNSAVED` batches wait."""
         self._room.acquire()
         self._queue.put(frames)
 
@@ -91,7 +92,7 @@ class SaverThread:
         if frame.video_id in self._failed:  # its frames were on the way when the video failed
             return
         if frame.video_id not in self._buffers:
-            self._buffers[frame.video_id] = TokenBuffer(self._writer.parts)
+            self._buffers[frame.video_id] = FeatureBuffer(self._writer.parts)
         self._buffers[frame.video_id].add(frame)
         self._save_if_complete(frame.video_id)
 
@@ -103,13 +104,15 @@ class SaverThread:
             with closing(buffer):
                 self._save(decoded, buffer)
 
-    def _save(self, decoded: Decoded, buffer: TokenBuffer) -> None:
+    def _save(self, decoded: Decoded, buffer: FeatureBuffer) -> None:
         video = self._videos[decoded.video_id]
+        features = buffer.features()
         try:
             row = self._writer.store(
                 video.id,
                 name=video.path.stem,
-                tokens=buffer.tokens(),
+                tokens=features.tokens,
+                joint=features.joint,
                 times_s=buffer.times_s(),
                 duration_s=decoded.duration_s,
                 picture_start_s=decoded.picture_start_s,
@@ -128,32 +131,35 @@ class SaverThread:
         self.rows.put(self._writer.record_without_features(video_id, name=name, status=status, reason=reason))
 
 
-class TokenBuffer:
-    """The tokens of one video, added in any order and held in an unnamed file: memory does not grow with the length.
+class FeatureBuffer:
+    """The features of one video, added in any order and held in an unnamed file: memory does not grow with the length.
 
     Its methods raise OSError when the disk of `folder` is full or cannot be written.
     """
 
     def __init__(self, folder: Path):
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by `close`)
-        self._shape: tuple[int, ...] = ()
+        self._record = np.dtype([])  # of one frame in the file
         self._times_s: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._times_s)
 
     def add(self, frame: Frame) -> None:
-        """Adds a frame with its tokens."""
-        tokens = np.ascontiguousarray(frame.value)
-        self._shape = tokens.shape
-        self._file.seek(frame.clip_index * tokens.nbytes)
-        self._file.write(tokens.data)
+        """Adds a frame with its features."""
+        arrays = [np.ascontiguousarray(array) for array in frame.value]
+        names = FrameFeatures._fields
+        self._record = np.dtype([(name, a.dtype, a.shape) for name, a in zip(names, arrays, strict=True)])
+        self._file.seek(frame.clip_index * self._record.itemsize)
+        for array in arrays:
+            self._file.write(array.data)
         self._times_s[frame.clip_index] = frame.time_s
 
-    def tokens(self) -> np.ndarray:
-        """All tokens, float16 [t 1+p c], valid until `close`."""
+    def features(self) -> FrameFeatures:
+        """All features, valid until `close`."""
         self._file.flush()
-        return np.memmap(self._file, dtype=np.float16, mode="r", shape=(len(self), *self._shape))
+        frames = np.memmap(self._file, dtype=self._record, mode="r", shape=len(self))
+        return FrameFeatures(*(frames[name] for name in FrameFeatures._fields))
 
     def times_s(self) -> np.ndarray:
         """All times, float64 [t]."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numbered_videos import frame_times, make_video
 from safetensors.torch import load_file, save_file
+from small_cache import unit_vectors
 
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.pack import pack
@@ -634,15 +635,9 @@ SMALL_MODEL = {
 def write_cache(path: Path) -> None:
     """A small cache of random features, with one query per split."""
     rng = np.random.default_rng(0)
-    joint = JointSpace(
-        norm_weight=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_bias=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_eps=1e-5,
-        projection=rng.normal(size=(CHANNELS, EMBEDDING_WIDTH)).astype(np.float32),
-        logit_scale=100.0,
-    )
+    joint = JointSpace(width=EMBEDDING_WIDTH, logit_scale=100.0)
     annotations = {video.partition("_")[0]: annotation_line(vid=video) for video in VIDEOS}
-    contents = Contents({"model": "made up", "fps": 0.5}, 0.5, (2, 2), joint, annotations, SMALL_MODEL)
+    contents = Contents({"model": "made up", "fps": 0.5}, 0.5, (2, 2), joint, CHANNELS, None, annotations, SMALL_MODEL)
     words = np.ones((2, WORD_WIDTH), np.float16)
     sentence = np.ones(EMBEDDING_WIDTH, np.float32)
     query = SentenceTokens(words, sentence, texts=("a ", "ball "))
@@ -650,8 +645,9 @@ def write_cache(path: Path) -> None:
         writer.write_index()
         for video in VIDEOS:
             tokens = rng.normal(size=(CLIPS, 5, CHANNELS)).astype(np.float16)
+            features = {"tokens": tokens, "joint": unit_vectors(rng, CLIPS, EMBEDDING_WIDTH)}
             times_s = np.arange(CLIPS) * 2.0 + 1.0
-            writer.store(video, tokens=tokens, times_s=times_s, duration_s=24.0, content_hash=f"hash of {video}")
+            writer.store(video, **features, times_s=times_s, duration_s=24.0, content_hash=f"hash of {video}")
 
 
 def write_workspace(workspace: Path) -> None:

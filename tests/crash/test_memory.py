@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from small_cache import unit_vectors
 
 from costl.pipeline.bench.measure import can_measure_memory, peak_memory
 from costl.pipeline.bench.memory import extraction_memory
@@ -64,6 +65,7 @@ def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Pa
             writer.store(
                 f"v{number}",
                 tokens=rng.normal(size=(clips, *shape)).astype(np.float16),
+                joint=unit_vectors(rng, clips, like.joint.width),
                 times_s=np.arange(clips) * 2.0 + 1,
                 duration_s=2.0 * clips,
                 content_hash=str(number),

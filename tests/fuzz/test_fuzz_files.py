@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from open_damaged import CACHES, CHECKPOINTS, small_state
+from small_cache import unit_vectors
 
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.pack import pack
@@ -32,12 +33,12 @@ def folder(tmp_path) -> Path:
     whole = tmp_path / "whole"
     whole.mkdir()
     rng = np.random.default_rng(0)
-    joint = JointSpace(np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, np.eye(8, 4, dtype=np.float32), 100.0)
     contents = Contents(
         fingerprint={"model": "tiny", "fps": 0.5},
         fps=0.5,
         patch_grid=(2, 3),
-        joint=joint,
+        joint=JointSpace(width=4, logit_scale=100.0),
+        token_width=8,
         annotations={"train": json.dumps(ROW) + "\n", "val": ""},
         settings={"train": {"epochs": 3}},
         videos="videos",
@@ -48,8 +49,8 @@ def folder(tmp_path) -> Path:
         writer.write_index()
         for name, clips in (("v_a", 3), ("v_b", 5), ("v_c", 1)):
             tokens = rng.normal(size=(clips, 7, 8)).astype(np.float16)
-            times_s = np.arange(clips) * 2.0 + 1
-            writer.store(name, tokens=tokens, times_s=times_s, duration_s=clips * 2.0, content_hash="0" * 64)
+            features = {"tokens": tokens, "joint": unit_vectors(rng, clips, 4), "times_s": np.arange(clips) * 2.0 + 1}
+            writer.store(name, **features, duration_s=clips * 2.0, content_hash="0" * 64)
         writer.record_without_features("bad", status="failed", reason="no video stream")
     pack(whole / "feats.h5", out=whole / "packed.h5")
     save_state(small_state(), whole)

@@ -13,17 +13,13 @@ from costl.pipeline.encode.types import JointSpace, SentenceTokens
 
 CHANNELS, PATCH_GRID, JOINT_CHANNELS, WORD_CHANNELS = 8, (2, 3), 4, 6
 CLIP_COUNTS = {"v_a": 3, "v_b": 5, "v_c": 1}  # of each video
+JOINT_SPACE = JointSpace(width=JOINT_CHANNELS, logit_scale=100.0)
 
 
-def joint_space() -> JointSpace:
-    rng = np.random.default_rng(0)
-    return JointSpace(
-        norm_weight=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_bias=rng.normal(size=CHANNELS).astype(np.float32),
-        norm_eps=1e-5,
-        projection=rng.normal(size=(CHANNELS, JOINT_CHANNELS)).astype(np.float32),
-        logit_scale=100.0,
-    )
+def unit_vectors(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random vectors of length one along the last axis, float16."""
+    values = rng.normal(size=shape)
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float16)
 
 
 def small_contents(**changes) -> Contents:
@@ -32,7 +28,8 @@ def small_contents(**changes) -> Contents:
         fingerprint={"model": "tiny", "fps": 0.5},
         fps=0.5,
         patch_grid=PATCH_GRID,
-        joint=joint_space(),
+        joint=JOINT_SPACE,
+        token_width=CHANNELS,
         annotations={"train": '{"qid": 1, "query": "a dog"}\n', "val": ""},
         settings={"epochs": 3},
     )
@@ -59,6 +56,7 @@ def video_features(video_id: str) -> dict:
     rng = np.random.default_rng(len(video_id) + clips)
     return {
         "tokens": rng.normal(size=(clips, 7, CHANNELS)).astype(np.float16),
+        "joint": unit_vectors(rng, clips, JOINT_CHANNELS),
         "times_s": np.arange(clips) * 2.0 + 1.0,
         "duration_s": clips * 2.0,
         "content_hash": f"hash of {video_id}",

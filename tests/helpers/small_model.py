@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from costl.config import Config, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch
-from costl.model.build import build_model
+from costl.model.build import Model, build_model
 from costl.model.contrast import BatchTexts
 from costl.model.costl import CoSTL, Outputs
 from costl.model.inputs import ModelInputs
-from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.pipeline.encode.types import SentenceTokens, TokenProjection
 from costl.pipeline.grid import Grid
 from costl.training.objective import total_loss
 
@@ -35,18 +35,16 @@ CLIPS, QUERIES = [1, 13, 6, 9, 2], [(0, 3), (1, 1), (3, 7), (2, 2), (1, 4), (4, 
 NEGATIVE_PAIRS = [(0, 2), (3, 5), (4, 0)]
 
 
-def joint_space(generator: torch.Generator) -> dict[str, Tensor]:
-    weight, bias, projection = (torch.randn(*n, generator=generator) for n in ((C,), (C,), (C, E)))
-    scale = {"norm_eps": torch.tensor(1e-5), "logit_scale": torch.tensor(10.0), "normed": torch.tensor(True)}
-    return {"norm_weight": 1 + 0.1 * weight, "norm_bias": 0.1 * bias, "projection": projection, **scale}
+def untrained(config: Config, grid: tuple[int, int] = (2, 3)) -> Model:
+    """The model of these settings for features of the sizes above."""
+    return build_model(config, encoder_width=C, word_width=W, patch_grid=grid, joint_width=E, logit_scale=10.0)
 
 
 def small_model(*overrides: str, grid: tuple[int, int] = (2, 3), perturbed: bool = True) -> CoSTL:
     """A model in evaluation mode; with `perturbed` no gate is at zero, so that every part changes the outputs."""
     torch.manual_seed(0)
     config = load_config(SMALL, overrides=overrides)
-    joint = joint_space(torch.Generator().manual_seed(1))
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=grid, joint=joint).eval()
+    model = untrained(config, grid).eval()
     with torch.no_grad():
         for parameter in model.parameters() if perturbed else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -62,8 +60,10 @@ def random_inputs(
     word_mask = torch.arange(max(n for _, n in queries)) < torch.tensor([n for _, n in queries])[:, None]
     tokens = torch.randn(*frame_mask.shape, 1 + patches, C, generator=generator)
     words = torch.randn(*word_mask.shape, W, generator=generator)
+    joint = nn.functional.normalize(torch.randn(*frame_mask.shape, E, generator=generator), dim=-1)
     return ModelInputs(
         tokens=torch.where(frame_mask[..., None, None], tokens, garbage),
+        joint=torch.where(frame_mask[..., None], joint, garbage),
         frame_mask=frame_mask,
         video=torch.tensor([v for v, _ in queries]),
         words=torch.where(word_mask[..., None], words, garbage),
@@ -78,6 +78,7 @@ def batch_of_one(inputs: ModelInputs, row: int) -> ModelInputs:
     real_frames = inputs.frame_mask[video]
     return ModelInputs(
         tokens=inputs.tokens[video, real_frames][None],
+        joint=inputs.joint[video, real_frames][None],
         frame_mask=real_frames[real_frames][None],
         video=torch.zeros(1, dtype=torch.long),
         words=inputs.words[row, real_words][None],
@@ -105,6 +106,7 @@ def padded_further(inputs: ModelInputs, *, clips: int, words: int, garbage: floa
     return replace(
         inputs,
         tokens=pad(inputs.tokens, (0, 0, 0, 0, 0, clips), value=garbage),
+        joint=pad(inputs.joint, (0, 0, 0, clips), value=garbage),
         frame_mask=pad(inputs.frame_mask, (0, clips)),
         words=pad(inputs.words, (0, 0, 0, words), value=garbage),
         word_mask=pad(inputs.word_mask, (0, words)),
@@ -136,8 +138,8 @@ class Sprites:
         self.things = rng.normal(size=(6, C)).astype(np.float32) * 2
         self.names = rng.normal(size=(6, 3, W)).astype(np.float16)
         self.noise = rng.normal(size=(3, 12, 10, C)).astype(np.float16) * np.float16(0.5)
-        self.joint = JointSpace(
-            np.ones(C, np.float32), np.zeros(C, np.float32), 1e-5, rng.normal(size=(C, E)).astype(np.float32), 10.0
+        self.projection = TokenProjection(
+            np.ones(C, np.float32), np.zeros(C, np.float32), 1e-5, rng.normal(size=(C, E)).astype(np.float32)
         )
         spans = [(0, 6), (12, 20), (4, 8), (10, 24), (0, 14), (18, 22)]
         self.queries = [Query(i, f"thing {i}", f"v{i // 2}", 24.0, (span,)) for i, span in enumerate(spans)]
@@ -152,9 +154,12 @@ class Sprites:
             tokens[start:end, 1 + int(query.qid)] += self.things[int(query.qid)].astype(np.float16)
         return tokens[clips, : None if patches else 1]
 
+    def joint_vectors(self, video_id: str, *, clips=slice(None)) -> np.ndarray:
+        return self.projection.project(self.tokens(video_id, clips=clips)[:, 0])
+
     def words(self, query: str) -> SentenceTokens:
         number = int(query.split()[1])
-        sentence = self.things[number] @ self.joint.projection
+        sentence = self.things[number] @ self.projection.projection
         return SentenceTokens(self.names[number], (sentence / np.linalg.norm(sentence)).astype(np.float32))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from small_cache import unit_vectors
 
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.writer import CacheWriter
@@ -18,13 +19,10 @@ def annotation_line(query: str, video: str = "a") -> str:
 
 
 def cache_contents() -> Contents:
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=4).astype(np.float32)
-    projection = rng.normal(size=(4, 3)).astype(np.float32)
-    joint = JointSpace(norm_weight=weight, norm_bias=weight, norm_eps=1e-5, projection=projection, logit_scale=9.0)
+    joint = JointSpace(width=3, logit_scale=9.0)
     fingerprint = {"model": "tiny", "weights": "0" * 64, "precision": "fp32"}
     annotations = {"train": annotation_line("a dog"), "test": annotation_line("a cat")}
-    return Contents(fingerprint, 0.5, (1, 2), joint, annotations)
+    return Contents(fingerprint, 0.5, (1, 2), joint, token_width=4, annotations=annotations)
 
 
 def query_features(*queries: str) -> dict[str, SentenceTokens]:
@@ -38,14 +36,15 @@ def write_cache(cache: Path, reported: list[str]) -> None:
     """Writes the cache as an extraction does, and appends each video to `reported` once its part is stored."""
     rng = np.random.default_rng(1)
     tokens = {name: rng.normal(size=(2, 3, 4)).astype(np.float16) for name in VIDEOS}
+    joint = unit_vectors(rng, 2, 3)
     times_s = np.array([1.0, 3.0])
     with CacheWriter(cache, cache_contents(), query_features("a dog", "a cat")) as writer:
         reused = [name for name in VIDEOS if writer.reuse_if_unchanged(name, f"hash of {name}")]
         writer.write_index()
         for name in VIDEOS:
             if name not in reused:
-                content_hash = f"hash of {name}"
-                writer.store(name, tokens=tokens[name], times_s=times_s, duration_s=4.0, content_hash=content_hash)
+                features = {"tokens": tokens[name], "joint": joint, "times_s": times_s}
+                writer.store(name, **features, duration_s=4.0, content_hash=f"hash of {name}")
             reported.append(name)
 
 

@@ -250,13 +250,10 @@ def test_a_window_that_reaches_a_little_outside_is_cut_and_noted(window, expecte
 
 
 def index(text: str, seconds: float = 20.0) -> Index:
-    import numpy as np
-
     from costl.pipeline.encode.types import JointSpace
 
-    joint = JointSpace(np.ones(4, "f4"), np.zeros(4, "f4"), 1e-5, np.eye(4, dtype="f4"), 1.0)
     rows = [VideoRow("a", "ok", "a", part="a.h5", clips=round(seconds / 2), duration_s=seconds), VideoRow("b", "failed", "b")]
-    return Index(Contents({}, 0.5, (0, 0), joint, {"train": text}), rows, f"{'0' * 64}.h5")
+    return Index(Contents({}, 0.5, (0, 0), JointSpace(4, 1.0), 4, annotations={"train": text}), rows, f"{'0' * 64}.h5")
 
 
 @pytest.mark.parametrize(

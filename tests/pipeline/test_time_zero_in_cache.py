@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
+import open_clip
 import pytest
 from numbered_videos import frame_times, make_video, pyav_frame_numbers, read_numbers
 from tiny_clip import write_clip_weights
@@ -45,20 +47,30 @@ def run(folder: Path, out: Path) -> ExtractReport:
     return extract(folder, out=out, weights=str(folder / "clip"), fps=1.0, device="cpu", workers=1)
 
 
-def rewrite_as_format_1(cache: Path) -> None:
-    """Removes what format 1 did not have. Version 0.1 used decord by default."""
+def rewrite_as_format_1(cache: Path, clip: Path) -> None:
+    """Removes what format 1 did not have. Version 0.1 used decord by default, and stored CLIP's projection."""
+    visual = open_clip.create_model(f"local-dir:{clip}").visual
+    checksums = {}
+    for path in parts_folder(cache).glob("*.h5"):
+        with h5py.File(path, "r+") as part:
+            del part.attrs["picture_start_s"], part["joint"]
+            part.attrs["decoder"] = np.bytes_("decord 0.6.0")
+            content = part["tokens"][()].tobytes() + part["times_s"][()].tobytes()
+            checksums[path.name] = hashlib.sha256(content).hexdigest()
+            part.attrs["checksum"] = np.bytes_(checksums[path.name])
     with h5py.File(cache, "r+") as index:
         index.attrs["format"] = 1
         rows = json.loads(index["rows"][()])
         for row in rows:
             del row["picture_start_s"]
-            row["decoder"] = "decord 0.6.0"
-        del index["rows"]
-        index["rows"] = np.bytes_(json.dumps(rows))
-    for path in parts_folder(cache).glob("*.h5"):
-        with h5py.File(path, "r+") as part:
-            del part.attrs["picture_start_s"]
-            part.attrs["decoder"] = np.bytes_("decord 0.6.0")
+            row |= {"decoder": "decord 0.6.0", "checksum": checksums[row["part"]]}
+        scalars = {"norm_eps": visual.ln_post.eps, "logit_scale": 14.0, "normed": True}
+        for name, value in (("rows", rows), ("joint/scalars", scalars)):
+            del index[name]
+            index[name] = np.bytes_(json.dumps(value))
+        tensors = {"norm_weight": visual.ln_post.weight, "norm_bias": visual.ln_post.bias, "projection": visual.proj}
+        for name, tensor in tensors.items():
+            index[f"joint/{name}"] = tensor.detach().numpy()
 
 
 def test_clips_before_the_first_picture_have_its_features(cache):
@@ -74,15 +86,21 @@ def test_clips_before_the_first_picture_have_its_features(cache):
 
 def test_of_format_1_only_what_would_be_different_is_extracted_again(folder, cache):
     expected = CacheReader(cache)
-    rewrite_as_format_1(cache)
+    vectors = {name: expected.joint_vectors(name) for name in ("on_time", "late")}
+    rewrite_as_format_1(cache, folder / "clip")
     old = CacheReader(cache)
     assert old.format == 1 and old.row("late").picture_start_s is None and not verify(cache).damaged
+    # Joint vectors follow from the frame tokens there.
+    np.testing.assert_allclose(old.joint_vectors("on_time"), vectors["on_time"], atol=1e-3)
+    np.testing.assert_array_equal(old.joint_vectors("late", clips=[1, 5]), old.joint_vectors("late")[[1, 5]])
     report = run(folder, cache)
     assert (set(report.done), report.skipped) == ({"late", "sought"}, ("on_time",))
     features = CacheReader(cache)
     assert features.format == 2 and not verify(cache).damaged
     assert features.row("late") == expected.row("late") and features.row("on_time").picture_start_s is None
     assert (features.tokens("on_time") == expected.tokens("on_time")).all()
+    for name in vectors:  # of format 1, and of format 2
+        np.testing.assert_allclose(features.joint_vectors(name), vectors[name], atol=1e-3)
     assert run(folder, cache).skipped == ("late", "on_time", "sought")
 
 
@@ -92,7 +110,7 @@ def test_a_store_keeps_features_of_format_1_that_are_still_right(folder, cache, 
     fingerprint = CacheReader(cache).fingerprint
     video = folder / name
     stored, video_id = FeatureStore(folder=tmp_path / "store", fingerprint=fingerprint, **options).features(video, ["a dog"])
-    rewrite_as_format_1(stored.path)
+    rewrite_as_format_1(stored.path, folder / "clip")
     again, _ = FeatureStore(folder=tmp_path / "store", fingerprint=fingerprint, **options).features(video, ["a dog"])
     assert (again.row(video_id).picture_start_s is None) == is_kept
 

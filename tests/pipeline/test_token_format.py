@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from small_cache import unit_vectors
 
 from costl.commands import main
 from costl.pipeline.bench.cache import bench_cache
@@ -138,10 +139,9 @@ def test_the_int8_error_on_clip_like_tokens_is_below_one_percent():
 
 
 def contents(token_format: TokenFormat, grid: tuple[int, int] = GRID) -> Contents:
-    ones = np.ones(CHANNELS, np.float32)
-    joint = JointSpace(ones, ones * 0, 1e-5, np.eye(CHANNELS, dtype=np.float32), 100.0)
+    joint = JointSpace(width=4, logit_scale=100.0)
     fingerprint = {"model": "tiny", "fps": 0.5, **asdict(token_format)}
-    return Contents(fingerprint=fingerprint, fps=0.5, patch_grid=grid, joint=joint, token_format=token_format)
+    return Contents(fingerprint, 0.5, grid, joint, token_width=CHANNELS, token_format=token_format)
 
 
 FORMATS = [
@@ -160,7 +160,8 @@ def write(path: Path, token_format: TokenFormat) -> CacheReader:
     path.parent.mkdir(exist_ok=True)
     with CacheWriter(path, contents(token_format, GRID if token_format.tokens == "all" else (0, 0)), {}) as writer:
         tokens = example_tokens(token_format)
-        writer.store("v", tokens=tokens, times_s=np.arange(40) * 2.0, duration_s=80.0, content_hash="of v")
+        joint = unit_vectors(np.random.default_rng(0), 40, 4)
+        writer.store("v", tokens=tokens, joint=joint, times_s=np.arange(40) * 2.0, duration_s=80.0, content_hash="of v")
         writer.write_index()
     return CacheReader(path)
 

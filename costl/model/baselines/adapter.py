@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from costl.model.baselines.cls import Mlp, TextLayer
-from costl.model.clip_similarity import register_joint_space
 from costl.model.contrast import BatchTexts, frame_similarities, unit_length
 from costl.model.costl import Outputs, WordProjection, apply_heads
 from costl.model.heads import MomentHead, SaliencyHead
@@ -37,7 +36,6 @@ class AdapterModel(nn.Module):
         *,
         encoder_width: int,
         word_width: int,
-        joint: dict[str, Tensor],
         width: int,
         heads: int,
         strides: tuple[int, ...],
@@ -45,7 +43,6 @@ class AdapterModel(nn.Module):
         input_dropout: float,
     ):
         super().__init__()
-        register_joint_space(self, joint)
         self.word_projection = WordProjection(word_width=word_width, width=width, dropout=input_dropout)
         self.word_mlp = nn.Sequential(nn.ReLU(), Mlp(input_width=width, width=width, dropout=input_dropout))
         self.token_mlp = Mlp(input_width=encoder_width, width=width, dropout=input_dropout)

@@ -10,7 +10,6 @@ import math
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from costl.model.clip_similarity import register_joint_space
 from costl.model.contrast import BatchTexts, frame_similarities
 from costl.model.costl import Outputs, WordProjection, apply_heads
 from costl.model.heads import MomentHead, SaliencyHead
@@ -29,7 +28,7 @@ class ClsModel(nn.Module):
         *,
         encoder_width: int,
         word_width: int,
-        joint: dict[str, Tensor],
+        joint_width: int,
         width: int,
         heads: int,
         layers: int,
@@ -37,8 +36,6 @@ class ClsModel(nn.Module):
         input_dropout: float,
     ):
         super().__init__()
-        register_joint_space(self, joint)
-        joint_width = joint["projection"].shape[1]
         self.word_projection = WordProjection(word_width=word_width, width=width, dropout=input_dropout)
         self.sentence_projection = nn.Sequential(nn.LayerNorm(joint_width), nn.Linear(joint_width, width))
         self.token_mlp = Mlp(input_width=encoder_width, width=width, dropout=input_dropout)

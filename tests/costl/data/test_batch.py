@@ -10,7 +10,7 @@ import torch
 
 from costl.data.annotations import Query
 from costl.data.batch import Features, collate
-from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.grid import Grid
 
 C, W, E = 6, 8, 5
@@ -21,8 +21,6 @@ class MemoryCache:
 
     def __init__(self, durations_s: dict[str, float], *, fps: float = 0.5):
         self.fps, self.patch_grid, self.durations_s = fps, (2, 2), durations_s
-        ones = np.ones(C, np.float32)
-        self.joint = JointSpace(ones, ones, 1e-5, np.ones((C, E), np.float32), 100.0)
         self.reads: Counter[str] = Counter()
         self.texts: dict[str, int] = {}
 
@@ -35,6 +33,9 @@ class MemoryCache:
         clip, patch, channel = np.ogrid[: self.grid(video_id).clips, :5, :C]
         tokens = (number * 100 + clip * 10 + patch + 0 * channel).astype(np.float16)
         return tokens[clips, : None if patches else 1]
+
+    def joint_vectors(self, video_id: str, *, clips=slice(None)) -> np.ndarray:
+        return np.full((self.grid(video_id).clips, E), E**-0.5, np.float32)[clips]
 
     def words(self, query: str) -> SentenceTokens:
         number = self.texts.setdefault(query, len(self.texts) + 1)

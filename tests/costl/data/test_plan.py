@@ -95,6 +95,9 @@ class LengthsOnly:
     def tokens(self, video_id: str, *, clips=slice(None), patches: bool = True) -> np.ndarray:
         raise AssertionError(video_id)
 
+    def joint_vectors(self, video_id: str, *, clips=slice(None)) -> np.ndarray:
+        raise AssertionError(video_id)
+
     def words(self, query: str) -> SentenceTokens:
         raise AssertionError(query)
 

@@ -298,6 +298,9 @@ class Short:
     def tokens(self, video_id: str, **how) -> np.ndarray:
         return self._reader.tokens("train_0000", **how)
 
+    def joint_vectors(self, video_id: str, **how) -> np.ndarray:
+        return self._reader.joint_vectors("train_0000", **how)
+
     def words(self, query: str):
         return next(iter(self._reader.word_table().values()))
 

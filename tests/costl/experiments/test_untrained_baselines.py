@@ -72,7 +72,7 @@ def test_a_video_of_one_clip_has_a_moment():
 def test_the_curve_is_the_cosine_of_frame_and_sentence(features):
     query = read_queries(features, "test")[0]
     sentence = features.words(query.query).sentence
-    frames = features.joint.project(features.tokens(query.vid)[:, 0])
+    frames = features.joint_vectors(query.vid)
     cosines = [float(np.dot(f, sentence) / np.linalg.norm(f) / np.linalg.norm(sentence)) for f in frames]
     prediction = zero_shot_prediction(query, frames @ sentence, features.fps, ZeroShot(0.0, (0.5,)))
     assert prediction.saliency == pytest.approx(cosines, abs=1e-5)

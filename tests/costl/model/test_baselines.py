@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +14,13 @@ from small_model import (
     SMALL,
     C,
     Sprites,
-    W,
     batch_of_one,
     check_more_padding,
     close,
-    joint_space,
     overfit,
     random_inputs,
     run,
+    untrained,
     with_contrast,
 )
 from torch import Tensor
@@ -50,8 +49,7 @@ def baseline(kind: str, *overrides: str, perturbed: bool = True) -> Model:
     """A small baseline in evaluation mode; with `perturbed` no gate is at zero, so that every part changes the outputs."""
     torch.manual_seed(0)
     config = load_config(SMALL, overrides=[f"model.kind={kind}", *overrides])
-    joint = joint_space(torch.Generator().manual_seed(1))
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=(2, 3), joint=joint).eval()
+    model = untrained(config).eval()
     with torch.no_grad():
         for parameter in model.parameters() if perturbed else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -131,12 +129,9 @@ def test_query_pool_equals_a_loop_over_queries_frames_and_words():
 
 
 def test_the_frame_token_baseline_has_about_as_many_parameters_as_costl():
-    sizes = {"encoder_width": 768, "word_width": 1024, "patch_grid": (7, 7)}
-    joint = joint_space(torch.Generator().manual_seed(1)) | {"projection": torch.zeros(768, 512)}
+    sizes = {"encoder_width": 768, "word_width": 1024, "patch_grid": (7, 7), "joint_width": 512, "logit_scale": 10.0}
     count = {
-        kind: sum(
-            p.numel() for p in build_model(load_config({"model": {"kind": kind}}), **sizes, joint=joint).parameters()
-        )
+        kind: sum(p.numel() for p in build_model(load_config({"model": {"kind": kind}}), **sizes).parameters())
         for kind in ("costl", "cls")
     }
     assert 0.75 < count["cls"] / count["costl"] < 1.33
@@ -147,8 +142,7 @@ def test_a_baseline_overfits_one_batch(kind):
     """Also without patches: frames differ by their noise, and a model can memorise the noise."""
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32", f"model.kind={kind}"])
-    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = untrained(config, world.patch_grid)
     batch = collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS)
     first, loss = overfit(model, batch, config)
     assert loss < 0.3 * first

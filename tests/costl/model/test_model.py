@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import fields, replace
 from functools import partial
 
@@ -20,16 +19,15 @@ from small_model import (
     C,
     D,
     Sprites,
-    W,
     batch_of_one,
     check_more_padding,
     close,
-    joint_space,
     longer,
     overfit,
     random_inputs,
     run,
     small_model,
+    untrained,
     with_contrast,
 )
 from torch import Tensor, nn
@@ -38,7 +36,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from costl.config import Config, load_config
 from costl.data.batch import Batch, collate
 from costl.metrics.compute import compute_metrics
-from costl.model.build import build_model
 from costl.model.clip_similarity import clip_similarity
 from costl.model.contrast import NEGATIVE_CLIP_STEP, BatchTexts, Similarities, unit_length
 from costl.model.costl import CoSTL
@@ -47,9 +44,7 @@ from costl.model.inputs import ModelInputs
 from costl.model.spatial import FineAttention, SpatialEncoder, coarse_attention, patch_position_encoding
 from costl.model.temporal import Attention, TextPool
 from costl.model.tokens import NormalisedTokens, QueryGroups, own_video_scores
-from costl.pipeline.errors import CacheError
 from costl.predict.postprocess import ModelOutput, to_predictions
-from costl.training.checkpoint import load_checkpoint, load_matching_weights, save_checkpoint
 from costl.training.objective import total_loss
 
 every_variant = pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
@@ -128,7 +123,7 @@ def test_similarities_equal_a_soft_maximum_over_patches_for_each_text():
     tokens, video = torch.randn(2, 5, 7, C), torch.tensor([1, 0, 1])
     sentence, words = torch.randn(3, D), torch.randn(3, 3, D)
     word_mask = torch.tensor([[True] * 3, [True, False, False], [True, True, False]])
-    inputs = ModelInputs(tokens, torch.ones(2, 5, dtype=torch.bool), video, words, word_mask, sentence)
+    inputs = ModelInputs(tokens, torch.zeros(2, 5, D), torch.ones(2, 5, dtype=torch.bool), video, words, word_mask, sentence)
     similarities = encoder(inputs, sentence, words, BatchTexts.of_inputs(inputs)).similarities
     patches = nn.functional.layer_norm(tokens, (C,))[:, :, 1:]
     for b in range(3):
@@ -263,7 +258,7 @@ def test_the_order_of_queries_and_videos_does_not_matter():
     model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
     rows, videos = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 1, 2])
     changes = {name: getattr(inputs, name)[rows] for name in ("words", "word_mask", "sentence")}
-    changes |= {name: getattr(inputs, name)[videos] for name in ("tokens", "frame_mask")}
+    changes |= {name: getattr(inputs, name)[videos] for name in ("tokens", "joint", "frame_mask")}
     permuted = replace(inputs, video=videos.argsort()[inputs.video][rows], **changes)
     before, after = run(model, inputs), run(model, permuted)
     for name in ("foreground", "spans", "saliency", "position_mask"):
@@ -321,65 +316,19 @@ def cost_of(side: int, words: int, *, contrast: bool = False) -> int:
 # --- CLIP's joint space --------------------------------------------------------------------------------------------
 
 
-EARLIER = {
-    "joint_norm_eps": 0.3,
-    "joint_logit_scale": 7.0,
-}  # numbers in the checkpoint, different from those of the model
-
-
-def checkpoint_with_joint_numbers_as_buffers(model: nn.Module, folder) -> dict[str, Tensor]:
-    """Weights of a version in which the two numbers of the joint space were buffers."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in EARLIER}
-    weights |= {name: torch.tensor(value) for name, value in EARLIER.items()}
-    save_checkpoint(folder, "best", weights, {})
-    return load_checkpoint(folder, "best")[0]
-
-
-def similarity_of_an_earlier_version(weights: dict[str, Tensor], inputs: ModelInputs) -> Tensor:
-    """The similarity as it was computed when the numbers of the joint space were buffers."""
-    frames, mask = inputs.tokens[:, :, 0], inputs.frame_mask[inputs.video]
-    norm = [weights[f"joint_norm_{name}"] for name in ("weight", "bias")]
-    frames = nn.functional.layer_norm(frames, frames.shape[-1:], *norm, float(weights["joint_norm_eps"]))
-    embeddings = nn.functional.normalize(frames @ weights["joint_projection"], dim=-1)
-    similarity = torch.einsum("bte,be->bt", embeddings[inputs.video], inputs.sentence)
-    mean = (similarity * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-    return (similarity - mean) * weights["joint_logit_scale"]
-
-
-@pytest.mark.parametrize("kind", ["costl", "cls", "adapter"])
-def test_the_epsilon_of_the_joint_space_is_a_number_that_the_host_knows(kind):
-    config, joint = load_config(SMALL, overrides=[f"model.kind={kind}"]), joint_space(torch.Generator())
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=(2, 3), joint=joint)
-    assert type(model.joint_eps) is float and model.joint_normed is True
-    stored = {name for name in model.state_dict() if name.startswith("joint_")}
-    assert stored == {"joint_norm_weight", "joint_norm_bias", "joint_projection", *EARLIER}
-
-
-def test_checkpoints_with_joint_numbers_as_buffers_give_the_same_bits(tmp_path):
-    model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
-    other = copy.deepcopy(model)
-    weights = checkpoint_with_joint_numbers_as_buffers(model, tmp_path)
-    load_matching_weights(model, weights, source="a run")
-    similarity = clip_similarity(model, inputs)
-    assert torch.equal(similarity, similarity_of_an_earlier_version(weights, inputs))
+def test_the_similarity_is_a_cosine_minus_its_mean_over_the_video_times_the_scale():
+    inputs = random_inputs(CLIPS, QUERIES)
+    similarity = clip_similarity(inputs, torch.tensor(7.0)).double()
+    for row, (video, _) in enumerate(QUERIES):
+        frames, sentence = inputs.joint[video, : CLIPS[video]].double(), inputs.sentence[row].double()
+        cosine = torch.stack([frame @ sentence / frame.norm() / sentence.norm() for frame in frames])
+        torch.testing.assert_close(similarity[row, : CLIPS[video]], 7 * (cosine - cosine.mean()), rtol=1e-5, atol=1e-5)
     assert similarity.std() > 0.1
-    saved = model.state_dict()
-    assert saved.keys() == weights.keys()
-    assert all(
-        torch.equal(saved[name], tensor) and saved[name].dtype == tensor.dtype for name, tensor in weights.items()
-    )
-    assert other.joint_logit_scale == 10.0  # a copy has numbers of its own
-    load_matching_weights(other, weights, source="a run")
-    assert torch.equal(run(other, inputs).saliency, run(model, inputs).saliency)
 
 
-def test_a_checkpoint_without_the_numbers_of_the_joint_space_is_refused():
-    model = small_model()
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "joint_norm_eps"}
-    with pytest.raises(CacheError, match="no joint_norm_eps"):
-        load_matching_weights(model, weights, source="a run")
-    with pytest.raises(RuntimeError, match=r"Missing key.*joint_norm_eps"):
-        model.load_state_dict(weights)
+def test_frames_without_a_joint_vector_are_all_equally_similar():
+    inputs = random_inputs(CLIPS, QUERIES)
+    assert not clip_similarity(replace(inputs, joint=torch.zeros_like(inputs.joint)), torch.tensor(7.0)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -420,8 +369,7 @@ def total_and_gradients(model: nn.Module, batch: Batch, config: Config) -> tuple
 def test_order_and_padding_of_a_batch_change_neither_loss_nor_gradient(kind, change):
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=[f"model.kind={kind}"])
-    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = untrained(config, world.patch_grid)
     batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
     other = longer(batch)
     if change == "reversed":  # queries in reverse order, and videos with them
@@ -467,8 +415,7 @@ def test_total_loss_and_gradient_are_finite_at_half_precision_limits(dtype):
 def test_costl_overfits_one_batch():
     torch.manual_seed(0)
     world, config = Sprites(), load_config(SMALL, overrides=["model.width=32"])
-    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = untrained(config, world.patch_grid)
     batch = collate(world.queries, world, patches=True, negative_pairs=NEGATIVE_PAIRS)
     first, loss = overfit(model, batch, config)
     assert loss < 0.2 * first

@@ -18,7 +18,7 @@ from costl.data.queries import read_queries
 from costl.model.build import build_model, cache_sizes
 from costl.model.inputs import ModelInputs
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.grid import Grid
 from costl.predict.postprocess import ModelOutput, to_predictions
 from costl.predict.predict import predict_split
@@ -33,9 +33,6 @@ class SyntheticFeatures:
     """Features of one video, whose tokens are computed when they are read: all are the value of the clip."""
 
     fps, patch_grid = 0.5, (1, 2)
-    joint = JointSpace(
-        np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32), 1e-5, np.eye(WIDTH, dtype=np.float32), 10.0
-    )
 
     def __init__(self, clips: int, values: np.ndarray | None = None):
         self.clips = clips
@@ -49,6 +46,9 @@ class SyntheticFeatures:
         # Like the memory map of a cache: only the clips that are read take memory.
         values = self.values[clips.start : clips.stop] if isinstance(clips, range) else self.values[clips]
         return np.repeat(values[:, None, None], 3 if patches else 1, 1).repeat(WIDTH, 2).astype(np.float16)
+
+    def joint_vectors(self, video_id: str, *, clips=slice(None)) -> np.ndarray:
+        return self.tokens(video_id, clips=clips, patches=False)[:, 0].astype(np.float32)
 
     def words(self, query: str) -> SentenceTokens:
         return SentenceTokens(np.ones((2, 2 * WIDTH), np.float16), np.full(WIDTH, 0.5, np.float32))
@@ -210,8 +210,8 @@ def test_memory_does_not_grow_with_the_length_of_the_video():
 def _small_model(config):
     from costl.model.build import build_model
 
-    joint = {name: torch.as_tensor(value) for name, value in vars(SyntheticFeatures.joint).items()}
-    return build_model(config, encoder_width=WIDTH, word_width=2 * WIDTH, patch_grid=(1, 2), joint=joint)
+    sizes = {"encoder_width": WIDTH, "word_width": 2 * WIDTH, "joint_width": WIDTH}
+    return build_model(config, **sizes, patch_grid=(1, 2), logit_scale=10.0)
 
 
 def _reset_peak(proc: Path) -> None:

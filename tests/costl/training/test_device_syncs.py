@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
-from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W
+from small_model import NEGATIVE_PAIRS, SMALL, Sprites, untrained
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from costl.config import KINDS, Config, load_config
 from costl.data.batch import Batch, collate
-from costl.model.build import Model, build_model
+from costl.model.build import Model
 from costl.training.objective import Objective
 from costl.training.precision import make_scaler
 from costl.training.state import TrainingState
@@ -117,8 +116,7 @@ def test_the_counter_ignores_operations_that_do_not_wait():
 def new_model(kind: str) -> tuple[Model, Config]:
     world = Sprites()
     config = load_config(SMALL, overrides=[f"model.kind={kind}"])
-    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = untrained(config, world.patch_grid)
     return model.train(), config
 
 

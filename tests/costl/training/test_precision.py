@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import NEGATIVE_PAIRS, SMALL, C, Sprites, W, longer, with_contrast
+from small_model import NEGATIVE_PAIRS, SMALL, Sprites, longer, untrained, with_contrast
 
 from costl.config import KINDS, Loss, load_config
 from costl.data.annotations import Query
 from costl.data.batch import Batch, collate
-from costl.model.build import build_model
 from costl.model.contrast import NEGATIVE_CLIP_STEP, Similarities
 from costl.model.costl import Outputs
 from costl.model.heads import anchors
@@ -171,11 +170,10 @@ def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
     """Forward, losses and backward as training computes them, on a batch with negative pairs and much padding."""
     world = Sprites()
     config = load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
-    joint = {field.name: torch.as_tensor(getattr(world.joint, field.name)) for field in fields(world.joint)}
-    if not joint_space:  # a projection of zeros is that of an unknown joint space
-        joint["projection"] = torch.zeros_like(joint["projection"])
+    if not joint_space:  # the joint vectors of an unknown joint space are zeros
+        world.projection = replace(world.projection, projection=0 * world.projection.projection)
     torch.manual_seed(0)
-    model = build_model(config, encoder_width=C, word_width=W, patch_grid=world.patch_grid, joint=joint)
+    model = untrained(config, world.patch_grid)
     batch = longer(collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS))
     with autocast(CPU, precision):
         outputs = with_contrast(model, batch.inputs)
@@ -241,6 +239,7 @@ def extreme(seed: int, clips: int, moments: int) -> tuple[Batch, Outputs, list[t
     mask = torch.tensor([[True], [True], [False]]).expand(3, moments)
     inputs = ModelInputs(
         tokens=torch.zeros(2, clips, 1, 1),
+        joint=torch.zeros(2, clips, 1),
         frame_mask=torch.ones(2, clips, dtype=torch.bool),
         video=torch.tensor([0, 1, 1]),
         words=torch.zeros(3, 1, 1),

@@ -20,9 +20,9 @@ from small_cache import (
     CHANNELS,
     CLIP_COUNTS,
     JOINT_CHANNELS,
+    JOINT_SPACE,
     PATCH_GRID,
     WORD_CHANNELS,
-    joint_space,
     sentence_tokens,
     small_contents,
     video_features,
@@ -81,9 +81,10 @@ def test_everything_that_is_stored_is_read_back(cache):
     assert reader.annotations("val") == ""
     for video_id, clips in CLIP_COUNTS.items():
         np.testing.assert_array_equal(reader.tokens(video_id), video_features(video_id)["tokens"])
+        np.testing.assert_allclose(reader.joint_vectors(video_id), video_features(video_id)["joint"], atol=1e-3)
         np.testing.assert_array_equal(reader.times_s(video_id), video_features(video_id)["times_s"])
         assert reader.grid(video_id) == Grid(fps=0.5, duration_s=clips * 2.0)
-    np.testing.assert_array_equal(reader.joint.projection, joint_space().projection)
+    assert reader.joint == JOINT_SPACE
     assert reader.joint.logit_scale == 100.0
 
 
@@ -379,6 +380,7 @@ def test_a_kill_at_a_write_boundary_loses_no_reported_video(tmp_path, boundary):
     for video_id in CLIP_COUNTS:
         reader.verify(video_id)
         np.testing.assert_array_equal(reader.tokens(video_id), video_features(video_id)["tokens"])
+        np.testing.assert_allclose(reader.joint_vectors(video_id), video_features(video_id)["joint"], atol=1e-3)
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])

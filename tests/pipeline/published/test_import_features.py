@@ -119,12 +119,12 @@ def test_only_a_named_stream_gives_a_joint_space(published):
     with_joint = CacheReader(import_features(**published.arguments(), out=folder / "joint.h5", joint="clip").cache)
     frames, row = normalized(load_frames(published, "clip")), read_rows(published)[0]
     sentence = np.load(published.text / f"qid{row['qid']}.npz")["pooler_output"] / 7
-    cosine = with_joint.joint.project(with_joint.tokens(VID)[:, 0]) @ with_joint.words(row["query"]).sentence
-    assert with_joint.joint.is_known and not with_joint.joint.normed
+    cosine = with_joint.joint_vectors(VID) @ with_joint.words(row["query"]).sentence
+    assert with_joint.joint.is_known
     np.testing.assert_allclose(cosine, frames @ sentence, atol=2e-3)
     without_joint = CacheReader(import_features(**published.arguments(), out=folder / "no_joint.h5").cache)
     assert not without_joint.joint.is_known
-    assert not without_joint.joint.project(without_joint.tokens(VID)[:, 0]).any()
+    assert not without_joint.joint_vectors(VID).any()
 
 
 def test_training_settings_and_fps_of_the_folder_are_used(tmp_path):

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from fake_video import FakeVideo
-from small_cache import small_contents
+from small_cache import JOINT_CHANNELS, small_contents
 
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Decoded, decode_videos
+from costl.pipeline.encode.types import FrameFeatures
 from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress
@@ -52,7 +53,8 @@ class GreyEncoder:
         self._before(images)
         self.batches.append(len(images))
         tokens = images[:, 0, 0, 0].numpy().astype(np.float16)
-        return lambda: np.broadcast_to(tokens[:, None, None], (len(tokens), 7, 8))
+        joint = np.full((len(tokens), JOINT_CHANNELS), 0.5, np.float16)
+        return lambda: FrameFeatures(np.broadcast_to(tokens[:, None, None], (len(tokens), 7, 8)), joint)
 
 
 class CountingDecoder:
