@@ -1,0 +1,36 @@
+"""From videos to metrics with every kind of encoder: one small model of each, with random weights."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from small_towers import make_timm_small, small_settings, write_weights
+
+from costl.evaluate import evaluate
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.cache.verify import verify
+from costl.pipeline.extract import extract
+from costl.train import train
+
+ENCODERS = {  # a model of open_clip, the grid of its feature map, and the width of its joint space
+    "class token": ("ViT-B-32", (3, 3), 16),
+    "attention pooling": ("ViT-B-16-SigLIP", (14, 14), 64),
+    "convolutions": ("convnext_tiny", (7, 7), 16),
+    "convolutions and attention pooling": ("RN50", (7, 7), 16),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_videos_become_metrics(world, tmp_path, monkeypatch, kind):
+    make_timm_small(monkeypatch)
+    model, grid, width = ENCODERS[kind]
+    weights = write_weights(tmp_path, small_settings(model))
+    videos = shutil.copytree(world.videos, tmp_path / "videos")
+    report = extract(videos, out=tmp_path / "feats.h5", weights=str(weights), device="cpu", workers=1)
+    assert report.failed == ()
+    features = CacheReader(report.cache)
+    assert features.patch_grid == grid and features.joint.width == width and not verify(report.cache).damaged
+    train(report.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    metrics = evaluate(tmp_path / "run", device="cpu").metrics
+    assert metrics["brief"]["MR-full-R1@0.3"] >= 0
