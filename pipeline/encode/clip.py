@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +16,8 @@ from torch import Tensor
 from costl.pipeline.device import default_precision, pick_device
 from costl.pipeline.encode.image_tower import ImageTower
 from costl.pipeline.encode.preprocess import Preprocess, prepare
+from costl.pipeline.encode.text import encode_sentences
+from costl.pipeline.encode.tokenizer import load_tokenizer
 from costl.pipeline.encode.types import FrameFeatures, JointSpace, SentenceTokens
 from costl.pipeline.encode.weights import Source, build_network, find_source, hash_of_weights
 from costl.pipeline.errors import CostlError, UsageError
@@ -77,7 +78,7 @@ class CLIPEncoder:
         self.weights_hash = hash_of_weights(network)
         self.preprocess = Preprocess.of(network.visual.preprocess_cfg)
         self.image_size = self.preprocess.size
-        self._tokenizer = _tokenizer(source)
+        self._tokenizer = load_tokenizer(source)
         self._tower = ImageTower(network.visual, self.image_size, source.name)
         self.patch_grid = self._tower.patch_grid if patches else (0, 0)
         self.width = self._tower.width
@@ -133,33 +134,9 @@ class CLIPEncoder:
         other._network = copy.deepcopy(self._network).to(device)
         return other
 
-    @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> list[SentenceTokens]:
-        """The tokens of each sentence, encoded in one batch. Raises UsageError for a sentence without a word."""
-        ids = self._tokenizer(list(texts))
-        on_device = ids.to(self.device)
-        output = self._network.forward_intermediates(text=on_device, text_indices=1, normalize=True)
-        # A word after its context varies with each word before it; its own embedding does not. From both together the
-        # model learns a query about few videos far sooner.
-        embedding = getattr(self._network, "text", self._network).token_embedding(on_device)
-        both = torch.cat([embedding, output["text_intermediates"][0]], dim=-1)
-        (tokens,) = start_fetch([both], f"{self.name}: word tokens")()
-        sentences = output["text_features"].float().cpu().numpy()
-        # The ids of a sentence are [start, words, end, padding].
-        ends = (ids == self._tokenizer.eot_token_id).int().argmax(dim=1).tolist()
-        longest = ids.shape[1] - 2
-        encoded = []
-        for i, (text, end) in enumerate(zip(texts, ends, strict=True)):
-            if end < 2:
-                raise UsageError(f"query {text!r}: no word in it. Give it a sentence or remove it.")
-            sentence = SentenceTokens(
-                tokens[i, 1:end].copy(),
-                sentences[i].copy(),
-                truncated=len(self._tokenizer.encode(text)) > longest,
-                texts=tuple(self._tokenizer.decode([token]) for token in ids[i, 1:end].tolist()),
-            )
-            encoded.append(sentence)
-        return encoded
+        """The tokens of each sentence, encoded in one batch; raises as `encode_sentences` does."""
+        return encode_sentences(texts, self._network, self._tokenizer, device=self.device, name=self.name)
 
 
 def start_fetch(tensors: Sequence[Tensor], name: str) -> Callable[[], list[np.ndarray]]:
@@ -189,17 +166,3 @@ def _joint_space(network: Any, width: int) -> JointSpace:
         logit_scale=float(network.logit_scale.exp().reshape(-1)[0]),
         logit_bias=0.0 if bias is None else float(bias.reshape(-1)[0]),
     )
-
-
-def _tokenizer(source: Source) -> Any:
-    try:
-        tokenizer = open_clip.get_tokenizer(source.architecture)
-    except (ImportError, OSError, ValueError) as error:
-        raise UsageError(
-            f"{source.name}: its tokenizer needs files that are not here ({error}). Choose a model with CLIP's own."
-        ) from error
-    if not hasattr(tokenizer, "eot_token_id"):
-        raise UsageError(
-            f"{source.name}: its tokenizer marks no end of text. Choose a model with CLIP's own tokenizer."
-        )
-    return tokenizer

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ class Source:
 
     `name`: for messages and fingerprints, without a path. `architecture`: open_clip's name. `file`: the weights on disk.
     `trained_with`: what a tag records about its weights (quick_gelu, mean, std, interpolation, resize_mode), empty for a
-    folder, which has its own settings.
+    folder, which has its own settings. `config`: the network in the words of open_clip, where `architecture` is empty.
     """
 
     name: str
     architecture: str
     file: Path
     trained_with: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_source(model: str, weights: str) -> Source:
@@ -80,6 +82,7 @@ def build_network(source: Source) -> nn.Module:
             force_quick_gelu=bool(source.trained_with.get("quick_gelu", False)),
             force_preprocess_cfg={key: source.trained_with[key] for key in _PREPROCESS if key in source.trained_with},
             weights_only=True,
+            **_text_tower(source),
         )
         if archive:
             network.load_state_dict(_openai_state(source))
@@ -94,6 +97,11 @@ def build_network(source: Source) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def hub_is_reachable() -> bool:
+    """Whether files can be downloaded from the hub of models; answers within a few seconds."""
+    return not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT)
+
+
 def hash_of_weights(network: nn.Module) -> str:
     """sha256 over the name, type, shape and bytes of all tensors, the same whether they come from a tag, file or folder."""
     hasher = hashlib.sha256()
@@ -101,6 +109,38 @@ def hash_of_weights(network: nn.Module) -> str:
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         hasher.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def _text_tower(source: Source) -> dict[str, Any]:
+    """The settings of a text tower of transformers, with its config.json on this disk; empty for any other text tower.
+
+    open_clip gives only a name, for which transformers would ask the hub, without network for a minute.
+    """
+    text = dict(open_clip.get_model_config(source.architecture)["text_cfg"])
+    name = text.get("hf_model_name")
+    if not name:
+        return {}
+    if find_spec("transformers") is None:
+        raise UsageError(
+            f"{source.name}: its text tower needs transformers, which is not installed. Run pip install 'costl[transformers]'."
+        )
+    folder = _text_tower_folder(source, name)
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
+def _text_tower_folder(source: Source, name: str) -> Path:
+    own = Path(source.architecture.removeprefix("local-dir:")) / "config.json"
+    if source.architecture.startswith("local-dir:") and own.is_file():
+        return own.parent
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    if not hub_is_reachable():
+        raise UsageError(
+            f"{source.name}: the settings of its text tower {name} are not on this disk and cannot be downloaded. Connect once, "
+            f"or give as the weights a folder with open_clip_config.json, {HF_SAFE_WEIGHTS_NAME} and the config.json of {name}."
+        )
+    return Path(huggingface_hub.hf_hub_download(name, "config.json")).parent
 
 
 def _trained_name(model: str, trained_with: Mapping[str, Any]) -> str:
