@@ -19,8 +19,8 @@ from costl.pipeline.encode.weights import Source, hub_is_reachable
 from costl.pipeline.errors import UsageError
 
 # A tokenizer of transformers has one of these files. Without one, transformers makes a tokenizer that knows no word.
-VOCABULARIES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
-_FILES = f"tokenizer_config.json and {', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}, whichever it has"
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
+_FILES = "tokenizer_config.json and tokenizer.json (or spiece.model, sentencepiece.bpe.model, vocab.txt)"
 
 
 class ClipTokenizer:
@@ -125,21 +125,26 @@ def load_tokenizer(source: Source) -> Tokenizer:
         folder = Path(hub_name if source.config else source.architecture.removeprefix("local-dir:"))
         _check_folder(folder, hub_name)
         return _read(str(folder), settings)
-    if any(isinstance(huggingface_hub.try_to_load_from_cache(hub_name, file), str) for file in VOCABULARIES):
-        return _read(hub_name, settings | {"local_files_only": True})
-    if not hub_is_reachable():
+    cached = _cached_folder(hub_name)
+    if not (cached or hub_is_reachable()):
         raise UsageError(
             f"{source.name}: its tokenizer {hub_name} is not on this disk and cannot be downloaded. Connect once, or give as "
-            f"the weights a folder with open_clip_config.json, open_clip_model.safetensors and the files of the tokenizer: "
-            f"{_FILES}."
+            f"weights a folder with open_clip_config.json, open_clip_model.safetensors and, of {hub_name}, {_FILES}."
         )
-    return _read(hub_name, settings)
+    return _read(cached or hub_name, settings)
+
+
+def _cached_folder(hub_name: str) -> str | None:
+    """Where the files of a tokenizer are that was downloaded before; transformers would ask the hub for others."""
+    files = [huggingface_hub.try_to_load_from_cache(hub_name, file) for file in ("tokenizer_config.json", *_VOCABULARIES)]
+    on_disk = [file for file in files if isinstance(file, str)]
+    return str(Path(on_disk[0]).parent) if on_disk[:1] == files[:1] and on_disk[1:] else None
 
 
 def _check_folder(folder: Path, hub_name: str) -> None:
-    if not any((folder / file).is_file() for file in VOCABULARIES):
-        other = "" if hub_name == str(folder) else f" {hub_name}"
-        raise UsageError(f"{folder}: the tokenizer is missing. Put the files of the tokenizer{other} there: {_FILES}.")
+    if not any((folder / file).is_file() for file in _VOCABULARIES):
+        origin = "its model" if hub_name == str(folder) else hub_name
+        raise UsageError(f"{folder}: the tokenizer is missing. Put there, of {origin}, {_FILES}.")
 
 
 def _read(place: str, settings: Mapping[str, Any]) -> TransformersTokenizer:

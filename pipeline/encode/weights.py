@@ -129,16 +129,20 @@ def _text_tower(source: Source) -> dict[str, Any]:
 
 
 def _text_tower_folder(source: Source, name: str) -> Path:
-    own = Path(source.architecture.removeprefix("local-dir:")) / "config.json"
-    if source.architecture.startswith("local-dir:") and own.is_file():
-        return own.parent
+    """The folder with the config.json of a text tower: that of the weights, or one that was downloaded for a model's name."""
+    is_folder = source.architecture.startswith("local-dir:")
+    if is_folder and (source.file.parent / "config.json").is_file():
+        return source.file.parent
     cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
         return Path(cached).parent
+    if is_folder:
+        raise UsageError(f"{source.file.parent}: the settings of the text tower are missing. Put there, of {name}, config.json.")
     if not hub_is_reachable():
         raise UsageError(
             f"{source.name}: the settings of its text tower {name} are not on this disk and cannot be downloaded. Connect once, "
-            f"or give as the weights a folder with open_clip_config.json, {HF_SAFE_WEIGHTS_NAME} and the config.json of {name}."
+            f"or give as weights a folder with open_clip_config.json, {HF_SAFE_WEIGHTS_NAME} and, of {name}, config.json and "
+            "the files of the tokenizer."
         )
     return Path(huggingface_hub.hf_hub_download(name, "config.json")).parent
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from open_clip.factory import get_model_config
+from tiny_clip import write_clip_weights
 from tiny_text import CONTEXT, FAMILIES, stock_network, write_family
 
+from costl.pipeline import world
 from costl.pipeline.encode.clip import load_encoder
+from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import UsageError
+
+TINY = Path(world.__file__).parent / "costl-tiny"
 
 SENTENCES = {
     "English": "A dog runs, again!",
@@ -127,6 +134,53 @@ def test_a_sentence_of_unknown_words_is_refused_by_name(made, name):
         made(name)[1].encode_text(["a dog", "Собака"])
     [known] = made(name)[1].encode_text(["a Собака runs"])
     assert len(known.tokens) >= 3, "an unknown word among others is a word"
+
+
+# The models that CoSTL could use from the start
+
+FIRST = [
+    "a dog runs",
+    "A Skateboarder's naïve dog, 犬",
+    "!",
+    "! !! wow!",
+    "dog " * 300,
+    "😀 smile &amp; don't stop_me 123",
+    "<start_of_text> a b",
+    "a <end_of_text> b",
+]
+
+
+@pytest.mark.parametrize("where", ["costl-tiny", "random"])
+def test_the_words_of_clips_own_tokenizer_are_bit_for_bit_those_of_the_first_version(where, tmp_path):
+    folder = TINY if where == "costl-tiny" else write_clip_weights(tmp_path / "clip")
+    encoder = load_encoder(weights=str(folder))
+    ours = encoder.encode_text(FIRST)
+    for words, first in zip(ours, first_version(encoder._network, open_clip.get_tokenizer(f"local-dir:{folder}")), strict=True):
+        assert words.tokens.tobytes() == first.tokens.tobytes() and words.sentence.tobytes() == first.sentence.tobytes()
+        assert (words.texts, words.truncated) == (first.texts, first.truncated)
+    if where == "costl-tiny":  # stored numbers and texts, which no processor rounds
+        embeddings = b"".join(words.tokens[:, : words.tokens.shape[1] // 2].tobytes() for words in ours)
+        described = json.dumps([[words.texts, words.truncated] for words in ours]).encode()
+        assert hashlib.sha256(embeddings).hexdigest()[:16] == "fb6c5b2db2eb3102"
+        assert hashlib.sha256(described).hexdigest()[:16] == "527899836330b771"
+
+
+@torch.inference_mode()
+def first_version(network, tokenizer) -> list[SentenceTokens]:
+    """How version 0.2.0 encodes FIRST."""
+    ids = tokenizer(FIRST)
+    output = network.forward_intermediates(text=ids, text_indices=1, normalize=True)
+    both = torch.cat([network.token_embedding(ids), output["text_intermediates"][0]], dim=-1).to(torch.float16).numpy()
+    ends = (ids == tokenizer.eot_token_id).int().argmax(dim=1).tolist()
+    return [
+        SentenceTokens(
+            both[i, 1:end],
+            output["text_features"][i].numpy(),
+            truncated=len(tokenizer.encode(text)) > ids.shape[1] - 2,
+            texts=tuple(tokenizer.decode([token]) for token in ids[i, 1:end].tolist()),
+        )
+        for i, (text, end) in enumerate(zip(FIRST, ends, strict=True))
+    ]
 
 
 # Every architecture of open_clip
