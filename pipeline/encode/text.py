@@ -28,13 +28,8 @@ def encode_sentences(
     tokens, sentences = _run_tower(network, ids.to(device), name)
     encoded = []
     for i, (pieces, is_cut) in enumerate(described):
-        word_tokens = tokens[i][words[i]].to(torch.float16)
-        if not torch.isfinite(word_tokens).all():
-            raise CostlError(
-                f"{name}: word tokens do not fit into float16: the text tower gives {float(tokens[i][words[i]].abs().max()):.3g}, "
-                "and float16 ends at 65504. Choose another model, or get the weights again if they may be damaged."
-            )
-        encoded.append(SentenceTokens(word_tokens.numpy(), sentences[i].numpy().copy(), truncated=is_cut, texts=pieces))
+        stored = _to_float16(tokens[i][words[i]], name)
+        encoded.append(SentenceTokens(stored.numpy(), sentences[i].numpy().copy(), truncated=is_cut, texts=pieces))
     return encoded
 
 
@@ -74,3 +69,13 @@ def _run_tower(network: Any, ids: Int[Tensor, "n l"], name: str) -> tuple[Float[
     # learns a query about few videos far sooner.
     both = torch.cat([embedding(ids), context], dim=-1)
     return both.float().cpu(), sentences.float().cpu()
+
+
+def _to_float16(tokens: Float[Tensor, "l c"], name: str) -> Float[Tensor, "l c"]:
+    stored = tokens.to(torch.float16)
+    if not torch.isfinite(stored).all():
+        raise CostlError(
+            f"{name}: word tokens do not fit into float16: the text tower gives {float(tokens.abs().max()):.3g}, and float16 "
+            "ends at 65504. Choose another model, or get the weights again if they may be damaged."
+        )
+    return stored

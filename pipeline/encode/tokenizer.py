@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,12 @@ class TransformersTokenizer:
         before = ""
         for count in range(1, len(ids) + 1):
             decoded = self._decode(ids[:count])
-            pieces.append(decoded[len(os.path.commonprefix([before, decoded])) :])
+            pieces.append(decoded.removeprefix(before))
             before = decoded
-        spaced = [after[:1].isspace() or piece.lstrip()[-1:].isspace() for piece, after in zip(pieces, [*pieces[1:], " "])]
-        return [piece.strip() + " " * is_end for piece, is_end in zip(pieces, spaced, strict=True)]
+        return [
+            piece.strip() + (" " if after[:1].isspace() or piece.lstrip()[-1:].isspace() else "")
+            for piece, after in pairwise([*pieces, " "])
+        ]
 
     def _decode(self, ids: list[int]) -> str:
         if self._is_wordpiece:  # its decoder moves spaces to where English has them, also in front of earlier tokens

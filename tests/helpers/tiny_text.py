@@ -70,9 +70,11 @@ FAMILIES = {
     "NLLB-SigLIP": Family(
         "nllb", {"hf_pooler_type": "cls_pooler", "hf_proj_type": "linear"}, tower="m2m_100", custom=True, reads=CASED
     ),
-    "Chinese CLIP": Family("bert", {"hf_pooler_type": "cls_last_hidden_state_pooler", "hf_proj_type": "linear"}, "bert", reads=SPLIT),
+    "Chinese CLIP": Family(
+        "bert", {"hf_pooler_type": "cls_last_hidden_state_pooler", "hf_proj_type": "linear"}, tower="bert", reads=SPLIT
+    ),
     "CoCa, RoBERTa": Family(
-        "roberta", {"hf_proj_type": "linear", "output_tokens": True}, "roberta", custom=True, coca=True, reads=CASED
+        "roberta", {"hf_proj_type": "linear", "output_tokens": True}, tower="roberta", custom=True, coca=True, reads=CASED
     ),
 }
 

@@ -104,7 +104,7 @@ def tower_states(network, ids) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_texts_of_the_tokens_read_like_the_sentence(made, name):
-    _, encoder, _, tokenizer = made(name)
+    encoder = made(name)[1]
     english, emoji, umlaut = encoder.encode_text(["A dog runs, again!", "dog 😀 runs", "ein läuft"])
     assert "".join(english.texts) == FAMILIES[name].reads
     joined = "".join(emoji.texts)
@@ -114,7 +114,7 @@ def test_the_texts_of_the_tokens_read_like_the_sentence(made, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sentence_that_just_fits_is_not_truncated(made, name):
-    _, encoder, _, tokenizer = made(name)
+    encoder = made(name)[1]
     [long] = encoder.encode_text(["a " * 300])
     fits, too_long = encoder.encode_text(["a " * len(long.tokens), "a " * (len(long.tokens) + 1)])
     assert (len(fits.tokens), fits.truncated) == (len(long.tokens), False)
