@@ -51,7 +51,7 @@ def _run_tower(network: Any, ids: Int[Tensor, "n l"], name: str) -> tuple[Float[
     tower = getattr(network, "text", network)
     blocks = tower.transformer
     is_transformers = hasattr(blocks, "get_input_embeddings")
-    embedding = blocks.get_input_embeddings() if is_transformers else tower.token_embedding
+    embedding = _embedding(blocks) if is_transformers else tower.token_embedding
     if int(ids.max()) >= embedding.num_embeddings:
         raise UsageError(
             f"{name}: the tokenizer gives the id {int(ids.max())}, and the text tower has {embedding.num_embeddings} "
@@ -69,6 +69,11 @@ def _run_tower(network: Any, ids: Int[Tensor, "n l"], name: str) -> tuple[Float[
     # learns a query about few videos far sooner.
     both = torch.cat([embedding(ids), context], dim=-1)
     return both.float().cpu(), sentences.float().cpu()
+
+
+def _embedding(model: Any) -> Any:
+    # In transformers 4.45 the encoder of M2M100 lacks get_input_embeddings.
+    return model.embed_tokens if hasattr(model, "embed_tokens") else model.get_input_embeddings()
 
 
 def _to_float16(tokens: Float[Tensor, "l c"], name: str) -> Float[Tensor, "l c"]:

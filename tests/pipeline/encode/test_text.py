@@ -98,7 +98,8 @@ def tower_states(network, ids) -> tuple[torch.Tensor, torch.Tensor]:
     tower = getattr(network, "text", network)
     if hasattr(tower, "config"):
         output = tower.transformer(input_ids=ids, attention_mask=(ids != tower.config.pad_token_id).long())
-        return tower.transformer.get_input_embeddings()(ids), output.last_hidden_state
+        embedding = getattr(tower.transformer, "embed_tokens", None) or tower.transformer.get_input_embeddings()
+        return embedding(ids), output.last_hidden_state
     return tower.token_embedding(ids), network.forward_intermediates(text=ids, text_indices=1)["text_intermediates"][0]
 
 
