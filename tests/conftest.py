@@ -33,7 +33,7 @@ SHAPED = (
     "costl.training.shared_batch",
 )
 SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batch_packer", "costl.pipeline.encode.preprocess")
-SHAPED_STAGE_ONE += ("costl.pipeline.encode.text", "costl.pipeline.encode.tokenizer")
+SHAPED_STAGE_ONE += ("costl.pipeline.encode.image_tower", "costl.pipeline.encode.text", "costl.pipeline.encode.tokenizer")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
 
 # The same examples in every run; `pytest --hypothesis-profile=long` tries many more, different ones each time.

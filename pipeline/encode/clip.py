@@ -124,7 +124,7 @@ class CLIPEncoder:
         tokens, joint = self._tower.encode(self._network.visual, images.to(_DTYPES[self.precision]))
         if not self._patches:
             tokens = tokens[:, :1]
-        fetch = start_fetch((tokens, joint), f"{self.name} in {self.precision}: visual tokens")
+        fetch = _start_fetch((tokens, joint), f"{self.name} in {self.precision}: visual tokens")
         return lambda: FrameFeatures(*fetch())
 
     def copy_to(self, device: torch.device) -> CLIPEncoder:
@@ -139,7 +139,7 @@ class CLIPEncoder:
         return encode_sentences(texts, self._network, self._tokenizer, device=self.device, name=self.name)
 
 
-def start_fetch(tensors: Sequence[Tensor], name: str) -> Callable[[], list[np.ndarray]]:
+def _start_fetch(tensors: Sequence[Tensor], name: str) -> Callable[[], list[np.ndarray]]:
     """Starts to copy tensors to main memory as float16; the returned function waits for them and checks their values."""
     on_gpu = tensors[0].is_cuda
     stored = [tensor.to(torch.float16) for tensor in tensors]

@@ -40,8 +40,8 @@ class ImageTower:
 
     def encode(
         self, visual: Any, images: Float[Tensor, "n 3 y x"]
-    ) -> tuple[Float[Tensor, "n 1+p c"], Float[Tensor, "n e"]]:
-        """The frame token and the patches row by row, and the image features, float32 of length one.
+    ) -> tuple[Float[Tensor, "n s c"], Float[Tensor, "n e"]]:
+        """The frame token and then the patches row by row; and the image features, float32 of length one.
 
         Tokens are taken before the final norm. The frame token is the class token, or the mean of the patches where the
         tower has none or pools by the mean.

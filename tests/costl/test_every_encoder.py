@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from small_towers import make_timm_small, small_settings, write_weights
+from tiny_text import write_family
 
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
@@ -13,11 +14,13 @@ from costl.pipeline.cache.verify import verify
 from costl.pipeline.extract import extract
 from costl.train import train
 
-ENCODERS = {  # a model of open_clip, the grid of its feature map, and the width of its joint space
+XLM_R = "XLM-RoBERTa"
+ENCODERS = {  # a model of open_clip or a family of text towers, the grid of the feature map, and the width of the joint space
     "class token": ("ViT-B-32", (3, 3), 16),
     "attention pooling": ("ViT-B-16-SigLIP", (14, 14), 64),
     "convolutions": ("convnext_tiny", (7, 7), 16),
     "convolutions and attention pooling": ("RN50", (7, 7), 16),
+    "text tower of transformers": (XLM_R, (4, 4), 32),
 }
 
 
@@ -25,7 +28,11 @@ ENCODERS = {  # a model of open_clip, the grid of its feature map, and the width
 def test_videos_become_metrics(world, tmp_path, monkeypatch, kind):
     make_timm_small(monkeypatch)
     model, grid, width = ENCODERS[kind]
-    weights = write_weights(tmp_path, small_settings(model))
+    if model == XLM_R:
+        pytest.importorskip("transformers")
+        weights = write_family(tmp_path / "clip", model)
+    else:
+        weights = write_weights(tmp_path, small_settings(model))
     videos = shutil.copytree(world.videos, tmp_path / "videos")
     report = extract(videos, out=tmp_path / "feats.h5", weights=str(weights), device="cpu", workers=1)
     assert report.failed == ()

@@ -44,7 +44,8 @@ def small_settings(name: str) -> dict[str, Any]:
         if vision.get("attentional_pool"):
             vision |= {"attn_pooler_heads": 2}
     # How the text tower is made has nothing to do with the image tower.
-    small = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": settings.get("quick_gelu", False)}
+    width = 64 if vision.get("timm_proj") == "none" else 16  # without a projection, that of the tower
+    small = {"embed_dim": width, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": settings.get("quick_gelu", False)}
     if "multimodal_cfg" in settings:  # CoCa
         small |= {"custom_text": True, "multimodal_cfg": TEXT}
         small["text_cfg"] = TEXT | {"embed_cls": True, "output_tokens": True}
