@@ -36,7 +36,7 @@ def encode_sentences(
 def _describe(text: str, ids: list[int], tokenizer: Tokenizer, name: str) -> tuple[tuple[str, ...], bool]:
     """The text of each word token, and whether the sentence has lost its end."""
     pieces, is_cut = tokenizer.describe(text, ids)
-    if not any(piece.strip() for piece in pieces):
+    if not pieces:
         raise UsageError(f"query {text!r}: no word in it. Give it a sentence or remove it.")
     if not any(piece.strip() and token != tokenizer.unknown_id for piece, token in zip(pieces, ids, strict=True)):
         raise UsageError(

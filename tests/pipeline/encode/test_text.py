@@ -108,8 +108,7 @@ def test_the_texts_of_the_tokens_read_like_the_sentence(made, name):
     encoder = made(name)[1]
     english, emoji, umlaut = encoder.encode_text(["A dog runs, again!", "dog 😀 runs", "ein läuft"])
     assert "".join(english.texts) == FAMILIES[name].reads
-    joined = "".join(emoji.texts)
-    assert joined.startswith("dog ") and joined.endswith("runs ")
+    assert "".join(emoji.texts) in [f"dog {known}runs " for known in ("😀 ", "<unk> ", "<unk>", "[UNK] ")]
     assert "".join(umlaut.texts).lower() in ("ein läuft ", "ein lauft ")
 
 
