@@ -13,7 +13,7 @@ from costl.pipeline.errors import UsageError, first_few, suggest
 from costl.pipeline.formats.annotations import EXAMPLE, Query, read_rows, refuse_bad_rows
 from costl.pipeline.formats.strict_json import as_jsonl, json_lines, read_json, read_text
 from costl.pipeline.formats.strict_yaml import read_yaml
-from costl.pipeline.options import TokenFormat, check_choices
+from costl.pipeline.options import MODEL, WEIGHTS, TokenFormat, check_choices
 
 SETTINGS_FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
@@ -32,8 +32,8 @@ class ExtractSettings:
     `options.TokenFormat`. Raises UsageError for other values.
     """
 
-    model: str = "ViT-B-32"
-    weights: str = "openai"
+    model: str = MODEL
+    weights: str = WEIGHTS
     fps: float = 0.5
     decoder: str = "decord"
     sampling: str = "centre"

@@ -15,6 +15,7 @@ from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter, check_fingerprint
 from costl.pipeline.data_folder import ExtractSettings, queries_in, without_spatial_encoder
 from costl.pipeline.decode.backends import resolve
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import VideoError, first_few
 from costl.pipeline.formats.files import refuse_folder
 from costl.pipeline.inputs import Inputs, read_inputs, select_share
@@ -115,8 +116,14 @@ def extract(
     """
     report_progress = progress or (lambda _: None)
     refuse_folder(out)
-    earlier = None if shard else out  # a share of annotations cannot be divided again
-    inputs = read_inputs(videos, annotations, chosen, cache=earlier, allow_missing=allow_missing_videos)
+    inputs = read_inputs(
+        videos,
+        annotations,
+        chosen,
+        cache=out,
+        keep_annotations=not shard,  # a share of annotations cannot be divided again
+        allow_missing=allow_missing_videos,
+    )
     before_the_work = [*inputs.notes, *([] if inputs.annotations else [_NO_ANNOTATIONS])]
     if before_the_work:
         report_progress(Progress("load", 0, 1, message="\n".join(before_the_work)))
@@ -168,7 +175,9 @@ def extract(
 def _load_encoders(
     settings: ExtractSettings, devices: str, precision: str | None, report_progress: ProgressCallback
 ) -> list[CLIPEncoder]:
-    from costl.pipeline.encode.clip import load_encoders  # loads open_clip, after the input is checked
+    for name in devices.split(","):
+        pick_device(name.strip())  # a missing device is refused before open_clip is loaded, which takes seconds
+    from costl.pipeline.encode.clip import load_encoders
 
     report_progress(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
     has_patches = settings.token_format.has_patches

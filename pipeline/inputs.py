@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.pipeline.annotations import with_known_names, with_similar_name
-from costl.pipeline.cache.index import read_index
+from costl.pipeline.cache.index import Contents, absolute_weights, read_index
 from costl.pipeline.data_folder import (
     ExtractSettings,
     check_annotations,
@@ -20,7 +20,7 @@ from costl.pipeline.data_folder import (
     settings_folder,
     unread_files,
 )
-from costl.pipeline.encode.names import check_names, weights_folder
+from costl.pipeline.encode.names import check_names, default_weights, weights_folder
 from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.run.shards import parse_share, refuse_other_shares
 from costl.pipeline.videos import Video, find_videos, left_out, safe_id
@@ -54,24 +54,27 @@ def read_inputs(
     chosen: Mapping[str, Any],
     *,
     cache: Path | None = None,
+    keep_annotations: bool = True,
     allow_missing: bool,
 ) -> Inputs:
     """The input of a run on the videos at `path`, a folder or one video; for the other arguments see `extract.extract`.
 
-    A folder without annotations keeps those of an existing `cache`, which `costl cache add-queries` has added. Raises
-    UsageError for a folder without videos, wrong settings or annotations, and missing videos unless `allow_missing`.
+    An existing `cache` keeps its encoder unless another one is chosen, and with `keep_annotations` a folder without
+    annotations keeps those that `costl cache add-queries` has added. Raises UsageError for a folder without videos, wrong
+    settings or annotations, and missing videos unless `allow_missing`.
     """
     videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path)
     names = [video.path.stem for video in videos]
     folder = data_folder(path)
     folder_settings = read_settings(settings_folder(folder, annotations))
-    settings = _resolve_settings(folder_settings.extract, chosen)
+    earlier = read_index(cache).contents if cache and cache.exists() else None
+    settings = _resolve_settings(folder_settings.extract, chosen, _encoder_of(cache, earlier) if cache and earlier else {})
     source = ""
     if isinstance(annotations, Mapping):
         check_annotations(annotations)
         texts = dict(annotations)
     elif annotations is None and not has_annotations(folder):
-        texts = dict(read_index(cache).contents.annotations) if cache and cache.exists() else {}
+        texts = dict(earlier.annotations) if earlier and keep_annotations else {}
         source = f" of {cache}"
     else:
         texts = read_annotations(annotations or folder)
@@ -104,9 +107,22 @@ def read_inputs(
     )
 
 
-def _resolve_settings(folder_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> ExtractSettings:
+def _encoder_of(cache: Path, contents: Contents) -> dict[str, str]:
+    """The model and the weights of a cache, empty for features that others made."""
+    if not {"model", "weights"} <= contents.source.keys():
+        return {}
+    weights = absolute_weights(cache.parent, contents.source["weights"])
+    return {"model": contents.source["model"], "weights": weights}
+
+
+def _resolve_settings(
+    folder_settings: Mapping[str, Any], chosen: Mapping[str, Any], encoder: Mapping[str, str]
+) -> ExtractSettings:
     values = {**folder_settings, **{name: value for name, value in chosen.items() if value is not None}}
-    settings = ExtractSettings(**values)
+    if "model" in values and "weights" not in values:
+        values["weights"] = default_weights(str(values["model"]))
+    chosen_encoder = {"model", "weights"} & values.keys()
+    settings = ExtractSettings(**values if chosen_encoder else {**values, **encoder})
     if "model" in values and weights_folder(settings.weights):
         raise UsageError(
             f"model {settings.model}: the weights in {settings.weights} bring their own architecture. Leave the model "

@@ -9,6 +9,8 @@ from typing import Any
 
 from costl.pipeline.errors import UsageError
 
+# The encoder of own videos; docs/encoders.md has the evidence. Benchmarks keep the weights that papers use.
+MODEL, WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 DECODERS = ("decord", "pyav", "torchcodec", "torchcodec:cuda")
 CHOICES = {
     "decoder": (*DECODERS, "auto"),

@@ -93,7 +93,7 @@ def test_every_setting_mentioned_exists(page):
     sections = {field.name: getattr(Config(), field.name) for field in fields(Config)}
     sections = {name: section for name, section in sections.items() if is_dataclass(section)}
     for section, name in re.findall(rf"(?<!costl\.)\b({'|'.join(sections)})\.([a-z_]+[a-z_0-9]*)\b(?!\()", prose(page)):
-        assert name in {field.name for field in fields(sections[section])} | {"py", "md", "json", "jsonl"}, (
+        assert name in {field.name for field in fields(sections[section])} | {"py", "md", "json", "jsonl", "safetensors"}, (
             f"{section}.{name}"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import safetensors.torch
 
-from costl.ask.hub import CARD, CLIP, CLIP_FILES, CONFIG, MODEL
+from costl.ask.hub import CARD, CLIP, CLIP_SUFFIXES, CONFIG, MODEL
 from costl.ask.model_card import model_card
 from costl.ask.model_folder import FORMAT
 from costl.ask.trained_model import TrainedModel, read_trained_model
@@ -53,8 +53,8 @@ def export(run: Path | None, folder: Path, *, with_clip: bool = True) -> list[st
         publish(temporary / CONFIG, (json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
         publish(temporary / CARD, model_card(config, read_metrics(source.folder)).encode())
         if clip_weights == CLIP:
-            for name in CLIP_FILES:
-                publish(temporary / CLIP / name, (Path(trained.source["weights"]) / name).read_bytes())
+            for file in _clip_files(Path(trained.source["weights"])):
+                publish(temporary / CLIP / file.name, file.read_bytes())
     return notes
 
 
@@ -77,10 +77,19 @@ def _clip_weights(trained: TrainedModel, *, with_clip: bool) -> tuple[str | None
     folder = Path(weights)
     if weights and not folder.is_absolute():
         return weights, []
-    if with_clip and all((folder / name).is_file() for name in CLIP_FILES):
+    if with_clip and _clip_files(folder):
         return CLIP, [f"{folder} was copied to {CLIP}/. Check its licence before you share the export."]
     path = weights or "path unknown"
     return None, [f"The export does not contain the CLIP weights ({path}). Give them when you load it."]
+
+
+def _clip_files(folder: Path) -> list[Path]:
+    """Settings, tokenizer and weights in the folder of CLIP, with one copy of the weights; empty without safetensors."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in CLIP_SUFFIXES and path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    of_open_clip = [path for path in weights if path.name == "open_clip_model.safetensors"]
+    unused = set(weights) - set(of_open_clip or weights)
+    return [path for path in files if path not in unused] if weights else []
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from costl.pipeline.errors import UsageError
 HUB = "hf://"
 # The files of an exported model.
 MODEL, CONFIG, CARD, CLIP = "model.safetensors", "config.json", "README.md", "clip"
-CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+# Of the folder of CLIP, as open_clip or transformers wrote it: settings, tokenizer and weights. None of them is unpickled.
+CLIP_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 
 def fetch(address: str) -> Path:
     """Downloads `hf://user/name` or `hf://user/name@revision` with huggingface_hub, and returns the local folder.
 
-    Downloads only JSON, Markdown and safetensors files. Raises UsageError if that fails.
+    Downloads only JSON, Markdown, safetensors and files of tokenizers. Raises UsageError if that fails.
     """
     name, _, revision = address.removeprefix(HUB).partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
@@ -24,7 +25,7 @@ def fetch(address: str) -> Path:
         )
     import huggingface_hub
 
-    patterns = [MODEL, CONFIG, CARD, *(f"{CLIP}/{name}" for name in CLIP_FILES)]
+    patterns = [MODEL, CONFIG, CARD, *(f"{CLIP}/*{suffix}" for suffix in CLIP_SUFFIXES)]
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # of huggingface_hub, of its HTTP library, or of the disk

@@ -9,7 +9,7 @@ import click
 
 from costl.commands.options import ABOVE_ZERO, ANY_PATH, AT_LEAST_ONE, EXISTING_FOLDER, Group, device, quiet
 from costl.commands.progress_bars import ProgressBars
-from costl.pipeline.encode.names import check_names
+from costl.pipeline.encode.names import check_model
 from costl.pipeline.options import CHOICES
 
 repeats = click.option(
@@ -55,7 +55,7 @@ def extract(**options: Any) -> None:
     video, and of few and many videos.
     """
     for model in options["models"]:
-        check_names(model, "openai")  # reports errors before torch is loaded
+        check_model(model)  # reports errors before torch is loaded
     from costl.pipeline.bench.extract import bench_extract
 
     _print_lines(bench_extract, **options)

@@ -1,4 +1,4 @@
-"""`costl data`: writes a sample world, imports published features, and exports a trained model."""
+"""`costl data`: writes a sample world, lists encoders, imports published features, and exports a trained model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, out, quiet, world, world_settings
+from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet, world, world_settings
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars, run_and_print
 from costl.pipeline.progress import Progress
@@ -16,7 +16,7 @@ from costl.pipeline.progress import Progress
 
 @click.group(cls=Group)
 def data() -> None:
-    """Make sample videos, import features, export models."""
+    """Make samples, list encoders, import features, export models."""
 
 
 @data.command()
@@ -36,6 +36,32 @@ def sample(folder: Path, quiet: bool, **options: Any) -> None:
     with ProgressBars(silent=quiet) as progress:
         write_sample(folder, settings=settings, progress=lambda done, total: progress(Progress("render", done, total)))
     click.echo(folder)
+
+
+@data.command()
+@click.argument("name", default="", metavar="[NAME]")
+@click.option("--measure", is_flag=True, help="Measure the time of a frame on this machine, with random weights.")
+@device
+@quiet
+@as_json
+def models(name: str, **options: Any) -> None:
+    """List the models that can encode videos.
+
+    \b
+    Examples:
+        costl data models
+        costl data models siglip2
+        costl data models ViT-B-32 --measure
+
+    NAME is a model of open_clip, or a part of several names. Input and patches are height x width. Width: numbers in a token.
+    image M and text M: millions of parameters of the two towers; text is empty where the library transformers has the tower.
+    MB/hour: features of an hour of video with the default settings. ms/frame and s/hour: what --measure measures.
+
+    The tags are for costl extract --weights. The weights of a tag are downloaded when they are first used.
+    """
+    from costl.pipeline.encode.catalog import list_models
+
+    run_and_print(list_models, pattern=name, **options)
 
 
 @data.command("import")

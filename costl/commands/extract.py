@@ -18,8 +18,8 @@ def _choice(name: str, help: str) -> Decorator:
 
 
 feature_options = option_group(
-    click.option("--model", help="Name of an open_clip model.  [default: ViT-B-32]"),
-    click.option("--weights", help="An open_clip tag, a file, or an open_clip folder.  [default: openai]"),
+    click.option("--model", help="An open_clip model (see costl data models).  [default: ViT-B-32]"),
+    click.option("--weights", help="A tag, a file, or a folder.  [default: laion2b_s34b_b79k]"),
     click.option("--fps", type=float, help="Clips per second, with one frame each.  [default: 0.5]"),
     _choice(
         "decoder",
@@ -43,7 +43,7 @@ run_options = option_group(
         default="auto",
         show_default=True,
         callback=check_devices,
-        help="cpu, cuda, or several: cuda:0,cuda:1. auto: a GPU if any.",
+        help="cpu, cuda, mps, or several: cuda:0,cuda:1. auto: cuda if any.",
     ),
     click.option(
         "--cluster",

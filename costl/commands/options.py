@@ -86,7 +86,7 @@ device = click.option(
     default="auto",
     show_default=True,
     callback=check_devices,
-    help="cpu, cuda, cuda:1 and so on. auto: a GPU if there is one.",
+    help="cpu, cuda, cuda:1 and so on, or mps. auto: cuda if there is one.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, callback=_only_one, help="Print JSON to standard output.")
 paper_table = click.option(

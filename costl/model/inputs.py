@@ -43,7 +43,7 @@ class ModelInputs:
 
     def to(self, device: torch.device) -> ModelInputs:
         """The same inputs with their tensors on `device`."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:

@@ -181,10 +181,11 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 def rng_state() -> dict[str, Any]:
     """The states of torch's random generators, for `meta`. Training draws from no others: Python's `random` is used by
     libraries only."""
-    return {
+    state = {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    return state | ({"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {})
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
@@ -192,6 +193,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _meta_in(path: Path, content: Any, stored: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _random_encoder(model: str, device: str) -> CLIPEncoder:
 
 
 def _table(encoder: CLIPEncoder, rows: Sequence[Sequence[str]], *, fps: float, decoder: str) -> list[str]:
-    device = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else "cpu"
+    device = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else encoder.device.type
     title = f"{encoder.name} on {device} in {encoder.precision}, batches of {usual_batch(encoder)}, {cpu_cores()} cores"
     header = ["", "frames", "decode", "CLIP", "extract", "limit", "share", "imitated", "share", "plain", "times", "error"]
     return [f"{title}, {fps:g} fps, decoder {decoder}:", *table(header, rows)]

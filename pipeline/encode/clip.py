@@ -102,7 +102,7 @@ class CLIPEncoder:
         # Copied: a decoder's shared memory may be read-only, and is reused while the device still reads.
         frames = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         frames.numpy()[...] = pixels
-        return prepare(frames.to(self.device, non_blocking=True), self.preprocess)
+        return prepare(frames.to(self.device, non_blocking=self.device.type == "cuda"), self.preprocess)
 
     def encode(self, pixels: np.ndarray) -> FrameFeatures:
         """uint8 RGB [n h w 3] -> tokens float16 [n 1+p c] and joint vectors float16 [n e].

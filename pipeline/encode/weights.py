@@ -24,8 +24,18 @@ from open_clip import pretrained as tags
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
 
-from costl.pipeline.encode.names import SUFFIXES, check_names, is_file, weights_folder
-from costl.pipeline.errors import UsageError, suggest
+from costl.pipeline.encode.names import (
+    OPEN_CLIP_CONFIG,
+    SUFFIXES,
+    check_names,
+    is_file,
+    is_transformers_folder,
+    no_such_tag,
+    weights_folder,
+)
+from costl.pipeline.encode.transformers_config import read_config
+from costl.pipeline.encode.transformers_weights import load_network, tokenizer_settings
+from costl.pipeline.errors import UsageError
 from costl.pipeline.fingerprint import digest
 
 _PROBE_S = 3.0
@@ -37,8 +47,10 @@ class Source:
     """Where a network comes from.
 
     `name`: for messages and fingerprints, without a path. `architecture`: open_clip's name. `file`: the weights on disk.
-    `trained_with`: what a tag records about its weights (quick_gelu, mean, std, interpolation, resize_mode), empty for a
-    folder, which has its own settings. `config`: the network in the words of open_clip, where `architecture` is empty.
+    `trained_with`: what a tag records about its weights (quick_gelu, mean, std, interpolation, resize_mode), empty for an
+    open_clip folder, which has its own settings. `config`: only for a folder of transformers, the network in the words of
+    open_clip (see `transformers_config.TransformersConfig`); then `architecture` is empty, `file` is the folder, and
+    `trained_with` is its preprocessing.
     """
 
     name: str
@@ -49,7 +61,7 @@ class Source:
 
 
 def find_source(model: str, weights: str) -> Source:
-    """The source of `weights`: a tag of `model`, a FILE, TAG=FILE, or a DIR in open_clip's layout (any model name).
+    """The source of `weights`: a tag of `model`, a FILE, TAG=FILE, or a DIR of open_clip or transformers (any model name).
 
     A tag that is not on this disk is downloaded. A FILE is read with the settings of a tag: TAG if given, else the tag
     whose name is part of the file name, else `openai` if the model has it, else the model's first tag. Raises UsageError
@@ -72,20 +84,8 @@ def build_network(source: Source) -> nn.Module:
     Never unpickles objects: reads safetensors, `torch.load(weights_only=True)`, or the archive that OpenAI published,
     identified by its hash. Raises UsageError when open_clip cannot load these weights into this architecture.
     """
-    archive = _is_torchscript(source.file)
     try:
-        network = open_clip.create_model(
-            source.architecture,
-            pretrained=None if archive or source.architecture.startswith("local-dir:") else str(source.file),
-            load_weights=not archive,
-            require_pretrained=not archive,
-            force_quick_gelu=bool(source.trained_with.get("quick_gelu", False)),
-            force_preprocess_cfg={key: source.trained_with[key] for key in _PREPROCESS if key in source.trained_with},
-            weights_only=True,
-            **_text_tower(source),
-        )
-        if archive:
-            network.load_state_dict(_openai_state(source))
+        network = load_network(source.config, source.trained_with, source.file) if source.config else _open_clip_network(source)
     except UsageError:
         raise
     except Exception as error:  # open_clip passes on all errors of torch, safetensors, timm and json
@@ -100,6 +100,23 @@ def build_network(source: Source) -> nn.Module:
 def hub_is_reachable() -> bool:
     """Whether files can be downloaded from the hub of models; answers within a few seconds."""
     return not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT)
+
+
+def _open_clip_network(source: Source) -> Any:
+    archive = _is_torchscript(source.file)
+    network = open_clip.create_model(
+        source.architecture,
+        pretrained=None if archive or source.architecture.startswith("local-dir:") else str(source.file),
+        load_weights=not archive,
+        require_pretrained=not archive,
+        force_quick_gelu=bool(source.trained_with.get("quick_gelu", False)),
+        force_preprocess_cfg={key: source.trained_with[key] for key in _PREPROCESS if key in source.trained_with},
+        weights_only=True,
+        **_text_tower(source),
+    )
+    if archive:
+        network.load_state_dict(_openai_state(source))
+    return network
 
 
 def hash_of_weights(network: nn.Module) -> str:
@@ -154,29 +171,35 @@ def _trained_name(model: str, trained_with: Mapping[str, Any]) -> str:
 
 
 def _folder_source(folder: Path) -> Source:
-    config = folder / "open_clip_config.json"
+    if is_transformers_folder(folder):
+        return _transformers_source(folder)
+    config = folder / OPEN_CLIP_CONFIG
     try:
         architecture = json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{config}: not a readable open_clip config ({error!r}). Expected a JSON file with a model_cfg."
         ) from error
-    file = folder / HF_SAFE_WEIGHTS_NAME
-    if not file.is_file():
-        raise UsageError(f"{folder}: no {file.name} next to {config.name}. Put the weights there under this name.")
-    return Source(f"config {digest(architecture)[:12]}", f"local-dir:{folder}", file)
+    return Source(f"config {digest(architecture)[:12]}", f"local-dir:{folder}", folder / HF_SAFE_WEIGHTS_NAME)
+
+
+def _transformers_source(folder: Path) -> Source:
+    config = read_config(folder)
+    text = config.network["text_cfg"]
+    network = {**config.network, "text_cfg": text | tokenizer_settings(folder, config.network)}
+    return Source(f"config {digest(config.network)[:12]}", "", folder, config.preprocess, network)
 
 
 def _file_source(model: str, weights: str) -> Source:
     tag, _, name = weights.rpartition("=") if not is_file(weights) else ("", "", weights)
     model_tags = tags.list_pretrained_tags_by_model(model)
     if not is_file(name):
-        raise UsageError(f"{model} has no weights called {weights!r}. {suggest(weights, model_tags)}")
+        raise UsageError(no_such_tag(model, weights, model_tags))
     file = Path(os.path.expanduser(name))
     if file.suffix not in SUFFIXES:
         raise UsageError(f"{file}: weights end in {', '.join(SUFFIXES)}, not in {file.suffix or 'nothing'}.")
     if tag and not tags.is_pretrained_cfg(model, tag):
-        raise UsageError(f"{model} has no weights called {tag!r}. {suggest(tag, model_tags)}")
+        raise UsageError(no_such_tag(model, tag, model_tags))
     trained_with = tags.get_pretrained_cfg(model, tag or _tag_of(file, model_tags))
     return Source(_trained_name(model, trained_with), model, file, trained_with)
 

@@ -18,6 +18,7 @@ from costl.pipeline.errors import CostlError
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder
 
+_MEMORY_IS_FULL = ("DefaultCPUAllocator", "MPS backend out of memory")  # errors that torch gives no class of their own
 _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
 
 
@@ -138,6 +139,8 @@ class EncoderThread:
         self.batch //= 2
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
 
     def _too_small(self) -> CostlError:
         return CostlError(
@@ -150,7 +153,7 @@ class EncoderThread:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _MEMORY_IS_FULL):
                 raise _OutOfMemory from error
             reason = str(error).strip().splitlines()[0]
             raise CostlError(

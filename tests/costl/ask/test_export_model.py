@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 
 import costl
+from costl.ask import export_model
 from costl.ask.export_model import export
 from costl.ask.hub import fetch
 from costl.ask.trained_model import read_trained_model
@@ -102,6 +103,25 @@ def test_an_export_without_clip_needs_weights_to_load(world, run, tmp_path):
     assert costl.load(tmp_path / "model", weights=str(world.videos / "clip"), cache_dir=tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("there", "copied"),
+    [
+        (["config.json", "model.safetensors", "spiece.model", "vocab.txt", "a.py", "pytorch_model.bin"], 4),
+        (["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"], 4),
+        (["open_clip_config.json", "open_clip_model.safetensors", "config.json", "model.safetensors", "merges.txt"], 4),
+        (["config.json", "pytorch_model.bin"], 0),
+        ([], 0),
+    ],
+)
+def test_settings_tokenizer_and_one_copy_of_the_weights_are_exported(there, copied, tmp_path):
+    for name in there:
+        (tmp_path / name).write_bytes(b"")
+    names = [path.name for path in export_model._clip_files(tmp_path)]
+    assert len(names) == copied and set(names) <= set(there)
+    assert not {"a.py", "pytorch_model.bin"} & set(names)
+    assert "model.safetensors" not in names or "open_clip_model.safetensors" not in names
+
+
 def test_weights_named_by_an_open_clip_tag_are_not_copied(run, tmp_path):
     copied_run = Path(shutil.copytree(run, tmp_path / "run"))
     about = json.loads((copied_run / "run.json").read_text())
@@ -166,7 +186,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         costl.load(tmp_path / "gone")
 
 
-def test_only_json_markdown_and_safetensors_are_downloaded(exported, tmp_path, monkeypatch):
+def test_nothing_that_is_unpickled_or_run_is_downloaded(exported, tmp_path, monkeypatch):
     downloads = []
 
     def download(name, *, revision, allow_patterns):
@@ -177,7 +197,7 @@ def test_only_json_markdown_and_safetensors_are_downloaded(exported, tmp_path, m
     assert costl.load("hf://some/model@v1", cache_dir=tmp_path, device="cpu").name == str(exported)
     ((name, revision, patterns),) = downloads
     assert (name, revision) == ("some/model", "v1")
-    assert all(pattern.endswith((".json", ".md", ".safetensors")) for pattern in patterns)
+    assert all(pattern.endswith((".json", ".md", ".safetensors", ".txt", ".model")) for pattern in patterns)
 
 
 def test_a_failed_download_is_one_error_message(monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from costl.pipeline.encode.names import model_names
+from costl.pipeline.encode import names
+from costl.pipeline.encode.names import model_names, model_tags
 
 HEAVY = "torch open_clip torchvision transformers timm matplotlib gradio dask distributed pandas scipy sklearn decord av"
 # Runs each command in one process that has loaded nothing yet, and prints the exit code and what is loaded after it.
@@ -24,7 +25,7 @@ for row in rows:
     result = CliRunner().invoke(main, row)
     print(json.dumps([result.exit_code, result.output, [name for name in heavy.split() if name in sys.modules]]))
 """
-ANSWERED = [["--help"], ["--version"], ["cache"], ["predict", "--help"]]
+ANSWERED = [["--help"], ["--version"], ["cache"], ["predict", "--help"], ["data", "models", "siglip2"]]
 REFUSED = {
     "extract --videos gone": "no such folder",
     "extract --videos empty": "no videos",
@@ -34,6 +35,11 @@ REFUSED = {
     "extract --videos videos --fps nan": "fps is nan",
     "extract --videos videos --model ViT-B-23": "Did you mean ViT-B-32",
     "extract --videos videos --weights gone.pt": "no such weights file",
+    "extract --videos videos --weights laion2b_s34b_b97k": "Did you mean laion2b_s34b_b79k",
+    "extract --videos videos --weights opena=gone": "no weights called 'opena=gone'",
+    "extract --videos videos --weights empty": "no weights. Expected a folder that open_clip",
+    "extract --videos videos --model coca_base": "open_clip has no weights of coca_base. Give a file",
+    "data models nothing-like-it": "no model of open_clip has 'nothing-like-it' in its name",
     "extract --videos videos --workers 0": "workers is 0",
     "extract --videos videos --shard 3/2": "expected I/N",
     "extract --videos videos --device tpu": "expected cpu, cuda",
@@ -125,3 +131,23 @@ def test_the_names_of_models_are_those_of_open_clip(monkeypatch):
     assert set(model_names()) == known
     monkeypatch.delitem(sys.modules, "open_clip")
     assert set(model_names()) <= known and {"ViT-B-32", "ViT-L-14", "RN50"} <= set(model_names())
+
+
+def test_the_tags_of_models_are_those_of_open_clip(monkeypatch):
+    models = [name for name in open_clip.list_models() if not name.startswith("ViT-tiny")]  # which tests add
+    expected = {name: open_clip.list_pretrained_tags_by_model(name) for name in models}
+    assert {name: model_tags(name) for name in models} == expected
+    monkeypatch.delitem(sys.modules, "open_clip")
+    assert {name: model_tags(name) for name in models} == expected
+
+
+@pytest.mark.parametrize("source", ["", "_PRETRAINED = load()", "}", "_PRETRAINED = {**others, 'a': b}"])
+def test_a_table_of_tags_in_another_form_is_no_reason_to_refuse(source, tmp_path, monkeypatch):
+    (tmp_path / "pretrained.py").write_text(source)
+    monkeypatch.delitem(sys.modules, "open_clip")
+    monkeypatch.setattr(names, "_open_clip_folder", lambda: tmp_path)
+    names._tags_in_source.cache_clear()
+    try:
+        assert model_tags("ViT-B-32") is None
+    finally:
+        names._tags_in_source.cache_clear()

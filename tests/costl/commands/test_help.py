@@ -112,4 +112,4 @@ def test_every_command_that_draws_progress_can_be_quiet():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "costl" / "commands").glob("*.py"))
     assert source.count("ProgressBars(") == source.count("ProgressBars(silent=quiet)")
     quiet = [path for path, command in commands() if any(parameter.name == "quiet" for parameter in command.params)]
-    assert len(quiet) == 22
+    assert len(quiet) == 23

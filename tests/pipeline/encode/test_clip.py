@@ -323,7 +323,7 @@ def test_the_error_for_a_wrong_name_suggests_the_nearest(tmp_path, model, ask, a
 @pytest.mark.parametrize(
     ("change", "answer"),
     [
-        (lambda folder: (folder / "open_clip_config.json").unlink(), "not a readable open_clip config"),
+        (lambda folder: (folder / "open_clip_config.json").unlink(), "open_clip_model.safetensors without its config"),
         (lambda folder: (folder / "open_clip_config.json").write_text("{}"), "not a readable open_clip config"),
         (lambda folder: (folder / "open_clip_model.safetensors").unlink(), "no open_clip_model.safetensors next to"),
         (lambda folder: (folder / "open_clip_model.safetensors").write_bytes(b"x" * 64), "cannot load it"),
