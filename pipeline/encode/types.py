@@ -16,9 +16,10 @@ class SentenceTokens:
     """The tokens of one sentence: `tokens` float16 [l 2*ct], and `sentence` float32 [e] of length one in the joint space.
 
     Each token is the word's own embedding, then the output of the last text block before the final norm (of a text tower of
-    transformers its last hidden state), both of width ct. Special tokens and padding are left out. Published features hold the second half only; the first half is then zeros.
-    `truncated`: the sentence was longer than CLIP's context and lost its end. `texts`: the text of each token, with a space
-    at the end of a complete word; empty if it is not known. Raises CostlError for other shapes or non-finite values.
+    transformers its last hidden state), both of width ct. Special tokens and padding are left out. Published features hold
+    the second half only; the first half is then zeros. `truncated`: the sentence was longer than the text tower reads, and
+    lost its end. `texts`: the text of each token, with a space at the end of a complete word; empty if it is not known.
+    Raises CostlError for other shapes or non-finite values.
     """
 
     tokens: np.ndarray

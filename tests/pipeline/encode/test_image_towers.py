@@ -19,6 +19,7 @@ from small_towers import make_timm_small, small_settings, write_weights
 from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.encode.image_tower import ImageTower
 
+
 def models_by_settings() -> dict[str, list[str]]:
     """The models of open_clip, those with the same small settings together."""
     groups: dict[str, list[str]] = {}
