@@ -100,7 +100,7 @@ def write_part(
     *,
     dtype: str,
     tokens: np.ndarray,
-    joint: np.ndarray | None,
+    joint: np.ndarray | None = None,
     times_s: np.ndarray,
 ) -> VideoRow:
     """Publishes one part and returns the row with its checksum.

@@ -263,7 +263,7 @@ def test_invalid_scales_are_refused_and_the_video_is_extracted_again(tmp_path, n
         assert writer.reuse_if_unchanged("v", "of v") is None
 
 
-@pytest.mark.parametrize("name", ["tokens", "scales", "mean", "std"])
+@pytest.mark.parametrize("name", ["tokens", "scales", "mean", "std", "joint"])
 def test_the_checksum_covers_everything_that_is_stored(tmp_path, name):
     reader = write(tmp_path / "feats.h5", TokenFormat("int8"))
     reader.verify("v")
@@ -291,7 +291,7 @@ def add_layer(reader: CacheReader) -> None:
     with h5py.File(path, "r+") as file:
         for name in names:
             file[f"{name}-2"] = file[name][()] // 2
-        stored = [file[name] for name in (*names, *(f"{name}-2" for name in names), "times_s")]
+        stored = [file[name] for name in (*names, *(f"{name}-2" for name in names), "joint", "times_s")]
         checksum = hashlib.sha256(b"".join(array[()].tobytes() for array in stored)).hexdigest()
         file.attrs["checksum"] = np.bytes_(checksum)
     with h5py.File(reader.path, "r+") as file:
@@ -331,7 +331,8 @@ def test_tokens_that_cannot_be_stored_leave_no_part(tmp_path):
         tokens = clip_like_tokens()
         tokens[3, 1, 2] = np.inf
         with pytest.raises(VideoError, match="not finite"):
-            writer.store("v", tokens=tokens, times_s=np.arange(40) * 2.0, duration_s=80.0, content_hash="")
+            joint = np.zeros((40, 4), np.float16)
+            writer.store("v", tokens=tokens, joint=joint, times_s=np.arange(40) * 2.0, duration_s=80.0, content_hash="")
     assert not list(parts_folder(tmp_path / "feats.h5").glob("*.h5"))
 
 

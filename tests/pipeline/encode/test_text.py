@@ -151,7 +151,7 @@ FIRST = [
 
 
 @pytest.mark.parametrize("where", ["costl-tiny", "random"])
-def test_the_words_of_clips_own_tokenizer_are_bit_for_bit_those_of_the_first_version(where, tmp_path):
+def test_words_of_clips_own_tokenizer_are_what_they_were(where, tmp_path):
     folder = TINY if where == "costl-tiny" else write_clip_weights(tmp_path / "clip")
     encoder = load_encoder(weights=str(folder))
     ours = encoder.encode_text(FIRST)
@@ -221,7 +221,7 @@ def row_of(name: str) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("architecture", open_clip.list_models())
-def test_a_row_covers_the_tokenizer_and_the_text_tower_of_every_architecture(architecture):
+def test_a_row_covers_every_architecture_of_open_clip(architecture):
     model = get_model_config(architecture)
     text = model["text_cfg"]
     tokenizer = first_part(TOKENIZERS, text.get("hf_tokenizer_name", "")) or "clip"

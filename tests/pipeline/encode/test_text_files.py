@@ -50,13 +50,13 @@ def no_network(monkeypatch):
         monkeypatch.setattr(module.huggingface_hub, "try_to_load_from_cache", lambda *key: None)
 
 
-def test_a_tokenizer_without_transformers_is_refused_with_the_extra(monkeypatch):
+def test_a_tokenizer_without_transformers_names_the_extra(monkeypatch):
     monkeypatch.setattr(tokenizer, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"SigLIP: its tokenizer needs transformers.* pip install 'costl\[transformers\]'"):
         tokenizer.load_tokenizer(Source("SigLIP", "ViT-B-16-SigLIP", Path()))
 
 
-def test_a_text_tower_without_transformers_is_refused_with_the_extra(monkeypatch, tmp_path):
+def test_a_text_tower_without_transformers_names_the_extra(monkeypatch, tmp_path):
     torch.save({}, tmp_path / "w.pt")
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"roberta-ViT-B-32: its text tower needs transformers"):
@@ -65,7 +65,7 @@ def test_a_text_tower_without_transformers_is_refused_with_the_extra(monkeypatch
 
 @TRANSFORMERS
 @pytest.mark.parametrize("architecture", ["ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256", "ViT-H-14-CLIPA", "nllb-clip-base"])
-def test_a_tokenizer_that_would_have_to_be_downloaded_is_refused_at_once(no_network, architecture):
+def test_a_tokenizer_without_network_is_refused_at_once(no_network, architecture):
     start_s = time.monotonic()
     with pytest.raises(UsageError, match=r"is not on this disk and cannot be downloaded\. .* tokenizer_config\.json and"):
         tokenizer.load_tokenizer(Source(architecture, architecture, Path()))
@@ -73,7 +73,7 @@ def test_a_tokenizer_that_would_have_to_be_downloaded_is_refused_at_once(no_netw
 
 
 @TRANSFORMERS
-def test_a_text_tower_that_would_have_to_be_downloaded_is_refused_at_once(no_network, tmp_path):
+def test_a_text_tower_without_network_is_refused_at_once(no_network, tmp_path):
     torch.save({}, tmp_path / "w.pt")
     start_s = time.monotonic()
     with pytest.raises(UsageError, match=r"text tower google/mt5-base are not on this disk .* of google/mt5-base, config\.json"):
@@ -82,7 +82,7 @@ def test_a_text_tower_that_would_have_to_be_downloaded_is_refused_at_once(no_net
 
 
 @TRANSFORMERS
-def test_a_tokenizer_and_a_text_tower_that_are_on_this_disk_need_no_network(monkeypatch, tmp_path):
+def test_text_files_on_this_disk_need_no_network(monkeypatch, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     write_tower_config(cache, "roberta", write_tokenizer(cache, "roberta"))
@@ -145,7 +145,7 @@ def test_a_text_tower_with_damaged_settings_is_refused(copied, content):
 
 
 @TRANSFORMERS
-def test_a_text_tower_without_settings_is_refused_without_a_download(copied, monkeypatch):
+def test_a_folder_without_the_text_towers_settings_is_refused(copied, monkeypatch):
     folder = copied("RoBERTa")
     (folder / "config.json").unlink()
     monkeypatch.setattr(weights, "hub_is_reachable", lambda: pytest.fail("used the network"))
@@ -169,7 +169,7 @@ def test_a_copy_on_another_device_gives_the_same_words(stored, name):
 
 
 @TRANSFORMERS
-def test_the_settings_of_a_source_name_a_folder_with_the_tokenizer(stored):
+def test_the_settings_of_a_source_may_name_a_folder(stored):
     """As for a folder in the layout of transformers."""
     folder = stored("SigLIP")
     text = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
