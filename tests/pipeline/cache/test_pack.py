@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from small_cache import sentence_tokens, small_contents, video_features, write_small_cache
+from small_cache import JOINT_CHANNELS, sentence_tokens, small_contents, video_features, write_small_cache
 
 from costl.commands import main
 from costl.pipeline.cache import pack as packing_module
@@ -84,7 +84,7 @@ def test_parts_with_other_arrays_and_attributes_are_packed(cache, tmp_path):
         file.attrs["list"] = np.arange(3)
     packed = pack(cache, out=tmp_path / "p.h5")
     arrays = CacheReader(packed).array_locations("v_b")
-    assert sorted(arrays) == ["more", "note", "nothing", "scales", "times_s", "tokens"]
+    assert sorted(arrays) == ["joint", "more", "note", "nothing", "scales", "times_s", "tokens"]
     for name, where in CacheReader(cache).array_locations("v_b").items():
         np.testing.assert_array_equal(arrays[name].array(), where.array())
     unpack(packed, out=tmp_path / "out" / "feats.h5")
@@ -110,7 +110,8 @@ def test_a_packed_file_reads_like_its_parts(cache, packed):
 def test_large_arrays_are_contiguous_and_begin_at_a_page(cache, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(40, 7, 8)).astype(np.float16)
     with CacheWriter(cache, small_contents(), sentence_tokens()) as writer:
-        facts = {"duration_s": 80.0, "content_hash": "x", "decoder": "d"}
+        joint = np.zeros((40, JOINT_CHANNELS), np.float16)
+        facts = {"joint": joint, "duration_s": 80.0, "content_hash": "x", "decoder": "d"}
         writer.store("long", tokens=tokens, times_s=np.arange(40.0), **facts)
         writer.write_index()
     packed = pack(cache, out=tmp_path / "p.h5")
@@ -177,7 +178,8 @@ def test_ranges_cover_a_file_once_and_in_order(data):
 def test_memory_does_not_grow_with_the_size_of_a_part(tmp_path):
     clips, limit = 400_000, 16e6
     with CacheWriter(tmp_path / "f.h5", small_contents(), {}) as writer:
-        about = {"duration_s": 2.0 * clips, "content_hash": "x", "decoder": "d"}
+        joint = np.zeros((clips, JOINT_CHANNELS), np.float16)
+        about = {"joint": joint, "duration_s": 2.0 * clips, "content_hash": "x", "decoder": "d"}
         writer.store("v", tokens=np.ones((clips, 7, 8), np.float16), times_s=np.arange(clips) * 1.0, **about)
         writer.write_index()
     tracemalloc.start()
@@ -404,7 +406,8 @@ def test_files_that_share_the_same_bytes_are_not_unpacked(tmp_path):
     with CacheWriter(tmp_path / "f.h5", small_contents(), {}) as writer:
         for i in range(40):
             clips = 1 if i else 1000
-            facts = {"duration_s": clips * 2.0, "content_hash": "x", "decoder": "d"}
+            joint = np.zeros((clips, JOINT_CHANNELS), np.float16)
+            facts = {"joint": joint, "duration_s": clips * 2.0, "content_hash": "x", "decoder": "d"}
             tokens = np.zeros((clips, 7, 8), np.float16)
             writer.store(f"v{i:02d}", tokens=tokens, times_s=np.arange(clips) * 2.0, **facts)
         writer.write_index()
