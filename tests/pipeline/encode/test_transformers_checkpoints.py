@@ -364,7 +364,7 @@ def test_an_unusable_folder_is_refused_before_open_clip_is_loaded(name, tmp_path
         assert str(refusal.value).startswith(str(tmp_path)) and "\n" not in str(refusal.value)
 
 
-def test_the_folder_in_another_place_of_the_command_is_refused_with_the_right_one(tmp_path):
+def test_a_folder_given_in_another_way_is_refused_with_the_right_one(tmp_path):
     write(tmp_path, "clip")
     with pytest.raises(UsageError, match=rf"model\.safetensors: belongs to .* Give the folder as --weights {tmp_path}\.$"):
         check_names("ViT-B-32", str(tmp_path / "model.safetensors"))
