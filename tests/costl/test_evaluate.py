@@ -153,8 +153,9 @@ def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:
     with CacheWriter(path, features.contents, features.word_table()) as writer:
         for less, name in enumerate(features.video_ids):
             tokens, times_s = features.tokens(name)[less:], features.times_s(name)[: len(features.times_s(name)) - less]
+            joint = features.joint_vectors(name)[less:].astype(np.float16)
             seconds = len(tokens) / features.fps
-            writer.store(name, tokens=tokens, times_s=times_s, duration_s=seconds, content_hash=name)
+            writer.store(name, tokens=tokens, joint=joint, times_s=times_s, duration_s=seconds, content_hash=name)
         writer.write_index()
     return CacheReader(path)
 
