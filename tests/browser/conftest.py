@@ -95,20 +95,36 @@ class Browser:
         self._errors += [e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE"]
 
 
-@pytest.fixture
-def browser(tmp_path) -> Iterator[Browser]:
-    """A browser with an empty profile; skipped where Chromium, its driver or selenium is missing."""
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory) -> Iterator[Any]:
+    """A driver of a Chromium with an empty profile; skipped where Chromium, its driver or selenium is missing."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if not (chromium and chromedriver):
         pytest.skip("no chromium and chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     try:
-        yield Browser(driver)
+        yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def browser(chromium) -> Iterator[Browser]:
+    """A new tab without cookies and stored data, the only one. Sizes and colours that a test sets are those of its tab."""
+    earlier = chromium.window_handles
+    chromium.switch_to.new_window("tab")
+    tab = chromium.current_window_handle
+    for handle in earlier:
+        chromium.switch_to.window(handle)
+        chromium.close()
+    chromium.switch_to.window(tab)
+    chromium.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+    for log in chromium.log_types:
+        chromium.get_log(log)  # the entries of earlier tabs
+    yield Browser(chromium)

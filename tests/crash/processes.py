@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import h5py
 import pytest
 from click.testing import CliRunner
+from preloaded import Preloaded
 
 from costl.commands import main
 from costl.pipeline.cache.reader import CacheReader
@@ -34,18 +34,10 @@ def write_videos(folder: Path, count: int, *, processes: int = 1) -> Path:
 
 def start_command(*arguments: object, cwd: Path, script: Path | None = None, **options: Any) -> subprocess.Popen[str]:
     """Starts `costl ARGUMENTS` in a new session; `script` is a program to run in place of `python -m costl`."""
-    program = ["-m", "costl"] if script is None else [str(script)]
+    program = ["-m", "costl"] if script is None else [script]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *program, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return Preloaded([*program, *arguments], cwd=cwd, env=environment, **pipes, **options)
 
 
 def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from preloaded import Preloaded
 from published_world import publish_world
 
 from costl.commands import main
@@ -36,8 +37,8 @@ def costl(*arguments: str | Path) -> Result:
 
 def start(*arguments: str | Path) -> subprocess.Popen:
     """Starts the command in its own process, as a shell does."""
-    command = [sys.executable, "-c", "from costl.commands import main; main(prog_name='costl')", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["-m", "costl", *arguments]
+    return Preloaded(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def error_message(result: Result) -> str:

@@ -8,12 +8,12 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from preloaded import Preloaded
 
 from costl.commands import main
 from costl.config import Loss, load_config
@@ -99,44 +99,19 @@ def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, tmp_path)
 def test_parallel_jobs_give_the_same_rows(world, tmp_path):
     settings = ("train.epochs=1", "train.threads=1")
     one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
-    command = [
-        sys.executable,
-        "-m",
-        "costl",
-        "study",
-        "ablate",
-        "--cache",
-        world.cache,
-        "--seeds",
-        "1",
-        "--variants",
-        "cls",
-    ]
+    command = ["-m", "costl", "study", "ablate", "--cache", world.cache, "--seeds", 1, "--variants", "cls"]
     command += [*(f"--set={setting}" for setting in settings), "--device=cpu", "--jobs=2", "--out", tmp_path / "2"]
-    done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "\n".join(one.lines()) + "\n"
+    with Preloaded(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stdout == "\n".join(one.lines()) + "\n"
 
 
 def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "costl",
-        "study",
-        "ablate",
-        "--cache",
-        str(world.cache),
-        "--variants",
-        "cls",
-        "--seeds",
-        "1",
-    ]
-    command += ["--set", "train.epochs=4000", "--set", "train.patience=4000", "--jobs", "2", "--out", str(tmp_path)]
+    command = ["-m", "costl", "study", "ablate", "--cache", world.cache, "--variants", "cls", "--seeds", 1]
+    command += ["--set", "train.epochs=4000", "--set", "train.patience=4000", "--jobs", "2", "--out", tmp_path]
     rows = [tmp_path / name / "seed-0" / "metrics.jsonl" for name in ("full", "cls")]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with Preloaded(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 200
             while not all(path.exists() for path in rows):

@@ -16,6 +16,7 @@ import distributed_training
 import pytest
 import torch
 from click.testing import CliRunner
+from preloaded import Preloaded
 
 from costl.commands import main
 from costl.evaluate import evaluate
@@ -42,10 +43,7 @@ def start(*command: str, count: int = 2) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
-        subprocess.Popen([sys.executable, *command], env=environment(rank, count, port), **pipes)
-        for rank in range(count)
-    ]
+    return [Preloaded(command, env=environment(rank, count, port), **pipes) for rank in range(count)]
 
 
 def end(processes: list[subprocess.Popen], timeout_s: float = 200) -> tuple[list[int], list[str], list[str]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from preloaded import Preloaded
 
 from costl import train as module
 from costl.data.queries import read_queries
@@ -191,9 +191,8 @@ def by_ones(world, tmp_path_factory) -> dict[str, object]:
 )
 def test_the_command_stops_soon_and_resumes_to_the_same_bits(world, by_ones, tmp_path, number, wait_s, workers):
     options = [option for setting in (*BY_ONES, f"train.workers={workers}") for option in ("--set", setting)]
-    command = [sys.executable, "-m", "costl", "train", "--cache", str(world.cache), "--out", str(tmp_path / "run")]
-    command += ["--device", "cpu", *options]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = ["-m", "costl", "train", "--cache", world.cache, "--out", tmp_path / "run", "--device", "cpu", *options]
+    with Preloaded(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None and process.stderr.readline() == "train ...\n"  # the first step is done
             time.sleep(wait_s)

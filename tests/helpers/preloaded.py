@@ -1,0 +1,136 @@
+"""Commands in copies of a process that has imported PyTorch and open_clip already, which takes longer than most tests.
+
+`Preloaded` is subprocess.Popen for commands of Python: a process of its own, with its own arguments, environment, working
+folder and session. Modules of CoSTL are imported by the command itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow", "av", "yaml", "matplotlib.backends.backend_agg")
+
+
+class Preloaded(subprocess.Popen):
+    """`Preloaded(["-m", "costl", ...], cwd=..., env=..., stdout=...)`: the arguments after `python`, in a session of its own."""
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest: Any) -> None:
+        pipes = rest[3:9]  # both ends of each: the ends of the command are the first, the fourth and the last
+        child_ends = [own if end == -1 else end for own, end in enumerate((pipes[0], pipes[3], pipes[5]))]
+        self._status, theirs = os.pipe()
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a new process inherits that
+        request = {"arguments": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "environment": dict(env or os.environ)}
+        request["ignores_interrupts"] = ignored
+        socket.send_fds(_server(), [json.dumps(request).encode()], [*child_ends, theirs])
+        os.close(theirs)
+        self._close_pipe_fds(*pipes)
+        self.pid = int(os.read(self._status, 8))
+        self._child_created = True
+
+    def _internal_poll(self, _deadstate: Any = None, **_: Any) -> int | None:
+        if self.returncode is None:
+            self._wait_status(0)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        self._wait_status(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _wait_status(self, timeout: float | None) -> None:
+        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
+            self._handle_exitstatus(int(os.read(self._status, 8)))
+            os.close(self._status)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """A connection to the process that has imported the modules; it ends with the connection."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, __file__, str(theirs.fileno())]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+    )
+    theirs.close()
+
+    @atexit.register
+    def end() -> None:
+        ours.shutdown(socket.SHUT_RDWR)
+        server.wait()
+
+    return ours
+
+
+def wait_for_request(connection: socket.socket) -> dict[str, Any]:
+    """Returns in a new process for each request; the process that serves returns never."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 4)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that wait for commands which have ended
+                pass
+        if not message:
+            os._exit(0)
+        if os.fork() == 0:
+            break
+        for descriptor in descriptors:
+            os.close(descriptor)
+    connection.close()
+    *streams, status = descriptors
+    child = os.fork()
+    if child:
+        for descriptor in (*streams, 1, 2):
+            os.close(descriptor)
+        os.write(status, b"%8d" % child)
+        os.write(status, b"%8d" % os.waitpid(child, 0)[1])
+        os._exit(0)
+    os.setsid()
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return json.loads(message)
+
+
+def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_interrupts: bool) -> None:
+    """What `python ARGUMENTS` does: -m MODULE or a script, with its own arguments."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignores_interrupts else signal.default_int_handler)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):  # those of the server knew other files
+        stream = os.fdopen(number, "w" if number else "r", 1 if number == 2 else -1, encoding="utf-8", closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.stderr.reconfigure(errors="backslashreplace")
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    is_module = arguments[0] == "-m"
+    first = cwd if is_module else str(Path(arguments[0]).parent)
+    sys.path[:1] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = arguments[is_module:]
+    if is_module:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    for module in MODULES:
+        __import__(module)
+    gc.freeze()
+    request = wait_for_request(socket.socket(fileno=int(sys.argv[1])))
+    run(**request)
