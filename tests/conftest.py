@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
@@ -35,6 +36,17 @@ SHAPED = (
 SHAPED_STAGE_ONE = ("costl.pipeline.encode.clip", "costl.pipeline.run.batch_packer", "costl.pipeline.encode.preprocess")
 SHAPED_STAGE_ONE += ("costl.pipeline.encode.image_tower", "costl.pipeline.encode.text", "costl.pipeline.encode.tokenizer")
 install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
+# These repeat trainings whose shapes other tests check. A check takes a quarter of so small a training.
+UNCHECKED = ("browser/", "crash/", "costl/bench/", "costl/benchmarks/", "costl/commands/", "costl/experiments/", "costl/report/")
+UNCHECKED += tuple(f"costl/training/test_{name}.py" for name in ("distributed", "interrupted", "repeatable", "state"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Shapes are checked in every test, and in its fixtures, unless its file is listed above."""
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    jaxtyping.config.update("jaxtyping_disable", path.startswith(UNCHECKED))
+
 
 # The same examples in every run; `pytest --hypothesis-profile=long` tries many more, different ones each time.
 settings.register_profile("suite", derandomize=True, deadline=None)

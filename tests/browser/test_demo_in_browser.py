@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from preloaded import Preloaded
 
 from costl.train import train
 
@@ -33,18 +34,11 @@ def address(world, tmp_path_factory) -> Iterator[str]:
     (home / "videos" / "broken.mp4").write_text("not a video")
     (home / "secret.mp4").write_text("outside")
     (home / "videos" / "link.mp4").symlink_to(home / "secret.mp4")
-    command = [
-        sys.executable,
-        "-c",
-        "from costl.commands import main; main(prog_name='costl')",
-        "demo",
-        "--videos",
-        "videos",
-    ]
-    command += ["--run", "run", "--cache-dir", "features", "--port", "0", "--device", "cpu"]
+    command = ["-m", "costl", "demo", "--videos", "videos", "--run", "run", "--cache-dir", "features"]
+    command += ["--port", "0", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(home)}
     with (home / "stderr").open("w") as stderr:
-        server = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        server = Preloaded(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()

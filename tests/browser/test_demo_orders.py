@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from preloaded import Preloaded
 
 pytestmark = [
     pytest.mark.browser,
@@ -27,9 +27,9 @@ def served(world, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     for name in ("a.mp4", "b.mp4", "slow.mp4"):
         (home / "videos").mkdir(exist_ok=True)
         shutil.copy(world.videos / "test_0000.mp4", home / "videos" / name)
-    command = [sys.executable, ROOT / "tests" / "helpers" / "gated_demo.py", home, home / "videos"]
+    command = [ROOT / "tests" / "helpers" / "gated_demo.py", home, home / "videos"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    with Preloaded(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             yield server.stdout.readline().strip(), home

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ class Prepared:
     messages: str
     out: Path
 
-    @property
+    @cached_property
     def splits(self) -> dict[str, list[Query]]:
         """The rows of every split written, read back."""
         files = sorted(self.out.glob("*.jsonl"))

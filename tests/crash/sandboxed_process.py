@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,4 +135,5 @@ def peak_kb() -> int:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     run_plan(sys.argv[1])

@@ -30,6 +30,7 @@ from hostile_files import (
     write_marker,
     write_workspace,
 )
+from preloaded import Preloaded
 
 from costl.commands import main
 
@@ -90,17 +91,12 @@ def choose_commands(hostile: HostileFile, number: int, most: int) -> list[str]:
 
 def run_sandboxed(plan: list, marker: Path) -> list[CommandResult]:
     script = Path(__file__).with_name("sandboxed_process.py")
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(marker)],
-        input=json.dumps(plan),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=3000,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return [CommandResult(**json.loads(line)) for line in process.stdout.splitlines()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Preloaded([script, marker], env=environment, **pipes) as process:
+        stdout, stderr = process.communicate(json.dumps(plan), timeout=3000)
+    assert process.returncode == 0, stderr[-3000:]
+    return [CommandResult(**json.loads(line)) for line in stdout.splitlines()]
 
 
 def failures(results: list[CommandResult], is_right: Callable[[CommandResult], bool]) -> list[str]:

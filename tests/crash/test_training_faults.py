@@ -31,7 +31,7 @@ from costl.training.run_folder import read_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 SETTINGS = ("spatial.top_k=2", "train.patience=99")
-EPOCHS = 12  # enough that a kill comes before the end
+EPOCHS = 8  # enough that a kill comes before the end
 
 
 def settings(epochs: int) -> list[str]:

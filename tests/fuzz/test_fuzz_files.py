@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from open_damaged import CACHES, CHECKPOINTS, small_state
+from preloaded import Preloaded
 from small_cache import unit_vectors
 
 from costl.pipeline.cache.index import Contents
@@ -64,17 +64,18 @@ def open_files(kind: str, count: int, folder: Path) -> tuple[dict[str, int], lis
     first = 0
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     while first < count:
-        program = [sys.executable, str(HERE / "open_damaged.py"), kind, str(first), str(count - first), str(folder)]
-        process = subprocess.run(program, env=environment, capture_output=True, text=True)
+        program = [HERE / "open_damaged.py", kind, first, count - first, folder]
+        with Preloaded(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            stdout, stderr = process.communicate()
         if process.returncode:
             seed = int((folder / "seed").read_text())
             killed = process.returncode < 0
-            reason = signal.Signals(-process.returncode).name if killed else process.stderr[-1000:]
+            reason = signal.Signals(-process.returncode).name if killed else stderr[-1000:]
             problems.append(f"{kind} {seed}: the process ended by {reason}")
             counts["crashed"] = counts.get("crashed", 0) + 1
             first = seed + 1
             continue
-        report = json.loads(process.stdout.splitlines()[-1])
+        report = json.loads(stdout.splitlines()[-1])
         counts |= {name: counts.get(name, 0) + number for name, number in report["counts"].items()}
         problems += [f"{kind} {seed}: {error}\n{trace}" for error, (seed, trace) in report["foreign"].items()]
         if report["grown_mb"] > GROWN_MB:

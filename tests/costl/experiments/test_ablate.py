@@ -24,7 +24,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.training.run_folder import read_run
 
-QUICK = ("train.epochs=1",)
+QUICK = ("train.epochs=1", "train.batch_size=15")
 KEY = "MR-full-mAP"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
@@ -97,7 +97,7 @@ def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, tmp_path)
 
 
 def test_parallel_jobs_give_the_same_rows(world, tmp_path):
-    settings = ("train.epochs=1", "train.threads=1")
+    settings = (*QUICK, "train.threads=1")
     one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
     command = ["-m", "costl", "study", "ablate", "--cache", world.cache, "--seeds", 1, "--variants", "cls"]
     command += [*(f"--set={setting}" for setting in settings), "--device=cpu", "--jobs=2", "--out", tmp_path / "2"]

@@ -13,7 +13,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.training.run_folder import read_run
 
-QUICK = ("train.epochs=1",)
+QUICK = ("train.epochs=1", "train.batch_size=15")
 
 
 def test_each_seed_is_a_run_and_the_table_has_their_mean_and_deviation(world, tmp_path):
@@ -45,7 +45,7 @@ def test_runs_of_other_settings_are_refused(world, tmp_path):
 
 def test_tvsum_has_a_model_a_domain_and_labels_selection_on_test_legacy(world, tmp_path):
     cache = _as_tvsum(world, tmp_path)
-    settings = ("data.benchmark=tvsum", "train.select=HL-top5-mAP", "train.epochs=3", "loss.contrast=0")
+    settings = ("data.benchmark=tvsum", "train.select=HL-top5-mAP", "train.epochs=3", "train.batch_size=15", "loss.contrast=0")
     plain = repeat(cache, seeds=1, overrides=settings, out=tmp_path / "plain", device="cpu")
     assert list(plain.by_seed) == [LAST]
     both = repeat(cache, seeds=2, overrides=[*settings, "train.select_on=test"], out=tmp_path / "both", device="cpu")

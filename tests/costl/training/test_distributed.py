@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -211,17 +210,13 @@ def test_an_interrupt_ends_all_processes_with_one_message(world, tmp_path):
 def test_torchrun_starts_both_processes_and_one_prints_the_run(world, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "costl", "train", "--cache"]
     settings = ["--set", "train.epochs=1", "--set", distributed_training.SIZE]
-    run = subprocess.run(
-        [sys.executable, *command, str(world.cache), "--out", str(tmp_path / "run"), "--device", "cpu", *settings],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [str(tmp_path / "run")]
-    assert run.stderr.count("1 epochs; epoch 1 is kept") == 1
+    command += [world.cache, "--out", tmp_path / "run", "--device", "cpu", *settings]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with Preloaded(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert stdout.split() == [str(tmp_path / "run")]
+    assert stderr.count("1 epochs; epoch 1 is kept") == 1
     assert read_run(tmp_path / "run").finished
 
 

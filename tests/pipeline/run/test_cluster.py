@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import frame_times, make_video
+from preloaded import Preloaded
 from tiny_clip import write_clip_weights
 
 from costl.pipeline.cache.merge import merge
@@ -113,10 +114,10 @@ class Machines:
         self._log.close()
 
     def _start(self, kind: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *arguments, "--no-dashboard"]
+        command = ["-m", "distributed.cli.dask_" + kind, *arguments, "--no-dashboard"]
         path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
         where = os.environ | {"PYTHONPATH": path} | environment
-        return subprocess.Popen(command, stdout=self._log, stderr=self._log, env=where)
+        return Preloaded(command, stdout=self._log, stderr=self._log, env=where)
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
