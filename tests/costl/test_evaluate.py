@@ -203,7 +203,7 @@ def test_official_mode_rounds_as_published(copy):
 
 def test_saliency_is_one_score_for_two_seconds_whatever_the_features(world, tmp_path):
     cache = extract(world.videos, out=tmp_path / "fine.h5", fps=1.25, device="cpu", workers=1).cache
-    train(cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    train(cache, overrides=["train.epochs=1", "train.batch_size=30"], out=tmp_path / "run", device="cpu")
     evaluate(tmp_path / "run", device="cpu")
     lines = (tmp_path / "run" / "eval-test" / "predictions.jsonl").read_text().splitlines()
     assert {len(json.loads(line)["pred_saliency_scores"]) for line in lines} == {12}  # 24 s

@@ -41,7 +41,7 @@ def caches(world, tmp_path_factory) -> dict[str, CacheReader]:
 @each_format
 def test_a_model_trains_on_every_token_format_and_is_evaluated(caches, tmp_path, name):
     features = caches[name]
-    train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    train(features.path, overrides=["train.epochs=1", "train.batch_size=30"], out=tmp_path / "run", device="cpu")
     assert read_run(tmp_path / "run").config.spatial.steps == (0 if "cls" in name else 2)
     evaluation = evaluate(tmp_path / "run", split="test", device="cpu")
     assert 0 <= evaluation.metrics["brief"]["MR-full-mAP"] <= 100
@@ -136,7 +136,7 @@ def test_a_run_resumes_only_with_its_own_token_format(world, caches, tmp_path, n
 @each_format
 def test_an_asked_video_gets_features_in_the_format_of_the_model(world, caches, tmp_path, name):
     features = caches[name]
-    train(features.path, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    train(features.path, overrides=["train.epochs=1", "train.batch_size=30"], out=tmp_path / "run", device="cpu")
     evaluate(tmp_path / "run", split="test", out=tmp_path / "eval", device="cpu")
     row = json.loads((tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
     asker = costl.load(tmp_path / "run", cache_dir=tmp_path / "store", device="cpu", workers=1)
