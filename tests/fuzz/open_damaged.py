@@ -148,7 +148,6 @@ def small_state() -> Any:
 
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
-    model.register_buffer("joint_norm_eps", torch.tensor(1e-5))  # as every model has
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
