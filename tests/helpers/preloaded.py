@@ -35,7 +35,9 @@ class Preloaded(subprocess.Popen):
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a new process inherits that
         request = {"arguments": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "environment": dict(env or os.environ)}
         request["ignores_interrupts"] = ignored
-        socket.send_fds(_server(), [json.dumps(request).encode()], [*child_ends, theirs])
+        message = json.dumps(request).encode()
+        socket.send_fds(_server(), [b"%8d" % len(message)], [*child_ends, theirs])
+        _server().sendall(message)
         os.close(theirs)
         self._close_pipe_fds(*pipes)
         self.pid = int(os.read(self._status, 8))
@@ -61,7 +63,7 @@ class Preloaded(subprocess.Popen):
 @functools.cache
 def _server() -> socket.socket:
     """A connection to the process that has imported the modules; it ends with the connection."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
     command = [sys.executable, __file__, str(theirs.fileno())]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
@@ -80,12 +82,13 @@ def _server() -> socket.socket:
 def wait_for_request(connection: socket.socket) -> dict[str, Any]:
     """Returns in a new process for each request; the process that serves returns never."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 4)
+        length, descriptors, _, _ = socket.recv_fds(connection, 8, 4)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:  # those that wait for commands which have ended
                 pass
-        if not message:
+        if not length:
             os._exit(0)
+        message = connection.recv(int(length), socket.MSG_WAITALL)
         if os.fork() == 0:
             break
         for descriptor in descriptors:
