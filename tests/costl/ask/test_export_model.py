@@ -26,7 +26,7 @@ from costl.train import train
 def run(world, tmp_path_factory) -> Path:
     """A trained and evaluated run of the small world."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    train(world.cache, overrides=["train.epochs=1"], out=folder, device="cpu")
+    train(world.cache, overrides=["train.epochs=1", "train.batch_size=30"], out=folder, device="cpu")
     evaluate(folder, split="test", device="cpu")
     return folder
 

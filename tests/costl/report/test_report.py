@@ -298,7 +298,7 @@ def test_unlabelled_splits_and_selection_on_test_are_marked(trained, tmp_path):
     fields = ("qid", "query", "vid", "duration")
     unlabelled = "".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in rows)
     copy = world.copy(tmp_path / "unlabelled", test=unlabelled)
-    train(copy.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    train(copy.cache, overrides=["train.epochs=1", "train.batch_size=30"], out=tmp_path / "run", device="cpu")
     html = report(tmp_path / "run", detailed=1).path.read_text(encoding="utf-8")
     assert "unlabelled" in html and "legacy" not in html
     train(world.cache, overrides=["train.epochs=1", "train.select_on=test"], out=tmp_path / "legacy", device="cpu")
