@@ -115,8 +115,8 @@ def _merged_contents(out: Path, sources: Sequence[CacheReader], readers: Sequenc
         annotations, share = _merged_annotations(readers)
     first = sources[0]
     contents = relocate_contents(first.contents, first.path.parent, out.parent)
-    projections = [reader.contents.projection for reader in readers if reader.contents.projection is not None]
-    return replace(contents, annotations=annotations, share=share, projection=(projections or [None])[0])
+    projection = next((reader.contents.projection for reader in readers if reader.contents.projection is not None), None)
+    return replace(contents, annotations=annotations, share=share, projection=projection)
 
 
 def _merged_annotations(readers: Sequence[CacheReader]) -> tuple[dict[str, str], dict[str, Any]]:

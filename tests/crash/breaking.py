@@ -98,7 +98,7 @@ BREAKS = (
         4,
         "different settings are not detected",
         "pipeline/cache/writer.py",
-        "    differences = explain_difference(read_unpacked_index(path).contents.fingerprint, fingerprint)\n",
+        "    differences = explain_difference(contents.fingerprint, fingerprint)\n",
         "    differences = []  # type: ignore[var-annotated]\n",
         "tests/pipeline/cache/test_cache.py::test_other_settings_are_refused_by_field",
     ),

@@ -316,7 +316,7 @@ def cost_of(side: int, words: int, *, contrast: bool = False) -> int:
 # --- CLIP's joint space --------------------------------------------------------------------------------------------
 
 
-def test_the_similarity_is_a_cosine_minus_its_mean_over_the_video_times_the_scale():
+def test_the_similarity_is_a_scaled_cosine_minus_its_mean():
     inputs = random_inputs(CLIPS, QUERIES)
     similarity = clip_similarity(inputs, torch.tensor(7.0)).double()
     for row, (video, _) in enumerate(QUERIES):
