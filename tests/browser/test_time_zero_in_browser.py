@@ -27,7 +27,7 @@ fetch(address).then(response => response.blob()).then(blob => { video.src = URL.
 # The pixels [height width 4] on screen after a seek to a time.
 PIXELS_AT = """
 const [time, done] = arguments, video = document.querySelector("video");
-video.onseeked = () => {
+const draw = () => {
     const canvas = document.createElement("canvas");
     canvas.width = video.videoWidth;
     canvas.height = video.videoHeight;
@@ -35,6 +35,7 @@ video.onseeked = () => {
     context.drawImage(video, 0, 0);
     done(Array.from(context.getImageData(0, 0, canvas.width, canvas.height).data));
 };
+video.onseeked = () => requestAnimationFrame(() => requestAnimationFrame(draw));  // until the new frame is on screen
 video.currentTime = time;
 """
 
