@@ -170,11 +170,11 @@ def step_in(precision: torch.dtype, kind: str, *, joint_space: bool) -> Step:
     """Forward, losses and backward as training computes them, on a batch with negative pairs and much padding."""
     world = Sprites()
     config = load_config(SMALL, overrides=[f"model.kind={kind}", "model.width=32"])
-    if not joint_space:  # the joint vectors of an unknown joint space are zeros
-        world.projection = replace(world.projection, projection=0 * world.projection.projection)
     torch.manual_seed(0)
     model = untrained(config, world.patch_grid)
     batch = longer(collate(world.queries, world, patches=config.patches, negative_pairs=NEGATIVE_PAIRS))
+    if not joint_space:  # the joint vectors of an unknown joint space are zeros
+        batch = replace(batch, inputs=replace(batch.inputs, joint=torch.zeros_like(batch.inputs.joint)))
     with autocast(CPU, precision):
         outputs = with_contrast(model, batch.inputs)
     total, _ = total_loss(outputs, batch, config.loss)
