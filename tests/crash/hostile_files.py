@@ -25,7 +25,7 @@ from small_cache import unit_vectors
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.pack import pack
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import JointSpace, SentenceTokens
+from costl.pipeline.encode.types import JointSpace, SentenceTokens, TokenProjection
 from costl.pipeline.world.write_world import TINY_CLIP
 from costl.train import train
 from costl.training.checkpoint import HEADER, _digest
@@ -324,7 +324,7 @@ HDF5 = (
     *(h for n, put in BOMBS.items()
       for h in in_an_index(f"{n} for a matrix", replace_item("joint/projection", put), "joint/projection")),
     *(h for n, put in TYPES.items()
-      for h in in_an_index(f"{n} for a matrix", replace_item("joint/projection", put), "joint/projection")),
+      for h in in_an_index(f"{n} for a matrix", replace_item("joint/norm_weight", put), "joint/norm_weight")),
     *in_an_index("a text of 2 GB", replace_item("rows", text_bomb), "rows claims 2147483647 bytes"),
     *in_an_index("a text of variable length", replace_item("rows", variable_length_text), "rows is object"),
     *in_an_index("NaN in a matrix", replace_item("joint/norm_weight", array_dataset([np.nan] * 8, "<f4")), "joint"),
@@ -633,11 +633,14 @@ SMALL_MODEL = {
 
 
 def write_cache(path: Path) -> None:
-    """A small cache of random features, with one query per split."""
+    """A small cache of random features, with one query per split, that was begun in format 1: its index has matrices."""
     rng = np.random.default_rng(0)
+    norm = rng.normal(size=(2, CHANNELS)).astype(np.float32)
+    matrix = rng.normal(size=(CHANNELS, EMBEDDING_WIDTH)).astype(np.float32)
+    projection = TokenProjection(norm_weight=norm[0], norm_bias=norm[1], norm_eps=1e-5, projection=matrix)
     joint = JointSpace(width=EMBEDDING_WIDTH, logit_scale=100.0)
     annotations = {video.partition("_")[0]: annotation_line(vid=video) for video in VIDEOS}
-    contents = Contents({"model": "made up", "fps": 0.5}, 0.5, (2, 2), joint, CHANNELS, None, annotations, SMALL_MODEL)
+    contents = Contents({"model": "made up", "fps": 0.5}, 0.5, (2, 2), joint, CHANNELS, projection, annotations, SMALL_MODEL)
     words = np.ones((2, WORD_WIDTH), np.float16)
     sentence = np.ones(EMBEDDING_WIDTH, np.float32)
     query = SentenceTokens(words, sentence, texts=("a ", "ball "))
