@@ -121,9 +121,8 @@ class CLIPEncoder:
 
         A GPU works in the meantime, so the next batch can be started first. Raises torch's error when memory is full.
         """
-        tokens, joint = self._tower.encode(self._network.visual, images.to(_DTYPES[self.precision]))
-        if not self._patches:
-            tokens = tokens[:, :1]
+        images = images.to(_DTYPES[self.precision])
+        tokens, joint = self._tower.encode(self._network.visual, images, with_patches=self._patches)
         fetch = _start_fetch((tokens, joint), f"{self.name} in {self.precision}: visual tokens")
         return lambda: FrameFeatures(*fetch())
 

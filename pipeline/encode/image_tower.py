@@ -39,9 +39,9 @@ class ImageTower:
         self.joint_width = features.shape[1]
 
     def encode(
-        self, visual: Any, images: Float[Tensor, "n 3 y x"]
+        self, visual: Any, images: Float[Tensor, "n 3 y x"], *, with_patches: bool = True
     ) -> tuple[Float[Tensor, "n s c"], Float[Tensor, "n e"]]:
-        """The frame token and then the patches row by row; and the image features, float32 of length one.
+        """The frame token and, `with_patches`, the patches row by row; and the image features, float32 of length one.
 
         Tokens are taken before the final norm. The frame token is the class token, or the mean of the patches where the
         tower has none or pools by the mean.
@@ -49,7 +49,8 @@ class ImageTower:
         feature_map, prefix, features = self._forward(visual, images)
         patches = feature_map.flatten(2).transpose(1, 2)
         frame = prefix[:, :1] if prefix is not None and self._uses_prefix else patches.mean(dim=1, keepdim=True)
-        return torch.cat([frame, patches], dim=1), F.normalize(features.float(), dim=-1)
+        tokens = torch.cat([frame, patches], dim=1) if with_patches else frame
+        return tokens, F.normalize(features.float(), dim=-1)
 
     def _forward(self, visual: Any, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The feature map [n c y x], the prefix tokens [n prefix c] if there are any, and the image features [n e]."""

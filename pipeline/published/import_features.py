@@ -194,7 +194,6 @@ def _read_stream(array: StoredArray, clips: int, *, normalize: bool) -> np.ndarr
     """Float16 [t c], cut to `clips` or padded with the last row. `normalize`: rows have length one, or stay zero."""
     values = array.read()[:clips]
     if normalize:
-        norms = np.linalg.norm(values, axis=1, keepdims=True)
-        values = values / np.maximum(norms, 1e-12)
+        values = unit_length(values)
     padding = np.repeat(values[-1:], clips - len(values), axis=0)
     return to_float16(np.concatenate([values, padding]), array.path)

@@ -11,13 +11,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.factory import _MODEL_CONFIGS
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from PIL import Image
 from small_towers import make_timm_small, small_settings, write_weights
 
 from costl.pipeline.encode.clip import load_encoder
-from costl.pipeline.encode.image_tower import ImageTower
 
 
 def models_by_settings() -> dict[str, list[str]]:
@@ -70,22 +67,3 @@ def test_without_a_class_token_the_frame_token_is_the_mean(tmp_path, small_timm,
     encoder = load_encoder(weights=str(write_weights(tmp_path, small_settings(name))))
     tokens = encoder.encode(pictures(max(encoder.image_size))).tokens.astype(np.float32)
     assert np.allclose(tokens[:, 0], tokens[:, 1:].mean(1), rtol=1e-2, atol=1e-2) != has_class_token
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_every_tower_in_its_full_size_has_a_feature_map(report_figure):
-    """On the meta device, which computes shapes only."""
-    grids = {}
-    for name in open_clip.list_models():
-        settings = _MODEL_CONFIGS[name]
-        with torch.device("meta"):
-            config = CLIPVisionCfg(**settings["vision_cfg"])
-            visual = _build_vision_tower(settings["embed_dim"], config, settings.get("quick_gelu", False), None).eval()
-            size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-            tower = ImageTower(visual, size, name)
-            features = visual(torch.empty(1, 3, *size))
-        features = features[0] if isinstance(features, tuple) else features
-        assert tower.joint_width == features.shape[1] == settings["embed_dim"], name
-        grids[name] = tower.patch_grid
-    report_figure(f"{len(grids)} towers, grids from {min(grids.values())} to {max(grids.values())}")
