@@ -38,6 +38,19 @@ class Browser:
         """Waits for a visible element, and returns the first one."""
         return self.wait(lambda: next((e for e in self.all(selector) if e.is_displayed()), None), f"no {selector}")
 
+    def click(self, element: str | Any) -> None:
+        """Clicks an element, or the first visible one of a selector, once nothing covers it: a page moves while it loads."""
+        from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException
+
+        def clicked() -> bool:
+            try:
+                (self.find(element) if isinstance(element, str) else element).click()
+            except (ElementClickInterceptedException, ElementNotInteractableException):
+                return False
+            return True
+
+        self.wait(clicked, f"{element} cannot be clicked")
+
     def all(self, selector: str) -> list[Any]:
         """Every element of a CSS selector."""
         return self.driver.find_elements("css selector", selector)

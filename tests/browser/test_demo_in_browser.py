@@ -73,17 +73,17 @@ def ask(browser, text: str) -> None:
     box = browser.find(QUERY)
     box.clear()
     box.send_keys(text)
-    browser.find("#costl-ask").click()
+    browser.click("#costl-ask")
 
 
 def choose(browser, name: str) -> list[str]:
     """Chooses a video from the list, and waits for its player. Returns the names in the list."""
-    browser.find("#costl-choice input").click()
+    browser.click("#costl-choice input")
     selector = "#costl-choice [role=option], ul[role=listbox] li"
     options = browser.wait(lambda: browser.all(selector), "the list is empty")
     # Not `text`, which is empty during the opening animation.
     names = [option.get_attribute("textContent").strip("✓ \n") for option in options]
-    options[names.index(name)].click()
+    browser.click(options[names.index(name)])
     browser.wait(lambda: browser.all(f"#costl-player video[aria-label='{name}']"), f"no player of {name}")
     return names
 
@@ -104,7 +104,7 @@ def test_clicking_a_moment_of_an_answer_moves_the_player(browser, address, world
     starts = [float(moment.get_attribute("data-start")) for moment in moments]
     assert 1 <= len(moments) <= 5 and len(browser.all(".curve .mark")) == len(moments)
     last = max(range(len(starts)), key=starts.__getitem__)
-    moments[last].click()
+    browser.click(moments[last])
     browser.wait(lambda: starts[last] < player_time(browser) < starts[last] + 3, f"the player does not play {starts[last]}")
     top, bottom = browser.run("const box = document.querySelector('video').getBoundingClientRect(); return [box.top, box.bottom]")
     assert 0 <= top < bottom <= browser.run("return innerHeight"), "the player is not in view"
@@ -114,7 +114,7 @@ def test_clicking_a_moment_of_an_answer_moves_the_player(browser, address, world
     assert browser.run("return arguments[0].querySelector('img').naturalWidth", heatmap) > 50
     curve = browser.find(".curve svg")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", curve)
-    curve.click()  # at its centre: half of 24 s
+    browser.click(curve)  # at its centre: half of 24 s
     browser.wait(lambda: 12 <= player_time(browser) < 15, "a click on the curve does not move the player")
     for width in (390, 1440):
         browser.screenshot(tmp_path / f"demo-{width}.png", width=width)
@@ -139,7 +139,7 @@ def test_a_question_that_a_person_types_is_answered(browser, address, busy_cores
     for number in range(pages):
         browser.driver.get(address)
         choose(browser, "holiday.mp4")
-        browser.find(QUERY).click()
+        browser.click(QUERY)
         typing = ActionChains(browser.driver)
         for letter in f"the red ring {number}":
             typing = typing.send_keys(letter).pause(0.06)
@@ -158,7 +158,7 @@ def test_the_page_has_no_barriers(browser, address, tmp_path, width, dark):
     browser.find(".problem")
     assert browser.barriers() == []
     choose(browser, "holiday.mp4")
-    browser.find(".moment").click()
+    browser.click(".moment")
     # The progress is not hidden here, so that it is checked beside the answer.
     browser.run("document.querySelector('.work').hidden = false; document.querySelector('.work span').textContent = 'Decoding'")
     assert browser.barriers() == []

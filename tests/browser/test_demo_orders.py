@@ -53,10 +53,10 @@ class Person:
 
     def pick(self, name: str) -> None:
         """Picks a video from the list, and does not wait."""
-        self.browser.find("#costl-choice input").click()
+        self.browser.click("#costl-choice input")
         listed = "#costl-choice [role=option], ul[role=listbox] li"
         find = lambda: next((e for e in self.browser.all(listed) if name in e.get_attribute("textContent")), None)  # noqa: E731
-        self.browser.wait(find, f"{name} is not listed").click()
+        self.browser.click(self.browser.wait(find, f"{name} is not listed"))
 
     def player(self, name: str) -> None:
         """Waits until the page plays a video."""
@@ -78,7 +78,7 @@ class Person:
 
     def enter(self, key: str) -> None:
         """Presses Enter, or the button."""
-        self.type("\n") if key == "Enter" else self.browser.find("#costl-ask").click()
+        self.type("\n") if key == "Enter" else self.browser.click("#costl-ask")
 
     def works(self, text: str) -> None:
         """Waits until the page shows progress."""
@@ -86,7 +86,7 @@ class Person:
 
     def cancel(self, query: str) -> None:
         """Clicks Cancel, and waits until the work for a query has stopped."""
-        self.browser.find(".cancel").click()
+        self.browser.click(".cancel")
         assert not self.browser.all(".work")[0].is_displayed()
         self.stopped(query)
 

@@ -142,7 +142,7 @@ def test_every_query_opens_and_the_worst_of_each_kind_comes_first(browser, page,
         assert shown_ious(browser) == sorted(row["iou"] for row in rows if row["kind"] == kind)
     choose(browser, "kind", "")
     assert len(browser.all(".list tbody a")) == len(rows) == 6
-    browser.all(".list tbody a")[0].click()
+    browser.click(".list tbody a")
     opened = []
     for _ in rows:
         article = browser.find("dialog article")
@@ -151,11 +151,11 @@ def test_every_query_opens_and_the_worst_of_each_kind_comes_first(browser, page,
         curve = article.find_elements("css selector", ".chart polyline.guess")
         assert len(bars) > 1 and len(curve) == 1 and all(shape.is_displayed() for shape in (*bars, *curve))
         assert overflow(browser, "dialog") == 0
-        browser.find("dialog [name=after]").click()
+        browser.click("dialog [name=after]")
     assert opened == [row["id"] for row in rows]
-    browser.find("dialog [name=close]").click()
+    browser.click("dialog [name=close]")
     if width > 640:  # a small screen has no such column
-        browser.find("th[data-key=score] button").click()
+        browser.click("th[data-key=score] button")
         scores = browser.run("return [...document.querySelectorAll('.list tbody tr')].map(r => Number(r.dataset.score))")
         assert scores == sorted(float(row["score"]) for row in rows)
     assert browser.console_errors() == [] and browser.hosts() == set()
