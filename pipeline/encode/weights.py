@@ -10,7 +10,8 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,8 +85,16 @@ def build_network(source: Source) -> nn.Module:
     Never unpickles objects: reads safetensors, `torch.load(weights_only=True)`, or the archive that OpenAI published,
     identified by its hash. Raises UsageError when open_clip cannot load these weights into this architecture.
     """
-    try:
+    with explained(source):
         network = load_network(source.config, source.trained_with, source.file) if source.config else _open_clip_network(source)
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Turns any error of loading the network of `source` into a UsageError that names its file."""
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:  # open_clip passes on all errors of torch, safetensors, timm and json
@@ -94,7 +103,6 @@ def build_network(source: Source) -> nn.Module:
             f"{source.file}: open_clip cannot load it as {source.name} ({reason[0][:200]}). "
             "Check that model and weights belong together."
         ) from error
-    return network.eval().requires_grad_(False)
 
 
 def hub_is_reachable() -> bool:
@@ -102,18 +110,23 @@ def hub_is_reachable() -> bool:
     return not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT)
 
 
-def _open_clip_network(source: Source) -> Any:
-    archive = _is_torchscript(source.file)
-    network = open_clip.create_model(
+def create_open_clip(source: Source, *, load_weights: bool, **settings: Any) -> Any:
+    """The network of open_clip's own architectures, with the weights of `source` or random ones; `settings` win over its own."""
+    return open_clip.create_model(
         source.architecture,
-        pretrained=None if archive or source.architecture.startswith("local-dir:") else str(source.file),
-        load_weights=not archive,
-        require_pretrained=not archive,
+        pretrained=str(source.file) if load_weights and not source.architecture.startswith("local-dir:") else None,
+        load_weights=load_weights,
+        require_pretrained=load_weights,
         force_quick_gelu=bool(source.trained_with.get("quick_gelu", False)),
         force_preprocess_cfg={key: source.trained_with[key] for key in _PREPROCESS if key in source.trained_with},
         weights_only=True,
-        **_text_tower(source),
+        **_text_tower(source) | settings,
     )
+
+
+def _open_clip_network(source: Source) -> Any:
+    archive = is_torchscript(source.file)
+    network = create_open_clip(source, load_weights=not archive)
     if archive:
         network.load_state_dict(_openai_state(source))
     return network
@@ -255,7 +268,8 @@ def _reachable(address: str) -> bool:
     return True
 
 
-def _is_torchscript(file: Path) -> bool:
+def is_torchscript(file: Path) -> bool:
+    """Whether the file is a TorchScript program, as OpenAI published its weights."""
     if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
