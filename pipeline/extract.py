@@ -160,7 +160,7 @@ def extract(
     return ExtractReport(
         cache=out,
         done=tuple(row.name for row in rows if row.ok),
-        skipped=tuple(video.path.stem for video in inputs.videos if video.id in finished),
+        skipped=tuple(video.name for video in inputs.videos if video.id in finished),
         failed=(*missing, *(row for row in rows if not row.ok)),
         truncated=tuple(query for query, sentence in sentences.items() if sentence.truncated),
         changed=tuple(changed),
@@ -243,9 +243,9 @@ def _reuse_finished(
                 finished.add(video.id)
             else:
                 if content and writer.content_changed(video.id, content):
-                    changed.append(video.path.stem)
+                    changed.append(video.name)
                 writer.record_without_features(
-                    video.id, name=video.path.stem, status="pending", reason="not extracted yet."
+                    video.id, name=video.name, status="pending", reason="not extracted yet."
                 )
             report_progress(Progress("check", number, len(videos), video.path.name))
     writer.write_index()

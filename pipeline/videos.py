@@ -30,10 +30,19 @@ FileStamp = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Video:
-    """One video file; `id` is the file name without its suffix, which annotations use, made safe by `safe_id`."""
+    """One video file; `id` is the file name without its suffix, which annotations use, made safe by `safe_id`.
+
+    `stored_name` is what a cache calls the video if it is not that file name.
+    """
 
     id: str
     path: Path
+    stored_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a cache calls the video."""
+        return self.stored_name or self.path.stem
 
 
 def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:

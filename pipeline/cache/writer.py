@@ -132,6 +132,10 @@ class CacheWriter:
         self._add(row)
         return row
 
+    def keep_row(self, row: VideoRow) -> None:
+        """Adds a row of the index that this writer replaces. Its part is not read."""
+        self._rows[row.id] = row
+
     def record_without_features(
         self, video_id: str, *, status: str, reason: str, name: str = "", content_hash: str = ""
     ) -> VideoRow:

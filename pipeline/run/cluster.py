@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def extract_on_cluster(
     if not videos:
         return []
     # Not Path.resolve, which raises for a link that leads to itself.
-    videos = [Video(video.id, Path(os.path.realpath(video.path))) for video in videos]
+    videos = [replace(video, path=Path(os.path.realpath(video.path))) for video in videos]
     failures = FailuresInARow(failed_before)
     rows: list[VideoRow] = []
     with _run_folder(writer.parts) as folder, _connect(address) as client, _retrying_lost_tasks(client):

@@ -213,7 +213,7 @@ def _crashed(video: Video) -> VideoRow:
     from costl.pipeline.cache.index import VideoRow
 
     reason = f"{video.path.name}: {TRIES} workers died while they had it (out of memory?). Try to convert the file."
-    return VideoRow(video.id, "crashed", video.path.stem, reason=reason)
+    return VideoRow(video.id, "crashed", video.name, reason=reason)
 
 
 def _stop_when_over(spec: RunSpec) -> ProgressCallback:

@@ -110,7 +110,7 @@ class SaverThread:
         try:
             row = self._writer.store(
                 video.id,
-                name=video.path.stem,
+                name=video.name,
                 tokens=features.tokens,
                 joint=features.joint,
                 times_s=buffer.times_s(),
@@ -127,7 +127,7 @@ class SaverThread:
             self.rows.put(row)
 
     def _record_failure(self, video_id: str, status: str, reason: str) -> None:
-        name = self._videos[video_id].path.stem
+        name = self._videos[video_id].name
         self.rows.put(self._writer.record_without_features(video_id, name=name, status=status, reason=reason))
 
 

@@ -1,0 +1,99 @@
+"""The files of a library: every video in a folder tree, what is known of each file, and where its index is stored.
+
+FOLDER/.costl/files.json     for each file its stamp and the hash of its content, so that unchanged files are not read again
+FOLDER/.costl/library.h5     a cache of frame tokens and joint vectors, one video for each content
+FOLDER/.costl/vectors/       the joint vectors in one flat file (see `vectors`)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from costl.pipeline.errors import UsageError, VideoError
+from costl.pipeline.feature_store import user_folder
+from costl.pipeline.formats.files import publish
+from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.run.engine import cpu_cores
+from costl.pipeline.videos import SUFFIXES, FileStamp, content_hash, file_stamp, is_video
+
+FOLDER, CACHE, VECTORS = ".costl", "library.h5", "vectors"
+_FILES = "files.json"
+_FORMAT = 1
+# Folders of systems and of network disks for what was deleted, and for previews of videos.
+_NOT_A_LIBRARY = frozenset(["$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle", "#snapshot"])
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A file: its `stamp` when it was read, and the hash of its `content`, or the `reason` why it cannot be read."""
+
+    stamp: FileStamp
+    content: str = ""
+    reason: str = ""
+
+
+def index_folder(videos: Path) -> Path:
+    """Where the index of a folder is stored: in its `.costl`, or in the user's cache folder if that cannot be written."""
+    inside = videos / FOLDER
+    if os.access(inside if inside.is_dir() else videos, os.W_OK):
+        return inside
+    return user_folder() / "libraries" / sha256(os.fsencode(videos.resolve())).hexdigest()[:16]
+
+
+def list_videos(folder: Path) -> dict[str, Path]:
+    """The path of every video in a folder and the folders in it, by its path relative to the folder, sorted.
+
+    Hidden folders and those of deleted files are left out. Raises UsageError for a folder that is missing or holds no video.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}. Pass the folder of the videos.")
+    paths: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _NOT_A_LIBRARY]
+        paths += [path for name in files if is_video(path := Path(place, name))]
+    if not paths:
+        raise UsageError(f"{folder}: no videos in it or in its folders, expected {' '.join(sorted(SUFFIXES))}.")
+    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+
+
+def read_files(index: Path) -> dict[str, VideoFile]:
+    """The files at the last search, by name; none if the list is missing, damaged or of another version."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = json.loads((index / _FILES).read_text(encoding="utf-8"))
+        if content["format"] == _FORMAT:
+            return {name: VideoFile(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
+    return {}
+
+
+def write_files(index: Path, files: Mapping[str, VideoFile]) -> None:
+    """Publishes the list of files. Raises CostlError when it cannot be written."""
+    rows = {name: [file.stamp, file.content, file.reason] for name, file in files.items()}
+    publish(index / _FILES, json.dumps({"format": _FORMAT, "files": rows}).encode())
+
+
+def look_again(
+    paths: Mapping[str, Path], known: Mapping[str, VideoFile], report_progress: ProgressCallback
+) -> dict[str, VideoFile]:
+    """The files now. Only those with another stamp than the `known` one are read."""
+    stamps = {name: file_stamp(path) for name, path in paths.items()}
+    files = {name: known[name] for name in paths if name in known and known[name].stamp == stamps[name] and stamps[name]}
+    unread = [name for name in paths if name not in files]
+
+    def read(name: str) -> VideoFile:
+        try:
+            return VideoFile(stamps[name], content_hash(paths[name]))
+        except VideoError as error:
+            return VideoFile((), reason=str(error))
+
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+        for number, (name, file) in enumerate(zip(unread, pool.map(read, unread), strict=True), start=1):
+            files[name] = file
+            report_progress(Progress("check", number, len(unread), name))
+    return {name: files[name] for name in paths}
