@@ -87,20 +87,24 @@ def update_library(
     if files != known:
         write_files(index, files)
     rows = run.extract(files, paths)
-    failed = {name: file.reason or rows[file.content].reason for name, file in files.items() if not _is_ok(rows, file)}
-    return LibraryFiles(videos, files, failed, done=tuple(run.done), **_differences(known, files))
+    return LibraryFiles(videos, files, _failed(files, rows), done=tuple(run.done), **_differences(known, files))
 
 
 def read_library(videos: Path, index: Path) -> LibraryFiles:
     """The files of a library as its last update has left them, without looking at the folder."""
     files = read_files(index)
     rows = {row.id: row for row in read_index(index / CACHE).rows}
-    failed = {name: file.reason for name, file in files.items() if not _is_ok(rows, file)}
-    return LibraryFiles(videos, files, failed)
+    return LibraryFiles(videos, files, _failed(files, rows))
 
 
-def _is_ok(rows: Mapping[str, VideoRow], file: VideoFile) -> bool:
-    return file.content in rows and rows[file.content].ok
+def _failed(files: Mapping[str, VideoFile], rows: Mapping[str, VideoRow]) -> dict[str, str]:
+    """Why each file that cannot be searched cannot; a row is missing while another update works on it."""
+    found = {name: rows.get(file.content) for name, file in files.items()}
+    return {
+        name: files[name].reason or (row.reason if row else "not indexed yet.")
+        for name, row in found.items()
+        if row is None or not row.ok
+    }
 
 
 def _differences(known: Mapping[str, VideoFile], files: Mapping[str, VideoFile]) -> dict[str, tuple[str, ...]]:
