@@ -20,6 +20,7 @@ from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.fingerprint import digest
+from costl.pipeline.library.store_limit import DEFAULT_BYTES, mark_used, remove_least_used
 from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_queries
@@ -38,7 +39,8 @@ class FeatureStore:
 
     One video is extracted at a time, and stored videos do not wait for it. CLIP is loaded on `device` when there is
     something to encode, and refused unless its fingerprint is the same. `owner` names the model that was trained on such
-    features, for error messages. `workers`: decode processes. Raises UsageError for another number than one from 1 on,
+    features, for error messages. `workers`: decode processes. `max_bytes`: the size of all features in `folder`, above which
+    those that were not used for the longest time are removed. Raises UsageError for another number than one from 1 on,
     CacheError for a fingerprint of features that costl did not extract.
     """
 
@@ -49,6 +51,7 @@ class FeatureStore:
     device: str
     owner: str
     workers: int | None = None
+    max_bytes: int = DEFAULT_BYTES
 
     def __post_init__(self) -> None:
         if not {"model", "weights", "preprocess", "precision", "fps"} <= self.fingerprint.keys():
@@ -84,6 +87,8 @@ class FeatureStore:
             stored = _stored_queries(path, video)
             if stored is None or not set(queries) <= stored:
                 self._extract(path, Video(content, video), list(queries), report_progress)
+                remove_least_used(self.folder.parent, self.max_bytes, keep=path)
+            mark_used(path)
             features = CacheReader(path)
         return features, features.video_ids[0]
 

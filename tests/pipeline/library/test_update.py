@@ -1,4 +1,4 @@
-"""The index of a folder of videos: what is new, changed, renamed, moved, copied, deleted or broken is noticed, and nothing is lost."""
+"""The index of a folder of videos: every change is noticed, and nothing is lost."""
 
 from __future__ import annotations
 
