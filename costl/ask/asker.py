@@ -27,6 +27,9 @@ from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.predict import predict_split
 
 
+ZERO_SHOT = "none"
+
+
 def load(
     model: Path | str | None = None,
     *,
@@ -37,12 +40,17 @@ def load(
 ) -> Asker:
     """Loads a trained model: a run folder (by default the newest in `runs/`), an exported folder, or hf://user/name.
 
+    Where there is no run, or for the model "none", CLIP answers alone (zero-shot), that of `costl extract`'s defaults.
     `weights` is the path of the model's CLIP, if it has moved. `cache_dir` is the folder for the features of videos, by
     default the user's cache folder. `workers` is the number of decode processes. Raises UsageError if the model does not
     exist or an argument is wrong, CacheError if the model is damaged.
     """
-    trained = read_trained_model(model)
-    return Asker(trained, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
+    if model == ZERO_SHOT or (model is None and not any_run()):
+        predictor: Predictor = ZeroShotPredictor(weights, device=device)
+    else:
+        predictor = TrainedPredictor(read_trained_model(model), weights, device=device)
+    folder = user_folder() if cache_dir is None else as_path("cache_dir", cache_dir)
+    return Asker(predictor, folder=folder, device=device, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -54,29 +62,19 @@ class PatchAttention:
 
 
 class Asker:
-    """Answers queries with a trained model; `load` makes it. Several threads may share one."""
+    """Answers queries with a trained model, or with CLIP alone; `load` makes it. Several threads may share one."""
 
-    def __init__(
-        self,
-        trained: TrainedModel,
-        *,
-        weights: Path | str | None,
-        cache_dir: Path | str | None,
-        device: str,
-        workers: int | None,
-    ):
-        self.name = trained.name
-        self._config = trained.config
-        self._device = pick_device(device)
-        self._model = trained.model().to(self._device)
-        self._preprocess = stored_preprocess(trained.fingerprint)
+    def __init__(self, predictor: Predictor, *, folder: Path, device: str, workers: int | None):
+        self.name = predictor.name
+        self._predictor = predictor
+        self._preprocess = stored_preprocess(predictor.fingerprint)
         self._feature_store = FeatureStore(
-            folder=user_folder() if cache_dir is None else as_path("cache_dir", cache_dir),
-            fingerprint=trained.fingerprint,
-            model=trained.source.get("model") or "ViT-B-32",
-            weights=_recorded_weights(trained) if weights is None else str(weights),
+            folder=folder,
+            fingerprint=predictor.fingerprint,
+            model=predictor.encoder,
+            weights=predictor.weights,
             device=device,
-            owner=trained.name,
+            owner=predictor.name,
             workers=workers,
         )
 
@@ -97,9 +95,7 @@ class Asker:
         check_queries(texts)
         features, name = self._feature_store.features(path, texts, progress=progress)
         query_rows = [_query_row(i, text, name, features) for i, text in enumerate(texts)]
-        predictions = predict_split(
-            self._model, query_rows, features, config=self._config, device=self._device, progress=progress
-        )
+        predictions = self._predictor.predict(query_rows, features, progress)
         return [
             Answer(
                 query=query.query,
@@ -107,7 +103,7 @@ class Asker:
                 duration_s=query.duration_s,
                 moments=tuple(Moment(*window) for window in prediction.windows),
                 saliency=Saliency(1 / features.fps, prediction.saliency),
-                notes=_notes(query.query, features),
+                notes=(*self._predictor.notes, *_notes(query.query, features)),
             )
             for query, prediction in zip(query_rows, predictions, strict=True)
         ]
@@ -128,12 +124,10 @@ class Asker:
         if not inside:
             found = " ".join(abbreviated(times_s).split())
             raise UsageError(f"times_s is {found}, expected a list of seconds from 0 to {grid.duration_s:g} (the end).")
-        if not (seconds and self._model.has_attention_maps):
-            return []
         clips = [min(int(second * grid.fps), grid.clips - 1) for second in seconds]
-        maps = clip_attention_maps(self._model, Query(0, query, name, grid.duration_s), clips, features)
-        weights = maps.share.reshape(len(clips), *features.patch_grid)
-        return [PatchAttention(float(second), map_) for second, map_ in zip(grid.centres_s()[clips], weights, strict=True)]
+        weights = self._predictor.patch_attention(Query(0, query, name, grid.duration_s), clips, features)
+        centres_s = grid.centres_s()[clips][: len(weights)]
+        return [PatchAttention(float(second), map_) for second, map_ in zip(centres_s, weights, strict=True)]
 
     def visible_region(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The region of a frame of this size that the patches cover: (left, top, width, height) as shares of the frame.
@@ -144,21 +138,6 @@ class Asker:
             raise UsageError(f"height and width are {height!r} and {width!r}, expected pixels, 1 or more.")
         assert self._preprocess is not None  # the feature store refuses a model of other features
         return visible_region(int(height), int(width), self._preprocess)
-
-
-def _recorded_weights(trained: TrainedModel) -> str:
-    weights = trained.source.get("weights", "")
-    checksum = str(trained.fingerprint.get("weights", ""))[:12]
-    clip = f"{trained.fingerprint.get('model', 'the CLIP')}, sha256 {checksum}…"
-    if not weights:
-        raise CacheError(f"{trained.name}: does not say where its CLIP weights are ({clip}). Give them with --weights.")
-    path = Path(weights.rpartition("=")[2])
-    if path.is_absolute() and not path.exists():
-        raise CacheError(
-            f"{path}: the CLIP weights that {trained.name} was trained with ({clip}) are no longer there. "
-            "Give their new path with --weights."
-        )
-    return weights
 
 
 def _query_row(number: int, text: str, name: str, features: CacheReader) -> Query:

@@ -232,8 +232,8 @@ def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
     if hub.HF_HUB_OFFLINE or not _reachable(address):  # the hub's own client would try again for half a minute
         host = urllib.parse.urlsplit(address).hostname
         raise UsageError(
-            f"{model} weights {tag!r} are not on this disk and {host} cannot be reached. "
-            "Connect once, or give a file or folder as the weights."
+            f"{model} weights {tag!r} are not on this disk and {host} cannot be reached. Connect once, or download "
+            f"{_file_of(settings)} elsewhere and give its path as the weights: --weights FILE."
         )
     try:
         return Path(tags.download_pretrained(dict(settings)))
@@ -241,6 +241,12 @@ def _fetch(model: str, tag: str, settings: Mapping[str, Any]) -> Path:
         raise UsageError(
             f"{model} weights {tag!r} could not be downloaded ({str(error)[:200]}). Try again, or give a file."
         ) from error
+
+
+def _file_of(settings: Mapping[str, Any]) -> str:
+    """Where the file of a tag is, in words that fit a browser."""
+    repository, _, name = settings.get("hf_hub", "").rpartition("/")
+    return f"{name or HF_SAFE_WEIGHTS_NAME} of {hub.ENDPOINT}/{repository}" if repository else str(settings["url"])
 
 
 def _cached_file(settings: Mapping[str, Any]) -> Path | None:

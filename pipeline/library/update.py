@@ -6,7 +6,7 @@ Each video is stored under the hash of its content. So a renamed or moved file c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, rea
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import ExtractSettings
-from costl.pipeline.decode.backends import resolve
 from costl.pipeline.device import pick_device
 from costl.pipeline.encode.names import check_names, default_weights
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError
+from costl.pipeline.library.encoder_record import search_fingerprint
 from costl.pipeline.library.folder import CACHE, VideoFile, list_videos, look_again, read_files, write_files
 from costl.pipeline.options import MACHINE_FAILURES, MODEL, FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
@@ -229,11 +229,9 @@ def _load(settings: ExtractSettings, device: str, report_progress: ProgressCallb
 
 
 def _contents(settings: ExtractSettings, encoder: CLIPEncoder, videos: Path, cache: Path) -> Contents:
-    frame_options = FrameOptions(resolve(settings.decoder), settings.sampling)
-    fingerprint = encoder.fingerprint() | frame_options.fingerprint() | asdict(settings.token_format)
     return cache_contents(
         encoder,
-        fingerprint | {"fps": float(settings.fps)},
+        search_fingerprint(encoder.fingerprint(), settings),
         videos=relative_path(cache.parent, videos),
         source={"model": settings.model, "weights": relative_weights(cache.parent, settings.weights)},
     )

@@ -23,6 +23,12 @@ from costl.pipeline.library.text import load_text_encoder
 from costl.pipeline.library.update import LibraryFiles, read_library, update_library
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> None:
+    """A user's cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="module")
 def clip(world) -> Path:
     return world.videos / "clip"
@@ -231,7 +237,6 @@ def test_folders_without_videos_are_refused(tmp_path, clip):
 
 
 def test_the_index_of_a_read_only_folder_is_in_the_users_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("costl.pipeline.library.folder.os.access", lambda path, mode: False)
     places = {index_folder(tmp_path / name) for name in ("a", "b", "a")}
     assert len(places) == 2 and {place.parent for place in places} == {user_folder() / "libraries"}
@@ -242,11 +247,11 @@ def test_the_text_tower_is_loaded_alone_once_its_weights_are_known(videos, refre
     features = CacheReader(videos / ".costl" / CACHE)
     options = {"device": "cpu", "report_progress": lambda _: None}
     expected = load_encoder("ViT-B-32", features.source["weights"]).encode_text(["a ball"])[0].sentence
-    encoder = load_text_encoder(features, videos / ".costl", **options)
+    encoder = load_text_encoder(features, **options)
     np.testing.assert_array_equal(encoder.sentence_vectors(["a ball"])[0], expected)
     with monkeypatch.context() as patch:
         patch.setattr("costl.pipeline.library.text.reload_encoder", lambda *_, **__: pytest.fail("both towers were loaded"))
-        load_text_encoder(features, videos / ".costl", **options)
+        load_text_encoder(features, **options)
 
 
 def test_other_weights_under_the_same_name_are_refused(videos, refresh, tmp_path, clip):
@@ -255,8 +260,8 @@ def test_other_weights_under_the_same_name_are_refused(videos, refresh, tmp_path
     refresh(weights=str(weights))
     features = CacheReader(videos / ".costl" / CACHE)
     options = {"device": "cpu", "report_progress": lambda _: None}
-    load_text_encoder(features, videos / ".costl", **options)
+    load_text_encoder(features, **options)
     shutil.rmtree(weights)
     write_clip_weights(weights)
     with pytest.raises(CacheError, match="needs another CLIP"):
-        load_text_encoder(features, videos / ".costl", **options)
+        load_text_encoder(features, **options)

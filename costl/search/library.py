@@ -1,0 +1,158 @@
+"""A library of videos: indexed once, searched by sentences and pictures, without training or with a trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from costl.ask.answer import check_queries
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.feature_store import user_folder
+from costl.pipeline.fingerprint import digest
+from costl.pipeline.formats.files import as_path
+from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
+from costl.pipeline.library.scan import similarities
+from costl.pipeline.library.text import load_text_encoder
+from costl.pipeline.library.update import LibraryFiles, read_library, update_library
+from costl.pipeline.library.vectors import Vectors, update_vectors
+from costl.pipeline.progress import ProgressCallback
+from costl.pipeline.videos import find_videos
+from costl.search.filters import Filters
+from costl.search.hits import Hit, SearchResult
+
+if TYPE_CHECKING:
+    from costl.pipeline.encode.text_encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class LibraryVideo:
+    """A video of a library: its `name`, the path relative to the library, where it is, and when it was changed last."""
+
+    name: str
+    path: Path
+    changed_s: float = 0.0
+
+
+def open_library(
+    path: Path | str,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    update: bool = True,
+    progress: ProgressCallback | None = None,
+) -> Library:
+    """Opens a folder of videos, or a cache of `costl extract`, for searching.
+
+    A folder is indexed first: new and changed videos are extracted, which takes as long as `costl extract` (see
+    `update_library`). `update=False` searches what the last update has indexed. Raises UsageError for a folder without videos,
+    wrong arguments and weights that are not here; CacheError for a damaged index, or one of another encoder.
+    """
+    path = as_path("path", path)
+    if path.is_file():
+        if model is not None:
+            raise UsageError(f"model is {model!r}, but {path} is a cache, which was made with a model already.")
+        return _open_cache(path, weights, device, progress)
+    index = index_folder(path)
+    if not update and not (index / CACHE).exists():
+        raise CacheError(f"{path}: not indexed yet. Search it once with update.")
+    options: dict[str, Any] = {"model": model, "weights": weights, "device": device, "workers": workers}
+    files = update_library(path, index, **options, progress=progress) if update else read_library(path, index)
+    features = CacheReader(index / CACHE)
+    names = files.names()
+    videos = {
+        key: [LibraryVideo(name, path / name, files.files[name].changed_s) for name in names.get(key, [])]
+        for key in features.video_ids
+    }
+    return Library(path, features, update_vectors(index / VECTORS, features), videos, files, device=device, progress=progress)
+
+
+def _open_cache(path: Path, weights: str | None, device: str, progress: ProgressCallback | None) -> Library:
+    features = CacheReader(path)
+    if weights is not None:
+        features.source["weights"] = weights
+    found = {video.name: video.path for video in find_videos(features.videos, allow_none=True)} if _is_folder(features) else {}
+    videos = {name: [_with_time(name, found.get(name, Path(name)))] for name in features.video_ids}
+    try:
+        vectors = update_vectors(path.with_name(f"{path.name}.vectors"), features)
+    except CacheError:  # a folder that cannot be written
+        vectors = update_vectors(user_folder() / "libraries" / digest({"cache": str(path.resolve())})[:16], features)
+    return Library(path, features, vectors, videos, None, device=device, progress=progress)
+
+
+def _is_folder(features: CacheReader) -> bool:
+    return features.videos is not None and features.videos.is_dir()
+
+
+def _with_time(name: str, path: Path) -> LibraryVideo:
+    with contextlib.suppress(OSError):
+        return LibraryVideo(path.name if path.is_absolute() else name, path, path.stat().st_mtime)
+    return LibraryVideo(name, path)
+
+
+class Library:
+    """The videos of a folder or a cache, ready to be searched; `open_library` makes it. Several threads may share one.
+
+    `path`: the folder or the cache. `files`: what the last update has found (None for a cache).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        features: CacheReader,
+        vectors: Vectors,
+        videos: Mapping[str, Sequence[LibraryVideo]],
+        files: LibraryFiles | None,
+        *,
+        device: str,
+        progress: ProgressCallback | None,
+    ):
+        self.path = path
+        self.files = files
+        self._features = features
+        self._vectors = vectors
+        self._videos = videos
+        self._device = device
+        self._progress = progress or (lambda _: None)
+        self._loading = threading.Lock()
+        self._text: TextEncoder | None = None
+
+    def __len__(self) -> int:
+        """The number of videos that can be searched."""
+        return len(self._vectors.keys)
+
+    @property
+    def hours(self) -> float:
+        """How long all videos last together."""
+        return float(self._vectors.durations_s.sum()) / 3600
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.files.failed)} that cannot be read" if self.files and self.files.failed else ""
+        return f"{self.path}: {len(self):,} videos, {self.hours:.1f} hours{failed}; {self._encoder_name}"
+
+    @property
+    def _encoder_name(self) -> str:
+        source = self._features.source
+        return f"{source.get('model', 'unknown encoder')}, {Path(source.get('weights', '')).name}"
+
+    def search(self, query: str, *, top: int = 10, filters: Filters | None = None) -> SearchResult:
+        """The `top` moments of the library that match a query, best first; see `search_all`."""
+        return self.search_all([query], top=top, filters=filters)[0]
+
+    def search_all(self, queries: Sequence[str], *, top: int = 10, filters: Filters | None = None) -> list[SearchResult]:
+        """One result for each query, in the same order.
+
+        Raises UsageError for a query without words, and for filters that no video passes.
+        """
+        check_queries(queries)
+        chosen = self._filtered(filters or Filters())
+        sentences = self._text_encoder().sentence_vectors(queries)
+        return [result for start in range(0, len(queries), _AT_ONCE) for result in self._rank(queries, sentences)]
