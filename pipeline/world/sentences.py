@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -18,28 +19,56 @@ NEAR = 0.26  # "next to" is nearer than this share of the side
 
 @dataclass(frozen=True)
 class Sentence:
-    """A query about `subject`, true in the clips with `strength > 0`; `strength` [t] in [0, 1] is how clearly it holds."""
+    """A query about `subject`, true in the clips with `strength > 0`; `strength` [t] in [0, 1] is how clearly it holds.
+
+    `names` are the names of things in it, as it has them: that of the subject, and in some kinds that of a second thing.
+    """
 
     subject: Thing
     text: str
     kind: str
     strength: np.ndarray
+    names: tuple[str, ...] = ()
 
     def windows(self) -> list[tuple[int, int]]:
         """Runs of clips in which it holds, as [first, last + 1)."""
-        edges = np.flatnonzero(np.diff(self.strength > 0, prepend=False, append=False)).tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
+        return true_runs(self.strength)
+
+
+def true_runs(strength: np.ndarray) -> list[tuple[int, int]]:
+    """The runs of clips with `strength` [t] above zero, as [first, last + 1)."""
+    edges = np.flatnonzero(np.diff(strength > 0, prepend=False, append=False)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """What holds of one thing, or of one thing and a second, with `strength` [t]; each of `phrases` expresses it."""
+
+    kind: str
+    phrases: Sequence[str]
+    strength: np.ndarray
 
 
 def describe_tracks(tracks: list[Track], rng: np.random.Generator) -> Iterator[Sentence]:
-    """Every sentence of the sample world's grammar about these tracks; names of things are unambiguous."""
+    """Every fact of the sample world's grammar about these tracks in one sentence; names of things are unambiguous."""
     things = [track.thing for track in tracks]
     names = {track.thing: _unambiguous_name(rng, track.thing, things) for track in tracks}
-    for track in tracks:
-        yield from _describe_one(track, names[track.thing], rng)
-        for partner in tracks:
-            if partner is not track:
-                yield from _describe_pair(track, partner, names[track.thing], names[partner.thing], rng)
+    for subject, partner, fact in _facts(tracks):
+        phrase = str(rng.choice(fact.phrases)) if len(fact.phrases) > 1 else fact.phrases[0]
+        yield _sentence(subject, [names[thing] for thing in (subject, partner) if thing], phrase, fact)
+
+
+def every_true_sentence(tracks: list[Track]) -> Iterator[Sentence]:
+    """Every sentence of the grammar that holds in some clip, with each name and phrase, ambiguous names included.
+
+    Where several things fit the names of a sentence, it is yielded once for each of them.
+    """
+    for subject, partner, fact in _facts(tracks):
+        if fact.strength.any():
+            all_names = [thing_names(thing) for thing in (subject, partner) if thing]
+            for names, phrase in product(product(*all_names), fact.phrases):
+                yield _sentence(subject, names, phrase, fact)
 
 
 def choose_queries(sentences: list[Sentence], count: int, rng: np.random.Generator) -> list[Sentence]:
@@ -66,7 +95,7 @@ def annotate(sentence: Sentence, vid: str, rng: np.random.Generator) -> dict:
     """A QVHighlights row. Three raters, each with a bias, grade each true clip 0 to 4 by the strength of the sentence."""
     clip_ids = np.flatnonzero(sentence.strength > 0)
     bias = rng.choice([-0.7, 0.0, 0.4], 3)
-    grades = 1.2 + 2.6 * sentence.strength[clip_ids, None] + bias + rng.normal(0, 0.35, (len(clip_ids), 3))
+    grades = expected_grade(sentence.strength[clip_ids, None]) + bias + rng.normal(0, 0.35, (len(clip_ids), 3))
     return {
         "query": sentence.text,
         "duration": len(sentence.strength) * CLIP_S,
@@ -78,48 +107,64 @@ def annotate(sentence: Sentence, vid: str, rng: np.random.Generator) -> dict:
     }
 
 
+def expected_grade(strength: np.ndarray) -> np.ndarray:
+    """The grade of clips of this strength without the bias and the noise of a rater, 1.2 to 3.8 where a sentence holds."""
+    return 1.2 + 2.6 * strength
+
+
 def _unambiguous_name(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> str:
     """Half the time the full name, otherwise the shortest name that fits none of the other things."""
     if rng.random() < 0.5:
         return str(thing)
-    names = [_names(t) for t in things]
-    return next(name for i, name in enumerate(_names(thing)) if sum(other[i] == name for other in names) == 1)
+    names = [thing_names(t) for t in things]
+    return next(name for i, name in enumerate(thing_names(thing)) if sum(other[i] == name for other in names) == 1)
 
 
-def _names(thing: Thing) -> list[str]:
+def thing_names(thing: Thing) -> list[str]:
+    """All names of a thing, from its shape alone to the full name."""
     return [thing.shape, f"{thing.colour} {thing.shape}", f"{thing.size} {thing.shape}", str(thing)]
 
 
-def _describe_one(track: Track, name: str, rng: np.random.Generator) -> Iterator[Sentence]:
-    """Sentences about one thing: that it is visible, where it is, and in which direction it moves."""
-    thing = track.thing
+def _sentence(subject: Thing, names: Sequence[str], phrase: str, fact: _Fact) -> Sentence:
+    text = " ".join([f"the {names[0]} {phrase}", *(f"the {name}" for name in names[1:])])
+    return Sentence(subject, text, fact.kind, fact.strength, tuple(names))
+
+
+def _facts(tracks: list[Track]) -> Iterator[tuple[Thing, Thing | None, _Fact]]:
+    """(subject, second thing if there is one, fact) of each track and of each pair of tracks."""
+    for track in tracks:
+        for fact in _facts_of_one(track):
+            yield track.thing, None, fact
+        for partner in tracks:
+            if partner is not track:
+                for fact in _facts_of_two(track, partner):
+                    yield track.thing, partner.thing, fact
+
+
+def _facts_of_one(track: Track) -> Iterator[_Fact]:
+    """That one thing is visible, where it is, and in which direction it moves."""
     centres = track.centres()
-    phrase = rng.choice(["is in view", "can be seen", "is there"])
-    yield Sentence(thing, f"the {name} {phrase}", "presence", 0.6 * (track.state != HIDDEN))
+    yield _Fact("presence", ["is in view", "can be seen", "is there"], 0.6 * (track.state != HIDDEN))
     for phrase, (axis, sign) in POSITIONS.items():
         distance = sign * (centres[:, axis] - 0.5) - POSITION_MARGIN
-        yield Sentence(thing, f"the {name} is {phrase}", "place", _strength(distance / 0.25))
+        yield _Fact("place", [f"is {phrase}"], _strength(distance / 0.25))
     for direction in DIRECTIONS:
-        verb = rng.choice(["moves", "goes", "travels"])
-        yield Sentence(thing, f"the {name} {verb} {direction}", "motion", _motion_strength(track.state == direction))
+        phrases = [f"{verb} {direction}" for verb in ("moves", "goes", "travels")]
+        yield _Fact("motion", phrases, _motion_strength(track.state == direction))
 
 
-def _describe_pair(
-    track: Track, partner: Track, name: str, partner_name: str, rng: np.random.Generator
-) -> Iterator[Sentence]:
-    """Sentences about where one thing is relative to another, at rest or moving."""
-    thing = track.thing
+def _facts_of_two(track: Track, partner: Track) -> Iterator[_Fact]:
+    """Where one thing is relative to another, at rest or moving."""
     offset = track.centres() - partner.centres()
     moving = ~np.isin(track.state, [AT_REST, HIDDEN])
     for relation, (dx, dy) in RELATIONS.items():
         along = offset @ [dx, dy]
         across = abs(offset @ [dy, dx])
         strength = _strength((along - np.maximum(across, 0.06)) / 0.3)
-        yield Sentence(thing, f"the {name} is {relation} the {partner_name}", "relation", strength)
-        verb = rng.choice(["moves", "passes"])
-        yield Sentence(thing, f"the {name} {verb} {relation} the {partner_name}", "meeting", strength * moving)
+        yield _Fact("relation", [f"is {relation}"], strength)
+        yield _Fact("meeting", [f"{verb} {relation}" for verb in ("moves", "passes")], strength * moving)
     nearness = (NEAR - np.hypot(*offset.T)) / 0.15
-    yield Sentence(thing, f"the {name} is next to the {partner_name}", "relation", _strength(nearness))
+    yield _Fact("relation", ["is next to"], _strength(nearness))
 
 
 def _strength(margin: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import refuse_overwrite
+from costl.pipeline.world.corpus import corpus_rows
 from costl.pipeline.world.render import draw, is_unseen, texture
 from costl.pipeline.world.sentences import Sentence, annotate, choose_queries, describe_tracks
 from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
@@ -66,11 +67,12 @@ def write_sample(
     processes: int = -1,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write videos, {split}.jsonl, objects.jsonl, costl.yaml and clip/ into `folder`. The same settings give the same bytes.
+    """Write videos, {split}.jsonl, objects.jsonl, corpus.jsonl, costl.yaml and clip/ into `folder`.
 
-    objects.jsonl lists where each thing is in each clip; it is for diagnostics, and extraction never reads it. `progress`
-    is called with the number of finished videos and of all. Raises UsageError if the folder holds files that are not a
-    sample world.
+    The same settings give the same bytes. objects.jsonl lists where each thing is in each clip, for diagnostics, and
+    corpus.jsonl in which videos each sentence is true (see `corpus_rows`), to evaluate search. Extraction reads neither.
+    `progress` is called with the number of finished videos and of all. Raises UsageError if the folder holds files that are
+    not a sample world.
     """
     settings = settings or WorldSettings()
     folder = folder.absolute()  # joblib may use a process again that was started in another working folder
@@ -82,24 +84,33 @@ def write_sample(
     # It marks the folder as a sample world from the start, so that an interrupted one can be written again.
     objects_file.touch()
     object_rows: list[dict] = []
+    tracks_of: dict[str, dict[str, list[Track]]] = {}
+    queries_of: dict[str, list[Sentence]] = {}
     for number, (split, count) in enumerate(settings.videos.items(), start=1):
         videos = Parallel(n_jobs=processes, return_as="generator")(
             delayed(_write_video)(folder, settings, split, i) for i in range(count)
         )
         query_rows: list[dict] = []
-        for queries, objects in videos:
-            query_rows += queries
-            object_rows.append(objects)
+        tracks_of[split] = {}
+        queries_of[split] = []
+        for vid, tracks, queries, rows in videos:
+            query_rows += rows
+            object_rows.append(_object_row(vid, tracks))
+            tracks_of[split][vid] = tracks
+            queries_of[split] += queries
             if progress:
                 progress(len(object_rows), sum(settings.videos.values()))
         _write_lines(folder / f"{split}.jsonl", [{"qid": 10_000 * number + i, **row} for i, row in enumerate(query_rows)])
     _write_lines(objects_file, object_rows)
+    _write_lines(folder / "corpus.jsonl", corpus_rows(tracks_of, queries_of))
     shutil.copytree(TINY_CLIP, folder / "clip", dirs_exist_ok=True)
     (folder / "costl.yaml").write_text(SETTINGS, encoding="utf-8")
 
 
-def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) -> tuple[list[dict], dict]:
-    """Create, annotate and render one video; returns (its query rows, its row of objects.jsonl)."""
+def _write_video(
+    folder: Path, settings: WorldSettings, split: str, index: int
+) -> tuple[str, list[Track], list[Sentence], list[dict]]:
+    """Create, annotate and render one video; returns (its name, its tracks, its queries, their rows)."""
     rng = np.random.default_rng([settings.seed, list(settings.videos).index(split), index])
     unseen = split == "test_unseen"
     vid = f"{split}_{index:04d}"
@@ -111,6 +122,11 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
         sentences = [s for s in describe_tracks(tracks, rng) if is_unseen(s.subject) == unseen]
         chosen = choose_queries(sentences, count, rng)
     _render(folder / f"{vid}.mp4", tracks, clips, settings.side, rng)
+    return vid, tracks, chosen, [annotate(s, vid, rng) for s in chosen]
+
+
+def _object_row(vid: str, tracks: list[Track]) -> dict:
+    """The row of objects.jsonl."""
     objects = [
         {
             "thing": str(t.thing),
@@ -119,7 +135,7 @@ def _write_video(folder: Path, settings: WorldSettings, split: str, index: int) 
         }
         for t in tracks
     ]
-    return [annotate(s, vid, rng) for s in chosen], {"vid": vid, "objects": objects}
+    return {"vid": vid, "objects": objects}
 
 
 def _render(path: Path, tracks: list[Track], clips: int, side: int, rng: np.random.Generator) -> None:
@@ -139,5 +155,5 @@ def _render(path: Path, tracks: list[Track], clips: int, side: int, rng: np.rand
         container.mux(stream.encode())
 
 
-def _write_lines(path: Path, rows: list[dict]) -> None:
+def _write_lines(path: Path, rows: Iterable[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
