@@ -11,8 +11,10 @@ import numpy as np
 
 from costl.data import queries as splits
 from costl.data.annotations import RATED_CLIP_S, Prediction, Query
+from costl.data.wrong_videos import wrong_video_pairs
 from costl.deprecated import moved_object
 from costl.metrics.compute import benchmark_rules
+from costl.metrics.corpus_files import truth_of_split
 from costl.metrics.moments import interval_iou
 from costl.metrics.output import (
     is_own_parquet,
@@ -23,6 +25,7 @@ from costl.metrics.output import (
     write_parquet,
     write_predictions,
 )
+from costl.metrics.rejection import rejection_metrics
 from costl.metrics.score_files import score
 from costl.pipeline.formats.files import refuse_overwrite
 from costl.pipeline.progress import ProgressCallback
@@ -34,13 +37,15 @@ from costl.training.run_folder import legacy_label
 
 MAX_EXAMPLES = 8
 PARQUET = "predictions.parquet"
+WRONG_VIDEO = "wrong video"  # the group of absent pairs in the table of rejection
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The result of an evaluation: its metrics, the folder of its files and its notes.
 
-    `metrics` are laid out as by `compute_metrics`, with `intervals`; empty for a split without labels.
+    `metrics` are laid out as by `compute_metrics`, with `intervals`; empty for a split without labels. Where queries have
+    windows, `rejection` has the result of `rejection_metrics` for pairs of a sentence with a wrong video.
     """
 
     run: Path
@@ -103,14 +108,39 @@ def evaluate(
         queries = splits.read_queries(loaded.features, split, domain=loaded.run.config.data.domain)
         benchmark_rules(benchmark or loaded.run.config.data.benchmark)  # refuses an unknown name before predicting
     ranks.require_same({"run": str(loaded.run.folder.resolve()), "queries": str([query.qid for query in queries])})
-    predictions = loaded.predict(queries, progress if ranks.is_main else None, ranks)
+    report_progress = progress if ranks.is_main else None
+    predictions = loaded.predict(queries, report_progress, ranks)
+    absent = loaded.predict(_absent_pairs(loaded, split, queries), report_progress, ranks)
     evaluation = None
     with ranks.all_or_none():
         if ranks.is_main:
             evaluation = _score_and_write(
-                loaded, split, queries, predictions, official=official, benchmark=benchmark, out=out
+                loaded, split, queries, predictions, absent, official=official, benchmark=benchmark, out=out
             )
     return ranks.broadcast(evaluation)
+
+
+def _absent_pairs(loaded: LoadedRun, split: str, queries: Sequence[Query]) -> list[Query]:
+    """Sentences of queries with a window, with videos in which they are not true; none for a split without windows."""
+    vids = set(loaded.features.video_ids)
+    present = [query for query in queries if query.windows and query.vid in vids]
+    true_videos: dict[str, set[str]] = {query.query: set() for query in present}
+    for query in queries:
+        true_videos.setdefault(query.query, set()).add(query.vid)
+    for row in truth_of_split(split, queries, videos=loaded.features.videos):
+        true_videos.setdefault(row.sentence, set()).update(moment.video for moment in row.moments)
+    return wrong_video_pairs(present, true_videos=true_videos)
+
+
+def _rejection(
+    queries: Sequence[Query], predictions: Sequence[Prediction], absent: Sequence[Prediction]
+) -> dict[str, Any]:
+    """`rejection` of the pairs with a wrong video, by the score of the best moment; empty without such a pair."""
+    labelled = {query.qid for query in queries if query.windows}
+    present = [prediction for prediction in predictions if prediction.qid in labelled]
+    best_scores = [[max(window[2] for window in p.windows) for p in pairs if p.windows] for pairs in (present, absent)]
+    metrics = rejection_metrics(*best_scores)
+    return {"rejection": {WRONG_VIDEO: metrics}} if metrics else {}
 
 
 def _refuse_other_files(folder: Path, *, overwrite: bool) -> None:
@@ -133,6 +163,7 @@ def _score_and_write(
     split: str,
     queries: Sequence[Query],
     predictions: Sequence[Prediction],
+    absent: Sequence[Prediction],
     *,
     official: bool,
     benchmark: str | None,
@@ -149,6 +180,7 @@ def _score_and_write(
     if any(query.windows or query.clip_ids for query in queries):
         metrics = {"legacy": legacy} if legacy else {}
         metrics |= score(rows, queries, benchmark=benchmark, official=official, clip_s=RATED_CLIP_S)
+        metrics |= _rejection(queries, predictions, absent)
         write_metrics(folder / "metrics.json", metrics)
         notes += [legacy] if legacy else []
     else:

@@ -3,7 +3,7 @@
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile intervals; Pesarin and Salmaso,
 Permutation Tests for Complex Data (2010), sign flips of paired differences.
 
-Axes: b queries, n numbers.
+Axes: b queries, n numbers, r resamples.
 """
 
 from __future__ import annotations
@@ -38,12 +38,31 @@ def bootstrap_intervals(
     table = np.stack(list(usable.values()), axis=1)  # [b n]
     mask = ~np.isnan(table)
     means = []
-    for counts in _resampled_counts(_strata(groups, len(table)), resamples):
+    for counts in resampled_counts(groups, len(table), resamples=resamples):
         with np.errstate(invalid="ignore"):  # NaN where a resample has no value
             means.append(counts @ np.where(mask, table, 0.0) / (counts @ mask))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail], axis=0)
+    low, high = percentile_interval(np.concatenate(means))
     return {name: (float(a), float(b)) for name, a, b in zip(usable, low, high, strict=True)}
+
+
+def resampled_counts(groups: Sequence[str], count: int, *, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each of `count` queries occurs in each resample [r b], in blocks; `groups` as for `bootstrap_intervals`."""
+    strata = _strata(groups, count)
+    rng = np.random.default_rng(SEED)
+    step = max(1, BLOCK // count)
+    for start in range(0, resamples, step):
+        block = min(step, resamples - start)
+        counts = np.zeros((block, count))
+        for rows in strata:
+            drawn = rng.integers(0, len(rows), (block, len(rows))) + len(rows) * np.arange(block)[:, None]
+            counts[:, rows] = np.bincount(drawn.ravel(), minlength=block * len(rows)).reshape(block, len(rows))
+        yield counts
+
+
+def percentile_interval(resampled: np.ndarray) -> np.ndarray:
+    """The lower and the upper ends [2 n] of the 95 % intervals of numbers that were computed for each resample [r n]."""
+    tail = 100 * (1 - LEVEL) / 2
+    return np.asarray(np.nanpercentile(resampled, [tail, 100 - tail], axis=0))
 
 
 def sign_flip_p(differences: Mapping[str, np.ndarray], *, flips: int = FLIPS) -> dict[str, float]:
@@ -74,20 +93,6 @@ def _strata(groups: Sequence[str], count: int) -> list[np.ndarray]:
     """The rows that are resampled among themselves."""
     rows = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     return rows if rows and min(map(len, rows)) > 1 else [np.arange(count)]
-
-
-def _resampled_counts(strata: Sequence[np.ndarray], resamples: int) -> Iterator[np.ndarray]:
-    """How often each query occurs in each resample [resample b], in blocks."""
-    rng = np.random.default_rng(SEED)
-    count = sum(map(len, strata))
-    step = max(1, BLOCK // count)
-    for start in range(0, resamples, step):
-        block = min(step, resamples - start)
-        counts = np.zeros((block, count))
-        for rows in strata:
-            drawn = rng.integers(0, len(rows), (block, len(rows))) + len(rows) * np.arange(block)[:, None]
-            counts[:, rows] = np.bincount(drawn.ravel(), minlength=block * len(rows)).reshape(block, len(rows))
-        yield counts
 
 
 def _all_signs(count: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.data.annotations import Prediction
+from costl.metrics.corpus import IOU_THRESHOLDS, NDCG_IOU, NDCG_RANK, RANKS
 from costl.metrics.moments import headline_numbers
 from costl.metrics.paper_table import paper_table
 from costl.pipeline.formats.files import publish
@@ -41,6 +42,28 @@ class Scores:
         return [scoring_message(self.metrics)]
 
 
+@dataclass(frozen=True)
+class CorpusScores:
+    """The metrics of a search, as `score_corpus` returns them, and further messages."""
+
+    metrics: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    exit_code = 0
+
+    def lines(self) -> list[str]:
+        """The tables."""
+        return [*_corpus_tables(self.metrics), *_rejection_table(self.metrics)][:-1]
+
+    def data(self) -> dict[str, Any]:
+        """The metrics."""
+        return dict(self.metrics)
+
+    def messages(self) -> list[str]:
+        """How many sentences were scored, and the notes."""
+        scored = self.metrics["scored"]
+        return [f"{scored['present']} sentences that are true in some video, {scored['absent']} absent ones.", *self.notes]
+
+
 def scoring_message(metrics: Mapping[str, Any]) -> str:
     """One sentence: the number of queries, the benchmark whose rules were used, and the length of a clip."""
     scored = metrics["scored"]
@@ -55,7 +78,7 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[str]:
     `legacy` stands above the tables.
     """
     label = [metrics["legacy"], ""] if "legacy" in metrics else []
-    tables = [*_moment_table(metrics), *_highlight_table(metrics), *_ranking_table(metrics)]
+    tables = [*_moment_table(metrics), *_highlight_table(metrics), *_ranking_table(metrics), *_rejection_table(metrics)]
     notes = [f"note: {note}" for note in metrics.get("notes", ())]
     lines = [*label, *tables, *notes]
     return lines if notes else lines[:-1]
@@ -153,6 +176,35 @@ def _ranking_table(metrics: Mapping[str, Any]) -> list[str]:
     ]
     mean = ["mean" if rows else "all", _number(metrics["brief"][name]), _interval(metrics, name), ""]
     return _table(["highlights", name.removeprefix("HL-"), "95 %", "videos"], [*rows, mean])
+
+
+def _corpus_tables(metrics: Mapping[str, Any]) -> list[str]:
+    """A row for each task and IoU threshold, a column for each rank; then NDCG."""
+
+    def cells(name: str) -> list[str]:
+        return [_number(metrics["corpus"][name]), _interval(metrics, name)]
+
+    tasks = {f"{task}, IoU {iou}": (task, f"@{iou}") for task in ("VCMR", "SVMR") for iou in IOU_THRESHOLDS} | {"VR": ("VR", "")}
+    rows = [[row, *(cell for k in RANKS for cell in cells(f"{task}-R{k}{iou}"))] for row, (task, iou) in tasks.items()]
+    ndcg = [f"NDCG@{NDCG_RANK}, IoU {NDCG_IOU}", *cells(f"NDCG{NDCG_RANK}@{NDCG_IOU}")]
+    header = ["corpus", *(cell for k in RANKS for cell in (f"R@{k}", "95 %"))]
+    return [*_table(header, rows), *_table(["ranking", "", "95 %"], [ndcg])]
+
+
+def _rejection_table(metrics: Mapping[str, Any]) -> list[str]:
+    """A row for each group of absent queries."""
+    rows = [
+        [
+            name,
+            _number(part["AUROC"]),
+            _interval(part, "AUROC"),
+            _number(part["refused"]),
+            _interval(part, "refused"),
+            part["absent"],
+        ]
+        for name, part in metrics.get("rejection", {}).items()
+    ]
+    return _table(["absent", "AUROC", "95 %", "refused", "95 %", "queries"], rows)
 
 
 def _number(value: float | None) -> str:

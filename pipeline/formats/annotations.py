@@ -130,16 +130,23 @@ def parse_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row])
     return rows
 
 
-def read_rows(text: str, source: str, make: Callable[[Mapping[str, Any]], Row]) -> tuple[list[Row], list[str]]:
-    """The rows as by `parse_rows`, without the bad ones, and a sentence about each bad one."""
+def read_rows(
+    text: str, source: str, make: Callable[[Mapping[str, Any]], Row], *, unique: Sequence[str] = ("qid",)
+) -> tuple[list[Row], list[str]]:
+    """The rows as by `parse_rows`, without the bad ones, and a sentence about each bad one.
+
+    `unique` names the attributes that identify a row.
+    """
     rows: list[Row] = []
-    line_of: dict[int | str, int] = {}
+    line_of: dict[tuple[Any, ...], int] = {}
     problems: list[str] = []
     for number, line in json_lines(text):
         try:
             row: Any = make(_json_object(line))
-            if line_of.setdefault(row.qid, number) != number:
-                raise UsageError(f"qid {row.qid!r} is already on line {line_of[row.qid]}")
+            identity = tuple(getattr(row, name) for name in unique)
+            if line_of.setdefault(identity, number) != number:
+                names = ", ".join(f"{name} {value!r}" for name, value in zip(unique, identity, strict=True))
+                raise UsageError(f"{names} is already on line {line_of[identity]}")
             rows.append(row)
         except UsageError as error:
             problems.append(f"{source}:{number}: {error}.")
