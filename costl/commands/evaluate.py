@@ -120,6 +120,10 @@ def _evaluate_corpus(chosen: dict[str, Any], *, quiet: bool, as_json: bool) -> N
         return
     _refuse_others("--corpus", chosen, allowed=CORPUS_OPTIONS)
     check_run(chosen.get("run"), cache=chosen.get("cache"), splits=[chosen.get("split", "test")])
+    if "truth" in chosen:
+        from costl.metrics.corpus_files import read_truth
+
+        read_truth(chosen["truth"], chosen.get("split"))
     from costl.evaluate_corpus import evaluate_corpus
 
     del chosen["corpus"]

@@ -48,6 +48,8 @@ REFUSED = {
     "predictions": (["evaluate", "--out", "e"], "e/predictions.jsonl", "not an earlier output"),
     "parquet": (["evaluate", "--out", "e"], "e/predictions.parquet", "not an earlier output"),
     "picture of predictions": (["evaluate", "--out", "e"], "e/predictions.png", "not an earlier output"),
+    "rankings": (["evaluate", "--corpus", "--out", "e"], "e/corpus-rankings.jsonl", "not an earlier output"),
+    "corpus metrics": (["evaluate", "--corpus", "--out", "e"], "e/corpus-metrics.json", "not an earlier output"),
     "submission over a zip": (["evaluate", "--submission", "a.zip"], "a.zip", "not an earlier output"),
     "submission over a cache": (["evaluate", "--submission", "feats.h5"], "feats.h5", "must end in .zip"),
     "report over a page": (["report", "--out", "index.html"], "index.html", "not an earlier output"),
