@@ -14,7 +14,8 @@ from costl.data.annotations import RATED_CLIP_S, Prediction, Query
 from costl.data.wrong_videos import wrong_video_pairs
 from costl.deprecated import moved_object
 from costl.metrics.compute import benchmark_rules
-from costl.metrics.corpus_files import truth_of_split
+from costl.metrics.corpus import CorpusTruth
+from costl.metrics.corpus_files import truth_of_queries, truth_of_split
 from costl.metrics.moments import interval_iou
 from costl.metrics.output import (
     is_own_parquet,
@@ -27,6 +28,7 @@ from costl.metrics.output import (
 )
 from costl.metrics.rejection import rejection_metrics
 from costl.metrics.score_files import score
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import refuse_overwrite
 from costl.pipeline.progress import ProgressCallback
 from costl.plots.predictions import draw_predictions
@@ -127,9 +129,16 @@ def _absent_pairs(loaded: LoadedRun, split: str, queries: Sequence[Query]) -> li
     true_videos: dict[str, set[str]] = {query.query: set() for query in present}
     for query in queries:
         true_videos.setdefault(query.query, set()).add(query.vid)
-    for row in truth_of_split(split, queries, videos=loaded.features.videos):
+    for row in _known_truth(loaded, split, queries):
         true_videos.setdefault(row.sentence, set()).update(moment.video for moment in row.moments)
     return wrong_video_pairs(present, true_videos=true_videos)
+
+
+def _known_truth(loaded: LoadedRun, split: str, queries: Sequence[Query]) -> list[CorpusTruth]:
+    try:
+        return truth_of_split(split, queries, videos=loaded.features.videos)
+    except UsageError:  # that corpus.jsonl is about other videos or splits, and only --corpus cannot do without it
+        return truth_of_queries(queries)
 
 
 def _rejection(

@@ -18,6 +18,7 @@ from click import Command, Context, Group
 from costl.commands import main
 from costl.config import Config, load_config
 from costl.data.annotations import parse_jsonl
+from costl.metrics.corpus_files import read_rankings, read_truth
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.data_folder import ExtractSettings
 from costl.train import train
@@ -133,6 +134,16 @@ def test_links_within_the_project_lead_somewhere(page):
 def test_the_index_links_to_every_page():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", prose(ROOT / "docs" / "README.md")))
     assert linked == {page.name for page in DOCS} - {"README.md"}
+
+
+def test_the_corpus_files_shown_are_read(tmp_path):
+    truth, rankings = code(ROOT / "docs" / "evaluation.md", "jsonl")
+    path = tmp_path / "shown.jsonl"
+    path.write_text(truth, encoding="utf-8")
+    shown, absent = read_truth(path)
+    assert shown.moments and not absent.moments and absent.absent
+    path.write_text(rankings, encoding="utf-8")
+    assert len(read_rankings(path)[shown.sentence]) == 2
 
 
 @each_page

@@ -110,7 +110,7 @@ def test_sentences_without_words_in_the_cache(world, copy, tmp_path):
     assert scores.metrics["scored"] == {"present": 1, "absent": 0}
     assert any("1 absent sentences have no words in" in message for message in scores.messages())
     truth_file(truth, ("no such words", {"test_0000": [[0, 4]]}))
-    with pytest.raises(CacheError, match="no words of 1 queries of 'test'.*'no such words'"):
+    with pytest.raises(CacheError, match=r"no words of 1 queries of 'test'.*'no such words'"):
         evaluate_corpus(copy, truth=truth, device="cpu")
     truth_file(truth, (known, {"val_0000": [[0, 4]]}))
     with pytest.raises(UsageError, match="not in split 'test': val_0000"):
@@ -134,6 +134,14 @@ def test_an_evaluation_reports_rejection_of_wrong_videos(world, copy):
     absent = [best(query, wrong[query.vid]) for query in askable]
     wins = sum((p > a) + (p == a) / 2 for p in present for a in absent)
     assert metrics["AUROC"] == pytest.approx(100 * wins / len(present) / len(absent))
+
+
+def test_a_corpus_file_of_something_else_stops_only_a_corpus_evaluation(world, copy, tmp_path):
+    small = world.copy(tmp_path / "copy")
+    (small.videos / "corpus.jsonl").write_text('{"text": "a corpus of sentences"}\n')
+    assert evaluate(copy, cache=small.cache, device="cpu").metrics["rejection"]["wrong video"]["absent"] > 0
+    with pytest.raises(UsageError, match=r"corpus\.jsonl:1: 'sentence' is missing"):
+        evaluate_corpus(copy, cache=small.cache, device="cpu")
 
 
 def costl(*arguments: object):

@@ -264,7 +264,7 @@ def test_the_truth_of_a_split_is_next_to_its_videos_or_in_its_queries(tmp_path):
     own = [CorpusTruth("a dog", (TrueMoment("v1", 2, 8),))]
     assert truth_of_split("test", queries, videos=tmp_path) == truth_of_split("test", queries, videos=None) == own
     path = jsonl(tmp_path / "corpus.jsonl", TRUTH_ROWS)
-    with pytest.raises(UsageError, match="not in split 'test': v2. Is it of another set of videos"):
+    with pytest.raises(UsageError, match=r"not in split 'test': v2\. Is it of another set of videos"):
         truth_of_split("test", queries, videos=tmp_path)
     jsonl(path, [{"split": "test", "sentence": "a dog", "videos": {"v1": [[0, 2]]}}])
     assert truth_of_split("test", queries, videos=tmp_path) == [CorpusTruth("a dog", (TrueMoment("v1", 0, 2),))]

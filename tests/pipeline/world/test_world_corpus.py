@@ -48,7 +48,9 @@ def test_each_query_has_its_annotated_windows_in_its_own_video(world):
 
 RELATED = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 PLACED = {"on the left": (-1, 0), "on the right": (1, 0), "at the top": (0, -1), "at the bottom": (0, 1)}
-TEXT = re.compile(r"the ([a-z ]+?) (?:is in view|can be seen|is there|is (on the \w+|at the \w+)|is (\w+(?: of| to)?) the ([a-z ]+))")
+TEXT = re.compile(
+    r"the ([a-z ]+?) (?:is in view|can be seen|is there|is (on the \w+|at the \w+)|is (\w+(?: of| to)?) the ([a-z ]+))"
+)
 
 
 def oracle(text: str, objects: list[dict]) -> list[list[int]] | None:
