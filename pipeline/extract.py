@@ -20,10 +20,11 @@ from costl.pipeline.errors import VideoError, first_few
 from costl.pipeline.formats.files import refuse_folder
 from costl.pipeline.inputs import Inputs, read_inputs, select_share
 from costl.pipeline.options import FrameOptions, RunOptions
+from costl.pipeline.processes import cpu_cores
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_queries
 from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
-from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into, has_frames_of_today
+from costl.pipeline.run.engine import cache_contents, extract_into, has_frames_of_today
 from costl.pipeline.run.history import recorded_run
 from costl.pipeline.videos import Video, content_hash, safe_id
 

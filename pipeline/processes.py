@@ -1,4 +1,4 @@
-"""Starts new processes that do not run the script of the user.
+"""Starts new processes that do not run the script of the user, and counts the cores for them.
 
 Each process that multiprocessing spawns runs that script again, to know the classes and functions in it. All that is sent
 from here belongs to modules, and many a script has no `if __name__ == "__main__":`.
@@ -6,6 +6,7 @@ from here belongs to modules, and many a script has no `if __name__ == "__main__
 
 from __future__ import annotations
 
+import os
 import sys
 from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -35,6 +36,11 @@ class NewProcesses(SpawnContext):
     """A context of multiprocessing for processes that never run the user's script. Their targets are functions of modules."""
 
     Process = _Process
+
+
+def cpu_cores() -> int:
+    """The number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _without_main(name: str) -> dict[str, Any]:

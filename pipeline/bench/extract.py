@@ -28,9 +28,9 @@ from costl.pipeline.encode.weights import Source
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.table import table
 from costl.pipeline.options import FrameOptions
+from costl.pipeline.processes import cpu_cores
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.encoder_thread import usual_batch
-from costl.pipeline.run.engine import cpu_cores
 from costl.pipeline.videos import Video
 from costl.pipeline.world.write_world import TINY_CLIP
 

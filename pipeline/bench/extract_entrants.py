@@ -17,7 +17,8 @@ from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FrameOptions
-from costl.pipeline.run.engine import cache_contents, cpu_cores, extract_into
+from costl.pipeline.processes import cpu_cores
+from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.videos import Video
 
 

@@ -12,7 +12,6 @@ tokens may wait for the disk. The tokens of unfinished videos lie in unnamed fil
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -27,6 +26,7 @@ from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.errors import CostlError
 from costl.pipeline.options import FAILURES_IN_A_ROW, MACHINE_FAILURES, FrameOptions, RunOptions, TokenFormat
+from costl.pipeline.processes import cpu_cores
 from costl.pipeline.progress import Progress, ProgressCallback, Throughput
 from costl.pipeline.run.saver_thread import SaverThread
 from costl.pipeline.run.throughput import Meter
@@ -86,11 +86,6 @@ def has_frames_of_today(row: VideoRow, video: Path) -> bool:
     from costl.pipeline.decode.packets import is_still_right  # loads PyAV
 
     return is_still_right(video, row.decoder)
-
-
-def cpu_cores() -> int:
-    """The number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FailuresInARow:
