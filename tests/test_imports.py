@@ -21,7 +21,7 @@ VIDEO_DOORS = {
     "costl.data.loader": [f"{P}.processes"],
     "costl.benchmarks.prepare": [f"{P}.decode.backends", f"{P}.videos"],
     "costl.demo": [f"{P}.preview", f"{P}.videos"],
-    "costl.library": [f"{P}.decode.frame_rate", f"{P}.decode.timecode"],
+    "costl.search": [f"{P}.decode.frame_rate", f"{P}.decode.timecode"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
     "costl.report": [f"{P}.preview"],
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from costl.library.hits import Hit
+from costl.search.hits import Hit
 from costl.pipeline.decode.frame_rate import FrameNumbers
 
 NTSC = Fraction(1000, 1001)

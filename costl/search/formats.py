@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from costl.ask.formats import SUBTITLE_BEGINNINGS, begins, csv_text, json_text, subtitles
-from costl.library import chapters, edl, otio
-from costl.library.hits import Hit, SearchResult
+from costl.search import chapters, edl, otio
+from costl.search.hits import Hit, SearchResult
 from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.pipeline.errors import UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from costl.library.hits import Hit
+from costl.search.hits import Hit
 from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.pipeline.decode.timecode import MAX_RATE, frames_per_hour, has_timecode, to_timecode
 from costl.pipeline.errors import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from costl.ask.formats import whole_ms
-from costl.library.hits import Hit
+from costl.search.hits import Hit
 from costl.plots.terminal_text import one_line
 
 BEGINNING = ";FFMETADATA1\n;CoSTL\n"

@@ -6,7 +6,7 @@ import json
 
 from random_hits import hit
 
-from costl.library.hits import SearchResult
+from costl.search.hits import SearchResult
 
 HITS = (hit(62.0, 68.4, name="2026/ä.mp4", score=0.934), hit(3725.0, 3730.0, name="b\x1b[2J.mp4", score=0.5))
 RESULT = SearchResult("a cat", HITS, (hit(0.0, 2.0, score=0.1),), 1412, "zero-shot ViT-B-32", ("a note",))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from costl.library.hits import Hit
+from costl.search.hits import Hit
 from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.plots.terminal_text import one_line
 
