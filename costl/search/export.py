@@ -65,24 +65,19 @@ def write_hits(
     if output_format in NUMBERED:
         frame_numbers, failures = _read_all(videos)
         results = [_in_videos(result, frame_numbers) for result in results]
-    parts: dict[Path | None, Sequence[SearchResult]] = {out: results}
-    if out is not None and is_folder(out, output_format):
-        files = _files(videos, out, _SUFFIXES.get(output_format, f".{output_format}"))
-        names = dict.fromkeys(hit.name for result in results for hit in result.hits)
-        parts = {files[name]: [_in_videos(result, [name]) for result in results] for name in names}
-    texts = {
-        path: format_hits(part, output_format, frame_numbers=frame_numbers, show_below=show_below, grey=grey)
-        for path, part in parts.items()
-    }
-    paths = [path for path in texts if path is not None]
-    for path in paths:
+
+    def as_text(part: Sequence[SearchResult]) -> str:
+        return format_hits(part, output_format, frame_numbers=frame_numbers, show_below=show_below, grey=grey)
+
+    if out is None:
+        print_text(as_text(results))
+        return [], failures
+    texts = {path: as_text(part) for path, part in _parts(results, out, output_format).items()}
+    for path in texts:
         refuse_overwrite(path, is_ours=is_ours, inputs=videos.values(), overwrite=overwrite)
     for path, text in texts.items():
-        if path is None:
-            print_text(text)
-        else:
-            publish(path, text.encode())
-    return paths, failures
+        publish(path, text.encode())
+    return list(texts), failures
 
 
 def _read_all(videos: Mapping[str, Path]) -> tuple[dict[str, FrameNumbers], list[str]]:
@@ -107,15 +102,21 @@ def _in_videos(result: SearchResult, names: Collection[str]) -> SearchResult:
     return replace(result, hits=tuple(hit for hit in result.hits if hit.name in names))
 
 
-def _files(videos: Mapping[str, Path], folder: Path, suffix: str) -> dict[str, Path]:
-    """A file in `folder` for each video, named as the video is, with another suffix.
+def _parts(results: Sequence[SearchResult], out: Path, output_format: str) -> dict[Path, Sequence[SearchResult]]:
+    """What goes into the file `out`, or into each file of the folder `out`: a file is named as its video, with another suffix.
 
     The suffix of a video stays in the name where two videos differ in nothing else.
     """
-    stems = {name: name.removesuffix(video.suffix) for name, video in videos.items()}
-    uses = Counter(text.casefold() for name in videos for text in {name, stems[name]})
-    chosen = {name: stem if uses[stem.casefold()] == 1 else name for name, stem in stems.items()}
-    return {name: folder.joinpath(*_safe_parts(text + suffix)) for name, text in chosen.items()}
+    if not is_folder(out, output_format):
+        return {out: results}
+    suffix = _SUFFIXES.get(output_format, f".{output_format}")
+    stems = {hit.name: hit.name.removesuffix(hit.video.suffix) for result in results for hit in result.hits}
+    uses = Counter(text.casefold() for name, stem in stems.items() for text in {name, stem})
+    parts: dict[Path, Sequence[SearchResult]] = {}
+    for name, stem in stems.items():
+        chosen = stem if uses[stem.casefold()] == 1 else name
+        parts[out.joinpath(*_safe_parts(chosen + suffix))] = [_in_videos(result, [name]) for result in results]
+    return parts
 
 
 def _safe_parts(name: str) -> list[str]:
