@@ -13,7 +13,7 @@ import numpy as np
 
 from costl.ask.answer import check_queries
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
@@ -21,14 +21,21 @@ from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.text import load_text_encoder
 from costl.pipeline.library.update import LibraryFiles, read_library, update_library
-from costl.pipeline.library.vectors import Vectors, update_vectors
+from costl.pipeline.library.vectors import Vectors
+from costl.pipeline.library.vectors_update import update_vectors
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.videos import find_videos
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
+from costl.search.moments import find_segments, shortlist
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.text_encoder import TextEncoder
+
+_SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
+_SHORT_LIST = 100  # videos whose curves are cut into moments, and one more for each moment that is returned
+_MOMENTS_OF_A_VIDEO = 5
+_THRESHOLD = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,16 +150,68 @@ class Library:
         source = self._features.source
         return f"{source.get('model', 'unknown encoder')}, {Path(source.get('weights', '')).name}"
 
-    def search(self, query: str, *, top: int = 10, filters: Filters | None = None) -> SearchResult:
+    def search(
+        self, query: str, *, top: int = 10, min_score: float | None = None, filters: Filters | None = None
+    ) -> SearchResult:
         """The `top` moments of the library that match a query, best first; see `search_all`."""
-        return self.search_all([query], top=top, filters=filters)[0]
+        return self.search_all([query], top=top, min_score=min_score, filters=filters)[0]
 
-    def search_all(self, queries: Sequence[str], *, top: int = 10, filters: Filters | None = None) -> list[SearchResult]:
-        """One result for each query, in the same order.
+    def search_all(
+        self, queries: Sequence[str], *, top: int = 10, min_score: float | None = None, filters: Filters | None = None
+    ) -> list[SearchResult]:
+        """One result for each query, in the same order. `min_score` is the lowest score of an answer.
 
         Raises UsageError for a query without words, and for filters that no video passes.
         """
         check_queries(queries)
-        chosen = self._filtered(filters or Filters())
+        chosen, videos = self._filtered(filters or Filters())
         sentences = self._text_encoder().sentence_vectors(queries)
-        return [result for start in range(0, len(queries), _AT_ONCE) for result in self._rank(queries, sentences)]
+        results: list[SearchResult] = []
+        group = max(1, _SIMILARITIES_AT_ONCE // chosen.total_clips)
+        for start in range(0, len(queries), group):
+            rows = similarities(chosen, sentences[start : start + group])
+            for query, row in zip(queries[start : start + group], rows, strict=True):
+                hits = self._hits(query, row, chosen, videos, top)
+                results.append(self._result(query, hits, len(videos), top, min_score))
+        return results
+
+    def _hits(
+        self, query: str, row: np.ndarray, chosen: Vectors, videos: Sequence[LibraryVideo], top: int
+    ) -> list[Hit]:
+        """The moments of the most similar videos, best first."""
+        hits = []
+        for index in shortlist(row, chosen.starts, _SHORT_LIST + top).tolist():
+            curve = row[chosen.starts[index] : chosen.starts[index] + chosen.clips[index]]
+            duration_s = float(chosen.durations_s[index])
+            for segment in find_segments(curve, logit_scale=self._features.joint.logit_scale, limit=_MOMENTS_OF_A_VIDEO):
+                times = min(segment.start / chosen.fps, duration_s), min(segment.end / chosen.fps, duration_s)
+                score = float(curve[segment.start : segment.end].max())
+                hits.append(Hit(query, videos[index].name, videos[index].path, duration_s, *times, score))
+        return sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
+
+    def _result(
+        self, query: str, hits: Sequence[Hit], videos: int, top: int, min_score: float | None
+    ) -> SearchResult:
+        threshold = _THRESHOLD if min_score is None else min_score
+        good = [hit for hit in hits if hit.score >= threshold]
+        below = [hit for hit in hits if hit.score < threshold]
+        return SearchResult(query, tuple(good[:top]), tuple(below[:top]), videos, f"zero-shot {self._encoder_name}")
+
+    def _filtered(self, filters: Filters) -> tuple[Vectors, list[LibraryVideo]]:
+        """The vectors of the videos that pass, and for each the first of its files that passes."""
+        indices, videos = [], []
+        for index, (key, duration_s) in enumerate(zip(self._vectors.keys, self._vectors.durations_s.tolist(), strict=True)):
+            for video in self._videos.get(key, ()):
+                if filters.accepts(video.name, changed_s=video.changed_s, duration_s=duration_s):
+                    indices.append(index)
+                    videos.append(video)
+                    break
+        if not videos:
+            raise UsageError(f"{self.path}: none of {len(self):,} videos passes the filters. Leave some of them out.")
+        return self._vectors if len(videos) == len(self) else self._vectors.select(indices), videos
+
+    def _text_encoder(self) -> TextEncoder:
+        with self._loading:
+            if self._text is None:
+                self._text = load_text_encoder(self._features, device=self._device, report_progress=self._progress)
+            return self._text

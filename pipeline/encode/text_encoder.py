@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -54,11 +56,21 @@ def build_text_network(source: Source) -> nn.Module:
     if state is None:
         network = build_network(source)
     else:
-        with explained(source):
+        with explained(source), _without_warnings():
             network = create_open_clip(source, load_weights=False, vision_cfg=dict(_PLACEHOLDER))
             _load(network, state)
     del network.visual
     return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip warns in the log that the network has random weights, which are replaced."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _text_state(source: Source) -> dict[str, Tensor] | None:

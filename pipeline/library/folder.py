@@ -38,6 +38,11 @@ class VideoFile:
     content: str = ""
     reason: str = ""
 
+    @property
+    def changed_s(self) -> float:
+        """When the file was changed last, in seconds since 1970."""
+        return self.stamp[2] / 1e9 if self.stamp else 0.0
+
 
 def index_folder(videos: Path) -> Path:
     """Where the index of a folder is stored: in its `.costl`, or in the user's cache folder if that cannot be written."""
