@@ -3,6 +3,7 @@
 import costl
 
 answers = costl.load("runs/feats-20260131-120000").ask("holiday.mp4", ["a dog catches a ball"])
+result = costl.library("Videos").search("a dog catches a ball")
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from costl.metrics.compute import compute_metrics
     from costl.pipeline.cache.reader import CacheReader
     from costl.pipeline.errors import CacheError, CostlError, UsageError, VideoError
+    from costl.pipeline.progress import ProgressCallback
+    from costl.search.filters import Filters
+    from costl.search.hits import Hit, SearchResult
+    from costl.search.library import Library
 
 __version__ = "0.2.0"
 __all__ = [
@@ -31,15 +36,20 @@ __all__ = [
     "CacheError",
     "CacheReader",
     "CostlError",
+    "Filters",
+    "Hit",
+    "Library",
     "Moment",
     "PatchAttention",
     "Prediction",
     "Query",
     "Saliency",
+    "SearchResult",
     "UsageError",
     "VideoError",
     "__version__",
     "compute_metrics",
+    "library",
     "load",
 ]
 _MODULES = {
@@ -49,6 +59,9 @@ _MODULES = {
     "costl.metrics.compute": ("compute_metrics",),
     "costl.pipeline.cache.reader": ("CacheReader",),
     "costl.pipeline.errors": ("CacheError", "CostlError", "UsageError", "VideoError"),
+    "costl.search.filters": ("Filters",),
+    "costl.search.hits": ("Hit", "SearchResult"),
+    "costl.search.library": ("Library",),
 }
 
 
@@ -72,3 +85,21 @@ def load(
     from costl.ask.asker import load as load_asker  # imports torch, so only when it is called
 
     return load_asker(model, weights=weights, cache_dir=cache_dir, device=device, workers=workers)
+
+
+def library(
+    path: Path | str,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    update: bool = True,
+    progress: ProgressCallback | None = None,
+) -> Library:
+    """Opens a folder of videos, or a cache of `costl extract`, for searching; see `costl.search.library.open_library`."""
+    from costl.search.library import open_library
+
+    return open_library(
+        path, model=model, weights=weights, device=device, workers=workers, update=update, progress=progress
+    )

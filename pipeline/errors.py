@@ -48,6 +48,10 @@ class CacheError(CostlError):
     exit_code = 3
 
 
+class BusyError(CacheError):
+    """A file or folder that another process is writing."""
+
+
 class VideoError(CostlError):
     """A video that cannot be used; in a batch it becomes a row with its `status` and reason."""
 

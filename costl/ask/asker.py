@@ -13,21 +13,17 @@ import numpy as np
 from jaxtyping import Float
 
 from costl.ask.answer import Answer, Moment, Saliency, check_queries, clip_spans
-from costl.ask.trained_model import TrainedModel, read_trained_model
+from costl.ask.model_folder import ZERO_SHOT, model_or_zero_shot
+from costl.ask.predictors import Predictor, TrainedPredictor, ZeroShotPredictor
+from costl.ask.trained_model import read_trained_model
 from costl.data.annotations import Query
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.device import pick_device
-from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.feature_store import FeatureStore, user_folder
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
-from costl.predict.attention_maps import clip_attention_maps
-from costl.predict.predict import predict_split
-
-
-ZERO_SHOT = "none"
 
 
 def load(
@@ -45,10 +41,12 @@ def load(
     default the user's cache folder. `workers` is the number of decode processes. Raises UsageError if the model does not
     exist or an argument is wrong, CacheError if the model is damaged.
     """
-    if model == ZERO_SHOT or (model is None and not any_run()):
-        predictor: Predictor = ZeroShotPredictor(weights, device=device)
+    chosen = model_or_zero_shot(model)
+    predictor: Predictor
+    if chosen == ZERO_SHOT:
+        predictor = ZeroShotPredictor(weights, device=device)
     else:
-        predictor = TrainedPredictor(read_trained_model(model), weights, device=device)
+        predictor = TrainedPredictor(read_trained_model(chosen), weights, device=device)
     folder = user_folder() if cache_dir is None else as_path("cache_dir", cache_dir)
     return Asker(predictor, folder=folder, device=device, workers=workers)
 

@@ -10,9 +10,10 @@ from costl.config import load_config
 from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.formats.strict_json import abbreviated, read_json
-from costl.training.run_folder import newest_run, read_run
+from costl.training.run_folder import has_run, newest_run, read_run
 
 FORMAT = 1
+ZERO_SHOT = "none"  # the model without training
 
 
 def model_folder(model: Path | str | None) -> Path:
@@ -34,6 +35,13 @@ def model_folder(model: Path | str | None) -> Path:
             f"{folder}: {problem}. Give the folder of a run (costl train) or of an export (costl data export)."
         )
     return folder
+
+
+def model_or_zero_shot(model: Path | str | None) -> Path | str:
+    """The folder of `model` as `model_folder` finds it, or "none" for that model, and by default where there is no run."""
+    if model == ZERO_SHOT or (model is None and not has_run()):
+        return ZERO_SHOT
+    return model_folder(model)
 
 
 def is_run(folder: Path) -> bool:

@@ -14,9 +14,13 @@ from costl.data.annotations import Prediction, Query
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError
+from costl.pipeline.library.encoder_record import zero_shot_fingerprint
+from costl.pipeline.options import MODEL, WEIGHTS
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
+from costl.predict.postprocess import rated_saliency
 from costl.predict.predict import predict_split
+from costl.search.moments import find_segments
 
 
 class Predictor(Protocol):
@@ -116,3 +120,10 @@ class ZeroShotPredictor:
     ) -> Float[np.ndarray, "k rows columns"]:
         """See `Predictor`."""
         return np.empty((0, *features.patch_grid), np.float32)
+
+    def _predict_one(self, query: Query, features: CacheReader) -> Prediction:
+        curve = features.joint_vectors(query.vid) @ features.words(query.query).sentence
+        segments = find_segments(curve, logit_scale=features.joint.logit_scale)
+        clip_s, end_s = 1 / features.fps, query.duration_s
+        moments = tuple((min(s.start * clip_s, end_s), min(s.end * clip_s, end_s), s.score) for s in segments)
+        return Prediction(query.qid, query.query, query.vid, moments, rated_saliency(curve.tolist(), query, fps=features.fps))

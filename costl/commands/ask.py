@@ -64,7 +64,7 @@ def predict(
         raise click.UsageError('no video. Name a file, for example: costl predict holiday.mp4 "a dog catches a ball"')
     from costl.ask.answer import check_queries
     from costl.ask.formats import check_format, choose_format, refuse_outputs
-    from costl.ask.model_folder import model_folder
+    from costl.ask.model_folder import model_or_zero_shot
 
     check_queries(queries)  # reports errors before torch is loaded
     output_format = choose_format("json" if as_json else output_format, outputs["out"])
@@ -72,7 +72,7 @@ def predict(
     # Without --overwrite, no file of a model is taken for an earlier output.
     read = [*videos, *(Path(model or "runs").rglob("*.json") if overwrite else ())]
     refuse_outputs(outputs["out"], outputs["picture"], inputs=read, overwrite=overwrite)
-    folder = model_folder(model)
+    folder = model_or_zero_shot(model)
     from costl.ask.asker import load
     from costl.ask.output import ask_videos, write_answers
 
@@ -122,9 +122,9 @@ def demo(model: str | None, **options: Any) -> None:
     Shows the moments, the saliency curve and attention maps. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
     elsewhere. Needs the extra: pip install 'costl[demo]'
     """
-    from costl.ask.model_folder import model_folder
+    from costl.ask.model_folder import model_or_zero_shot
 
-    folder = model_folder(model)  # reports errors before torch is loaded
+    folder = model_or_zero_shot(model)  # reports errors before torch is loaded
     from costl.demo.app import demo
 
     demo(folder, **options, on_ready=click.echo)

@@ -20,6 +20,7 @@ from costl.commands.jobs import prepare, quickstart
 from costl.commands.options import Group
 from costl.commands.output import print_messages
 from costl.commands.removed import refuse_removed_options
+from costl.commands.search import search
 from costl.commands.study import study
 from costl.commands.train import train
 from costl.pipeline.errors import CostlError, next_step
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 DISTRIBUTED = ("train", "evaluate")  # the commands that may run under torchrun
 SECTIONS = {
     "The three commands": (extract, train, evaluate),
-    "Ask a trained model": (predict, demo, report),
+    "Ask your videos": (search, predict, demo, report),
     "To begin": (quickstart, prepare),
     "More commands": (data, cache, study, bench),
 }

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from costl.commands.options import ANY_PATH, AT_LEAST_ONE, FOLDER, device, out, overwrite, quiet
+from costl.commands.options import ANY_PATH, FOLDER, device, out, overwrite, quiet
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars
+from costl.pipeline.formats.files import publish
 from costl.search.filters import Filters
 from costl.search.formats import FORMATS
 
 if TYPE_CHECKING:
-    from costl.search.library import Library
+    from costl.search.hits import SearchResult
 
-_PROMPT = "Search: "
+DAY = click.DateTime(["%Y-%m-%d"])
 
 
 def _day(_context: click.Context, _parameter: click.Parameter, value: datetime | None) -> date | None:
@@ -28,23 +30,21 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 
 @click.command()
 @click.argument("sentences", nargs=-1, metavar="[SENTENCE]...")
-@click.option("--videos", type=FOLDER, help="Folder of videos, with the folders in it. It is indexed first, where it has changed.")
+@click.option("--videos", type=FOLDER, help="Folder of videos. Those that are new or changed are indexed first.")
 @click.option("--cache", type=ANY_PATH, help="Search a cache of costl extract instead.")
-@click.option("--run", help="A trained model that finds the best moments again: a run, an export, hf://user/name, or none.")
-@click.option("--image", "images", multiple=True, type=ANY_PATH, help="Search for what this picture shows. Repeatable.")
-@click.option("--top", type=AT_LEAST_ONE, default=10, show_default=True, help="Number of moments for each sentence.")
-@click.option("--min-score", type=click.FloatRange(0, 1), help="Lowest score of an answer.  [default: see the docs]")
-@click.option("--all", "show_all", is_flag=True, help="Also show, in grey, moments below the lowest score.")
-@click.option("--within", default="", metavar="PATH", help="Only videos whose path in the folder begins with this, such as 2026/.")
-@click.option("--after", type=click.DateTime(["%Y-%m-%d"]), callback=_day, metavar="DATE", help="Only videos of this day or later.")
-@click.option("--before", type=click.DateTime(["%Y-%m-%d"]), callback=_day, metavar="DATE", help="Only videos from before this day.")
-@click.option("--longer-than", default=0.0, type=click.FloatRange(0), metavar="SECONDS", help="Only videos longer than this.")
+@click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
+@click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
+@click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
+@click.option("--within", default="", metavar="PATH", help="Only videos in this part of the folder, such as 2026/.")
+@click.option("--after", type=DAY, callback=_day, metavar="DATE", help="Only videos of this day or later.")
+@click.option("--before", type=DAY, callback=_day, metavar="DATE", help="Only videos of earlier days.")
+@click.option("--longer-than", default=0.0, metavar="SECONDS", help="Only videos that last longer.")
 @click.option("--format", "output_format", type=click.Choice(FORMATS), metavar="NAME", help=f"{', '.join(FORMATS)}.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@out("Write to this file, or to a folder with a file for each video.")
-@click.option("--cut", "cut_folder", type=FOLDER, help="Write each moment as a video file into this folder.")
-@click.option("--picture", type=ANY_PATH, help="Draw the first frames of the moments into this PNG file.")
-@click.option("--model", help="The encoder of a new index (costl data models).  [default: that of costl extract]")
+@out("File to write, or a folder with a file for each video.")
+@click.option("--cut", "cut_folder", type=FOLDER, help="Folder to write each moment to as a video.")
+@click.option("--picture", type=ANY_PATH, help="Draw the moments into this PNG file.")
+@click.option("--model", help="Encoder of a new index (see costl data models).")
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
 @overwrite
@@ -54,9 +54,18 @@ def search(
     sentences: tuple[str, ...],
     videos: Path | None,
     cache: Path | None,
+    top: int,
+    min_score: float | None,
+    within: str,
+    after: date | None,
+    before: date | None,
+    longer_than: float,
+    model: str | None,
+    weights: str | None,
+    device: str,
     quiet: bool,
     remove_index: bool,
-    **options: Any,
+    **outputs: Any,
 ) -> None:
     """Find moments in a folder of videos.
 
@@ -66,7 +75,109 @@ def search(
         costl search "a dog catches a ball" "people laugh" --cache feats.h5 --top 20
         costl search "a dog" --videos ~/Videos --within 2026/ --longer-than 60 --out hits.edl
 
-    Needs no training. Without a sentence it asks for one after the other, or reads a line each from standard input. The date of
-    a video is the one in its path, such as 2026-05-01, or else that of the last change of its file. The index is stored in
-    FOLDER/.costl, or in your cache folder if that cannot be written.
+    Needs no training. Without a sentence it asks for one after the other, or reads them from standard input. The index is
+    stored in FOLDER/.costl, or in your cache folder. The date of a video is the one in its path, such as 2026-05-01, or else
+    that of its last change.
     """
+    if remove_index:
+        _remove_index(videos)
+        return
+    path = videos or cache
+    if path is None or (videos and cache):
+        raise click.UsageError("name either a folder or a cache: --videos DIR or --cache FILE.")
+    write = _Outputs(**outputs)  # refuses files before anything is loaded
+    is_interactive = not sentences and sys.stdin.isatty()
+    if is_interactive and write.is_to_files:
+        raise click.UsageError("what is written to files needs a sentence. Give one, or leave out --out, --cut and --picture.")
+    filters = Filters(within, after, before, longer_than)
+    from costl.search.library import open_library
+
+    with ProgressBars(silent=quiet) as progress:
+        library = open_library(path, model=model, weights=weights, device=device, progress=progress)
+    print_messages(*library.messages())
+    failures: list[str] = []
+    for queries in _queries(sentences, is_interactive=is_interactive):
+        with ProgressBars(silent=quiet) as progress:
+            results = library.search_all(queries, top=top, min_score=min_score, filters=filters, progress=progress)
+        failures += write(results)
+    print_messages(*failures)
+    if failures:
+        raise SystemExit(1)
+
+
+def _remove_index(videos: Path | None) -> None:
+    from costl.pipeline.library.folder import remove_index
+
+    if videos is None:
+        raise click.UsageError("--remove-index needs the folder of the videos: --videos DIR.")
+    print_messages(f"Removed: {remove_index(videos)}")
+
+
+def _queries(sentences: Sequence[str], *, is_interactive: bool) -> Iterator[list[str]]:
+    """The sentences of the command; without one, each line that is typed, or all lines of standard input."""
+    if sentences:
+        yield list(sentences)
+    elif is_interactive:
+        with suppress(click.Abort):  # Ctrl-D
+            while sentence := click.prompt("Search", default="", show_default=False, err=True).strip():
+                yield [sentence]
+    else:
+        yield [line.strip() for line in sys.stdin if line.strip()]
+
+
+class _Outputs:
+    """Where results are written: as a text, as cut videos, and as a picture."""
+
+    def __init__(
+        self,
+        *,
+        output_format: str | None,
+        as_json: bool,
+        out: Path | None,
+        cut_folder: Path | None,
+        picture: Path | None,
+        show_all: bool,
+        overwrite: bool,
+    ):
+        from costl.ask.formats import refuse_outputs
+        from costl.search.export import choose_hit_format, refuse_output
+
+        self._format = choose_hit_format("json" if as_json else output_format, out)
+        refuse_output(out, self._format, overwrite=overwrite)
+        refuse_outputs(None, picture, inputs=(), overwrite=overwrite)
+        self._out = out
+        self._cut_folder = cut_folder
+        self._picture = picture
+        self._show_all = show_all
+        self._overwrite = overwrite
+
+    @property
+    def is_to_files(self) -> bool:
+        """Whether anything is written to a file."""
+        return any((self._out, self._cut_folder, self._picture))
+
+    def __call__(self, results: Sequence[SearchResult]) -> list[str]:
+        """Writes the results; returns what could not be written."""
+        from costl.search.export import write_hits
+
+        files, failures = write_hits(
+            results,
+            output_format=self._format,
+            out=self._out,
+            print_text=lambda text: click.echo(text, nl=False),
+            overwrite=self._overwrite,
+            show_below=self._show_all,
+            grey=lambda line: click.style(line, dim=True),
+        )
+        if self._cut_folder is not None:
+            from costl.search.cuts import cut_hits
+
+            with ProgressBars() as progress:
+                files += cut_hits(results, self._cut_folder, overwrite=self._overwrite, progress=progress)
+        if self._picture is not None:
+            from costl.search.picture import draw_results
+
+            publish(self._picture, draw_results(results))
+            files.append(self._picture)
+        print_messages(*(f"Written: {path}" for path in files))
+        return failures

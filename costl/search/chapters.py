@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from costl.ask.formats import whole_ms
-from costl.search.hits import Hit
 from costl.plots.terminal_text import one_line
+from costl.search.hits import Hit
 
 BEGINNING = ";FFMETADATA1\n;CoSTL\n"
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from costl.ask.formats import choose_format
-from costl.search.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
-from costl.search.hits import SearchResult
 from costl.pipeline.decode.frame_rate import FrameNumbers, read_frame_numbers
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.formats.files import publish, refuse_overwrite
+from costl.search.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
+from costl.search.hits import SearchResult
 
 _SUFFIXES = {"chapters": ".txt"}
 

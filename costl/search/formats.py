@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from costl.ask.formats import SUBTITLE_BEGINNINGS, begins, csv_text, json_text, subtitles
-from costl.search import chapters, edl, otio
-from costl.search.hits import Hit, SearchResult
 from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.pipeline.errors import UsageError
+from costl.search import chapters, edl, otio
+from costl.search.hits import Hit, SearchResult
 
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt", "edl", "otio", "ffmetadata", "chapters")
 ONE_VIDEO = ("srt", "vtt", "ffmetadata", "chapters")  # formats whose times are those of one video

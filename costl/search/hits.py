@@ -36,7 +36,8 @@ class Hit:
 class SearchResult:
     """The hits of one query, best first, and those below the threshold, which are no answers.
 
-    `videos` were searched, by the model `answered_by`. `notes` are for the user. Prints as a table in a terminal.
+    `videos` were searched, by the model `answered_by`. `notes` are for the user. Prints as a table in a terminal, and as
+    pictures in a notebook.
     """
 
     query: str
@@ -72,6 +73,11 @@ class SearchResult:
 
     def __repr__(self) -> str:
         return self.table()
+
+    def _repr_png_(self) -> bytes:
+        from costl.search.picture import draw_results
+
+        return draw_results([self])
 
 
 def _count(videos: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from costl.ask.answer import check_queries
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.errors import BusyError, CacheError, UsageError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
@@ -21,13 +23,15 @@ from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.text import load_text_encoder
 from costl.pipeline.library.update import LibraryFiles, read_library, update_library
-from costl.pipeline.library.vectors import Vectors
+from costl.pipeline.library.vectors import Vectors, open_vectors
 from costl.pipeline.library.vectors_update import update_vectors
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.videos import find_videos
+from costl.search.calibrate import AbsentLevels, relative_sentence
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
-from costl.search.moments import find_segments, shortlist
+from costl.search.moments import Segment, find_segments, shortlist
+from costl.search.ordinary import OrdinaryLevels, ordinary_levels
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.text_encoder import TextEncoder
@@ -72,14 +76,21 @@ def open_library(
     if not update and not (index / CACHE).exists():
         raise CacheError(f"{path}: not indexed yet. Search it once with update.")
     options: dict[str, Any] = {"model": model, "weights": weights, "device": device, "workers": workers}
-    files = update_library(path, index, **options, progress=progress) if update else read_library(path, index)
+    notes = []
+    try:
+        files = update_library(path, index, **options, progress=progress) if update else read_library(path, index)
+    except BusyError:
+        if not (index / CACHE).exists():
+            raise
+        files = read_library(path, index)
+        notes.append("another search is indexing this folder. What is not indexed yet is missing here.")
     features = CacheReader(index / CACHE)
     names = files.names()
     videos = {
         key: [LibraryVideo(name, path / name, files.files[name].changed_s) for name in names.get(key, [])]
         for key in features.video_ids
     }
-    return Library(path, features, update_vectors(index / VECTORS, features), videos, files, device=device, progress=progress)
+    return Library(path, features, index / VECTORS, videos, files, notes=notes, device=device, progress=progress)
 
 
 def _open_cache(path: Path, weights: str | None, device: str, progress: ProgressCallback | None) -> Library:
@@ -88,11 +99,10 @@ def _open_cache(path: Path, weights: str | None, device: str, progress: Progress
         features.source["weights"] = weights
     found = {video.name: video.path for video in find_videos(features.videos, allow_none=True)} if _is_folder(features) else {}
     videos = {name: [_with_time(name, found.get(name, Path(name)))] for name in features.video_ids}
-    try:
-        vectors = update_vectors(path.with_name(f"{path.name}.vectors"), features)
-    except CacheError:  # a folder that cannot be written
-        vectors = update_vectors(user_folder() / "libraries" / digest({"cache": str(path.resolve())})[:16], features)
-    return Library(path, features, vectors, videos, None, device=device, progress=progress)
+    folder = path.with_name(f"{path.name}.vectors")
+    if not os.access(folder if folder.is_dir() else path.parent, os.W_OK):
+        folder = user_folder() / "libraries" / digest({"cache": str(path.resolve())})[:16]
+    return Library(path, features, folder, videos, None, device=device, progress=progress)
 
 
 def _is_folder(features: CacheReader) -> bool:
@@ -105,32 +115,59 @@ def _with_time(name: str, path: Path) -> LibraryVideo:
     return LibraryVideo(name, path)
 
 
+def _apart(segments: Sequence[Segment]) -> list[Segment]:
+    """The best of the segments, which are best first, of which no two overlap."""
+    apart: list[Segment] = []
+    for segment in segments:
+        if all(segment.end <= other.start or other.end <= segment.start for other in apart):
+            apart.append(segment)
+    return apart[:_MOMENTS_OF_A_VIDEO]
+
+
+def _check_counts(top: int, min_score: float | None) -> None:
+    if not (isinstance(top, Integral) and top >= 1):
+        raise UsageError(f"top is {top!r}, expected a number of moments, 1 or more.")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UsageError(f"min_score is {min_score!r}, expected a score from 0 to 1.")
+
+
+def _vectors(folder: Path, features: CacheReader) -> Vectors:
+    try:
+        return update_vectors(folder, features)
+    except BusyError:
+        return open_vectors(folder)
+
+
 class Library:
     """The videos of a folder or a cache, ready to be searched; `open_library` makes it. Several threads may share one.
 
-    `path`: the folder or the cache. `files`: what the last update has found (None for a cache).
+    `path`: the folder or the cache. `files`: what the last update has found, None for a cache. `notes`: for the user.
     """
 
     def __init__(
         self,
         path: Path,
         features: CacheReader,
-        vectors: Vectors,
+        folder: Path,
         videos: Mapping[str, Sequence[LibraryVideo]],
         files: LibraryFiles | None,
         *,
+        notes: Sequence[str] = (),
         device: str,
         progress: ProgressCallback | None,
     ):
         self.path = path
+        self.notes = tuple(notes)
         self.files = files
         self._features = features
-        self._vectors = vectors
+        self._folder = folder
+        self._vectors = _vectors(folder, features)
         self._videos = videos
         self._device = device
         self._progress = progress or (lambda _: None)
         self._loading = threading.Lock()
         self._text: TextEncoder | None = None
+        self._ordinary: OrdinaryLevels | None = None
 
     def __len__(self) -> int:
         """The number of videos that can be searched."""
@@ -145,6 +182,10 @@ class Library:
         failed = f", {len(self.files.failed)} that cannot be read" if self.files and self.files.failed else ""
         return f"{self.path}: {len(self):,} videos, {self.hours:.1f} hours{failed}; {self._encoder_name}"
 
+    def messages(self) -> list[str]:
+        """What the last update has found, and which videos cannot be searched."""
+        return [*(self.files.messages() if self.files else []), *self.notes]
+
     @property
     def _encoder_name(self) -> str:
         source = self._features.source
@@ -157,35 +198,52 @@ class Library:
         return self.search_all([query], top=top, min_score=min_score, filters=filters)[0]
 
     def search_all(
-        self, queries: Sequence[str], *, top: int = 10, min_score: float | None = None, filters: Filters | None = None
+        self,
+        queries: Sequence[str],
+        *,
+        top: int = 10,
+        min_score: float | None = None,
+        filters: Filters | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[SearchResult]:
         """One result for each query, in the same order. `min_score` is the lowest score of an answer.
 
         Raises UsageError for a query without words, and for filters that no video passes.
         """
         check_queries(queries)
+        _check_counts(top, min_score)
         chosen, videos = self._filtered(filters or Filters())
-        sentences = self._text_encoder().sentence_vectors(queries)
+        ordinary = self._ordinary_levels()
+        absent = ordinary.absent(chosen.keys, logit_scale=self._features.joint.logit_scale)
+        sentences = relative_sentence(self._text_encoder().sentence_vectors(queries), ordinary.vectors)
         results: list[SearchResult] = []
         group = max(1, _SIMILARITIES_AT_ONCE // chosen.total_clips)
         for start in range(0, len(queries), group):
             rows = similarities(chosen, sentences[start : start + group])
             for query, row in zip(queries[start : start + group], rows, strict=True):
-                hits = self._hits(query, row, chosen, videos, top)
+                hits = self._hits(query, row, chosen, videos, absent, top)
                 results.append(self._result(query, hits, len(videos), top, min_score))
         return results
 
     def _hits(
-        self, query: str, row: np.ndarray, chosen: Vectors, videos: Sequence[LibraryVideo], top: int
+        self,
+        query: str,
+        row: np.ndarray,
+        chosen: Vectors,
+        videos: Sequence[LibraryVideo],
+        absent: AbsentLevels,
+        top: int,
     ) -> list[Hit]:
         """The moments of the most similar videos, best first."""
+        scale = self._features.joint.logit_scale
         hits = []
         for index in shortlist(row, chosen.starts, _SHORT_LIST + top).tolist():
             curve = row[chosen.starts[index] : chosen.starts[index] + chosen.clips[index]]
             duration_s = float(chosen.durations_s[index])
-            for segment in find_segments(curve, logit_scale=self._features.joint.logit_scale, limit=_MOMENTS_OF_A_VIDEO):
+            segments = _apart(find_segments(curve, logit_scale=scale))
+            levels = np.array([curve[segment.start : segment.end].max() for segment in segments]) * scale
+            for segment, score in zip(segments, absent.score(levels).tolist(), strict=True):
                 times = min(segment.start / chosen.fps, duration_s), min(segment.end / chosen.fps, duration_s)
-                score = float(curve[segment.start : segment.end].max())
                 hits.append(Hit(query, videos[index].name, videos[index].path, duration_s, *times, score))
         return sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
 
@@ -209,6 +267,17 @@ class Library:
         if not videos:
             raise UsageError(f"{self.path}: none of {len(self):,} videos passes the filters. Leave some of them out.")
         return self._vectors if len(videos) == len(self) else self._vectors.select(indices), videos
+
+    def _ordinary_levels(self) -> OrdinaryLevels:
+        if self._ordinary is None:
+            self._ordinary = ordinary_levels(
+                self._folder,
+                self._vectors,
+                encoder=self._features.digest,
+                encode=self._text_encoder().sentence_vectors,
+                progress=self._progress,
+            )
+        return self._ordinary
 
     def _text_encoder(self) -> TextEncoder:
         with self._loading:

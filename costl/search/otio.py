@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from costl.search.hits import Hit
 from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.plots.terminal_text import one_line
+from costl.search.hits import Hit
 
 BEGINNING = '{\n  "OTIO_SCHEMA": "Timeline.1",\n  "metadata": {\n    "costl": '
 _MEDIA = "DEFAULT_MEDIA"

@@ -133,6 +133,21 @@ def read_run(folder: Path) -> Run:
 
 def newest_run(runs: Path = RUNS) -> Run:
     """The run with weights that was started last. Raises UsageError when there is none."""
+    started = _started(runs)
+    if not started:
+        raise UsageError(
+            f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
+        )
+    return read_run(max(started, key=lambda folder: started[folder]))
+
+
+def has_run(runs: Path = RUNS) -> bool:
+    """Whether there is a run with weights."""
+    return bool(_started(runs))
+
+
+def _started(runs: Path) -> dict[Path, float]:
+    """When each run with weights was started."""
     started = {}
     for weights in runs.glob("*/best.safetensors"):
         try:
@@ -140,11 +155,7 @@ def newest_run(runs: Path = RUNS) -> Run:
             started[weights.parent] = datetime.fromisoformat(about["started"]).timestamp()
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             continue  # not a run, or a damaged one: read_run of its name reports the reason
-    if not started:
-        raise UsageError(
-            f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
-        )
-    return read_run(max(started, key=lambda folder: started[folder]))
+    return started
 
 
 def open_cache(run: Run, override: Path | None = None) -> CacheReader:

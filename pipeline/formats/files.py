@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from costl.pipeline.errors import CacheError, CostlError, UsageError, next_step
+from costl.pipeline.errors import BusyError, CostlError, UsageError, next_step
 
 try:
     import fcntl
@@ -117,7 +117,7 @@ def remove_half_written(folder: Path, *names: str) -> None:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Locks `folder`, which must exist, against other trainings. Raises CacheError when another one holds the lock."""
+    """Locks `folder`, which must exist, against other trainings. Raises BusyError when another one holds the lock."""
     message = f"{folder}: another costl train is writing here. Wait for it, or choose another --out."
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # some network disks cannot lock folders
@@ -129,7 +129,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def locked(path: Path, message: str) -> Iterator[None]:
     """Locks a folder, or a file that is made if it is missing, without waiting, until the block or the process ends.
 
-    Does nothing on Windows. Raises CacheError with `message` when another process holds the lock, OSError when the disk
+    Does nothing on Windows. Raises BusyError with `message` when another process holds the lock, OSError when the disk
     cannot lock.
     """
     if fcntl is None:
@@ -140,7 +140,7 @@ def locked(path: Path, message: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CacheError(message) from error
+            raise BusyError(message) from error
         yield
     finally:
         os.close(descriptor)

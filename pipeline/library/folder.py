@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.formats.files import publish
@@ -66,6 +68,16 @@ def list_videos(folder: Path) -> dict[str, Path]:
     if not paths:
         raise UsageError(f"{folder}: no videos in it or in its folders, expected {' '.join(sorted(SUFFIXES))}.")
     return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+
+
+def remove_index(videos: Path) -> Path:
+    """Removes the index of a folder, and returns where it was. Raises UsageError where there is none, CacheError if in use."""
+    index = index_folder(videos)
+    if not (index / CACHE).exists():
+        raise UsageError(f"{index}: no index of {videos} there, so there is nothing to remove.")
+    with locked_cache(index / CACHE):
+        shutil.rmtree(index)
+    return index
 
 
 def read_files(index: Path) -> dict[str, VideoFile]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, read_index, relative_path, relative_weights
+from costl.pipeline.cache.inspect import MAX_LISTED
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import ExtractSettings
@@ -48,6 +49,18 @@ class LibraryFiles:
     changed: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+
+    def messages(self) -> list[str]:
+        """Why videos cannot be searched, and what has changed since the last update."""
+        counts = {"indexed": self.done, "changed": self.changed, "moved": self.moved, "gone": self.gone}
+        changes = [f"{len(names)} {word}" for word, names in counts.items() if names]
+        failed = [f"cannot be searched: {name}: {_without_name(name, reason)}" for name, reason in self.failed.items()]
+        more = len(failed) - MAX_LISTED
+        return [
+            *failed[:MAX_LISTED],
+            *([f"cannot be searched: {more} more videos."] if more > 0 else []),
+            *([f"{len(self.files)} videos: {', '.join(changes)}."] if changes else []),
+        ]
 
     def names(self) -> dict[str, list[str]]:
         """The names of the files with each content."""
@@ -105,6 +118,10 @@ def _failed(files: Mapping[str, VideoFile], rows: Mapping[str, VideoRow]) -> dic
         for name, row in found.items()
         if row is None or not row.ok
     }
+
+
+def _without_name(name: str, reason: str) -> str:
+    return reason.removeprefix(f"{Path(name).name}: ")
 
 
 def _differences(known: Mapping[str, VideoFile], files: Mapping[str, VideoFile]) -> dict[str, tuple[str, ...]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from costl.search.hits import Hit
 from costl.pipeline.decode.frame_rate import FrameNumbers
+from costl.search.hits import Hit
 
 NTSC = Fraction(1000, 1001)
 # Rate and drop-frame.

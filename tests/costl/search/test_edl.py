@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_hits import NTSC, RATES, KnownHit, hit, known_hits, numbers_at
 
-from costl.search.edl import edl_text
 from costl.pipeline.errors import UsageError
+from costl.search.edl import edl_text
 
 pytest.importorskip("otio_cmx3600_adapter", reason="the reader of EDL comes with the extra `test`")
 

@@ -16,10 +16,10 @@ from numbered_videos import (
     variable_frame_times,
 )
 
+from costl.pipeline.errors import UsageError, VideoError
 from costl.search.export import choose_hit_format, is_folder, refuse_output, write_hits
 from costl.search.formats import FORMATS
 from costl.search.hits import Hit, SearchResult
-from costl.pipeline.errors import UsageError, VideoError
 
 RATES = {"23.976": Fraction(24000, 1001), "25": Fraction(25), "29.97": Fraction(30000, 1001), "60": Fraction(60)}
 

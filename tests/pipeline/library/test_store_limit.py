@@ -57,7 +57,7 @@ def test_what_is_being_written_and_what_is_not_ours_stays(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("20GB", 20 * 10**9), ("20 gb", 20 * 10**9), ("1.5TB", 15 * 10**11), ("500MB", 5 * 10**8), ("7k", 7000), ("0", 0), ("12b", 12)],
+    [("20GB", 2 * 10**10), ("20 gb", 2 * 10**10), ("1.5TB", 15 * 10**11), ("500MB", 5 * 10**8), ("7k", 7000), ("12b", 12)],
 )
 def test_sizes_are_read(text, expected):
     assert parse_size(text) == expected
@@ -65,5 +65,5 @@ def test_sizes_are_read(text, expected):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "20 apples", "1e9", "20GiB", "nan"])
 def test_other_sizes_are_refused(text):
-    with pytest.raises(UsageError, match="not a size. Expected a number with a unit"):
+    with pytest.raises(UsageError, match=r"not a size\. Expected a number with a unit"):
         parse_size(text)

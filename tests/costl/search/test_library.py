@@ -1,0 +1,229 @@
+"""A library answers sentences: the best moments of all videos, filtered, with a score, from a folder or from a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import costl
+from costl.pipeline.cache.lock import locked_cache
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import BusyError, CacheError, UsageError
+from costl.search.filters import Filters
+from costl.search.library import Library, open_library
+from costl.search.moments import find_segments
+
+QUERY = "a large red circle"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def indexed(world, tmp_path_factory) -> Path:
+    """A folder of eight videos in nested folders, with its index."""
+    folder = tmp_path_factory.mktemp("library") / "videos"
+    for number, path in enumerate(sorted(world.videos.glob("*.mp4"))[:8]):
+        target = folder / f"202{number % 3}" / path.name if number % 2 else folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (folder / "broken.mp4").write_bytes(b"\0" * 100)
+    open_library(folder, weights=str(world.videos / "clip"), device="cpu", workers=1)
+    return folder
+
+
+@pytest.fixture
+def folder(indexed, tmp_path) -> Path:
+    return shutil.copytree(indexed, tmp_path / "videos")
+
+
+@pytest.fixture
+def library(folder) -> Library:
+    return costl.library(folder, device="cpu")
+
+
+@pytest.fixture
+def cached(world, tmp_path) -> Library:
+    return costl.library(world.copy(tmp_path).cache, device="cpu")
+
+
+def test_a_folder_is_described(library, folder):
+    assert len(library) == 8 and library.hours == pytest.approx(8 * 24 / 3600)
+    assert repr(library) == f"{folder}: 8 videos, 0.1 hours, 1 that cannot be read; ViT-B-32, clip"
+    assert any("cannot be searched: broken.mp4" in message for message in library.messages())
+
+
+def test_hits_are_inside_their_videos_and_best_first(library, folder):
+    result = library.search(QUERY, top=20, min_score=0.0)
+    assert result.query == QUERY and result.videos == 8 and len(result.hits) == 20
+    assert [hit.score for hit in result.hits] == sorted((hit.score for hit in result.hits), reverse=True)
+    for hit in result.hits:
+        assert hit.video == folder / hit.name and hit.video.is_file()
+        assert 0 <= hit.start_s < hit.end_s <= hit.duration_s == 24.0 and 0 <= hit.score <= 1
+    assert "zero-shot ViT-B-32, clip" in repr(result)
+
+
+def test_hits_of_one_video_do_not_overlap(library):
+    by_video: dict[str, list[tuple[float, float]]] = {}
+    for hit in library.search(QUERY, top=50, min_score=0.0).hits:
+        by_video.setdefault(hit.name, []).append((hit.start_s, hit.end_s))
+    assert max(map(len, by_video.values())) > 1
+    for spans in by_video.values():
+        spans.sort()
+        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+def test_the_best_moment_of_a_video_is_that_of_its_curve(library, folder, world):
+    """Computed again from the cache of the folder, without search file and without scan."""
+    features = CacheReader(folder / ".costl" / "library.h5")
+    from costl.pipeline.encode.clip import load_encoder
+    from costl.search.calibrate import ordinary_sentences
+
+    encoder = load_encoder("ViT-B-32", str(world.videos / "clip"))
+    vector = encoder.encode_text([QUERY])[0].sentence
+    ordinary = np.stack([one.sentence for one in encoder.encode_text(ordinary_sentences())])
+    best = {}
+    for key in features.video_ids:
+        curve = features.joint_vectors(key) @ (vector - ordinary.mean(0))
+        best[key] = find_segments(curve, logit_scale=features.joint.logit_scale)[0]
+    spans = {(segment.start * 2.0, segment.end * 2.0) for segment in best.values()}
+    found = library.search(QUERY, top=100, min_score=0.0).hits
+    assert spans <= {(hit.start_s, hit.end_s) for hit in found}
+
+
+def test_a_cache_is_searched_like_a_folder(cached, world):
+    result = cached.search(QUERY, min_score=0.0)
+    assert result.videos == len(CacheReader(world.cache).video_ids)
+    assert all(hit.video.is_file() and hit.name == hit.video.name for hit in result.hits)
+
+
+def test_a_cache_whose_videos_are_gone_is_searched(world, tmp_path):
+    copy = world.copy(tmp_path)
+    shutil.rmtree(copy.videos)
+    weights = str(world.videos / "clip")
+    assert costl.library(copy.cache, weights=weights, device="cpu").search(QUERY, min_score=0.0).hits
+
+
+def test_thresholds_divide_the_hits(library):
+    everything = library.search(QUERY, min_score=0.0, top=100)
+    middle = everything.hits[len(everything.hits) // 2].score
+    result = library.search(QUERY, min_score=middle, top=100)
+    assert [*result.hits, *result.below] == list(everything.hits) and result.below
+    assert all(hit.score >= middle for hit in result.hits) and all(hit.score < middle for hit in result.below)
+
+
+def test_several_queries_give_what_each_gives_alone(library, monkeypatch):
+    queries = [QUERY, "the blue star", "a small ring"]
+    expected = [library.search(query) for query in queries]
+    assert library.search_all(queries) == expected
+    monkeypatch.setattr("costl.search.library._SIMILARITIES_AT_ONCE", 1)
+    assert library.search_all(queries) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "passes"),
+    [
+        (Filters(within="2021/"), lambda name: name.startswith("2021/")),
+        (Filters(longer_than_s=23), lambda name: True),
+        (Filters(after=date(2001, 1, 1), before=date(2001, 1, 2)), lambda name: name.startswith("2020/")),
+    ],
+    ids=["within", "longer", "date"],
+)
+def test_filters_choose_videos(folder, filters, passes):
+    for path in (folder / "2020").iterdir():
+        os.utime(path, (978_350_400, 978_350_400))  # noon of 2001-01-01 in UTC
+    library = costl.library(folder, device="cpu")
+    result = library.search(QUERY, filters=filters, min_score=0.0)
+    assert result.hits and all(passes(hit.name) for hit in result.hits)
+    assert result.videos == sum(map(passes, (name for name in library.files.files if name != "broken.mp4")))
+
+
+def test_a_copy_is_one_hit_under_the_name_that_passes(folder):
+    (folder / "copies").mkdir()
+    source = next((folder / "2021").iterdir())
+    shutil.copy(source, folder / "copies")
+    library = costl.library(folder, device="cpu")
+    assert len(library) == 8
+    (name,) = {hit.name for hit in library.search(QUERY, filters=Filters(within="copies/"), min_score=0.0).hits}
+    assert name == f"copies/{source.name}"
+
+
+def test_a_search_during_an_update_says_what_may_be_missing(folder):
+    with locked_cache(folder / ".costl" / "library.h5"):
+        library = costl.library(folder, device="cpu")
+        assert library.search(QUERY).videos == 8
+    assert "another search is indexing" in library.messages()[-1]
+    shutil.rmtree(folder / ".costl")
+    with locked_cache(folder / ".costl" / "library.h5"), pytest.raises(BusyError):
+        costl.library(folder, device="cpu")
+
+
+def test_without_update_the_folder_is_not_looked_at(folder):
+    shutil.rmtree(folder / "2021")
+    assert len(costl.library(folder, device="cpu", update=False)) == 8
+    shutil.rmtree(folder / ".costl")
+    with pytest.raises(CacheError, match="not indexed yet"):
+        costl.library(folder, update=False)
+
+
+def test_threads_may_share_a_library(library):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(library.search(QUERY))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(result == results[0] for result in results)
+
+
+def test_ordinary_sentences_are_compared_once(folder, library, monkeypatch):
+    library.search(QUERY)
+    monkeypatch.setattr("costl.search.ordinary.similarities", lambda *_: pytest.fail("compared again"))
+    assert costl.library(folder, device="cpu").search(QUERY) == library.search(QUERY)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 damaged", b"x" * 100])
+def test_damaged_levels_are_computed_again(folder, library, content):
+    expected = library.search(QUERY)
+    (folder / ".costl" / "vectors" / "ordinary.npz").write_bytes(content)
+    assert costl.library(folder, device="cpu").search(QUERY) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": " "}, "no letter or digit"),
+        ({"query": QUERY, "top": 0}, "top is 0, expected a number of moments"),
+        ({"query": QUERY, "min_score": 1.5}, "min_score is 1.5, expected a score from 0 to 1"),
+        ({"query": QUERY, "filters": Filters(within="nowhere/")}, "none of 8 videos passes the filters"),
+    ],
+)
+def test_wrong_arguments_are_refused(library, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        library.search(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "error", "message"),
+    [
+        ("nothing", {}, UsageError, "no such folder"),
+        ("", {}, UsageError, "path is '', expected a path"),
+        ("empty", {}, UsageError, "no videos in it"),
+        ("feats.h5", {"model": "ViT-L-14"}, UsageError, "is a cache, which was made with a model already"),
+        ("text.h5", {}, CacheError, "text.h5"),
+    ],
+)
+def test_what_is_no_library_is_refused(world, tmp_path, path, options, error, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.h5").write_text("text")
+    shutil.copy(world.cache, tmp_path / "feats.h5")
+    with pytest.raises(error, match=message):
+        costl.library(tmp_path / path if path else "", **options)
