@@ -19,7 +19,7 @@ def wrong_video_pairs(queries: Sequence[Query], *, true_videos: Mapping[str, Col
     index_of = {vid: index for index, (vid, _) in enumerate(videos)}
     step = max(1.0, len(queries) / MAX_PAIRS)
     chosen = [queries[int(i * step)] for i in range(min(MAX_PAIRS, len(queries)))]
-    pairs = []
+    pairs: list[Query] = []
     for query in chosen:
         # Half the list away: neighbours are often cut from one recording.
         first = index_of[query.vid] + len(videos) // 2
