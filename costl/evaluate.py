@@ -109,10 +109,12 @@ def evaluate(
         loaded = open_run(run, cache=cache, weights=weights, device=ranks.device(device))
         queries = splits.read_queries(loaded.features, split, domain=loaded.run.config.data.domain)
         benchmark_rules(benchmark or loaded.run.config.data.benchmark)  # refuses an unknown name before predicting
+        absent_pairs = _absent_pairs(loaded, split, queries)
     ranks.require_same({"run": str(loaded.run.folder.resolve()), "queries": str([query.qid for query in queries])})
     report_progress = progress if ranks.is_main else None
     predictions = loaded.predict(queries, report_progress, ranks)
-    absent = loaded.predict(_absent_pairs(loaded, split, queries), report_progress, ranks)
+    # Those of the main process: another machine may not have the file next to the videos.
+    absent = loaded.predict(ranks.broadcast(absent_pairs), report_progress, ranks)
     evaluation = None
     with ranks.all_or_none():
         if ranks.is_main:
