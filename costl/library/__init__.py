@@ -1,0 +1,1 @@
+"""Searching a library of videos with sentences: moments without training, calibrated scores."""
