@@ -106,9 +106,15 @@ def test_moments_at_both_ends_of_a_video_are_inside_it(clips):
 def test_windows_of_little_likelihood_come_last():
     curve = bump(20 * WINDOW_CELLS, 200, 210, 0.2)
     curve[900:910] += 0.1  # as clear in its own window, but less similar
-    result = find_segments(curve, logit_scale=SCALE, limit=2, max_overlap=0.0)
-    assert [segment[:2] for segment in result] == [(200, 210), (900, 910)]
+    result = find_segments(curve, logit_scale=SCALE, limit=3, max_overlap=0.0)
+    assert [segment[:2] for segment in result[:2]] == [(200, 210), (900, 910)]
     assert result[1].score < 0.1 * result[0].score
+
+
+@pytest.mark.parametrize(("clips", "start", "end"), [(500, 150, 190), (1000, 100, 250)])
+def test_a_window_cuts_no_moment_off(clips, start, end):
+    best = find_segments(bump(clips, start, end, 0.02), logit_scale=SCALE)[0]
+    assert iou(best, (start, end)) > 0.95
 
 
 def test_at_most_limit_segments_overlap_little_and_fall_in_score():
