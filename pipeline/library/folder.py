@@ -1,7 +1,7 @@
 """The files of a library: every video in a folder tree, what is known of each file, and where its index is stored.
 
 FOLDER/.costl/files.json     for each file its stamp and the hash of its content, so that unchanged files are not read again
-FOLDER/.costl/library.h5     a cache of frame tokens and joint vectors, one video for each content
+FOLDER/.costl/search.h5     a cache of frame tokens and joint vectors, one video for each content
 FOLDER/.costl/vectors/       the joint vectors in one flat file (see `vectors`)
 """
 

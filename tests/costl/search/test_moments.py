@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from costl.library.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, shortlist, suppress_overlaps
+from costl.search.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, shortlist, suppress_overlaps
 from costl.pipeline.errors import UsageError
 
 SCALE = 40.0

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from costl.library.calibrate import (
+from costl.search.calibrate import (
     AbsentLevels,
     PairCalibration,
     auroc,

@@ -1,1 +1,0 @@
-"""Searching a library of videos with sentences: moments without training, calibrated scores."""
