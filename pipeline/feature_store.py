@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
@@ -23,7 +25,7 @@ from costl.pipeline.fingerprint import digest
 from costl.pipeline.library.store_limit import DEFAULT_BYTES, mark_used, remove_least_used
 from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.queries import encode_queries
+from costl.pipeline.queries import encode_new, encode_queries
 from costl.pipeline.run.engine import cache_contents, extract_into, has_frames_of_today
 from costl.pipeline.videos import Video, content_hash, file_stamp
 
@@ -91,6 +93,11 @@ class FeatureStore:
             mark_used(path)
             features = CacheReader(path)
         return features, features.video_ids[0]
+
+    def sentence_vectors(self, texts: Sequence[str], *, progress: ProgressCallback | None = None) -> np.ndarray:
+        """The sentences in the joint space, float32 [x e], of length one. Loads CLIP. Raises as `features` does."""
+        sentences = encode_new(self._load(progress or (lambda _: None)), list(texts), lambda _: None)
+        return np.stack([sentences[text].sentence for text in texts])
 
     def _content_hash(self, video: Path) -> str:
         """The hash of the file, which is read again only if its size or times have changed."""

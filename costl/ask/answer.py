@@ -35,7 +35,8 @@ class Saliency:
 class Answer:
     """The moments of one video that match one query, best first, the saliency of every clip, and `notes` for the user.
 
-    Prints as a table in a terminal and as a picture with thumbnails in a notebook.
+    `confidence` in [0, 1]: how sure it is that the query is in the video at all; None where it is not known. If it is too low,
+    there are no `moments`, and what was found is in `below`. Prints as a table in a terminal and as a picture with thumbnails in a notebook.
     """
 
     query: str
@@ -44,12 +45,14 @@ class Answer:
     moments: tuple[Moment, ...]
     saliency: Saliency
     notes: tuple[str, ...] = ()
+    below: tuple[Moment, ...] = ()
+    confidence: float | None = None
 
     def top(self, count: int) -> Answer:
         """The same answer with only the `count` best moments. Raises UsageError unless `count` is a number from 0 on."""
         if not (isinstance(count, Integral) and count >= 0):
             raise UsageError(f"count is {count!r}, expected a number of moments, 0 or more.")
-        return replace(self, moments=self.moments[:count])
+        return replace(self, moments=self.moments[:count], below=self.below[:count])
 
     def to_row(self) -> dict[str, Any]:
         """The answer as plain values, ready for `json.dumps`."""

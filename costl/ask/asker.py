@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from costl.pipeline.formats.files import as_path
 from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.preview.thumbnails import stored_preprocess, visible_region
 from costl.pipeline.progress import ProgressCallback
+from costl.search.ordinary import ordinary_vectors
 
 
 def load(
@@ -94,17 +96,27 @@ class Asker:
         features, name = self._feature_store.features(path, texts, progress=progress)
         query_rows = [_query_row(i, text, name, features) for i, text in enumerate(texts)]
         predictions = self._predictor.predict(query_rows, features, progress)
-        return [
-            Answer(
+        presences = self._predictor.presence(predictions, features, self._ordinary_vectors(progress))
+        answers = []
+        for query, prediction, presence in zip(query_rows, predictions, presences, strict=True):
+            moments = tuple(Moment(*window) for window in prediction.windows)
+            answer = Answer(
                 query=query.query,
                 video=path,
                 duration_s=query.duration_s,
-                moments=tuple(Moment(*window) for window in prediction.windows),
+                moments=moments if presence.is_likely else (),
+                below=() if presence.is_likely else moments,
+                confidence=presence.score,
                 saliency=Saliency(1 / features.fps, prediction.saliency),
                 notes=(*self._predictor.notes, *_notes(query.query, features)),
             )
-            for query, prediction in zip(query_rows, predictions, strict=True)
-        ]
+            answers.append(answer)
+        return answers
+
+    def _ordinary_vectors(self, progress: ProgressCallback | None) -> Float[np.ndarray, "x e"]:
+        store = self._feature_store
+        encode = partial(store.sentence_vectors, progress=progress)
+        return ordinary_vectors(store.folder.parent, store.fingerprint, encode)
 
     def patch_attention(self, video: Path | str, query: str, times_s: Sequence[float]) -> list[PatchAttention]:
         """The attention of the coarse step in the clips at these seconds, for one query; empty for a model without it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
+from costl.ask.model_folder import is_run
 from costl.ask.trained_model import TrainedModel
 from costl.data.annotations import Prediction, Query
 from costl.pipeline.cache.reader import CacheReader
@@ -20,14 +22,29 @@ from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
 from costl.predict.postprocess import rated_saliency
 from costl.predict.predict import predict_split
+from costl.search.calibrate import ZERO_SHOT_THRESHOLD, AbsentLevels, PairCalibration, relative_sentence
 from costl.search.moments import find_segments
+from costl.search.run_calibration import best_score, highest_level, run_calibration
+
+
+@dataclass(frozen=True)
+class Presence:
+    """How sure it is that a sentence is in a video, `score` in [0, 1], and the `threshold` below which it is not."""
+
+    score: float
+    threshold: float
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether the moments are answers."""
+        return self.score >= self.threshold
 
 
 class Predictor(Protocol):
     """Predicts moments and saliency from stored features.
 
     `name` is for messages. `fingerprint`: how its features are made, by the CLIP of `encoder` and `weights`. `notes` belong to
-    each of its answers.
+    each of its answers. In the shapes, x are ordinary sentences and e is the width of the joint space.
     """
 
     name: str
@@ -40,6 +57,11 @@ class Predictor(Protocol):
         self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """One prediction for each query, in the same order."""
+
+    def presence(
+        self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
+    ) -> list[Presence]:
+        """For each prediction whether its sentence is in the video at all."""
 
     def patch_attention(
         self, query: Query, clips: Sequence[int], features: CacheReader
@@ -60,6 +82,8 @@ class TrainedPredictor:
         self._config = trained.config
         self._device = pick_device(device)
         self._model = trained.model().to(self._device)
+        self._calibration: PairCalibration | None = None
+        self._is_calibrated = False
 
     def predict(
         self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
@@ -68,6 +92,25 @@ class TrainedPredictor:
         return predict_split(
             self._model, queries, features, config=self._config, device=self._device, progress=progress
         )
+
+    def presence(
+        self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
+    ) -> list[Presence]:
+        """See `Predictor`. Without a calibration every sentence counts as present."""
+        calibration = self.calibration(ordinary)
+        best = np.array([best_score(prediction) for prediction in predictions])
+        if calibration is None:
+            return [Presence(score, 0.0) for score in best.tolist()]
+        scores = calibration.score(best, _highest_levels(predictions, features, ordinary))
+        return [Presence(score, calibration.threshold()) for score in scores.tolist()]
+
+    def calibration(self, ordinary: Float[np.ndarray, "x e"]) -> PairCalibration | None:
+        """The calibration of the run; None where it is not known, as for an export."""
+        if not self._is_calibrated:
+            folder = Path(self.name)
+            self._calibration = run_calibration(folder, ordinary, device=str(self._device)) if is_run(folder) else None
+            self._is_calibrated = True
+        return self._calibration
 
     def patch_attention(
         self, query: Query, clips: Sequence[int], features: CacheReader
@@ -121,9 +164,28 @@ class ZeroShotPredictor:
         """See `Predictor`."""
         return np.empty((0, *features.patch_grid), np.float32)
 
+    def presence(
+        self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
+    ) -> list[Presence]:
+        """See `Predictor`."""
+        scale = features.joint.logit_scale
+        scores = []
+        for prediction, level in zip(predictions, _highest_levels(predictions, features, ordinary), strict=True):
+            frames = features.joint_vectors(prediction.vid)
+            absent = AbsentLevels.of((frames @ relative_sentence(ordinary, ordinary).T).max(axis=0) * scale)
+            scores.append(float(absent.score(np.array([level]))[0]))
+        return [Presence(score, ZERO_SHOT_THRESHOLD) for score in scores]
+
     def _predict_one(self, query: Query, features: CacheReader) -> Prediction:
         curve = features.joint_vectors(query.vid) @ features.words(query.query).sentence
         segments = find_segments(curve, logit_scale=features.joint.logit_scale)
         clip_s, end_s = 1 / features.fps, query.duration_s
         moments = tuple((min(s.start * clip_s, end_s), min(s.end * clip_s, end_s), s.score) for s in segments)
         return Prediction(query.qid, query.query, query.vid, moments, rated_saliency(curve.tolist(), query, fps=features.fps))
+
+
+def _highest_levels(
+    predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
+) -> Float[np.ndarray, "b"]:
+    """The highest relative logit of each sentence in its video."""
+    return np.array([highest_level(features, p.vid, features.words(p.query).sentence, ordinary) for p in predictions])

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from costl.pipeline.errors import UsageError
 
+ZERO_SHOT_THRESHOLD = 0.9  # one in ten absent sentences passes it
 LOST = 0.03  # share of true pairs that a threshold may lose, unless the caller states another
 MIN_PAIRS = 20  # of each kind: fewer do not determine three numbers
 RIDGE = 1e-3

@@ -273,7 +273,7 @@ class Library:
             self._ordinary = ordinary_levels(
                 self._folder,
                 self._vectors,
-                encoder=self._features.digest,
+                fingerprint=self._features.fingerprint,
                 encode=self._text_encoder().sentence_vectors,
                 progress=self._progress,
             )

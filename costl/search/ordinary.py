@@ -1,6 +1,7 @@
-"""Ordinary sentences in a library: their vectors, and the level that each of them reaches in every video.
+"""Ordinary sentences: their vectors, and the level that each of them reaches in every video of a library.
 
-FOLDER/ordinary.npz    digest of encoder and sentences, vectors float32 [x e], keys of videos, levels float32 [v x]
+FOLDER/ordinary-<digest>.npy    vectors float32 [x e], by the digest of encoder and sentences
+FOLDER/levels.npz               digest of the settings of the features, keys of videos, levels float32 [v x]
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from costl.pipeline.errors import CostlError
+from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import publish
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.vectors import Vectors
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.search.calibrate import AbsentLevels, ordinary_sentences, relative_sentence
 
-_FILE = "ordinary.npz"
+_LEVELS = "levels.npz"
 _SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # that numpy raises for damaged files
+Encode = Callable[[Sequence[str]], Float[np.ndarray, "x e"]]
 
 
 @dataclass(frozen=True)
@@ -44,38 +49,54 @@ class OrdinaryLevels:
         return AbsentLevels.of(highest * logit_scale)
 
 
+def ordinary_vectors(folder: Path, fingerprint: Mapping[str, Any], encode: Encode) -> Float[np.ndarray, "x e"]:
+    """The vectors of the ordinary sentences by the encoder of features with this fingerprint; encoded once for each `folder`.
+
+    A folder that cannot be written costs only time.
+    """
+    sentences = ordinary_sentences()
+    encoder = {name: fingerprint.get(name) for name in ("model", "weights")}
+    path = folder / f"ordinary-{digest({'encoder': encoder, 'sentences': sentences})[:16]}.npy"
+    with suppress(*_DAMAGED), path.open("rb") as file:
+        vectors = np.load(file, allow_pickle=False)
+        if vectors.ndim == 2 and len(vectors) == len(sentences) and np.isfinite(vectors).all():
+            return np.asarray(vectors, np.float32)
+    vectors = encode(sentences)
+    content = io.BytesIO()
+    np.save(content, vectors)
+    with suppress(CostlError):
+        publish(path, content.getvalue())
+    return vectors
+
+
 def ordinary_levels(
     folder: Path,
     vectors: Vectors,
     *,
-    encoder: str,
-    encode: Callable[[Sequence[str]], Float[np.ndarray, "x e"]],
+    fingerprint: Mapping[str, Any],
+    encode: Encode,
     progress: ProgressCallback,
 ) -> OrdinaryLevels:
-    """The levels in all videos of `vectors`; those that `folder` stores are not computed again.
+    """The levels in all videos of `vectors`, whose features have this fingerprint.
 
-    `encoder` is the digest of the encoder's settings, `encode` gives the vectors of sentences. A folder that cannot be written
-    costs only time.
+    Those that `folder` stores are not computed again. A folder that cannot be written costs only time.
     """
-    sentences = ordinary_sentences()
-    digest = hashlib.sha256("\n".join([encoder, *sentences]).encode()).hexdigest()
-    stored = _read(folder / _FILE, digest)
-    known = stored.of_video if stored else {}
-    sentence_vectors = stored.vectors if stored else encode(sentences)
+    sentences = ordinary_vectors(folder, fingerprint, encode)
+    settings = digest({"features": dict(fingerprint), "sentences": hashlib.sha256(sentences.tobytes()).hexdigest()})
+    known = _read(folder / _LEVELS, settings, len(sentences))
     missing = [index for index, key in enumerate(vectors.keys) if key not in known]
     if not missing:
-        return OrdinaryLevels(sentence_vectors, known)
-    relative = relative_sentence(sentence_vectors, sentence_vectors)
+        return OrdinaryLevels(sentences, known)
+    relative = relative_sentence(sentences, sentences)
     levels = {key: known[key] for key in vectors.keys if key in known}
     for group in _groups(missing, vectors.clips, len(sentences)):
         progress(Progress("calibrate", len(levels), len(vectors.keys)))
         part = vectors.select(group)
         highest = np.maximum.reduceat(similarities(part, relative), part.starts, axis=1).T
         levels |= zip(part.keys, highest, strict=True)
-    result = OrdinaryLevels(sentence_vectors, levels)
     with suppress(CostlError):
-        publish(folder / _FILE, _content(digest, result))
-    return result
+        publish(folder / _LEVELS, _content(settings, levels))
+    return OrdinaryLevels(sentences, levels)
 
 
 def _groups(indices: Sequence[int], clips: np.ndarray, sentences: int) -> list[list[int]]:
@@ -91,19 +112,16 @@ def _groups(indices: Sequence[int], clips: np.ndarray, sentences: int) -> list[l
     return groups
 
 
-def _content(digest: str, levels: OrdinaryLevels) -> bytes:
+def _content(settings: str, levels: Mapping[str, Float[np.ndarray, "x"]]) -> bytes:
     file = io.BytesIO()
-    keys = list(levels.of_video)
-    np.savez(file, digest=digest, vectors=levels.vectors, keys=keys, levels=np.stack([levels.of_video[key] for key in keys]))
+    np.savez(file, digest=settings, keys=list(levels), levels=np.stack(list(levels.values())))
     return file.getvalue()
 
 
-def _read(path: Path, digest: str) -> OrdinaryLevels | None:
-    """The stored levels; None if they are missing, damaged, or of another encoder or other sentences."""
-    damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with suppress(*damaged), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        if str(stored["digest"]) == digest:
-            vectors, levels = stored["vectors"], stored["levels"]
-            if len(stored["keys"]) == len(levels) and levels.shape[1] == len(vectors):
-                return OrdinaryLevels(vectors, dict(zip(stored["keys"].tolist(), levels, strict=True)))
-    return None
+def _read(path: Path, settings: str, sentences: int) -> dict[str, Float[np.ndarray, "x"]]:
+    """The stored levels; none if they are missing, damaged, or of other features or sentences."""
+    with suppress(*_DAMAGED), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        keys, levels = stored["keys"].tolist(), stored["levels"]
+        if str(stored["digest"]) == settings and levels.shape == (len(keys), sentences):
+            return dict(zip(keys, levels, strict=True))
+    return {}

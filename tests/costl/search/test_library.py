@@ -193,7 +193,9 @@ def test_ordinary_sentences_are_compared_once(folder, library, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 damaged", b"x" * 100])
 def test_damaged_levels_are_computed_again(folder, library, content):
     expected = library.search(QUERY)
-    (folder / ".costl" / "vectors" / "ordinary.npz").write_bytes(content)
+    (ordinary,) = (folder / ".costl" / "vectors").glob("ordinary-*.npy")
+    ordinary.write_bytes(content)
+    (folder / ".costl" / "vectors" / "levels.npz").write_bytes(content)
     assert costl.library(folder, device="cpu").search(QUERY) == expected
 
 
