@@ -90,6 +90,7 @@ def load(
 def library(
     path: Path | str,
     *,
+    run: Path | str | None = None,
     model: str | None = None,
     weights: str | None = None,
     device: str = "auto",
@@ -101,5 +102,5 @@ def library(
     from costl.search.library import open_library
 
     return open_library(
-        path, model=model, weights=weights, device=device, workers=workers, update=update, progress=progress
+        path, run=run, model=model, weights=weights, device=device, workers=workers, update=update, progress=progress
     )

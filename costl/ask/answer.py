@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -36,7 +36,8 @@ class Answer:
     """The moments of one video that match one query, best first, the saliency of every clip, and `notes` for the user.
 
     `confidence` in [0, 1]: how sure it is that the query is in the video at all; None where it is not known. If it is too low,
-    there are no `moments`, and what was found is in `below`. Prints as a table in a terminal and as a picture with thumbnails in a notebook.
+    there are no `moments`, and what was found is in `below`. Prints as a table in a terminal and as a picture with
+    thumbnails in a notebook.
     """
 
     query: str
@@ -60,13 +61,15 @@ class Answer:
         return {"video": str(row.pop("video")), **row}
 
     def __repr__(self) -> str:
-        lines = [f"{one_line(self.video.name)} · {clock(self.duration_s)} · {one_line(self.query)}"]
-        times = [f"{clock(m.start_s)} – {clock(m.end_s)}" for m in self.moments]
-        width = max(map(len, times), default=0)
-        lines += [
-            f"{rank:4}  {time:{width}}  {m.score:.2f}  {bar(m.score)}".rstrip()
-            for rank, (time, m) in enumerate(zip(times, self.moments, strict=True), start=1)
-        ]
+        return self.table()
+
+    def table(self, *, show_below: bool = False, grey: Callable[[str], str] = str) -> str:
+        """The answer as lines of text. `show_below` adds the moments below the threshold, each line passed through `grey`."""
+        lines = [f"{one_line(self.video.name)} · {clock(self.duration_s)} · {one_line(self.query)}", *_rows(self.moments)]
+        if self.below:
+            lines.append("      nothing in this video is like this")
+        if self.below and show_below:
+            lines += map(grey, ["      below the threshold:", *_rows(self.below)])
         lines.append(f"      {sparkline(self.saliency.scores)}  saliency")
         lines += [f"      note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -75,6 +78,15 @@ class Answer:
         from costl.ask.picture import draw_answers
 
         return draw_answers([self])
+
+
+def _rows(moments: Sequence[Moment]) -> list[str]:
+    times = [f"{clock(m.start_s)} – {clock(m.end_s)}" for m in moments]
+    width = max(map(len, times), default=0)
+    return [
+        f"{rank:4}  {time:{width}}  {m.score:.2f}  {bar(m.score)}".rstrip()
+        for rank, (time, m) in enumerate(zip(times, moments, strict=True), start=1)
+    ]
 
 
 def clip_spans(count: int, clip_s: float, duration_s: float) -> tuple[tuple[float, float], ...]:

@@ -50,7 +50,7 @@ def load(
     else:
         predictor = TrainedPredictor(read_trained_model(chosen), weights, device=device)
     folder = user_folder() if cache_dir is None else as_path("cache_dir", cache_dir)
-    return Asker(predictor, folder=folder, device=device, workers=workers)
+    return Asker(predictor, predictor.feature_store(folder, device=device, workers=workers))
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,11 @@ class PatchAttention:
 class Asker:
     """Answers queries with a trained model, or with CLIP alone; `load` makes it. Several threads may share one."""
 
-    def __init__(self, predictor: Predictor, *, folder: Path, device: str, workers: int | None):
+    def __init__(self, predictor: Predictor, feature_store: FeatureStore):
         self.name = predictor.name
         self._predictor = predictor
         self._preprocess = stored_preprocess(predictor.fingerprint)
-        self._feature_store = FeatureStore(
-            folder=folder,
-            fingerprint=predictor.fingerprint,
-            model=predictor.encoder,
-            weights=predictor.weights,
-            device=device,
-            owner=predictor.name,
-            workers=workers,
-        )
+        self._feature_store = feature_store
 
     def ask(
         self, video: Path | str, queries: str | Sequence[str], *, progress: ProgressCallback | None = None
@@ -94,12 +86,12 @@ class Asker:
                 texts = list(queries)
         check_queries(texts)
         features, name = self._feature_store.features(path, texts, progress=progress)
-        query_rows = [_query_row(i, text, name, features) for i, text in enumerate(texts)]
+        query_rows = [query_row(i, text, name, features) for i, text in enumerate(texts)]
         predictions = self._predictor.predict(query_rows, features, progress)
         presences = self._predictor.presence(predictions, features, self._ordinary_vectors(progress))
         answers = []
         for query, prediction, presence in zip(query_rows, predictions, presences, strict=True):
-            moments = tuple(Moment(*window) for window in prediction.windows)
+            moments = tuple(Moment(start, end, score * presence.factor) for start, end, score in prediction.windows)
             answer = Answer(
                 query=query.query,
                 video=path,
@@ -150,7 +142,7 @@ class Asker:
         return visible_region(int(height), int(width), self._preprocess)
 
 
-def _query_row(number: int, text: str, name: str, features: CacheReader) -> Query:
+def query_row(number: int, text: str, name: str, features: CacheReader) -> Query:
     """The query as an annotation row. `rated_s` asks for the saliency of every clip, whatever its length."""
     grid = features.grid(name)
     spans = clip_spans(grid.clips, grid.clip_s, grid.duration_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,9 @@ from costl.data.annotations import Prediction, Query
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError
+from costl.pipeline.feature_store import FeatureStore
 from costl.pipeline.library.encoder_record import zero_shot_fingerprint
+from costl.pipeline.library.store_limit import DEFAULT_BYTES
 from costl.pipeline.options import MODEL, WEIGHTS
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
@@ -29,10 +31,14 @@ from costl.search.run_calibration import best_score, highest_level, run_calibrat
 
 @dataclass(frozen=True)
 class Presence:
-    """How sure it is that a sentence is in a video, `score` in [0, 1], and the `threshold` below which it is not."""
+    """How sure it is that a sentence is in a video, `score` in [0, 1], and the `threshold` below which it is not.
+
+    The scores of moments are multiplied by `factor`.
+    """
 
     score: float
     threshold: float
+    factor: float = 1.0
 
     @property
     def is_likely(self) -> bool:
@@ -40,8 +46,8 @@ class Presence:
         return self.score >= self.threshold
 
 
-class Predictor(Protocol):
-    """Predicts moments and saliency from stored features.
+class Predictor:
+    """Predicts moments and saliency from stored features; the base of the classes below.
 
     `name` is for messages. `fingerprint`: how its features are made, by the CLIP of `encoder` and `weights`. `notes` belong to
     each of its answers. In the shapes, x are ordinary sentences and e is the width of the joint space.
@@ -51,28 +57,44 @@ class Predictor(Protocol):
     fingerprint: Mapping[str, Any]
     encoder: str
     weights: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def feature_store(
+        self, folder: Path, *, device: str, workers: int | None = None, max_bytes: int = DEFAULT_BYTES
+    ) -> FeatureStore:
+        """The store of its features in `folder`, see `FeatureStore`."""
+        return FeatureStore(
+            folder=folder,
+            fingerprint=self.fingerprint,
+            model=self.encoder,
+            weights=self.weights,
+            device=device,
+            owner=self.name,
+            workers=workers,
+            max_bytes=max_bytes,
+        )
 
     def predict(
         self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """One prediction for each query, in the same order."""
+        raise NotImplementedError
 
     def presence(
         self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
     ) -> list[Presence]:
         """For each prediction whether its sentence is in the video at all."""
+        raise NotImplementedError
 
     def patch_attention(
         self, query: Query, clips: Sequence[int], features: CacheReader
     ) -> Float[np.ndarray, "k rows columns"]:
         """The attention to the patches in each of these clips; none of a model without it."""
+        return np.empty((0, *features.patch_grid), np.float32)
 
 
-class TrainedPredictor:
+class TrainedPredictor(Predictor):
     """Predicts with a trained model. Raises CacheError where its CLIP is not known or has moved."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, trained: TrainedModel, weights: str | Path | None, *, device: str):
         self.name = trained.name
@@ -117,7 +139,7 @@ class TrainedPredictor:
     ) -> Float[np.ndarray, "k rows columns"]:
         """See `Predictor`."""
         if not (clips and self._model.has_attention_maps):
-            return np.empty((0, *features.patch_grid), np.float32)
+            return super().patch_attention(query, clips, features)
         maps = clip_attention_maps(self._model, query, clips, features)
         return maps.share.reshape(len(clips), *features.patch_grid)
 
@@ -139,7 +161,7 @@ def _recorded_weights(trained: TrainedModel) -> str:
 
 
 
-class ZeroShotPredictor:
+class ZeroShotPredictor(Predictor):
     """Compares frames and sentences with CLIP alone; `weights` are by default those of `costl extract`."""
 
     encoder = MODEL
@@ -158,12 +180,6 @@ class ZeroShotPredictor:
         """See `Predictor`."""
         return [self._predict_one(query, features) for query in queries]
 
-    def patch_attention(
-        self, query: Query, clips: Sequence[int], features: CacheReader
-    ) -> Float[np.ndarray, "k rows columns"]:
-        """See `Predictor`."""
-        return np.empty((0, *features.patch_grid), np.float32)
-
     def presence(
         self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
     ) -> list[Presence]:
@@ -174,13 +190,14 @@ class ZeroShotPredictor:
             frames = features.joint_vectors(prediction.vid)
             absent = AbsentLevels.of((frames @ relative_sentence(ordinary, ordinary).T).max(axis=0) * scale)
             scores.append(float(absent.score(np.array([level]))[0]))
-        return [Presence(score, ZERO_SHOT_THRESHOLD) for score in scores]
+        return [Presence(score, ZERO_SHOT_THRESHOLD, factor=score) for score in scores]
 
     def _predict_one(self, query: Query, features: CacheReader) -> Prediction:
         curve = features.joint_vectors(query.vid) @ features.words(query.query).sentence
         segments = find_segments(curve, logit_scale=features.joint.logit_scale)
         clip_s, end_s = 1 / features.fps, query.duration_s
-        moments = tuple((min(s.start * clip_s, end_s), min(s.end * clip_s, end_s), s.score) for s in segments)
+        best = max(segments[0].score, 1e-9)
+        moments = tuple((min(s.start * clip_s, end_s), min(s.end * clip_s, end_s), s.score / best) for s in segments)
         return Prediction(query.qid, query.query, query.vid, moments, rated_saliency(curve.tolist(), query, fps=features.fps))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costl.ask.answer import check_queries
+from costl.ask.model_folder import ZERO_SHOT
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import BusyError, CacheError, UsageError
 from costl.pipeline.feature_store import user_folder
@@ -21,25 +22,27 @@ from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
 from costl.pipeline.library.scan import similarities
+from costl.pipeline.library.store_limit import DEFAULT_BYTES
 from costl.pipeline.library.text import load_text_encoder
 from costl.pipeline.library.update import LibraryFiles, read_library, update_library
 from costl.pipeline.library.vectors import Vectors, open_vectors
 from costl.pipeline.library.vectors_update import update_vectors
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.videos import find_videos
-from costl.search.calibrate import AbsentLevels, relative_sentence
+from costl.search.calibrate import ZERO_SHOT_THRESHOLD, AbsentLevels, relative_sentence
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
-from costl.search.moments import Segment, find_segments, shortlist
+from costl.search.moments import find_segments, shortlist
 from costl.search.ordinary import OrdinaryLevels, ordinary_levels
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.text_encoder import TextEncoder
+    from costl.search.second_tier import SecondTier
 
 _SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
 _SHORT_LIST = 100  # videos whose curves are cut into moments, and one more for each moment that is returned
 _MOMENTS_OF_A_VIDEO = 5
-_THRESHOLD = 0.0
+SECOND_TIER_VIDEOS = 10
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,29 @@ class LibraryVideo:
 def open_library(
     path: Path | str,
     *,
+    run: Path | str | None = None,
     model: str | None = None,
     weights: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    keep_bytes: int = DEFAULT_BYTES,
     update: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Library:
     """Opens a folder of videos, or a cache of `costl extract`, for searching.
 
     A folder is indexed first: new and changed videos are extracted, which takes as long as `costl extract` (see
-    `update_library`). `update=False` searches what the last update has indexed. Raises UsageError for a folder without videos,
-    wrong arguments and weights that are not here; CacheError for a damaged index, or one of another encoder.
+    `update_library`). `update=False` searches what the last update has indexed. `run` is a trained model that finds the
+    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`. Raises
+    UsageError for a folder without videos, wrong arguments and weights that are not here; CacheError for a damaged index, or one of another encoder.
     """
     path = as_path("path", path)
     if path.is_file():
         if model is not None:
             raise UsageError(f"model is {model!r}, but {path} is a cache, which was made with a model already.")
-        return _open_cache(path, weights, device, progress)
+        library = _open_cache(path, weights, device, progress)
+        library.use_run(run, keep_bytes=keep_bytes)
+        return library
     index = index_folder(path)
     if not update and not (index / CACHE).exists():
         raise CacheError(f"{path}: not indexed yet. Search it once with update.")
@@ -90,7 +98,9 @@ def open_library(
         key: [LibraryVideo(name, path / name, files.files[name].changed_s) for name in names.get(key, [])]
         for key in features.video_ids
     }
-    return Library(path, features, index / VECTORS, videos, files, notes=notes, device=device, progress=progress)
+    library = Library(path, features, index / VECTORS, videos, files, notes=notes, device=device, progress=progress)
+    library.use_run(run, keep_bytes=keep_bytes)
+    return library
 
 
 def _open_cache(path: Path, weights: str | None, device: str, progress: ProgressCallback | None) -> Library:
@@ -113,15 +123,6 @@ def _with_time(name: str, path: Path) -> LibraryVideo:
     with contextlib.suppress(OSError):
         return LibraryVideo(path.name if path.is_absolute() else name, path, path.stat().st_mtime)
     return LibraryVideo(name, path)
-
-
-def _apart(segments: Sequence[Segment]) -> list[Segment]:
-    """The best of the segments, which are best first, of which no two overlap."""
-    apart: list[Segment] = []
-    for segment in segments:
-        if all(segment.end <= other.start or other.end <= segment.start for other in apart):
-            apart.append(segment)
-    return apart[:_MOMENTS_OF_A_VIDEO]
 
 
 def _check_counts(top: int, min_score: float | None) -> None:
@@ -166,6 +167,7 @@ class Library:
         self._device = device
         self._progress = progress or (lambda _: None)
         self._loading = threading.Lock()
+        self._second_tier: SecondTier | None = None
         self._text: TextEncoder | None = None
         self._ordinary: OrdinaryLevels | None = None
 
@@ -181,6 +183,17 @@ class Library:
     def __repr__(self) -> str:
         failed = f", {len(self.files.failed)} that cannot be read" if self.files and self.files.failed else ""
         return f"{self.path}: {len(self):,} videos, {self.hours:.1f} hours{failed}; {self._encoder_name}"
+
+    def use_run(self, run: Path | str | None, *, keep_bytes: int = DEFAULT_BYTES) -> None:
+        """Lets a trained model find the moments again in the best videos; None or "none" searches with CLIP alone.
+
+        Raises UsageError and CacheError as `costl.load` does.
+        """
+        self._second_tier = None
+        if run not in (None, ZERO_SHOT):
+            from costl.search.second_tier import SecondTier  # imports torch
+
+            self._second_tier = SecondTier(str(run), self._features, device=self._device, max_bytes=keep_bytes)
 
     def messages(self) -> list[str]:
         """What the last update has found, and which videos cannot be searched."""
@@ -221,8 +234,12 @@ class Library:
         for start in range(0, len(queries), group):
             rows = similarities(chosen, sentences[start : start + group])
             for query, row in zip(queries[start : start + group], rows, strict=True):
-                hits = self._hits(query, row, chosen, videos, absent, top)
-                results.append(self._result(query, hits, len(videos), top, min_score))
+                if self._second_tier is None:
+                    hits, threshold = self._hits(query, row, chosen, videos, absent, top), ZERO_SHOT_THRESHOLD
+                else:
+                    hits = self._hits_again(self._second_tier, query, row, chosen, videos, ordinary, progress)
+                    threshold = self._second_tier.threshold(ordinary.vectors)
+                results.append(self._result(query, hits, len(videos), top, threshold if min_score is None else min_score))
         return results
 
     def _hits(
@@ -234,26 +251,50 @@ class Library:
         absent: AbsentLevels,
         top: int,
     ) -> list[Hit]:
-        """The moments of the most similar videos, best first."""
+        """The moments of the most similar videos."""
         scale = self._features.joint.logit_scale
         hits = []
         for index in shortlist(row, chosen.starts, _SHORT_LIST + top).tolist():
             curve = row[chosen.starts[index] : chosen.starts[index] + chosen.clips[index]]
             duration_s = float(chosen.durations_s[index])
-            segments = _apart(find_segments(curve, logit_scale=scale))
+            segments = find_segments(curve, logit_scale=scale, limit=_MOMENTS_OF_A_VIDEO, max_overlap=0.0)
             levels = np.array([curve[segment.start : segment.end].max() for segment in segments]) * scale
             for segment, score in zip(segments, absent.score(levels).tolist(), strict=True):
                 times = min(segment.start / chosen.fps, duration_s), min(segment.end / chosen.fps, duration_s)
                 hits.append(Hit(query, videos[index].name, videos[index].path, duration_s, *times, score))
-        return sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
+        return hits
 
-    def _result(
-        self, query: str, hits: Sequence[Hit], videos: int, top: int, min_score: float | None
-    ) -> SearchResult:
-        threshold = _THRESHOLD if min_score is None else min_score
-        good = [hit for hit in hits if hit.score >= threshold]
-        below = [hit for hit in hits if hit.score < threshold]
-        return SearchResult(query, tuple(good[:top]), tuple(below[:top]), videos, f"zero-shot {self._encoder_name}")
+    def _hits_again(
+        self,
+        second_tier: SecondTier,
+        query: str,
+        row: np.ndarray,
+        chosen: Vectors,
+        videos: Sequence[LibraryVideo],
+        ordinary: OrdinaryLevels,
+        progress: ProgressCallback | None,
+    ) -> list[Hit]:
+        """The moments that the run finds in the most similar videos."""
+        indices = shortlist(row, chosen.starts, SECOND_TIER_VIDEOS).tolist()
+        return second_tier.hits(
+            query,
+            [(chosen.keys[index], videos[index].name, videos[index].path) for index in indices],
+            encode=self._text_encoder().encode,
+            ordinary=ordinary.vectors,
+            progress=progress or self._progress,
+        )
+
+    def _result(self, query: str, hits: Sequence[Hit], videos: int, top: int, threshold: float) -> SearchResult:
+        ranked = sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
+        good = [hit for hit in ranked if hit.score >= threshold]
+        below = [hit for hit in ranked if hit.score < threshold]
+        return SearchResult(query, tuple(good[:top]), tuple(below[:top]), videos, self._answered_by)
+
+    @property
+    def _answered_by(self) -> str:
+        if self._second_tier is None:
+            return f"zero-shot {self._encoder_name}"
+        return f"{self._second_tier.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
 
     def _filtered(self, filters: Filters) -> tuple[Vectors, list[LibraryVideo]]:
         """The vectors of the videos that pass, and for each the first of its files that passes."""

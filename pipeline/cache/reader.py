@@ -11,7 +11,8 @@ A packed file (see pack_table.py) is read in the same way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class CacheReader:
         self.words_path = self.path if self.pack_table else words_folder(self.path) / self.words_file
         self._row_by_name = {row.name: row for row in self.rows}
         self._stored_tokens: dict[str, StoredTokens] = {}
-        self._words: WordTable | None = None
+        self._words: Mapping[str, SentenceTokens] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map would copy everything that it shows.
@@ -126,7 +127,7 @@ class CacheReader:
 
     def words(self, query: str) -> SentenceTokens:
         """The tokens of an annotated query. Raises CacheError for a query that was not annotated at extraction."""
-        table = self.word_table()
+        table = self._words if self._words is not None else self.word_table()
         if query not in table:
             raise CacheError(
                 f"{self.path}: the query {query!r} was not extracted. Add its annotation and run costl extract."
@@ -135,9 +136,15 @@ class CacheReader:
 
     def word_table(self) -> WordTable:
         """The tokens of every query, by query; the file is opened at the first call."""
-        if self._words is None:
+        if not isinstance(self._words, WordTable):
             self._words = WordTable(self.words_path, self._group(f"words/{self.words_file}"))
         return self._words
+
+    def with_words(self, words: Mapping[str, SentenceTokens]) -> CacheReader:
+        """The same features with the tokens of these queries instead of those that are stored."""
+        other = copy.copy(self)
+        other._words = words
+        return other
 
     def annotations(self, split: str) -> str:
         """The JSONL text of a split. Raises CacheError naming the existing splits."""

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from costl.pipeline.errors import UsageError
 from costl.search.calibrate import (
     AbsentLevels,
     PairCalibration,
@@ -13,7 +14,6 @@ from costl.search.calibrate import (
     ordinary_sentences,
     relative_sentence,
 )
-from costl.pipeline.errors import UsageError
 
 
 def gumbel(rng, count, location=5.0, scale=2.0):

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_hits_of_one_video_do_not_overlap(library):
     assert max(map(len, by_video.values())) > 1
     for spans in by_video.values():
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_the_best_moment_of_a_video_is_that_of_its_curve(library, folder, world):

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from costl.search.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, shortlist, suppress_overlaps
 from costl.pipeline.errors import UsageError
+from costl.search.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, shortlist, suppress_overlaps
 
 SCALE = 40.0
 
