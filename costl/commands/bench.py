@@ -112,6 +112,29 @@ def cache(**options: Any) -> None:
 
 
 @bench.command()
+@click.option("--hours", type=ABOVE_ZERO, default=100.0, show_default=True, help="Hours of video in the library.")
+@click.option(
+    "--repeats", type=AT_LEAST_ONE, default=10, show_default=True, help="Repeats of each measurement. The fastest counts."
+)
+@click.option("--folder", type=EXISTING_FOLDER, default=".", show_default=True, help="A folder on the disk to measure.")
+@quiet
+def search(**options: Any) -> None:
+    """Measure the speed of searching a library.
+
+    \b
+    Examples:
+        costl bench search
+        costl bench search --hours 1000
+
+    Compares the scan of all clips with usearch, torch and numpy, and with reading the same bytes, in one run on random
+    unit vectors. Needs 1.85 MB for each hour in --folder while it runs, and deletes its files at the end.
+    """
+    from costl.pipeline.bench.search import bench_search
+
+    _print_lines(bench_search, **options)
+
+
+@bench.command()
 @click.option(
     "--videos",
     type=AT_LEAST_ONE,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costl.pipeline.bench.measure import Cost, measure
+from costl.pipeline.bench.measure import Cost, can_drop_pages, drop_pages, measure
 from costl.pipeline.cache.index import Contents
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
@@ -123,15 +123,15 @@ def _reads(tokens: Sequence[np.ndarray], home: Path) -> _Works:
         read(reader.tokens(f"v{number}") for number in range(len(tokens)))
 
     def read_plain_cold() -> None:
-        _drop_pages(home.glob("*.bin"))
+        drop_pages(home.glob("*.bin"))
         read_plain()
 
     def read_cache_cold(path: Path) -> None:
-        _drop_pages(path.parent.rglob("*.h5"))
+        drop_pages(path.parent.rglob("*.h5"))
         read_cache(CacheReader(path))
 
     reads: _Works = {}
-    if hasattr(os, "posix_fadvise"):
+    if can_drop_pages():
         reads["first read, cold", "plain"] = read_plain_cold
         reads |= {("first read, cold", dtype): partial(read_cache_cold, home / dtype / "feats.h5") for dtype in _DTYPES}
     reads["next reads, warm", "plain"] = read_plain
@@ -140,15 +140,6 @@ def _reads(tokens: Sequence[np.ndarray], home: Path) -> _Works:
         read_cache(reader)
         reads["next reads, warm", dtype] = partial(read_cache, reader)
     return reads
-
-
-def _drop_pages(files: Iterable[Path]) -> None:
-    """Lets the system drop `files` from its page cache."""
-    for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)  # only pages that are on disk can be dropped
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def _speed_table(seconds: Mapping[tuple[str, str], Cost], *, megabytes: float) -> list[str]:

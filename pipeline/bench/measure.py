@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,20 @@ def in_new_process(work: Callable[P, T], *arguments: P.args, **options: P.kwargs
 def can_measure_memory() -> bool:
     """Whether this system reports the peak memory of processes (Linux does)."""
     return (_PROC / "self" / "status").exists()
+
+
+def can_drop_pages() -> bool:
+    """Whether this system can drop files from its page cache (Linux can)."""
+    return hasattr(os, "posix_fadvise")
+
+
+def drop_pages(files: Iterable[Path]) -> None:
+    """Lets the system drop `files` from its page cache. Pages that a process has mapped stay."""
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)  # only pages that are on disk can be dropped
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def peak_rss(pid: int | None = None) -> float:

@@ -13,8 +13,8 @@ import numpy as np
 from costl.pipeline.library.vectors import Vectors
 from costl.pipeline.processes import cpu_cores
 
-_BLOCK_BYTES = 2 << 20  # of vectors: several sentences are compared with a block while it is in the cache of the core
-_BLOCKS_OF_A_TASK = 8
+_BLOCK_BYTES = 1 << 20  # of vectors: several sentences are compared with a block while it is in the cache of the core
+_BLOCKS_OF_A_TASK = 16
 _SENTENCES_OF_A_PASS = 32
 _Block = Callable[[int, int], np.ndarray]
 

@@ -159,6 +159,7 @@ class _Writer:
         self._file = self.path.open("r+b" if self._rows else "w+b")
         if not self._rows:
             self._file.write(header(self.path.name, self._width))
+            sync(self.path.parent)  # the table must not be on the disk before this name is
         self._file.truncate(self._size(self._rows))  # a killed update may have left more
         self._file.seek(0, os.SEEK_END)
         return self
@@ -180,14 +181,13 @@ class _Writer:
         """Forces the rows to the disk, then publishes the table with those of `videos` that are in the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        sync(self.path.parent)
         write_table(self.path.parent, self._table(videos))
         self._published_rows = self._rows
 
     def _table(self, videos: Iterable[VideoRow]) -> VectorsTable:
         present = [row for row in videos if row.checksum in self.extents]
         present.sort(key=lambda row: self.extents[row.checksum].row)
-        extents = np.array([self.extents[row.checksum] for row in present], np.int64).reshape(-1, len(_Extent._fields))
+        extents = [self.extents[row.checksum] for row in present]
         return VectorsTable(
             cache=self._cache.digest,
             fps=self._cache.fps,
@@ -196,9 +196,9 @@ class _Writer:
             written_rows=self._rows,
             keys=tuple(row.name for row in present),
             checksums=tuple(row.checksum for row in present),
-            rows=extents[:, 0],
-            clips=extents[:, 1],
-            crcs=extents[:, 2],
+            rows=np.array([extent.row for extent in extents], np.int64),
+            clips=np.array([extent.clips for extent in extents], np.int64),
+            crcs=np.array([extent.crc for extent in extents], np.int64),
             durations_s=np.array([row.duration_s for row in present], np.float64),
         )
 

@@ -146,12 +146,13 @@ def test_every_video_may_go_and_come_back(tmp_path):
 
 def test_a_random_history_ends_as_the_cache(tmp_path):
     rng = np.random.default_rng(7)
-    for _ in range(25):
+    for _ in range(12):
         names = [name for name in "abcdefgh" if rng.random() < 0.6]
         cache = write_cache(tmp_path / "feats.h5", {name: (1 + int(rng.integers(4)), int(rng.integers(3))) for name in names})
         vectors = update_vectors(tmp_path / "v", cache)
         assert_same(vectors, cache)
-        assert len(vectors.array) <= 1.5 * len(np.unique(vectors.rows)) * 4 + 8
+        alive = dict(zip(vectors.rows.tolist(), vectors.clips.tolist(), strict=True))
+        assert 3 * sum(alive.values()) >= 2 * len(vectors.array)
         verify_vectors(tmp_path / "v")
 
 
@@ -301,7 +302,7 @@ def test_a_folder_without_permission_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
-@pytest.mark.parametrize("call", ["flush", "sync", "table"])
+@pytest.mark.parametrize("call", ["append", "fsync", "write_table"])
 def test_a_disk_that_refuses_is_one_sentence_and_leaves_the_old_state(tmp_path, monkeypatch, call, code):
     old = write_cache(tmp_path / "feats.h5", videos_of("a", "b"))
     update_vectors(tmp_path / "v", old)
@@ -312,10 +313,12 @@ def test_a_disk_that_refuses_is_one_sentence_and_leaves_the_old_state(tmp_path, 
 
     newer = write_cache(tmp_path / "feats.h5", videos_of("a", "b", "c"))
     with monkeypatch.context() as patch:
-        if call == "flush":
-            patch.setattr(vectors_update._Writer, "append", refuse)
-        else:
-            patch.setattr(vectors_update, {"sync": "sync", "table": "write_table"}[call], refuse)
+        owner, name = {
+            "append": (vectors_update._Writer, "append"),
+            "fsync": (os, "fsync"),
+            "write_table": (vectors_update, "write_table"),
+        }[call]
+        patch.setattr(owner, name, refuse)
         with pytest.raises(CacheError, match=r"v: cannot be written .*\. What was finished is kept\."):
             update_vectors(tmp_path / "v", newer)
     assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == before
