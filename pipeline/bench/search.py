@@ -52,7 +52,7 @@ _CONTENTS = Contents(
     token_format=TokenFormat(tokens="cls"),
 )
 _BLOCK_VIDEOS = 200
-_TOP_BLOCK = 1024  # clips
+_TOP_BLOCK = 256  # clips
 _Works = dict[str, Callable[[], object]]
 
 
@@ -108,11 +108,20 @@ def write_search_file(folder: Path, videos: int, report_progress: ProgressCallba
             crcs += [checksum(some[row : row + CLIPS]) for row in range(0, len(some), CLIPS)]
     report_progress(Progress("write", videos, videos))
     rows = [_video_row(number) for number in range(videos)]
-    first_rows = CLIPS * np.arange(videos)
-    columns = {"rows": first_rows, "clips": np.full(videos, CLIPS), "crcs": np.array(crcs, np.int64)}
-    columns["durations_s"] = np.full(videos, CLIPS / FPS)
-    names = {"keys": tuple(row.name for row in rows), "checksums": tuple(row.checksum for row in rows)}
-    write_table(folder, VectorsTable(_digest(), FPS, WIDTH, _DATA, videos * CLIPS, **names, **columns))
+    written = VectorsTable(
+        cache=_digest(),
+        fps=FPS,
+        width=WIDTH,
+        data=_DATA,
+        written_rows=videos * CLIPS,
+        keys=tuple(row.name for row in rows),
+        checksums=tuple(row.checksum for row in rows),
+        rows=CLIPS * np.arange(videos),
+        clips=np.full(videos, CLIPS),
+        crcs=np.array(crcs, np.int64),
+        durations_s=np.full(videos, CLIPS / FPS),
+    )
+    write_table(folder, written)
     write_index(folder / "feats.h5", _index(rows))
 
 
@@ -182,7 +191,7 @@ def _top(row: np.ndarray) -> np.ndarray:
     """The indices of the `TOP` largest values [n], best first: they are in the blocks with the largest maxima."""
     whole = len(row) // _TOP_BLOCK * _TOP_BLOCK
     maxima = row[:whole].reshape(-1, _TOP_BLOCK).max(axis=1)
-    blocks = np.argsort(-maxima)[:TOP]
+    blocks = np.argpartition(maxima, -TOP)[-TOP:] if len(maxima) > TOP else np.arange(len(maxima))
     rest = np.arange(whole, len(row))
     candidates = np.concatenate([(blocks[:, None] * _TOP_BLOCK + np.arange(_TOP_BLOCK)).ravel(), rest])
     if len(candidates) > TOP:

@@ -20,7 +20,7 @@ from costl.pipeline.formats.files import atomic_path
 FORMAT = 1
 TABLE = "vectors.table"
 NEXT_STEP = "Delete it: the search file is made again from the cache."
-_COLUMNS: dict[str, type] = {"rows": np.int64, "clips": np.int64, "crcs": np.int64, "durations_s": np.float64}
+_COLUMNS: dict[str, Any] = {"rows": np.int64, "clips": np.int64, "crcs": np.int64, "durations_s": np.float64}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_table(folder: Path) -> VectorsTable:
 
 
 def _from_columns(columns: dict[str, Any]) -> VectorsTable:
-    arrays = {name: np.array(columns[name], dtype) for name, dtype in _COLUMNS.items()}
+    arrays: dict[str, np.ndarray] = {name: np.array(columns[name], dtype) for name, dtype in _COLUMNS.items()}
     return VectorsTable(
         cache=str(columns["cache"]),
         fps=float(columns["fps"]),

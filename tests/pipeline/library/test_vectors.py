@@ -220,12 +220,18 @@ def without_checks(folder: Path, **changes) -> None:
     (folder / TABLE).write_bytes(head + b"\n" + content)
 
 
+def move_data_outside(folder: Path) -> None:
+    name = data_file(folder).name
+    data_file(folder).rename(folder.parent / name)
+    without_checks(folder, data=f"../{name}")
+
+
 DAMAGE = {
     "no table": lambda folder: (folder / TABLE).unlink(),
     "an empty table": lambda folder: (folder / TABLE).write_bytes(b""),
     "a foreign table": lambda folder: (folder / TABLE).write_bytes(b"\x89PNG\r\n\x1a\n\0\0"),
     "a list as its header": lambda folder: (folder / TABLE).write_bytes(b"[1]\n{}"),
-    "a flipped bit in the table": lambda folder: flip(folder / TABLE, 200),
+    "a flipped bit in the table": lambda folder: flip(folder / TABLE, (folder / TABLE).read_bytes().index(b'"a"') + 1),
     "half of the table": lambda folder: os.truncate(folder / TABLE, 200),
     "a table of another format": lambda folder: (folder / TABLE).write_bytes(b'{"format": 2, "sha256": ""}\n{}'),
     "a folder as the table": lambda folder: ((folder / TABLE).unlink(), (folder / TABLE).mkdir()),
@@ -233,7 +239,7 @@ DAMAGE = {
     "half of the data": lambda folder: os.truncate(data_file(folder), HEADER_BYTES + 8),
     "no header": lambda folder: flip(data_file(folder), 3),
     "the data of another table": lambda folder: data_file(folder).rename(folder / "vectors-0123456789abcdef.f16"),
-    "a path outside": lambda folder: without_checks(folder, data="../vectors-0123456789abcdef.f16"),
+    "a path outside": move_data_outside,
     "rows after the end": lambda folder: without_checks(folder, rows=[0, 9]),
     "rows before the start": lambda folder: without_checks(folder, rows=[-1, 3]),
     "columns of different lengths": lambda folder: without_checks(folder, clips=[3]),
