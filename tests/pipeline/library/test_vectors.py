@@ -15,7 +15,7 @@ from small_cache import small_contents, unit_vectors
 
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.encode.types import JointSpace
+from costl.pipeline.encode.types import JointSpace, TokenProjection
 from costl.pipeline.errors import CacheError
 from costl.pipeline.formats.files import locked
 from costl.pipeline.library import vectors_update
@@ -175,6 +175,22 @@ def test_a_library_of_another_encoder_is_made_again(tmp_path, reads):
     assert reads == [*"ab", *"ab"]  # once by the update, once by the assertion
     wider = write_cache(tmp_path / "wider.h5", videos_of("a"), joint=JointSpace(width=6, logit_scale=100.0))
     assert_same(update_vectors(tmp_path / "v", wider), wider)
+
+
+def test_vectors_of_a_cache_of_format_1_follow_from_its_frame_tokens(tmp_path):
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(8, 4)).astype(np.float32)
+    projection = TokenProjection(np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, matrix)
+    tokens = rng.normal(size=(5, 7, 8)).astype(np.float16)
+    with CacheWriter(tmp_path / "feats.h5", small_contents(projection=projection), {}) as writer:
+        writer.write_index()
+        writer.store("a", tokens=tokens, times_s=np.arange(5.0), duration_s=10.0, content_hash="")
+    vectors = update_vectors(tmp_path / "v", CacheReader(tmp_path / "feats.h5"))
+    frames = tokens[:, 0].astype(np.float64)
+    centred = frames - frames.mean(axis=1, keepdims=True)
+    expected = centred / np.sqrt(frames.var(axis=1, keepdims=True) + 1e-5) @ matrix
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(vectors.of(0) - expected).max() < 1e-3
 
 
 def test_a_cache_without_a_joint_space_is_refused(tmp_path):
