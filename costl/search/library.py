@@ -70,8 +70,10 @@ def open_library(
 
     A folder is indexed first: new and changed videos are extracted, which takes as long as `costl extract` (see
     `update_library`). `update=False` searches what the last update has indexed. `run` is a trained model that finds the
-    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`. Raises
-    UsageError for a folder without videos, wrong arguments and weights that are not here; CacheError for a damaged index, or one of another encoder.
+    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`.
+
+    Raises UsageError for a folder without videos, wrong arguments and weights that are not here; CacheError for a damaged
+    index, or one of another encoder.
     """
     path = as_path("path", path)
     if path.is_file():
