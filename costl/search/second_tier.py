@@ -18,6 +18,7 @@ from costl.pipeline.feature_store import user_folder
 from costl.pipeline.progress import ProgressCallback
 from costl.search.calibrate import relative_sentence
 from costl.search.hits import Hit
+from costl.search.moments import suppress_overlaps
 
 THRESHOLD = 0.25  # of a run without calibration: its own scores
 Candidate = tuple[str, str, Path]  # the key of a video in the cache, its name in the library, and its path
@@ -55,17 +56,17 @@ class SecondTier:
     ) -> list[Hit]:
         """The moments of a query in `videos`, scored by the run and CLIP together, in the order of the videos.
 
+        Of moments that overlap, only the best one is returned.
         Raises VideoError for a video that cannot be read.
         """
         hits: list[Hit] = []
         predictions = self._predictions(query, videos, encode, progress)
         for (_, name, path), (prediction, features) in zip(videos, predictions, strict=True):
             duration_s = features.grid(prediction.vid).duration_s
-            scores = self._scores(prediction, features, ordinary)
-            hits += [
-                Hit(query, name, path, duration_s, start, end, score)
-                for (start, end, _), score in zip(prediction.windows, scores, strict=True)
-            ]
+            spans = [(start, end) for start, end, _ in prediction.windows]
+            rows = np.column_stack([np.array(spans), self._scores(prediction, features, ordinary)])
+            apart = suppress_overlaps(rows, len(rows), max_overlap=0.0)
+            hits += [Hit(query, name, path, duration_s, *row) for row in apart.tolist()]
         return hits
 
     def _predictions(

@@ -1,0 +1,131 @@
+"""A trained run finds the moments again in the videos that CLIP puts first, with the scores of its calibration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import costl
+from costl.data.queries import read_queries
+from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import UsageError
+from costl.predict.loaded_run import open_run
+from costl.search import library as library_module
+from costl.search import run_calibration as module
+from costl.search.moments import suppress_overlaps
+from costl.search.run_calibration import run_calibration
+from costl.train import train
+
+QUERY = "the blue ring"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    train(world.cache, overrides=["train.epochs=1"], out=folder, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ordinary(world) -> np.ndarray:
+    """Stands in for the vectors of ordinary sentences."""
+    width = CacheReader(world.cache).joint.width
+    vectors = np.random.default_rng(0).normal(size=(30, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def few_pairs(monkeypatch) -> None:
+    """The small world has six validation queries."""
+    monkeypatch.setattr("costl.search.calibrate.MIN_PAIRS", 5)
+
+
+def test_the_run_gives_the_moments_it_gives_in_evaluation(world, run):
+    """The library is the run's own cache, so its features are used as they are."""
+    library = costl.library(world.cache, run=run, device="cpu")
+    result = library.search(QUERY, min_score=0.0, top=1000)
+    loaded = open_run(run, device="cpu")
+    features = CacheReader(world.cache)
+    query = read_queries(features, "test")[0]
+    words = library._text_encoder().encode([QUERY])[0]
+    loaded = type(loaded)(loaded.run, loaded.features.with_words({QUERY: words}), loaded.model, loaded.device)
+    (expected,) = loaded.predict([replace(query, query=QUERY, vid=result.hits[0].video.stem, windows=())])
+    found = [(hit.start_s, hit.end_s, hit.score) for hit in result.hits if hit.video.stem == expected.vid]
+    apart = suppress_overlaps(np.array(expected.windows), limit=100, max_overlap=0.0)
+    np.testing.assert_allclose(sorted(found), sorted(apart.tolist()), atol=1e-6)
+    assert result.answered_by.startswith(f"{run}, in 10 videos")
+
+
+def test_only_the_short_list_is_searched_again(world, run, monkeypatch):
+    monkeypatch.setattr(library_module, "SECOND_TIER_VIDEOS", 2)
+    zero_shot = costl.library(world.cache, device="cpu").search(QUERY, min_score=0.0, top=1000)
+    first_two = list(dict.fromkeys(hit.name for hit in zero_shot.hits))[:2]
+    found = costl.library(world.cache, run=run, device="cpu").search(QUERY, min_score=0.0, top=1000)
+    assert {hit.name for hit in found.hits} == set(first_two)
+
+
+def test_a_folder_is_searched_with_features_made_for_the_run(world, run, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for path in sorted(world.videos.glob("test_0*.mp4")):
+        shutil.copy(path, folder)
+    library = costl.library(folder, run=run, weights=str(world.videos / "clip"), device="cpu", workers=1)
+    in_cache = costl.library(world.cache, run=run, device="cpu").search(QUERY, min_score=0.0, top=1000).hits
+    expected = {(hit.name, round(hit.start_s, 1), round(hit.end_s, 1)) for hit in in_cache}
+    hits = library.search(QUERY, min_score=0.0, top=1000).hits
+    assert {(hit.name, round(hit.start_s, 1), round(hit.end_s, 1)) for hit in hits} <= expected and hits
+
+
+def test_none_is_zero_shot(world, run):
+    library = costl.library(world.cache, run=run, device="cpu")
+    library.use_run("none")
+    assert library.search(QUERY).answered_by.startswith("zero-shot")
+    with pytest.raises(UsageError, match="no such folder"):
+        library.use_run("nowhere")
+
+
+def test_a_calibration_is_computed_once_and_stored(world, run, ordinary, few_pairs, tmp_path, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "run")
+    calibration = run_calibration(folder, ordinary, device="cpu")
+    assert calibration is not None and len(calibration.present) == len(read_queries(CacheReader(world.cache), "val"))
+    monkeypatch.setattr(module, "open_run", lambda *_, **__: pytest.fail("computed again"))
+    assert run_calibration(folder, ordinary, device="cpu") == calibration
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"checksum": 3}', '{"checksum": "", "weights": [1], "present": []}'])
+def test_a_damaged_calibration_is_computed_again(run, ordinary, few_pairs, tmp_path, content):
+    folder = shutil.copytree(run, tmp_path / "run")
+    expected = run_calibration(folder, ordinary, device="cpu")
+    (folder / "calibration.json").write_text(content)
+    assert run_calibration(folder, ordinary, device="cpu") == expected
+
+
+def test_a_calibration_belongs_to_its_weights(run, ordinary, few_pairs, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    run_calibration(folder, ordinary, device="cpu")
+    stored = json.loads((folder / "calibration.json").read_text())
+    (folder / "calibration.json").write_text(json.dumps(stored | {"weights": [9, 9, 9], "checksum": "other"}))
+    assert run_calibration(folder, ordinary, device="cpu").weights == tuple(stored["weights"])
+
+
+def test_too_few_pairs_give_no_calibration(run, ordinary, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    assert run_calibration(folder, ordinary, device="cpu") is None
+    assert not (folder / "calibration.json").exists()
+
+
+def test_without_the_cache_there_is_no_calibration(run, ordinary, few_pairs, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | {"cache": str(tmp_path / "gone.h5")}))
+    assert run_calibration(folder, ordinary, device="cpu") is None
