@@ -69,15 +69,17 @@ def check_format(output_format: str, videos: Sequence[Path]) -> None:
         )
 
 
-def format_answers(answers: Sequence[Answer], output_format: str) -> str:
+def format_answers(answers: Sequence[Answer], output_format: str, *, show_all: bool = False) -> str:
     """The answers as one text in one of FORMATS, with a line break at the end. Subtitles need answers of one video.
+
+    With `show_all`, a table also has the moments below the threshold.
 
     Raises UsageError for an unknown format.
     """
     if output_format not in FORMATS:
         raise UsageError(f"output_format is {output_format!r}, expected one of {', '.join(FORMATS)}.")
     if output_format == "table":
-        return "\n\n".join(map(repr, answers)) + "\n"
+        return "\n\n".join(answer.table(show_below=show_all) for answer in answers) + "\n"
     if output_format == "csv":
         rows = [
             (answer.video, answer.query, rank, f"{m.start_s:.3f}", f"{m.end_s:.3f}", f"{m.score:.4f}")

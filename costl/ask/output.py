@@ -43,16 +43,17 @@ def write_answers(
     picture: Path | None,
     print_text: Callable[[str], None],
     overwrite: bool = False,
+    show_all: bool = False,
     progress: ProgressCallback = lambda _: None,
 ) -> list[Path]:
     """Writes the text to the file `out`, or passes it to `print_text`. Cuts every moment into `cut_folder` and draws
-    `picture`, unless they are None. Returns the files that it wrote. Raises UsageError for a file that is not an earlier
+    `picture`, unless they are None. `show_all` adds the moments below the threshold to a table. Returns the files that it wrote. Raises UsageError for a file that is not an earlier
     output, unless `overwrite` (and always for a video), and CostlError if a file cannot be written.
     """
     videos = [answer.video for answer in answers]
     refuse_outputs(out, picture, inputs=videos, overwrite=overwrite)
     written: list[Path] = []
-    text = format_answers(answers, output_format)
+    text = format_answers(answers, output_format, show_all=show_all)
     if out is not None:
         publish(out, text.encode())
         written.append(out)

@@ -20,6 +20,7 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 @click.argument("arguments", nargs=-1, metavar="VIDEO... QUERY...")
 @trained_model
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of moments for each query.")
+@click.option("--all", "show_all", is_flag=True, help="Also show, in grey, moments that are no answers.")
 @click.option(
     "--format",
     "output_format",
@@ -44,6 +45,7 @@ def predict(
     as_json: bool,
     quiet: bool,
     overwrite: bool,
+    show_all: bool,
     **outputs: Path | None,
 ) -> None:
     """Find the moments in videos that match sentences.
@@ -54,7 +56,7 @@ def predict(
         costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out moments.jsonl
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
-    Needs a trained model, but no annotations. Videos can have any length. An argument that is an existing file is a video,
+    Without a trained model, CLIP answers alone (zero-shot). Videos can have any length. An argument that is an existing file is a video,
     and any other argument is a query. The features of a video are stored in --cache-dir, and later queries reuse them.
 
     Exit code 1: some videos could not be read.
@@ -85,6 +87,7 @@ def predict(
             answers,
             output_format=output_format,
             overwrite=overwrite,
+            show_all=show_all,
             print_text=lambda text: click.echo(text, nl=False),
             progress=progress,
             **outputs,

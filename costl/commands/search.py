@@ -32,6 +32,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.argument("sentences", nargs=-1, metavar="[SENTENCE]...")
 @click.option("--videos", type=FOLDER, help="Folder of videos. Those that are new or changed are indexed first.")
 @click.option("--cache", type=ANY_PATH, help="Search a cache of costl extract instead.")
+@click.option("--run", metavar="MODEL", help="Trained model that finds the moments again (see predict).")
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
 @click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
 @click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
@@ -46,6 +47,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--picture", type=ANY_PATH, help="Draw the moments into this PNG file.")
 @click.option("--model", help="Encoder of a new index (see costl data models).")
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
+@click.option("--keep", default="20GB", metavar="SIZE", help="Most to store for --run.  [default: 20GB]")
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
 @overwrite
 @device
@@ -54,6 +56,8 @@ def search(
     sentences: tuple[str, ...],
     videos: Path | None,
     cache: Path | None,
+    run: str | None,
+    keep: str,
     top: int,
     min_score: float | None,
     within: str,
@@ -85,6 +89,11 @@ def search(
     path = videos or cache
     if path is None or (videos and cache):
         raise click.UsageError("name either a folder or a cache: --videos DIR or --cache FILE.")
+    from costl.ask.model_folder import model_or_zero_shot
+    from costl.pipeline.library.store_limit import parse_size
+
+    keep_bytes = parse_size(keep)
+    model_folder = model_or_zero_shot(run or "none")
     write = _Outputs(**outputs)  # refuses files before anything is loaded
     is_interactive = not sentences and sys.stdin.isatty()
     if is_interactive and write.is_to_files:
@@ -93,7 +102,15 @@ def search(
     from costl.search.library import open_library
 
     with ProgressBars(silent=quiet) as progress:
-        library = open_library(path, model=model, weights=weights, device=device, progress=progress)
+        library = open_library(
+            path,
+            run=model_folder,
+            keep_bytes=keep_bytes,
+            model=model,
+            weights=weights,
+            device=device,
+            progress=progress,
+        )
     print_messages(*library.messages())
     failures: list[str] = []
     for queries in _queries(sentences, is_interactive=is_interactive):
