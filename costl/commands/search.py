@@ -95,7 +95,7 @@ def search(
     keep_bytes = parse_size(keep)
     model_folder = model_or_zero_shot(run or "none")
     write = _Outputs(**outputs)  # refuses files before anything is loaded
-    is_interactive = not sentences and sys.stdin.isatty()
+    is_interactive = not sentences and is_terminal()
     if is_interactive and write.is_to_files:
         raise click.UsageError("what is written to files needs a sentence. Give one, or leave out --out, --cut and --picture.")
     filters = Filters(within, after, before, longer_than)
@@ -120,6 +120,11 @@ def search(
     print_messages(*failures)
     if failures:
         raise SystemExit(1)
+
+
+def is_terminal() -> bool:
+    """Whether a person types the input."""
+    return sys.stdin.isatty()
 
 
 def _remove_index(videos: Path | None) -> None:

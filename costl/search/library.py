@@ -76,7 +76,7 @@ def open_library(
     index, or one of another encoder.
     """
     path = as_path("path", path)
-    if path.is_file():
+    if path.is_file() or path.suffix == ".h5":
         if model is not None:
             raise UsageError(f"model is {model!r}, but {path} is a cache, which was made with a model already.")
         library = _open_cache(path, weights, device, progress)
