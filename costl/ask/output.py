@@ -47,8 +47,9 @@ def write_answers(
     progress: ProgressCallback = lambda _: None,
 ) -> list[Path]:
     """Writes the text to the file `out`, or passes it to `print_text`. Cuts every moment into `cut_folder` and draws
-    `picture`, unless they are None. `show_all` adds the moments below the threshold to a table. Returns the files that it wrote. Raises UsageError for a file that is not an earlier
-    output, unless `overwrite` (and always for a video), and CostlError if a file cannot be written.
+    `picture`, unless they are None. `show_all` adds the moments below the threshold to a table. Returns the files
+    that it wrote. Raises UsageError for a file that is not an earlier output, unless `overwrite` (and always for a
+    video), and CostlError if a file cannot be written.
     """
     videos = [answer.video for answer in answers]
     refuse_outputs(out, picture, inputs=videos, overwrite=overwrite)

@@ -56,8 +56,9 @@ def predict(
         costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out moments.jsonl
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
-    Without a trained model, CLIP answers alone (zero-shot). Videos can have any length. An argument that is an existing file is a video,
-    and any other argument is a query. The features of a video are stored in --cache-dir, and later queries reuse them.
+    Without a trained model, CLIP answers alone (zero-shot). Videos can have any length. An argument that is an existing
+    file is a video, and any other argument is a query. The features of a video are stored in --cache-dir, and later queries
+    reuse them.
 
     Exit code 1: some videos could not be read.
     """
