@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -206,6 +207,7 @@ def _meta_in(path: Path, content: Any, stored: Mapping[str, Tensor]) -> dict[str
     return dict(_from_json_value(content["meta"], stored))
 
 
+@functools.lru_cache(maxsize=4096)  # most files hold the same keys
 def _current_key(key: str) -> str:
     for pattern, replacement in RENAMED_KEYS:
         key = re.sub(pattern, replacement, key)
