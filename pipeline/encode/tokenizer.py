@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -117,7 +119,7 @@ def load_tokenizer(source: Source) -> Tokenizer:
     settings = text.get("tokenizer_kwargs") or {}
     hub_name = text.get("hf_tokenizer_name")
     if not hub_name:
-        return ClipTokenizer(SimpleTokenizer(context_length=length, **settings))
+        return ClipTokenizer(_clip_tokenizer(json.dumps({**settings, "context_length": length})))
     if find_spec("transformers") is None:
         raise UsageError(
             f"{source.name}: its tokenizer needs transformers, which is not installed. Run pip install 'costl[transformers]'."
@@ -134,6 +136,12 @@ def load_tokenizer(source: Source) -> Tokenizer:
             f"weights a folder with open_clip_config.json, open_clip_model.safetensors and, of {hub_name}, {_FILES}."
         )
     return _read(cached or hub_name, settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _clip_tokenizer(settings: str) -> SimpleTokenizer:
+    """CLIP's tokenizer with settings in JSON: its 49,000 merges are read once a process, not once an encoder."""
+    return SimpleTokenizer(**json.loads(settings))
 
 
 def _cached_folder(hub_name: str) -> str | None:
