@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import gc
 import os
 import shutil
 import signal
@@ -14,13 +14,15 @@ import h5py
 import jaxtyping
 import numpy as np
 import pytest
+import quick_pictures
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+# The imports make no garbage worth the search for it, which takes a fifth of their time.
+gc.disable()
 # Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ[quick_pictures.WANTED] = "1"
 # Set before the modules are imported: the shapes in their signatures are then checked while the tests run.
 SHAPED = (
     "costl.model",
@@ -48,6 +50,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     jaxtyping.config.update("jaxtyping_disable", path.startswith(UNCHECKED))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """The garbage collector starts, and leaves alone what the imports have made."""
+    gc.freeze()
+    gc.enable()
+
+
 # The same examples in every run; `pytest --hypothesis-profile=long` tries many more, different ones each time.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("long", max_examples=3000, deadline=None)
@@ -64,7 +73,7 @@ extract:
 train:
   model: {width: 32, heads: 2}
   spatial: {top_k: 4}
-  train: {epochs: 3, warmup_steps: 2, batch_size: 6}
+  train: {epochs: 3, warmup_steps: 2, batch_size: 15}
 """
 
 
@@ -74,27 +83,11 @@ def interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def blank_png(figure) -> bytes:
-    """A picture of the size of the figure, without its content."""
-    image = io.BytesIO()
-    software = PngInfo()
-    software.add_text("Software", "CoSTL")
-    Image.new("L", tuple(map(int, figure.bbox.size))).save(image, format="png", pnginfo=software)
-    return image.getvalue()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _quick_pictures() -> Iterator[None]:
-    """Pictures of two queries at most, laid out but not painted: painting takes longer than such small models train.
-
-    Processes that a test starts paint, and so do tests with `real_pictures`.
-    """
-    from costl.plots import predictions, training_curves
-
+    """Pictures are quick (see `quick_pictures`), in the processes of `Preloaded` as well, but for tests with `real_pictures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "MOST_DRAWN", 2)
-        patch.setattr(predictions, "to_png", blank_png)
-        patch.setattr(training_curves, "to_png", blank_png)
+        quick_pictures.make_quick(patch.setattr)
         yield
 
 
@@ -103,6 +96,7 @@ def real_pictures(monkeypatch) -> None:
     """All pictures as a user gets them."""
     from costl.plots import predictions, style, training_curves
 
+    monkeypatch.delenv(quick_pictures.WANTED)
     monkeypatch.setattr(predictions, "MOST_DRAWN", 40)
     for module in (predictions, training_curves):
         monkeypatch.setattr(module, "to_png", style.to_png)

@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from quick_pictures import make_quick_if_wanted
+
 ROOT = Path(__file__).parents[2]
 MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow", "av", "yaml", "matplotlib.backends.backend_agg")
 
@@ -125,6 +127,7 @@ def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_int
     first = cwd if is_module else str(Path(arguments[0]).parent)
     sys.path[:1] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = arguments[is_module:]
+    make_quick_if_wanted()
     if is_module:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
@@ -132,8 +135,10 @@ def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_int
 
 
 if __name__ == "__main__":
+    gc.disable()
     for module in MODULES:
         __import__(module)
     gc.freeze()
+    gc.enable()
     request = wait_for_request(socket.socket(fileno=int(sys.argv[1])))
     run(**request)
