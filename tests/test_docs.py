@@ -164,7 +164,8 @@ def test_settings_shown_are_read(page):
 def test_the_code_on_a_page_runs_on_a_trained_run(page, world, tmp_path, monkeypatch):
     train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "runs" / "mine", device="cpu")
     shutil.copy(world.videos / "test_0000.mp4", tmp_path / "holiday.mp4")
-    (tmp_path / "dir").symlink_to(world.videos, target_is_directory=True)
+    for name in ("dir", "Videos"):
+        (tmp_path / name).symlink_to(world.videos, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     blocks = code(ROOT / "docs" / page, "python")

@@ -17,13 +17,13 @@ DOORS = [f"{P}.{name}" for name in ("cache", "device", "encode.types", "errors",
 DOORS += [f"{P}.annotations"]
 VIDEO_DOORS = {
     "costl.commands": [P],
-    "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.preview"],
+    "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.library", f"{P}.options", f"{P}.preview"],
     "costl.data.loader": [f"{P}.processes"],
     "costl.benchmarks.prepare": [f"{P}.decode.backends", f"{P}.videos"],
     "costl.demo": [f"{P}.preview", f"{P}.videos"],
-    "costl.search": [f"{P}.decode.frame_rate", f"{P}.decode.timecode"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
     "costl.report": [f"{P}.preview"],
+    "costl.search": [f"{P}.decode", f"{P}.encode", f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
 }
 LIBRARY_ROOMS = {
     "click tqdm": ["costl.commands"],

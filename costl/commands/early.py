@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from costl.training.launch import read_launch
+
+# Options that earlier versions had. Using one is an error with the next step.
+REMOVED = {
+    ("extract", "--cache"): "Run costl cache add-queries.",
+    ("extract", "--layers"): "A cache stores the tokens of CLIP's last block only: leave the option out.",
+    ("extract", "--compile"): "It made an extraction no faster: leave it out.",
+}
 
 
 def check_run(
@@ -46,6 +55,13 @@ def check_resumed(run: Path, cache: Path | None) -> None:
 
     if not _each_process_would_print():
         read_interrupted(run, cache)
+
+
+def refuse_removed_options(command: str, arguments: Sequence[str]) -> None:
+    """Raises a usage error with the next step if an option of this command is gone."""
+    for option in [argument.partition("=")[0] for argument in arguments]:
+        if (command, option) in REMOVED:
+            raise click.UsageError(f"costl {command} {option} is gone. {REMOVED[command, option]}")
 
 
 def _each_process_would_print() -> bool:

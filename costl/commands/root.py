@@ -14,12 +14,12 @@ from costl.commands.ask import demo, predict, report
 from costl.commands.bench import bench
 from costl.commands.cache import cache
 from costl.commands.data import data
+from costl.commands.early import refuse_removed_options
 from costl.commands.evaluate import evaluate
 from costl.commands.extract import extract
 from costl.commands.jobs import prepare, quickstart
 from costl.commands.options import Group
 from costl.commands.output import print_messages
-from costl.commands.removed import refuse_removed_options
 from costl.commands.search import search
 from costl.commands.study import study
 from costl.commands.train import train

@@ -116,7 +116,7 @@ def search(
     for queries in _queries(sentences, is_interactive=is_interactive):
         with ProgressBars(silent=quiet) as progress:
             results = library.search_all(queries, top=top, min_score=min_score, filters=filters, progress=progress)
-        failures += write(results)
+        failures += write(results, quiet=quiet)
     print_messages(*failures)
     if failures:
         raise SystemExit(1)
@@ -178,7 +178,7 @@ class _Outputs:
         """Whether anything is written to a file."""
         return any((self._out, self._cut_folder, self._picture))
 
-    def __call__(self, results: Sequence[SearchResult]) -> list[str]:
+    def __call__(self, results: Sequence[SearchResult], *, quiet: bool) -> list[str]:
         """Writes the results; returns what could not be written."""
         from costl.search.export import write_hits
 
@@ -194,7 +194,7 @@ class _Outputs:
         if self._cut_folder is not None:
             from costl.search.cuts import cut_hits
 
-            with ProgressBars() as progress:
+            with ProgressBars(silent=quiet) as progress:
                 files += cut_hits(results, self._cut_folder, overwrite=self._overwrite, progress=progress)
         if self._picture is not None:
             from costl.search.picture import draw_results

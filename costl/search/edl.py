@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.pipeline.decode.timecode import MAX_RATE, frames_per_hour, has_timecode, to_timecode
 from costl.pipeline.errors import UsageError
 from costl.plots.terminal_text import one_line
 from costl.search.hits import Hit
+
+if TYPE_CHECKING:
+    from costl.pipeline.decode.frame_rate import FrameNumbers
 
 BEGINNING = "TITLE: CoSTL: "
 _TITLE_LENGTH = 70  # characters, by CMX 3600

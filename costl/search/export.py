@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from costl.ask.formats import choose_format
-from costl.pipeline.decode.frame_rate import FrameNumbers, read_frame_numbers
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.search.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
 from costl.search.hits import SearchResult
+
+if TYPE_CHECKING:
+    from costl.pipeline.decode.frame_rate import FrameNumbers
 
 _SUFFIXES = {"chapters": ".txt"}
 
@@ -85,6 +88,8 @@ def _read_all(videos: Mapping[str, Path]) -> tuple[dict[str, FrameNumbers], list
 
     Raises VideoError if no video has them.
     """
+    from costl.pipeline.decode.frame_rate import read_frame_numbers  # loads PyAV
+
     frame_numbers: dict[str, FrameNumbers] = {}
     errors: list[VideoError] = []
     for name, video in videos.items():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from costl.ask.formats import SUBTITLE_BEGINNINGS, begins, csv_text, json_text, subtitles
-from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.pipeline.errors import UsageError
 from costl.search import chapters, edl, otio
 from costl.search.hits import Hit, SearchResult
+
+if TYPE_CHECKING:
+    from costl.pipeline.decode.frame_rate import FrameNumbers
 
 FORMATS = ("table", "json", "jsonl", "csv", "srt", "vtt", "edl", "otio", "ffmetadata", "chapters")
 ONE_VIDEO = ("srt", "vtt", "ffmetadata", "chapters")  # formats whose times are those of one video

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.decode.frame_rate import FrameNumbers
 from costl.plots.terminal_text import one_line
 from costl.search.hits import Hit
+
+if TYPE_CHECKING:
+    from costl.pipeline.decode.frame_rate import FrameNumbers
 
 BEGINNING = '{\n  "OTIO_SCHEMA": "Timeline.1",\n  "metadata": {\n    "costl": '
 _MEDIA = "DEFAULT_MEDIA"

@@ -14,7 +14,7 @@ from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, rea
 from costl.pipeline.cache.inspect import MAX_LISTED
 from costl.pipeline.cache.lock import refuse_if_busy
 from costl.pipeline.cache.writer import CacheWriter
-from costl.pipeline.data_folder import ExtractSettings
+from costl.pipeline.data_folder import ExtractSettings, read_settings
 from costl.pipeline.device import pick_device
 from costl.pipeline.encode.names import check_names, default_weights
 from costl.pipeline.encode.reload import reload_encoder
@@ -83,7 +83,8 @@ def update_library(
 ) -> LibraryFiles:
     """Extracts what the index of the folder `videos` lacks, into the folder `index`; unchanged files are not read.
 
-    `model` and `weights` are by default those of the index, and of a new index those of `costl extract`. `cluster` is the
+    `model` and `weights` are by default those of the index, and of a new index those of the folder's costl.yaml or else of
+    `costl extract`. `cluster` is the
     address of a Dask scheduler whose workers process the videos. A video that fails becomes a row with its reason. It is tried
     again when its file changes, and after failures of the machine. It can be killed at any time, and the next call goes on.
     Raises UsageError for a folder without videos and weights that are not here, CacheError for an index of another encoder, one
@@ -166,10 +167,18 @@ class _Update:
             self._contents, self._rows = index.contents, {row.id: row for row in index.rows}
             self._refuse_another_encoder(model, weights)
             return
-        settings = ExtractSettings(model=model or MODEL, weights=weights or default_weights(MODEL), tokens="cls")
+        settings = self._settings(model, weights)
         check_names(settings.model, settings.weights)
         self._encoder = _load(settings, "auto" if self._cluster else self._device, self._report_progress)
         self._contents = _contents(settings, self._encoder, self._videos, self._cache)
+
+    def _settings(self, model: str | None, weights: str | None) -> ExtractSettings:
+        """The settings of a new index: what is chosen, else those of the folder's costl.yaml, else the defaults."""
+        chosen = {name: value for name, value in (("model", model), ("weights", weights)) if value is not None}
+        values = {**read_settings(self._videos).extract, **chosen, "tokens": "cls", "dtype": "float16"}
+        if "weights" not in values:
+            values["weights"] = default_weights(str(values.get("model", MODEL)))
+        return ExtractSettings(**values)
 
     def _refuse_another_encoder(self, model: str | None, weights: str | None) -> None:
         source = self._contents.source

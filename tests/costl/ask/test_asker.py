@@ -21,8 +21,11 @@ from costl.data.batch import model_inputs
 from costl.data.queries import read_queries
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.encode import clip
 from costl.pipeline.errors import CacheError, UsageError, VideoError
 from costl.pipeline.fingerprint import explain_difference
+from costl.search.calibrate import AbsentLevels, PairCalibration
+from costl.search.moments import find_segments
 from costl.train import train
 
 
@@ -237,10 +240,10 @@ def test_patch_attention_is_the_attention_of_step_one(world, asker):
     assert asker.patch_attention(video, query, []) == []
     features = CacheReader(next(asker._feature_store.folder.glob("*.h5")))
     whole = model_inputs([read_queries(CacheReader(world.cache), "test")[0]], CacheReader(world.cache), patches=True)
-    step_one = asker._model.spatial_output(whole).coarse.attention
-    for one, clip in zip(attention, (0, 3, 11), strict=True):
+    step_one = asker._predictor._model.spatial_output(whole).coarse.attention
+    for one, position in zip(attention, (0, 3, 11), strict=True):
         assert one.weights.shape == features.patch_grid and one.weights.sum() == pytest.approx(1.0, abs=1e-4)
-        np.testing.assert_allclose(one.weights.ravel(), step_one[0, clip].detach().numpy(), atol=2e-3)
+        np.testing.assert_allclose(one.weights.ravel(), step_one[0, position].detach().numpy(), atol=2e-3)
 
 
 def test_importing_costl_loads_no_heavy_library():
@@ -283,3 +286,59 @@ def test_a_frame_without_pixels_is_refused(asker, size):
 def test_impossible_workers_and_devices_are_refused_by_load(run, tmp_path, argument, value, part):
     with pytest.raises(UsageError, match=f"{argument} .*{part}"):
         costl.load(run, **{"cache_dir": tmp_path, "device": "cpu", argument: value})
+
+
+@pytest.fixture
+def zero_shot(world, tmp_path, monkeypatch) -> Asker:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return costl.load("none", weights=str(world.videos / "clip"), cache_dir=tmp_path / "features", device="cpu", workers=1)
+
+
+def test_without_training_moments_are_those_of_the_curve(world, zero_shot):
+    """Computed again with the encoder, from the features of the world's own cache."""
+    video, query = a_query(world)
+    (answer,) = zero_shot.ask(video, query)
+    features = CacheReader(world.cache)
+    curve = features.joint_vectors(video.stem) @ features.words(query).sentence
+    expected = find_segments(curve, logit_scale=features.joint.logit_scale)
+    found = answer.moments or answer.below
+    assert [(m.start_s, m.end_s) for m in found] == [(s.start * 2.0, s.end * 2.0) for s in expected]
+    scores = [m.score for m in found]
+    assert scores == sorted(scores, reverse=True) and scores[0] == answer.confidence
+    np.testing.assert_allclose(answer.saliency.scores, curve, atol=1e-3)
+    assert any("answered by CLIP alone" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize(("confidence", "is_answer"), [(0.95, True), (0.9, True), (0.89, False), (0.0, False)])
+def test_moments_of_a_sentence_that_is_not_there_are_no_answers(world, zero_shot, monkeypatch, confidence, is_answer):
+    monkeypatch.setattr(AbsentLevels, "score", lambda self, levels: np.full(len(levels), confidence))
+    (answer,) = zero_shot.ask(*a_query(world))
+    assert bool(answer.moments) is is_answer and bool(answer.below) is not is_answer
+    text = answer.table()
+    assert ("nothing in this video is like this" in text) is not is_answer
+    assert ("below the threshold" in answer.table(show_below=True)) is not is_answer
+    assert answer.top(1).moments == answer.moments[:1] and answer.top(1).below == answer.below[:1]
+
+
+def test_a_run_refuses_by_its_calibration(world, asker, monkeypatch):
+    """The small world has too few pairs for a calibration of its own."""
+    (answer,) = asker.ask(*a_query(world))
+    assert answer.moments and not answer.below
+    for constant, is_answer in ((50.0, True), (-50.0, False)):
+        asker._predictor._calibration = PairCalibration((0.0, 0.0, constant), tuple([0.5] * 100))
+        (answer,) = asker.ask(*a_query(world))
+        assert bool(answer.moments) is is_answer and bool(answer.below) is not is_answer
+
+
+def test_a_repeated_question_without_a_run_loads_no_clip(world, zero_shot, tmp_path, no_decoding, monkeypatch):
+    (first,) = zero_shot.ask(*a_query(world))
+    no_decoding()
+    monkeypatch.setattr(clip, "load_encoder", lambda *_, **__: pytest.fail("loaded"))
+    again = costl.load("none", weights=str(world.videos / "clip"), cache_dir=tmp_path / "features", device="cpu")
+    assert again.ask(*a_query(world)) == [first]
+
+
+def test_where_there_is_no_run_clip_answers(tmp_path, monkeypatch, world):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert costl.load(weights=str(world.videos / "clip"), device="cpu").name.startswith("zero-shot ViT-B-32")

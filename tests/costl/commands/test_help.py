@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from costl.commands import main
-from costl.commands.removed import REMOVED
+from costl.commands.early import REMOVED
 
 ROOT = Path(__file__).parents[3]
 VERBS = "Add Ask Check Compare Convert Describe Draw Export Extract Find Import Inspect List Make Measure Merge Pack Run Score"
@@ -112,4 +112,4 @@ def test_every_command_that_draws_progress_can_be_quiet():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "costl" / "commands").glob("*.py"))
     assert source.count("ProgressBars(") == source.count("ProgressBars(silent=quiet)")
     quiet = [path for path, command in commands() if any(parameter.name == "quiet" for parameter in command.params)]
-    assert len(quiet) == 23
+    assert len(quiet) == 25

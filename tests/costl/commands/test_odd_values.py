@@ -31,6 +31,7 @@ USUAL = {
     "extract": "--videos videos --out new.h5",
     "train": "--cache feats.h5 --out new",
     "evaluate": "--run run --split val --out new",
+    "search": "dog --cache gone.h5",
     "predict": "videos/a.mp4 dog --run run --cache-dir new",
     "demo": "--run gone",
     "report": "run --split val --out new",
@@ -58,6 +59,7 @@ USUAL = {
     "bench index": "",
     "bench train": "--quick",
     "bench metrics": "",
+    "bench search": "",
 }
 WORK = (
     "costl.pipeline.extract:_load_encoders",
@@ -73,6 +75,7 @@ WORK = (
     "costl.bench.index:bench_index",
     "costl.bench.train:bench_train",
     "costl.bench.metrics:bench_metrics",
+    "costl.pipeline.bench.search:bench_search",
 )
 LEAVES = {" ".join(path): command for path, command in commands() if not isinstance(command, click.Group)}
 
