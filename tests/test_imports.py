@@ -20,7 +20,7 @@ VIDEO_DOORS = {
     "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.preview"],
     "costl.data.loader": [f"{P}.processes"],
     "costl.benchmarks.prepare": [f"{P}.decode.backends", f"{P}.videos"],
-    "costl.demo": [f"{P}.preview", f"{P}.videos"],
+    "costl.demo": [f"{P}.library", f"{P}.preview", f"{P}.videos"],
     "costl.search": [f"{P}.decode.frame_rate", f"{P}.decode.timecode"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
     "costl.report": [f"{P}.preview"],
