@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
 from costl.demo.indexing import Indexing
@@ -24,7 +25,7 @@ from costl.demo.library_page import Card, problem_html, results_html
 from costl.demo.streams import REPLY_EVERY_S, json_line, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.library.folder import CACHE, index_folder
-from costl.pipeline.library.update import update_library
+from costl.pipeline.library.update import NOT_YET, update_library
 from costl.pipeline.preview.cut import browser_start_s, frames_at
 from costl.pipeline.videos import printable
 from costl.search.export import write_hits
@@ -138,17 +139,16 @@ class LibrarySearch:
             library = self._open()
         except CostlError as problem:
             library, state, error = None, "failed", str(problem)
-        names = sorted(library.files.files) if library and library.files else []
-        failed = dict(library.files.failed) if library and library.files and state == "ready" else {}
-        count = len(library) if library else 0
+        files = library.files.files if library and library.files else {}
+        failed = library.files.failed if library and library.files else {}
         return {
             "state": state,
             "error": error,
-            "videos": count,
-            "unfinished": len(names) - count if state == "stopped" else 0,
+            "videos": len(library) if library else 0,
             "hours": library.hours if library else 0.0,
-            "folders": _folders(names),
-            "failed": [[printable(name), reason] for name, reason in failed.items()],
+            "unfinished": sum(reason == NOT_YET for reason in failed.values()),
+            "failed": [[printable(name), reason] for name, reason in failed.items() if reason != NOT_YET],
+            "folders": _folders(list(files)),
         }
 
     def _open(self) -> Library | None:
@@ -168,30 +168,28 @@ class LibrarySearch:
             top = min(_MOST, max(1, int(asked.get("top") or SHOWN)))
             library = self._open()
             if library is None or not len(library):
-                return _reply(problem_html("Nothing is indexed yet. Search again when the first videos are."), "Nothing is indexed yet.")
+                return _problem("Nothing is indexed yet. Search again when the first videos are.")
             query = asked.get("query", "").strip()
             result = library.search(query, top=top, filters=filters)
             return self._reply(library, result, filtered=filters != Filters(), has_more=len(result.hits) == top < _MOST)
         except CostlError as error:
-            return _reply(problem_html(str(error)), str(error))
+            return _problem(str(error))
         except Exception as error:
             traceback.print_exception(error)
-            return _reply(problem_html(f"{error} Look at the terminal of the demo."), "The search has failed.")
+            return _problem(f"{error} Look at the terminal of the demo.")
 
     def _reply(self, library: Library, result: SearchResult, *, filtered: bool, has_more: bool) -> dict[str, object]:
         every = [*result.hits, *result.below]
         curves = library.curves(result.query, {hit.name for hit in every})
-        span = (min(float(c.min()) for c in curves.values()), max(float(c.max()) for c in curves.values())) if curves else (0, 1)
-        cards = [
-            Card(rank, hit, self._key(hit), curves[hit.name], library.clip_s, span) for rank, hit in enumerate(every)
-        ]
+        cosines = np.concatenate([*curves.values(), np.empty(0, np.float32)])
+        span = (float(cosines.min(initial=1.0)), float(cosines.max(initial=-1.0)))
+        cards = [Card(rank, hit, self._key(hit), curves[hit.name], library.clip_s, span) for rank, hit in enumerate(every)]
         search = secrets.token_urlsafe(12)
         self._results[search] = result
         while len(self._results) > _RESULTS:
             self._results.popitem(last=False)
         html = results_html(search, result, cards, filtered=filtered, has_more=has_more)
-        count = len(result.hits)
-        return _reply(html, f"{count} moment{'s' * (count != 1)}" if count else "Nothing like this here.")
+        return {"html": html, "summary": _in_words(result)}
 
     def _key(self, hit: Hit) -> str:
         key = self._keys.setdefault(hit.video, secrets.token_urlsafe(12))
@@ -228,8 +226,15 @@ def _filters(asked: Mapping[str, str]) -> Filters:
     return Filters(within=asked.get("within", ""), longer_than_s=longer_than_s, **days)
 
 
-def _reply(html: str, summary: str) -> dict[str, object]:
-    return {"html": html, "summary": summary}
+def _problem(message: str) -> dict[str, object]:
+    return {"html": problem_html(message), "summary": ""}
+
+
+def _in_words(result: SearchResult) -> str:
+    if not result.hits:
+        return "Nothing like this here."
+    count, videos = len(result.hits), len({hit.name for hit in result.hits})
+    return f"{count:,} moment{'s' * (count != 1)} in {videos:,} of {result.videos:,} video{'s' * (result.videos != 1)}"
 
 
 def _folders(names: Sequence[str]) -> list[str]:

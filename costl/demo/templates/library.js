@@ -47,6 +47,7 @@ const showFilters = () => {
 const say = (text, busy = false) => {
   status.textContent = text;
   status.classList.toggle('busy', busy);
+  status.classList.toggle('unseen', Boolean($('.nothing')));  // which says the same
 };
 const show = html => {
   stop();
@@ -330,6 +331,7 @@ results.addEventListener('click', async event => {
 });
 
 // The index.
+const length = hours => hours < 1 ? many(Math.round(60 * hours), 'minute') : `${hours.toLocaleString('en', {maximumFractionDigits: 1})} hours`;
 const showIndex = reply => {
   const now = reply.state === 'running';
   const panel = $('#index');
@@ -344,8 +346,8 @@ const showIndex = reply => {
     if (reply.total) { $('#index-bar').max = reply.total; $('#index-bar').value = reply.done; } else $('#index-bar').removeAttribute('value');
     return;
   }
-  $('#index-text').textContent = reply.error || `Stopped. ${many(reply.videos, 'video')} can be searched, ${reply.unfinished.toLocaleString('en')} cannot yet.`;
-  $('#library').textContent = `${many(reply.videos, 'video')}, ${reply.hours.toLocaleString('en', {maximumFractionDigits: 1})} hours`;
+  $('#index-text').textContent = reply.error || `Stopped. ${many(reply.videos, 'video')} can be searched${reply.unfinished ? `, ${reply.unfinished.toLocaleString('en')} cannot yet` : ''}.`;
+  $('#library').textContent = `${many(reply.videos, 'video')}, ${length(reply.hours)}`;
   $('#folders').replaceChildren(...reply.folders.map(folder => Object.assign(document.createElement('option'), {value: folder})));
   $('#failed').hidden = !reply.failed.length;
   $('#failed summary').textContent = `${many(reply.failed.length, 'file')} cannot be read`;
