@@ -1,7 +1,7 @@
 """The library page without a page about one video: library_demo.py GATES VIDEOS WEIGHTS prints its address.
 
-An update that has something to do waits as long as the file GATES/slow exists, and reports INDEXING meanwhile. A query with the word "absent" has no
-hits: all its moments are below the threshold.
+An update that has something to do waits as long as the file GATES/slow exists, and reports INDEXING meanwhile. A query with
+the word "absent" has no hits: all its moments are below the threshold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fastapi.responses import PlainTextResponse
 from costl.demo import app, library, library_app
 from costl.pipeline.progress import Progress, Throughput
 from costl.search.library import Library
-
 
 INDEXING = Progress("videos", 1, 3, video="2026/first.mp4", speed=Throughput(3, 1.0, "CLIP", 0.0, left_s=75))
 

@@ -47,7 +47,7 @@ const showFilters = () => {
 const say = (text, busy = false) => {
   status.textContent = text;
   status.classList.toggle('busy', busy);
-  status.classList.toggle('unseen', Boolean($('.nothing')));  // which says the same
+  status.classList.toggle('unseen', Boolean($('.nothing, .problem')));  // they say the same
 };
 const show = html => {
   stop();
