@@ -93,8 +93,9 @@ class LibrarySearch:
         yield json_line(**await asyncio.to_thread(self._summary))
 
     async def search_replies(self, asked: Mapping[str, str]) -> AsyncIterator[str]:
-        """Lines of JSON: {"text": what goes on} until {"html": the results or a problem, "summary": the same in a few words}.
+        """Lines of JSON: {"text": what goes on} until {"html": the results or a problem, "summary": the results in a few words}.
 
+        Before anything is indexed the last one has `unindexed` as well.
         `asked` holds the `query`, the filters `within`, `after`, `before` and `longer`, and the number of moments, `top`.
         """
         work = asyncio.wrap_future(self._threads.submit(self._search, dict(asked)))
@@ -168,7 +169,7 @@ class LibrarySearch:
             top = min(_MOST, max(1, int(asked.get("top") or SHOWN)))
             library = self._open()
             if library is None or not len(library):
-                return _problem("Nothing is indexed yet. Search again when the first videos are.")
+                return _problem("Nothing is indexed yet. Search again when the first videos are.") | {"unindexed": True}
             query = asked.get("query", "").strip()
             result = library.search(query, top=top, filters=filters)
             return self._reply(library, result, filtered=filters != Filters(), has_more=len(result.hits) == top < _MOST)

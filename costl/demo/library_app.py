@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
 from costl.demo.library_page import asset, page_html
 from costl.demo.security import PLAIN_POLICY, protect
@@ -13,21 +16,31 @@ from costl.pipeline.errors import CostlError
 VIDEO_PAGE = "/video"
 
 
-def build_library_app(search: LibrarySearch, video_page: Any) -> Any:
-    """The FastAPI app: the library page, and the ASGI app `video_page` under VIDEO_PAGE.
+def build_library_app(search: LibrarySearch, video_page: LazyApp) -> Any:
+    """The FastAPI app: the library page, and `video_page` under VIDEO_PAGE.
 
     Files are served under keys that cannot be guessed, and only those of the search's hits.
     """
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        await video_page.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     protect(app, PLAIN_POLICY)
     lines = "application/x-ndjson"
 
     @app.get("/")
     def page() -> Any:
         return HTMLResponse(page_html())
+
+    @app.get("/manifest.json")
+    @app.get("/favicon.ico")
+    def nothing() -> Any:
+        return JSONResponse({"name": "CoSTL"})  # Gradio's page asks for these two at the root
 
     @app.get("/library/page.css")
     def style() -> Any:

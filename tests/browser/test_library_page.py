@@ -29,6 +29,13 @@ FILES = {
     "val_0000.mp4": "2026/trip/c & d.mp4",
 }
 PLAYER = "return (video => video && [video.currentTime, video.muted, video.paused])(document.querySelector('.card video'))"
+# Stores in `hovers` when a mouse reaches a frame and when it begins to play, in milliseconds.
+TIME_OF_HOVER = """
+window.hovers = [];
+const store = () => hovers.push(performance.now());
+arguments[0].addEventListener('pointerover', store, {once: true});
+new MutationObserver(store).observe(arguments[0].querySelector('.play'), {attributeFilter: ['aria-pressed']});
+"""
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +163,10 @@ def test_hover_plays_after_a_moment_but_not_with_reduced_motion(page):
 
     page.open("?q=the+red+ring&within=2026/")
     frame, outside = page.browser.find(".card .frame"), page.browser.find("h1")
+    page.browser.run(TIME_OF_HOVER, frame)
     ActionChains(page.browser.driver).move_to_element(frame).perform()
-    assert page.browser.run(PLAYER) is None
     page.browser.wait(lambda: page.browser.run(PLAYER), "hovering does not play")
+    assert page.browser.run("return hovers[1] - hovers[0]") >= 300
     ActionChains(page.browser.driver).move_to_element(outside).perform()
     page.browser.wait(lambda: page.browser.run(PLAYER) is None, "leaving does not stop")
     reduced = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}

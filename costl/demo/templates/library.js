@@ -30,6 +30,7 @@ const many = (count, noun) => `${count.toLocaleString('en')} ${noun}${count === 
 
 // Searching. The address of the page holds the sentence and the filters, so that Back and bookmarks work.
 let running = null;
+let unindexed = false;  // the last search came before anything was indexed
 const values = () => Object.fromEntries(['q', ...FILTERS].map(name => [name, form.elements[name].value.trim()]));
 const toAddress = () => {
   const parameters = new URLSearchParams(Object.entries(values()).filter(([, value]) => value));
@@ -74,6 +75,7 @@ const search = async ({top = PAGE} = {}) => {
       if ('html' in reply) done = reply; else say(reply.text, true);
     }
     if (!done) throw new Error('the reply is not complete');
+    unindexed = Boolean(done.unindexed);
     show(done.html);
     say(done.summary);
     return true;
@@ -349,6 +351,7 @@ const showIndex = reply => {
   $('#index-text').textContent = reply.error || `Stopped. ${many(reply.videos, 'video')} can be searched${reply.unfinished ? `, ${reply.unfinished.toLocaleString('en')} cannot yet` : ''}.`;
   $('#library').textContent = `${many(reply.videos, 'video')}, ${length(reply.hours)}`;
   $('#folders').replaceChildren(...reply.folders.map(folder => Object.assign(document.createElement('option'), {value: folder})));
+  if (unindexed && reply.videos) search();
   $('#failed').hidden = !reply.failed.length;
   $('#failed summary').textContent = `${many(reply.failed.length, 'file')} cannot be read`;
   $('#failed ul').replaceChildren(...reply.failed.map(([name, reason]) => {

@@ -9,7 +9,8 @@ import json
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -305,13 +306,19 @@ def test_names_and_sentences_are_escaped():
 
 def test_an_app_is_built_by_its_first_request_and_again_after_an_error():
     fastapi = pytest.importorskip("fastapi")
-    built: list[int] = []
+    events: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_) -> AsyncIterator[None]:
+        events.append("started")
+        yield
+        events.append("ended")
 
     def build():
-        built.append(1)
-        if len(built) == 1:
+        events.append("built")
+        if len(events) == 1:
             raise UsageError("no such <weights>.")
-        app = fastapi.FastAPI()
+        app = fastapi.FastAPI(lifespan=lifespan)
         app.get("/")(lambda: "hello")
         return app
 
@@ -327,9 +334,12 @@ def test_an_app_is_built_by_its_first_request_and_again_after_an_error():
 
     async def requests() -> list[tuple[int, bytes]]:
         app = LazyApp(build, problem_page=problem_page)
-        assert not built
-        return [await request(app) for _ in range(3)]
+        assert not events
+        answers = [await request(app) for _ in range(3)]
+        assert events == ["built", "built", "started"]
+        await app.close()
+        return answers
 
     (status, body), *others = asyncio.run(requests())
     assert status == 500 and b"no such &lt;weights&gt;." in body
-    assert others == [(200, b'"hello"')] * 2 and len(built) == 2
+    assert others == [(200, b'"hello"')] * 2 and events[-1] == "ended"
