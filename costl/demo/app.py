@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.ask.asker import load
+from costl.ask.model_folder import ZERO_SHOT, model_or_zero_shot
 from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
 from costl.demo.library_app import build_library_app
@@ -37,6 +38,7 @@ def demo(
     model: Path | str | None = None,
     *,
     videos: Path | None = None,
+    search_run: Path | str | None = None,
     weights: str | None = None,
     cache_dir: Path | None = None,
     device: str = "auto",
@@ -45,11 +47,13 @@ def demo(
 ) -> None:
     """Serves the demo of a model (see `costl.load`) until it is interrupted. Calls `on_ready` with its address.
 
-    With `videos` its first page searches this folder, which is indexed meanwhile. Uploads go to a folder that is deleted at
+    With `videos` its first page searches this folder, which is indexed meanwhile; `search_run` is the run that finds the
+    moments again there, by default none (see `open_library`). Uploads go to a folder that is deleted at
     the end. Raises UsageError if Gradio is missing, if `videos` is not a folder of videos, or if the port is in use.
     """
     if find_spec("gradio") is None:
         raise UsageError(_NO_GRADIO)
+    model = model_or_zero_shot(model)
     import uvicorn
 
     with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, ExitStack() as work:
@@ -71,7 +75,9 @@ def demo(
         else:
             list_videos(videos)  # refuses a folder without videos
             # The weights of a trained model need not be those of the index.
-            library = LibrarySearch(videos, weights=weights if model in (None, "none") else None, device=device)
+            library = LibrarySearch(
+                videos, run=search_run, weights=weights if model == ZERO_SHOT else None, device=device
+            )
             library.has_ended = has_ended
             app = build_library_app(library, LazyApp(build_video_page, problem_page=problem_page))
         server_socket = work.enter_context(_open_socket(port))

@@ -22,11 +22,13 @@ from PIL import Image
 
 from costl.demo.indexing import Indexing
 from costl.demo.library_page import Card, problem_html, results_html
+from costl.demo.page import progress_reply
 from costl.demo.streams import REPLY_EVERY_S, json_line, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.library.folder import CACHE, index_folder
 from costl.pipeline.library.update import NOT_YET, update_library
 from costl.pipeline.preview.cut import browser_start_s, frames_at
+from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import printable
 from costl.search.export import write_hits
 from costl.search.filters import Filters
@@ -55,14 +57,17 @@ class Download:
 class LibrarySearch:
     """Searches the library in `folder` for the browser, and indexes it meanwhile.
 
-    `weights` and `device` are those of `update_library`. `has_ended`: whether the server is shutting down, so that replies
-    must end.
+    `run`, `weights` and `device` are those of `open_library`. `has_ended`: whether the server is shutting down, so that
+    replies must end.
     """
 
-    def __init__(self, folder: Path, *, weights: str | None = None, device: str = "auto"):
+    def __init__(
+        self, folder: Path, *, run: Path | str | None = None, weights: str | None = None, device: str = "auto"
+    ):
         self.folder = folder.resolve()
         self.has_ended: Callable[[], bool] = lambda: False
         self._index = index_folder(self.folder)
+        self._run = run
         self._device = device
         self.indexing = Indexing(
             lambda report: update_library(self.folder, self._index, weights=weights, device=device, progress=report)
@@ -98,8 +103,14 @@ class LibrarySearch:
         Before anything is indexed the last one has `unindexed` as well.
         `asked` holds the `query`, the filters `within`, `after`, `before` and `longer`, and the number of moments, `top`.
         """
-        work = asyncio.wrap_future(self._threads.submit(self._search, dict(asked)))
-        async for line in until_done(work, waiting=lambda: {"text": "Searching"}, has_ended=self.has_ended):
+        text = "Searching"
+
+        def report(progress: Progress) -> None:
+            nonlocal text
+            text = str(progress_reply(progress)["text"])
+
+        work = asyncio.wrap_future(self._threads.submit(self._search, dict(asked), report))
+        async for line in until_done(work, waiting=lambda: {"text": text}, has_ended=self.has_ended):
             yield line
 
     def video_file(self, key: str) -> Path | None:
@@ -159,11 +170,14 @@ class LibrarySearch:
             is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
             if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
                 known = self._library
-                self._library = known.reopen() if known else open_library(self.folder, device=self._device, update=False)
+                self._library = known.reopen() if known else self._open_first()
                 self._opened_at_s, self._opened_after = now_s, runs
             return self._library
 
-    def _search(self, asked: Mapping[str, str]) -> dict[str, object]:
+    def _open_first(self) -> Library:
+        return open_library(self.folder, run=self._run, device=self._device, update=False)
+
+    def _search(self, asked: Mapping[str, str], report: ProgressCallback) -> dict[str, object]:
         try:
             filters = _filters(asked)
             top = min(_MOST, max(1, int(asked.get("top") or SHOWN)))
@@ -171,7 +185,7 @@ class LibrarySearch:
             if library is None or not len(library):
                 return _problem("Nothing is indexed yet. Search again when the first videos are.") | {"unindexed": True}
             query = asked.get("query", "").strip()
-            result = library.search(query, top=top, filters=filters)
+            (result,) = library.search_all([query], top=top, filters=filters, progress=report)
             return self._reply(library, result, filtered=filters != Filters(), has_more=len(result.hits) == top < _MOST)
         except CostlError as error:
             return _problem(str(error))

@@ -1,7 +1,7 @@
 """The library page without a page about one video: library_demo.py GATES VIDEOS WEIGHTS prints its address.
 
 An update that has something to do waits as long as the file GATES/slow exists, and reports INDEXING meanwhile. A query with
-the word "absent" has no hits: all its moments are below the threshold.
+the word "absent" has no hits: all its moments are below the threshold. Any other has no threshold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INDEXING = Progress("videos", 1, 3, video="2026/first.mp4", speed=Throughput(3, 
 
 
 def main(gates: Path, videos: Path, weights: str) -> None:
-    update, search = library.update_library, Library.search
+    update, search = library.update_library, Library.search_all
 
     def gated_update(folder, index, *, progress, **options):
         def report(event):
@@ -34,11 +34,11 @@ def main(gates: Path, videos: Path, weights: str) -> None:
 
         return update(folder, index, progress=report, workers=1, **options)
 
-    def gated_search(self, query, **options):
-        result = search(self, query, **options)
-        return replace(result, hits=(), below=result.hits) if "absent" in query else result
+    def gated_search(self, queries, **options):
+        results = search(self, queries, min_score=0.0, **options)
+        return [replace(one, hits=(), below=one.hits) if "absent" in one.query else one for one in results]
 
-    library.update_library, Library.search = gated_update, gated_search
+    library.update_library, Library.search_all = gated_update, gated_search
     state = library.LibrarySearch(videos, weights=weights, device="cpu")
     state.indexing.start()
     with app._open_socket(0) as server_socket:

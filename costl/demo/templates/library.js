@@ -320,9 +320,11 @@ results.addEventListener('click', async event => {
   } else if (button.id === 'unselect') selected().forEach(one => select(one.querySelector('.select input'), false));
   else if (button.matches('.clear-filters')) clearFilters();
   else if (button.id === 'show-below') {
-    $('#below').hidden = !$('#below').hidden;
-    button.setAttribute('aria-expanded', String(!$('#below').hidden));
-    button.textContent = $('#below').hidden ? 'Show the nearest moments anyway' : 'Hide the nearest moments';
+    const below = $('#below');
+    below.hidden = !below.hidden;
+    button.setAttribute('aria-expanded', String(!below.hidden));
+    button.dataset.show = button.dataset.show || button.textContent;
+    button.textContent = below.hidden ? button.dataset.show : 'Hide these moments';
   } else if (button.id === 'more') {
     const before = Number($('.found').dataset.count);
     const ranks = selected().map(one => one.dataset.rank);
