@@ -275,7 +275,7 @@ def _export(result: SearchResult, output_format: str) -> Download:
             return Download(f"{name}.{suffix}", "".join(texts).encode(), tuple(notes))
     archive = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="costl-export-") as folder, zipfile.ZipFile(archive, "w") as target:
-        paths, notes = write_hits([result], output_format=output_format, out=Path(folder), print_text=str)
+        paths, notes = write_hits([result], output_format=output_format, out=Path(folder), print_text=lambda _: None)
         for path in paths:
             target.write(path, path.relative_to(folder))
     return Download(f"{name}-{output_format}.zip", archive.getvalue(), tuple(notes))
