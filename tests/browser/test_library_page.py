@@ -146,8 +146,11 @@ def test_a_key_plays_the_moment_in_a_loop(page, key):
     from selenium.webdriver.common.keys import Keys
 
     page.open("?q=the+red+ring&within=2026/")
-    page.keys(Keys.ARROW_DOWN, getattr(Keys, key))
-    start, end = page.browser.run("return ['start', 'end'].map(name => Number(document.querySelector('.card').dataset[name]))")
+    # Not a moment at the end of its video, which begins again in another way.
+    inner = "return cards().findIndex(card => Number(card.dataset.end) < Number(card.dataset.duration) - 1)"
+    rank = page.browser.run(inner)
+    page.keys(Keys.ARROW_DOWN, *[Keys.ARROW_RIGHT] * rank, getattr(Keys, key))
+    start, end = page.browser.run("return ['start', 'end'].map(name => Number(cards()[arguments[0]].dataset[name]))", rank)
     inside = lambda: (p := page.browser.run(PLAYER)) and start < p[0] < end and p[1:] == [True, False]  # noqa: E731
     page.browser.wait(inside, "the moment does not play")
     page.browser.run("document.querySelector('.card video').currentTime = arguments[0]", end - 0.1)
@@ -155,7 +158,7 @@ def test_a_key_plays_the_moment_in_a_loop(page, key):
     page.keys("m")
     assert page.browser.run(PLAYER)[1] is False
     page.keys("m", Keys.ESCAPE)
-    assert page.browser.run(PLAYER) is None and page.focus() == 0
+    assert page.browser.run(PLAYER) is None and page.focus() == rank
 
 
 def test_hover_plays_after_a_moment_but_not_with_reduced_motion(page):

@@ -224,6 +224,7 @@ def test_indexing_stops_and_goes_on():
 
     def update(report) -> None:
         started.append(1)
+        report(Progress("videos", 1, 2, video="a.mp4"))
         while not may_end.wait(0.01):
             report(Progress("videos", 1, 2, video="a.mp4"))
 
