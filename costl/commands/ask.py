@@ -113,17 +113,19 @@ def _videos_and_queries(arguments: Sequence[str]) -> tuple[list[Path], list[str]
 
 
 @click.command()
-@click.option("--videos", type=FOLDER, help="Folder of videos to choose from.")
+@click.option("--videos", type=FOLDER, help="Folder of videos to search, with the folders in it.")
 @trained_model
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
 def demo(model: str | None, **options: Any) -> None:
-    """Ask about videos in the browser.
+    """Ask about videos in the browser: a folder of them, or one.
 
     \b
     Example:
         costl demo --videos dir/
 
-    Shows the moments, the saliency curve and attention maps. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
+    With --videos the first page finds moments in all videos of the folder, by CLIP alone or, with --run, by a trained model.
+    It indexes the folder meanwhile, as costl search does; you can stop that and go on later. The page about one video takes
+    uploads too, and shows the moments and the saliency curve. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
     elsewhere. Needs the extra: pip install 'costl[demo]'
     """
     from costl.ask.model_folder import model_or_zero_shot
@@ -131,7 +133,7 @@ def demo(model: str | None, **options: Any) -> None:
     folder = model_or_zero_shot(model)  # reports errors before torch is loaded
     from costl.demo.app import demo
 
-    demo(folder, **options, on_ready=click.echo)
+    demo(folder, **options, search_run=model, on_ready=click.echo)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The demo's web server: Gradio on 127.0.0.1, without telemetry and without requests to other hosts."""
+"""The demo's web server on 127.0.0.1, and its page about one video by Gradio, without telemetry and other hosts."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from costl.ask.asker import load
+from costl.ask.model_folder import ZERO_SHOT, model_or_zero_shot
+from costl.demo.lazy_app import LazyApp
+from costl.demo.library import LibrarySearch
+from costl.demo.library_app import build_library_app
+from costl.demo.library_page import problem_page
 from costl.demo.page import result_html, script, style, title_html
+from costl.demo.security import GRADIO_POLICY, HOST, protect
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
+from costl.pipeline.library.folder import list_videos
 
-HOST = "127.0.0.1"
-# The browser fetches from this server only, even if a library's page names another host.
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
+_NO_GRADIO = "costl demo needs Gradio, which is not installed. Install it: pip install 'costl[demo]'."
 # In the browser: counts the videos that are being opened, and passes a file on only once, when it is new.
 _OPENING = """(name, file) => {
   const page = document.body.dataset, before = page.upload, path = file ? file.path : '';
@@ -39,6 +38,7 @@ def demo(
     model: Path | str | None = None,
     *,
     videos: Path | None = None,
+    search_run: Path | str | None = None,
     weights: str | None = None,
     cache_dir: Path | None = None,
     device: str = "auto",
@@ -47,24 +47,46 @@ def demo(
 ) -> None:
     """Serves the demo of a model (see `costl.load`) until it is interrupted. Calls `on_ready` with its address.
 
-    Uploads go to a folder that is deleted at the end. Raises UsageError if Gradio is missing, if `videos` is not a
-    folder, or if the port is in use.
+    With `videos` its first page searches this folder, which is indexed meanwhile; `search_run` is the run that finds the
+    moments again there, by default none (see `open_library`). Uploads go to a folder that is deleted at
+    the end. Raises UsageError if Gradio is missing, if `videos` is not a folder of videos, or if the port is in use.
     """
-    gradio = import_gradio()
-    asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
-    sessions = DemoSessions(asker, folder=videos)
+    if find_spec("gradio") is None:
+        raise UsageError(_NO_GRADIO)
+    model = model_or_zero_shot(model)
     import uvicorn
 
-    with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, _open_socket(port) as server_socket:
+    with tempfile.TemporaryDirectory(prefix="costl-demo-") as uploads, ExitStack() as work:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        config = uvicorn.Config(build_app(gradio, sessions), log_level="warning", timeout_graceful_shutdown=3)
-        server = uvicorn.Server(config)
-        sessions.has_ended = lambda: server.should_exit
+        server: Any = None
+
+        def has_ended() -> bool:
+            return bool(server.should_exit)
+
+        def build_video_page() -> Any:
+            asker = load(model, weights=weights, cache_dir=cache_dir, device=device)
+            sessions = DemoSessions(asker, folder=videos)
+            sessions.has_ended = has_ended
+            work.callback(sessions.close)
+            return build_app(import_gradio(), sessions, has_library=videos is not None)
+
+        if videos is None:
+            app = build_video_page()
+        else:
+            list_videos(videos)  # refuses a folder without videos
+            # The weights of a trained model need not be those of the index.
+            library = LibrarySearch(
+                videos, run=search_run, weights=weights if model == ZERO_SHOT else None, device=device
+            )
+            library.has_ended = has_ended
+            app = build_library_app(library, LazyApp(build_video_page, problem_page=problem_page))
+        server_socket = work.enter_context(_open_socket(port))
+        if videos is not None:
+            work.callback(library.close)
+            library.indexing.start()
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
         on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
-        try:
-            server.run(sockets=[server_socket])
-        finally:
-            sessions.close()
+        server.run(sockets=[server_socket])
 
 
 def import_gradio() -> Any:
@@ -74,27 +96,20 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UsageError(
-            "costl demo needs Gradio, which is not installed. Install it: pip install 'costl[demo]'."
-        ) from error
+        raise UsageError(_NO_GRADIO) from error
     return gradio
 
 
-def build_app(gradio: Any, sessions: DemoSessions) -> Any:
-    """The FastAPI app. It serves the page, and each chosen video under a key that cannot be guessed."""
+def build_app(gradio: Any, sessions: DemoSessions, *, has_library: bool = False) -> Any:
+    """The FastAPI app of the page about one video. It serves each chosen video under a key that cannot be guessed.
+
+    `has_library`: whether the page has a link to the library page.
+    """
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse, StreamingResponse
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # Against DNS rebinding: refuses requests whose Host header names another site.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-
-    @app.middleware("http")
-    async def add_security_headers(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers.update(SECURITY_HEADERS)
-        return response
+    protect(app, GRADIO_POLICY)
 
     @app.post("/ask")
     async def ask(asked: dict[str, str]) -> Any:
@@ -109,7 +124,7 @@ def build_app(gradio: Any, sessions: DemoSessions) -> Any:
 
     return gradio.mount_gradio_app(
         app,
-        _build_page(gradio, sessions),
+        _build_page(gradio, sessions, has_library=has_library),
         path="/",
         server_name=HOST,
         footer_links=[],
@@ -133,10 +148,10 @@ def _theme(gradio: Any) -> Any:
     return theme.set(**colors)
 
 
-def _build_page(gradio: Any, sessions: DemoSessions) -> Any:
+def _build_page(gradio: Any, sessions: DemoSessions, *, has_library: bool) -> Any:
     names = sessions.video_names()
     with gradio.Blocks(title="CoSTL", analytics_enabled=False) as page:
-        gradio.HTML(title_html(), elem_id="costl-title")
+        gradio.HTML(title_html(has_library=has_library), elem_id="costl-title")
         with gradio.Row():
             choice = gradio.Dropdown(names, value=None, label="Video", elem_id="costl-choice", visible=bool(names))
             label = "or upload one" if names else "Upload a video"

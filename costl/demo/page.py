@@ -19,9 +19,9 @@ _STEPS = {
 }
 
 
-def title_html() -> str:
-    """The HTML of the title."""
-    return _macros().title()
+def title_html(*, has_library: bool = False) -> str:
+    """The HTML of the title, with a link to the library page if there is one."""
+    return _macros().title(has_library)
 
 
 def result_html() -> str:

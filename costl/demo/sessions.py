@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
 import secrets
@@ -21,6 +20,7 @@ from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
 from costl.demo.heatmap import overlay_heatmap
 from costl.demo.page import answer_html, error_html, player_html, progress_reply
+from costl.demo.streams import json_line, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.preview.cut import browser_start_s, frames_at
 from costl.pipeline.progress import Progress
@@ -28,7 +28,6 @@ from costl.pipeline.progress import Progress
 MOMENTS_SHOWN = 5
 PICTURE_HEIGHT = 270  # pixels
 _AT_ONCE = 32  # questions; those about new videos wait for each other
-_REPLY_EVERY_S = 0.5
 
 
 class _NotWanted(Exception):
@@ -92,17 +91,14 @@ class DemoSessions:
         """
         path = self.video_file(key)
         if path is None:
-            yield _line(html=error_html("Choose or upload a video first."))
+            yield json_line(html=error_html("Choose or upload a video first."))
             return
         self._waiting[path] += 1
         try:
-            answer = asyncio.wrap_future(self._threads.submit(self._answer, path, query.strip()))
-            while not answer.done():
-                if self.has_ended():
-                    return
-                yield _line(**progress_reply(self._progress.get(path)))
-                await asyncio.wait([answer], timeout=_REPLY_EVERY_S)
-            yield _line(html=answer.result())
+            answer = asyncio.wrap_future(self._threads.submit(self._reply, path, query.strip()))
+            waiting = lambda: progress_reply(self._progress.get(path))  # noqa: E731
+            async for line in until_done(answer, waiting=waiting, has_ended=self.has_ended):
+                yield line
         finally:
             self._waiting[path] -= 1
 
@@ -110,6 +106,9 @@ class DemoSessions:
         """Stops all work, and waits until it has stopped."""
         self._waiting.clear()
         self._threads.shutdown(cancel_futures=True)
+
+    def _reply(self, path: Path, query: str) -> dict[str, object]:
+        return {"html": self._answer(path, query)}
 
     def _answer(self, path: Path, query: str) -> str:
         """The HTML of the answer or of an error message; empty if nobody waits for it."""
@@ -158,10 +157,6 @@ def _most_salient_second(answer: Answer, moment: Moment) -> float:
     first = min(int(moment.start_s / clip_s), len(scores) - 1)
     last = max(first + 1, int(np.ceil(moment.end_s / clip_s)))
     return min((first + int(scores[first:last].argmax()) + 0.5) * clip_s, answer.duration_s)
-
-
-def _line(**reply: object) -> str:
-    return json.dumps(reply) + "\n"
 
 
 def _problem(error: Exception, path: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from costl.ask.answer import check_queries
 from costl.ask.model_folder import ZERO_SHOT
@@ -169,6 +170,8 @@ class Library:
         self._device = device
         self._progress = progress or (lambda _: None)
         self._loading = threading.Lock()
+        self._run: Path | str | None = None
+        self._keep_bytes = DEFAULT_BYTES
         self._second_tier: SecondTier | None = None
         self._text: TextEncoder | None = None
         self._ordinary: OrdinaryLevels | None = None
@@ -191,6 +194,8 @@ class Library:
 
         Raises UsageError and CacheError as `costl.load` does.
         """
+        self._run = run
+        self._keep_bytes = keep_bytes
         self._second_tier = None
         if run not in (None, ZERO_SHOT):
             from costl.search.second_tier import SecondTier  # imports torch
@@ -205,6 +210,33 @@ class Library:
     def _encoder_name(self) -> str:
         source = self._features.source
         return f"{source.get('model', 'unknown encoder')}, {Path(source.get('weights', '')).name}"
+
+    @property
+    def clip_s(self) -> float:
+        """How long a clip lasts, in seconds."""
+        return 1 / self._vectors.fps
+
+    def reopen(self) -> Library:
+        """The same folder with what has been indexed since. The text tower is not loaded again. Raises as `open_library` does."""
+        options: dict[str, Any] = {"run": self._run, "keep_bytes": self._keep_bytes, "device": self._device}
+        library = open_library(self.path, **options, update=False, progress=self._progress)
+        if library._features.fingerprint == self._features.fingerprint:
+            library._text = self._text
+        return library
+
+    def curves(self, query: str, names: Collection[str]) -> dict[str, Float[np.ndarray, "t"]]:
+        """The relative cosine of a sentence with each clip of the videos with these names. Unknown names are left out."""
+        indices, found = [], []
+        for index, key in enumerate(self._vectors.keys):
+            for video in self._videos.get(key, ()):
+                if video.name in names:
+                    indices.append(index)
+                    found.append(video.name)
+        if not found:
+            return {}
+        chosen = self._vectors.select(indices)
+        sentences = relative_sentence(self._text_encoder().sentence_vectors([query]), self._ordinary_levels().vectors)
+        return dict(zip(found, np.split(similarities(chosen, sentences)[0], chosen.starts[1:]), strict=True))
 
     def search(
         self, query: str, *, top: int = 10, min_score: float | None = None, filters: Filters | None = None

@@ -109,8 +109,11 @@ def look_again(
         except VideoError as error:
             return VideoFile((), reason=str(error))
 
-    with ThreadPoolExecutor(cpu_cores()) as pool:
+    pool = ThreadPoolExecutor(cpu_cores())
+    try:
         for number, (name, file) in enumerate(zip(unread, pool.map(read, unread), strict=True), start=1):
             files[name] = file
             report_progress(Progress("check", number, len(unread), name))
+    finally:
+        pool.shutdown(cancel_futures=True)  # the callback may raise, to stop the update
     return {name: files[name] for name in paths}

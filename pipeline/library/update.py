@@ -31,6 +31,7 @@ from costl.pipeline.videos import Video
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder
 
+NOT_YET = "not indexed yet."  # the reason of a file that no update has reached
 _TRY_AGAIN = MACHINE_FAILURES | {"pending", "changed"}  # statuses that do not come from the content of a video
 
 
@@ -115,7 +116,7 @@ def _failed(files: Mapping[str, VideoFile], rows: Mapping[str, VideoRow]) -> dic
     """Why each file that cannot be searched cannot; a row is missing while another update works on it."""
     found = {name: rows.get(file.content) for name, file in files.items()}
     return {
-        name: files[name].reason or (row.reason if row else "not indexed yet.")
+        name: files[name].reason or (row.reason if row else NOT_YET)
         for name, row in found.items()
         if row is None or not row.ok
     }

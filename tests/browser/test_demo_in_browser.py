@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from preloaded import Preloaded
 
+from costl.pipeline.library.folder import index_folder
+from costl.pipeline.library.update import update_library
 from costl.train import train
 
 pytestmark = [
@@ -34,6 +36,8 @@ def address(world, tmp_path_factory) -> Iterator[str]:
     (home / "videos" / "broken.mp4").write_text("not a video")
     (home / "secret.mp4").write_text("outside")
     (home / "videos" / "link.mp4").symlink_to(home / "secret.mp4")
+    # So that the library page has nothing to index.
+    update_library(home / "videos", index_folder(home / "videos"), weights=str(world.videos / "clip"), device="cpu", workers=1)
     command = ["-m", "costl", "demo", "--videos", "videos", "--run", "run", "--cache-dir", "features"]
     command += ["--port", "0", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(home)}
@@ -43,7 +47,7 @@ def address(world, tmp_path_factory) -> Iterator[str]:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             assert url.startswith("http://127.0.0.1:"), (home / "stderr").read_text()
-            yield url
+            yield f"{url}video/"
         finally:
             server.terminate()
             server.wait(30)
@@ -122,6 +126,16 @@ def test_clicking_a_moment_of_an_answer_moves_the_player(browser, address, world
         assert page_width <= width, f"{page_width} pixels on a screen of {width}"
     assert browser.hosts() == {"127.0.0.1"}
     assert browser.console_errors() == []
+
+
+def test_the_library_page_and_the_page_about_one_video_lead_to_each_other(browser, address):
+    browser.driver.get(address)
+    browser.click("#costl-title nav a")
+    browser.find("#query").send_keys("the red ring\n")
+    assert "run, in 10 videos that" in browser.find(".found").text
+    browser.click("nav a:not([aria-current])")
+    browser.find(QUERY)
+    assert browser.driver.current_url == address
 
 
 def test_videos_can_be_chosen_but_not_links_out_of_the_folder(browser, address):
