@@ -1,7 +1,8 @@
 """Commands in copies of a process that has imported PyTorch and open_clip already, which takes longer than most tests.
 
 `Preloaded` is subprocess.Popen for commands of Python: a process of its own, with its own arguments, environment, working
-folder and session. Modules of CoSTL are imported by the command itself.
+folder and session. Modules of CoSTL are imported by the command itself. A subclass names further `modules`, which the first
+of its commands imports for all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -18,17 +20,22 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from quick_pictures import make_quick_if_wanted
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow", "av", "yaml", "matplotlib.backends.backend_agg")
+MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow.parquet", "av", "decord", "yaml", "jaxtyping", "click")
+MODULES += ("matplotlib.figure", "matplotlib.backends.backend_agg", "pandas")  # pyarrow imports pandas where it is installed
 
 
 class Preloaded(subprocess.Popen):
     """`Preloaded(["-m", "costl", ...], cwd=..., env=..., stdout=...)`: the arguments after `python`, in a session of its own."""
+
+    modules: tuple[str, ...] = ()
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest: Any) -> None:
         pipes = rest[3:9]  # both ends of each: the ends of the command are the first, the fourth and the last
@@ -36,7 +43,7 @@ class Preloaded(subprocess.Popen):
         self._status, theirs = os.pipe()
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a new process inherits that
         request = {"arguments": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "environment": dict(env or os.environ)}
-        request["ignores_interrupts"] = ignored
+        request |= {"ignores_interrupts": ignored, "modules": self.modules}
         message = json.dumps(request).encode()
         socket.send_fds(_server(), [b"%8d" % len(message)], [*child_ends, theirs])
         _server().sendall(message)
@@ -90,7 +97,8 @@ def wait_for_request(connection: socket.socket) -> dict[str, Any]:
                 pass
         if not length:
             os._exit(0)
-        message = connection.recv(int(length), socket.MSG_WAITALL)
+        request = json.loads(connection.recv(int(length), socket.MSG_WAITALL))
+        import_modules(request.pop("modules"))
         if os.fork() == 0:
             break
         for descriptor in descriptors:
@@ -109,7 +117,17 @@ def wait_for_request(connection: socket.socket) -> dict[str, Any]:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
-    return json.loads(message)
+    return request
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports those that are installed. The garbage collector leaves alone what they make."""
+    gc.disable()
+    for name in names:
+        if find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
 
 
 def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_interrupts: bool) -> None:
@@ -135,10 +153,6 @@ def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_int
 
 
 if __name__ == "__main__":
-    gc.disable()
-    for module in MODULES:
-        __import__(module)
-    gc.freeze()
-    gc.enable()
+    import_modules(MODULES)
     request = wait_for_request(socket.socket(fileno=int(sys.argv[1])))
     run(**request)

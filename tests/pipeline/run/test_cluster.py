@@ -90,6 +90,10 @@ def contents_of(cache: Path) -> dict[str, bytes]:
 # A cluster
 
 
+class Dask(Preloaded):
+    modules = ("distributed.cli.dask_scheduler", "distributed.cli.dask_worker")
+
+
 class Machines:
     """A scheduler and workers, each in its own process, as `dask scheduler` and `dask worker` start them."""
 
@@ -117,7 +121,7 @@ class Machines:
         command = ["-m", "distributed.cli.dask_" + kind, *arguments, "--no-dashboard"]
         path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
         where = os.environ | {"PYTHONPATH": path} | environment
-        return Preloaded(command, stdout=self._log, stderr=self._log, env=where)
+        return Dask(command, stdout=self._log, stderr=self._log, env=where)
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
