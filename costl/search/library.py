@@ -110,16 +110,14 @@ def _open_cache(path: Path, weights: str | None, device: str, progress: Progress
     features = CacheReader(path)
     if weights is not None:
         features.source["weights"] = weights
-    found = {video.name: video.path for video in find_videos(features.videos, allow_none=True)} if _is_folder(features) else {}
+    found: dict[str, Path] = {}
+    if features.videos is not None and features.videos.is_dir():
+        found = {video.name: video.path for video in find_videos(features.videos, allow_none=True)}
     videos = {name: [_with_time(name, found.get(name, Path(name)))] for name in features.video_ids}
     folder = path.with_name(f"{path.name}.vectors")
     if not os.access(folder if folder.is_dir() else path.parent, os.W_OK):
         folder = user_folder() / "libraries" / digest({"cache": str(path.resolve())})[:16]
     return Library(path, features, folder, videos, None, device=device, progress=progress)
-
-
-def _is_folder(features: CacheReader) -> bool:
-    return features.videos is not None and features.videos.is_dir()
 
 
 def _with_time(name: str, path: Path) -> LibraryVideo:

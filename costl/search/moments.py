@@ -73,7 +73,7 @@ def suppress_overlaps(
     """At most `limit` rows (start, end, score), best first, of which no two have an IoU above `max_overlap`."""
     order = np.lexsort([candidates[:, 1], candidates[:, 0], -candidates[:, 2]])
     remaining = candidates[order]
-    chosen = []
+    chosen: list[np.ndarray] = []
     while len(remaining) and len(chosen) < limit:
         best = remaining[0]
         chosen.append(best)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, read_index, relative_path, relative_weights
 from costl.pipeline.cache.inspect import MAX_LISTED
@@ -194,7 +194,10 @@ class _Update:
 
     def extract(self, files: Mapping[str, VideoFile], paths: Mapping[str, Path]) -> dict[str, VideoRow]:
         """Extracts the contents without a row, removes rows of contents that are gone; returns the rows by content."""
-        names = {file.content: name for name, file in reversed(files.items()) if file.content}
+        names: dict[str, str] = {}  # of the first file of each content
+        for name, file in files.items():
+            names.setdefault(file.content, name)
+        names.pop("", None)
         missing = [content for content in names if content not in self._rows or self._rows[content].status in _TRY_AGAIN]
         if not missing and self._rows.keys() <= names.keys() and self._cache.exists():
             return self._rows
@@ -204,7 +207,8 @@ class _Update:
             for row in rows.values():
                 writer.keep_row(row)
             # Parts of videos that were gone for a while, and those of a killed update.
-            found = {content: row for content in missing if (row := writer.reuse_if_unchanged(content, content))}
+            earlier = {content: writer.reuse_if_unchanged(content, content) for content in missing}
+            found = {content: row for content, row in earlier.items() if row is not None}
             writer.write_index()
             unfinished = [Video(content, paths[names[content]], content) for content in missing if content not in found]
             made = self._extract_into(writer, unfinished, names, failed_before) if unfinished else []
@@ -222,7 +226,7 @@ class _Update:
             self._report_progress(replace(progress, video=name, detail=detail))
 
         with recorded_run(self._cache, [encoder]) as meter:
-            options = {
+            options: dict[str, Any] = {
                 "frame_options": FrameOptions.from_fingerprint(self._contents.fingerprint, encoder.preprocess.resize_target),
                 "run_options": self._run_options,
                 "meter": meter,

@@ -28,7 +28,8 @@ from typing import Any
 from quick_pictures import make_quick_if_wanted
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow.parquet", "av", "decord", "yaml", "jaxtyping", "click")
+MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow.parquet", "av", "decord", "yaml", "jaxtyping")
+MODULES += ("click",)
 MODULES += ("matplotlib.figure", "matplotlib.backends.backend_agg", "pandas")  # pyarrow imports pandas where it is installed
 
 
