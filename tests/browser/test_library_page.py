@@ -29,6 +29,13 @@ FILES = {
     "val_0000.mp4": "2026/trip/c & d.mp4",
 }
 PLAYER = "return (video => video && [video.currentTime, video.muted, video.paused])(document.querySelector('.card video'))"
+# Seeks, and stores in `latest` the latest second that is played from then on.
+SEEK = """
+const video = document.querySelector('.card video');
+window.latest = 0;
+video.addEventListener('timeupdate', () => { latest = Math.max(latest, video.currentTime); });
+video.currentTime = arguments[0];
+"""
 # Stores in `hovers` when a mouse reaches a frame and when it begins to play, in milliseconds.
 TIME_OF_HOVER = """
 window.hovers = [];
@@ -153,8 +160,9 @@ def test_a_key_plays_the_moment_in_a_loop(page, key):
     start, end = page.browser.run("return ['start', 'end'].map(name => Number(cards()[arguments[0]].dataset[name]))", rank)
     inside = lambda: (p := page.browser.run(PLAYER)) and start < p[0] < end and p[1:] == [True, False]  # noqa: E731
     page.browser.wait(inside, "the moment does not play")
-    page.browser.run("document.querySelector('.card video').currentTime = arguments[0]", end - 0.1)
+    page.browser.run(SEEK, end - 0.1)
     page.browser.wait(lambda: start <= page.browser.run(PLAYER)[0] < end - 0.2, "the moment does not begin again")
+    assert page.browser.run("return latest") < end + 1
     page.keys("m")
     assert page.browser.run(PLAYER)[1] is False
     page.keys("m", Keys.ESCAPE)
