@@ -275,6 +275,9 @@ def test_indexing_is_shown_cancelled_and_goes_on(page, world):
     late.unlink()
     page.browser.run("$('#index-start').click()")
     page.browser.wait(lambda: page.browser.run("return $('#library').textContent").startswith("4 videos"), "it is not gone")
+    errors = page.browser.console_errors()
+    assert all("/library/frames/" in error and "404" in error for error in errors)  # pictures of the video that is gone
+    errors.clear()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
