@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from costl.pipeline.errors import CostlError
+from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import publish
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.vectors import Vectors
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.search.calibrate import AbsentLevels, ordinary_sentences, relative_sentence
+from costl.search.calibrate import MIN_PAIRS, AbsentLevels, ordinary_sentences, relative_sentence
 
 _LEVELS = "levels.npz"
 _SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
@@ -52,21 +52,41 @@ class OrdinaryLevels:
 def ordinary_vectors(folder: Path, fingerprint: Mapping[str, Any], encode: Encode) -> Float[np.ndarray, "x e"]:
     """The vectors of the ordinary sentences by the encoder of features with this fingerprint; encoded once for each `folder`.
 
-    A folder that cannot be written costs only time.
+    A folder that cannot be written costs only time. Raises UsageError for an encoder that does not read English.
     """
     sentences = ordinary_sentences()
     encoder = {name: fingerprint.get(name) for name in ("model", "weights")}
     path = folder / f"ordinary-{digest({'encoder': encoder, 'sentences': sentences})[:16]}.npy"
     with suppress(*_DAMAGED), path.open("rb") as file:
         vectors = np.load(file, allow_pickle=False)
-        if vectors.ndim == 2 and len(vectors) == len(sentences) and np.isfinite(vectors).all():
+        if vectors.ndim == 2 and MIN_PAIRS <= len(vectors) <= len(sentences) and np.isfinite(vectors).all():
             return np.asarray(vectors, np.float32)
-    vectors = encode(sentences)
+    vectors = _encode_known(sentences, encode)
     content = io.BytesIO()
     np.save(content, vectors)
     with suppress(CostlError):
         publish(path, content.getvalue())
     return vectors
+
+
+def _encode_known(sentences: Sequence[str], encode: Encode) -> Float[np.ndarray, "x e"]:
+    """The vectors of the sentences without those of which the tokenizer knows no word: they are in English.
+
+    Raises UsageError if it knows too few.
+    """
+    try:
+        return encode(sentences)
+    except UsageError:
+        known = []
+        for sentence in sentences:
+            with suppress(UsageError):
+                known.append(encode([sentence])[0])
+    if len(known) < MIN_PAIRS:
+        raise UsageError(
+            f"The tokenizer of this encoder knows {len(known)} of {len(sentences)} ordinary English sentences, and scores need "
+            f"{MIN_PAIRS}. Choose an encoder that reads English."
+        )
+    return np.stack(known)
 
 
 def ordinary_levels(

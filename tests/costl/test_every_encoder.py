@@ -1,4 +1,4 @@
-"""From videos to metrics with every kind of encoder: one small model of each, with random weights."""
+"""From videos to metrics and to search results with every kind of encoder: one small model of each, with random weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from small_towers import make_timm_small, small_settings, write_weights
 from tiny_text import write_family
 
+import costl
 from costl.evaluate import evaluate
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.verify import verify
@@ -25,7 +26,7 @@ ENCODERS = {  # a model of open_clip or a family of text towers, the grid of the
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_videos_become_metrics(world, tmp_path, monkeypatch, kind):
+def test_videos_become_metrics_and_are_found(world, tmp_path, monkeypatch, kind):
     make_timm_small(monkeypatch)
     model, grid, width = ENCODERS[kind]
     if model == XLM_R:
@@ -41,3 +42,8 @@ def test_videos_become_metrics(world, tmp_path, monkeypatch, kind):
     train(report.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
     metrics = evaluate(tmp_path / "run", device="cpu").metrics
     assert metrics["brief"]["MR-full-R1@0.3"] >= 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    query = next(iter(features.word_table()))
+    for run in (None, tmp_path / "run"):
+        result = costl.library(report.cache, run=run, device="cpu").search(query, min_score=0.0)
+        assert result.hits and all(0 <= hit.start_s < hit.end_s <= hit.duration_s for hit in result.hits)
