@@ -88,7 +88,7 @@ def test_half_precision_learns_what_float32_does_and_weights_stay_float32(world,
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_half_precision_resumes_within_an_epoch_to_the_last_bit(world, tmp_path, monkeypatch, precision):
-    changes = ["train.epochs=1", f"train.precision={precision}"]
+    changes = ["train.epochs=1", "train.batch_size=6", f"train.precision={precision}"]
     run(world, tmp_path / "whole", *changes)
     real, calls = objective.total_loss, []
 
@@ -146,7 +146,7 @@ def test_a_non_finite_gradient_names_the_queries(world, tmp_path, monkeypatch, p
 
     monkeypatch.setattr(objective, "total_loss", broken)
     with pytest.raises(CostlError, match=r"step 1: the gradient is not a finite number, .* queries 10\d+") as caught:
-        run(world, tmp_path / "run", f"train.precision={precision}")
+        run(world, tmp_path / "run", f"train.precision={precision}", "train.batch_size=6")  # enough steps to halve the scale to 1
     assert ("train.precision=float32" in str(caught.value)) == (precision == "float16")
 
 

@@ -73,7 +73,7 @@ def test_the_row_of_an_epoch_holds_the_mean_over_its_batches(world, tmp_path, nu
         return total, parts
 
     monkeypatch.setattr(objective, "total_loss", without_moments)
-    train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+    train(world.cache, overrides=["train.epochs=1", "train.batch_size=6"], out=tmp_path / "run", device="cpu")
     assert len(calls) == len(focal) + 1 == 12
     assert losses_of(tmp_path / "run")["focal"] == pytest.approx(sum(focal) / len(focal), rel=1e-5)
 
@@ -122,7 +122,7 @@ def train_until(world, folder, stop: int | None) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "total_loss", interrupted)
-        train(world.cache, overrides=["train.epochs=1"], out=folder, device="cpu")
+        train(world.cache, overrides=["train.epochs=1", "train.batch_size=6"], out=folder, device="cpu")
 
 
 def losses_of(folder) -> dict[str, float]:
