@@ -41,7 +41,8 @@ install_import_hook((*SHAPED, *SHAPED_STAGE_ONE), "beartype.beartype")
 # These repeat trainings whose shapes other tests check. A check takes a quarter of so small a training.
 UNCHECKED = ("browser/", "crash/", "costl/bench/", "costl/benchmarks/", "costl/commands/", "costl/experiments/", "costl/report/")
 UNCHECKED += tuple(f"costl/training/test_{name}.py" for name in ("distributed", "interrupted", "repeatable", "state"))
-UNCHECKED += ("costl/test_train.py", "costl/test_evaluate.py", "costl/model/test_earlier_checkpoints.py", "test_docs.py", "test_readme.py")
+UNCHECKED += ("costl/test_train.py", "costl/test_evaluate.py", "costl/model/test_earlier_checkpoints.py")
+UNCHECKED += ("test_docs.py", "test_readme.py")
 
 
 @pytest.hookimpl(tryfirst=True)

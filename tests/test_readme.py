@@ -7,12 +7,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click import Command, Context, Group
 from click.testing import CliRunner
+from preloaded import Preloaded
 
 import costl
 from costl.commands import main
@@ -59,10 +59,11 @@ def test_the_python_example_runs_as_a_script_and_answers_two_queries(world, tmp_
     shutil.copy(world.videos / "test_0000.mp4", tmp_path / "holiday.mp4")
     (tmp_path / "script.py").write_text(lines.replace("runs/NAME", "runs/mine") + "\nprint(len(answers))\n")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(costl.__file__).parents[1])}
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("holiday.mp4 · 0:24 · a dog catches a ball\n   1  0:") and done.stdout.endswith("\n2\n")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Preloaded([tmp_path / "script.py"], cwd=tmp_path, env=environment, **pipes) as process:
+        stdout, stderr = process.communicate(timeout=200)
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout.startswith("holiday.mp4 · 0:24 · a dog catches a ball\n   1  0:") and stdout.endswith("\n2\n")
 
 
 def test_the_picture_and_the_links_within_the_project_exist():

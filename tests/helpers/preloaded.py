@@ -28,9 +28,9 @@ from typing import Any
 from quick_pictures import make_quick_if_wanted
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "pyarrow.parquet", "av", "decord", "yaml", "jaxtyping")
-MODULES += ("click",)
-MODULES += ("matplotlib.figure", "matplotlib.backends.backend_agg", "pandas")  # pyarrow imports pandas where it is installed
+MODULES = ("open_clip", "torch._dynamo", "torch.utils.data", "h5py", "av", "decord", "yaml", "jaxtyping", "click")
+MODULES += ("matplotlib.figure", "matplotlib.backends.backend_agg", "pyarrow.parquet")
+MODULES += ("pandas",)  # which pyarrow imports where it is installed
 
 
 class Preloaded(subprocess.Popen):

@@ -75,7 +75,7 @@ def test_no_query_or_name_breaks_a_list(query, name):
     assert second.name == "a.mp4" and "|C:ResolveColorBlue |M:a cat (0.50) |D:25" in second.metadata["cmx_3600"]["comments"]
 
 
-def test_timecode_starts_again_after_a_day_and_an_end_stays_after_its_start():
+def test_timecode_starts_again_after_a_day_and_an_end_stays_behind():
     day = 24 * 3600 * 25
     numbers = numbers_at(Fraction(25), start_frame=day - 50)
     text = edl_text([(hit(0.0, 1.0), numbers), (hit(1.0, 3.0), numbers), (hit(3.0, 4.0), numbers)])
