@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from jaxtyping import install_import_hook
 
 # The imports make no garbage worth the search for it, which takes a fifth of their time.
 gc.disable()
+# Every process of the tests reads CoSTL's bytecode instead of compiling it, also where Python is told to store none.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ[quick_pictures.WANTED] = "1"

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_cache import unit_vectors
@@ -52,7 +52,6 @@ def clip_like_tokens(clips: int = 40, *, count: int = 7, channels: int = CHANNEL
 # The arithmetic of int8
 
 
-@settings(max_examples=300)
 @given(tokens_of_any_size)
 def test_the_int8_error_is_at_most_half_a_step(tokens):
     mean, std = channel_statistics(tokens)
