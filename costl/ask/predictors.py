@@ -100,10 +100,10 @@ class TrainedPredictor(Predictor):
         self.name = trained.name
         self.fingerprint = trained.fingerprint
         self.encoder = trained.source.get("model") or "ViT-B-32"
-        self.weights = _recorded_weights(trained) if weights is None else str(weights)
         self._config = trained.config
         self._device = pick_device(device)
         self._model = trained.model().to(self._device)
+        self.weights = _recorded_weights(trained) if weights is None else str(weights)
         self._calibration: PairCalibration | None = None
         self._is_calibrated = False
 

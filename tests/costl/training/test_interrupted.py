@@ -150,7 +150,7 @@ def test_resuming_does_not_read_finished_steps_again(world, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         send_signal(patch, "total_loss", 8, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            train(world.cache, overrides=["train.epochs=1"], out=tmp_path / "run", device="cpu")
+            train(world.cache, overrides=["train.epochs=1", "train.batch_size=6"], out=tmp_path / "run", device="cpu")
     _, meta = load_checkpoint(tmp_path / "run", "last")
     assert (meta["counts"]["epoch"], meta["counts"]["step"], meta["midway"]["batches"]) == (0, 7, 7)
     resume(tmp_path / "run", device="cpu")
