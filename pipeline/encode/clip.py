@@ -16,7 +16,7 @@ from torch import Tensor
 from costl.pipeline.device import default_precision, pick_device
 from costl.pipeline.encode.image_tower import ImageTower
 from costl.pipeline.encode.preprocess import Preprocess, prepare
-from costl.pipeline.encode.text import encode_sentences
+from costl.pipeline.encode.text import SentenceEncoder
 from costl.pipeline.encode.tokenizer import load_tokenizer
 from costl.pipeline.encode.types import FrameFeatures, JointSpace, SentenceTokens
 from costl.pipeline.encode.weights import Source, build_network, find_source, hash_of_weights
@@ -86,6 +86,7 @@ class CLIPEncoder:
         self._patches = patches
         self._network: Any = network.to(device)
         self._network.visual.to(_DTYPES[precision])
+        self._sentences = SentenceEncoder(self._network, self._tokenizer, device=device, name=self.name)
 
     def fingerprint(self) -> dict[str, str]:
         """Everything about this network that decides a token."""
@@ -131,11 +132,12 @@ class CLIPEncoder:
         other = copy.copy(self)
         other.device = device
         other._network = copy.deepcopy(self._network).to(device)
+        other._sentences = SentenceEncoder(other._network, self._tokenizer, device=device, name=self.name)
         return other
 
     def encode_text(self, texts: Sequence[str]) -> list[SentenceTokens]:
-        """The tokens of each sentence, encoded in one batch; raises as `encode_sentences` does."""
-        return encode_sentences(texts, self._network, self._tokenizer, device=self.device, name=self.name)
+        """The tokens of each sentence, encoded in one batch; raises as `SentenceEncoder.encode` does."""
+        return self._sentences.encode(texts)
 
 
 def _start_fetch(tensors: Sequence[Tensor], name: str) -> Callable[[], list[np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +15,39 @@ from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import CostlError, UsageError
 
 
-@torch.inference_mode()
-def encode_sentences(
-    texts: Sequence[str], network: Any, tokenizer: Tokenizer, *, device: torch.device, name: str
-) -> list[SentenceTokens]:
-    """The tokens of each sentence, encoded in one batch by the network called `name`.
+class SentenceEncoder:
+    """The text tower of `network` with its tokenizer, on `device`. Several threads may share one.
 
-    Raises UsageError for a sentence without a word, or of words that the tokenizer does not know, and CostlError when a
-    value does not fit into float16.
+    `name`: that of the network, for errors.
     """
-    ids, words = tokenizer.ids_and_words(texts)
-    described = [_describe(text, row[mask].tolist(), tokenizer, name) for text, row, mask in zip(texts, ids, words, strict=True)]
-    tokens, sentences = _run_tower(network, ids.to(device), name)
-    encoded = []
-    for i, (pieces, is_cut) in enumerate(described):
-        stored = _to_float16(tokens[i][words[i]], name)
-        encoded.append(SentenceTokens(stored.numpy(), sentences[i].numpy().copy(), truncated=is_cut, texts=pieces))
-    return encoded
+
+    def __init__(self, network: Any, tokenizer: Tokenizer, *, device: torch.device, name: str):
+        self._network = network
+        self._tokenizer = tokenizer
+        self._device = device
+        self._name = name
+        # The hook of `_run_tower` sees the calls of all threads, and tokenizers store the length of the padding in themselves.
+        self._in_use = threading.Lock()
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> list[SentenceTokens]:
+        """The tokens of each sentence, encoded in one batch.
+
+        Raises UsageError for a sentence without a word, or of words that the tokenizer does not know, and CostlError when a
+        value does not fit into float16.
+        """
+        with self._in_use:
+            ids, words = self._tokenizer.ids_and_words(texts)
+            described = [
+                _describe(text, row[mask].tolist(), self._tokenizer, self._name)
+                for text, row, mask in zip(texts, ids, words, strict=True)
+            ]
+            tokens, sentences = _run_tower(self._network, ids.to(self._device), self._name)
+        encoded = []
+        for i, (pieces, is_cut) in enumerate(described):
+            stored = _to_float16(tokens[i][words[i]], self._name)
+            encoded.append(SentenceTokens(stored.numpy(), sentences[i].numpy().copy(), truncated=is_cut, texts=pieces))
+        return encoded
 
 
 def _describe(text: str, ids: list[int], tokenizer: Tokenizer, name: str) -> tuple[tuple[str, ...], bool]:

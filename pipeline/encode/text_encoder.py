@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from costl.pipeline.device import pick_device
-from costl.pipeline.encode.text import encode_sentences
+from costl.pipeline.encode.text import SentenceEncoder
 from costl.pipeline.encode.tokenizer import load_tokenizer
 from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.encode.weights import Source, build_network, create_open_clip, explained, is_torchscript
@@ -34,13 +34,13 @@ class TextEncoder:
 
     def __init__(self, source: Source, *, device: str = "cpu"):
         self.name = source.name
-        self._device = pick_device(device)
-        self._network = build_text_network(source).to(self._device)
-        self._tokenizer = load_tokenizer(source)
+        torch_device = pick_device(device)
+        network = build_text_network(source).to(torch_device)
+        self._sentences = SentenceEncoder(network, load_tokenizer(source), device=torch_device, name=source.name)
 
     def encode(self, texts: Sequence[str]) -> list[SentenceTokens]:
-        """The tokens of each sentence, encoded in one batch; raises as `text.encode_sentences` does."""
-        return encode_sentences(texts, self._network, self._tokenizer, device=self._device, name=self.name)
+        """The tokens of each sentence, encoded in one batch; raises as `SentenceEncoder.encode` does."""
+        return self._sentences.encode(texts)
 
     def sentence_vectors(self, texts: Sequence[str]) -> Float[np.ndarray, "q e"]:
         """The sentences in the joint space, of length one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -119,6 +121,24 @@ def test_a_sentence_that_just_fits_is_not_truncated(made, name):
     fits, too_long = encoder.encode_text(["a " * len(long.tokens), "a " * (len(long.tokens) + 1)])
     assert (len(fits.tokens), fits.truncated) == (len(long.tokens), False)
     assert (len(too_long.tokens), too_long.truncated) == (len(long.tokens), True)
+
+
+@pytest.mark.parametrize("name", ["CLIP", "CoCa", "SigLIP", "XLM-RoBERTa"])
+def test_threads_that_share_an_encoder_get_their_own_words(made, name):
+    _, encoder, _, _ = made(name)
+    batches = [["a dog"], ["a red dog runs on the grass"] * 3, ["ball"] * 40, ["a cat", "a long sentence about a cat"]] * 8
+    expected = [encoder.encode_text(batch) for batch in batches]
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-5)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(encoder.encode_text, batches))
+    finally:
+        sys.setswitchinterval(interval)
+    for answer, sentences in zip(answers, expected, strict=True):
+        for one, two in zip(answer, sentences, strict=True):
+            np.testing.assert_array_equal(one.tokens, two.tokens)
+            np.testing.assert_array_equal(one.sentence, two.sentence)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n"])
