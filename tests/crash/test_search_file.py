@@ -59,6 +59,7 @@ def state_of(folder: Path) -> dict[str, bytes] | None:
     return contents_of(vectors)
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("update", UPDATES)
 def test_a_crash_at_any_write_leaves_the_old_or_the_new_file(tmp_path, monkeypatch, report_figure, update):
     monkeypatch.setattr(vectors_update, "_PUBLISH_EVERY_S", 0.0)
