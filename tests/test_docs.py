@@ -131,6 +131,16 @@ def test_links_within_the_project_lead_somewhere(page):
         assert not anchor or anchor in anchors, f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=page_name)
+def test_every_row_of_a_table_has_as_many_cells_as_its_header(page):
+    cells = None
+    for number, line in enumerate(prose(page).splitlines(), start=1):
+        is_row = line.lstrip().startswith("|")
+        if is_row and cells is not None:
+            assert len(re.findall(r"(?<!\\)\|", line)) == cells, f"{page.name}:{number}"
+        cells = (cells or len(re.findall(r"(?<!\\)\|", line))) if is_row else None
+
+
 def test_the_index_links_to_every_page():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", prose(ROOT / "docs" / "README.md")))
     assert linked == {page.name for page in DOCS} - {"README.md"}

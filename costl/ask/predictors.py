@@ -22,10 +22,9 @@ from costl.pipeline.library.store_limit import DEFAULT_BYTES
 from costl.pipeline.options import MODEL, WEIGHTS
 from costl.pipeline.progress import ProgressCallback
 from costl.predict.attention_maps import clip_attention_maps
-from costl.predict.postprocess import rated_saliency
 from costl.predict.predict import predict_split
+from costl.predict.zero_shot import zero_shot_prediction
 from costl.search.calibrate import ZERO_SHOT_THRESHOLD, AbsentLevels, PairCalibration, relative_sentence
-from costl.search.moments import find_segments
 from costl.search.run_calibration import best_score, highest_level, run_calibration
 
 
@@ -159,8 +158,6 @@ def _recorded_weights(trained: TrainedModel) -> str:
     return weights
 
 
-
-
 class ZeroShotPredictor(Predictor):
     """Compares frames and sentences with CLIP alone; `weights` are by default those of `costl extract`."""
 
@@ -178,7 +175,7 @@ class ZeroShotPredictor(Predictor):
         self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """See `Predictor`."""
-        return [self._predict_one(query, features) for query in queries]
+        return [zero_shot_prediction(query, features) for query in queries]
 
     def presence(
         self, predictions: Sequence[Prediction], features: CacheReader, ordinary: Float[np.ndarray, "x e"]
@@ -191,14 +188,6 @@ class ZeroShotPredictor(Predictor):
             absent = AbsentLevels.of((frames @ relative_sentence(ordinary, ordinary).T).max(axis=0) * scale)
             scores.append(float(absent.score(np.array([level]))[0]))
         return [Presence(score, ZERO_SHOT_THRESHOLD, factor=score) for score in scores]
-
-    def _predict_one(self, query: Query, features: CacheReader) -> Prediction:
-        curve = features.joint_vectors(query.vid) @ features.words(query.query).sentence
-        segments = find_segments(curve, logit_scale=features.joint.logit_scale)
-        clip_s, end_s = 1 / features.fps, query.duration_s
-        best = max(segments[0].score, 1e-9)
-        moments = tuple((min(s.start * clip_s, end_s), min(s.end * clip_s, end_s), s.score / best) for s in segments)
-        return Prediction(query.qid, query.query, query.vid, moments, rated_saliency(curve.tolist(), query, fps=features.fps))
 
 
 def _highest_levels(

@@ -19,7 +19,7 @@ from costl.data.queries import data_notes, read_queries
 from costl.evaluate import choose_examples, evaluate
 from costl.experiments.ablate import ablate
 from costl.experiments.repeat import repeat
-from costl.experiments.untrained_baselines import ZeroShot, choose_zero_shot, zero_shot
+from costl.experiments.untrained_baselines import zero_shot
 from costl.metrics.compute import compute_metrics
 from costl.model.build import build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
@@ -373,8 +373,7 @@ WITHOUT_FEATURES = {
             cache, overrides=[*SHORT, "train.select_on=test"], out=home.folder / "trained", device="cpu"
         ),
     ),
-    "the settings of zero-shot CLIP": ("val", lambda home, cache: choose_zero_shot(CacheReader(cache), Config())),
-    "zero-shot CLIP": ("test", lambda home, cache: zero_shot(CacheReader(cache), "test", Config(), ZeroShot())),
+    "zero-shot CLIP": ("test", lambda home, cache: zero_shot(CacheReader(cache), "test", Config())),
 }
 
 

@@ -1,4 +1,4 @@
-"""References for a trained model: chance, and zero-shot CLIP with its best settings."""
+"""References for a trained model: chance, and zero-shot CLIP."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from costl.config import Config
-from costl.data.annotations import Query
 from costl.data.queries import read_queries
-from costl.experiments.untrained_baselines import ZeroShot, chance, choose_zero_shot, zero_shot, zero_shot_prediction
+from costl.experiments.untrained_baselines import chance, zero_shot
 from costl.pipeline.cache.reader import CacheReader
-
-QUERY = Query(1, "a star", "v", 20.0)
+from costl.predict.zero_shot import zero_shot_prediction
+from costl.search.moments import find_segments
 
 
 @pytest.fixture
@@ -38,58 +37,23 @@ def test_chance_agrees_with_a_plain_simulation(features):
     assert chance(features, "test", Config())["MR-full-R1@0.3"] == pytest.approx(expected, abs=12)
 
 
-def test_a_clear_moment_is_found_with_any_settings():
-    curve = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0], dtype=float)
-    for levels in ((0.5,), (0.7,), (0.3, 0.6, 0.9)):
-        best = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, levels)).windows[0]
-        assert best[:2] == (6.0, 12.0)
-
-
-def test_several_levels_give_nested_moments_each_once():
-    curve = np.array([0, 1, 2, 1, 0, 0, 0, 0, 0, 0], dtype=float)
-    windows = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, (0.2, 0.3, 0.8, 0.9))).windows
-    assert {window[:2] for window in windows} == {(2.0, 8.0), (4.0, 6.0)}
-    assert list(windows) == sorted(windows, key=lambda w: -w[2])
-
-
-def test_smoothing_joins_moments_across_a_short_dip():
-    curve = np.array([0, 0, 0, 1, 0.2, 1, 1, 0, 0, 0], dtype=float)
-    rough = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(0.0, (0.5,))).windows
-    smooth = zero_shot_prediction(QUERY, curve, 0.5, ZeroShot(1.0, (0.5,))).windows
-    assert len(rough) == 2 and [window[:2] for window in smooth] == [(6.0, 14.0)]
-
-
-def test_smoothing_does_not_pad_at_the_ends():
-    flat = zero_shot_prediction(QUERY, np.full(10, 0.3), 0.5, ZeroShot(2.0, (0.5,)))
-    assert flat.saliency == pytest.approx([0.3] * 10)
-
-
-def test_a_video_of_one_clip_has_a_moment():
-    prediction = zero_shot_prediction(Query(1, "a", "v", 1.5), np.array([0.2]), 0.5, ZeroShot())
-    assert [window[:2] for window in prediction.windows] == [(0.0, 1.5)]
-
-
-def test_the_curve_is_the_cosine_of_frame_and_sentence(features):
+def test_saliency_is_the_cosine_and_moments_are_segments_of_it(features):
     query = read_queries(features, "test")[0]
     sentence = features.words(query.query).sentence
     frames = features.joint_vectors(query.vid)
     cosines = [float(np.dot(f, sentence) / np.linalg.norm(f) / np.linalg.norm(sentence)) for f in frames]
-    prediction = zero_shot_prediction(query, frames @ sentence, features.fps, ZeroShot(0.0, (0.5,)))
+    prediction = zero_shot_prediction(query, features)
     assert prediction.saliency == pytest.approx(cosines, abs=1e-5)
+    segments = find_segments(np.array(cosines), logit_scale=features.joint.logit_scale)
+    assert [window[:2] for window in prediction.windows] == [(s.start / features.fps, s.end / features.fps) for s in segments]
+    assert prediction.windows[0][2] == 1.0
 
 
-def test_the_best_settings_on_validation_are_chosen(features):
-    settings, how = choose_zero_shot(features, Config())
-    others = (ZeroShot(), ZeroShot(1.0, (0.5,)), ZeroShot(2.0, (0.7,)))
-    chosen, *rest = (row["MR-full-mAP"] for row in zero_shot(features, "val", Config(), settings, *others))
-    assert all(score <= chosen for score in rest)
-    assert "the best of 20 by MR-full-mAP on validation" in how
-
-
-def test_without_validation_the_settings_are_the_defaults(world, tmp_path):
-    copy = world.copy(tmp_path, val=None)
-    settings, how = choose_zero_shot(CacheReader(copy.cache), Config())
-    assert settings == ZeroShot() and "no validation split" in how
+def test_the_numbers_are_those_of_the_predictions(features):
+    queries = read_queries(features, "test")
+    top = [zero_shot_prediction(query, features).windows[0] for query in queries]
+    hits = [max(_iou(window, truth) for truth in query.windows) >= 0.5 for window, query in zip(top, queries, strict=True)]
+    assert zero_shot(features, "test", Config())["MR-full-R1@0.5"] == pytest.approx(100 * np.mean(hits), abs=0.01)
 
 
 def _iou(a, b) -> float:

@@ -56,7 +56,7 @@ def test_zero_shot_clip_needs_a_joint_space(tmp_path):
     unknown = import_world(tmp_path / "unknown", None)
     assert list(untrained_baselines(unknown, ["test"], Config())[0]) == ["chance"]
     features = import_world(tmp_path / "known", "clip")
-    assert untrained_baselines(features, ["test"], Config())[0]["zero-shot CLIP"]["test"][0]["MR-full-R1@0.5"] > 90
+    assert untrained_baselines(features, ["test"], Config())[0]["zero-shot CLIP"]["test"][0]["MR-full-R1@0.5"] > 60
 
 
 @pytest.mark.parametrize("joint", [None, "clip"])
