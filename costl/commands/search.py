@@ -32,6 +32,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.argument("sentences", nargs=-1, metavar="[SENTENCE]...")
 @click.option("--videos", type=FOLDER, help="Folder of videos. Those that are new or changed are indexed first.")
 @click.option("--cache", type=ANY_PATH, help="Search a cache of costl extract instead.")
+@click.option("--image", "images", multiple=True, type=ANY_PATH, help="Picture to search for, by CLIP alone. Repeatable.")
 @click.option("--run", metavar="MODEL", help="Trained model that finds the moments again (see predict).")
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
 @click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
@@ -56,6 +57,7 @@ def search(
     sentences: tuple[str, ...],
     videos: Path | None,
     cache: Path | None,
+    images: tuple[Path, ...],
     run: str | None,
     keep: str,
     top: int,
@@ -78,6 +80,7 @@ def search(
         costl search "a dog catches a ball" --videos ~/Videos
         costl search "a dog catches a ball" "people laugh" --cache feats.h5 --top 20
         costl search "a dog" --videos ~/Videos --within 2026/ --longer-than 60 --out hits.edl
+        costl search --image frame.jpg --videos ~/Videos
 
     Needs no training. Without a sentence it asks for one after the other, or reads them from standard input. The index is
     stored in FOLDER/.costl, or in your cache folder. The date of a video is the one in its path, such as 2026-05-01, or else
@@ -95,11 +98,15 @@ def search(
     keep_bytes = parse_size(keep)
     model_folder = model_or_zero_shot(run or "none")
     write = _Outputs(**outputs)  # refuses files before anything is loaded
-    is_interactive = not sentences and is_terminal()
+    is_interactive = not sentences and not images and is_terminal()
     if is_interactive and write.is_to_files:
         raise click.UsageError("what is written to files needs a sentence. Give one, or leave out --out, --cut and --picture.")
     filters = Filters(within, after, before, longer_than)
+    from costl.pipeline.formats.image_file import read_image
     from costl.search.library import open_library
+
+    for image in images:
+        read_image(image)  # refuses it before anything is indexed
 
     with ProgressBars(silent=quiet) as progress:
         library = open_library(
@@ -113,9 +120,10 @@ def search(
         )
     print_messages(*library.messages())
     failures: list[str] = []
-    for queries in _queries(sentences, is_interactive=is_interactive):
+    options: dict[str, Any] = {"images": images, "top": top, "min_score": min_score, "filters": filters}
+    for queries in [list(sentences)] if images else _queries(sentences, is_interactive=is_interactive):
         with ProgressBars(silent=quiet) as progress:
-            results = library.search_all(queries, top=top, min_score=min_score, filters=filters, progress=progress)
+            results = library.search_all(queries, **options, progress=progress)
         failures += write(results, quiet=quiet)
     print_messages(*failures)
     if failures:

@@ -14,8 +14,9 @@ from jaxtyping import Float
 
 from costl.pipeline.errors import UsageError
 
-ZERO_SHOT_THRESHOLD = 0.9  # one in ten absent sentences passes it
+ZERO_SHOT_THRESHOLD = 0.9  # one in ten absent sentences or pictures passes it
 LOST = 0.03  # share of true pairs that a threshold may lose, unless the caller states another
+IMAGE_SCALE = 0.5  # of the logit scale: cosines of two pictures differ more than those of a sentence and a picture
 MIN_PAIRS = 20  # of each kind: fewer do not determine three numbers
 RIDGE = 1e-3
 NEWTON_STEPS = 50
@@ -66,6 +67,26 @@ class AbsentLevels:
         """The share of absent sentences whose best moment in this library reaches less than each level."""
         exponents = -(np.asarray(levels, np.float64) - self.location) / self.scale
         return np.exp(-np.exp(exponents.clip(max=700)))
+
+
+@dataclass(frozen=True)
+class ElsewhereLevels:
+    """The levels that pictures of a library reach in those of its videos that they are not from, rising.
+
+    A level is the highest cosine with a clip times `logit_scale`, so it is between -logit_scale and logit_scale.
+    """
+
+    levels: Float[np.ndarray, "x"]
+    logit_scale: float
+
+    def score(self, levels: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+        """The share of such pictures that reach less than each level, interpolated, so that no two levels have the same score.
+
+        A picture of a new video, drawn as those of the library were, scores at least 1 - p with probability p (conformal
+        prediction). Without any level the score is (1 + cosine) / 2.
+        """
+        known = np.concatenate([[-self.logit_scale], np.sort(self.levels), [self.logit_scale]])
+        return np.interp(levels, known, np.linspace(0, 1, len(known)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from costl.ask.answer import check_queries
 from costl.ask.model_folder import ZERO_SHOT
@@ -21,7 +22,9 @@ from costl.pipeline.errors import BusyError, CacheError, UsageError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
+from costl.pipeline.formats.image_file import read_image
 from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
+from costl.pipeline.library.image import load_image_encoder
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.store_limit import DEFAULT_BYTES
 from costl.pipeline.library.text import load_text_encoder
@@ -29,14 +32,15 @@ from costl.pipeline.library.update import LibraryFiles, read_library, update_lib
 from costl.pipeline.library.vectors import Vectors, open_vectors
 from costl.pipeline.library.vectors_update import update_vectors
 from costl.pipeline.progress import ProgressCallback
-from costl.pipeline.videos import find_videos
-from costl.search.calibrate import ZERO_SHOT_THRESHOLD, AbsentLevels, relative_sentence
+from costl.pipeline.videos import find_videos, printable
+from costl.search.calibrate import IMAGE_SCALE, ZERO_SHOT_THRESHOLD, AbsentLevels, ElsewhereLevels, relative_sentence
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
 from costl.search.moments import find_segments, shortlist
-from costl.search.ordinary import OrdinaryLevels, ordinary_levels
+from costl.search.ordinary import OrdinaryLevels, PictureLevels, ordinary_levels, picture_levels
 
 if TYPE_CHECKING:
+    from costl.pipeline.encode.clip import CLIPEncoder
     from costl.pipeline.encode.text_encoder import TextEncoder
     from costl.search.second_tier import SecondTier
 
@@ -53,6 +57,20 @@ class LibraryVideo:
     name: str
     path: Path
     changed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A sentence or an image: its `name` in results, the `vector` [e] that clips are compared with, and how hits are scored.
+
+    A level is a similarity times `logit_scale`. `run` finds the moments again.
+    """
+
+    name: str
+    vector: Float[np.ndarray, "e"]
+    logit_scale: float
+    absent: AbsentLevels | ElsewhereLevels
+    run: SecondTier | None = None
 
 
 def open_library(
@@ -133,6 +151,13 @@ def _check_counts(top: int, min_score: float | None) -> None:
         raise UsageError(f"min_score is {min_score!r}, expected a score from 0 to 1.")
 
 
+def _name_images(images: Sequence[Path | str]) -> list[tuple[str, Path]]:
+    """Each image with its name in results: that of its file, or its path if another file has the same name."""
+    paths = [as_path("image", image) for image in images]
+    uses = Counter(path.name for path in set(paths))
+    return [(printable(path.name if uses[path.name] == 1 else str(path)), path) for path in paths]
+
+
 def _vectors(folder: Path, features: CacheReader) -> Vectors:
     try:
         return update_vectors(folder, features)
@@ -172,7 +197,9 @@ class Library:
         self._keep_bytes = DEFAULT_BYTES
         self._second_tier: SecondTier | None = None
         self._text: TextEncoder | None = None
+        self._clip: CLIPEncoder | None = None
         self._ordinary: OrdinaryLevels | None = None
+        self._pictures: PictureLevels | None = None
 
     def __len__(self) -> int:
         """The number of videos that can be searched."""
@@ -215,11 +242,11 @@ class Library:
         return 1 / self._vectors.fps
 
     def reopen(self) -> Library:
-        """The same folder with what has been indexed since. The text tower is not loaded again. Raises as `open_library` does."""
+        """The same folder with what has been indexed since. The towers are not loaded again. Raises as `open_library` does."""
         options: dict[str, Any] = {"run": self._run, "keep_bytes": self._keep_bytes, "device": self._device}
         library = open_library(self.path, **options, update=False, progress=self._progress)
         if library._features.fingerprint == self._features.fingerprint:
-            library._text = self._text
+            library._text, library._clip = self._text, self._clip
         return library
 
     def curves(self, query: str, names: Collection[str]) -> dict[str, Float[np.ndarray, "t"]]:
@@ -237,63 +264,88 @@ class Library:
         return dict(zip(found, np.split(similarities(chosen, sentences)[0], chosen.starts[1:]), strict=True))
 
     def search(
-        self, query: str, *, top: int = 10, min_score: float | None = None, filters: Filters | None = None
+        self,
+        query: str | None = None,
+        *,
+        image: Path | str | None = None,
+        top: int = 10,
+        min_score: float | None = None,
+        filters: Filters | None = None,
     ) -> SearchResult:
-        """The `top` moments of the library that match a query, best first; see `search_all`."""
-        return self.search_all([query], top=top, min_score=min_score, filters=filters)[0]
+        """The `top` moments of the library that match a sentence or a picture file, best first; see `search_all`."""
+        if (query is None) == (image is None):
+            raise UsageError(f"query is {query!r} and image is {image!r}, expected one of them.")
+        queries, images = [() if value is None else (value,) for value in (query, image)]
+        return self.search_all(queries, images=images, top=top, min_score=min_score, filters=filters)[0]
 
     def search_all(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str] = (),
         *,
+        images: Sequence[Path | str] = (),
         top: int = 10,
         min_score: float | None = None,
         filters: Filters | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[SearchResult]:
-        """One result for each query, in the same order. `min_score` is the lowest score of an answer.
+        """One result for each query, then one for each picture file of `images`, in the same order.
 
-        Raises UsageError for a query without words, and for filters that no video passes.
+        `min_score` is the lowest score of an answer. A picture is named by its file, and searched for by CLIP alone, since a
+        run reads only sentences. Raises UsageError for a query without words, for a picture that `read_image` refuses, and for
+        filters that no video passes.
         """
-        check_queries(queries)
+        if queries or not images:
+            check_queries(queries)
+        pictures = [(name, read_image(path)) for name, path in _name_images(images)]
         _check_counts(top, min_score)
         chosen, videos = self._filtered(filters or Filters())
-        ordinary = self._ordinary_levels()
-        absent = ordinary.absent(chosen.keys, logit_scale=self._features.joint.logit_scale)
-        sentences = relative_sentence(self._text_encoder().sentence_vectors(queries), ordinary.vectors)
+        searched = self._sentence_queries(queries, chosen) + self._image_queries(pictures, chosen)
         results: list[SearchResult] = []
         group = max(1, _SIMILARITIES_AT_ONCE // chosen.total_clips)
-        for start in range(0, len(queries), group):
-            rows = similarities(chosen, sentences[start : start + group])
-            for query, row in zip(queries[start : start + group], rows, strict=True):
-                if self._second_tier is None:
-                    hits, threshold = self._hits(query, row, chosen, videos, absent, top), ZERO_SHOT_THRESHOLD
+        for start in range(0, len(searched), group):
+            part = searched[start : start + group]
+            rows = similarities(chosen, np.stack([query.vector for query in part]))
+            for query, row in zip(part, rows, strict=True):
+                if query.run is None:
+                    hits, threshold = self._hits(query, row, chosen, videos, top), ZERO_SHOT_THRESHOLD
                 else:
-                    hits = self._hits_again(self._second_tier, query, row, chosen, videos, ordinary, progress)
-                    threshold = self._second_tier.threshold(ordinary.vectors)
+                    ordinary = self._ordinary_levels()
+                    hits = self._hits_again(query.run, query.name, row, chosen, videos, ordinary, progress)
+                    threshold = query.run.threshold(ordinary.vectors)
                 results.append(self._result(query, hits, len(videos), top, threshold if min_score is None else min_score))
         return results
 
+    def _sentence_queries(self, sentences: Sequence[str], chosen: Vectors) -> list[_Query]:
+        if not sentences:
+            return []
+        scale = self._features.joint.logit_scale
+        ordinary = self._ordinary_levels()
+        absent = ordinary.absent(chosen.keys, logit_scale=scale)
+        vectors = relative_sentence(self._text_encoder().sentence_vectors(sentences), ordinary.vectors)
+        return [_Query(*pair, scale, absent, self._second_tier) for pair in zip(sentences, vectors, strict=True)]
+
+    def _image_queries(self, images: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]], chosen: Vectors) -> list[_Query]:
+        if not images:
+            return []
+        scale = IMAGE_SCALE * self._features.joint.logit_scale
+        encoder = self._image_encoder()
+        elsewhere = self._picture_levels().elsewhere(chosen.keys, logit_scale=scale)
+        return [_Query(name, encoder.encode(pixels[None]).joint[0], scale, elsewhere) for name, pixels in images]
+
     def _hits(
-        self,
-        query: str,
-        row: np.ndarray,
-        chosen: Vectors,
-        videos: Sequence[LibraryVideo],
-        absent: AbsentLevels,
-        top: int,
+        self, query: _Query, row: np.ndarray, chosen: Vectors, videos: Sequence[LibraryVideo], top: int
     ) -> list[Hit]:
         """The moments of the most similar videos."""
-        scale = self._features.joint.logit_scale
+        scale = query.logit_scale
         hits = []
         for index in shortlist(row, chosen.starts, _SHORT_LIST + top).tolist():
             curve = row[chosen.starts[index] : chosen.starts[index] + chosen.clips[index]]
             duration_s = float(chosen.durations_s[index])
             segments = find_segments(curve, logit_scale=scale, limit=_MOMENTS_OF_A_VIDEO, max_overlap=0.0)
             levels = np.array([curve[segment.start : segment.end].max() for segment in segments]) * scale
-            for segment, score in zip(segments, absent.score(levels).tolist(), strict=True):
+            for segment, score in zip(segments, query.absent.score(levels).tolist(), strict=True):
                 times = min(segment.start / chosen.fps, duration_s), min(segment.end / chosen.fps, duration_s)
-                hits.append(Hit(query, videos[index].name, videos[index].path, duration_s, *times, score))
+                hits.append(Hit(query.name, videos[index].name, videos[index].path, duration_s, *times, score))
         return hits
 
     def _hits_again(
@@ -316,17 +368,17 @@ class Library:
             progress=progress or self._progress,
         )
 
-    def _result(self, query: str, hits: Sequence[Hit], videos: int, top: int, threshold: float) -> SearchResult:
+    def _result(self, query: _Query, hits: Sequence[Hit], videos: int, top: int, threshold: float) -> SearchResult:
         ranked = sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
         good = [hit for hit in ranked if hit.score >= threshold]
         below = [hit for hit in ranked if hit.score < threshold]
-        return SearchResult(query, tuple(good[:top]), tuple(below[:top]), videos, self._answered_by)
+        return SearchResult(query.name, tuple(good[:top]), tuple(below[:top]), videos, self._answered_by(query))
 
-    @property
-    def _answered_by(self) -> str:
-        if self._second_tier is None:
-            return f"zero-shot {self._encoder_name}"
-        return f"{self._second_tier.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
+    def _answered_by(self, query: _Query) -> str:
+        if query.run is not None:
+            return f"{query.run.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
+        reason = ", since a trained model reads only sentences" if self._second_tier else ""
+        return f"zero-shot {self._encoder_name}{reason}"
 
     def _filtered(self, filters: Filters) -> tuple[Vectors, list[LibraryVideo]]:
         """The vectors of the videos that pass, and for each the first of its files that passes."""
@@ -357,3 +409,15 @@ class Library:
             if self._text is None:
                 self._text = load_text_encoder(self._features, device=self._device, report_progress=self._progress)
             return self._text
+
+    def _picture_levels(self) -> PictureLevels:
+        if self._pictures is None:
+            fingerprint = self._features.fingerprint
+            self._pictures = picture_levels(self._folder, self._vectors, fingerprint=fingerprint, progress=self._progress)
+        return self._pictures
+
+    def _image_encoder(self) -> CLIPEncoder:
+        with self._loading:
+            if self._clip is None:
+                self._clip = load_image_encoder(self._features, device=self._device, report_progress=self._progress)
+            return self._clip

@@ -1,7 +1,8 @@
-"""Ordinary sentences: their vectors, and the level that each of them reaches in every video of a library.
+"""Ordinary sentences and pictures of the library: the level that each of them reaches in every video.
 
-FOLDER/ordinary-<digest>.npy    vectors float32 [x e], by the digest of encoder and sentences
-FOLDER/levels.npz               digest of the settings of the features, keys of videos, levels float32 [v x]
+FOLDER/ordinary-<digest>.npy    vectors of the sentences, float32 [x e], by the digest of encoder and sentences
+FOLDER/levels.npz               digest of the settings of the features, keys of videos, levels of the sentences float32 [v x]
+FOLDER/pictures.npz             the same with levels of the pictures
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +26,11 @@ from costl.pipeline.formats.files import publish
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.vectors import Vectors
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.search.calibrate import MIN_PAIRS, AbsentLevels, ordinary_sentences, relative_sentence
+from costl.search.calibrate import MIN_PAIRS, AbsentLevels, ElsewhereLevels, ordinary_sentences, relative_sentence
 
 _LEVELS = "levels.npz"
+_PICTURE_LEVELS = "pictures.npz"
+_PICTURES = 100  # of different videos, if there are so many
 _SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # that numpy raises for damaged files
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "x e"]]
@@ -103,28 +107,78 @@ def ordinary_levels(
     """
     sentences = ordinary_vectors(folder, fingerprint, encode)
     settings = digest({"features": dict(fingerprint), "sentences": hashlib.sha256(sentences.tobytes()).hexdigest()})
-    known = _read(folder / _LEVELS, settings, len(sentences))
+    relative = relative_sentence(sentences, sentences)
+    return OrdinaryLevels(sentences, _highest(folder / _LEVELS, settings, vectors, relative, progress))
+
+
+@dataclass(frozen=True)
+class PictureLevels:
+    """What pictures of a library reach in its videos.
+
+    `of_video`: by key of the video, the highest cosine of each picture with a clip of the video, float32 [x]; -inf for the
+    pictures that are from it.
+    """
+
+    of_video: dict[str, Float[np.ndarray, "x"]]
+
+    def elsewhere(self, keys: Sequence[str], *, logit_scale: float) -> ElsewhereLevels:
+        """The levels that the pictures reach in those of these videos that they are not from."""
+        highest = np.max([self.of_video[key] for key in keys], axis=0)
+        return ElsewhereLevels(highest[np.isfinite(highest)] * logit_scale, logit_scale)
+
+
+def picture_levels(
+    folder: Path, vectors: Vectors, *, fingerprint: Mapping[str, Any], progress: ProgressCallback
+) -> PictureLevels:
+    """The levels of a sample of clips of `vectors` in all its videos, stored and computed as `ordinary_levels` does."""
+    pictures, owners = _sample_pictures(vectors)
+    settings = digest({"features": dict(fingerprint), "pictures": hashlib.sha256(pictures.tobytes()).hexdigest()})
+    levels = _highest(folder / _PICTURE_LEVELS, settings, vectors, pictures, progress)
+    return PictureLevels({key: np.where(owners == key, -np.inf, levels[key]) for key in vectors.keys})
+
+
+def _sample_pictures(vectors: Vectors) -> tuple[Float[np.ndarray, "x e"], np.ndarray]:
+    """The vectors of the pictures, and the key of the video that each is from, str [x].
+
+    Videos are chosen by a hash of their keys, so that a new video in a large library seldom changes the sample.
+    """
+    hashes = [zlib.crc32(key.encode(errors="backslashreplace")) for key in vectors.keys]
+    order = np.argsort(hashes, kind="stable").tolist()
+    each = -(-_PICTURES // len(order))
+    chosen = {
+        index: np.unique((np.arange(each) + 0.5) * int(vectors.clips[index]) // each).astype(np.int64)
+        for index in order[:_PICTURES]
+    }
+    pictures = np.concatenate([vectors.of(index)[positions] for index, positions in chosen.items()])
+    owners = np.concatenate([np.repeat(vectors.keys[index], len(positions)) for index, positions in chosen.items()])
+    return pictures.astype(np.float32), owners
+
+
+def _highest(
+    path: Path, settings: str, vectors: Vectors, queries: Float[np.ndarray, "x e"], progress: ProgressCallback
+) -> dict[str, Float[np.ndarray, "x"]]:
+    """By key of the video, the highest similarity of each query with a clip of it. The file `path` stores them."""
+    known = _read(path, settings, len(queries))
     missing = [index for index, key in enumerate(vectors.keys) if key not in known]
     if not missing:
-        return OrdinaryLevels(sentences, known)
-    relative = relative_sentence(sentences, sentences)
+        return known
     levels = {key: known[key] for key in vectors.keys if key in known}
-    for group in _groups(missing, vectors.clips, len(sentences)):
+    for group in _groups(missing, vectors.clips, len(queries)):
         progress(Progress("calibrate", len(levels), len(vectors.keys)))
         part = vectors.select(group)
-        highest = np.maximum.reduceat(similarities(part, relative), part.starts, axis=1).T
+        highest = np.maximum.reduceat(similarities(part, queries), part.starts, axis=1).T
         levels |= zip(part.keys, highest, strict=True)
     with suppress(CostlError):
-        publish(folder / _LEVELS, _content(settings, levels))
-    return OrdinaryLevels(sentences, levels)
+        publish(path, _content(settings, levels))
+    return levels
 
 
-def _groups(indices: Sequence[int], clips: np.ndarray, sentences: int) -> list[list[int]]:
+def _groups(indices: Sequence[int], clips: np.ndarray, queries: int) -> list[list[int]]:
     """The videos in groups whose similarities take little memory; at least one video each."""
     groups: list[list[int]] = [[]]
     size = 0
     for index in indices:
-        if groups[-1] and size + clips[index] > _SIMILARITIES_AT_ONCE // sentences:
+        if groups[-1] and size + clips[index] > _SIMILARITIES_AT_ONCE // queries:
             groups.append([])
             size = 0
         groups[-1].append(index)
@@ -138,10 +192,10 @@ def _content(settings: str, levels: Mapping[str, Float[np.ndarray, "x"]]) -> byt
     return file.getvalue()
 
 
-def _read(path: Path, settings: str, sentences: int) -> dict[str, Float[np.ndarray, "x"]]:
-    """The stored levels; none if they are missing, damaged, or of other features or sentences."""
+def _read(path: Path, settings: str, queries: int) -> dict[str, Float[np.ndarray, "x"]]:
+    """The stored levels; none if they are missing, damaged, or of other features or queries."""
     with suppress(*_DAMAGED), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         keys, levels = stored["keys"].tolist(), stored["levels"]
-        if str(stored["digest"]) == settings and levels.shape == (len(keys), sentences):
+        if str(stored["digest"]) == settings and levels.shape == (len(keys), queries):
             return dict(zip(keys, levels, strict=True))
     return {}

@@ -21,11 +21,7 @@ def load_text_encoder(features: CacheReader, *, device: str, report_progress: Pr
     as the file is the same. Raises CacheError for imported features and for another CLIP, UsageError for weights that cannot
     be loaded.
     """
-    if not {"model", "weights"} <= features.source.keys():
-        raise CacheError(
-            f"{features.path}: does not name its CLIP, so no sentence can be compared with it. Extract the videos with costl."
-        )
-    model, weights = features.source["model"], features.source["weights"]
+    model, weights = clip_of(features)
     report_progress(Progress("load", 0, 1, f"{model}, {weights}"))
     from costl.pipeline.encode.text_encoder import TextEncoder
     from costl.pipeline.encode.weights import find_source
@@ -38,3 +34,12 @@ def load_text_encoder(features: CacheReader, *, device: str, report_progress: Pr
         )
         record_fingerprint(encoder, model, weights, source.file)
     return TextEncoder(source, device=device)
+
+
+def clip_of(features: CacheReader) -> tuple[str, str]:
+    """The model and the weights that made `features`. Raises CacheError for imported features, which do not name them."""
+    if not {"model", "weights"} <= features.source.keys():
+        raise CacheError(
+            f"{features.path}: does not name its CLIP, so nothing can be compared with it. Extract the videos with costl."
+        )
+    return features.source["model"], features.source["weights"]
