@@ -71,6 +71,8 @@ REFUSED = {
     "search dog --videos gone": "no such folder",
     "search dog --cache gone.h5": "gone.h5",
     "search dog --cache feats.h5 --run gone": "no such folder",
+    "search --cache feats.h5 --image gone.png": "gone.png: no such file",
+    "search --cache feats.h5 --image wrong.jsonl": "wrong.jsonl: not a picture",
     "search dog --cache feats.h5 --keep much": "not a size",
     "search dog --cache feats.h5 --after today": "does not match the format",
     "predict videos/a.mp4 dog --run gone": "no such folder",

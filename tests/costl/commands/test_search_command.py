@@ -82,6 +82,31 @@ def test_files_are_written(cache, tmp_path):
         assert picture.width > 1000
 
 
+def test_images_are_searched_for_after_the_sentences(cache, tmp_path, monkeypatch):
+    """No sentence is asked for, also on a terminal."""
+    for name, colour in (("red.png", "red"), ("blue.jpg", "blue")):
+        Image.new("RGB", (64, 48), colour).save(tmp_path / name)
+    images = ("--image", tmp_path / "red.png", "--image", tmp_path / "blue.jpg")
+    options = ("--cache", cache, "--min-score", "0", "--top", "2")
+    rows = json.loads(search(QUERY, *images, *options, "--json").stdout)
+    assert [row["query"] for row in rows] == [QUERY, "red.png", "blue.jpg"]
+    assert [{hit["query"] for hit in row["hits"]} for row in rows] == [{QUERY}, {"red.png"}, {"blue.jpg"}]
+    monkeypatch.setattr("costl.commands.search.is_terminal", lambda: True)
+    table = search(*images, *options)
+    assert table.exit_code == 0 and [line.split(" · ")[0] for line in table.stdout.splitlines() if " · " in line] == [
+        "red.png",
+        "blue.jpg",
+    ]
+
+
+@pytest.mark.parametrize("output_format", ["csv", "edl", "otio", "srt", "vtt", "ffmetadata", "chapters"])
+def test_every_format_names_the_image(cache, tmp_path, output_format):
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
+    options = ("--cache", cache, "--min-score", "0", "--top", "1", "--format", output_format)
+    result = search("--image", tmp_path / "red.png", *options)
+    assert result.exit_code == 0 and "red.png" in result.stdout, result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -101,6 +126,9 @@ def test_files_are_written(cache, tmp_path):
         ([QUERY, "--cache", "CACHE", "--out", "hits.doc"], 2, "ends in .doc"),
         ([QUERY, "--cache", "CACHE", "--out", "mine.csv"], 2, "not an earlier output"),
         ([QUERY, "--cache", "CACHE", "--picture", "p.jpg"], 2, "must end in .png"),
+        (["--image", "gone.png", "--videos", "empty"], 2, "gone.png: no such file"),
+        (["--image", "mine.csv", "--cache", "CACHE"], 2, "mine.csv: not a picture"),
+        (["--image", "empty", "--cache", "CACHE"], 2, "empty: not a file"),
         (["--remove-index"], 2, "--remove-index needs the folder"),
     ],
     ids=lambda value: "".join(value)[:40] if isinstance(value, list) else "",

@@ -8,6 +8,7 @@ import pytest
 from costl.pipeline.errors import UsageError
 from costl.search.calibrate import (
     AbsentLevels,
+    ElsewhereLevels,
     PairCalibration,
     auroc,
     fit_pairs,
@@ -79,6 +80,32 @@ def test_equal_levels_give_finite_scores():
 def test_too_few_or_non_finite_levels_are_refused(levels):
     with pytest.raises(UsageError, match="levels of ordinary sentences"):
         AbsentLevels.of(levels)
+
+
+def test_a_picture_scores_by_its_rank_among_pictures_that_are_elsewhere():
+    """Ten levels have eleven gaps: a level in the middle of one is halfway between two ranks."""
+    elsewhere = ElsewhereLevels(np.arange(10, dtype=float)[::-1], logit_scale=50.0)
+    levels = np.array([-60.0, -50.0, 0.0, 4.0, 8.5, 9.0, 29.5, 50.0, 60.0])
+    expected = np.array([0, 0, 1, 5, 9.5, 10, 10.5, 11, 11]) / 11
+    np.testing.assert_allclose(elsewhere.score(levels), expected)
+
+
+def test_one_new_picture_in_ten_reaches_nine_tenths():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(2000, 101))
+    scores = [ElsewhereLevels(row[:100], logit_scale=100.0).score(row[100:])[0] for row in draws]
+    assert np.mean(np.array(scores) >= 0.9) == pytest.approx(0.1, abs=0.02)
+
+
+def test_without_pictures_elsewhere_the_score_is_half_of_one_plus_the_cosine():
+    elsewhere = ElsewhereLevels(np.empty(0), logit_scale=50.0)
+    np.testing.assert_allclose(elsewhere.score(50.0 * np.array([-1, 0, 0.8, 1])), [0, 0.5, 0.9, 1])
+
+
+def test_equal_pictures_give_finite_scores_that_rise():
+    """A library that has every video twice."""
+    scores = ElsewhereLevels(np.full(30, 50.0), logit_scale=50.0).score(np.linspace(-50, 50, 99))
+    assert np.isfinite(scores).all() and (np.diff(scores) >= 0).all() and scores[-1] == 1
 
 
 def test_both_features_separate_what_neither_does_alone():

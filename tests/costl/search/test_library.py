@@ -1,4 +1,4 @@
-"""A library answers sentences: the best moments of all videos, filtered, with a score, from a folder or from a cache."""
+"""A library answers sentences and images: the best moments of all videos, filtered, with a score, from a folder or from a cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import costl
 from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import BusyError, CacheError, UsageError
+from costl.pipeline.preview.cut import frames_at
+from costl.search import library as library_module
 from costl.search.filters import Filters
 from costl.search.library import Library, open_library
 from costl.search.moments import find_segments
@@ -198,6 +201,98 @@ def test_damaged_levels_are_computed_again(folder, library, content):
     ordinary.write_bytes(content)
     (folder / ".costl" / "vectors" / "levels.npz").write_bytes(content)
     assert costl.library(folder, device="cpu").search(QUERY) == expected
+
+
+@pytest.fixture
+def frame(folder, tmp_path) -> Path:
+    """A picture of the fourth clip of a video in the library."""
+    path = tmp_path / "frame.png"
+    video = next((folder / "2021").iterdir())
+    Image.fromarray(frames_at(video, [7.0], height=64)[0]).save(path)
+    return path
+
+
+def test_a_frame_is_found_in_its_own_video(library, folder, frame):
+    result = library.search(image=frame, min_score=0.0, top=100)
+    best = result.hits[0]
+    assert best.video == next((folder / "2021").iterdir()) and best.start_s <= 6 and 8 <= best.end_s
+    assert best.score > 0.99 and result.query == best.query == "frame.png"
+    assert result.answered_by == "zero-shot ViT-B-32, clip" and result.videos == 8
+    assert library.search(image=str(frame)).hits[0] == best
+
+
+def test_moments_and_scores_of_an_image_are_those_of_its_cosines(library, folder, frame):
+    """Computed again from the cache of the folder, without search file and without scan."""
+    features = CacheReader(folder / ".costl" / "library.h5")
+    clips = {key: features.joint_vectors(key).astype(np.float32) for key in features.video_ids}
+    source = next(key for key, names in library.files.names().items() if names[0].startswith("2021/"))
+    picture = clips[source][3]  # of that frame
+    elsewhere = []
+    for key, vectors in clips.items():  # of 12 clips each: all are in the sample of 100
+        others = np.concatenate([clips[other] for other in clips if other != key])
+        elsewhere += (vectors @ others.T).max(axis=1).tolist()
+    expected = {}
+    for key, vectors in clips.items():
+        curve = vectors @ picture
+        segment = find_segments(curve, logit_scale=features.joint.logit_scale / 2, max_overlap=0.0)[0]
+        level = curve[segment.start : segment.end].max()
+        expected[library.files.names()[key][0], segment.start * 2.0] = np.mean(np.array(elsewhere) < level)
+    found = {(hit.name, hit.start_s): hit.score for hit in library.search(image=frame, min_score=0.0, top=100).hits}
+    assert expected.keys() <= found.keys()
+    for hit, share in expected.items():
+        assert found[hit] == pytest.approx(share, abs=0.02)  # a rank of 96
+
+
+def test_sentences_and_images_give_what_each_gives_alone(library, frame, tmp_path, monkeypatch):
+    other = tmp_path / "other" / "frame.png"
+    other.parent.mkdir()
+    Image.new("RGB", (90, 50), "red").save(other)
+    first, second = library.search_all([QUERY], images=[frame])
+    assert first == library.search(QUERY) and second == library.search(image=frame)
+    same_name = library.search_all(images=[frame, other, frame])
+    assert [result.query for result in same_name] == [str(frame), str(other), str(frame)]
+    assert [result.query for result in library.search_all(images=[frame, frame])] == ["frame.png"] * 2
+    monkeypatch.setattr("costl.search.library._SIMILARITIES_AT_ONCE", 1)
+    assert library.search_all([QUERY], images=[frame]) == [first, second]
+
+
+def test_the_image_tower_is_loaded_once_and_only_for_images(library, frame, monkeypatch):
+    library.search(QUERY)
+    loads = []
+    load = library_module.load_image_encoder
+    monkeypatch.setattr(library_module, "load_image_encoder", lambda *args, **options: loads.append(1) or load(*args, **options))
+    library.search(QUERY)
+    assert not loads
+    for searched in (library, library, library.reopen()):
+        searched.search(image=frame)
+    assert len(loads) == 1
+
+
+def test_one_video_is_searched_by_image(folder, frame):
+    """There is no other video to compare with."""
+    for path in [*folder.glob("*.mp4"), *folder.glob("2020/*"), *folder.glob("2022/*")]:
+        path.unlink()
+    for path in sorted((folder / "2021").iterdir())[1:]:
+        path.unlink()
+    library = costl.library(folder, device="cpu")
+    assert len(library) == 1
+    best = library.search(image=frame).hits[0]
+    assert best.start_s <= 6 and 8 <= best.end_s and best.score == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "query is None and image is None, expected one of them"),
+        ({"query": QUERY, "image": "frame.png"}, "expected one of them"),
+        ({"image": "gone.png"}, "gone.png: no such file"),
+        ({"image": 3}, "image is 3, expected a path"),
+    ],
+)
+def test_wrong_images_are_refused_before_the_tower_is_loaded(library, monkeypatch, arguments, message):
+    monkeypatch.setattr(library_module, "load_image_encoder", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=message):
+        library.search(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import costl
 from costl.data.queries import read_queries
@@ -64,6 +65,15 @@ def test_the_run_gives_the_moments_it_gives_in_evaluation(world, run):
     apart = suppress_overlaps(np.array(expected.windows), limit=100, max_overlap=0.0)
     np.testing.assert_allclose(sorted(found), sorted(apart.tolist()), atol=1e-6)
     assert result.answered_by.startswith(f"{run}, in 10 videos")
+
+
+def test_an_image_is_searched_for_without_the_run(world, run, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    sentence, image = costl.library(world.cache, run=run, device="cpu").search_all([QUERY], images=[tmp_path / "red.png"])
+    assert sentence.answered_by.startswith(str(run))
+    assert image.answered_by == "zero-shot ViT-B-32, clip, since a trained model reads only sentences"
+    alone = costl.library(world.cache, device="cpu").search(image=tmp_path / "red.png")
+    assert (image.hits, image.below) == (alone.hits, alone.below)
 
 
 def test_only_the_short_list_is_searched_again(world, run, monkeypatch):
