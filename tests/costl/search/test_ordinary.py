@@ -94,10 +94,15 @@ def test_a_single_video_has_no_pictures_elsewhere(tmp_path):
     assert len(levels_of(tmp_path, vectors).elsewhere(["v0"], logit_scale=50.0).levels) == 0
 
 
-def test_a_large_library_gives_one_picture_of_each_of_100_videos(tmp_path):
-    levels = levels_of(tmp_path, library([3] * 150))
+def test_a_large_library_gives_the_middle_picture_of_each_of_100_videos(tmp_path):
+    vectors = library([3] * 150)
+    levels = levels_of(tmp_path, vectors)
     own = [np.isinf(row).sum() for row in levels.of_video.values()]
     assert sorted(own) == [0] * 50 + [1] * 100
+    first = levels.of_video["v0"]
+    middles = (vectors.array[1::3].astype(np.float64) @ vectors.array[:3].T.astype(np.float64)).max(axis=1)
+    nearest = np.abs(first[np.isfinite(first), None] - middles).min(axis=1)
+    assert nearest.max() < 1e-5
 
 
 def test_stored_levels_of_pictures_are_used_until_the_library_changes(tmp_path, monkeypatch):

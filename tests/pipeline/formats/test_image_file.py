@@ -97,6 +97,7 @@ ODD = {
     "grey-16.png": (encoded(grey_16_bits(), "PNG"), GREY, 0),
     "grey-16.tiff": (encoded(grey_16_bits(), "TIFF"), GREY, 0),
     "rgb-16.png": (rgb_16_bits(), RGB, 0),
+    "transparent-grey.png": (encoded(Image.new("LA", (WIDTH, HEIGHT)), "PNG"), BLACK + 255, 0),
     "palette.png": (encoded(palette(), "PNG"), np.asarray(palette().convert("RGB")), 0),
     "transparent-palette.png": (encoded(Image.new("P", (WIDTH, HEIGHT)), "PNG", transparency=0), BLACK + 255, 0),
     "one-bit.png": (encoded(Image.new("1", (WIDTH, HEIGHT), 1), "PNG"), BLACK + 255, 0),
@@ -161,7 +162,13 @@ def test_what_is_no_picture_is_refused_in_one_sentence(tmp_path, content, messag
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("", "expected a path"), (".", "not a file"), ("x" * 5000, "no such file"), ("a\0b", "expected a path"), (3, "expected a path")],
+    [
+        ("", "image is '', expected a path"),
+        ("a\0b", "expected a path"),
+        (3, "image is 3, expected a path"),
+        (".", "not a file"),
+        ("x" * 5000, "no such file"),
+    ],
 )
 def test_what_is_no_file_is_refused(path, message):
     with pytest.raises(UsageError, match=message):

@@ -73,5 +73,5 @@ def test_features_of_an_unknown_clip_have_no_image_tower(features, monkeypatch):
 
 def test_weights_that_are_gone_are_named(features, monkeypatch):
     monkeypatch.setattr(features, "source", features.source | {"weights": "gone.pt"})
-    with pytest.raises(UsageError, match="gone.pt: no such weights file"):
+    with pytest.raises(UsageError, match=r"gone\.pt: no such weights file"):
         load_image_encoder(features, device="cpu", report_progress=lambda _: None)
