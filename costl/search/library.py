@@ -275,7 +275,8 @@ class Library:
         """The `top` moments of the library that match a sentence or a picture file, best first; see `search_all`."""
         if (query is None) == (image is None):
             raise UsageError(f"query is {query!r} and image is {image!r}, expected one of them.")
-        queries, images = [() if value is None else (value,) for value in (query, image)]
+        queries = [] if query is None else [query]
+        images = [] if image is None else [image]
         return self.search_all(queries, images=images, top=top, min_score=min_score, filters=filters)[0]
 
     def search_all(
