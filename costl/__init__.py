@@ -95,6 +95,7 @@ def library(
     weights: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    cluster: str | None = None,
     update: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Library:
@@ -102,5 +103,13 @@ def library(
     from costl.search.library import open_library
 
     return open_library(
-        path, run=run, model=model, weights=weights, device=device, workers=workers, update=update, progress=progress
+        path,
+        run=run,
+        model=model,
+        weights=weights,
+        device=device,
+        workers=workers,
+        cluster=cluster,
+        update=update,
+        progress=progress,
     )

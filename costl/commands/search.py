@@ -37,7 +37,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
 @click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
 @click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
-@click.option("--within", default="", metavar="PATH", help="Only videos in this part of the folder, such as 2026/.")
+@click.option("--within", default="", metavar="PATH", help="Only videos in this subfolder, such as 2026/.")
 @click.option("--after", type=DAY, callback=_day, metavar="DATE", help="Only videos of this day or later.")
 @click.option("--before", type=DAY, callback=_day, metavar="DATE", help="Only videos of earlier days.")
 @click.option("--longer-than", default=0.0, metavar="SECONDS", help="Only videos that last longer.")
@@ -50,6 +50,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
 @click.option("--keep", default="20GB", metavar="SIZE", help="Most to store for --run.  [default: 20GB]")
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
+@click.option("--cluster", metavar="ADDRESS", help="Use the workers of a Dask scheduler (see extract).")
 @overwrite
 @device
 @quiet
@@ -68,6 +69,7 @@ def search(
     longer_than: float,
     model: str | None,
     weights: str | None,
+    cluster: str | None,
     device: str,
     quiet: bool,
     remove_index: bool,
@@ -115,6 +117,7 @@ def search(
             keep_bytes=keep_bytes,
             model=model,
             weights=weights,
+            cluster=cluster,
             device=device,
             progress=progress,
         )

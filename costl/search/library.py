@@ -23,6 +23,8 @@ from costl.pipeline.feature_store import user_folder
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.formats.image_file import read_image
+from costl.pipeline.library.best_videos import BestVideo, Scan
+from costl.pipeline.library.cluster_scan import open_scan
 from costl.pipeline.library.folder import CACHE, VECTORS, index_folder
 from costl.pipeline.library.image import load_image_encoder
 from costl.pipeline.library.scan import similarities
@@ -36,7 +38,7 @@ from costl.pipeline.videos import find_videos, printable
 from costl.search.calibrate import IMAGE_SCALE, ZERO_SHOT_THRESHOLD, AbsentLevels, ElsewhereLevels, relative_sentence
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
-from costl.search.moments import find_segments, shortlist
+from costl.search.moments import find_segments
 from costl.search.ordinary import OrdinaryLevels, PictureLevels, ordinary_levels, picture_levels
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from costl.pipeline.encode.text_encoder import TextEncoder
     from costl.search.second_tier import SecondTier
 
-_SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
 _SHORT_LIST = 100  # videos whose curves are cut into moments, and one more for each moment that is returned
 _MOMENTS_OF_A_VIDEO = 5
 SECOND_TIER_VIDEOS = 10
@@ -81,6 +82,7 @@ def open_library(
     weights: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    cluster: str | None = None,
     keep_bytes: int = DEFAULT_BYTES,
     update: bool = True,
     progress: ProgressCallback | None = None,
@@ -89,22 +91,24 @@ def open_library(
 
     A folder is indexed first: new and changed videos are extracted, which takes as long as `costl extract` (see
     `update_library`). `update=False` searches what the last update has indexed. `run` is a trained model that finds the
-    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`.
+    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`. `cluster`
+    is the address of a Dask scheduler, whose workers index and compare; `run` works on this machine.
 
-    Raises UsageError for a folder without videos, wrong arguments and weights that are not here; CacheError for a damaged
-    index, or one of another encoder.
+    Raises UsageError for a folder without videos, wrong arguments, weights that are not here and a cluster that does not
+    answer; CacheError for a damaged index, or one of another encoder.
     """
+    scan = open_scan(cluster)
     path = as_path("path", path)
     if path.is_file() or path.suffix == ".h5":
         if model is not None:
             raise UsageError(f"model is {model!r}, but {path} is a cache, which was made with a model already.")
-        library = _open_cache(path, weights, device, progress)
+        library = _open_cache(path, weights, device, scan, progress)
         library.use_run(run, keep_bytes=keep_bytes)
         return library
     index = index_folder(path)
     if not update and not (index / CACHE).exists():
         raise CacheError(f"{path}: not indexed yet. Search it once with update.")
-    options: dict[str, Any] = {"model": model, "weights": weights, "device": device, "workers": workers}
+    options: dict[str, Any] = {"model": model, "weights": weights, "device": device, "workers": workers, "cluster": cluster}
     notes = []
     try:
         files = update_library(path, index, **options, progress=progress) if update else read_library(path, index)
@@ -119,12 +123,13 @@ def open_library(
         key: [LibraryVideo(name, path / name, files.files[name].changed_s) for name in names.get(key, [])]
         for key in features.video_ids
     }
-    library = Library(path, features, index / VECTORS, videos, files, notes=notes, device=device, progress=progress)
+    given: dict[str, Any] = {"notes": notes, "device": device, "scan": scan, "progress": progress}
+    library = Library(path, features, index / VECTORS, videos, files, **given)
     library.use_run(run, keep_bytes=keep_bytes)
     return library
 
 
-def _open_cache(path: Path, weights: str | None, device: str, progress: ProgressCallback | None) -> Library:
+def _open_cache(path: Path, weights: str | None, device: str, scan: Scan, progress: ProgressCallback | None) -> Library:
     features = CacheReader(path)
     if weights is not None:
         features.source["weights"] = weights
@@ -135,7 +140,7 @@ def _open_cache(path: Path, weights: str | None, device: str, progress: Progress
     folder = path.with_name(f"{path.name}.vectors")
     if not os.access(folder if folder.is_dir() else path.parent, os.W_OK):
         folder = user_folder() / "libraries" / digest({"cache": str(path.resolve())})[:16]
-    return Library(path, features, folder, videos, None, device=device, progress=progress)
+    return Library(path, features, folder, videos, None, device=device, scan=scan, progress=progress)
 
 
 def _with_time(name: str, path: Path) -> LibraryVideo:
@@ -181,6 +186,7 @@ class Library:
         *,
         notes: Sequence[str] = (),
         device: str,
+        scan: Scan,
         progress: ProgressCallback | None,
     ):
         self.path = path
@@ -191,6 +197,7 @@ class Library:
         self._vectors = _vectors(folder, features)
         self._videos = videos
         self._device = device
+        self._scan = scan
         self._progress = progress or (lambda _: None)
         self._loading = threading.Lock()
         self._run: Path | str | None = None
@@ -245,6 +252,7 @@ class Library:
         """The same folder with what has been indexed since. The towers are not loaded again. Raises as `open_library` does."""
         options: dict[str, Any] = {"run": self._run, "keep_bytes": self._keep_bytes, "device": self._device}
         library = open_library(self.path, **options, update=False, progress=self._progress)
+        library._scan = self._scan
         if library._features.fingerprint == self._features.fingerprint:
             library._text, library._clip = self._text, self._clip
         return library
@@ -302,18 +310,16 @@ class Library:
         chosen, videos = self._filtered(filters or Filters())
         searched = self._sentence_queries(queries, chosen) + self._image_queries(pictures, chosen)
         results: list[SearchResult] = []
-        group = max(1, _SIMILARITIES_AT_ONCE // chosen.total_clips)
-        for start in range(0, len(searched), group):
-            part = searched[start : start + group]
-            rows = similarities(chosen, np.stack([query.vector for query in part]))
-            for query, row in zip(part, rows, strict=True):
-                if query.run is None:
-                    hits, threshold = self._hits(query, row, chosen, videos, top), ZERO_SHOT_THRESHOLD
-                else:
-                    ordinary = self._ordinary_levels()
-                    hits = self._hits_again(query.run, query.name, row, chosen, videos, ordinary, progress)
-                    threshold = query.run.threshold(ordinary.vectors)
-                results.append(self._result(query, hits, len(videos), top, threshold if min_score is None else min_score))
+        count = SECOND_TIER_VIDEOS if all(query.run for query in searched) else _SHORT_LIST + top
+        vectors = np.stack([query.vector for query in searched])
+        for query, best in zip(searched, self._scan.best_videos(chosen, vectors, count), strict=True):
+            if query.run is None:
+                hits, threshold = self._hits(query, best, chosen, videos), ZERO_SHOT_THRESHOLD
+            else:
+                ordinary = self._ordinary_levels()
+                hits = self._hits_again(query.run, query.name, best, chosen, videos, ordinary, progress)
+                threshold = query.run.threshold(ordinary.vectors)
+            results.append(self._result(query, hits, len(videos), top, threshold if min_score is None else min_score))
         return results
 
     def _sentence_queries(self, sentences: Sequence[str], chosen: Vectors) -> list[_Query]:
@@ -334,13 +340,13 @@ class Library:
         return [_Query(name, encoder.encode(pixels[None]).joint[0], scale, elsewhere) for name, pixels in images]
 
     def _hits(
-        self, query: _Query, row: np.ndarray, chosen: Vectors, videos: Sequence[LibraryVideo], top: int
+        self, query: _Query, best: Sequence[BestVideo], chosen: Vectors, videos: Sequence[LibraryVideo]
     ) -> list[Hit]:
         """The moments of the most similar videos."""
         scale = query.logit_scale
         hits = []
-        for index in shortlist(row, chosen.starts, _SHORT_LIST + top).tolist():
-            curve = row[chosen.starts[index] : chosen.starts[index] + chosen.clips[index]]
+        for video in best:
+            index, curve = video.index, video.curve
             duration_s = float(chosen.durations_s[index])
             segments = find_segments(curve, logit_scale=scale, limit=_MOMENTS_OF_A_VIDEO, max_overlap=0.0)
             levels = np.array([curve[segment.start : segment.end].max() for segment in segments]) * scale
@@ -353,14 +359,14 @@ class Library:
         self,
         second_tier: SecondTier,
         query: str,
-        row: np.ndarray,
+        best: Sequence[BestVideo],
         chosen: Vectors,
         videos: Sequence[LibraryVideo],
         ordinary: OrdinaryLevels,
         progress: ProgressCallback | None,
     ) -> list[Hit]:
         """The moments that the run finds in the most similar videos."""
-        indices = shortlist(row, chosen.starts, SECOND_TIER_VIDEOS).tolist()
+        indices = [video.index for video in best[:SECOND_TIER_VIDEOS]]
         return second_tier.hits(
             query,
             [(chosen.keys[index], videos[index].name, videos[index].path) for index in indices],
@@ -401,6 +407,7 @@ class Library:
                 self._vectors,
                 fingerprint=self._features.fingerprint,
                 encode=self._text_encoder().sentence_vectors,
+                scan=self._scan,
                 progress=self._progress,
             )
         return self._ordinary
@@ -413,8 +420,13 @@ class Library:
 
     def _picture_levels(self) -> PictureLevels:
         if self._pictures is None:
-            fingerprint = self._features.fingerprint
-            self._pictures = picture_levels(self._folder, self._vectors, fingerprint=fingerprint, progress=self._progress)
+            self._pictures = picture_levels(
+                self._folder,
+                self._vectors,
+                fingerprint=self._features.fingerprint,
+                scan=self._scan,
+                progress=self._progress,
+            )
         return self._pictures
 
     def _image_encoder(self) -> CLIPEncoder:

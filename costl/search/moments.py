@@ -1,6 +1,6 @@
 """Training-free moments: a curve of similarities between a sentence and the clips of a video, cut into segments.
 
-Axes: t clips of a video, w windows of a curve, c cells of a window, n clips of a library, k short list.
+Axes: t clips of a video, w windows of a curve, c cells of a window.
 """
 
 from __future__ import annotations
@@ -48,17 +48,6 @@ def find_segments(
     best = suppress_overlaps(candidates, limit, max_overlap)
     segments = [Segment(int(start), int(end), float(score)) for start, end, score in best]
     return segments or [Segment(0, len(curve), 0.0)]
-
-
-def shortlist(similarities: Float[np.ndarray, "n"], starts: Int[np.ndarray, "v"], count: int) -> Int[np.ndarray, "k"]:
-    """Indices of at most `count` videos, that with the most similar clip first.
-
-    `starts` are the first clips of the videos, rising from 0; no video is empty.
-    """
-    best = np.maximum.reduceat(similarities, starts)
-    count = min(count, len(best))
-    chosen = np.argpartition(-best, count - 1)[:count]
-    return chosen[np.lexsort([chosen, -best[chosen]])]
 
 
 def log_mean_exp(logits: Float[np.ndarray, "... c"]) -> Float[np.ndarray, "..."]:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import publish
-from costl.pipeline.library.scan import similarities
+from costl.pipeline.library.best_videos import Scan
 from costl.pipeline.library.vectors import Vectors
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.search.calibrate import MIN_PAIRS, AbsentLevels, ElsewhereLevels, ordinary_sentences, relative_sentence
@@ -31,7 +31,6 @@ from costl.search.calibrate import MIN_PAIRS, AbsentLevels, ElsewhereLevels, ord
 _LEVELS = "levels.npz"
 _PICTURE_LEVELS = "pictures.npz"
 _PICTURES = 100  # of different videos, if there are so many
-_SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # that numpy raises for damaged files
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "x e"]]
 
@@ -99,16 +98,17 @@ def ordinary_levels(
     *,
     fingerprint: Mapping[str, Any],
     encode: Encode,
+    scan: Scan,
     progress: ProgressCallback,
 ) -> OrdinaryLevels:
-    """The levels in all videos of `vectors`, whose features have this fingerprint.
+    """The levels in all videos of `vectors`, whose features have this fingerprint, by `scan`.
 
     Those that `folder` stores are not computed again. A folder that cannot be written costs only time.
     """
     sentences = ordinary_vectors(folder, fingerprint, encode)
     settings = digest({"features": dict(fingerprint), "sentences": hashlib.sha256(sentences.tobytes()).hexdigest()})
     relative = relative_sentence(sentences, sentences)
-    return OrdinaryLevels(sentences, _highest(folder / _LEVELS, settings, vectors, relative, progress))
+    return OrdinaryLevels(sentences, _highest(folder / _LEVELS, settings, vectors, relative, scan, progress))
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ class PictureLevels:
 
 
 def picture_levels(
-    folder: Path, vectors: Vectors, *, fingerprint: Mapping[str, Any], progress: ProgressCallback
+    folder: Path, vectors: Vectors, *, fingerprint: Mapping[str, Any], scan: Scan, progress: ProgressCallback
 ) -> PictureLevels:
     """The levels of a sample of clips of `vectors` in all its videos, stored and computed as `ordinary_levels` does."""
     pictures, owners = _sample_pictures(vectors)
     settings = digest({"features": dict(fingerprint), "pictures": hashlib.sha256(pictures.tobytes()).hexdigest()})
-    levels = _highest(folder / _PICTURE_LEVELS, settings, vectors, pictures, progress)
+    levels = _highest(folder / _PICTURE_LEVELS, settings, vectors, pictures, scan, progress)
     return PictureLevels({key: np.where(owners == key, -np.inf, levels[key]) for key in vectors.keys})
 
 
@@ -155,7 +155,12 @@ def _sample_pictures(vectors: Vectors) -> tuple[Float[np.ndarray, "x e"], np.nda
 
 
 def _highest(
-    path: Path, settings: str, vectors: Vectors, queries: Float[np.ndarray, "x e"], progress: ProgressCallback
+    path: Path,
+    settings: str,
+    vectors: Vectors,
+    queries: Float[np.ndarray, "x e"],
+    scan: Scan,
+    progress: ProgressCallback,
 ) -> dict[str, Float[np.ndarray, "x"]]:
     """By key of the video, the highest similarity of each query with a clip of it. The file `path` stores them."""
     known = _read(path, settings, len(queries))
@@ -163,27 +168,13 @@ def _highest(
     if not missing:
         return known
     levels = {key: known[key] for key in vectors.keys if key in known}
-    for group in _groups(missing, vectors.clips, len(queries)):
-        progress(Progress("calibrate", len(levels), len(vectors.keys)))
-        part = vectors.select(group)
-        highest = np.maximum.reduceat(similarities(part, queries), part.starts, axis=1).T
-        levels |= zip(part.keys, highest, strict=True)
+    stored = len(levels)
+    part = vectors.select(missing)
+    highest = scan.highest(part, queries, lambda done: progress(Progress("calibrate", stored + done, len(vectors.keys))))
+    levels |= zip(part.keys, highest, strict=True)
     with suppress(CostlError):
         publish(path, _content(settings, levels))
     return levels
-
-
-def _groups(indices: Sequence[int], clips: np.ndarray, queries: int) -> list[list[int]]:
-    """The videos in groups whose similarities take little memory; at least one video each."""
-    groups: list[list[int]] = [[]]
-    size = 0
-    for index in indices:
-        if groups[-1] and size + clips[index] > _SIMILARITIES_AT_ONCE // queries:
-            groups.append([])
-            size = 0
-        groups[-1].append(index)
-        size += int(clips[index])
-    return groups
 
 
 def _content(settings: str, levels: Mapping[str, Float[np.ndarray, "x"]]) -> bytes:

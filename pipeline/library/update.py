@@ -23,7 +23,7 @@ from costl.pipeline.library.encoder_record import search_fingerprint
 from costl.pipeline.library.folder import CACHE, VideoFile, list_videos, look_again, read_files, write_files
 from costl.pipeline.options import MACHINE_FAILURES, MODEL, FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.run.cluster import extract_on_cluster
+from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.run.history import recorded_run
 from costl.pipeline.videos import Video
@@ -85,9 +85,9 @@ def update_library(
     """Extracts what the index of the folder `videos` lacks, into the folder `index`; unchanged files are not read.
 
     `model` and `weights` are by default those of the index, and of a new index those of the folder's costl.yaml or else of
-    `costl extract`. `cluster` is the
-    address of a Dask scheduler whose workers process the videos. A video that fails becomes a row with its reason. It is tried
-    again when its file changes, and after failures of the machine. It can be killed at any time, and the next call goes on.
+    `costl extract`. `cluster` is the address of a Dask scheduler whose workers process the videos, on their `device`. A video
+    that fails becomes a row with its reason. It is tried again when its file changes, and after failures of the machine. It
+    can be killed at any time, and the next call goes on.
     Raises UsageError for a folder without videos and weights that are not here, CacheError for an index of another encoder, one
     that another process is writing, or one that cannot be written.
     """
@@ -170,7 +170,8 @@ class _Update:
             return
         settings = self._settings(model, weights)
         check_names(settings.model, settings.weights)
-        self._encoder = _load(settings, "auto" if self._cluster else self._device, self._report_progress)
+        precision = self._agree_on_precision(None) if self._cluster else None
+        self._encoder = _load(settings, "auto" if self._cluster else self._device, precision, self._report_progress)
         self._contents = _contents(settings, self._encoder, self._videos, self._cache)
 
     def _settings(self, model: str | None, weights: str | None) -> ExtractSettings:
@@ -239,8 +240,16 @@ class _Update:
                 )
             return extract_into(writer, unfinished, encoders=[encoder], fps=self._contents.fps, **options)
 
+    def _agree_on_precision(self, precision: str | None) -> str:
+        """That of the index, or what the workers prefer. Raises UsageError as `cluster.agree_on_precision` does."""
+        assert self._cluster is not None
+        workers = self._run_options.workers
+        return agree_on_precision(self._cluster, device=self._device, precision=precision, workers=workers)
+
     def _reload(self) -> CLIPEncoder:
         source = self._contents.source
+        if self._cluster:
+            self._agree_on_precision(str(self._contents.fingerprint["precision"]))
         return reload_encoder(
             self._contents.fingerprint,
             source["model"],
@@ -251,12 +260,14 @@ class _Update:
         )
 
 
-def _load(settings: ExtractSettings, device: str, report_progress: ProgressCallback) -> CLIPEncoder:
+def _load(
+    settings: ExtractSettings, device: str, precision: str | None, report_progress: ProgressCallback
+) -> CLIPEncoder:
     pick_device(device)  # before open_clip is loaded, which takes seconds
     from costl.pipeline.encode.clip import load_encoder
 
     report_progress(Progress("load", 0, 1, f"{settings.model}, {settings.weights}"))
-    return load_encoder(settings.model, settings.weights, device=device, patches=False)
+    return load_encoder(settings.model, settings.weights, device=device, precision=precision, patches=False)
 
 
 def _contents(settings: ExtractSettings, encoder: CLIPEncoder, videos: Path, cache: Path) -> Contents:

@@ -32,7 +32,8 @@ class Vectors:
     `array`: the file, read-only float16 [rows e]. It also holds rows of videos that are gone, so read it by `of` and by
     `scan.similarities`. `keys`: the names of the videos in the cache. `rows`: the first row of each in `array`, int64 [v].
     `clips`: how many it has, int64 [v]. `durations_s`: float64 [v]. `fps`: clips a second. `unreadable`: the reason for
-    each video whose part in the cache could not be read by the update; it is not among `keys`.
+    each video whose part in the cache could not be read by the update; it is not among `keys`. `path`: that of the file,
+    None for an array in memory.
     """
 
     array: np.ndarray
@@ -42,6 +43,7 @@ class Vectors:
     durations_s: np.ndarray
     fps: float
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
 
     @property
     def width(self) -> int:
@@ -77,7 +79,7 @@ def open_vectors(folder: Path) -> Vectors:
     Damage is noticed in the table, in the header and by the size. `verify_vectors` reads everything.
     """
     table, array = open_table(folder)
-    return Vectors(array, table.keys, table.rows, table.clips, table.durations_s, table.fps)
+    return Vectors(array, table.keys, table.rows, table.clips, table.durations_s, table.fps, path=folder / table.data)
 
 
 def verify_vectors(folder: Path) -> None:
@@ -95,7 +97,7 @@ def open_table(folder: Path) -> tuple[VectorsTable, np.ndarray]:
     table = read_table(folder)
     for _ in range(_TRIES):
         try:
-            return table, _map_rows(folder / table.data, table)
+            return table, map_rows(folder / table.data, rows=table.written_rows, width=table.width)
         except CacheError:
             # An update may have published another table and removed this file in between.
             newer = read_table(folder)
@@ -115,17 +117,20 @@ def header(name: str, width: int) -> bytes:
     return f"CoSTL vectors 1 {name} {width}\n".encode().ljust(HEADER_BYTES, b"\0")
 
 
-def _map_rows(path: Path, table: VectorsTable) -> np.ndarray:
-    shape = (table.written_rows, table.width)
+def map_rows(path: Path, *, rows: int, width: int, remedy: str | None = None) -> np.ndarray:
+    """The first rows of a data file, mapped into memory, read-only float16 [rows width]. A name stands for one content.
+
+    Raises CacheError, which ends with `remedy`, for a file that cannot be read, has another name inside, or has fewer rows.
+    """
     try:
         with path.open("rb") as file:
             begin = file.read(HEADER_BYTES)
             size = file.seek(0, 2)
-        if begin != header(path.name, table.width) or size < HEADER_BYTES + 2 * shape[0] * shape[1]:
-            raise CacheError(f"{path}: damaged or foreign ({size} bytes, expected {shape[0]} vectors). {NEXT_STEP}")
-        if not shape[0]:
-            return np.empty(shape, "<f2")
+        if begin != header(path.name, width) or size < HEADER_BYTES + 2 * rows * width:
+            raise CacheError(f"{path}: damaged or foreign ({size} bytes, expected {rows} vectors). {remedy or NEXT_STEP}")
+        if not rows:
+            return np.empty((rows, width), "<f2")
         # A view: slicing a memmap is many times as slow.
-        return np.asarray(np.memmap(path, "<f2", "r", offset=HEADER_BYTES, shape=shape))
+        return np.asarray(np.memmap(path, "<f2", "r", offset=HEADER_BYTES, shape=(rows, width)))
     except OSError as error:
-        raise CacheError(f"{path}: cannot be read ({error.strerror}). {next_step(error)}") from error
+        raise CacheError(f"{path}: cannot be read ({error.strerror}). {remedy or next_step(error)}") from error

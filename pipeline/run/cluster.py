@@ -6,8 +6,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,15 @@ from typing import Any
 from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.device import default_precision
-from costl.pipeline.errors import CacheError, CostlError, UsageError
+from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
+from costl.pipeline.run.cluster_client import connect, results, retrying_lost_tasks, run_on_all
 from costl.pipeline.run.cluster_worker import RunSpec, extract_one, inspect_worker, prepare_worker, versions
 from costl.pipeline.run.engine import FailuresInARow
 from costl.pipeline.run.throughput import Meter
 from costl.pipeline.videos import Video
 
-_CONNECT_S = 10.0
-_ANSWER_S = 600.0  # long enough to load CLIP from a slow disk
-_NO_WORKER_S = 60.0
 _VISIBLE_S = 60.0  # network file systems show a new file late
 _POLL_S = 0.2
 _SAMPLE = 50
@@ -42,8 +40,8 @@ def agree_on_precision(address: str, *, device: str, precision: str | None, work
         raise UsageError(
             "--workers is for one machine: on a cluster each thread of a worker decodes a video (--nthreads)."
         )
-    with _connect(address) as client:
-        by_type = {kind: name for name, kind in _run_on_all(client, inspect_worker, device, versions())}
+    with connect(address) as client:
+        by_type = {kind: name for name, kind in run_on_all(client, inspect_worker, device, versions())}
     if precision:
         return precision
     if len(by_type) > 1:
@@ -77,7 +75,7 @@ def extract_on_cluster(
     videos = [replace(video, path=Path(os.path.realpath(video.path))) for video in videos]
     failures = FailuresInARow(failed_before)
     rows: list[VideoRow] = []
-    with _run_folder(writer.parts) as folder, _connect(address) as client, _retrying_lost_tasks(client):
+    with _run_folder(writer.parts) as folder, connect(address) as client, retrying_lost_tasks(client, extract_one):
         spec = RunSpec(
             model=contents.source["model"],
             weights=absolute_weights(writer.path.parent, contents.source["weights"]),
@@ -89,7 +87,8 @@ def extract_on_cluster(
             folder=folder,
         )
         _prepare_workers(client, spec, videos, report_progress)
-        for row in _rows(client, spec, videos):
+        tasks = client.map(extract_one, [spec] * len(videos), videos, pure=False)
+        for row in results(client, tasks, poll_s=_POLL_S, remedy=_GO_ON):
             _refuse_invisible_part(writer, row)
             rows.append(writer.adopt_row(row))
             meter.videos[row.status] += 1
@@ -117,24 +116,6 @@ def _run_folder(parts: Path) -> Iterator[Path]:
             stray.unlink(missing_ok=True)
 
 
-@contextmanager
-def _connect(address: str) -> Iterator[Any]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UsageError(f"--cluster needs the package distributed ({error}): pip install 'costl[cluster]'") from error
-    try:
-        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except Exception as error:  # of the address, of the network or of Dask, which raises all kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"{address}: no Dask scheduler answers there ({reason[:200]}). "
-            "Expected an address such as tcp://scheduler:8786; `dask scheduler` prints it."
-        ) from error
-    with client:
-        yield client
-
-
 def _prepare_workers(
     client: Any, spec: RunSpec, videos: Sequence[Video], report_progress: ProgressCallback
 ) -> None:
@@ -143,99 +124,20 @@ def _prepare_workers(
     sample = [(video.path, video.path.stat().st_size) for video in videos[::step] if video.path.is_file()]
     workers = len(client.nthreads())
     report_progress(Progress("workers", 0, workers))
-    for number, (name, mark) in enumerate(_run_on_all(client, prepare_worker, spec, sample), start=1):
+    for number, (name, mark) in enumerate(run_on_all(client, prepare_worker, spec, sample), start=1):
         if not _wait_until_visible(spec.folder / mark):
             raise UsageError(
-                f"worker {name} writes to another {spec.folder.parent} than this machine sees: --out must be on shared "
-                "storage."
+                f"worker {name} writes to another {spec.folder.parent} than this machine sees: the cache must be on "
+                "shared storage."
             )
         report_progress(Progress("workers", number, workers, name))
-
-
-def _rows(client: Any, spec: RunSpec, videos: Sequence[Video]) -> Iterator[VideoRow]:
-    """The rows of the videos in the order they arrive."""
-    from distributed import as_completed
-    from distributed.comm import CommClosedError
-
-    address = client.scheduler.address
-    tasks = client.map(extract_one, [spec] * len(videos), videos, pure=False)
-    results = as_completed(tasks, loop=client.loop)
-    last_worker_s = time.monotonic()
-    try:
-        while not results.is_empty():
-            for task in results.next_batch(block=False):
-                yield task.result()
-            time.sleep(_POLL_S)
-            # Dask itself waits forever for another worker.
-            if client.nthreads():
-                last_worker_s = time.monotonic()
-            elif time.monotonic() - last_worker_s > _NO_WORKER_S:
-                raise CostlError(f"No worker has been left for {_NO_WORKER_S:.0f} s. {_GO_ON}")
-    except CostlError:
-        raise
-    except Exception as error:
-        if client.status == "running" and not isinstance(error, CommClosedError):
-            raise
-        raise CostlError(f"{address}: the scheduler is gone. {_GO_ON}") from error
-
-
-@contextmanager
-def _retrying_lost_tasks(client: Any) -> Iterator[None]:
-    """Keeps the scheduler from giving up on tasks whose workers died.
-
-    It would give up after a few lost workers, also on a task that was only queued there. The marks of `cluster_worker`
-    show more reliably which video kills its workers.
-    """
-    from distributed import SchedulerPlugin
-
-    class ClearSuspicion(SchedulerPlugin):
-        def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-            for key, task in scheduler.tasks.items():
-                if "extract_one" in str(key):
-                    task.suspicious = 0
-
-    name = f"costl-{secrets.token_hex(4)}"
-    client.register_plugin(ClearSuspicion(), name=name)
-    try:
-        yield
-    finally:
-        with suppress(OSError, ValueError, RuntimeError):  # the scheduler may be gone
-            if client.status == "running":
-                client.unregister_scheduler_plugin(name)
-
-
-def _run_on_all(client: Any, function: Callable[..., str], *arguments: Any) -> Iterator[tuple[str, str]]:
-    """(worker, result) of `function(*arguments)` on every worker, all at once.
-
-    Raises UsageError with the name of a worker on which it fails, and if there are no workers.
-    """
-    names = sorted(client.nthreads())
-    if not names:
-        address = client.scheduler.address
-        raise UsageError(
-            f"{address}: the scheduler has no workers. Start some: DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker "
-            f"{address}"
-        )
-    futures = [client.submit(function, *arguments, workers=[name], pure=False) for name in names]
-    for name, future in zip(names, futures, strict=True):
-        try:
-            result = future.result(timeout=_ANSWER_S)
-        except CostlError as error:
-            raise UsageError(f"worker {name}: {error}") from error
-        except Exception as error:  # whatever its Python could not import, or the scheduler could not read
-            cause = error.__cause__ or error
-            raise UsageError(
-                f"worker {name} cannot run CoSTL ({type(cause).__name__}: {str(cause)[:200]}). "
-                "Install the same version on every worker and where the scheduler runs."
-            ) from error
-        yield name, result
 
 
 def _refuse_invisible_part(writer: CacheWriter, row: VideoRow) -> None:
     if row.ok and not _wait_until_visible(writer.parts / row.part):
         raise CacheError(
-            f"{writer.parts / row.part}: a worker wrote it, but this machine does not see it. --out must be on shared "
-            "storage."
+            f"{writer.parts / row.part}: a worker wrote it, but this machine does not see it. The cache must be on "
+            "shared storage."
         )
 
 

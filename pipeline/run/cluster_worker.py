@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TRIES = 3  # a video that was on so many workers when they died is not tried again
 _CHECK_EVERY_S = 2.0
-_LIBRARIES = ("torch", "open_clip_torch", "decord", "decord2", "h5py", "numpy")
+_LIBRARIES = ("torch", "open_clip_torch", "decord", "decord2", "h5py", "numpy", "numkong")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,19 @@ def inspect_worker(device: str, client_versions: Mapping[str, str]) -> str:
             "may not start processes, which decoding needs. Start it with DASK_DISTRIBUTED__WORKER__DAEMON=False in its "
             "environment, or with dask worker --no-nanny."
         )
-    differences = explain_difference(client_versions, versions(), was="here", now="there")
-    if differences:
-        raise UsageError(f"has other versions ({'; '.join(differences)}). Install the same everywhere.")
+    check_versions(client_versions)
     return pick_device(device).type
 
 
+def check_versions(client_versions: Mapping[str, str]) -> None:
+    """Raises UsageError for a worker whose versions differ from those of the client."""
+    differences = explain_difference(client_versions, versions(), was="here", now="there")
+    if differences:
+        raise UsageError(f"has other versions ({'; '.join(differences)}). Install the same everywhere.")
+
+
 def versions() -> dict[str, str]:
-    """A hash of this package's code, and the versions of the libraries that decide features, without build suffixes."""
+    """A hash of this package's code, and the versions of the libraries that decide results, without build suffixes."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files))
     by_name = {"CoSTL's code": code.hexdigest()}
@@ -99,8 +104,8 @@ def prepare_worker(spec: RunSpec, sample: Sequence[tuple[Path, int]]) -> str:
         (spec.folder / mark).touch()
     except OSError as error:
         raise UsageError(
-            f"{spec.folder.parent}: cannot be written ({error.strerror}). The folder of --out must be on storage that all "
-            "workers share, and they must be allowed to write there."
+            f"{spec.folder.parent}: cannot be written ({error.strerror}). The folder of the cache must be on storage that "
+            "all workers share, and they must be allowed to write there."
         ) from error
     _encoder_for(spec)
     return mark

@@ -113,7 +113,7 @@ def in_workspace(workspace, monkeypatch) -> None:
     for place in WORK:
         module, name = place.split(":")
         monkeypatch.setattr(importlib.import_module(module), name, stop_work)
-    monkeypatch.setattr("costl.pipeline.run.cluster._CONNECT_S", 0.01)  # no scheduler answers at an odd address
+    monkeypatch.setattr("costl.pipeline.run.cluster_client._CONNECT_S", 0.01)  # no scheduler answers at an odd address
 
 
 def test_every_command_has_usual_arguments():

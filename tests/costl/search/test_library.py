@@ -128,7 +128,7 @@ def test_several_queries_give_what_each_gives_alone(library, monkeypatch):
     queries = [QUERY, "the blue star", "a small ring"]
     expected = [library.search(query) for query in queries]
     assert library.search_all(queries) == expected
-    monkeypatch.setattr("costl.search.library._SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr("costl.pipeline.library.best_videos.SIMILARITIES_AT_ONCE", 1)
     assert library.search_all(queries) == expected
 
 
@@ -190,7 +190,7 @@ def test_threads_may_share_a_library(library):
 
 def test_ordinary_sentences_are_compared_once(folder, library, monkeypatch):
     library.search(QUERY)
-    monkeypatch.setattr("costl.search.ordinary.similarities", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr("costl.pipeline.library.best_videos.LocalScan.highest", lambda *_: pytest.fail("compared again"))
     assert costl.library(folder, device="cpu").search(QUERY) == library.search(QUERY)
 
 
@@ -252,7 +252,7 @@ def test_sentences_and_images_give_what_each_gives_alone(library, frame, tmp_pat
     same_name = library.search_all(images=[frame, other, frame])
     assert [result.query for result in same_name] == [str(frame), str(other), str(frame)]
     assert [result.query for result in library.search_all(images=[frame, frame])] == ["frame.png"] * 2
-    monkeypatch.setattr("costl.search.library._SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr("costl.pipeline.library.best_videos.SIMILARITIES_AT_ONCE", 1)
     assert library.search_all([QUERY], images=[frame]) == [first, second]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costl.pipeline.errors import UsageError
-from costl.search.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, shortlist, suppress_overlaps
+from costl.search.moments import MAX_OVERLAP, WINDOW_CELLS, Segment, find_segments, suppress_overlaps
 
 SCALE = 40.0
 
@@ -134,18 +134,3 @@ def test_equal_scores_keep_the_earlier_segment_first():
 def test_a_curve_without_numbers_is_refused(curve):
     with pytest.raises(UsageError, match="one finite number for each clip"):
         find_segments(np.array(curve, np.float32), logit_scale=SCALE)
-
-
-def test_the_short_list_has_the_videos_with_the_best_clips():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 9, 200)
-    starts = np.append(0, lengths.cumsum()[:-1])
-    similarities = rng.normal(size=lengths.sum()).astype(np.float32)
-    best = [max(similarities[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-    expected = sorted(range(200), key=lambda video: -best[video])
-    assert shortlist(similarities, starts, 10).tolist() == expected[:10]
-    assert shortlist(similarities, starts, 999).tolist() == expected
-
-
-def test_equal_videos_are_listed_in_their_order():
-    assert shortlist(np.array([1, 2, 2, 1], np.float32), np.array([0, 1, 2, 3]), 4).tolist() == [1, 2, 0, 3]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from costl.pipeline.errors import UsageError
+from costl.pipeline.library.best_videos import LocalScan
 from costl.pipeline.library.vectors import Vectors
 from costl.search.calibrate import ordinary_sentences
 from costl.search.ordinary import PictureLevels, ordinary_vectors, picture_levels
@@ -69,7 +70,7 @@ def library(clips: Sequence[int], *, seed: int = 0) -> Vectors:
 
 
 def levels_of(folder, vectors: Vectors) -> PictureLevels:
-    return picture_levels(folder, vectors, fingerprint=FINGERPRINT, progress=lambda _: None)
+    return picture_levels(folder, vectors, fingerprint=FINGERPRINT, scan=LocalScan(), progress=lambda _: None)
 
 
 def test_the_pictures_of_a_small_library_are_its_clips(tmp_path):
@@ -109,7 +110,7 @@ def test_stored_levels_of_pictures_are_used_until_the_library_changes(tmp_path, 
     vectors = library([3] * 5)
     expected = levels_of(tmp_path, vectors)
     with monkeypatch.context() as patch:
-        patch.setattr("costl.search.ordinary.similarities", lambda *_: pytest.fail("compared again"))
+        patch.setattr(LocalScan, "highest", lambda *_: pytest.fail("compared again"))
         again = levels_of(tmp_path, vectors)
     for key in vectors.keys:
         np.testing.assert_array_equal(again.of_video[key], expected.of_video[key])

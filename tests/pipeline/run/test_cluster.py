@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask_cluster import Machines, wait_for_workers, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import frame_times, make_video
-from preloaded import Preloaded
 from tiny_clip import write_clip_weights
 
 from costl.pipeline.cache.merge import merge
@@ -32,12 +31,11 @@ from costl.pipeline.errors import CacheError, CostlError, UsageError
 from costl.pipeline.extract import extract
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress
-from costl.pipeline.run import cluster
+from costl.pipeline.run import cluster_client
 from costl.pipeline.run.cluster_worker import TRIES, RunSpec, _at_work, inspect_worker, versions
 from costl.pipeline.run.engine import FailuresInARow
 from costl.pipeline.run.shards import Share, lines_with_ends, parse_share
 
-ROOT = Path(__file__).parents[3]
 NAMES = [f"v{number}" for number in range(6)]
 
 
@@ -90,60 +88,12 @@ def contents_of(cache: Path) -> dict[str, bytes]:
 # A cluster
 
 
-class Dask(Preloaded):
-    modules = ("distributed.cli.dask_scheduler", "distributed.cli.dask_worker")
-
-
-class Machines:
-    """A scheduler and workers, each in its own process, as `dask scheduler` and `dask worker` start them."""
-
-    def __init__(self, log: Path):
-        self._log = log.open("w")
-        self._scheduler_file = log.with_suffix(".json")
-        self._running = [
-            self._start("scheduler", "--scheduler-file", str(self._scheduler_file), "--host", "127.0.0.1", "--port", "0")
-        ]
-        wait_until(lambda: self._scheduler_file.exists() and self._scheduler_file.read_text().endswith("}"))
-        self.address = json.loads(self._scheduler_file.read_text())["address"]
-
-    def worker(self, *options: str, **environment: str) -> subprocess.Popen:
-        started = self._start("worker", self.address, "--nthreads", "1", *(options or ("--no-nanny",)), **environment)
-        self._running.append(started)
-        return started
-
-    def close(self) -> None:
-        for process in reversed(self._running):
-            process.kill()
-            process.wait()
-        self._log.close()
-
-    def _start(self, kind: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        command = ["-m", "distributed.cli.dask_" + kind, *arguments, "--no-dashboard"]
-        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-        where = os.environ | {"PYTHONPATH": path} | environment
-        return Dask(command, stdout=self._log, stderr=self._log, env=where)
-
-
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def machines(tmp_path) -> Iterator[Machines]:
     pytest.importorskip("distributed", reason="distributed is not installed; it comes with the extra `cluster`")
     machines = Machines(tmp_path / "dask.log")
     yield machines
     machines.close()
-
-
-def wait_for_workers(address: str, workers: int) -> None:
-    from distributed import Client
-
-    with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(workers, timeout=60)
 
 
 def test_a_cluster_that_loses_a_worker_gives_the_bytes_of_one_machine(whole, home, machines):
@@ -182,7 +132,7 @@ def test_missing_workers_and_workers_without_processes_are_refused(home, machine
 
 def test_an_address_without_a_scheduler_is_refused_at_once(home, monkeypatch):
     pytest.importorskip("distributed", reason="distributed is not installed; it comes with the extra `cluster`")
-    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster_client, "_CONNECT_S", 0.5)
     for address in ("tcp://127.0.0.1:1", "nonsense://x:1"):
         with pytest.raises(UsageError, match=f"{address}: no Dask scheduler answers there"):
             run(home, cluster=address)
