@@ -38,6 +38,7 @@ from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import legacy_label
 
 MAX_EXAMPLES = 8
+PREDICTIONS = "predictions.jsonl"
 PARQUET = "predictions.parquet"
 WRONG_VIDEO = "wrong video"  # the group of absent pairs in the table of rejection
 
@@ -158,7 +159,7 @@ def _refuse_other_files(folder: Path, *, overwrite: bool) -> None:
     """Raises UsageError for a file that an evaluation would replace, unless a predictions.parquet shows that it is its own."""
     marker = folder / PARQUET
     refuse_overwrite(marker, is_ours=is_own_parquet, overwrite=overwrite)
-    for name in ("metrics.json", "predictions.jsonl", "predictions.png"):
+    for name in ("metrics.json", PREDICTIONS, "predictions.png"):
         refuse_overwrite(folder / name, is_ours=lambda _: marker.exists(), overwrite=overwrite)
 
 
@@ -197,7 +198,7 @@ def _score_and_write(
     else:
         notes.append(f"{split}: no labels, so that there are predictions and no metrics.")
         (folder / "metrics.json").unlink(missing_ok=True)  # an earlier evaluation's would be taken for these
-    write_predictions(folder / "predictions.jsonl", rows)
+    write_predictions(folder / PREDICTIONS, rows)
     examples = choose_examples(queries, predictions)
     draw_predictions(
         folder / "predictions.png",

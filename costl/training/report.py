@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from costl.config import Config
-from costl.evaluate import evaluate
+from costl.data.annotations import parse_predictions
+from costl.evaluate import PREDICTIONS, Evaluation, evaluate
 from costl.plots.training_curves import draw_curves
+from costl.predict.zero_shot_comparison import ZeroShotComparison, compare_with_zero_shot
 from costl.training.run_folder import LEGACY, legacy_label, write_summary
 from costl.training.setup import Training
 
@@ -19,7 +21,7 @@ class Report:
     """How training ended, in the folder `run`.
 
     `score` is the metric `select` on the split `select_on` at `best_epoch`, None without such a split. `legacy` labels a
-    choice made on the test split and is empty otherwise.
+    choice made on the test split and is empty otherwise. `zero_shot` compares the best epoch with CLIP alone on validation.
     """
 
     run: Path
@@ -32,6 +34,7 @@ class Report:
     notes: tuple[str, ...] = ()
     select_on: str = "val"
     legacy: str = ""
+    zero_shot: ZeroShotComparison | None = None
     exit_code = 0
 
     def lines(self) -> list[str]:
@@ -40,14 +43,15 @@ class Report:
 
     def data(self) -> dict[str, Any]:
         """Every field."""
-        return vars(self) | {"run": str(self.run)}
+        return asdict(self) | {"run": str(self.run)}
 
     def messages(self) -> list[str]:
-        """The notes, then the number of epochs and the chosen one."""
+        """The notes, the number of epochs and the chosen one, and whether the model is better than CLIP alone."""
         split = "test (legacy: chosen on test)" if self.legacy else "validation"
         score = "" if self.score is None else f" with {self.select} {self.score:.1f} on {split}"
         early = ", stopped early" if self.stopped_early else ""
-        return [*self.notes, f"{self.epochs} epochs{early}; epoch {self.best_epoch} is kept{score}."]
+        comparison = [self.zero_shot.message()] if self.zero_shot else []
+        return [*self.notes, f"{self.epochs} epochs{early}; epoch {self.best_epoch} is kept{score}.", *comparison]
 
 
 def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Report:
@@ -73,9 +77,18 @@ def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Re
                 folder / "curves.png", rows, select=settings.select, best_epoch=state.best_epoch, title=folder.name
             )
         if settings.select_on in training.splits:
-            evaluate(folder, split=settings.select_on, cache=training.features.path, device=str(state.device))
+            evaluation = evaluate(folder, split=settings.select_on, cache=training.features.path, device=str(state.device))
+            report = replace(report, zero_shot=_zero_shot(training, evaluation))
         write_summary(training.run, report)  # last: without it, resuming makes the files that a kill left out
     return report
+
+
+def _zero_shot(training: Training, evaluation: Evaluation) -> ZeroShotComparison | None:
+    if evaluation.split != "val":  # a choice on the test split must not look at it twice
+        return None
+    path = evaluation.folder / PREDICTIONS
+    predictions = parse_predictions(path.read_text(encoding="utf-8"), str(path))
+    return compare_with_zero_shot(predictions, training.features, evaluation.split, training.config)
 
 
 def describe_epoch(row: Mapping[str, Any], config: Config) -> str:
