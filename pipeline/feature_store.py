@@ -1,6 +1,7 @@
 """A store of features of single videos, by content: each video is extracted once, whatever its file is called.
 
-FOLDER/<settings>/<content>.h5 and .h5.parts/    a cache of one video, with the tokens of its queries
+FOLDER/<settings>/<content>.h5 and .h5.parts/            a cache of one video, with the tokens of its queries
+FOLDER/<settings>/<content>.windows.h5 and .h5.parts/    a cache of windows of a long video, each as a video of its own
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.cache.words import stored_words
 from costl.pipeline.cache.writer import CacheWriter
+from costl.pipeline.decode.backends import FASTEST
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError, VideoError
 from costl.pipeline.fingerprint import digest
@@ -27,7 +29,7 @@ from costl.pipeline.options import FrameOptions, RunOptions, TokenFormat
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.queries import encode_new, encode_queries
 from costl.pipeline.run.engine import cache_contents, extract_into, has_frames_of_today
-from costl.pipeline.videos import Video, content_hash, file_stamp
+from costl.pipeline.videos import Video, content_hash, file_stamp, window_name
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder
@@ -82,17 +84,29 @@ class FeatureStore:
         for a query without a word or weights that cannot be loaded, CacheError for the weights of another CLIP or a folder
         that cannot be written.
         """
-        report_progress = progress or (lambda _: None)
-        content = self._content_hash(video)
-        path = self.folder / f"{content}.h5"
+        features = self._features(Video(self._content_hash(video), video), queries, progress)
+        return features, features.video_ids[0]
+
+    def window_features(
+        self, video: Path, queries: Sequence[str], windows: Sequence[range], *, progress: ProgressCallback | None = None
+    ) -> CacheReader:
+        """The features of these windows of a video, ranges of its clips, each as a video called `window_name(window)`.
+
+        Only missing windows are decoded. A frame is the one that `features` has for the same clip. Times in the cache
+        count from the start of the video, durations are those of the windows. Windows that reach past the end of the video
+        are cut there. Raises as `features` does, and VideoError for a window that begins after the end.
+        """
+        return self._features(Video(self._content_hash(video), video, windows=tuple(windows)), queries, progress)
+
+    def _features(self, video: Video, queries: Sequence[str], progress: ProgressCallback | None) -> CacheReader:
+        path = self.folder / (f"{video.id}.windows.h5" if video.windows else f"{video.id}.h5")
         with self._of_video.setdefault(path, threading.Lock()):
             stored = _stored_queries(path, video)
             if stored is None or not set(queries) <= stored:
-                self._extract(path, Video(content, video), list(queries), report_progress)
+                self._extract(path, video, list(queries), progress or (lambda _: None))
                 remove_least_used(self.folder.parent, self.max_bytes, keep=path)
             mark_used(path)
-            features = CacheReader(path)
-        return features, features.video_ids[0]
+            return CacheReader(path)
 
     def sentence_vectors(self, texts: Sequence[str], *, progress: ProgressCallback | None = None) -> np.ndarray:
         """The sentences in the joint space, float32 [x e], of length one. Loads CLIP. Raises as `features` does."""
@@ -114,25 +128,32 @@ class FeatureStore:
         kept = [*earlier[-_MAX_QUERIES:], *queries]
         sentences = encode_queries(encoder, kept, path, report_progress, fill_batches=False)
         with CacheWriter(path, contents, sentences) as writer:
-            row = writer.reuse_if_unchanged(video.id, video.id)
-            if row is None or not has_frames_of_today(row, video.path):
+            missing = _without_stored(video, writer)
+            if missing is not None:
                 if self._extracting.locked():
                     report_progress(Progress("wait", 0, 0, video.path.name))
                 with self._extracting:
-                    (row,) = extract_into(
+                    rows = extract_into(
                         writer,
-                        [video],
+                        [missing],
                         encoders=[encoder],
                         fps=contents.fps,
-                        frame_options=FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target),
+                        frame_options=self._frame_options(encoder, windows=bool(video.windows)),
                         run_options=self._run_options,
                         report_progress=report_progress,
                     )
-                if not row.ok:
-                    raise VideoError(row.reason, status=row.status)
-                if row.content_hash != video.id:
-                    raise VideoError(f"{video.path}: was changed while it was read. Ask again.", status="changed")
+                for row in rows:
+                    if not row.ok:
+                        raise VideoError(row.reason, status=row.status)
+                    if row.content_hash != video.id:
+                        raise VideoError(f"{video.path}: was changed while it was read. Ask again.", status="changed")
             writer.write_index()
+
+    def _frame_options(self, encoder: CLIPEncoder, *, windows: bool) -> FrameOptions:
+        """The options of the fingerprint; for windows with the fastest decoder, if its frames are the same."""
+        options = FrameOptions.from_fingerprint(self.fingerprint, encoder.preprocess.resize_target)
+        fastest = replace(options, decoder=FASTEST)
+        return fastest if windows and fastest.fingerprint() == options.fingerprint() else options
 
     def _load(self, report_progress: ProgressCallback) -> CLIPEncoder:
         with self._loading:
@@ -148,7 +169,18 @@ class FeatureStore:
             return self._encoder
 
 
-def _stored_queries(path: Path, video: Path) -> set[str] | None:
+def _without_stored(video: Video, writer: CacheWriter) -> Video | None:
+    """`video` with those of its windows that are not stored yet; None if nothing is missing. The writer takes what is stored."""
+    if not video.windows:
+        row = writer.reuse_if_unchanged(video.id, video.id)
+        return None if row is not None and has_frames_of_today(row, video.path) else video
+    names = [part.stem for part in sorted(writer.parts.glob("*.h5"))]
+    stored = {name for name in names if writer.reuse_if_unchanged(name, video.id)}
+    missing = tuple(window for window in video.windows if window_name(window) not in stored)
+    return replace(video, windows=missing) if missing else None
+
+
+def _stored_queries(path: Path, video: Video) -> set[str] | None:
     """The queries whose tokens are stored with the complete features of `video`; None if they must be extracted.
 
     Removes a damaged cache without asking, because it can be made again.
@@ -157,10 +189,13 @@ def _stored_queries(path: Path, video: Path) -> set[str] | None:
         return None
     try:
         features = CacheReader(path)
-        for name in features.video_ids:
+        names = [window_name(window) for window in video.windows] or features.video_ids
+        if not set(names) <= set(features.video_ids):
+            return None
+        for name in names:
             features.times_s(name)
             features.tokens(name, clips=[0])
-            if not has_frames_of_today(features.row(name), video):
+            if not has_frames_of_today(features.row(name), video.path):
                 return None
         return set(stored_words(path))
     except CacheError:

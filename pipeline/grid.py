@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,20 @@ class Grid:
         """The centre of each clip, seconds [t]; of a video shorter than half a clip, the middle of the video."""
         centres_s = (np.arange(self.clips) + 0.5) / self.fps
         return np.where(centres_s < self.duration_s, centres_s, self.duration_s / 2)
+
+    def within(self, window: range) -> range:
+        """The clips of a window that exist; empty if the video ends before it."""
+        return range(min(window.start, self.clips), min(window.stop, self.clips))
+
+    def of_window(self, window: range) -> Grid:
+        """The grid of these clips alone, as if they were a video; `window` must not be empty and must be inside."""
+        assert 0 <= window.start < window.stop <= self.clips, (window, self.clips)
+        end_s = self.duration_s if window.stop == self.clips else window.stop * self.clip_s
+        return Grid(self.fps, end_s - window.start * self.clip_s)
+
+    def clips_of(self, windows: Sequence[range]) -> np.ndarray:
+        """The distinct clips of these windows that exist, rising, int [k]."""
+        is_inside = np.zeros(self.clips, dtype=bool)
+        for window in windows:
+            is_inside[window.start : window.stop] = True
+        return np.flatnonzero(is_inside)

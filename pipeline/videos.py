@@ -32,17 +32,24 @@ FileStamp = tuple[int, ...]
 class Video:
     """One video file; `id` is the file name without its suffix, which annotations use, made safe by `safe_id`.
 
-    `stored_name` is what a cache calls the video if it is not that file name.
+    `stored_name` is what a cache calls the video if it is not that file name. With `windows`, ranges of clips of its grid,
+    only these are extracted, and each becomes a video of its own in the cache, called `window_name(window)`.
     """
 
     id: str
     path: Path
     stored_name: str = ""
+    windows: tuple[range, ...] = ()
 
     @property
     def name(self) -> str:
         """What a cache calls the video."""
         return self.stored_name or self.path.stem
+
+
+def window_name(window: range) -> str:
+    """The id and the name of a window of a video, in a cache of windows of this video alone."""
+    return f"clips-{window.start:08}-{window.stop:08}"
 
 
 def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:

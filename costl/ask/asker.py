@@ -18,6 +18,7 @@ from costl.ask.model_folder import ZERO_SHOT, model_or_zero_shot
 from costl.ask.predictors import Predictor, TrainedPredictor, ZeroShotPredictor
 from costl.ask.trained_model import read_trained_model
 from costl.data.annotations import Query
+from costl.data.windowed_features import VideoFeatures
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.feature_store import FeatureStore, user_folder
@@ -142,7 +143,7 @@ class Asker:
         return visible_region(int(height), int(width), self._preprocess)
 
 
-def query_row(number: int, text: str, name: str, features: CacheReader) -> Query:
+def query_row(number: int, text: str, name: str, features: VideoFeatures) -> Query:
     """The query as an annotation row. `rated_s` asks for the saliency of every clip, whatever its length."""
     grid = features.grid(name)
     spans = clip_spans(grid.clips, grid.clip_s, grid.duration_s)

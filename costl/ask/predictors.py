@@ -13,6 +13,7 @@ from jaxtyping import Float
 from costl.ask.model_folder import is_run
 from costl.ask.trained_model import TrainedModel
 from costl.data.annotations import Prediction, Query
+from costl.data.windowed_features import VideoFeatures
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CacheError
@@ -26,6 +27,7 @@ from costl.predict.predict import predict_split
 from costl.predict.zero_shot import zero_shot_prediction
 from costl.search.calibrate import ZERO_SHOT_THRESHOLD, AbsentLevels, PairCalibration, relative_sentence
 from costl.search.run_calibration import best_score, highest_level, run_calibration
+from costl.training.run_folder import MAX_WINDOW_CLIPS
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Predictor:
         )
 
     def predict(
-        self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
+        self, queries: Sequence[Query], features: VideoFeatures, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """One prediction for each query, in the same order."""
         raise NotImplementedError
@@ -106,8 +108,13 @@ class TrainedPredictor(Predictor):
         self._calibration: PairCalibration | None = None
         self._is_calibrated = False
 
+    @property
+    def window_clips(self) -> int:
+        """The most clips that the model reads at once; longer videos are predicted in windows of this length."""
+        return self._config.predict.window_clips or MAX_WINDOW_CLIPS
+
     def predict(
-        self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
+        self, queries: Sequence[Query], features: VideoFeatures, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """See `Predictor`."""
         return predict_split(
@@ -172,7 +179,7 @@ class ZeroShotPredictor(Predictor):
         )
 
     def predict(
-        self, queries: Sequence[Query], features: CacheReader, progress: ProgressCallback | None
+        self, queries: Sequence[Query], features: VideoFeatures, progress: ProgressCallback | None
     ) -> list[Prediction]:
         """See `Predictor`."""
         return [zero_shot_prediction(query, features) for query in queries]

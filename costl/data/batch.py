@@ -26,7 +26,8 @@ from costl.pipeline.grid import Grid
 class Features(Protocol):
     """What batches need of a cache; `costl.pipeline.cache.reader.CacheReader` implements it."""
 
-    fps: float
+    @property
+    def fps(self) -> float: ...
 
     def grid(self, video_id: str) -> Grid: ...
     def tokens(

@@ -14,9 +14,9 @@ from costl.config import Config, Predict
 from costl.data.annotations import Prediction, Query
 from costl.data.batch import model_inputs
 from costl.data.loader import prefetch
+from costl.data.windowed_features import VideoFeatures
 from costl.model.build import Model
 from costl.model.inputs import ModelInputs
-from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.predict.postprocess import ModelOutput, rated_saliency, round_times, to_predictions
 from costl.predict.sliding_window import predict_windows, window_ranges
@@ -30,7 +30,7 @@ LONG_BATCH_SIZE = 8  # about the same long video; the patches of a window are in
 def predict_split(
     model: Model,
     queries: Sequence[Query],
-    features: CacheReader,
+    features: VideoFeatures,
     *,
     config: Config,
     device: torch.device,
@@ -112,7 +112,7 @@ def _run_model(model: Model, inputs: ModelInputs, *, device: torch.device) -> Mo
 
 
 def _postprocess(
-    queries: Sequence[Query], output: ModelOutput, features: CacheReader, settings: Predict
+    queries: Sequence[Query], output: ModelOutput, features: VideoFeatures, settings: Predict
 ) -> dict[int | str, Prediction]:
     """The predictions by qid."""
     clips = [features.grid(query.vid).clips for query in queries]

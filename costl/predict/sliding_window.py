@@ -67,6 +67,24 @@ def window_ranges(clips: int, window_clips: int) -> list[range]:
     return [range(start, min(start + window_clips, clips)) for start in starts]
 
 
+def windows_around(middles: Sequence[float], clips: int, window_clips: int) -> list[range]:
+    """The windows of `window_clips` clips around these positions in a longer video, in order, each once.
+
+    A window begins at a multiple of a quarter of its length, with the position at most an eighth away from its middle unless
+    the video ends there.
+    """
+    step = window_clips // 4
+    last = -(-(clips - window_clips) // step)  # the first one that reaches the end
+    numbers = {min(max(0, round((middle - window_clips / 2) / step)), last) for middle in middles}
+    return [range(number * step, min(number * step + window_clips, clips)) for number in sorted(numbers)]
+
+
+def window_quarters(window: range, window_clips: int) -> list[range]:
+    """The quarters of a window; the last one is shorter, or missing, where the video ends."""
+    step = window_clips // 4
+    return [range(start, min(start + step, window.stop)) for start in range(window.start, window.stop, step)]
+
+
 def _owned_positions(output: ModelOutput, window: range, *, window_clips: int, is_last: bool) -> ModelOutput:
     """The positions that the window owns, with spans and centres in clips of the whole video."""
     start = 0 if window.start == 0 else window_clips // 4

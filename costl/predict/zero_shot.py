@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from costl.data.annotations import Prediction, Query
-from costl.pipeline.cache.reader import CacheReader
+from costl.data.windowed_features import VideoFeatures
 from costl.predict.postprocess import rated_saliency
 from costl.search.moments import find_segments
 
 
-def zero_shot_prediction(query: Query, features: CacheReader) -> Prediction:
+def zero_shot_prediction(query: Query, features: VideoFeatures) -> Prediction:
     """The segments of the curve of cosines (see `find_segments`), with the best score 1; saliency is the curve itself."""
     curve = features.joint_vectors(query.vid) @ features.words(query.query).sentence
     segments = find_segments(curve, logit_scale=features.joint.logit_scale)

@@ -366,10 +366,16 @@ class Library:
         progress: ProgressCallback | None,
     ) -> list[Hit]:
         """The moments that the run finds in the most similar videos."""
-        indices = [video.index for video in best[:SECOND_TIER_VIDEOS]]
+        from costl.search.second_tier import Candidate  # imports torch
+
+        candidates = []
+        for video in best[:SECOND_TIER_VIDEOS]:
+            index = video.index
+            place = chosen.keys[index], videos[index].name, videos[index].path
+            candidates.append(Candidate(*place, float(chosen.durations_s[index]), video.curve))
         return second_tier.hits(
             query,
-            [(chosen.keys[index], videos[index].name, videos[index].path) for index in indices],
+            candidates,
             encode=self._text_encoder().encode,
             ordinary=ordinary.vectors,
             progress=progress or self._progress,

@@ -39,6 +39,7 @@ class CacheWriter:
     def __init__(self, path: str | Path, contents: Contents, words: Mapping[str, SentenceTokens]):
         self.path = Path(path)
         self.parts = parts_folder(self.path)
+        self.fps = contents.fps
         self._contents = contents
         self._words = words
         self._words_file = ""  # its name, once it is written

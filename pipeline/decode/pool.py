@@ -38,10 +38,10 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames `first_index`, `first_index + 1`, ... of one video's grid, with the second at which each came on screen.
+    """Frames `first_index`, `first_index + 1`, ... of one video, with the second at which each came on screen.
 
     `pixels` (uint8 [t h w 3]) is a view into a slot, valid until `release()`. Call `release()` for every chunk, from any
-    thread; otherwise the process that sent it waits forever. `clips` is the number of frames of the whole video,
+    thread; otherwise the process that sent it waits forever. `clips` is the number of all frames that are sampled from it,
     `waited_s` the seconds that its process waited for a free slot.
     """
 

@@ -106,7 +106,7 @@ def _decode(video: Video, slots: _Slots, deadline: Any, settings: DecodeSettings
     deadline.value = time.monotonic() + open_time_limit_s(video, settings)
     try:
         with settings.open_video(video.path, settings.frame_options) as opened:
-            return ("decoded", *_send_frames(opened, name, slots, deadline, settings))
+            return ("decoded", *_send_frames(opened, video, slots, deadline, settings))
     except VideoError as error:
         return "failed", error.status, str(error)
     except MemoryError:
@@ -117,29 +117,39 @@ def _decode(video: Video, slots: _Slots, deadline: Any, settings: DecodeSettings
         deadline.value = NO_DEADLINE
 
 
-def _send_frames(video: OpenVideo, name: str, slots: _Slots, deadline: Any, settings: DecodeSettings) -> tuple:
+def _send_frames(opened: OpenVideo, video: Video, slots: _Slots, deadline: Any, settings: DecodeSettings) -> tuple:
     """Send the sampled frames of an open video; returns the content of the message "decoded"."""
-    grid = Grid(settings.fps, video.duration_s)
-    frame_bytes = video.height * video.width * 3
+    wanted_s = _wanted_s(opened, video, settings)
+    frame_bytes = opened.height * opened.width * 3
     chunk_frames = min(CHUNK_FRAMES, settings.slot_bytes // max(1, frame_bytes))
     if chunk_frames < 1:
         raise VideoError(
-            f"{name}: one frame of {video.width} x {video.height} takes {frame_bytes / 1e6:.0f} MB, "
+            f"{video.path.name}: one frame of {opened.width} x {opened.height} takes {frame_bytes / 1e6:.0f} MB, "
             f"at most {settings.slot_bytes / 1e6:.0f} MB are reserved for it. Scale the video down."
         )
-    allowed_s = settings.time_limit_s + GRACE_PER_VIDEO_SECOND * chunk_frames * grid.clip_s
+    # Some decoders also decode what lies before a window or between two of them.
+    skipped_s = max(0.0, float(np.diff(wanted_s, prepend=0.0).max()) - 1 / settings.fps)
+    allowed_s = settings.time_limit_s + GRACE_PER_VIDEO_SECOND * (chunk_frames / settings.fps + skipped_s)
     first_index = 0
     deadline.value = time.monotonic() + allowed_s
-    cheapest = settings.frame_options.sampling == "cheapest"
-    wanted_s = video.cheapest_times_s(grid) if cheapest else grid.centres_s()
-    for frames in video.sample(wanted_s, chunk=chunk_frames):
+    for frames in opened.sample(wanted_s, chunk=chunk_frames):
         deadline.value = NO_DEADLINE  # the time spent waiting for a slot does not count
         if not slots.has_free_slot():
-            video.stop_reading_ahead()  # decord would decode on without a bound
-        slots.send(first_index, frames, clips=grid.clips)
+            opened.stop_reading_ahead()  # decord would decode on without a bound
+        slots.send(first_index, frames, clips=len(wanted_s))
         first_index += len(frames.times_s)
         deadline.value = time.monotonic() + allowed_s
-    return video.picture_start_s, video.duration_s, grid.clips, video.repaired, video.decoder
+    return opened.picture_start_s, opened.duration_s, len(wanted_s), opened.repaired, opened.decoder
+
+
+def _wanted_s(opened: OpenVideo, video: Video, settings: DecodeSettings) -> np.ndarray:
+    """When the frames are on screen that are to be sampled, rising seconds: one for each clip of the video or its windows."""
+    grid = Grid(settings.fps, opened.duration_s)
+    cheapest = settings.frame_options.sampling == "cheapest"
+    wanted_s = opened.cheapest_times_s(grid) if cheapest else grid.centres_s()
+    if video.windows and not all(grid.within(window) for window in video.windows):
+        raise VideoError(f"{video.path.name}: ends at {opened.duration_s:.1f} s, before a part of it that is needed.")
+    return wanted_s[grid.clips_of(video.windows)] if video.windows else wanted_s
 
 
 class _Slots:

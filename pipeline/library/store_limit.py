@@ -20,7 +20,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @dataclass(frozen=True)
 class _Stored:
-    """The features of one video: the `path` of its cache, its size with all files, and when it was used last."""
+    """The features of one video or of its windows: the `path` of its cache, its size with all files, and its last use."""
 
     path: Path
     size_bytes: int
@@ -60,7 +60,7 @@ def remove_least_used(store: Path, max_bytes: int, *, keep: Path) -> list[Path]:
 
 def _stored_videos(store: Path) -> Iterator[_Stored]:
     for path in store.glob("*/*.h5"):
-        if not (re.fullmatch(r"[0-9a-f]{16}", path.parent.name) and re.fullmatch(r"[0-9a-f]{64}", path.stem)):
+        if not (re.fullmatch(r"[0-9a-f]{16}", path.parent.name) and re.fullmatch(r"[0-9a-f]{64}(\.windows)?", path.stem)):
             continue
         with suppress(OSError):  # another process may have removed it
             size = sum(file.stat().st_size for file in (path, *parts_folder(path).rglob("*")) if file.is_file())

@@ -51,7 +51,8 @@ def extract_into(
     failed_before: Set[str] = frozenset(),
     report_progress: ProgressCallback,
 ) -> list[VideoRow]:
-    """Decodes and encodes all `videos` into an open cache; returns a row for each, in the order they finish.
+    """Decodes and encodes all `videos` into an open cache; returns a row for each, in the order they finish,
+    and for each window of a video that has some.
 
     `encoders`: the same CLIP on each device; a free device takes the next frames. `meter` measures the run for the caller.
     Raises CostlError after too many failures of the machine in a row (see `FailuresInARow`), or when a device fails;
@@ -138,6 +139,7 @@ class _Run:
 
         self.rows: list[VideoRow] = []
         self._videos = {video.id: video for video in videos}
+        self._total = sum(len(video.windows) or 1 for video in videos)
         self._meter = meter
         self._report_progress = report_progress
         self._stop = threading.Event()
@@ -232,7 +234,7 @@ class _Run:
             self._report(message=self._messages.get())
         if time.monotonic() - self._reported_at_s >= _REPORT_EVERY_S:
             self._reported_at_s = time.monotonic()
-            self._throughput = self._meter.throughput(done=self._done(), total=len(self._videos))
+            self._throughput = self._meter.throughput(done=self._done(), total=self._total)
             self._report_speed()
 
     def _report_speed(self) -> None:
@@ -250,7 +252,7 @@ class _Run:
         return failed + self._meter.frames * len(self._clips) / max(1, sum(self._clips.values()))
 
     def _report(self, **fields: str) -> None:
-        self._report_progress(Progress("videos", len(self.rows), len(self._videos), speed=self._throughput, **fields))
+        self._report_progress(Progress("videos", len(self.rows), self._total, speed=self._throughput, **fields))
 
     def _new_rows(self) -> Iterator[VideoRow]:
         while not self._saver.rows.empty():

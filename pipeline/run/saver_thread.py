@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING
@@ -18,7 +20,8 @@ from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Decoded, Failed
 from costl.pipeline.encode.types import FrameFeatures
 from costl.pipeline.errors import VideoError
-from costl.pipeline.videos import Video, content_hash, file_stamp
+from costl.pipeline.grid import Grid
+from costl.pipeline.videos import Video, content_hash, file_stamp, window_name
 
 if TYPE_CHECKING:
     from costl.pipeline.run.encoder_thread import Frame
@@ -27,7 +30,8 @@ UNSAVED = 4  # batches of features that may wait for the disk
 
 
 class SaverThread:
-    """Takes batches of features and the end of each video, in any order; puts a row into `rows` for each finished video.
+    """Takes batches of features and the end of each video, in any order; puts a row into `rows` for each finished video,
+    or for each of its windows.
 
     No more than `UNSAVED` batches wait: `add_features` blocks until there is room. After a failure (`error`) or when `stop`
     is set, the thread keeps emptying its queue until `finish`, so that no other thread waits for it.
@@ -106,25 +110,48 @@ class SaverThread:
 
     def _save(self, decoded: Decoded, buffer: FeatureBuffer) -> None:
         video = self._videos[decoded.video_id]
-        features = buffer.features()
         try:
-            row = self._writer.store(
-                video.id,
-                name=video.name,
-                tokens=features.tokens,
-                joint=features.joint,
-                times_s=buffer.times_s(),
-                duration_s=decoded.duration_s,
-                picture_start_s=decoded.picture_start_s,
-                # The file was just decoded, so the system still has it in memory.
-                content_hash=content_hash(video.path, since=self._stamps[video.id]),
-                repaired=decoded.repaired,
-                decoder=decoded.decoder,
-            )
+            # The file was just decoded, so the system still has it in memory.
+            content = content_hash(video.path, since=self._stamps[video.id])
+            if video.windows:
+                self._store_windows(video, decoded, buffer, content)
+            else:
+                self._store(decoded, buffer.features(), buffer.times_s(), content, video_id=video.id, name=video.name)
         except VideoError as error:
             self._record_failure(video.id, error.status, str(error))
-        else:
-            self.rows.put(row)
+
+    def _store_windows(self, video: Video, decoded: Decoded, buffer: FeatureBuffer, content: str) -> None:
+        """Stores each window as a video of its own; clips that several windows share are in `buffer` once."""
+        grid = Grid(self._writer.fps, decoded.duration_s)
+        clips = grid.clips_of(video.windows)
+        features, times_s = buffer.features(), buffer.times_s()
+        for window in video.windows:
+            inside = grid.within(window)
+            own = slice(*np.searchsorted(clips, [inside.start, inside.stop]).tolist())
+            duration_s = grid.of_window(inside).duration_s
+            late_s = decoded.picture_start_s - inside.start * grid.clip_s
+            # A window before the first picture consists of it, and a row's picture must begin before its end.
+            picture_start_s = min(max(0.0, late_s), math.nextafter(duration_s, 0.0))
+            part = replace(decoded, duration_s=duration_s, picture_start_s=picture_start_s)
+            of_window = FrameFeatures(*(array[own] for array in features))
+            self._store(part, of_window, times_s[own], content, video_id=window_name(window))
+
+    def _store(
+        self, decoded: Decoded, features: FrameFeatures, times_s: np.ndarray, content: str, *, video_id: str, name: str = ""
+    ) -> None:
+        row = self._writer.store(
+            video_id,
+            name=name,
+            tokens=features.tokens,
+            joint=features.joint,
+            times_s=times_s,
+            duration_s=decoded.duration_s,
+            picture_start_s=decoded.picture_start_s,
+            content_hash=content,
+            repaired=decoded.repaired,
+            decoder=decoded.decoder,
+        )
+        self.rows.put(row)
 
     def _record_failure(self, video_id: str, status: str, reason: str) -> None:
         name = self._videos[video_id].name

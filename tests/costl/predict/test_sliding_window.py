@@ -22,7 +22,7 @@ from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.grid import Grid
 from costl.predict.postprocess import ModelOutput, to_predictions
 from costl.predict.predict import predict_split
-from costl.predict.sliding_window import predict_windows, window_ranges
+from costl.predict.sliding_window import predict_windows, window_quarters, window_ranges, windows_around
 from costl.training.run_folder import Run
 
 WIDTH = 4
@@ -220,3 +220,26 @@ def _reset_peak(proc: Path) -> None:
 
 def _peak_mb(proc: Path) -> float:
     return int((proc / "status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+@given(size=sizes, clips=st.integers(65, 2000), middles=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_windows_around_positions_hold_them_near_their_middle(size, clips, middles):
+    positions = [middle * clips for middle in middles]
+    windows = windows_around(positions, clips, size)
+    assert windows == sorted(set(windows), key=lambda window: window.start) and len(windows) <= len(positions)
+    for position in positions:
+        distances = [abs((window.start + window.stop) / 2 - position) for window in windows]
+        inside = size / 2 <= position <= clips - size
+        assert min(distances) <= (size / 8 if inside else size / 2 + size / 4)
+    for window in windows:
+        assert window.start % (size // 4) == 0 and window.stop <= clips
+        assert len(window) == size or (window.stop == clips and len(window) > size * 3 / 4)
+
+
+def test_windows_share_the_quarters_in_which_they_overlap():
+    first, second = windows_around([20.0, 26.0], 99, 16)
+    assert (first, second) == (range(12, 28), range(16, 32))
+    assert window_quarters(first, 16) == [range(12, 16), range(16, 20), range(20, 24), range(24, 28)]
+    assert set(window_quarters(first, 16)) & set(window_quarters(second, 16)) == {range(x, x + 4) for x in (16, 20, 24)}
+    (last,) = windows_around([98.0], 99, 16)
+    assert last == range(84, 99) and window_quarters(last, 16)[-1] == range(96, 99)
