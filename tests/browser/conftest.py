@@ -13,6 +13,8 @@ import pytest
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    "--disable-features=BackForwardCache",  # a page that a test leaves is gone
+    "--force-prefers-reduced-motion",
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"),
 )
 TIMEOUT_S = 60.0
@@ -119,6 +121,7 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
+    options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     try:
@@ -129,15 +132,21 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
 
 @pytest.fixture
 def browser(chromium) -> Iterator[Browser]:
-    """A new tab without cookies and stored data, the only one. Sizes and colours that a test sets are those of its tab."""
-    earlier = chromium.window_handles
-    chromium.switch_to.new_window("tab")
-    tab = chromium.current_window_handle
-    for handle in earlier:
+    """An empty tab without cookies and stored data, the only one, with the window's own size and colours.
+
+    It is the same tab for all tests: a new one has a new process, which compiles the scripts of a page again.
+    """
+    tab, *others = chromium.window_handles
+    for handle in others:
         chromium.switch_to.window(handle)
         chromium.close()
     chromium.switch_to.window(tab)
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    chromium.execute_script("if (origin !== 'null') sessionStorage.clear()")
+    chromium.get("about:blank")
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     chromium.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
     for log in chromium.log_types:
-        chromium.get_log(log)  # the entries of earlier tabs
+        chromium.get_log(log)  # the entries of earlier tests
     yield Browser(chromium)
