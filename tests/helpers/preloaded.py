@@ -84,6 +84,7 @@ def _server() -> socket.socket:
     @atexit.register
     def end() -> None:
         ours.shutdown(socket.SHUT_RDWR)
+        ours.close()
         server.wait()
 
     return ours
