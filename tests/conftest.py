@@ -98,6 +98,16 @@ def _quick_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _small_slots() -> Iterator[None]:
+    """Decode processes reserve 24 MB for frames, not 96: to clear that memory takes as long as to decode a small video."""
+    from costl.pipeline.decode.worker import DecodeSettings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DecodeSettings.__init__.__kwdefaults__, "slot_bytes", 8 << 20)
+        yield
+
+
 @pytest.fixture
 def real_pictures(monkeypatch) -> None:
     """All pictures as a user gets them."""
