@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import jaxtyping
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -169,12 +170,14 @@ def overfit(model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Ten
     first, parts = total_loss(with_contrast(model, batch.inputs), batch, config.loss)
     assert {*parts} == {field.name for field in fields(config.loss)}
     loss = first
+    jaxtyping.config.update("jaxtyping_disable", True)  # the shapes of the first step are those of all
     for _ in range(150):
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         loss, _ = total_loss(with_contrast(model, batch.inputs), batch, config.loss)
+    jaxtyping.config.update("jaxtyping_disable", False)
     return first, loss
 
 
