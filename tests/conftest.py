@@ -108,6 +108,16 @@ def _small_slots() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked_processes() -> Iterator[None]:
+    """Processes that CoSTL starts in the process of the tests are forked (see `forked_processes`)."""
+    from forked_processes import fork_decode_processes
+
+    with pytest.MonkeyPatch.context() as patch:
+        fork_decode_processes(patch.setattr)
+        yield
+
+
 @pytest.fixture
 def real_pictures(monkeypatch) -> None:
     """All pictures as a user gets them."""
