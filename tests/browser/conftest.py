@@ -34,7 +34,7 @@ class Browser:
         from selenium.webdriver.support.ui import WebDriverWait
 
         ignored = (NoSuchElementException, StaleElementReferenceException)
-        return WebDriverWait(self.driver, timeout_s, 0.1, ignored).until(lambda _: condition(), message)
+        return WebDriverWait(self.driver, timeout_s, 0.02, ignored).until(lambda _: condition(), message)
 
     def find(self, selector: str) -> Any:
         """Waits for a visible element, and returns the first one."""

@@ -172,6 +172,11 @@ def test_a_key_plays_the_moment_in_a_loop(page, key):
 def test_hover_plays_after_a_moment_but_not_with_reduced_motion(page):
     from selenium.webdriver.common.action_chains import ActionChains
 
+    def reduced_motion(value: str) -> None:
+        media = {"features": [{"name": "prefers-reduced-motion", "value": value}]}
+        page.browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    reduced_motion("no-preference")
     page.open("?q=the+red+ring&within=2026/")
     frame, outside = page.browser.find(".card .frame"), page.browser.find("h1")
     page.browser.run(TIME_OF_HOVER, frame)
@@ -180,8 +185,7 @@ def test_hover_plays_after_a_moment_but_not_with_reduced_motion(page):
     assert page.browser.run("return hovers[1] - hovers[0]") >= 300
     ActionChains(page.browser.driver).move_to_element(outside).perform()
     page.browser.wait(lambda: page.browser.run(PLAYER) is None, "leaving does not stop")
-    reduced = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
-    page.browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", reduced)
+    reduced_motion("reduce")
     ActionChains(page.browser.driver).move_to_element(frame).pause(0.6).perform()
     assert page.browser.run(PLAYER) is None
 
@@ -280,8 +284,7 @@ def test_indexing_is_shown_cancelled_and_goes_on(page, world):
     errors.clear()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)], ids=["narrow-dark", "wide-light"])
 def test_the_page_has_no_barriers(page, tmp_path, width, dark):
     page.browser.emulate(width=width, dark=dark)
     for state, parameters in {"found": "?q=the+red+ring", "nothing": "?q=absent&within=2026/"}.items():

@@ -9,7 +9,7 @@ from costl.report.build import report
 from costl.train import train
 
 pytestmark = pytest.mark.browser
-SIZES = [(390, 844), (1440, 900)]
+SIZES = [(390, 844, True), (1440, 900, False)]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,7 @@ def contrast(browser, selector: str) -> float:
     )
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("width", "height", "dark"), SIZES)
 def test_the_page_fits_the_window_and_has_enough_contrast(browser, page, width, height, dark, tmp_path):
     open_page(browser, page, width=width, height=height, dark=dark)
     assert overflow(browser, "html") == 0 and browser.barriers() == []
@@ -131,7 +130,7 @@ def test_the_list_is_sorted_and_filtered_by_keyboard(browser, page):
     assert browser.console_errors() == []
 
 
-@pytest.mark.parametrize(("width", "height", "dark"), [(390, 844, True), (1440, 900, False)])
+@pytest.mark.parametrize(("width", "height", "dark"), SIZES)
 def test_every_query_opens_and_the_worst_of_each_kind_comes_first(browser, page, width, height, dark):
     open_page(browser, page, width=width, height=height, dark=dark)
     rows = browser.run("return [...document.querySelectorAll('.list tbody tr')].map(r => ({...r.dataset}))")
