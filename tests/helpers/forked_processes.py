@@ -1,4 +1,4 @@
-"""Decode processes that are forked from one which has imported the decoders, in place of new ones: that takes a tenth of the time.
+"""Decode processes forked from one that has imported the decoders, in place of new ones: this takes a tenth of the time.
 
 They get what a new process gets: their arguments by pickle, only their own file descriptors, and nothing of the script of
 their parent. Commands that tests start, and scripts, have new processes.

@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,10 +149,30 @@ def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_int
     sys.path[:1] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = arguments[is_module:]
     make_quick_if_wanted()
-    if is_module:
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    code: Any = None
+    try:
+        if is_module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code
+    end_process(code)
+
+
+def end_process(code: Any) -> None:
+    """Ends as Python does after `sys.exit(code)`, but frees no object: that would copy the memory of all modules first."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads them: Python has an exit code of its own for that
+        sys.exit(code)
+    os._exit((code or 0) & 0xFF)
 
 
 if __name__ == "__main__":
