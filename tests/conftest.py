@@ -109,6 +109,14 @@ def _small_slots() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """No test loses power, so that `os.fsync` would only take time. Tests of crashes put their own function in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _forked_processes() -> Iterator[None]:
     """Processes that CoSTL starts in the process of the tests are forked (see `forked_processes`)."""
     from forked_processes import fork_decode_processes

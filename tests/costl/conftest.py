@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,17 @@ def prepare(tmp_path) -> Prepare:
         return Prepared(result.exit_code, result.stdout, result.stderr, tmp_path / out)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def no_final_report() -> Iterator[None]:
+    """For tests of steps and weights: trainings in this process end without curves and without an evaluation."""
+    from costl.training import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_curves", "evaluate"):
+            patch.setattr(report, name, lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture

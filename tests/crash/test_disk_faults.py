@@ -37,12 +37,6 @@ CALLS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def without_fsync(monkeypatch):
-    """These tests lose no power, so that fsync would only take time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @contextmanager
 def failing(number: int, code: int) -> Iterator[list[str]]:
     """The `number`-th call that writes and all later ones fail, as on a full disk; yields the names of the calls."""

@@ -8,10 +8,7 @@ The long tests write and read large files:
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -34,13 +31,6 @@ MINUTES, LONGER = 2, 60  # of the short video, and how many times as long the ot
 MOST_GROWTH = 1.2
 
 
-@contextmanager
-def without_fsync() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Path:
     """A cache in the format of `like` with `videos` videos of `clips` clips, and one test query about each."""
     rng = np.random.default_rng(0)
@@ -60,7 +50,7 @@ def write_cache(path: Path, like: CacheReader, videos: int, *, clips: int) -> Pa
     texts = {"test": "".join(json.dumps(row) + "\n" for row in rows)}
     contents = replace(like.contents, annotations=texts)
     shape = like.tokens(like.video_ids[0]).shape[1:]
-    with without_fsync(), CacheWriter(path, contents, {query: words}) as writer:
+    with CacheWriter(path, contents, {query: words}) as writer:
         for number in range(videos):
             writer.store(
                 f"v{number}",

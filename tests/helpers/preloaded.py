@@ -44,7 +44,8 @@ class Preloaded(subprocess.Popen):
         child_ends = [own if end == -1 else end for own, end in enumerate((pipes[0], pipes[3], pipes[5]))]
         self._status, theirs = os.pipe()
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a new process inherits that
-        request = {"arguments": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "environment": dict(env or os.environ)}
+        arguments = [os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in args]
+        request = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "environment": dict(env or os.environ)}
         request |= {"ignores_interrupts": ignored, "modules": self.modules}
         message = json.dumps(request).encode()
         socket.send_fds(_server(), [b"%8d" % len(message)], [*child_ends, theirs])
@@ -148,6 +149,7 @@ def run(arguments: list[str], cwd: str, environment: dict[str, str], ignores_int
     first = cwd if is_module else str(Path(arguments[0]).parent)
     sys.path[:1] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = arguments[is_module:]
+    os.fsync = lambda descriptor: None  # as in the process of the tests
     make_quick_if_wanted()
     code: Any = None
     try:

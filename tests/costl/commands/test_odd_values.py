@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from preloaded import Preloaded
 from test_help import commands
 
 from costl.commands import main
@@ -135,7 +136,6 @@ def test_odd_values_give_only_our_own_errors(name, in_workspace):
         (["predict", "videos/a.mp4", "a dog runs " * 24, "--run", "run"], 3, b"no such checkpoint"),
         (["predict", "videos/a.mp4", "犬が走る" * 22, "--run", "run"], 3, b"no such checkpoint"),
         (["predict", "videos/a.mp4", b"\xe9t\xe9", "--run", "run"], 2, b"not a text in UTF-8"),
-        (["predict", b"\xe9t\xe9.mp4", "dog"], 2, b"no such file"),
         (["extract", "--videos", b"\xe9t\xe9"], 2, b"no such folder"),
         (["extract", "--videos", "x" * 300], 1, b"File name too long. Choose a shorter name."),
         (["train", "--cache", "feats.h5", "--set", b"train.epochs=\xff"], 2, b"not a YAML value"),
@@ -147,10 +147,18 @@ def test_odd_values_give_only_our_own_errors(name, in_workspace):
     ],
 )
 def test_bytes_of_a_shell_give_only_our_own_errors(arguments, code, reason, workspace):
-    command = [sys.executable, "-m", "costl", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Preloaded(["-m", "costl", *arguments], cwd=workspace, env=environment, **pipes) as process:
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == code and reason in stderr and b"Traceback" not in stderr, stderr
+
+
+def test_bytes_of_a_shell_reach_a_new_process_as_well(workspace):
+    command = [sys.executable, "-m", "costl", "predict", b"\xe9t\xe9.mp4", "dog"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, check=False)
-    assert done.returncode == code and reason in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and b"no such file" in done.stderr and b"Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])

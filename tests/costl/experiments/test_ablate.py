@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -25,8 +26,22 @@ from costl.pipeline.errors import UsageError
 from costl.training.run_folder import read_run
 
 QUICK = ("train.epochs=1", "train.batch_size=15")
+ONE_THREAD = (*QUICK, "train.threads=1")
 KEY = "MR-full-mAP"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> Ablation:
+    """A finished ablation of one variant, which no test may change."""
+    folder = tmp_path_factory.mktemp("ablation") / "out"
+    return ablate(world.cache, seeds=1, variants=["cls"], overrides=ONE_THREAD, out=folder, device="cpu")
+
+
+@pytest.fixture
+def finished(whole, tmp_path) -> Path:
+    """A copy of that ablation."""
+    return shutil.copytree(whole.folder, tmp_path / "finished")
 
 
 def written_number(out: Path, variant: str, seed: int, split: str) -> float:
@@ -83,28 +98,25 @@ def test_finished_runs_are_reused_and_the_rest_is_trained(world, tmp_path):
     )
 
 
-def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, tmp_path):
-    settings = {"seeds": 1, "variants": ["full"], "overrides": QUICK, "out": tmp_path, "device": "cpu"}
-    first = ablate(world.cache, **settings)
-    path = tmp_path / "full" / "seed-0" / "eval-test" / "metrics.json"
+def test_numbers_of_other_rules_or_older_weights_are_not_reused(world, whole, finished):
+    settings = {"seeds": 1, "variants": ["full"], "overrides": ONE_THREAD, "out": finished, "device": "cpu"}
+    path = finished / "full" / "seed-0" / "eval-test" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["brief"][KEY] += 1
     path.write_text(json.dumps(metrics | {"scored": metrics["scored"] | {"official": True}}))
-    assert ablate(world.cache, **settings).variants == first.variants
+    assert ablate(world.cache, **settings).variants["full"] == whole.variants["full"]
     path.write_text(json.dumps(metrics))
-    os.utime(tmp_path / "full" / "seed-0" / "best.safetensors")
-    assert ablate(world.cache, **settings).variants == first.variants
+    os.utime(finished / "full" / "seed-0" / "best.safetensors")
+    assert ablate(world.cache, **settings).variants["full"] == whole.variants["full"]
 
 
-def test_parallel_jobs_give_the_same_rows(world, tmp_path):
-    settings = (*QUICK, "train.threads=1")
-    one = ablate(world.cache, seeds=1, variants=["cls"], overrides=settings, out=tmp_path / "1", device="cpu")
+def test_parallel_jobs_give_the_same_rows(world, whole, tmp_path):
     command = ["-m", "costl", "study", "ablate", "--cache", world.cache, "--seeds", 1, "--variants", "cls"]
-    command += [*(f"--set={setting}" for setting in settings), "--device=cpu", "--jobs=2", "--out", tmp_path / "2"]
+    command += [*(f"--set={setting}" for setting in ONE_THREAD), "--device=cpu", "--jobs=2", "--out", tmp_path]
     with Preloaded(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    assert stdout == "\n".join(one.lines()) + "\n"
+    assert stdout == "\n".join(whole.lines()) + "\n"
 
 
 def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
@@ -123,7 +135,7 @@ def test_a_killed_ablation_leaves_no_training_behind(world, tmp_path):
             process.kill()
     assert (process.returncode, stdout) == (130, "") and "Interrupted." in stderr
     before = [path.read_text() for path in rows]
-    time.sleep(2)
+    time.sleep(0.5)  # an epoch takes a tenth of that
     assert [path.read_text() for path in rows] == before and not read_run(rows[0].parent).finished
 
 
@@ -156,12 +168,11 @@ def test_wrong_arguments_are_refused_before_any_training(world, tmp_path, argume
     assert result.exit_code == 2 and part in result.stderr and not out.exists()
 
 
-def test_runs_of_other_settings_are_refused_before_any_training(world, tmp_path):
-    settings = {"seeds": 1, "out": tmp_path, "device": "cpu"}
-    ablate(world.cache, variants=["full"], overrides=QUICK, **settings)
+def test_runs_of_other_settings_are_refused_before_any_training(world, finished):
+    shutil.rmtree(finished / "cls")
     with pytest.raises(UsageError, match="was trained with other settings"):
-        ablate(world.cache, variants=["cls"], overrides=["train.epochs=2"], **settings)
-    assert not (tmp_path / "cls").exists()
+        ablate(world.cache, seeds=1, variants=["cls"], overrides=["train.epochs=2"], out=finished, device="cpu")
+    assert not (finished / "cls").exists()
 
 
 def test_standard_variants_change_one_thing_each_and_remove_every_part():

@@ -74,7 +74,7 @@ def stop_within_epoch_two(progress) -> None:
 
 
 @pytest.fixture(scope="module")
-def single(world, tmp_path_factory) -> Path:
+def single(world, tmp_path_factory, no_final_report) -> Path:
     """The runs of a single process, and `stopped`, which ended in its second epoch."""
     folder = tmp_path_factory.mktemp("single")
     run = {"device": "cpu"}

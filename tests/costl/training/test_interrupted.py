@@ -23,6 +23,7 @@ from costl.training.run_folder import read_rows, read_run
 from costl.training.setup import Training
 from costl.training.signals import defer_signals
 
+pytestmark = pytest.mark.usefixtures("no_final_report")
 ROOT = Path(__file__).parents[3]
 # The function at whose n-th call a signal arrives, in the order of a step and of the end of an epoch.
 MOMENTS = {

@@ -26,6 +26,7 @@ from costl.training.objective import total_loss
 from costl.training.precision import autocast, choose_precision, make_scaler, may_overflow
 from costl.training.run_folder import read_rows, read_run
 
+pytestmark = pytest.mark.usefixtures("no_final_report")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HALVES = ("bfloat16", "float16")
 
