@@ -18,7 +18,7 @@ from costl.pipeline.decode.pool import Decoded, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 settings = DecodeSettings(fps=0.5, open_video=FakeVideo)
 kinds = []
-with decode_videos(fake_videos("a", "kill open", "b"), settings, processes=2) as events: kinds += map(type, events)
+with decode_videos(fake_videos("a", "kill open", "b"), settings, processes=1) as events: kinds += map(type, events)
 
 print(kinds.count(Decoded))
 """

@@ -110,9 +110,9 @@ class Browser:
         self._errors += [e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory) -> Iterator[Any]:
-    """A driver of a Chromium with an empty profile; skipped where Chromium, its driver or selenium is missing."""
+    """A driver of a Chromium with an empty profile, for all tests; skipped where Chromium, its driver or selenium is missing."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if not (chromium and chromedriver):
@@ -136,6 +136,9 @@ def browser(chromium) -> Iterator[Browser]:
 
     It is the same tab for all tests: a new one has a new process, which compiles the scripts of a page again.
     """
+    for log in chromium.log_types:
+        chromium.get_log(log)  # the entries of earlier tests
+    yield Browser(chromium)
     tab, *others = chromium.window_handles
     for handle in others:
         chromium.switch_to.window(handle)
@@ -143,10 +146,7 @@ def browser(chromium) -> Iterator[Browser]:
     chromium.switch_to.window(tab)
     chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     chromium.execute_script("if (origin !== 'null') sessionStorage.clear()")
-    chromium.get("about:blank")
+    chromium.get("about:blank")  # so that no page works while other tests run
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     chromium.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
-    for log in chromium.log_types:
-        chromium.get_log(log)  # the entries of earlier tests
-    yield Browser(chromium)
