@@ -112,7 +112,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory) -> Iterator[Any]:
-    """A driver of a Chromium with an empty profile, for all tests; skipped where Chromium, its driver or selenium is missing."""
+    """A driver of a Chromium with an empty profile, for all tests; skipped where one of the three programs is missing."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if not (chromium and chromedriver):
