@@ -7,10 +7,13 @@ their parent. Commands that tests start, and scripts, have new processes.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from types import FunctionType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from costl.pipeline import processes
 
@@ -20,9 +23,11 @@ MODULES = ["numpy", "av", "decord", "torch.utils.data", "costl.pipeline.decode.w
 class _ForkedProcess(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        from multiprocessing import spawn
+        from multiprocessing import forkserver, spawn
         from multiprocessing.popen_forkserver import Popen
 
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # so that it imports the same CoSTL
+            forkserver.ensure_running()
         changed = SimpleNamespace(**vars(spawn) | {"get_preparation_data": processes._without_main})
         launch = FunctionType(Popen._launch.__code__, Popen._launch.__globals__ | {"spawn": changed})
         return type("Popen", (Popen,), {"_launch": launch})(process_obj)
