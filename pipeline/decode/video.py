@@ -209,9 +209,16 @@ def _is_text(head: bytes) -> bool:
 def open_failure_reason(
     path: Path, default: str = "not a video that can be opened. Replace the file or remove it."
 ) -> str:
-    """Why a decoder could not open a file: the end of an error message. `default` unless an MP4 lacks its index."""
-    with open(path, "rb") as file:
-        is_mp4 = file.read(8)[4:] == b"ftyp"
+    """Why a decoder could not open a file: the end of an error message. `default` unless an MP4 lacks its index.
+
+    Raises VideoError as `refuse_unsafe` does if the file was removed meanwhile.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_mp4 = file.read(8)[4:] == b"ftyp"
+    except OSError:
+        refuse_unsafe(path)
+        raise
     if is_mp4 and not read_moov(path):
         return "truncated, it has no index (moov box). Download it again or remove it."
     return default

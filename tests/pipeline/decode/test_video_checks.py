@@ -111,6 +111,9 @@ def test_an_mp4_that_does_not_open_is_truncated_if_it_lacks_its_index(tmp_path):
         path.write_bytes(content)
         assert open_failure_reason(path) == expected
         assert open_failure_reason(path, "no pictures.") == (truncated if expected == truncated else "no pictures.")
+    path.unlink()
+    with pytest.raises(VideoError, match="no such file"):
+        open_failure_reason(path)
 
 
 def test_one_frame_in_twenty_may_be_repaired_but_at_least_one():
