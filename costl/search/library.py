@@ -117,7 +117,7 @@ def open_library(
             raise
         files = read_library(path, index)
         notes.append("another search is indexing this folder. What is not indexed yet is missing here.")
-    features = CacheReader(index / CACHE)
+    features = CacheReader(index / CACHE, files.index)
     names = files.names()
     videos = {
         key: [LibraryVideo(name, path / name, files.files[name].changed_s) for name in names.get(key, [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _PROC = Path("/proc")
 _POLL_INTERVAL_S = 0.05
+_WATCH_INTERVAL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,26 @@ def peak_rss(pid: int | None = None) -> float:
     return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
+def peak_anonymous_bytes(work: Callable[[], object]) -> float:
+    """The most resident memory without mapped files that this process has while `work` runs and its result exists, in bytes."""
+    most = 0.0
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(_WATCH_INTERVAL_S):
+            most = max(most, _anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        _result = work()  # exists until the memory is read
+        return max(most, _anonymous_bytes())
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
     """Runs `command`; returns the sum of the peak resident memory of its processes and all their descendants, in bytes.
 
@@ -108,6 +130,11 @@ def peak_memory(command: Sequence[str], *, cwd: Path | None = None) -> float:
         last = errors.splitlines()[-1] if errors else "no error output"
         raise CostlError(f"The memory measurement failed (exit code {process.returncode}): {last}")
     return sum(peaks.values())
+
+
+def _anonymous_bytes() -> float:
+    lines = (_PROC / "self" / "status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def _cpu_s() -> float:

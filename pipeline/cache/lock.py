@@ -38,6 +38,11 @@ def refuse_if_busy(path: Path) -> None:
     """Raises CacheError when a cache at `path` is damaged or packed, cannot be written, or has another writer."""
     if path.exists():
         read_unpacked_index(path)
+    refuse_if_locked(path)
+
+
+def refuse_if_locked(path: Path) -> None:
+    """Raises CacheError when a cache at `path` cannot be written, or has another writer."""
     if parts_folder(path).is_dir():
         with locked_cache(path):
             pass

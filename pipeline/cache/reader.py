@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from costl.pipeline.cache import hdf5
-from costl.pipeline.cache.index import VideoRow, absolute_weights, read_index
+from costl.pipeline.cache.index import Index, VideoRow, absolute_weights, read_index
 from costl.pipeline.cache.pack_table import NEXT_STEP, hash_ranges, packed_names
 from costl.pipeline.cache.part import (
     ClipSelection,
@@ -44,11 +44,13 @@ class CacheReader:
     `splits` are the annotated splits; `source` is the model and the weights from which the CLIP can be loaded again, where
     they are known. Raises CacheError for an index that is missing, foreign, damaged, of another format, or that names
     files outside of its folder.
+
+    `index` is what the file holds, where that has been read already.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, index: Index | None = None):
         self.path = as_path("path", path)
-        index = read_index(self.path)
+        index = index or read_index(self.path)
         self.format = index.format
         self.contents = index.contents
         self.rows = index.rows

@@ -15,6 +15,7 @@ from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.vectors import Vectors
 
 SIMILARITIES_AT_ONCE = 32_000_000  # 128 MB
+_SENTENCES_AT_ONCE = 4  # at least: a library that memory does not hold is read from the disk for each group of sentences
 Report = Callable[[int], None]  # called with the number of videos that are done
 
 
@@ -42,7 +43,7 @@ class LocalScan:
 
     def best_videos(self, vectors: Vectors, sentences: np.ndarray, count: int) -> Iterator[list[BestVideo]]:
         """See `Scan`."""
-        group = max(1, SIMILARITIES_AT_ONCE // vectors.total_clips)
+        group = max(_SENTENCES_AT_ONCE, SIMILARITIES_AT_ONCE // vectors.total_clips)
         for start in range(0, len(sentences), group):
             for row in similarities(vectors, sentences[start : start + group]):
                 yield best_of_row(row, vectors, count)

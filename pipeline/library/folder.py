@@ -61,13 +61,14 @@ def list_videos(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}. Pass the folder of the videos.")
-    paths: list[Path] = []
+    paths: dict[str, Path] = {}
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _NOT_A_LIBRARY]
-        paths += [path for name in files if is_video(path := Path(place, name))]
+        inside = "".join(f"{part}/" for part in Path(place).relative_to(folder).parts)
+        paths |= {f"{inside}{name}": path for name in files if is_video(path := Path(place, name))}
     if not paths:
         raise UsageError(f"{folder}: no videos in it or in its folders, expected {' '.join(sorted(SUFFIXES))}.")
-    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+    return dict(sorted(paths.items()))
 
 
 def remove_index(videos: Path) -> Path:

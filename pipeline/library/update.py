@@ -6,13 +6,21 @@ Each video is stored under the hash of its content. So a renamed or moved file c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costl.pipeline.cache.index import Contents, VideoRow, absolute_weights, read_index, relative_path, relative_weights
+from costl.pipeline.cache.index import (
+    Contents,
+    Index,
+    VideoRow,
+    absolute_weights,
+    read_index,
+    relative_path,
+    relative_weights,
+)
 from costl.pipeline.cache.inspect import MAX_LISTED
-from costl.pipeline.cache.lock import refuse_if_busy
+from costl.pipeline.cache.lock import read_unpacked_index, refuse_if_locked
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.data_folder import ExtractSettings, read_settings
 from costl.pipeline.device import pick_device
@@ -41,6 +49,7 @@ class LibraryFiles:
 
     `files`: each video by its name, its path relative to the folder. `failed`: the reason for each that cannot be searched.
     `done`: names of videos that this update has extracted. `changed`, `moved` and `gone`: names, compared with the last update.
+    `index`: that of the cache; None if the update has changed it.
     """
 
     folder: Path
@@ -50,6 +59,7 @@ class LibraryFiles:
     changed: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    index: Index | None = field(default=None, repr=False, compare=False)
 
     def messages(self) -> list[str]:
         """Why videos cannot be searched, and what has changed since the last update."""
@@ -94,7 +104,7 @@ def update_library(
     report_progress = progress or (lambda _: None)
     paths = list_videos(videos)
     cache = index / CACHE
-    refuse_if_busy(cache)
+    refuse_if_locked(cache)
     run = _Update(videos, cache, device=device, workers=workers, cluster=cluster, report_progress=report_progress)
     run.open(model, weights)
     known = read_files(index)
@@ -102,14 +112,15 @@ def update_library(
     if files != known:
         write_files(index, files)
     rows = run.extract(files, paths)
-    return LibraryFiles(videos, files, _failed(files, rows), done=tuple(run.done), **_differences(known, files))
+    changes = _differences(known, files)
+    return LibraryFiles(videos, files, _failed(files, rows), done=tuple(run.done), **changes, index=run.index)
 
 
 def read_library(videos: Path, index: Path) -> LibraryFiles:
     """The files of a library as its last update has left them, without looking at the folder."""
     files = read_files(index)
-    rows = {row.id: row for row in read_index(index / CACHE).rows}
-    return LibraryFiles(videos, files, _failed(files, rows))
+    contents = read_index(index / CACHE)
+    return LibraryFiles(videos, files, _failed(files, {row.id: row for row in contents.rows}), index=contents)
 
 
 def _failed(files: Mapping[str, VideoFile], rows: Mapping[str, VideoRow]) -> dict[str, str]:
@@ -158,14 +169,15 @@ class _Update:
         self._contents: Contents
         self._rows: dict[str, VideoRow] = {}
         self.done: list[str] = []
+        self.index: Index | None = None
 
     def open(self, model: str | None, weights: str | None) -> None:
         """Reads the index, or loads the encoder of a new one."""
         if model is not None and weights is None:
             weights = default_weights(model)
         if self._cache.exists():
-            index = read_index(self._cache)
-            self._contents, self._rows = index.contents, {row.id: row for row in index.rows}
+            self.index = read_unpacked_index(self._cache)
+            self._contents, self._rows = self.index.contents, {row.id: row for row in self.index.rows}
             self._refuse_another_encoder(model, weights)
             return
         settings = self._settings(model, weights)
@@ -202,6 +214,7 @@ class _Update:
         missing = [content for content in names if content not in self._rows or self._rows[content].status in _TRY_AGAIN]
         if not missing and self._rows.keys() <= names.keys() and self._cache.exists():
             return self._rows
+        self.index = None
         failed_before = frozenset(row.id for row in self._rows.values() if not row.ok)
         with CacheWriter(self._cache, self._contents, {}) as writer:
             rows = {content: row for content, row in self._rows.items() if content in names and content not in missing}

@@ -76,7 +76,7 @@ WORK = (
     "costl.bench.index:bench_index",
     "costl.bench.train:bench_train",
     "costl.bench.metrics:bench_metrics",
-    "costl.pipeline.bench.search:bench_search",
+    "costl.bench.search:bench_search",
 )
 LEAVES = {" ".join(path): command for path, command in commands() if not isinstance(command, click.Group)}
 

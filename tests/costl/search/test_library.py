@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 import costl
 from costl.pipeline.cache.lock import locked_cache
+from costl.pipeline.cache.pack_table import PackTable, read_table
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import BusyError, CacheError, UsageError
 from costl.pipeline.preview.cut import frames_at
@@ -63,6 +66,19 @@ def test_a_folder_is_described(library, folder):
     assert len(library) == 8 and library.hours == pytest.approx(8 * 24 / 3600)
     assert repr(library) == f"{folder}: 8 videos, 0.1 hours, 1 that cannot be read; ViT-B-32, clip"
     assert any("cannot be searched: broken.mp4" in message for message in library.messages())
+
+
+def test_the_index_of_a_known_folder_is_read_once(library, folder, monkeypatch):
+    reads: list[Path] = []
+
+    def counted(file: h5py.Group, names: Sequence[str]) -> PackTable | None:
+        reads.append(Path(file.filename))
+        return read_table(file, names)
+
+    monkeypatch.setattr("costl.pipeline.cache.index.read_table", counted)
+    assert len(costl.library(folder, device="cpu")) == len(library)
+    assert len(library.reopen()) == len(library)
+    assert [path.name for path in reads] == ["library.h5"] * 2
 
 
 def test_hits_are_inside_their_videos_and_best_first(library, folder):
@@ -129,6 +145,7 @@ def test_several_queries_give_what_each_gives_alone(library, monkeypatch):
     expected = [library.search(query) for query in queries]
     assert library.search_all(queries) == expected
     monkeypatch.setattr("costl.pipeline.library.best_videos.SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr("costl.pipeline.library.best_videos._SENTENCES_AT_ONCE", 2)
     assert library.search_all(queries) == expected
 
 

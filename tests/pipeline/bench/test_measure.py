@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from costl.pipeline.bench.measure import (
     cost_of,
     in_new_process,
     measure,
+    peak_anonymous_bytes,
     peak_memory,
     peak_rss,
 )
@@ -24,6 +26,23 @@ BURNED_S = 0.4
 # Uses this many CPU seconds, whatever other load there is, and prints how many it has used by its own clock.
 BURN = f"import time\nwhile time.process_time() < {BURNED_S}: sum(range(1000))\nprint(time.process_time())"
 linux = pytest.mark.skipif(not can_measure_memory(), reason="this system does not report the memory of other processes")
+
+
+def read_map_and_fill(path: Path) -> np.ndarray:
+    """Reads a mapped file, then returns 40 MB of memory."""
+    mapped = np.memmap(path, np.uint8, "r")
+    return np.full(40_000_000, int(mapped.sum()) % 2, np.uint8)
+
+
+def growth_of(path: Path) -> float:
+    before = peak_anonymous_bytes(lambda: None)
+    return peak_anonymous_bytes(lambda: read_map_and_fill(path)) - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_result_counts_as_memory_and_a_mapped_file_does_not(tmp_path):
+    np.zeros(100_000_000, np.uint8).tofile(tmp_path / "mapped")
+    assert 40e6 * 0.9 < in_new_process(growth_of, tmp_path / "mapped") < 70e6
 
 
 def burn(seconds: float) -> None:
