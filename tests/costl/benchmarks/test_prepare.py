@@ -82,10 +82,10 @@ def test_the_split_of_a_video_depends_on_its_name_and_the_seed(prepare, tmp_path
 
 
 def test_a_killed_run_is_completed_by_the_next(prepare, charades, monkeypatch):
-    import costl.benchmarks.prepare
+    import costl.benchmarks.output
 
     whole = content(prepare("charades", charades, "--val-share", "0.5", "--seed", "1", out="whole").out)
-    real = costl.benchmarks.prepare.publish
+    real = costl.benchmarks.output.publish
     for after in range(len(whole)):
         written = []
 
@@ -95,10 +95,10 @@ def test_a_killed_run_is_completed_by_the_next(prepare, charades, monkeypatch):
             written.append(path.name)
             real(path, text)
 
-        monkeypatch.setattr(costl.benchmarks.prepare, "publish", publish)
+        monkeypatch.setattr(costl.benchmarks.output, "publish", publish)
         assert prepare("charades", charades, "--val-share", "0.5", "--seed", "1").code == 130
         assert "train.jsonl" not in written
-        monkeypatch.setattr(costl.benchmarks.prepare, "publish", real)
+        monkeypatch.setattr(costl.benchmarks.output, "publish", real)
         assert content(prepare("charades", charades, "--val-share", "0.5", "--seed", "1").out) == whole
 
 
