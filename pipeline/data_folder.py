@@ -19,7 +19,7 @@ SETTINGS_FILE = "costl.yaml"
 SPLITS = ("train", "val", "test")
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 REMOVED = {"layers": "A cache stores the tokens of CLIP's last block only: remove this line."}
-_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 _ANNOTATION_NAME = re.compile(r"(?<![a-z])(train|val|valid|dev|test|training|validation|testing|annotations?|labels?)(?![a-z])")
 
 
@@ -190,7 +190,7 @@ def _looks_like_annotations(path: Path) -> bool:
 def _split_meant(name: str) -> str:
     """The split that a file such as validation.jsonl, Val.jsonl or val.csv is probably meant for, or an empty text."""
     stem = name.partition(".")[0].lower()
-    split = _SPLIT_NAMES.get(stem, stem)
+    split = SPLIT_NAMES.get(stem, stem)
     return split if split in SPLITS else ""
 
 

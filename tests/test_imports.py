@@ -20,7 +20,7 @@ VIDEO_DOORS = {
     "costl.ask": [f"{P}.extract", f"{P}.feature_store", f"{P}.library", f"{P}.options", f"{P}.preview"],
     "costl.data.loader": [f"{P}.processes"],
     "costl.benchmarks": [f"{P}.decode.backends", f"{P}.videos"],
-    "costl.converters": [f"{P}.decode", f"{P}.videos"],
+    "costl.converters": [f"{P}.data_folder", f"{P}.decode", f"{P}.videos"],
     "costl.demo": [f"{P}.library", f"{P}.preview", f"{P}.videos"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
     "costl.report": [f"{P}.preview"],

@@ -96,8 +96,14 @@ def read_splits(
     """
     paths = {split: files[split] for split in SPLITS if split in files}
     return Annotations(
-        {split: parse_rows(read_text(path), str(path), parse or _row_from_values) for split, path in paths.items()}
+        {split: parse_rows(read_text(path), str(path), parse or row_from_values) for split, path in paths.items()}
     )
+
+
+def row_from_values(values: Mapping[str, Any]) -> Row:
+    """The row of a JSON object in the layout of QVHighlights, with its windows clipped to the video. Raises UsageError."""
+    query = Query.from_row({**values, "relevant_windows": None})
+    return row_with_windows(query, table_in(values, "relevant_windows", width=2))
 
 
 def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:
@@ -198,11 +204,6 @@ def to_row(query: Query) -> dict[str, Any]:
     if query.rated_s:
         row["rated_windows"] = _json_value(query.rated_s)
     return row | ({"domain": query.domain} if query.domain else {})
-
-
-def _row_from_values(values: Mapping[str, Any]) -> Row:
-    query = Query.from_row({**values, "relevant_windows": None})
-    return row_with_windows(query, table_in(values, "relevant_windows", width=2))
 
 
 def _json_value(value: Any) -> Any:

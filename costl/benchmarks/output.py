@@ -20,7 +20,12 @@ MADE_BY = "costl prepare"
 REPORT = "report.json"
 _SETTINGS, _MISSING = "costl.yaml", "missing.txt"
 _WRITTEN = {REPORT, _SETTINGS, _MISSING, *(f"{split}.jsonl" for split in SPLITS)}
-_PRINTED = {"missing": "missing videos", "rated": "rated clips"}
+_PRINTED = {
+    "missing": "missing videos",
+    "rated": "rated clips",
+    "window_s": "seconds of a window (min / median / max)",
+    "rows_per_video": "rows of a video (min / median / max)",
+}
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _constant_rate(path: Path, ticks: np.ndarray, stream: Any) -> Fraction:
     measured = Fraction(len(ticks) - 1) / (span * stream.time_base) if span else header
     if not measured:
         raise VideoError(f"{path.name}: its frame rate is unknown. Convert it: ffmpeg -i IN -r 25 OUT.mp4.")
-    for rate in (_usual(header or measured), _usual(measured)):
+    for rate in (usual_rate(header or measured), usual_rate(measured)):
         if rate is not None and _largest_shift(ticks, rate * stream.time_base) < 0.5:
             return rate
     if header and _largest_shift(ticks, header * stream.time_base) < _EXACT:
@@ -115,8 +115,8 @@ def _constant_rate(path: Path, ticks: np.ndarray, stream: Any) -> Fraction:
     )
 
 
-def _usual(estimate: Fraction) -> Fraction | None:
-    """The usual rate that an estimate rounds."""
+def usual_rate(estimate: Fraction) -> Fraction | None:
+    """The usual rate that an estimate rounds, such as 30000/1001 for 29.97; None if there is none."""
     nearest = min(_USUAL_RATES, key=lambda rate: abs(rate - estimate))
     return nearest if abs(nearest - estimate) < _SAME_RATE * estimate else None
 

@@ -144,7 +144,7 @@ def read_rows(
     problems: list[str] = []
     for number, line in json_lines(text):
         try:
-            row: Any = make(_json_object(line))
+            row: Any = make(json_object(line))
             identity = tuple(getattr(row, name) for name in unique)
             if line_of.setdefault(identity, number) != number:
                 names = ", ".join(f"{name} {value!r}" for name, value in zip(unique, identity, strict=True))
@@ -180,7 +180,8 @@ def cut_note(split: str, queries: Sequence[Query]) -> list[str]:
     ]
 
 
-def _json_object(line: str) -> dict[str, Any]:
+def json_object(line: str) -> dict[str, Any]:
+    """A line of JSONL that is one object. Raises UsageError."""
     try:
         row = read_json(line)
     except ValueError as error:
