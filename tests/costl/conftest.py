@@ -44,14 +44,11 @@ Prepare = Callable[..., Prepared]
 
 
 @pytest.fixture
-def prepare(tmp_path) -> Prepare:
-    """`costl prepare NAME --annotations FOLDER ...`; without --videos among `more`, videos may be missing."""
+def run_prepare(tmp_path) -> Prepare:
+    """`costl prepare ARGUMENTS --out OUT`."""
 
-    def run(name: str, annotations: Path, *more: object, out: str = "out") -> Prepared:
-        options = [str(argument) for argument in more]
-        options += [] if "--videos" in options else ["--allow-missing-videos"]
-        arguments = ["prepare", name, "--annotations", str(annotations), "--out", str(tmp_path / out), *options]
-        result = CliRunner().invoke(main, arguments)
+    def run(*arguments: object, out: str) -> Prepared:
+        result = CliRunner().invoke(main, ["prepare", *map(str, arguments), "--out", str(tmp_path / out)])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Prepared(result.exit_code, result.stdout, result.stderr, tmp_path / out)
@@ -68,6 +65,17 @@ def no_final_report() -> Iterator[None]:
         for name in ("draw_curves", "evaluate"):
             patch.setattr(report, name, lambda *_, **__: None)
         yield
+
+
+@pytest.fixture
+def prepare(run_prepare) -> Prepare:
+    """`costl prepare NAME --annotations FOLDER ...`; without --videos among `more`, videos may be missing."""
+
+    def run(name: str, annotations: Path, *more: object, out: str = "out") -> Prepared:
+        missing = [] if "--videos" in more else ["--allow-missing-videos"]
+        return run_prepare(name, "--annotations", annotations, *more, *missing, out=out)
+
+    return run
 
 
 @pytest.fixture
