@@ -72,7 +72,7 @@ def guess_columns(path: Path, header: str) -> Columns:
     if missing:
         named = ", ".join(repr(name) for name in best.names)
         raise UsageError(
-            f"{path}:1: no column for {' and '.join(missing)} among {named[:200]}. "
+            f"{path}:1: no column for {', '.join(missing)} among {named[:200]}. "
             "Name the columns in the first line: video,start,end,text."
         )
     return best

@@ -22,10 +22,10 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def convert(run_prepare, videos):
-    """`costl prepare PATH --videos VIDEOS --out OUT ...`, without --videos if `folder` is None."""
+    """`costl prepare PATH -q --videos VIDEOS --out OUT ...`, without --videos if `folder` is None."""
 
     def run(source: Path, *more: object, out: str = "out", folder: Path | None = videos):
-        return run_prepare(source, *(["--videos", folder] if folder else []), *more, out=out)
+        return run_prepare(source, "-q", *(["--videos", folder] if folder else []), *more, out=out)
 
     return run
 
