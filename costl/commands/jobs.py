@@ -68,7 +68,7 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
 @quiet
 @as_json
 def prepare(**options: Any) -> None:
-    """Convert your own labels, or those of a benchmark, to JSONL files.
+    """Convert labels, yours or a benchmark's, to JSONL files.
 
     \b
     Your own labels, by the path of a file or a folder:

@@ -118,7 +118,7 @@ def _json_layout(path: Path, text: str) -> tuple[LabelLayout, Any]:
         return ACTIVITYNET, content
     if isinstance(content, dict) and "annotations" in content and "data" in content:
         return LABEL_STUDIO, [content]
-    if isinstance(content, dict) and ({"query", "vid"} <= content.keys() or "vid_name" in content):  # one line
+    if isinstance(content, dict) and ("query" in content or "vid_name" in content):  # JSONL of one line
         return _jsonl_layout(path, text)
     raise _unknown(path, content)
 

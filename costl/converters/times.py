@@ -11,9 +11,9 @@ from costl.pipeline.decode.timecode import from_timecode
 from costl.pipeline.errors import UsageError
 
 TIME_FORMATS = "seconds (75.5) or hh:mm:ss.mmm (0:01:15.5)"
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:\.\d*)?)")
-_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;]\d\d")
+_NUMBER = re.compile(r"[+-]?(\d{1,12}\.?\d{0,20}|\.\d{1,20})", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,3}):(\d{1,2}(?:\.\d{0,20})?)", re.ASCII)
+_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;]\d\d", re.ASCII)
 _SAME_FRAME = Fraction(1, 1000)  # frames: times are floats, and files round them to microseconds
 
 
@@ -52,7 +52,7 @@ def parse_rate(text: str) -> Fraction:
     """
     from costl.pipeline.decode.frame_rate import usual_rate
 
-    match = re.fullmatch(r"\d{1,9}(\.\d{1,20})?|\d{1,9}/[1-9]\d{0,8}", text.strip())
+    match = re.fullmatch(r"\d{1,9}(\.\d{1,20})?|\d{1,9}/[1-9]\d{0,8}", text.strip(), re.ASCII)
     rate = Fraction(match[0]) if match else Fraction(0)
     if not 0 < rate <= 1000:
         raise UsageError(f"--frame-rate is {text[:40]!r}, expected frames a second, such as 25, 29.97 or 30000/1001.")

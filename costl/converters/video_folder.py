@@ -87,7 +87,7 @@ class VideoFolder:
     def refuse_shared_files(self, names: Iterable[str]) -> None:
         """Raises UsageError where names in different folders, such as a/1.mp4 and b/1.mp4, have one file here."""
         by_path: dict[Path, dict[str, str]] = defaultdict(dict)
-        for name in names:
+        for name in dict.fromkeys(names):
             path = self.find(name)
             parent = str(_as_path(name).parent)
             if path and parent != ".":

@@ -7,7 +7,7 @@ A query has its times twice: in seconds of the clip (`clip_start_sec`), and in s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _labels(where: str, video_uid: str, clip: Any, *, videos: VideoFolder) -> tu
     duration_s = number_in(clip, "video_end_sec") - number_in(clip, "video_start_sec") if unit == "clip" else None
     labels = []
     empty = 0
-    for query in (query for annotation in clip["annotations"] for query in annotation.get("language_queries") or []):
+    for query in _queries(clip["annotations"]):
         if not str(query.get("query") or "").strip():
             empty += 1
             continue
@@ -69,6 +69,14 @@ def _labels(where: str, video_uid: str, clip: Any, *, videos: VideoFolder) -> tu
         name = clip_uid if unit == "clip" else video_uid
         labels.append(Label(where, name, text_in(query, "query"), windows=windows, duration_s=duration_s))
     return unit, labels, empty
+
+
+def _queries(annotations: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for annotation in annotations:
+        queries = annotation.get("language_queries") if isinstance(annotation, dict) else None
+        if not isinstance(queries, list) or not all(isinstance(query, dict) for query in queries):
+            raise UsageError("an annotation without a list 'language_queries' of objects")
+        yield from queries
 
 
 def _window(query: Mapping[str, Any], unit: str) -> Window:

@@ -24,6 +24,7 @@ from costl.pipeline.errors import UsageError, first_few
 TYPE = "timelinelabels"
 ROWS = "costl"  # where a task of ours holds the rows from which it was made
 RATE_FIELDS = ("fps", "framerate", "frameRate", "frame_rate")
+_MOST_FRAMES = 10**12
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts in front of the name of an uploaded file
 _SOURCES = {"textarea": "the text field", "choices": "the choice", TYPE: "the label"}
 
@@ -216,4 +217,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _is_frame(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < _MOST_FRAMES and value == int(value)

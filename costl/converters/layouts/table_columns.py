@@ -79,7 +79,10 @@ def guess_columns(path: Path, header: str) -> Columns:
 
 
 def _columns(header: str, delimiter: str) -> Columns:
-    names = tuple(cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), []))
+    try:
+        names = tuple(cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), []))
+    except csv.Error:  # a line far too long for a header
+        names = (header[:40],)
     plain = [_plain(name) for name in names]
     seconds = _indices(plain, NAMES)
     frames = _indices(plain, FRAMES)

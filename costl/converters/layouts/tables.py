@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from costl.pipeline.errors import UsageError
 
 HIGHEST_RATING = 4.0
 SUFFIXES = (".csv", ".tsv", ".txt")
+_FRAME = re.compile(r"\d{1,12}(\.0)?", re.ASCII)
 
 
 def read(path: Path, text: str, videos: VideoFolder) -> Labels:
@@ -83,7 +85,7 @@ def _windows(row: dict[str, str], columns: Columns, videos: VideoFolder) -> tupl
     if not window[0] < window[1]:
         before = "the same as" if row["end"] == row["start"] else "before"
         end_name, start_name = columns.name("end"), columns.name("start")
-        raise UsageError(f"column {end_name!r} is {row['end']}, {before} column {start_name!r} ({row['start']})")
+        raise UsageError(f"column {end_name!r} is {row['end'][:40]}, {before} column {start_name!r} ({row['start'][:40]})")
     return (window,)
 
 
@@ -100,9 +102,9 @@ def _frame(row: dict[str, str], name: str, columns: Columns, rate: Fraction) -> 
         if not columns.frames:
             # The end of a timecode is the first frame after the moment, as editors write it.
             return timecode_frame(text, rate) - (name == "end")
-        if not text.removesuffix(".0").isdecimal():
+        if not _FRAME.fullmatch(text):
             raise UsageError(f"{text[:40]!r} is not the number of a frame")
-        return int(text.removesuffix(".0"))
+        return int(text.partition(".")[0])
     except UsageError as error:
         raise UsageError(f"column {columns.name(name)!r}: {error}") from error
 
@@ -113,7 +115,7 @@ def _split(row: dict[str, str], columns: Columns) -> str:
     name = row["split"].lower()
     split = SPLIT_NAMES.get(name, name)
     if split not in SPLITS:
-        raise UsageError(f"column {columns.name('split')!r} is {row['split']!r}, expected train, val or test")
+        raise UsageError(f"column {columns.name('split')!r} is {row['split'][:40]!r}, expected train, val or test")
     return split
 
 

@@ -206,8 +206,8 @@ def test_wrong_annotations_are_refused_in_one_sentence(prepare, tmp_path, jsonl,
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["charade"], "'charade' is not a known benchmark. Expected one of qvhighlights, charades,"),
-        (["imagenet"], "Expected one of qvhighlights, charades, tacos, tvsum, youtube-highlights."),
+        (["charade"], "'charade' is not a known benchmark, and no such file or folder exists. Expected"),
+        (["imagenet"], "Expected one of qvhighlights, charades, tacos, tvsum, youtube-highlights, or the path of"),
         (["charades", "--val-share", "1"], "--val-share is 1.0, expected 0 or more and below 1."),
         (["charades", "--val-share", "nan"], "--val-share is nan"),
         (["charades", "--videos", "nowhere"], "nowhere: no such folder"),

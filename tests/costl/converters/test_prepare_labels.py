@@ -1,0 +1,135 @@
+"""`costl prepare PATH` from outside: its files, its report, missing videos, and a process that is killed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from table_cells import cells
+
+import costl.benchmarks.output
+from costl.commands import main
+from costl.converters.prepare import prepare_labels
+
+TABLE = "video,start,end,text\nholiday,1,3,a dog\nholiday,2,5,a dog\nholiday,29,40,a cat\nGarden,2,4.5,a cat\nk.1,9,9.5,b\n"
+MISSING = TABLE + "Holiday_1.MP4,1,2,a dog\n"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_report_counts_what_is_read_and_written(convert, write):
+    converted = convert(write(**{"a.csv": TABLE}), "--val-share", "0")
+    printed = [cells(line) for line in converted.table.splitlines() if not line.startswith("| --")]
+    assert printed == [
+        ["a.csv", "train"],
+        ["labels", "5"],
+        ["rows", "4"],
+        ["sentences", "3"],
+        ["videos", "3"],
+        ["windows", "4"],
+        ["seconds of a window (min / median / max)", "0.5 / 1.75 / 4"],
+        ["rows of a video (min / median / max)", "1 / 1 / 2"],
+        ["windows past the video's end or start, clipped", "1"],
+    ]
+    assert converted.report["splits"]["train"]["window_s"] == [0.5, 1.75, 4.0]
+    assert converted.report["made_by"] == "costl prepare" and converted.report["benchmark"] == ""
+
+
+def test_json_is_the_report_and_the_same_input_gives_the_same_bytes(convert, write):
+    path = write(**{"a.csv": TABLE})
+    converted = convert(path, "--json")
+    assert json.loads(converted.table) == converted.report
+    assert content(convert(path, out="other").out) == content(converted.out)
+
+
+def test_a_process_that_is_killed_leaves_nothing_that_trains(convert, write, monkeypatch):
+    path = write(**{"a.csv": TABLE})
+    whole = content(convert(path, out="whole").out)
+    real = costl.benchmarks.output.publish
+    for after in range(len(whole)):
+        written: list[str] = []
+
+        def publish(path, text, *, written=written, after=after):
+            if len(written) == after:
+                raise KeyboardInterrupt
+            written.append(path.name)
+            real(path, text)
+
+        monkeypatch.setattr(costl.benchmarks.output, "publish", publish)
+        assert convert(path).code == 130 and "train.jsonl" not in written
+        monkeypatch.setattr(costl.benchmarks.output, "publish", real)
+        assert content(convert(path).out) == whole
+
+
+def test_missing_videos_are_named_and_their_rows_left_out_if_allowed(convert, write):
+    path = write(**{"a.csv": MISSING})
+    converted = convert(path)
+    assert f"1 of 4 videos of {path} are missing: Holiday_1.MP4 (similar: holiday.mp4)." in converted.messages
+    converted = convert(path, "--allow-missing-videos", "--val-share", "0")
+    assert "1 rows are dropped: their videos are missing, and with them their durations." in converted.messages
+    assert (converted.out / "missing.txt").read_text() == "Holiday_1\n" and len(converted.splits["train"]) == 4
+    assert converted.messages.endswith(" --allow-missing-videos\n")
+
+
+def test_rows_of_missing_videos_stay_if_the_labels_have_durations(convert, write):
+    captions = {"gone.mp4": {"duration": 9, "timestamps": [[1, 12]], "sentences": ["a"]}}
+    path = write(**{"a.json": json.dumps(captions)})
+    [row] = convert(path, "--allow-missing-videos", "--val-share", "0", folder=None).splits["train"]
+    assert (row.vid, row.windows, row.duration_s) == ("gone", ((1, 9),), 9)
+    assert "--videos is missing" in convert(path, folder=None, out="new").messages
+
+
+def test_a_video_in_a_folder_of_its_own_is_not_taken_for_another(convert, write, videos, tmp_path):
+    (tmp_path / "V" / "old").mkdir(parents=True)
+    for name in ("holiday.mp4", "old/holiday.mp4"):
+        (tmp_path / "V" / name).write_bytes((videos / "holiday.mp4").read_bytes())
+    table = write(**{"a.csv": "video,start,end,text\nold/holiday.mp4,1,2,a\n"})
+    refusal = "old/holiday.mp4 (in a folder of its own; costl extract reads one folder)."
+    assert refusal in convert(table, folder=tmp_path / "V").messages
+
+
+def test_two_files_whose_names_differ_in_case_need_the_exact_name(convert, write, videos, tmp_path):
+    (tmp_path / "V").mkdir()
+    for name in ("a.mp4", "A.mp4"):
+        (tmp_path / "V" / name).write_bytes((videos / "holiday.mp4").read_bytes())
+    if len([*(tmp_path / "V").iterdir()]) < 2:
+        pytest.skip("this file system ignores case")
+    rows = "video,start,end,text\nA,1,2,x\na.mov,1,2,y\n"
+    rows = convert(write(**{"a.csv": rows}), "--val-share", "0", folder=tmp_path / "V").splits["train"]
+    assert [(row.vid, row.query) for row in rows] == [("A", "x"), ("a", "y")]
+
+
+def test_python_does_the_same(videos, write, tmp_path):
+    report = prepare_labels(write(**{"a.csv": TABLE}), videos=videos, out=tmp_path / "out", val_share=0.0)
+    assert report.splits["train"]["rows"] == 4 and (tmp_path / "out" / "train.jsonl").is_file()
+
+
+@pytest.mark.timeout(60)
+def test_a_hundred_thousand_rows_take_seconds(convert, write):
+    rows = "".join(f"holiday.mp4,{row % 20},{row % 20 + 5.5},sentence {row // 50}\n" for row in range(100_000))
+    converted = convert(write(**{"a.csv": f"video,start,end,text\n{rows}"}), "--val-share", "0")
+    assert converted.report["splits"]["train"]["labels"] == 100_000 and len(converted.splits["train"]) == 2_000
+
+
+def test_from_a_table_to_a_trained_model(convert, write, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.videos, tmp_path / "My videos")
+    for path in (tmp_path / "My videos").glob("*.jsonl"):
+        path.unlink()
+    names = [path.name for path in sorted((tmp_path / "My videos").glob("*.mp4"))][:6]
+    rows = "".join(f"{name};0:0{i},5;0:10;a thing moves\n" for i, name in enumerate(names))
+    converted = convert(write(**{"a.csv": f"file;from;to;caption\n{rows}"}), folder=Path("My videos"))
+    assert {"train", "val", "test"} == set(converted.splits)
+    command = shlex.split(converted.messages.splitlines()[-1].removeprefix("Next: costl "))
+    tiny = ["--weights", "My videos/clip", "--device", "cpu", "--workers", "1"]
+    extracted = CliRunner().invoke(main, [*command, *tiny])
+    assert (extracted.exit_code, extracted.stdout) == (0, "a.h5\n"), extracted.stderr
+    quick = ["--set", "model.width=32", "--set", "model.heads=2", "--set", "train.epochs=1", "--out", "run"]
+    trained = CliRunner().invoke(main, ["train", "--cache", "a.h5", *quick])
+    assert trained.exit_code == 0 and "MR-full-mAP" in trained.stderr
