@@ -9,8 +9,9 @@ from typing import Any
 from costl.benchmarks.common import parse_all
 from costl.converters.labels import Label, Labels
 from costl.converters.video_folder import VideoFolder
-from costl.data.annotations import Window, qid_in, table_in, text_in
+from costl.data.annotations import Window, table_in
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.annotations import qid_in, text_in
 
 SEGMENT_S = 5.0
 _NOTE = "DiDeMo: of the moments of a sentence's annotators, the one that overlaps most with the others is used."

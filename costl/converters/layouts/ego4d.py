@@ -14,8 +14,9 @@ from typing import Any
 from costl.benchmarks.common import parse_all
 from costl.converters.labels import Label, Labels
 from costl.converters.video_folder import VideoFolder
-from costl.data.annotations import Window, number_in, text_in
+from costl.data.annotations import Window, number_in
 from costl.pipeline.errors import UsageError
+from costl.pipeline.formats.annotations import text_in
 
 _NOTES = {
     "clip": "Ego4D: {count} queries count seconds in their clip (clip_uid).",

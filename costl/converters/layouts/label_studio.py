@@ -20,6 +20,7 @@ from costl.converters.times import frames_to_window, parse_rate, window_to_frame
 from costl.converters.video_folder import VideoFolder
 from costl.data.annotations import Query, Window
 from costl.pipeline.errors import UsageError, first_few
+from costl.pipeline.formats.strict_json import abbreviated
 
 TYPE = "timelinelabels"
 ROWS = "costl"  # where a task of ours holds the rows from which it was made
@@ -138,9 +139,11 @@ def _ranges(region: str, ranges: Any) -> Iterator[Range]:
         raise UsageError(f"region {region} has no 'ranges' of frames")
     for one in ranges:
         start, end = _mapping(one).get("start"), _mapping(one).get("end")
-        if not _is_frame(start) or not _is_frame(end) or not 1 <= start <= end:
-            raise UsageError(f"region {region} has the frames {start!r} to {end!r}, expected whole numbers from 1, in order")
-        yield int(start), int(end)
+        first, last = _frame(start), _frame(end)
+        if not 1 <= first <= last:
+            found = f"{abbreviated(start, 20)} to {abbreviated(end, 20)}"
+            raise UsageError(f"region {region} has the frames {found}, expected whole numbers from 1, in order")
+        yield first, last
 
 
 def _rows(data: Mapping[str, Any]) -> list[Query]:
@@ -216,6 +219,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_frame(value: Any) -> bool:
+def _frame(value: Any) -> int:
+    """The number of a frame; 0 for a value that is none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value < _MOST_FRAMES and value == int(value)
+    return int(value) if is_number and 0 <= value < _MOST_FRAMES and value == int(value) else 0

@@ -9,9 +9,9 @@ from typing import Any
 from costl.benchmarks.common import parse_all, positive_in
 from costl.converters.labels import Label, Labels
 from costl.converters.video_folder import VideoFolder
-from costl.data.annotations import Window, numbers_in, qid_in, text_in
+from costl.data.annotations import Window
 from costl.pipeline.errors import UsageError
-from costl.pipeline.formats.annotations import json_object
+from costl.pipeline.formats.annotations import json_object, numbers_in, qid_in, text_in
 from costl.pipeline.formats.strict_json import json_lines
 
 
