@@ -10,7 +10,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import SPLITS, Row, to_row
+from costl.benchmarks.common import SPLITS, to_row
 from costl.data.annotations import Query
 from costl.pipeline.errors import CostlError, UsageError, first_few
 from costl.pipeline.formats.files import publish
@@ -88,9 +88,9 @@ def refuse_other_content(out: Path, benchmark: str, title: str) -> None:
         raise UsageError(f"{out}: holds {earlier.get('title')}. Choose another --out for {title}.")
 
 
-def shared_videos(splits: Mapping[str, Sequence[Row]]) -> list[str]:
+def shared_videos(splits: Mapping[str, Sequence[Query]]) -> list[str]:
     """A sentence about each two splits that share videos, which it names."""
-    videos = {split: {row.query.vid for row in rows} for split, rows in splits.items()}
+    videos = {split: {query.vid for query in queries} for split, queries in splits.items()}
     shared = {(one, other): videos[one] & videos[other] for one, other in combinations(splits, 2)}
     return [
         f"{one} and {other} share {len(vids)} videos: {first_few(sorted(vids))}."

@@ -90,7 +90,7 @@ def _warnings(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     # They have no window to be scored against. Other projects drop them too.
     warning = f"test: {dropped} rows without a usable window are dropped, so this is not the published test split."
     warnings = [warning] if dropped else []
-    return [*warnings, *shared_videos(splits)]
+    return [*warnings, *shared_videos({split: [row.query for row in rows] for split, rows in splits.items()})]
 
 
 def _count(rows: Sequence[Row], written: Sequence[Row], missing: Sequence[str]) -> dict[str, Any]:

@@ -79,11 +79,7 @@ def prepare_labels(
     videos, and for a folder `out` with other files.
     """
     share = check_share(val_share)
-    if out.exists() and os.path.samefile(out, source if source.is_dir() else source.parent):
-        raise UsageError(f"{out}: the folder of the labels. Choose another --out.")
-    refuse_other_content(out, "", source.name)
-    if videos is None and not allow_missing_videos:
-        raise UsageError("--videos is missing: the folder of the videos. Without them, pass --allow-missing-videos.")
+    _refuse_arguments(source, out, videos, allow_missing_videos=allow_missing_videos)
     files = find_labels(source)
     folder = VideoFolder(videos, allow_none=allow_missing_videos, frame_rate=frame_rate, progress=progress)
     labels, notes = _read(files, folder)
@@ -96,20 +92,35 @@ def prepare_labels(
     if not kept:
         raise UsageError(f"{source}: no row with a moment inside a video of known duration. Pass --videos with their folder.")
     splits, split_note = split_rows(kept, share=share, seed=seed)
-    in_splits = {split: [row.row for row in split_rows] for split, split_rows in splits.items()}
+    queries = {split: [row.query for row in split_rows] for split, split_rows in splits.items()}
+    vids = sorted({folder.vid_of(name) for name in missing})
+    notes += [*folder.rate_notes(), *_dropped_notes(rows), *_similar_notes(missing, folder), split_note]
     report = PrepareReport(
         benchmark="",
         title=source.name,
         sources={file.path.name: hashlib.sha256(file.path.read_bytes()).hexdigest() for file in files},
-        options={"val_share": share, "seed": seed, "allow_missing_videos": allow_missing_videos},
-        splits={split: _count(kept, missing) for split, kept in splits.items()},
-        notes=(*notes, *folder.rate_notes(), *_dropped_notes(rows), split_note, *shared_videos(in_splits)),
+        options={
+            "val_share": share,
+            "seed": seed,
+            "allow_missing_videos": allow_missing_videos,
+            "frame_rate": str(frame_rate) if frame_rate else None,
+        },
+        splits={split: _count(split_rows, vids) for split, split_rows in splits.items()},
+        notes=(*notes, *shared_videos(queries)),
         out=out,
         videos=videos,
-        missing=missing,
+        missing=vids,
     )
-    write_output(out, report, {split: [row.query for row in kept] for split, kept in splits.items()})
+    write_output(out, report, queries)
     return report
+
+
+def _refuse_arguments(source: Path, out: Path, videos: Path | None, *, allow_missing_videos: bool) -> None:
+    if out.exists() and os.path.samefile(out, source if source.is_dir() else source.parent):
+        raise UsageError(f"{out}: the folder of the labels. Choose another --out.")
+    refuse_other_content(out, "", source.name)
+    if videos is None and not allow_missing_videos:
+        raise UsageError("--videos is missing: the folder of the videos. Without them, pass --allow-missing-videos.")
 
 
 def _read(files: Sequence[LabelFile], folder: VideoFolder) -> tuple[list[Label], list[str]]:
@@ -135,17 +146,25 @@ def _read(files: Sequence[LabelFile], folder: VideoFolder) -> tuple[list[Label],
 
 
 def _missing(source: Path, labels: Iterable[Label], folder: VideoFolder, *, allow: bool) -> list[str]:
-    """The videos without a file, sorted. Raises UsageError that names the first ones with similar files, unless allowed."""
+    """The names without a file, sorted. Raises UsageError that lists the first ones with similar files, unless allowed."""
     names = dict.fromkeys(label.video for label in labels)
     missing = sorted(name for name in names if folder.find(name) is None)
     if missing and not allow:
-        shown = first_few(f"{name}{folder.similar(name)}" for name in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UsageError(
-            f"{len(missing)} of {len(names)} videos of {source} are missing: {shown}{more}. Rename or add their files, or pass "
-            "--allow-missing-videos."
+            f"{len(missing)} of {len(names)} videos of {source} are missing: {_with_similar(missing, folder)}. Rename or add "
+            "their files, or pass --allow-missing-videos."
         )
-    return sorted({folder.vid_of(name) for name in missing})
+    return missing
+
+
+def _similar_notes(missing: Sequence[str], folder: VideoFolder) -> list[str]:
+    return [f"{len(missing)} videos are missing: {_with_similar(missing, folder)}."] if missing else []
+
+
+def _with_similar(missing: Sequence[str], folder: VideoFolder) -> str:
+    """The first few names, each with the file whose name is most like it: to compare all names would take long."""
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return first_few(f"{name}{folder.similar(name)}" for name in missing[:5]) + more
 
 
 def _dropped_notes(rows: Iterable[SplitRow]) -> list[str]:

@@ -42,7 +42,7 @@ class VideoFolder:
         self._by_folded: dict[str, list[Path]] = defaultdict(list)
         for stem, path in self._by_stem.items():
             self._by_folded[_fold(stem)].append(path)
-        self._frame_rate = frame_rate
+        self.frame_rate = frame_rate
         self._rates: dict[Fraction, str] = {}
         self._find = cache(self._find_file)
         self._rate_of_file = cache(self._read_rate)
@@ -64,9 +64,9 @@ class VideoFolder:
         """The frames a second at which labels of a video count: `stated` by the labels, the rate of the folder, or that of
         the video; None for a missing video. Raises UsageError for a video whose rate varies.
         """
-        rate = stated or self._frame_rate or self._rate_of_file(name)
+        rate = stated or self.frame_rate or self._rate_of_file(name)
         if rate:
-            source = "as the labels say" if stated else "as --frame-rate says" if self._frame_rate else "the rate of the video"
+            source = "as the labels say" if stated else "as --frame-rate says" if self.frame_rate else "the rate of the video"
             self._rates[rate] = source
         return rate
 
@@ -80,7 +80,7 @@ class VideoFolder:
 
     def rate_notes(self) -> list[str]:
         """A sentence about each frame rate that was used. Raises UsageError for a frame rate of the folder without use."""
-        if self._frame_rate and not self._rates:
+        if self.frame_rate and not self._rates:
             raise UsageError("--frame-rate: these labels count no frames, their times are in seconds. Leave it out.")
         return [f"Frames are counted at {show_rate(rate)} a second, {self._rates[rate]}." for rate in sorted(self._rates)]
 

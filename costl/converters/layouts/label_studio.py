@@ -52,10 +52,25 @@ def read(path: Path, tasks: Sequence[Any], videos: VideoFolder) -> Labels:
     items = ((f"{path}: task {_number(task, place)}", task) for place, task in enumerate(tasks, start=1))
     per_task = parse_all(((where, where, task) for where, task in items), lambda where, task: _labels(where, task, videos))
     sources = Counter(source for _, task_sources in per_task for source in task_sources)
-    skipped = sum(not _annotations(task) for task in tasks)
     notes = [f"{path.name}: the sentence of {count} regions is {_SOURCES[source]}." for source, count in sources.items()]
-    notes += [f"{path.name}: {skipped} of {len(tasks)} tasks have no annotation, and are left out."] if skipped else []
+    notes += _notes(path, tasks, videos)
     return Labels([label for labels, _ in per_task for label in labels], tuple(notes))
+
+
+def _notes(path: Path, tasks: Sequence[Any], videos: VideoFolder) -> list[str]:
+    """What of an export is not used, and at which rate its frames were counted if it does not say so."""
+    skipped = sum(not _annotations(task) for task in tasks)
+    results = [result for task in tasks for annotation in _annotations(task) for result in _results(annotation)]
+    others = Counter(str(result.get("type")) for result in results if result.get("type") not in _SOURCES)
+    notes = [f"{path.name}: {skipped} of {len(tasks)} tasks have no annotation, and are left out."] if skipped else []
+    notes += [f"{path.name}: {count} results of type {name!r} are not used." for name, count in others.items()]
+    states_rate = all(_mapping(task.get("data")).keys() & set(RATE_FIELDS) for task in tasks)
+    if results and not states_rate and videos.frame_rate is None:
+        notes.append(
+            f"{path.name} does not say at which rate frames were counted. Label Studio counts 24 a second, unless the Video tag "
+            "of its configuration has a framerate; if yours has none, pass --frame-rate 24."
+        )
+    return notes
 
 
 def _refuse_other_types(path: Path, tasks: Sequence[Any]) -> None:

@@ -118,7 +118,15 @@ LAYOUTS = {
         {"a.json": label_studio(timeline("r", 51, 100))},
         (),
         {("holiday", "dog", ((2, 4),))},
-        "a.json: the sentence of 1 regions is the label.\nFrames are counted at 25 a second, the rate of the video.",
+        "a.json: the sentence of 1 regions is the label.\na.json does not say at which rate frames were counted. Label Studio "
+        "counts 24 a second, unless the Video tag of its configuration has a framerate; if yours has none, pass --frame-rate 24."
+        "\nFrames are counted at 25 a second, the rate of the video.",
+    ),
+    "Label Studio, 24 frames a second, and boxes": (
+        {"a.json": label_studio(timeline("r", 49, 96), {"id": "b", "type": "videorectangle", "value": {}})},
+        ("--frame-rate", "24"),
+        {("holiday", "dog", ((2, 4),))},
+        "a.json: 1 results of type 'videorectangle' are not used.\nFrames are counted at 24 a second, as --frame-rate says.",
     ),
     "Label Studio, a text and a choice of the region": (
         {

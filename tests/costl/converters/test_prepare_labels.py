@@ -73,6 +73,7 @@ def test_missing_videos_are_named_and_their_rows_left_out_if_allowed(convert, wr
     assert f"1 of 4 videos of {path} are missing: Holiday_1.MP4 (similar: holiday.mp4)." in converted.messages
     converted = convert(path, "--allow-missing-videos", "--val-share", "0")
     assert "1 rows are dropped: their videos are missing, and with them their durations." in converted.messages
+    assert "1 videos are missing: Holiday_1.MP4 (similar: holiday.mp4)." in converted.messages
     assert (converted.out / "missing.txt").read_text() == "Holiday_1\n" and len(converted.splits["train"]) == 4
     assert converted.messages.endswith(" --allow-missing-videos\n")
 
