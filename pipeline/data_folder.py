@@ -147,7 +147,7 @@ def read_annotations(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else _split_files(path)
     unread = unread_files(path) if path.is_dir() else []
     if not files:
-        others = f" Not read: {first_few(unread)} (costl prepare converts those of benchmarks)." if unread else ""
+        others = f" Not read: {first_few(unread)} (costl prepare converts labels)." if unread else ""
         raise UsageError(
             f"{path}: no annotations. Expected train.jsonl, val.jsonl or test.jsonl there, "
             f"or the path of the annotations with --annotations.{others}"

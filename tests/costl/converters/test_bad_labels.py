@@ -168,6 +168,17 @@ def test_an_unknown_name_says_that_a_path_may_be_given(name, convert):
     assert convert(name).messages == refusal
 
 
+ODD_PATHS = (" ", "x" * 300, "x" * 5000, "caf\udce9", "犬" * 90, "-", "a\nb", "/", ".", "~", "/dev/null", "a\0")
+
+
+@pytest.mark.parametrize("name", ODD_PATHS)
+def test_an_odd_path_is_refused_in_our_own_words(name, convert, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    converted = convert(name)
+    assert converted.code == 2 and converted.messages.startswith("Error: ") and not converted.out.exists()
+
+
 def test_a_benchmark_of_the_same_name_wins(convert, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("charades").write_text(f"{HEAD}\nholiday,1,2,a\n")

@@ -91,7 +91,7 @@ LAYOUTS = {
         "",
     ),
     "windows are sorted, merged and clipped": (
-        {"a.csv": "video,start,end,text\nholiday,9,12,a\nholiday,28,31,a\nholiday,1,3,a\nholiday,3,4.5,a\nholiday,2,4,a  \n"},
+        {"a.csv": "video,start,end,text\nholiday,9,12,a\nholiday,28,31,a\nholiday,1,3,a\nholiday,3,4.5,a\nholiday,2,2.5,a  \n"},
         (),
         {("holiday", "a", ((1, 4.5), (9, 12), (28, 30)))},
         "",
@@ -211,10 +211,10 @@ def test_ids_and_ratings_of_the_labels_stay(convert, write):
 
 
 def test_a_rating_is_that_of_the_clips_inside_the_window(convert, write):
-    table = "video,start,end,text,rating\nholiday,2,7,a,3\nholiday,6,10,a,1.5\nholiday,20.1,20.3,a,4\nGarden,1,2,b,\n"
+    table = "video,start,end,text,rating\nholiday,2,8,a,3\nholiday,6,10,a,1.5\nholiday,20.1,20.3,a,4\nGarden,1,2,b,\n"
     a, b = convert(write(**{"a.csv": table}), "--val-share", "0").splits["train"]
-    # Clips 1 and 2 have their centres 3 and 5 in [2, 7), clips 3 and 4 in [6, 10), and 20.2 is in clip 10.
-    assert dict(zip(a.clip_ids, a.saliency, strict=True)) == {1: (3,), 2: (3,), 3: (1.5,), 4: (1.5,), 10: (4,)}
+    # Clips 1 to 3 have their centres 3, 5 and 7 in [2, 8), clips 3 and 4 in [6, 10), and 20.2 is in clip 10.
+    assert dict(zip(a.clip_ids, a.saliency, strict=True)) == {1: (3,), 2: (3,), 3: (3,), 4: (1.5,), 10: (4,)}
     assert b.clip_ids == () and a.windows == ((2, 10), (20.1, 20.3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -102,8 +103,13 @@ def test_two_files_whose_names_differ_in_case_need_the_exact_name(convert, write
     if len([*(tmp_path / "V").iterdir()]) < 2:
         pytest.skip("this file system ignores case")
     rows = "video,start,end,text\nA,1,2,x\na.mov,1,2,y\n"
-    rows = convert(write(**{"a.csv": rows}), "--val-share", "0", folder=tmp_path / "V").splits["train"]
-    assert [(row.vid, row.query) for row in rows] == [("A", "x"), ("a", "y")]
+    read = convert(write(**{"a.csv": rows}), "--val-share", "0", folder=tmp_path / "V").splits["train"]
+    assert [(row.vid, row.query) for row in read] == [("A", "x"), ("a", "y")]
+    for name in ("E\u0301.mp4", "\u00c9.mp4"):
+        (tmp_path / "V" / name).write_bytes((videos / "holiday.mp4").read_bytes())
+    refusal = "1 of 3 videos of .* are missing: \u00e9 "
+    converted = convert(write(**{"a.csv": f"{rows}\u00e9,1,2,z\n"}), folder=tmp_path / "V")
+    assert re.search(refusal, converted.messages)
 
 
 def test_python_does_the_same(videos, write, tmp_path):

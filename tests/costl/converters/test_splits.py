@@ -55,6 +55,6 @@ def test_a_given_test_split_stays_and_validation_comes_from_training(convert, wr
 
 def test_the_choice_is_printed(convert, write):
     rows = "".join(f"{vid},1,2,{vid}\n" for vid in ("holiday", "Garden", "k.1"))
-    converted = convert(write(**{"a.csv": f"video,start,end,text\n{rows}"}), "--seed", "3", "--val-share", "0.2")
+    converted = convert(write(**{"train.csv": f"video,start,end,text\n{rows}"}), "--seed", "3", "--val-share", "0.2")
     note = "Splits: by video, 1 train, 1 val, 1 test (share 0.2 each for val and test, seed 3). Below 20 videos"
     assert note in converted.messages
