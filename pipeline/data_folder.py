@@ -208,7 +208,7 @@ def check_annotations(texts: Mapping[str, str], sources: Mapping[str, str] | Non
         source = (sources or {}).get(split, f"{split}.jsonl")
         rows, bad = read_rows(text, source, Query.from_row)
         if bad and not rows and "is not JSON" in bad[0]:
-            bad = [f"{source}: expected one JSON object a line, such as {EXAMPLE}.", bad[0]]
+            bad = [f"{source}: expected one JSON object a line, such as {EXAMPLE}. costl prepare converts other files.", bad[0]]
         problems += bad
     refuse_bad_rows(problems)
 

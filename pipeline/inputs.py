@@ -84,7 +84,7 @@ def read_inputs(
     if unread:
         notes.append(
             f"Not read: {first_few(unread)}. Annotations are called train, val, test (.jsonl or .json) or test_*.jsonl. "
-            "costl prepare converts those of benchmarks."
+            "costl prepare converts labels."
         )
     missing = missing_videos(texts, names)
     if missing and not allow_missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -119,10 +120,10 @@ def _rated(query: Query, group: Sequence[Label]) -> Query:
 
 
 def _clips_in(window: Window, clips: int) -> list[int]:
-    start, end = window
-    inside = [clip for clip in range(clips) if start <= (clip + 0.5) * RATED_CLIP_S < end]
-    middle = int((start + end) / 2 // RATED_CLIP_S)
-    return inside or ([middle] if 0 <= middle < clips else [])
+    start, end = (time_s / RATED_CLIP_S for time_s in window)
+    inside = range(max(0, math.ceil(start - 0.5)), min(clips, math.ceil(end - 0.5)))
+    middle = int((start + end) // 2)
+    return list(inside) or ([middle] if 0 <= middle < clips else [])
 
 
 def _refuse_repeated_qids(rows: Iterable[SplitRow]) -> None:
