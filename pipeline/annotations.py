@@ -46,10 +46,9 @@ def _rename(text: str, changed: Mapping[str, str]) -> str:
 
 def with_similar_name(name: str, videos: Iterable[str]) -> str:
     """The name of a missing video for an error message, with the video that was probably meant, if there is one."""
-    names = list(videos)
-    same = [other for other in names if _loose_name(other) == _loose_name(name)]
-    similar = same or get_close_matches(name, names, n=1, cutoff=0.8)
-    return f"{name!r} (did you mean {similar[0]!r}?)" if similar else name
+    by_loose_name = {_loose_name(other): other for other in videos}
+    similar = get_close_matches(_loose_name(name), list(by_loose_name), n=1, cutoff=0.8)
+    return f"{name!r} (did you mean {by_loose_name[similar[0]]!r}?)" if similar else name
 
 
 def _loose_name(name: str) -> str:

@@ -164,7 +164,7 @@ def _similar_notes(missing: Sequence[str], folder: VideoFolder) -> list[str]:
 def _with_similar(missing: Sequence[str], folder: VideoFolder) -> str:
     """The first few names, each with the file whose name is most like it: to compare all names would take long."""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return first_few(f"{name}{folder.similar(name)}" for name in missing[:5]) + more
+    return first_few(map(folder.with_similar, missing[:5])) + more
 
 
 def _dropped_notes(rows: Iterable[SplitRow]) -> list[str]:

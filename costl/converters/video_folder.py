@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,12 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from costl.benchmarks.durations import durations
 from costl.converters.times import show_rate
+from costl.pipeline.annotations import with_similar_name
 from costl.pipeline.errors import UsageError, VideoError, first_few
 from costl.pipeline.formats.annotations import plain_name
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.videos import find_videos
-
-_SIMILAR = 0.6
 
 
 class VideoFolder:
@@ -70,13 +67,11 @@ class VideoFolder:
             self._rates[rate] = source
         return rate
 
-    def similar(self, name: str) -> str:
-        """The file whose name is most like that of a missing video, in brackets; empty if none is."""
-        by_letters = {_letters(path.stem): path.name for path in self._by_stem.values()}
-        close = difflib.get_close_matches(_letters(plain_name(_last_part(name))), list(by_letters), n=1, cutoff=_SIMILAR)
+    def with_similar(self, name: str) -> str:
+        """The name of a missing video for a message, with the file that was probably meant, if there is one."""
         if self._in_subfolder(name):
-            return " (in a folder of its own; costl extract reads one folder)"
-        return f" (similar: {by_letters[close[0]]})" if close else ""
+            return f"{name} (in a folder of its own; costl extract reads one folder)"
+        return with_similar_name(name, self._by_stem)
 
     def rate_notes(self) -> list[str]:
         """A sentence about each frame rate that was used. Raises UsageError for a frame rate of the folder without use."""
@@ -136,8 +131,3 @@ def _last_part(name: str) -> str:
 
 def _fold(stem: str) -> str:
     return unicodedata.normalize("NFC", stem).casefold()
-
-
-def _letters(stem: str) -> str:
-    """The letters and digits of a name: what is left when separators and case are ignored."""
-    return re.sub(r"[\W_]+", "", _fold(stem))

@@ -93,7 +93,7 @@ FILES = {
                "00:00:20.000."),
     "a row without a video": ("a.jsonl", json.dumps(OWN | {"vid": None}), "a.jsonl:1: 'vid' is missing."),
     "videos under other names": ("a.csv", f"{HEAD}\nHoliday_1.MP4,1,2,a\nzzz,1,2,a\n", "2 of 2 videos of {path} are missing: "
-                                 "Holiday_1.MP4 (similar: holiday.mp4), zzz. Rename or add their files, or pass "
+                                 "'Holiday_1.MP4' (did you mean 'holiday'?), zzz. Rename or add their files, or pass "
                                  "--allow-missing-videos."),
     "one name in two folders": ("a.csv", f"{HEAD}\nx/holiday,1,2,a\ny/holiday,1,2,a\n", "x/holiday, y/holiday are videos of one "
                                 "name: holiday.mp4. Rename their files."),

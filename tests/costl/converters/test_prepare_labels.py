@@ -71,10 +71,10 @@ def test_a_process_that_is_killed_leaves_nothing_that_trains(convert, write, mon
 def test_missing_videos_are_named_and_their_rows_left_out_if_allowed(convert, write):
     path = write(**{"a.csv": MISSING})
     converted = convert(path)
-    assert f"1 of 4 videos of {path} are missing: Holiday_1.MP4 (similar: holiday.mp4)." in converted.messages
+    assert f"1 of 4 videos of {path} are missing: 'Holiday_1.MP4' (did you mean 'holiday'?)." in converted.messages
     converted = convert(path, "--allow-missing-videos", "--val-share", "0")
     assert "1 rows are dropped: their videos are missing, and with them their durations." in converted.messages
-    assert "1 videos are missing: Holiday_1.MP4 (similar: holiday.mp4)." in converted.messages
+    assert "1 videos are missing: 'Holiday_1.MP4' (did you mean 'holiday'?)." in converted.messages
     assert (converted.out / "missing.txt").read_text() == "Holiday_1\n" and len(converted.splits["train"]) == 4
     assert converted.messages.endswith(" --allow-missing-videos\n")
 
@@ -107,7 +107,7 @@ def test_two_files_whose_names_differ_in_case_need_the_exact_name(convert, write
     assert [(row.vid, row.query) for row in read] == [("A", "x"), ("a", "y")]
     for name in ("E\u0301.mp4", "\u00c9.mp4"):
         (tmp_path / "V" / name).write_bytes((videos / "holiday.mp4").read_bytes())
-    refusal = "1 of 3 videos of .* are missing: \u00e9 "
+    refusal = "1 of 3 videos of .* are missing: '\u00e9' "
     converted = convert(write(**{"a.csv": f"{rows}\u00e9,1,2,z\n"}), folder=tmp_path / "V")
     assert re.search(refusal, converted.messages)
 
