@@ -1,6 +1,7 @@
 """Reads the JSON export of Label Studio for the timeline of videos (TimelineLabels), which counts frames.
 
-Frames count from 1, and both ends of a range belong to it: Label Studio shows frame f from (f - 1) / rate to f / rate seconds.
+Frames count from 1, and both ends of a range belong to it: Label Studio shows frame f from (f - 1) / rate to f / rate
+seconds.
 """
 
 from __future__ import annotations
@@ -61,14 +62,15 @@ def _notes(path: Path, tasks: Sequence[Any], videos: VideoFolder) -> list[str]:
     """What of an export is not used, and at which rate its frames were counted if it does not say so."""
     skipped = sum(not _annotations(task) for task in tasks)
     results = [result for task in tasks for annotation in _annotations(task) for result in _results(annotation)]
-    others = Counter(str(result.get("type")) for result in results if result.get("type") not in _SOURCES)
+    types = Counter(str(result.get("type")) for result in results)
     notes = [f"{path.name}: {skipped} of {len(tasks)} tasks have no annotation, and are left out."] if skipped else []
+    others = {name: count for name, count in types.items() if name not in _SOURCES}
     notes += [f"{path.name}: {count} results of type {name!r} are not used." for name, count in others.items()]
     states_rate = all(_mapping(task.get("data")).keys() & set(RATE_FIELDS) for task in tasks)
     if results and not states_rate and videos.frame_rate is None:
         notes.append(
-            f"{path.name} does not say at which rate frames were counted. Label Studio counts 24 a second, unless the Video tag "
-            "of its configuration has a framerate; if yours has none, pass --frame-rate 24."
+            f"{path.name} does not say at which rate frames were counted. Label Studio counts 24 a second, unless the Video "
+            "tag of its configuration has a framerate; if yours has none, pass --frame-rate 24."
         )
     return notes
 
