@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from costl.demo.library_app import build_library_app
 from costl.demo.library_page import problem_page
 from costl.demo.page import result_html, script, style, title_html
 from costl.demo.security import GRADIO_POLICY, HOST, protect
+from costl.demo.server import open_socket
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
 from costl.pipeline.library.folder import list_videos
@@ -80,7 +80,7 @@ def demo(
             )
             library.has_ended = has_ended
             app = build_library_app(library, LazyApp(build_video_page, problem_page=problem_page))
-        server_socket = work.enter_context(_open_socket(port))
+        server_socket = work.enter_context(open_socket(port))
         if videos is not None:
             work.callback(library.close)
             library.indexing.start()
@@ -182,17 +182,3 @@ def _build_page(gradio: Any, sessions: DemoSessions, *, has_library: bool) -> An
         chosen.then(None, js=_OPENED)
         gradio.on([ask.click, query.submit], None, js="() => { document.dispatchEvent(new Event('costl-ask')); }")
     return page
-
-
-def _open_socket(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        listener.close()
-        raise UsageError(
-            f"port {port} of {HOST} cannot be used ({error.strerror}). Choose another with --port, or 0 for any."
-        ) from error
-    listener.listen()  # a browser may connect before the server runs; its request then waits
-    return listener

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from costl.data.annotations import RATED_CLIP_S as RATED_S
 from costl.data.annotations import Query
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.annotations import parse_rows, plain_name, qid_in

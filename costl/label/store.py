@@ -82,6 +82,7 @@ class LabelStore:
         self._journal = Journal(path.with_name(f"{path.name}.journal"))
         self._lock = threading.RLock()
         self._changes: dict[Qid, Change] = {}  # since the file was read
+        self._removed: Labels = {}
         self._log: list[str] = []  # the video of each change that another window may not know of, in order
         try:
             self._labels, self._stamp = self._read_file()
@@ -103,6 +104,11 @@ class LabelStore:
         """Every label, in the order of the file, new ones last."""
         with self._lock:
             return list(self._labels.values())
+
+    def latest(self, qid: Qid | None) -> Label | None:
+        """A label as it is, or as it was when it was removed here."""
+        with self._lock:
+            return None if qid is None else self._labels.get(qid) or self._removed.get(qid)
 
     def text(self) -> str:
         """All labels as JSONL."""
@@ -184,7 +190,7 @@ class LabelStore:
         first = self._changes[qid].before if qid in self._changes else before and before.row
         self._changes[qid] = Change(qid, first, after and after.row)
         if after is None:
-            self._labels.pop(qid, None)
+            self._removed[qid] = self._labels.pop(qid)
         else:
             self._labels[qid] = after
         self._log += {label.video for label in (before, after) if label}

@@ -1,4 +1,4 @@
-"""Keeps the store of features of single videos below a size: the least recently used are removed first."""
+"""Keeps the store of features and proxies of single videos below a size: the least recently used are removed first."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.errors import CacheError, UsageError
 
 DEFAULT_BYTES = 20 * 10**9
+PROXIES = "proxies"  # the folder of the store with copies of videos that browsers can play
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """The features of one video or of its windows: the `path` of its cache, its size with all files, and its last use."""
+    """The features of one video or of its windows, or a proxy: the `path` of its cache or file, its size, and its last use."""
 
     path: Path
     size_bytes: int
@@ -36,13 +37,13 @@ def parse_size(text: str) -> int:
 
 
 def mark_used(path: Path) -> None:
-    """Records that the cache at `path` is used now."""
+    """Records that the cache or the proxy at `path` is used now."""
     with suppress(OSError):  # a store that cannot be written is never cleaned up either
         os.utime(path)
 
 
 def remove_least_used(store: Path, max_bytes: int, *, keep: Path) -> list[Path]:
-    """Removes caches of the store, least recently used first, until all of it takes at most `max_bytes`; returns their paths.
+    """Removes caches and proxies of the store, least recently used first, until all of it takes at most `max_bytes`; returns their paths.
 
     `keep` is never removed, nor what another process is writing, nor any file that does not belong to a store.
     """
@@ -65,11 +66,18 @@ def _stored_videos(store: Path) -> Iterator[_Stored]:
         with suppress(OSError):  # another process may have removed it
             size = sum(file.stat().st_size for file in (path, *parts_folder(path).rglob("*")) if file.is_file())
             yield _Stored(path, size, path.stat().st_mtime_ns)
+    for path in (store / PROXIES).glob("*"):
+        if re.fullmatch(r"[0-9a-f]{64}\.(mp4|webm)", path.name):
+            with suppress(OSError):
+                yield _Stored(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def _remove(path: Path) -> bool:
-    """Removes a cache, its index first, so that nobody finds one without parts. False if it is in use or cannot be removed."""
+    """Removes a proxy, or a cache, its index first, so that nobody finds one without parts. False if it is in use or cannot be."""
     try:
+        if path.parent.name == PROXIES:
+            path.unlink()
+            return True
         with locked_cache(path):
             path.unlink()
             shutil.rmtree(parts_folder(path))

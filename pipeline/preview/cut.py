@@ -85,17 +85,18 @@ def _write_excerpt(source: Any, video_in: Any, video: OpenVideo, target: Any, st
         for pixels in np.ascontiguousarray(frames.pixels[:, : video_out.height, : video_out.width]):
             target.mux(video_out.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
     if audio_in is not None:
-        for frame in _sound(source, audio_in, start_s, end_s):
+        for frame in read_sound(source, audio_in, start_s, end_s):
             target.mux(audio_out.encode(frame))
     for stream in target.streams:
         target.mux(stream.encode(None))
 
 
-def _sound(source: Any, audio_in: Any, start_s: float, end_s: float) -> Iterator[Any]:
+def read_sound(source: Any, audio_in: Any, start_s: float, end_s: float) -> Iterator[Any]:
     """The frames of sound that begin in [start_s, end_s), with times that count from `start_s`."""
     audio_in.discard = Discard.default
     start_of_file_s = zero_s(source)
-    source.seek(round((start_of_file_s + max(0.0, start_s - _SEEK_MARGIN_S)) * av.time_base))
+    if start_s > _SEEK_MARGIN_S:  # a seek to 0 would go to the first picture, which may come after the sound
+        source.seek(round((start_of_file_s + start_s - _SEEK_MARGIN_S) * av.time_base))
     for frame in source.decode(audio_in):
         time_s = frame.time - start_of_file_s - start_s
         if time_s >= end_s - start_s:

@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from costl.ask.answer import Answer, Moment, Saliency
-from costl.demo import app
+from costl.demo import app, server
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.progress import Progress
 
@@ -47,7 +47,7 @@ def main(gates: Path, videos: Path) -> None:
     gradio = app.import_gradio()
     os.environ["GRADIO_TEMP_DIR"] = str(gates / "uploads")
     sessions = GatedSessions(GatedAsker(gates), folder=videos)
-    with app._open_socket(0) as server_socket:
+    with server.open_socket(0) as server_socket:
         config = uvicorn.Config(app.build_app(gradio, sessions), log_level="warning", timeout_graceful_shutdown=1)
         print(f"http://127.0.0.1:{server_socket.getsockname()[1]}/", flush=True)
         uvicorn.Server(config).run(sockets=[server_socket])

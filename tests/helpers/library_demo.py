@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from costl.demo import app, library, library_app
+from costl.demo import library, library_app, server
 from costl.demo.lazy_app import LazyApp
 from costl.pipeline.progress import Progress, Throughput
 from costl.search.library import Library
@@ -41,7 +41,7 @@ def main(gates: Path, videos: Path, weights: str) -> None:
     library.update_library, Library.search_all = gated_update, gated_search
     state = library.LibrarySearch(videos, weights=weights, device="cpu")
     state.indexing.start()
-    with app._open_socket(0) as server_socket:
+    with server.open_socket(0) as server_socket:
         page = library_app.build_library_app(state, LazyApp(FastAPI, problem_page=str))
         config = uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1)
         print(f"http://127.0.0.1:{server_socket.getsockname()[1]}/", flush=True)

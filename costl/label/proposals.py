@@ -1,0 +1,116 @@
+"""Moments that a search offers for a sentence in a video, from an index of the folder that is made meanwhile."""
+
+from __future__ import annotations
+
+import glob
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from costl.demo.indexing import Indexing
+from costl.pipeline.errors import CostlError, UsageError
+from costl.pipeline.library.folder import CACHE, index_folder
+from costl.pipeline.library.update import update_library
+from costl.search.filters import Filters
+from costl.search.hits import Hit
+from costl.search.library import Library, open_library
+
+_MOST = 5  # moments for one sentence in one video
+_MOST_BELOW = 2  # of them, where none reaches the threshold
+_REOPEN_AFTER_S = 5.0  # while videos are being indexed
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Proposals for a sentence, best first, and the similarity `curve` of the sentence with each clip of the video.
+
+    `note`: what has answered, or why there are no proposals.
+    """
+
+    hits: tuple[Hit, ...] = ()
+    note: str = ""
+    curve: tuple[float, ...] = ()
+
+
+class Proposals:
+    """Proposals for the videos in `folder`; `run`, `weights` and `device` are those of `open_library`.
+
+    `indexing` brings the index of the folder up to date, in a thread of its own.
+    """
+
+    def __init__(self, folder: Path, *, run: Path | str | None = None, weights: str | None = None, device: str = "auto"):
+        self._folder = folder.resolve()
+        self._index = index_folder(self._folder)
+        self._run = run
+        self._device = device
+        self.indexing = Indexing(
+            lambda report: update_library(self._folder, self._index, weights=weights, device=device, progress=report)
+        )
+        self._library: Library | None = None
+        self._opening = threading.Lock()
+        self._opened_at_s = 0.0
+        self._opened_after = 0  # updates
+
+    def status(self) -> dict[str, object]:
+        """The state of the index for the page, with its progress or its error."""
+        return {"state": self.indexing.state, "error": self.indexing.error, **self.indexing.progress_reply()}
+
+    def find(self, video: str, sentence: str) -> Proposed:
+        """The proposals for a sentence in a video, which is named by its path in the folder. An error becomes the note."""
+        try:
+            library = self._open()
+            if library is None:
+                return Proposed(note=self._why_not_indexed())
+            return _find(library, video, sentence)
+        except CostlError as error:
+            return Proposed(note=str(error))
+        except Exception as error:
+            traceback.print_exception(error)
+            return Proposed(note=f"{error} Look at the terminal.")
+
+    def close(self) -> None:
+        """Stops the update of the index."""
+        self.indexing.stop()
+
+    def _why_not_indexed(self) -> str:
+        if self.indexing.state == "failed":
+            return f"No proposals: {self.indexing.error}"
+        if self.indexing.state == "running":
+            return "Proposals come when the first videos are indexed."
+        return "No proposals: nothing is indexed yet."
+
+    def _open(self) -> Library | None:
+        """The library with what is indexed so far; None before anything is. While an update runs it may be seconds old."""
+        with self._opening:
+            runs, now_s = self.indexing.runs, time.monotonic()
+            is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
+            if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
+                known = self._library
+                self._library = known.reopen() if known else self._open_first()
+                self._opened_at_s, self._opened_after = now_s, runs
+            return self._library if self._library is not None and len(self._library) else None
+
+    def _open_first(self) -> Library:
+        return open_library(self._folder, run=self._run, device=self._device, update=False)
+
+
+def _find(library: Library, video: str, sentence: str) -> Proposed:
+    try:
+        (result,) = library.search_all([sentence], top=2 * _MOST, filters=Filters(within=glob.escape(video)))
+    except UsageError:
+        failed = library.files.failed.get(video, "") if library.files else ""
+        if failed or not library.curves(sentence, {video}):
+            return Proposed(note=f"No proposals for this video: {failed or 'it is not indexed yet.'}")
+        raise
+    hits = _of_video(result.hits, video)[:_MOST]
+    below = _of_video(result.below, video)[:_MOST_BELOW]
+    curve = library.curves(sentence, {video}).get(video, ())
+    note = f"Proposed by {result.answered_by}." if hits else f"Nothing like this here, says {result.answered_by}; the nearest moments:"
+    return Proposed(tuple(hits or below), note, tuple(round(float(value), 4) for value in curve))
+
+
+def _of_video(hits: Sequence[Hit], video: str) -> list[Hit]:
+    return [hit for hit in hits if hit.name == video]
