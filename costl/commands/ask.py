@@ -1,4 +1,4 @@
-"""Ask a trained model: `costl predict` on the terminal, `costl demo` in a browser, `costl report` about a whole run."""
+"""Ask videos: `costl predict` on the terminal, `demo` and `label` in a browser, `costl report` about a whole run."""
 
 from __future__ import annotations
 
@@ -134,6 +134,35 @@ def demo(model: str | None, **options: Any) -> None:
     from costl.demo.app import demo
 
     demo(folder, **options, search_run=model, on_ready=click.echo)
+
+
+@click.command()
+@click.option("--videos", type=FOLDER, required=True, help="Folder of videos to label, with the folders in it.")
+@out("File of the labels.  [default: labels.jsonl in the folder]")
+@click.option("--run", metavar="MODEL", help="Trained model that proposes moments (see predict).  [default: CLIP alone]")
+@click.option("--weights", help="Weights of CLIP for a new index: a tag, a file or a folder.")
+@device
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free port.")
+def label(videos: Path, run: str | None, **options: Any) -> None:
+    """Label moments of your videos in the browser.
+
+    \b
+    Example:
+        costl label --videos dir/
+
+    Made for the keyboard: play, set the ends of a moment, type its sentence; ? shows all keys. Moments that a search finds are
+    proposed once the folder is indexed, which goes on meanwhile. Every change is on the disk before the page shows it as
+    saved. Ctrl-C ends it, writes the labels as JSONL, and prints the next command. Serves only 127.0.0.1, and sends nothing
+    elsewhere. Needs the extra: pip install 'costl[demo]'
+    """
+    from costl.ask.model_folder import model_or_zero_shot
+    from costl.pipeline.library.folder import list_videos
+
+    list_videos(videos)  # reports errors before torch is loaded
+    folder = None if run is None else model_or_zero_shot(run)
+    from costl.label.app import label
+
+    label(videos, run=folder, **options, on_ready=click.echo, on_close=click.echo)
 
 
 @click.command()

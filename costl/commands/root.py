@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from costl.commands.ask import demo, predict, report
+from costl.commands.ask import demo, label, predict, report
 from costl.commands.bench import bench
 from costl.commands.cache import cache
 from costl.commands.data import data
@@ -33,7 +33,7 @@ GARBAGE_THRESHOLD = 100_000
 DISTRIBUTED = ("train", "evaluate")  # the commands that may run under torchrun
 SECTIONS = {
     "The three commands": (extract, train, evaluate),
-    "Ask your videos": (search, predict, demo, report),
+    "Ask your videos": (search, predict, demo, label, report),
     "To begin": (quickstart, prepare),
     "More commands": (data, cache, study, bench),
 }

@@ -51,18 +51,20 @@ def label(
 
     listed = LabelVideos(videos)
     path = out or videos / FILE
-    with ExitStack() as work:
-        store = work.enter_context(open_labels(path))
-        server_socket = work.enter_context(open_socket(port))
-        proposals = Proposals(videos, run=run, weights=weights, device=device)
-        session = LabelSession(store, listed, proposals, Proxies(user_folder()))
-        work.callback(session.close)
-        proposals.indexing.start()
-        config = uvicorn.Config(build_label_app(session), log_level="warning", timeout_graceful_shutdown=1)
-        on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[server_socket])
-    on_close(closing_text(store.labels(), listed, path=path, folder=videos))
+    with ExitStack() as background:
+        with open_labels(path) as store, open_socket(port) as server_socket:
+            proposals = Proposals(videos, run=run, weights=weights, device=device)
+            session = LabelSession(store, listed, proposals, Proxies(user_folder()))
+            background.callback(session.close)
+            proposals.indexing.start()
+            config = uvicorn.Config(build_label_app(session), log_level="warning", timeout_graceful_shutdown=3)
+            server = uvicorn.Server(config)
+            session.has_ended = lambda: server.should_exit
+            on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
+            with suppress(KeyboardInterrupt):  # the usual end
+                server.run(sockets=[server_socket])
+        # The labels are in their file; only now what may take a while is stopped.
+        on_close(closing_text(store.labels(), listed, path=path, folder=videos))
 
 
 def build_label_app(session: LabelSession) -> Any:
@@ -160,8 +162,8 @@ def build_label_app(session: LabelSession) -> Any:
             return JSONResponse({"current": conflict.current and shown_label(conflict.current)}, status_code=409)
 
     @app.post("/label/proposals")
-    def propose(sent: dict[str, Any]) -> Any:
-        return session.propose(str(sent.get("video", "")), str(sent.get("sentence", "")))
+    async def propose(sent: dict[str, Any]) -> Any:
+        return await session.propose(str(sent.get("video", "")), str(sent.get("sentence", "")))
 
     @app.post("/label/proxies/{key}")
     def make_proxy(key: str) -> Any:

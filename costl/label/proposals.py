@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from costl.demo.indexing import Indexing
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.library.folder import CACHE, index_folder
 from costl.pipeline.library.update import update_library
+from costl.pipeline.progress import Progress
 from costl.search.filters import Filters
 from costl.search.hits import Hit
 from costl.search.library import Library, open_library
@@ -21,6 +23,10 @@ from costl.search.library import Library, open_library
 _MOST = 5  # moments for one sentence in one video
 _MOST_BELOW = 2  # of them, where none reaches the threshold
 _REOPEN_AFTER_S = 5.0  # while videos are being indexed
+
+
+class _Closed(Exception):
+    """The page is being closed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ class Proposals:
             lambda report: update_library(self._folder, self._index, weights=weights, device=device, progress=report)
         )
         self._library: Library | None = None
-        self._opening = threading.Lock()
+        self._closing = threading.Event()
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="proposals")
+        self._latest: Future[Proposed] | None = None
         self._opened_at_s = 0.0
         self._opened_after = 0  # updates
 
@@ -58,22 +66,35 @@ class Proposals:
         """The state of the index for the page, with its progress or its error."""
         return {"state": self.indexing.state, "error": self.indexing.error, **self.indexing.progress_reply()}
 
-    def find(self, video: str, sentence: str) -> Proposed:
-        """The proposals for a sentence in a video, which is named by its path in the folder. An error becomes the note."""
+    def find(self, video: str, sentence: str) -> Future[Proposed]:
+        """The proposals for a sentence in a video, which is named by its path in the folder. An error becomes the note.
+
+        One search runs at a time; one that has not begun is cancelled by the next.
+        """
+        if self._latest is not None:
+            self._latest.cancel()
+        self._latest = self._searches.submit(self._find, video, sentence)
+        return self._latest
+
+    def close(self) -> None:
+        """Stops all work, and waits until it has stopped."""
+        self._closing.set()
+        self.indexing.stop()
+        self._searches.shutdown(cancel_futures=True)
+
+    def _find(self, video: str, sentence: str) -> Proposed:
         try:
             library = self._open()
             if library is None:
                 return Proposed(note=self._why_not_indexed())
             return _find(library, video, sentence)
+        except _Closed:
+            return Proposed()
         except CostlError as error:
             return Proposed(note=str(error))
         except Exception as error:
             traceback.print_exception(error)
             return Proposed(note=f"{error} Look at the terminal.")
-
-    def close(self) -> None:
-        """Stops the update of the index."""
-        self.indexing.stop()
 
     def _why_not_indexed(self) -> str:
         if self.indexing.state == "failed":
@@ -84,17 +105,20 @@ class Proposals:
 
     def _open(self) -> Library | None:
         """The library with what is indexed so far; None before anything is. While an update runs it may be seconds old."""
-        with self._opening:
-            runs, now_s = self.indexing.runs, time.monotonic()
-            is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
-            if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
-                known = self._library
-                self._library = known.reopen() if known else self._open_first()
-                self._opened_at_s, self._opened_after = now_s, runs
-            return self._library if self._library is not None and len(self._library) else None
+        runs, now_s = self.indexing.runs, time.monotonic()
+        is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
+        if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
+            known = self._library
+            self._library = known.reopen() if known else self._open_first()
+            self._opened_at_s, self._opened_after = now_s, runs
+        return self._library if self._library is not None and len(self._library) else None
 
     def _open_first(self) -> Library:
-        return open_library(self._folder, run=self._run, device=self._device, update=False)
+        return open_library(self._folder, run=self._run, device=self._device, update=False, progress=self._stop_if_closed)
+
+    def _stop_if_closed(self, _: Progress) -> None:
+        if self._closing.is_set():
+            raise _Closed
 
 
 def _find(library: Library, video: str, sentence: str) -> Proposed:
@@ -108,7 +132,7 @@ def _find(library: Library, video: str, sentence: str) -> Proposed:
     hits = _of_video(result.hits, video)[:_MOST]
     below = _of_video(result.below, video)[:_MOST_BELOW]
     curve = library.curves(sentence, {video}).get(video, ())
-    note = f"Proposed by {result.answered_by}." if hits else f"Nothing like this here, says {result.answered_by}; the nearest moments:"
+    note = f"Proposed by {result.answered_by}." if hits else f"Nothing like this here by {result.answered_by}: these are the nearest moments."
     return Proposed(tuple(hits or below), note, tuple(round(float(value), 4) for value in curve))
 
 

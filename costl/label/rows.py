@@ -98,7 +98,7 @@ def with_answer(
         raise UsageError(f"{len(windows)} moments of one sentence, expected at most {MOST_WINDOWS}.")
     changed.pop("relevant_windows", None)
     if windows or absent:
-        changed["relevant_windows"] = sorted([[_seconds(value) for value in window] for window in windows])
+        changed["relevant_windows"] = sorted([[as_number(value) for value in window] for window in windows])
     label = Label.from_row({name: value for name, value in changed.items() if value is not None})
     if label.is_open:
         raise UsageError("no answer. Give a moment or a grade, or say that the sentence is not in this video.")
@@ -124,10 +124,10 @@ def _rating_fields(grades: Mapping[int, float]) -> dict[str, Any]:
     if not all(0 <= grade <= HIGHEST_GRADE for grade in grades.values()):
         raise UsageError(f"a grade is not between 0 and {HIGHEST_GRADE}.")
     clips = sorted(grades)
-    return {"relevant_clip_ids": clips, "saliency_scores": [[_seconds(grades[clip])] for clip in clips]}
+    return {"relevant_clip_ids": clips, "saliency_scores": [[as_number(grades[clip])] for clip in clips]}
 
 
-def _seconds(value: float) -> float:
-    """A number with at most three decimals, and a whole one as an integer."""
+def as_number(value: float) -> float:
+    """A number with at most three decimals, and a whole one as an integer: 150 rather than 150.0."""
     rounded = round(value, 3)
     return int(rounded) if rounded == int(rounded) else rounded

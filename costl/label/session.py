@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
-from costl.label.rows import RATED_S, Label, with_answer
+from costl.label.rows import RATED_S, Label, as_number, with_answer
 from costl.label.store import Edit, LabelStore
 from costl.label.videos import LabelVideo, LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
@@ -23,13 +24,18 @@ from costl.pipeline.grid import Grid
 from costl.pipeline.preview.cut import frames_at
 
 _PICTURE_HEIGHT = 360
+_WAIT_S = 0.5  # between looks at whether the server is shutting down
 _MOST_SENTENCES = 5000  # that the page completes
 
 
 class LabelSession:
-    """The state of the page. `token` is what the page must send with everything that changes something."""
+    """The state of the page. `token` is what the page must send with everything that changes something.
+
+    `has_ended`: whether the server is shutting down, so that replies must end.
+    """
 
     def __init__(self, store: LabelStore, videos: LabelVideos, proposals: Proposals, proxies: Proxies):
+        self.has_ended: Callable[[], bool] = lambda: False
         self.token = secrets.token_urlsafe(24)
         self.videos = videos
         self.proposals = proposals
@@ -105,9 +111,14 @@ class LabelSession:
         label = self._store.edit(Edit(qid, version, row))
         return {"count": self._store.count, "label": label and shown_label(label)}
 
-    def propose(self, name: str, sentence: str) -> dict[str, Any]:
-        """The proposals for a sentence in a video."""
-        proposed = self.proposals.find(name, " ".join(sentence.split()))
+    async def propose(self, name: str, sentence: str) -> dict[str, Any]:
+        """The proposals for a sentence in a video. They are empty when another search has taken its turn, or at the end."""
+        search = asyncio.wrap_future(self.proposals.find(name, " ".join(sentence.split())))
+        while not search.done() and not self.has_ended():
+            await asyncio.wait([search], timeout=_WAIT_S)
+        if not search.done() or search.cancelled():
+            return {"note": "", "spans": [], "curve": []}
+        proposed = search.result()
         spans = [{"start": hit.start_s, "end": hit.end_s, "score": hit.score} for hit in proposed.hits]
         return {"note": proposed.note, "spans": spans, "curve": list(proposed.curve)}
 
@@ -190,7 +201,7 @@ def _sentences(labels: list[Label]) -> list[str]:
 
 def _floor_ms(seconds: float) -> float:
     """Seconds cut to milliseconds, so that nothing that is rounded lies after the end."""
-    return int(seconds * 1000 + 1e-6) / 1000
+    return as_number(int(seconds * 1000 + 1e-6) / 1000)
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -43,6 +43,7 @@ const say = (text, alarm = false) => {
 
 // The server. Every change is an edit of one label, and is sent after the one before.
 let state = null;
+let byName = new Map();  // the videos
 let count = 0;  // of changes that this page knows
 const ask = async path => {
   const response = await fetch(path, {cache: 'no-store'});
@@ -130,7 +131,7 @@ const send = async () => {
       answers = true;
     } catch {
       answers = false;
-      showSaved();
+      draw();
       await pause(RETRY_MS);
       continue;
     }
@@ -226,17 +227,23 @@ const showSigns = reply => {
 const load = async () => {
   try {
     const reply = await ask('/label/state');
-    if (state && state.session !== reply.session) noticed = 0;
+    const restarted = state && state.session !== reply.session;
+    if (restarted) noticed = 0;
     state = reply;
+    byName = new Map(reply.videos.map(one => [one.name, one]));
     count = reply.count;
     $('#export').download = reply.file;
     showSigns(reply);
     listVideos();
     const chosen = current ? current.name : new URLSearchParams(location.search).get('video');
-    const same = state.videos.find(one => one.name === chosen) || state.videos[0];
+    const same = byName.get(chosen) || state.videos[0];
     const fits = current && same.name === current.name && facts;
     current = fits ? same : null;
     if (fits) absorb(same.name, (await ask(`/label/labels/${same.key}`)).labels); else await open(same.name);
+    if (fits && restarted) {
+      player.show(player.now);
+      propose();
+    }
     answers = true;
     draw();
   } catch {
@@ -256,11 +263,11 @@ const poll = async () => {
       if (reply.session !== state.session) { await load(); continue; }
       count = reply.count;
       showSigns(reply);
-      if (reply.counts) Object.entries(reply.counts).forEach(([name, number]) => { state.videos.find(one => one.name === name).labels = number; });
+      if (reply.counts) Object.entries(reply.counts).forEach(([name, number]) => { byName.get(name).labels = number; });
       if (reply.sentences) state.sentences = [...new Set([...reply.sentences, ...state.sentences])];
       if (reply.labels) absorb(current.name, reply.labels);
       if (reply.proxy && facts) showProxy(reply.proxy);
-      if (reply.counts) draw();
+      if (reply.counts) { listVideos(); draw(); }
     } catch {
       answers = false;
     }
@@ -289,14 +296,17 @@ const showCoverage = () => {
   const elsewhere = state.elsewhere ? `, ${state.elsewhere.toLocaleString('en')} of videos that are not here` : '';
   $('#coverage').textContent = `${labelled.toLocaleString('en')} of ${many(state.videos.length, 'video')} labelled: ${many(total, 'label')}${elsewhere}`;
 };
-const markVideos = () => {
-  if (current) current.labels = labels().length;
-  for (const button of document.querySelectorAll('.video')) {
-    const one = state.videos.find(other => other.name === button.dataset.name);
+const markVideo = () => {
+  if (!current) return;
+  if (labelsOf.has(current.name)) current.labels = labels().length;
+  const before = $('.video[aria-current]');
+  const button = $(`.video[data-name="${CSS.escape(current.name)}"]`);
+  if (before && before !== button) before.removeAttribute('aria-current');
+  if (button) {
     const number = button.querySelector('.count');
-    number.textContent = one.labels || '–';
-    number.classList.toggle('none', !one.labels);
-    if (one === current) button.setAttribute('aria-current', 'true'); else button.removeAttribute('aria-current');
+    number.textContent = current.labels || '–';
+    number.classList.toggle('none', !current.labels);
+    button.setAttribute('aria-current', 'true');
   }
   showCoverage();
 };
@@ -306,12 +316,11 @@ const step = by => {
   const next = buttons[Math.min(Math.max(at + by, 0), buttons.length - 1)];
   if (next && next.dataset.name !== current.name) {
     open(next.dataset.name);
-    next.scrollIntoView({block: 'nearest'});
   }
 };
 const open = async name => {
   if (current && current.name === name && facts) return;
-  const own = current = state.videos.find(one => one.name === name);
+  const own = current = byName.get(name);
   facts = null;
   selected = null;
   renaming = null;
@@ -327,6 +336,8 @@ const open = async name => {
   $('#wait').textContent = own.problem ? '' : 'Reading the video';
   say('');
   draw();
+  const listed = $('.video[aria-current]');
+  if (listed) $('#videos').scrollTop = Math.max(0, listed.offsetTop - $('#videos').clientHeight / 2);
   try {
     const [known, playback] = await Promise.all([ask(`/label/labels/${own.key}`), own.problem ? null : ask(`/label/playback/${own.key}`)]);
     if (current !== own) return;
@@ -347,21 +358,23 @@ const open = async name => {
 // Playing: the video, its proxy, or single pictures where the browser can play neither.
 const player = {
   pictures: false,
-  zero: 0,
+  proxy: false,
+  zero: 0,  // the `currentTime` at time 0 of the video
   second: 0,  // of the picture
   back: 0,  // how fast it plays backwards
   timer: 0,
+  followed: false,  // by the playhead
   enter() {
-    this.pictures = false;
-    this.zero = facts.start_s;
-    this.show(`/label/videos/${current.key}`, 0);
+    this.proxy = false;
+    this.show(0);
   },
-  show(address, second) {
+  show(second) {
     this.pictures = false;
-    video.hidden = false;
-    $('#picture').hidden = true;
+    this.zero = this.proxy ? 0 : facts.start_s;  // a proxy has the times of the video
     this.second = second;
-    video.src = address;
+    video.hidden = false;
+    $('#picture').hidden = $('#proxy').hidden = true;
+    video.src = `/label/${this.proxy ? 'proxies' : 'videos'}/${current.key}`;
   },
   leave() {
     this.stop();
@@ -424,17 +437,14 @@ const player = {
     $('#play .unseen').textContent = this.playing ? 'Stop' : 'Play';
     $('#play').setAttribute('aria-pressed', String(this.playing));
     $('#speed').textContent = this.playing && rate !== 1 ? `${rate}×` : '';
-    requestAnimationFrame(follow);
+    if (!this.followed) follow();
   },
   picture() {
     $('#picture').src = `/label/pictures/${current.key}?at=${this.second.toFixed(3)}`;
   },
   cannotPlay() {
     if (!facts || this.pictures) return;
-    if (!video.src.includes('/proxies/') && facts.proxy.state === 'ready') {
-      this.useProxy();
-      return;
-    }
+    if (!this.proxy && facts.proxy.state === 'ready') { this.useProxy(); return; }
     this.stop();
     this.pictures = true;
     video.hidden = true;
@@ -443,12 +453,17 @@ const player = {
     showProxy(facts.proxy);
   },
   useProxy() {
-    this.zero = 0;  // a proxy has the times of the video
-    this.show(`/label/proxies/${current.key}`, this.second);
-    $('#proxy').hidden = true;
+    this.proxy = true;
+    this.show(this.second);
   },
 };
-video.addEventListener('error', () => { if (video.getAttribute('src')) player.cannotPlay(); });
+video.addEventListener('error', async () => {
+  const own = current;
+  if (!facts || !video.getAttribute('src')) return;
+  player.second = player.now;
+  const there = await ask(`/label/playback/${own.key}`).catch(() => null);  // or has the server ended?
+  if (there && current === own && facts) player.cannotPlay();
+});
 video.addEventListener('loadedmetadata', () => {
   if (!video.videoWidth) { player.cannotPlay(); return; }  // only its sound can be played
   video.currentTime = player.zero + player.second;
@@ -457,7 +472,8 @@ for (const name of ['play', 'pause', 'ended', 'ratechange']) video.addEventListe
 for (const name of ['seeked', 'timeupdate']) video.addEventListener(name, () => drawHead());
 const follow = () => {
   drawHead();
-  if (player.playing) requestAnimationFrame(follow);
+  player.followed = player.playing;
+  if (player.followed) requestAnimationFrame(follow);
 };
 const showProxy = ({state: now, done: frames = 0, total = 0, error = ''}) => {
   facts.proxy = {state: now, done: frames, total, error};
@@ -488,6 +504,7 @@ const setEnd = which => {
     const window = which === 'start' ? [now, end] : [start, now];
     if (!(window[0] < window[1])) { say('The end must come after the start.', true); return; }
     const windows = label.answer.windows.map((one, i) => i === at ? window : one).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    say('');
     selected.at = windows.findIndex(one => one[0] === window[0] && one[1] === window[1]);
     commit(label, {...label.answer, windows});
     return;
@@ -561,10 +578,21 @@ const remove = (label, at) => {
   selected = null;
   commit(label, stays ? {...label.answer, windows} : null);
 };
+const removeSelected = () => {
+  if (selected && selected.label) remove(selected.label, selected.at); else if (selected) decide(false);
+};
+const startRenaming = () => {
+  if (!selected || !selected.label) { say('Select a moment first, with ↑ and ↓.', true); return; }
+  renaming = selected.label;
+  writeSentence(renaming.answer.query);
+  draw();
+  sentence.focus();
+};
 const moments = () => labels().flatMap(label => label.answer.windows.map((window, at) => ({label, at, window}))).sort((a, b) => a.window[0] - b.window[0] || a.window[1] - b.window[1]);
 const select = (label, at, {seek = true} = {}) => {
   selected = {label, at};
   renaming = null;
+  say('');
   const known = !sentence.value || state.sentences.includes(oneLine(sentence.value)) || labelFor(oneLine(sentence.value));
   if (known && sentence.value !== label.answer.query) writeSentence(label.answer.query);
   if (seek && label.answer.windows[at]) player.seek(label.answer.windows[at][0]);
@@ -656,18 +684,22 @@ sentence.addEventListener('keydown', event => {
 
 // Proposals for the sentence in this video.
 let asking = 0;
-const propose = () => {
+const propose = ({again = false} = {}) => {
   clearTimeout(asking);
   const text = oneLine(sentence.value);
-  proposals = [];
-  curve = [];
-  if (selected && selected.proposal) selected = null;
-  $('#offers').textContent = '';
+  if (!again) {
+    proposals = [];
+    curve = [];
+    if (selected && selected.proposal) selected = null;
+    $('#offers').textContent = '';
+  }
   if (!text || !facts) { draw(); return; }
   const own = current;
   asking = setTimeout(async () => {
+    if (!again) $('#offers').textContent = 'Looking for proposals…';
     const reply = await order('/label/proposals', {video: own.name, sentence: text}).then(response => response.ok ? response.json() : null).catch(() => null);
-    if (!reply || current !== own || oneLine(sentence.value) !== text) return;
+    if (current !== own || oneLine(sentence.value) !== text) return;
+    if (!reply) { $('#offers').textContent = ''; return; }
     proposals = reply.spans.map(one => ({...one, text, start: round(one.start), end: Math.min(round(one.end), facts.duration_s), key: `${own.name}\n${text}\n${one.start}\n${one.end}`}));
     curve = reply.curve;
     $('#offers').textContent = reply.note;
@@ -738,6 +770,7 @@ const grade = (clip, value) => {
 };
 const drawGrades = () => {
   $('#grades').hidden = !grading || !facts;
+  document.body.classList.toggle('grading', grading);
   $('#grading').setAttribute('aria-pressed', String(grading));
   if ($('#grades').hidden) return;
   const label = graded();
@@ -763,10 +796,12 @@ const draw = () => {
   drawTimeline();
   drawLabels();
   drawGrades();
-  markVideos();
+  markVideo();
   for (const selector of ['#play', '#set-start', '#set-end', '#grading', '#sentence', '#add', '#absent']) $(selector).disabled = !facts;
   $('#undo').disabled = !done.length;
   $('#redo').disabled = !undone.length;
+  $('#actions').hidden = !selected;
+  $('#actions').dataset.of = selected && selected.proposal ? 'proposal' : 'moment';
   $('#add').textContent = renaming ? 'Rename' : 'Add';
   showSaved();
 };
@@ -833,7 +868,7 @@ const drawTicks = () => {
   const width = $('#timeline .inner').clientWidth || 600;
   const least = facts.duration_s * 70 / width;
   const every = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find(one => one >= least) || 7200;
-  const ticks = Array.from({length: Math.ceil(facts.duration_s / every)}, (_, i) => i * every);
+  const ticks = Array.from({length: Math.ceil(facts.duration_s / every)}, (_, i) => i * every).filter(one => one + least / 2 < facts.duration_s);
   $('#ticks').replaceChildren(...ticks.map(second => {
     const tick = make('span', {textContent: clock(second, 0)});
     tick.style.left = percent(second);
@@ -890,7 +925,7 @@ const showIndex = ({state: now, text, error, done: ready, total}) => {
   $('#index-order').dataset.order = now === 'running' ? 'stop' : 'start';
   const before = $('#index').dataset.state;
   $('#index').dataset.state = now;
-  if ((before === 'running' && now !== before) || (now === 'running' && !proposals.length && ready && total)) propose();
+  if ((before === 'running' && now !== before) || (now === 'running' && !proposals.length && ready && total)) propose({again: true});
 };
 $('#index-order').addEventListener('click', async event => {
   const reply = await order(`/label/index/${event.currentTarget.dataset.order}`).then(response => response.json()).catch(() => null);
@@ -913,18 +948,13 @@ const KEYS = {
   o: () => setEnd('end'),
   Enter: event => {
     if (event.shiftKey) { addAbsent(); return; }
-    if (draft.start !== null && draft.end !== null && oneLine(sentence.value) && !renaming) add(); else { sentence.focus(); showKnown(); }
+    sentence.focus();
+    showKnown();
   },
   ArrowUp: () => walk(-1),
   ArrowDown: () => walk(1),
-  e: () => {
-    if (!selected || !selected.label) { say('Select a moment first, with ↑ and ↓.', true); return; }
-    renaming = selected.label;
-    writeSentence(renaming.answer.query);
-    draw();
-    sentence.focus();
-  },
-  Delete: () => { if (selected && selected.label) remove(selected.label, selected.at); else if (selected) decide(false); },
+  e: () => startRenaming(),
+  Delete: () => removeSelected(),
   p: event => nextProposal(event.shiftKey ? -1 : 1),
   a: () => decide(true),
   r: () => decide(false),
@@ -976,6 +1006,13 @@ $('#set-end').addEventListener('click', () => setEnd('end'));
 $('#undo').addEventListener('click', () => undo(done, undone, 'before'));
 $('#redo').addEventListener('click', () => undo(undone, done, 'after'));
 $('#grading').addEventListener('click', () => { grading = !grading; draw(); });
+$('#accept').addEventListener('click', () => decide(true));
+$('#refuse').addEventListener('click', () => decide(false));
+$('#change').addEventListener('click', startRenaming);
+$('#remove').addEventListener('click', removeSelected);
+$('#marks').addEventListener('click', event => {
+  if (facts && event.target.matches('button')) grade(clipNow(), Number(event.target.textContent));
+});
 $('#absent').addEventListener('click', addAbsent);
 $('#new').addEventListener('submit', event => { event.preventDefault(); add(); });
 $('#clips').addEventListener('click', event => {
