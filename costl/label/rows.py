@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,5 +130,7 @@ def _rating_fields(grades: Mapping[int, float]) -> dict[str, Any]:
 
 def as_number(value: float) -> float:
     """A number with at most three decimals, and a whole one as an integer: 150 rather than 150.0."""
+    if not math.isfinite(value):
+        raise UsageError(f"{value} is not a finite number.")
     rounded = round(value, 3)
     return int(rounded) if rounded == int(rounded) else rounded

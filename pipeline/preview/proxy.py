@@ -13,6 +13,7 @@ import numpy as np
 
 from costl.pipeline.decode.backends import open_video
 from costl.pipeline.decode.packets import AV_ERRORS, open_container, read_packets
+from costl.pipeline.decode.video import refuse_unsafe
 from costl.pipeline.errors import CostlError, UsageError, VideoError, next_step
 from costl.pipeline.formats.files import atomic_path
 from costl.pipeline.library.store_limit import DEFAULT_BYTES, PROXIES, mark_used, remove_least_used
@@ -49,6 +50,7 @@ def write_proxy(
     frames that are done. `store` keeps at most `max_bytes` (see `remove_least_used`). Raises VideoError for a video that
     cannot be decoded, CostlError when the disk refuses.
     """
+    refuse_unsafe(video)
     out = proxy_path(video, store)
     if not out.exists():
         try:

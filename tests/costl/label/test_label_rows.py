@@ -62,7 +62,7 @@ def test_other_fields_stay():
         ({"windows": [[1, 1.0002]]}, "0 <= start < end"),
         ({"windows": [[-3, 2]]}, "0 <= start < end"),
         ({"windows": [[9, 13]]}, "0 <= start < end"),
-        ({"windows": [[float("nan"), 2]]}, "cannot convert float NaN"),
+        ({"windows": [[float("nan"), 2]]}, "nan is not a finite number"),
         ({"windows": [[0, 1]] * 1001}, "1001 moments"),
         ({"windows": []}, "no answer"),
         ({"query": " "}, "query is empty"),
@@ -75,7 +75,7 @@ def test_other_fields_stay():
     ],
 )
 def test_impossible_answers_are_refused(changes, message):
-    with pytest.raises((UsageError, ValueError), match=message):
+    with pytest.raises(UsageError, match=message):
         answer(**changes)
 
 

@@ -67,3 +67,16 @@ def test_sizes_are_read(text, expected):
 def test_other_sizes_are_refused(text):
     with pytest.raises(UsageError, match=r"not a size\. Expected a number with a unit"):
         parse_size(text)
+
+
+def test_proxies_count_and_go_as_features_do(tmp_path):
+    features = stored(tmp_path, 1, used_s=20)
+    proxies = [tmp_path / "proxies" / f"{number:064x}.{suffix}" for number, suffix in enumerate(("mp4", "webm"))]
+    other = tmp_path / "proxies" / "holiday.mp4"
+    other.parent.mkdir()
+    for path, used_s in zip((*proxies, other), (10, 30, 1), strict=True):
+        path.write_bytes(b"v" * 1000)
+        os.utime(path, (used_s, used_s))
+    assert remove_least_used(tmp_path, 2000, keep=tmp_path / "none") == [proxies[0]]
+    assert remove_least_used(tmp_path, 0, keep=proxies[1]) == [features]
+    assert not proxies[0].exists() and proxies[1].exists() and other.exists()
