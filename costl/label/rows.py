@@ -113,6 +113,8 @@ def free_qid(labels: Iterable[Qid]) -> int:
 
 def _one_line(query: str) -> str:
     text = " ".join(query.split())
+    if text and not any(map(str.isalnum, text)):
+        raise UsageError(f"{text!r}: no letter or digit in it, expected a sentence.")
     if len(text) > LONGEST_SENTENCE:
         raise UsageError(f"a sentence of {len(text)} characters, expected at most {LONGEST_SENTENCE}.")
     return text

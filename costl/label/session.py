@@ -8,7 +8,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -16,10 +16,11 @@ from PIL import Image
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
-from costl.label.rows import RATED_S, Label, as_number, with_answer
+from costl.label.rows import RATED_S, Label, Qid, as_number, with_answer
 from costl.label.store import Edit, LabelStore
 from costl.label.videos import LabelVideo, LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
+from costl.pipeline.formats.annotations import qid_in
 from costl.pipeline.grid import Grid
 from costl.pipeline.preview.cut import frames_at
 
@@ -102,13 +103,10 @@ class LabelSession:
         video = self.videos.named(_text(sent, "video"))
         if video is None or video.problem:
             raise UsageError(video.problem if video else f"{sent['video']}: not among the videos of this page. Reload it.")
-        identity, version = _text(sent, "id"), _text(sent, "version")
-        qid = json.loads(identity) if identity else None
-        if qid is not None and (isinstance(qid, bool) or not isinstance(qid, int | str)):
-            raise UsageError(f"id is {identity!r}, expected that of a label.")
+        qid = _qid(_text(sent, "id"))
         answer = sent.get("answer")
         row = None if answer is None else self._row(video, qid, answer)
-        label = self._store.edit(Edit(qid, version, row))
+        label = self._store.edit(Edit(qid, _text(sent, "version"), row))
         return {"count": self._store.count, "label": label and shown_label(label)}
 
     async def propose(self, name: str, sentence: str) -> dict[str, Any]:
@@ -202,6 +200,15 @@ def _sentences(labels: list[Label]) -> list[str]:
 def _floor_ms(seconds: float) -> float:
     """Seconds cut to milliseconds, so that nothing that is rounded lies after the end."""
     return as_number(int(seconds * 1000 + 1e-6) / 1000)
+
+
+def _qid(identity: str) -> Qid | None:
+    """The qid of an id of the page; None for a label that has none yet."""
+    if not identity:
+        return None
+    with suppress(ValueError, RecursionError, UsageError):
+        return qid_in({"qid": json.loads(identity)})
+    raise UsageError(f"id is {identity[:80]!r}, expected that of a label.")
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
