@@ -80,7 +80,7 @@ class Journal:
         return changes
 
     def append(self, change: Change) -> None:
-        """Appends a change, and returns when it is on the disk. Raises CostlError when the disk refuses; nothing is added."""
+        """Appends a change, and returns when it is on the disk. Raises CostlError if the disk refuses; nothing is added."""
         try:
             if self._descriptor is None:
                 self._open()

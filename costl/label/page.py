@@ -5,7 +5,11 @@ from __future__ import annotations
 from costl.plots.pages import load_templates
 
 # The library page shares the first one.
-_ASSETS = {"base.css": ("costl.demo", "base.css"), "page.css": ("costl.label", "label.css"), "label.js": ("costl.label", "label.js")}
+_ASSETS = {
+    "base.css": ("costl.demo", "base.css"),
+    "page.css": ("costl.label", "label.css"),
+    "label.js": ("costl.label", "label.js"),
+}
 
 
 def page_html() -> str:

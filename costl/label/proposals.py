@@ -131,9 +131,9 @@ def _find(library: Library, video: str, sentence: str) -> Proposed:
         raise
     hits = _of_video(result.hits, video)[:_MOST]
     below = _of_video(result.below, video)[:_MOST_BELOW]
-    curve = library.curves(sentence, {video}).get(video, ())
-    note = f"Proposed by {result.answered_by}." if hits else f"Nothing like this here by {result.answered_by}: these are the nearest moments."
-    return Proposed(tuple(hits or below), note, tuple(round(float(value), 4) for value in curve))
+    curve = [round(float(value), 4) for value in library.curves(sentence, {video}).get(video, ())]
+    note = "Proposed" if hits else "Nothing like this here. These are the nearest moments"
+    return Proposed(tuple(hits or below), f"{note} by {result.answered_by}.", tuple(curve))
 
 
 def _of_video(hits: Sequence[Hit], video: str) -> list[Hit]:

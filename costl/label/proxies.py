@@ -41,7 +41,7 @@ class Proxies:
             self._thread.submit(self._make, video)
 
     def status(self, video: LabelVideo) -> dict[str, object]:
-        """The `state`: "none", "waiting", "running" with the frames `done` of `total`, "ready", or "failed" with an `error`."""
+        """The `state`: "none", "waiting", "running" with the frames `done` of `total`, "ready", or "failed" with `error`."""
         status = self._status.get(video.name, {"state": "none"})
         if status["state"] in ("none", "ready"):
             return {"state": "ready" if self.path(video) else "none"}

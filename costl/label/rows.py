@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from costl.data.annotations import RATED_CLIP_S as RATED_S
 from costl.data.annotations import Query
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.annotations import parse_rows, plain_name, qid_in
@@ -87,8 +86,8 @@ def with_answer(
     """A row with another sentence and answer; every other field stays.
 
     `windows` are [start, end) in seconds, `grades` the grades of clips of two seconds by their number, and None leaves them
-    as they are. A sentence that is `absent` from the video has an empty list of windows. Raises UsageError for an answer that
-    is impossible or empty.
+    as they are. A sentence that is `absent` from the video has an empty list of windows. Raises UsageError for an answer
+    that is impossible or empty.
     """
     changed = {**row, "query": _one_line(query)}
     if grades is not None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from PIL import Image
 
+from costl.data.annotations import RATED_CLIP_S
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
-from costl.label.rows import RATED_S, Label, Qid, as_number, with_answer
+from costl.label.rows import Label, Qid, as_number, with_answer
 from costl.label.store import Edit, LabelStore
 from costl.label.videos import LabelVideo, LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
@@ -90,7 +91,7 @@ class LabelSession:
             "start_s": playback.start_s,
             "duration_s": _floor_ms(playback.duration_s),
             "frame_s": playback.frame_s,
-            "clips": Grid(1 / RATED_S, _floor_ms(playback.duration_s)).clips,
+            "clips": Grid(1 / RATED_CLIP_S, _floor_ms(playback.duration_s)).clips,
             "proxy": self.proxies.status(video),
         }
 
@@ -176,7 +177,10 @@ class LabelSession:
 
 
 def shown_label(label: Label) -> dict[str, Any]:
-    """A label as the page needs it. `raters`: how many have graded it; the page shows the mean, and changes one rater only."""
+    """A label as the page needs it.
+
+    `raters`: how many have graded it, -1 for windows of any length. The page shows the mean, and changes grades of one rater.
+    """
     query = label.query
     raters = len(query.saliency[0]) if query.saliency else 0
     means = {str(clip): round(sum(row) / len(row), 2) for clip, row in zip(query.clip_ids, query.saliency, strict=True)}

@@ -89,7 +89,8 @@ class LabelStore:
         except UsageError as error:
             if not self._journal.path.exists():
                 raise
-            raise UsageError(f"{error}\nMore labels are in {self._journal.path}: they are added when it is correct.") from error
+            more = f"More labels are in {self._journal.path}: they are added when this file is correct."
+            raise UsageError(f"{error}\n{more}") from error
         self._seen_stamp = self._stamp
         self._changes = self._journal.read()
         self._merge(self._labels)
@@ -168,7 +169,7 @@ class LabelStore:
             self._journal.close()
             if self.problem and self._changes:
                 raise UsageError(
-                    f"{self.problem}\nYour labels are in {self._journal.path}. Correct the file, and start costl label again."
+                    f"{self.problem}\nYour labels are in {self._journal.path}. Correct the file and start costl label again."
                 )
             self._write()
 

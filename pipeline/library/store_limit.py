@@ -43,9 +43,10 @@ def mark_used(path: Path) -> None:
 
 
 def remove_least_used(store: Path, max_bytes: int, *, keep: Path) -> list[Path]:
-    """Removes caches and proxies of the store, least recently used first, until all of it takes at most `max_bytes`; returns their paths.
+    """Removes caches and proxies of the store, least recently used first, until all of it takes at most `max_bytes`.
 
-    `keep` is never removed, nor what another process is writing, nor any file that does not belong to a store.
+    Returns their paths. `keep` is never removed, nor what another process is writing, nor any file that does not belong to
+    a store.
     """
     stored = sorted(_stored_videos(store), key=lambda one: one.used_ns)
     excess = sum(one.size_bytes for one in stored) - max_bytes
@@ -73,7 +74,10 @@ def _stored_videos(store: Path) -> Iterator[_Stored]:
 
 
 def _remove(path: Path) -> bool:
-    """Removes a proxy, or a cache, its index first, so that nobody finds one without parts. False if it is in use or cannot be."""
+    """Removes a proxy, or a cache, its index first, so that nobody finds one without parts.
+
+    False if it is in use or cannot be removed.
+    """
     try:
         if path.parent.name == PROXIES:
             path.unlink()

@@ -74,7 +74,7 @@ def _encoder() -> str:
         except ValueError:
             continue
         return name
-    raise UsageError(f"PyAV {av.__version__} has none of the encoders {', '.join(_ENCODERS)}. Convert the video with ffmpeg.")
+    raise UsageError(f"PyAV {av.__version__} has none of the encoders {', '.join(_ENCODERS)}. Convert the video by ffmpeg.")
 
 
 def _write(path: Path, out: Path, progress: ProgressCallback) -> None:

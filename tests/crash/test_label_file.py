@@ -94,7 +94,7 @@ def test_a_crash_at_any_call_loses_no_label_that_was_reported(tmp_path, report_f
         # The next label may be there as well, and what was written by hand from some call on.
         allowed = [{}, *expected][reported : reported + 2]
         allowed += [one | {"by hand": 9} for one in allowed]
-        assert dict(found) in allowed and len(dict(found)) == len(found), (state.crash, state.next_call, state.reported, found)
+        assert dict(found) in allowed and len(dict(found)) == len(found), (state.crash, state.next_call, found)
         assert {file.name for file in copy.iterdir()} <= {FILE, f".{FILE}-lock"}, (state.crash, state.next_call)
         shutil.rmtree(copy)
     report_figure(f"label file: {recording.calls} calls, {len(recording.states)} states")

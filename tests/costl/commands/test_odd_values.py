@@ -35,6 +35,7 @@ USUAL = {
     "search": "dog --cache gone.h5",
     "predict": "videos/a.mp4 dog --run run --cache-dir new",
     "demo": "--run gone",
+    "label": "--videos videos --run gone",
     "report": "run --split val --out new",
     "quickstart": "--out new",
     "prepare": "charades --annotations videos --out new --allow-missing-videos",

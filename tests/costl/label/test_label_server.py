@@ -219,7 +219,10 @@ def test_requests_of_others_and_large_ones_are_refused(page, headers, body, stat
     assert page.session._store.labels() == []
 
 
-@pytest.mark.parametrize("path", ["videos/x", "videos/..%2fa.mp4", "proxies/x", "pictures/x?at=1", "labels/x", "playback/x", "x.css"])
+PATHS = ("videos/x", "videos/..%2fa.mp4", "proxies/x", "pictures/x?at=1", "labels/x", "playback/x", "x.css")
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_nothing_else_is_served(page, path):
     page.get(path, status=404)
 

@@ -221,7 +221,8 @@ def test_a_kill_after_an_edit_by_hand_keeps_both(path):
 
 def test_a_file_that_was_damaged_by_hand_is_named_and_nothing_is_lost(path):
     write(path, {"qid": 1, **row("a dog")})
-    with pytest.raises(UsageError, match=r"labels.jsonl:2: .*\nYour labels are in .*labels.jsonl.journal"), open_labels(path) as store:
+    message = r"labels.jsonl:2: .*\nYour labels are in .*labels.jsonl.journal"
+    with pytest.raises(UsageError, match=message), open_labels(path) as store:
         add(store, "a bird")
         path.write_text(path.read_text() + '{"qid": 2,\n', encoding="utf-8")
         store.look_again()
@@ -299,7 +300,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     else:
         (tmp_path / "locked").mkdir(mode=0o500)
         folder = tmp_path / "locked" / "labels.jsonl"
-    with pytest.raises(UsageError, match="cannot be written .* --out names another file"), open_labels(folder):
+    with pytest.raises(UsageError, match=r"cannot be written .* --out names another file"), open_labels(folder):
         pass
 
 
