@@ -179,7 +179,7 @@ class LabelSession:
 def shown_label(label: Label) -> dict[str, Any]:
     """A label as the page needs it.
 
-    `raters`: how many have graded it, -1 for windows of any length. The page shows the mean, and changes grades of one rater.
+    `raters`: how many have graded it, -1 for windows of any length. The page shows the mean, and changes those of one.
     """
     query = label.query
     raters = len(query.saliency[0]) if query.saliency else 0

@@ -16,8 +16,8 @@ from costl.commands import main
 from costl.commands.early import REMOVED
 
 ROOT = Path(__file__).parents[3]
-VERBS = "Add Ask Check Compare Convert Describe Draw Export Extract Find Import Inspect Label List Make Measure Merge Pack Run Score"
-VERBS += " Store Train Try Unpack Verify Write"
+VERBS = "Add Ask Check Compare Convert Describe Draw Export Extract Find Import Inspect Label List Make Measure Merge Pack Run"
+VERBS += " Score Store Train Try Unpack Verify Write"
 THREE = ("costl extract --videos dir/", "costl train --cache feats.h5", "costl evaluate --split test")
 
 
