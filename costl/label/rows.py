@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from costl.data.annotations import Query
@@ -36,7 +37,7 @@ class Label:
         Query.from_row(row)
         return cls(qid_in(row), dict(row))
 
-    @property
+    @cached_property
     def version(self) -> str:
         """A hash of the row."""
         return hashlib.sha256(json.dumps(self.row, sort_keys=True).encode()).hexdigest()[:16]
@@ -46,7 +47,7 @@ class Label:
         """The row as a query."""
         return Query.from_row(self.row)
 
-    @property
+    @cached_property
     def video(self) -> str:
         """The name of the video without the ending of the file, in Unicode's composed form."""
         return plain_name(str(self.row["vid"]))

@@ -17,7 +17,7 @@ from costl.data.annotations import RATED_CLIP_S
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
-from costl.label.rows import Label, Qid, as_number, with_answer
+from costl.label.rows import Label, Qid, Row, as_number, with_answer
 from costl.label.store import Edit, LabelStore
 from costl.label.videos import LabelVideo, LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
@@ -163,7 +163,7 @@ class LabelSession:
         if known and known.video != video.vid:
             raise UsageError(f"label {qid} is about another video. Reload the page.")
         windows = _windows(answer.get("windows"))
-        row = known.row if known else {"qid": 0, "vid": video.vid, "duration": 0}
+        row: Row = known.row if known else {"qid": 0, "vid": video.vid, "duration": 0}
         if max((end for _, end in windows), default=0) > row["duration"] or not row["duration"]:
             row = {**row, "duration": _floor_ms(self.videos.playback(video).duration_s)}
         row = with_answer(

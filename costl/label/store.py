@@ -135,7 +135,7 @@ class LabelStore:
             if edit.version != (current.version if current else "") or (edit.qid is None and current):
                 raise Conflict(current)
             after = None if row is None else Label.from_row(row)
-            self._journal.append(Change(qid, current and current.row, row))
+            self._journal.append(Change(qid, _row(self._labels, qid), row))
             self._apply(qid, after)
             return after
 
@@ -188,8 +188,8 @@ class LabelStore:
 
     def _apply(self, qid: Qid, after: Label | None) -> None:
         before = self._labels.get(qid)
-        first = self._changes[qid].before if qid in self._changes else before and before.row
-        self._changes[qid] = Change(qid, first, after and after.row)
+        first = self._changes[qid].before if qid in self._changes else _row(self._labels, qid)
+        self._changes[qid] = Change(qid, first, after.row if after else None)
         if after is None:
             self._removed[qid] = self._labels.pop(qid)
         else:

@@ -253,11 +253,10 @@ def test_the_page_has_no_barriers(page, tmp_path, dark):
     page.mark(4, 9, "a long sentence that goes on and on, as those of people who describe everything do")
     page.wait_for("return labels().length", 2)
     page.browser.run("alertWith('Something.', [['Close', () => {}]]); grading = true; select(labels()[0], 0)")
-    page.browser.run("proposals = [{start: 1, end: 3, score: 0.9, key: 'x', text: 'y'}]; curve = [0, 1, 0]; draw()")
     page.browser.run("sentence.focus(); showKnown()")
     for width in (1440, 390):
         page.browser.emulate(width=width, dark=dark)
-        page.browser.run("draw()")
+        page.browser.run("proposals = [{start: 1, end: 3, score: 0.9, key: 'x', text: 'y'}]; curve = [0, 1, 0]; draw()")
         assert page.browser.barriers() == []
         assert page.browser.run("return document.documentElement.scrollWidth") <= width
         page.browser.screenshot(tmp_path / f"label-{width}-{'dark' if dark else 'light'}.png", width=width)
