@@ -189,6 +189,10 @@ def closing_text(labels: list[Label], videos: LabelVideos, *, path: Path, folder
     here = sum(video.vid in named for video in videos.all)
     counts = f"{_many(len(labels), 'label')} of {here} of {_many(len(videos.all), 'video')}: {_many(moments, 'moment')}"
     lines = [f"{path}: {counts}" + (f", {absent} not in their video." if absent else ".")]
+    deep = {video.vid for video in videos.all if "/" in video.vid}
+    nested = sum(label.video in deep for label in labels)
+    if nested:
+        lines.append(f"{_many(nested, 'label')} about videos in deeper folders: costl extract reads one folder, without them.")
     if labels:
         command = f"costl prepare {shlex.quote(str(path))} --videos {shlex.quote(str(folder))} --out labels/"
         lines.append(f"Next: {command}")

@@ -343,10 +343,12 @@ def test_the_end_says_how_many_labels_there_are_and_what_comes_next(page, videos
     assert text == f"{tmp_path}/labels.jsonl: 0 labels of 0 of 6 videos: 0 moments."
     page.edit()
     page.edit(answer=ANSWER | {"query": "a blue star", "windows": [], "absent": True})
+    page.edit(video="2026/x < y/été.mp4")
     labels = page.session._store.labels()
     text = closing_text(labels, listed, path=Path("my labels.jsonl"), folder=Path("dir"))
     assert text.splitlines() == [
-        "my labels.jsonl: 2 labels of 1 of 6 videos: 1 moment, 1 not in their video.",
+        "my labels.jsonl: 3 labels of 2 of 6 videos: 2 moments, 1 not in their video.",
+        "1 label about videos in deeper folders: costl extract reads one folder, without them.",
         "Next: costl prepare 'my labels.jsonl' --videos dir --out labels/",
     ]
 
