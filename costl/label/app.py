@@ -192,7 +192,7 @@ def closing_text(labels: list[Label], videos: LabelVideos, *, path: Path, folder
     deep = {video.vid for video in videos.all if "/" in video.vid}
     nested = sum(label.video in deep for label in labels)
     if nested:
-        lines.append(f"{_many(nested, 'label')} about videos in deeper folders: costl extract reads one folder, without them.")
+        lines.append(f"{_many(nested, 'label')} about videos in deeper folders, which costl extract does not read.")
     if labels:
         command = f"costl prepare {shlex.quote(str(path))} --videos {shlex.quote(str(folder))} --out labels/"
         lines.append(f"Next: {command}")

@@ -101,9 +101,11 @@ class LabelSession:
         `sent` has the `video`, the `id` and the `version` of the label ("" for a new one), and its `answer`, None to remove
         it. Raises UsageError for values that are not possible, and as `LabelStore.edit` does.
         """
-        video = self.videos.named(_text(sent, "video"))
-        if video is None or video.problem:
-            raise UsageError(video.problem if video else f"{sent['video']}: not among the videos of this page. Reload it.")
+        video = self.videos.named(name := _text(sent, "video"))
+        if video is None:
+            raise UsageError(f"{name}: not among the videos of this page. Start costl label again.")
+        if video.problem:
+            raise UsageError(video.problem)
         qid = _qid(_text(sent, "id"))
         answer = sent.get("answer")
         row = None if answer is None else self._row(video, qid, answer)

@@ -61,7 +61,7 @@ let current = null;  // {name, key, file, folder, labels, problem}
 let facts = null;  // {start_s, duration_s, frame_s, clips, proxy}
 const labelsOf = new Map();  // by the name of a video; a label that was removed has no answer
 let draft = {start: null, end: null};
-let selected = null;  // {label, at}: a moment of a label; {proposal}: a proposal
+let selected = null;  // {label, at}: a moment of a label, or null for a label without moments; {proposal}: a proposal
 let proposals = [];
 let curve = [];
 const refused = new Set();
@@ -90,7 +90,7 @@ const absorb = (name, shown) => {
   }
   for (const label of own) if (label.id && !label.pending && !shown.some(one => one.id === label.id)) label.answer = null;
   labelsOf.set(name, own);
-  if (selected && selected.label && !(selected.label.answer && selected.label.answer.windows[selected.at])) selected = null;
+  if (selected && selected.label && !(selected.label.answer && (selected.at === null || selected.label.answer.windows[selected.at]))) selected = null;
 };
 
 const queue = [];
@@ -498,6 +498,7 @@ const round = second => Math.round(second * 1000) / 1000;
 const setEnd = which => {
   if (!facts) return;
   const now = round(player.now);
+  if (selected && selected.label && selected.at === null) selected = null;
   if (selected && selected.label) {
     const {label, at} = selected;
     const [start, end] = label.answer.windows[at];
@@ -589,13 +590,14 @@ const startRenaming = () => {
   sentence.focus();
 };
 const moments = () => labels().flatMap(label => label.answer.windows.map((window, at) => ({label, at, window}))).sort((a, b) => a.window[0] - b.window[0] || a.window[1] - b.window[1]);
-const select = (label, at, {seek = true} = {}) => {
-  selected = {label, at};
+const select = (label, at) => {
+  const window = label.answer.windows[at];
+  selected = {label, at: window ? at : null};
   renaming = null;
   say('');
   const known = !sentence.value || state.sentences.includes(oneLine(sentence.value)) || labelFor(oneLine(sentence.value));
   if (known && sentence.value !== label.answer.query) writeSentence(label.answer.query);
-  if (seek && label.answer.windows[at]) player.seek(label.answer.windows[at][0]);
+  if (window) player.seek(window[0]);
   draw();
 };
 const walk = by => {

@@ -348,7 +348,7 @@ def test_the_end_says_how_many_labels_there_are_and_what_comes_next(page, videos
     text = closing_text(labels, listed, path=Path("my labels.jsonl"), folder=Path("dir"))
     assert text.splitlines() == [
         "my labels.jsonl: 3 labels of 2 of 6 videos: 2 moments, 1 not in their video.",
-        "1 label about videos in deeper folders: costl extract reads one folder, without them.",
+        "1 label about videos in deeper folders, which costl extract does not read.",
         "Next: costl prepare 'my labels.jsonl' --videos dir --out labels/",
     ]
 
@@ -379,6 +379,12 @@ def test_what_cannot_be_labelled_is_refused_at_once(videos, tmp_path, monkeypatc
     arguments |= {name: tmp_path / value if isinstance(value, str) else value for name, value in options.items()}
     with pytest.raises(error, match=message):
         label(arguments.pop("videos"), **arguments)
+
+
+def test_without_fastapi_it_says_how_to_install_it(videos, monkeypatch):
+    monkeypatch.setattr("costl.label.app.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'costl\[demo\]'"):
+        label(videos)
 
 
 def test_a_video_that_is_gone_is_not_served(page, videos):
