@@ -21,6 +21,7 @@ from costl.label.store import Conflict, open_labels
 from costl.label.videos import LabelVideo, LabelVideos
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.feature_store import user_folder
+from costl.pipeline.formats.files import refuse_suffix
 
 FILE = "labels.jsonl"
 _NO_FASTAPI = "costl label needs FastAPI, which is not installed. Install it: pip install 'costl[demo]'."
@@ -51,6 +52,7 @@ def label(
 
     listed = LabelVideos(videos)
     path = out or videos / FILE
+    refuse_suffix(path, [".jsonl"])
     with ExitStack() as background:
         with open_labels(path) as store, open_socket(port) as server_socket:
             proposals = Proposals(videos, run=run, weights=weights, device=device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from costl.pipeline.errors import CostlError, UsageError, next_step
 from costl.pipeline.formats.files import locked, publish, refuse_folder
 from costl.pipeline.formats.strict_json import read_text
 from costl.pipeline.videos import FileStamp, file_stamp
+
+_STILL_S = 1.0  # since the last change of a file that another program may still be writing
 
 
 class Conflict(Exception):
@@ -91,7 +94,7 @@ class LabelStore:
                 raise
             more = f"More labels are in {self._journal.path}: they are added when this file is correct."
             raise UsageError(f"{error}\n{more}") from error
-        self._seen_stamp = self._stamp
+        self._seen_stamp, self._seen_at_s = self._stamp, time.monotonic()
         self._changes = self._journal.read()
         self._merge(self._labels)
         self._write()
@@ -142,13 +145,14 @@ class LabelStore:
     def look_again(self, *, at_once: bool = False) -> None:
         """Merges the file, if another program has changed it, with the changes made here; it is not written.
 
-        A file is read when it has stopped changing, which is since the last call, or `at_once`. One that is gone is ignored.
-        A bad row becomes the `problem`.
+        A file is read when it has not changed for a second, or `at_once`. One that is gone is ignored. A bad row becomes the
+        `problem`.
         """
         with self._lock:
             stamp = file_stamp(self.path)
-            is_still = at_once or stamp == self._seen_stamp
-            self._seen_stamp = stamp
+            if stamp != self._seen_stamp:
+                self._seen_stamp, self._seen_at_s = stamp, time.monotonic()
+            is_still = at_once or time.monotonic() - self._seen_at_s >= _STILL_S
             if not stamp or stamp == self._stamp or not is_still:
                 return
             try:
@@ -213,7 +217,7 @@ class LabelStore:
         if self._changes:
             publish(self.path, self.text().encode())
             self._changes = {}
-            self._stamp = self._seen_stamp = file_stamp(self.path)
+            self._stamp = file_stamp(self.path)
         try:
             if self._journal.path.exists():
                 self._journal.remove()

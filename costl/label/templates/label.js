@@ -362,6 +362,7 @@ const player = {
   zero: 0,  // the `currentTime` at time 0 of the video
   second: 0,  // of the picture
   back: 0,  // how fast it plays backwards
+  until: Infinity,  // where it stops
   timer: 0,
   followed: false,  // by the playhead
   enter() {
@@ -404,6 +405,7 @@ const player = {
     clearInterval(this.timer);
     this.timer = 0;
     this.back = 0;
+    this.until = Infinity;
     if (!video.paused) video.pause();
     this.shown();
   },
@@ -429,7 +431,10 @@ const player = {
     if (next <= 0 || next >= facts.duration_s) this.stop();
   },
   toggle() {
-    if (this.playing) this.stop(); else this.forward();
+    if (this.playing) { this.stop(); return; }
+    const [start, end] = selectedSpan();
+    this.forward();
+    if (start <= this.now && this.now < end) this.until = end;
   },
   shown() {
     const rate = this.back ? -this.back : video.playbackRate;
@@ -471,6 +476,11 @@ video.addEventListener('loadedmetadata', () => {
 for (const name of ['play', 'pause', 'ended', 'ratechange']) video.addEventListener(name, () => player.shown());
 for (const name of ['seeked', 'timeupdate']) video.addEventListener(name, () => drawHead());
 const follow = () => {
+  if (player.now >= player.until) {
+    const end = player.until;
+    player.stop();
+    player.seek(end);
+  }
   drawHead();
   player.followed = player.playing;
   if (player.followed) requestAnimationFrame(follow);
@@ -578,6 +588,10 @@ const remove = (label, at) => {
   const stays = at !== null && (windows.length || Object.keys(label.answer.grades).length);
   selected = null;
   commit(label, stays ? {...label.answer, windows} : null);
+};
+const selectedSpan = () => {
+  if (!selected) return [0, 0];
+  return selected.proposal ? [selected.proposal.start, selected.proposal.end] : selected.label.answer.windows[selected.at] || [0, 0];
 };
 const removeSelected = () => {
   if (selected && selected.label) remove(selected.label, selected.at); else if (selected) decide(false);

@@ -235,6 +235,8 @@ def test_files_are_served_in_ranges_under_their_keys_alone(page, videos):
     assert Image.open(io.BytesIO(picture.content)).size[1] == 360 and picture.headers["x-content-type-options"] == "nosniff"
     page.get(f"pictures/{page.keys['broken.mp4']}?at=1", status=404)
     page.get(f"proxies/{key}", status=404)
+    for second in ("nan", "inf", "-inf", "-5", "1e300"):  # the nearest picture, or none
+        assert page.client.get(f"/label/pictures/{key}?at={second}").status_code in (200, 404)
 
 
 def test_playback_has_the_length_and_the_clips(page):
@@ -357,7 +359,8 @@ def test_the_end_says_how_many_labels_there_are_and_what_comes_next(page, videos
     ("options", "error", "message"),
     [
         ({"videos": "gone"}, UsageError, "no such folder"),
-        ({"out": "a folder"}, UsageError, "a folder, expected the name of a file"),
+        ({"out": "a folder.jsonl"}, UsageError, "a folder, expected the name of a file"),
+        ({"out": "labels.csv"}, UsageError, "must end in .jsonl"),
         ({"out": "bad.jsonl"}, UsageError, "bad.jsonl:1: 'x' is not JSON"),
         ({"port": 1}, UsageError, "port 1 of 127.0.0.1 cannot be used"),
     ],
@@ -373,7 +376,7 @@ def test_what_cannot_be_labelled_is_refused_at_once(videos, tmp_path, monkeypatc
             with pytest.raises(error, match=f"port {port} of"):
                 label(videos, out=tmp_path / "x.jsonl", port=port)
         return
-    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a folder.jsonl").mkdir()
     (tmp_path / "bad.jsonl").write_text("x\n")
     arguments = {"videos": videos, "out": tmp_path / "labels.jsonl", "port": 0}
     arguments |= {name: tmp_path / value if isinstance(value, str) else value for name, value in options.items()}
