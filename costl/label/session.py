@@ -113,12 +113,12 @@ class LabelSession:
         return {"count": self._store.count, "label": label and shown_label(label)}
 
     async def propose(self, name: str, sentence: str) -> dict[str, Any]:
-        """The proposals for a sentence in a video. They are empty when another search has taken its turn, or at the end."""
+        """The proposals for a sentence in a video. `again`: another window's search has taken its turn."""
         search = asyncio.wrap_future(self.proposals.find(name, " ".join(sentence.split())))
         while not search.done() and not self.has_ended():
             await asyncio.wait([search], timeout=_WAIT_S)
         if not search.done() or search.cancelled():
-            return {"note": "", "spans": [], "curve": []}
+            return {"note": "", "spans": [], "curve": [], "again": search.cancelled()}
         proposed = search.result()
         spans = [{"start": hit.start_s, "end": hit.end_s, "score": hit.score} for hit in proposed.hits]
         return {"note": proposed.note, "spans": spans, "curve": list(proposed.curve)}

@@ -716,6 +716,7 @@ const propose = ({again = false} = {}) => {
     const reply = await order('/label/proposals', {video: own.name, sentence: text}).then(response => response.ok ? response.json() : null).catch(() => null);
     if (current !== own || oneLine(sentence.value) !== text) return;
     if (!reply) { $('#offers').textContent = ''; return; }
+    if (reply.again) { propose({again: true}); return; }
     proposals = reply.spans.map(one => ({...one, text, start: round(one.start), end: Math.min(round(one.end), facts.duration_s), key: `${own.name}\n${text}\n${one.start}\n${one.end}`}));
     curve = reply.curve;
     $('#offers').textContent = reply.note;

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 
 from costl.label.app import build_label_app, closing_text, label
 from costl.label.page import asset, page_html
-from costl.label.proposals import Proposals
+from costl.label.proposals import Proposals, Proposed
 from costl.label.proxies import Proxies
 from costl.label.session import LabelSession
 from costl.label.store import open_labels
@@ -136,7 +138,7 @@ def test_a_label_of_a_nested_video_and_one_that_is_absent(page):
     )
 
 
-def test_another_window_is_told_and_a_conflict_is_shown(page):
+def test_another_window_gets_changes_and_conflicts(page):
     first = page.edit()["label"]
     other = Page(page.session)
     changed = other.edit(id="1", version=first["version"], answer=ANSWER | {"query": "theirs"})
@@ -312,6 +314,20 @@ def test_proposals_are_the_moments_of_this_video(page, monkeypatch):
     assert reply["note"] == "Proposed by zero-shot X." and reply["curve"] == [0.1, 0.25]
     reply = page.post("proposals", {"video": "a.mp4", "sentence": "-1 -1.5 -2"})
     assert [span["start"] for span in reply["spans"]] == [1, 1.5] and "Nothing like this here" in reply["note"]
+
+
+def test_a_newer_search_takes_the_turn_of_a_waiting_one(page, monkeypatch):
+    may_go_on = threading.Event()
+    monkeypatch.setattr(page.session.proposals, "_find", lambda video, sentence: may_go_on.wait(60) and Proposed(note=sentence))
+
+    async def ask() -> list[dict]:
+        asked = [asyncio.create_task(page.session.propose("a.mp4", sentence)) for sentence in ("first", "second", "third")]
+        await asyncio.sleep(0.05)
+        may_go_on.set()
+        return list(await asyncio.gather(*asked))
+
+    first, second, third = asyncio.run(ask())
+    assert (first["note"], second["note"], third["note"]) == ("first", "", "third") and second["again"]
 
 
 def test_an_error_of_the_search_is_a_note(page, monkeypatch, capsys):
