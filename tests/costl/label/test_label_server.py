@@ -318,7 +318,8 @@ def test_proposals_are_the_moments_of_this_video(page, monkeypatch):
 
 def test_a_newer_search_takes_the_turn_of_a_waiting_one(page, monkeypatch):
     may_go_on = threading.Event()
-    monkeypatch.setattr(page.session.proposals, "_find", lambda video, sentence: may_go_on.wait(60) and Proposed(note=sentence))
+    find = lambda _, sentence: may_go_on.wait(60) and Proposed(note=sentence)  # noqa: E731
+    monkeypatch.setattr(page.session.proposals, "_find", find)
 
     async def ask() -> list[dict]:
         asked = [asyncio.create_task(page.session.propose("a.mp4", sentence)) for sentence in ("first", "second", "third")]
