@@ -106,16 +106,12 @@ def build_label_app(session: LabelSession) -> Any:
     def page() -> Any:
         return HTMLResponse(page_html())
 
-    @app.get("/label/{name}.css")
-    def style(name: str) -> Any:
-        text = asset(f"{name}.css")
+    @app.get("/label/files/{name}")
+    def file_of_page(name: str) -> Any:
+        text = asset(name)
         if text is None:
             raise HTTPException(404)
-        return Response(text, media_type="text/css")
-
-    @app.get("/label/page.js")
-    def script() -> Any:
-        return Response(asset("label.js"), media_type="text/javascript")
+        return Response(text, media_type="text/css" if name.endswith(".css") else "text/javascript")
 
     @app.get("/label/state")
     def state() -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -221,7 +222,7 @@ def test_requests_of_others_and_large_ones_are_refused(page, headers, body, stat
     assert page.session._store.labels() == []
 
 
-PATHS = ("videos/x", "videos/..%2fa.mp4", "proxies/x", "pictures/x?at=1", "labels/x", "playback/x", "x.css")
+PATHS = ("videos/x", "videos/..%2fa.mp4", "proxies/x", "pictures/x?at=1", "labels/x", "playback/x", "files/x.css", "files/label.html")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -353,7 +354,8 @@ def test_a_disk_that_refuses_is_a_problem_of_its_own(page, monkeypatch):
 def test_a_page_names_no_other_host_and_escapes_nothing_by_hand():
     assert "http" not in page_html().replace("http-equiv", "")
     assert asset("base.css").startswith(":root") and asset("../label.css") is None
-    assert "innerHTML" not in asset("label.js")
+    scripts = re.findall(r'<script src="/label/files/(\w+\.js)" defer>', page_html())
+    assert len(scripts) == 10 and not [name for name in scripts if "innerHTML" in asset(name)]
 
 
 def test_the_end_says_how_many_labels_there_are_and_what_comes_next(page, videos, tmp_path):
