@@ -21,6 +21,7 @@ TRUTH_EXAMPLE = '{"split": "test", "sentence": "a dog", "videos": {"holiday": [[
 RANKING_EXAMPLE = '{"sentence": "a dog", "moments": [["holiday", 12.5, 20, 0.83]]}'
 
 Row = TypeVar("Row")
+Item = TypeVar("Item", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ def truth_of_queries(queries: Iterable[Query]) -> list[CorpusTruth]:
 
 
 def read_rankings(path: Path) -> dict[str, tuple[RankedMoment, ...]]:
-    """The ranked moments of each sentence. Raises UsageError for a file that is missing or empty and for a bad row."""
+    """The ranked moments of each sentence, from what `write_rankings` or `costl search --format jsonl` writes.
+
+    Raises UsageError for a file that is missing or empty and for a bad row.
+    """
     rows = _parse(read_text(path), path, _ranking, unique=("sentence",), example=RANKING_EXAMPLE)
     return {row.sentence: row.moments for row in rows}
 
@@ -127,7 +131,7 @@ def _truth_row(row: Mapping[str, Any]) -> _TruthRow:
     videos = row.get("videos")
     if not isinstance(videos, dict):
         raise UsageError(f"'videos' is {abbreviated(videos)}, expected an object, such as {TRUTH_EXAMPLE}")
-    moments = [_true_moment(video, window) for video, windows in videos.items() for window in _lists(windows, "videos")]
+    moments = [_true_moment(video, window) for video, windows in videos.items() for window in _list(windows, "videos", list)]
     absent = text_in(row, "absent") if "absent" in row else ""
     split = text_in(row, "split") if "split" in row else ""
     return _TruthRow(split, sentence, CorpusTruth(sentence, tuple(moments), absent))
@@ -143,10 +147,19 @@ def _true_moment(video: str, window: Sequence[Any]) -> TrueMoment:
 
 
 def _ranking(row: Mapping[str, Any]) -> _Ranking:
+    if "hits" in row:
+        return _search_result(row)
     sentence = text_in(row, "sentence")
     if "moments" not in row:
         raise UsageError(f"sentence {sentence!r} has no 'moments', expected a list, which may be empty")
-    return _Ranking(sentence, tuple(_ranked_moment(moment) for moment in _lists(row["moments"], "moments")))
+    return _Ranking(sentence, tuple(_ranked_moment(moment) for moment in _list(row["moments"], "moments", list)))
+
+
+def _search_result(row: Mapping[str, Any]) -> _Ranking:
+    """The hits of a search, and those below its threshold, which metrics count as well."""
+    hits = [*_list(row["hits"], "hits", dict), *_list(row.get("below", []), "below", dict)]
+    moments = [[text_in(hit, "name"), *(number_in(hit, name) for name in ("start_s", "end_s", "score"))] for hit in hits]
+    return _Ranking(text_in(row, "query"), tuple(map(_ranked_moment, moments)))
 
 
 def _ranked_moment(moment: Sequence[Any]) -> RankedMoment:
@@ -158,7 +171,8 @@ def _ranked_moment(moment: Sequence[Any]) -> RankedMoment:
     return plain_name(moment[0]), start_s, end_s, score
 
 
-def _lists(value: Any, name: str) -> list[list[Any]]:
-    if not isinstance(value, list) or not all(isinstance(item, list) for item in value):
-        raise UsageError(f"{name!r} holds {abbreviated(value)}, expected a list of lists")
+def _list(value: Any, name: str, of: type[Item]) -> list[Item]:
+    if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
+        kind = "objects" if of is dict else "lists"
+        raise UsageError(f"{name!r} holds {abbreviated(value)}, expected a list of {kind}")
     return value

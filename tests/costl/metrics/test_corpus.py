@@ -19,6 +19,8 @@ from costl.metrics.corpus_files import (
 from costl.metrics.output import CorpusScores
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.annotations import parse_jsonl
+from costl.search.formats import format_hits
+from costl.search.hits import Hit, SearchResult
 
 # The oracle: one sentence at a time, without numpy.
 
@@ -285,6 +287,18 @@ def test_rankings_are_read_as_they_were_written_and_scored(tmp_path):
     assert scores.messages() == ["1 sentences that are true in some video, 1 absent ones."]
 
 
+def test_what_a_search_prints_as_jsonl_is_a_ranking(tmp_path):
+    """What is below its threshold counts as well: rejection has a threshold of its own."""
+
+    def hit(name, score) -> Hit:
+        return Hit("a dog", name, tmp_path / name, 9.0, 1.0, 2.5, score)
+
+    found = SearchResult("a dog", hits=(hit("new/v2.mp4", 0.75),), below=(hit("v1.mkv", 0.5),), videos=2)
+    path = tmp_path / "hits.jsonl"
+    path.write_text(format_hits([found, SearchResult("a cat", hits=())], "jsonl"))
+    assert read_rankings(path) == {"a dog": (("new/v2", 1.0, 2.5, 0.75), ("v1", 1.0, 2.5, 0.5)), "a cat": ()}
+
+
 BAD_TRUTH = {
     "": "no row in it, expected one JSON object a line",
     '{"sentence": "a"}': "1: 'videos' is None, expected an object",
@@ -304,6 +318,12 @@ BAD_RANKINGS = {
     '{"sentence": "a", "moments": [["v", 2, 1, 1]]}': "expected start <= end",
     '{"sentence": "a", "moments": [["v", 0, 1, NaN]]}': "is not JSON",
     '{"sentence": "a", "moments": "none"}': "'moments' holds 'none', expected a list of lists",
+    '{"query": "a", "hits": {}}': "'hits' holds .*, expected a list of objects",
+    '{"query": "a", "hits": [["v", 0, 1, 1]]}': "'hits' holds .*, expected a list of objects",
+    '{"hits": []}': "'query' is missing",
+    '{"query": "a", "hits": [{"start_s": 0, "end_s": 1, "score": 1}]}': "'name' is missing",
+    '{"query": "a", "hits": [{"name": "v", "start_s": 0, "end_s": "1", "score": 1}]}': "'end_s' holds the text '1'",
+    '{"query": "a", "hits": [{"name": "v", "start_s": 2, "end_s": 1, "score": 1}]}': "expected start <= end",
     '{"sentence": "a", "moments": []}\n{"sentence": "a", "moments": []}': "2: sentence 'a' is already on line 1",
 }
 
