@@ -99,8 +99,8 @@ def library(
     update: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Library:
-    """Opens a folder of videos, or a cache of `costl extract`, for searching; see `costl.search.library.open_library`."""
-    from costl.search.library import open_library
+    """Opens a folder of videos, or a cache of `costl extract`, for searching; see `costl.search.open_library.open_library`."""
+    from costl.search.open_library import open_library
 
     return open_library(
         path,

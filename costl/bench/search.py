@@ -20,7 +20,7 @@ from costl.pipeline.library.encoder_record import search_fingerprint
 from costl.pipeline.library.folder import VideoFile, index_folder, write_files
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import file_stamp
-from costl.search.library import open_library
+from costl.search.open_library import open_library
 
 MODEL = "ViT-B-32"
 _ROUNDS = 5  # of new processes

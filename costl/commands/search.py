@@ -15,8 +15,8 @@ from costl.commands.options import ANY_PATH, FOLDER, device, out, overwrite, qui
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars
 from costl.pipeline.formats.files import publish
+from costl.search.export.formats import FORMATS
 from costl.search.filters import Filters
-from costl.search.formats import FORMATS
 
 if TYPE_CHECKING:
     from costl.search.hits import SearchResult
@@ -105,7 +105,7 @@ def search(
         raise click.UsageError("what is written to files needs a sentence. Give one, or leave out --out, --cut and --picture.")
     filters = Filters(within, after, before, longer_than)
     from costl.pipeline.formats.image_file import read_image
-    from costl.search.library import open_library
+    from costl.search.open_library import open_library
 
     for image in images:
         read_image(image)  # refuses it before anything is indexed
@@ -173,7 +173,7 @@ class _Outputs:
         overwrite: bool,
     ):
         from costl.ask.formats import refuse_outputs
-        from costl.search.export import choose_hit_format, refuse_output
+        from costl.search.export.write import choose_hit_format, refuse_output
 
         self._format = choose_hit_format("json" if as_json else output_format, out)
         refuse_output(out, self._format, overwrite=overwrite)
@@ -191,7 +191,7 @@ class _Outputs:
 
     def __call__(self, results: Sequence[SearchResult], *, quiet: bool) -> list[str]:
         """Writes the results; returns what could not be written."""
-        from costl.search.export import write_hits
+        from costl.search.export.write import write_hits
 
         files, failures = write_hits(
             results,
@@ -203,12 +203,12 @@ class _Outputs:
             grey=lambda line: click.style(line, dim=True),
         )
         if self._cut_folder is not None:
-            from costl.search.cuts import cut_hits
+            from costl.search.export.cuts import cut_hits
 
             with ProgressBars(silent=quiet) as progress:
                 files += cut_hits(results, self._cut_folder, overwrite=self._overwrite, progress=progress)
         if self._picture is not None:
-            from costl.search.picture import draw_results
+            from costl.search.export.picture import draw_results
 
             publish(self._picture, draw_results(results))
             files.append(self._picture)

@@ -30,11 +30,12 @@ from costl.pipeline.library.update import NOT_YET, update_library
 from costl.pipeline.preview.cut import browser_start_s, frames_at
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import printable
-from costl.search.export import write_hits
+from costl.search.export.formats import FORMATS, ONE_VIDEO
+from costl.search.export.write import write_hits
 from costl.search.filters import Filters
-from costl.search.formats import FORMATS, ONE_VIDEO
 from costl.search.hits import Hit, SearchResult
-from costl.search.library import Library, open_library
+from costl.search.library import Library
+from costl.search.open_library import open_library
 
 SHOWN = 24  # moments of one page of results
 _MOST = 1000  # moments of a search

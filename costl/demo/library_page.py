@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from costl.pipeline.videos import printable
 from costl.plots.pages import load_templates
-from costl.search.formats import FORMATS
+from costl.search.export.formats import FORMATS
 from costl.search.hits import Hit, SearchResult
 
 _CURVE_POINTS = 100

@@ -18,7 +18,8 @@ from costl.pipeline.library.update import update_library
 from costl.pipeline.progress import Progress
 from costl.search.filters import Filters
 from costl.search.hits import Hit
-from costl.search.library import Library, open_library
+from costl.search.library import Library
+from costl.search.open_library import open_library
 
 _MOST = 5  # moments for one sentence in one video
 _MOST_BELOW = 2  # of them, where none reaches the threshold

@@ -75,7 +75,7 @@ class SearchResult:
         return self.table()
 
     def _repr_png_(self) -> bytes:
-        from costl.search.picture import draw_results
+        from costl.search.export.picture import draw_results
 
         return draw_results([self])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from costl.ask.trained_model import read_trained_model
 from costl.data.annotations import Prediction
 from costl.data.windowed_features import Piece, VideoFeatures, WindowedFeatures
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.encode.types import SentenceTokens
 from costl.pipeline.errors import VideoError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.grid import Grid
@@ -25,10 +24,10 @@ from costl.predict.sliding_window import window_quarters, windows_around
 from costl.search.calibrate import relative_sentence
 from costl.search.hits import Hit
 from costl.search.moments import find_segments, suppress_overlaps
+from costl.search.queries import SearchQuery
 
 THRESHOLD = 0.25  # of a run without calibration: its own scores
 WINDOWS_OF_A_VIDEO = 5  # that the model reads of a longer video, around the best segments of CLIP alone
-Encode = Callable[[Sequence[str]], list[SentenceTokens]]
 
 
 class Candidate(NamedTuple):
@@ -66,7 +65,8 @@ class SecondTier:
         trained = read_trained_model(run)
         self._library = features
         self._is_readable = dict(trained.fingerprint) == features.fingerprint
-        weights = features.source.get("weights") if self._is_readable else None
+        is_same_clip = trained.fingerprint.get("weights") == features.fingerprint.get("weights")
+        weights = features.source.get("weights") if is_same_clip else None
         self._predictor = TrainedPredictor(trained, weights, device=device)
         self.name = trained.name
         self._store = self._predictor.feature_store(user_folder(), device=device, max_bytes=max_bytes)
@@ -79,10 +79,9 @@ class SecondTier:
 
     def hits(
         self,
-        query: str,
+        query: SearchQuery,
         videos: Sequence[Candidate],
         *,
-        encode: Encode,
         ordinary: Float[np.ndarray, "x e"],
         progress: ProgressCallback,
     ) -> list[Hit]:
@@ -92,27 +91,28 @@ class SecondTier:
         Raises VideoError for a video that cannot be read.
         """
         hits: list[Hit] = []
-        for video, grounded in zip(videos, self._ground(query, videos, encode, progress), strict=True):
+        for video, grounded in zip(videos, self._ground(query, videos, progress), strict=True):
             rows = np.concatenate([self._moments(one, ordinary) for one in grounded])
             apart = suppress_overlaps(rows, len(rows), max_overlap=0.0)
-            hits += [Hit(query, video.name, video.path, video.duration_s, *row) for row in apart.tolist()]
+            hits += [Hit(query.name, video.name, video.path, video.duration_s, *row) for row in apart.tolist()]
         return hits
 
     def _ground(
-        self, query: str, videos: Sequence[Candidate], encode: Encode, progress: ProgressCallback
+        self, query: SearchQuery, videos: Sequence[Candidate], progress: ProgressCallback
     ) -> list[list[_Grounded]]:
         """For each video its predictions, one for the video or one for each of its windows."""
         if not self._is_readable:
-            return [self._ground_file(query, video, progress) for video in videos]
+            return [self._ground_file(query.name, video, progress) for video in videos]
         pieces: list[list[Piece]] = []
         for video in videos:
             windows = [Piece(video.key, window) for window in self._windows(video)]
             pieces.append(windows or [_whole(self._library, video.key)])
         named = {f"{p.video} {window_name(p.clips)}": p for of_video in pieces for p in of_video}
-        features = self._library.with_words({query: encode([query])[0]})
+        assert query.words is not None, "a picture has no words, and a run reads only sentences"
+        features = self._library.with_words({query.name: query.words})
         windowed = WindowedFeatures(features, {name: [piece] for name, piece in named.items()})
         starts = {name: piece.clips.start for name, piece in named.items()}
-        grounded = iter(self._predict(query, windowed, starts, progress))
+        grounded = iter(self._predict(query.name, windowed, starts, progress))
         return [[next(grounded) for _ in of_video] for of_video in pieces]
 
     def _ground_file(self, query: str, video: Candidate, progress: ProgressCallback) -> list[_Grounded]:

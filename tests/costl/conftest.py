@@ -62,7 +62,7 @@ def no_final_report() -> Iterator[None]:
     from costl.training import report
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_curves", "evaluate"):
+        for name in ("draw_curves", "evaluate", "_zero_shot"):
             patch.setattr(report, name, lambda *_, **__: None)
         yield
 

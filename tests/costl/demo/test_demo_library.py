@@ -255,7 +255,7 @@ def test_a_failed_update_has_a_reason(capsys, error, message):
 
 def test_the_text_tower_is_loaded_once(indexed, monkeypatch):
     find(indexed)
-    monkeypatch.setattr("costl.search.library.load_text_encoder", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("costl.search.queries.load_text_encoder", lambda *_, **__: pytest.fail("loaded again"))
     monkeypatch.setattr(indexed, "_opened_after", -1)
     before = indexed._open()
     monkeypatch.setattr(indexed, "_opened_after", -1)
@@ -266,7 +266,7 @@ def test_curves_are_the_cosines_of_each_clip(indexed):
     library = indexed._open()
     curves = library.curves("a red ring", {"a.mp4", "2026/b.mp4", "gone.mp4"})
     assert curves.keys() == {"a.mp4", "2026/b.mp4"} and library.curves("a red ring", []) == {}
-    sentence = library._text_encoder().sentence_vectors(["a red ring"])[0] - library._ordinary_levels().vectors.mean(0)
+    sentence = library._queries._text_encoder().sentence_vectors(["a red ring"])[0] - library._queries.ordinary().vectors.mean(0)
     content = library.files.files["a.mp4"].content
     assert curves["a.mp4"] == pytest.approx(library._features.joint_vectors(content) @ sentence, abs=2e-3)
 

@@ -19,7 +19,7 @@ from costl.metrics.corpus_files import (
 from costl.metrics.output import CorpusScores
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.annotations import parse_jsonl
-from costl.search.formats import format_hits
+from costl.search.export.formats import format_hits
 from costl.search.hits import Hit, SearchResult
 
 # The oracle: one sentence at a time, without numpy.

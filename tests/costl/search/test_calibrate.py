@@ -97,7 +97,7 @@ def test_one_new_picture_in_ten_reaches_nine_tenths():
     assert np.mean(np.array(scores) >= 0.9) == pytest.approx(0.1, abs=0.02)
 
 
-def test_without_pictures_elsewhere_the_score_is_half_of_one_plus_the_cosine():
+def test_without_pictures_elsewhere_the_score_is_that_of_the_cosine():
     elsewhere = ElsewhereLevels(np.empty(0), logit_scale=50.0)
     np.testing.assert_allclose(elsewhere.score(50.0 * np.array([-1, 0, 0.8, 1])), [0, 0.5, 0.9, 1])
 

@@ -21,10 +21,11 @@ from costl.pipeline.cache.pack_table import PackTable, read_table
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import BusyError, CacheError, UsageError
 from costl.pipeline.preview.cut import frames_at
-from costl.search import library as library_module
+from costl.search import queries as queries_module
 from costl.search.filters import Filters
-from costl.search.library import Library, open_library
+from costl.search.library import Library
 from costl.search.moments import find_segments
+from costl.search.open_library import open_library
 
 QUERY = "a large red circle"
 
@@ -276,13 +277,13 @@ def test_sentences_and_images_give_what_each_gives_alone(library, frame, tmp_pat
 def test_the_image_tower_is_loaded_once_and_only_for_images(library, frame, monkeypatch):
     library.search(QUERY)
     loads = []
-    load = library_module.load_image_encoder
+    load = queries_module.load_image_encoder
 
     def count(*args, **options):
         loads.append(args)
         return load(*args, **options)
 
-    monkeypatch.setattr(library_module, "load_image_encoder", count)
+    monkeypatch.setattr(queries_module, "load_image_encoder", count)
     library.search(QUERY)
     assert not loads
     results = [library.search(image=frame), library.search(image=frame), library.reopen().search(image=frame)]
@@ -312,7 +313,7 @@ def test_one_video_is_searched_by_image(folder, frame):
     ],
 )
 def test_wrong_images_are_refused_before_the_tower_is_loaded(library, monkeypatch, arguments, message):
-    monkeypatch.setattr(library_module, "load_image_encoder", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(queries_module, "load_image_encoder", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=message):
         library.search(**arguments)
 

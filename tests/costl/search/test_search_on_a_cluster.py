@@ -24,7 +24,7 @@ from costl.pipeline.library.vectors import Vectors, header, map_rows
 from costl.pipeline.progress import Progress
 from costl.pipeline.run.cluster_worker import versions
 from costl.search.filters import Filters
-from costl.search.library import open_library
+from costl.search.open_library import open_library
 
 QUERIES = ["a large red circle", "the blue star", "a small ring"]
 WIDTH = 64
@@ -240,9 +240,9 @@ def test_the_command_searches_on_a_cluster(machines, folder):
     assert one.exit_code == 0 and one.stdout and several.stdout == one.stdout
 
 
-def test_an_address_without_a_scheduler_is_refused_before_anything_is_loaded(folder, monkeypatch):
+def test_an_address_without_a_scheduler_is_refused_before_any_work(folder, monkeypatch):
     pytest.importorskip("distributed", reason="distributed is not installed; it comes with the extra `cluster`")
     monkeypatch.setattr("costl.pipeline.run.cluster_client._CONNECT_S", 0.5)
-    monkeypatch.setattr("costl.search.library.update_library", lambda *_, **__: pytest.fail("indexed"))
+    monkeypatch.setattr("costl.search.open_library.update_library", lambda *_, **__: pytest.fail("indexed"))
     with pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:1: no Dask scheduler answers there"):
         open_library(folder, cluster="tcp://127.0.0.1:1")

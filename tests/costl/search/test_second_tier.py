@@ -63,7 +63,7 @@ def test_the_run_gives_the_moments_it_gives_in_evaluation(world, run):
     loaded = open_run(run, device="cpu")
     features = CacheReader(world.cache)
     query = read_queries(features, "test")[0]
-    words = library._text_encoder().encode([QUERY])[0]
+    words = library._queries._text_encoder().encode([QUERY])[0]
     loaded = type(loaded)(loaded.run, loaded.features.with_words({QUERY: words}), loaded.model, loaded.device)
     (expected,) = loaded.predict([replace(query, query=QUERY, vid=result.hits[0].video.stem, windows=())])
     found = [(hit.start_s, hit.end_s, hit.score) for hit in result.hits if hit.video.stem == expected.vid]
@@ -121,7 +121,7 @@ def test_a_window_is_grounded_as_if_it_were_a_video(world, run, long_videos, mon
     library = costl.library(world.cache, run=run, device="cpu")
     found = found_in(library)
     features = CacheReader(world.cache)
-    words = {QUERY: library._text_encoder().encode([QUERY])[0]}
+    words = {QUERY: library._queries._text_encoder().encode([QUERY])[0]}
     name = Path(found[0][0]).stem
     with CacheWriter(tmp_path / "window.h5", features.contents, words) as writer:
         arrays = {"tokens": np.array(features.tokens(name)[4:]), "joint": features.joint_vectors(name)[4:].astype(np.float16)}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numbered_videos import frame_times, make_video
 from random_hits import RATES, hit, known_hits
 
-from costl.search.chapters import chapter_list, ffmetadata
+from costl.search.export.chapters import chapter_list, ffmetadata
 
 
 def read_chapters(text: str, folder: Path) -> list[tuple[Fraction, Fraction, str]]:

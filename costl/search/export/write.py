@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from costl.ask.formats import choose_format
 from costl.pipeline.errors import UsageError, VideoError
 from costl.pipeline.formats.files import publish, refuse_overwrite
-from costl.search.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
+from costl.search.export.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
 from costl.search.hits import SearchResult
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_hits import NTSC, RATES, KnownHit, hit, known_hits, numbers_at
 
 from costl.pipeline.errors import UsageError
-from costl.search.edl import edl_text
+from costl.search.export.edl import edl_text
 
 pytest.importorskip("otio_cmx3600_adapter", reason="the reader of EDL comes with the extra `test`")
 

@@ -17,7 +17,7 @@ from random_hits import RATES, hit, known_hits, numbers_at
 from costl.ask.answer import Answer, Moment, Saliency
 from costl.ask.formats import format_answers
 from costl.pipeline.errors import UsageError
-from costl.search.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
+from costl.search.export.formats import FORMATS, NUMBERED, ONE_VIDEO, format_hits, is_ours
 from costl.search.hits import SearchResult
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from costl.ask.formats import SUBTITLE_BEGINNINGS, begins, csv_text, json_text, subtitles
 from costl.pipeline.errors import UsageError
-from costl.search import chapters, edl, otio
+from costl.search.export import chapters, edl, otio
 from costl.search.hits import Hit, SearchResult
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from numbered_videos import (
 )
 
 from costl.pipeline.errors import UsageError, VideoError
-from costl.search.export import choose_hit_format, is_folder, refuse_output, write_hits
-from costl.search.formats import FORMATS
+from costl.search.export.formats import FORMATS
+from costl.search.export.write import choose_hit_format, is_folder, refuse_output, write_hits
 from costl.search.hits import Hit, SearchResult
 
 RATES = {"23.976": Fraction(24000, 1001), "25": Fraction(25), "29.97": Fraction(30000, 1001), "60": Fraction(60)}

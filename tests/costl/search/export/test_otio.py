@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_hits import NTSC, RATES, hit, known_hits, numbers_at
 
-from costl.search.otio import otio_text
+from costl.search.export.otio import otio_text
 
 otio = pytest.importorskip("opentimelineio", reason="OpenTimelineIO comes with the extra `test`")
 
