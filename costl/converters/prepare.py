@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -92,9 +92,10 @@ def prepare_labels(
     if not kept:
         raise UsageError(f"{source}: no row with a moment inside a video of known duration. Pass --videos with their folder.")
     splits, split_note = split_rows(kept, share=share, seed=seed)
+    splits, unlabelled_notes = _without_unlabelled(splits)
     queries = {split: [row.query for row in split_rows] for split, split_rows in splits.items()}
     vids = sorted({folder.vid_of(name) for name in missing})
-    notes += [*folder.rate_notes(), *_dropped_notes(rows), *_similar_notes(missing, folder), split_note]
+    notes += [*folder.rate_notes(), *_dropped_notes(rows), *unlabelled_notes, *_similar_notes(missing, folder), split_note]
     report = PrepareReport(
         benchmark="",
         title=source.name,
@@ -174,6 +175,20 @@ def _dropped_notes(rows: Iterable[SplitRow]) -> list[str]:
     reasons = {"their moments lie outside their videos": len(dropped) - unknown}
     reasons |= {"their videos are missing, and with them their durations": unknown}
     return [f"{count} rows are dropped: {reason}." for reason, count in reasons.items() if count]
+
+
+def _without_unlabelled(splits: Mapping[str, Sequence[SplitRow]]) -> tuple[dict[str, list[SplitRow]], list[str]]:
+    """The splits; in val and test without the rows that have neither moments nor ratings, which cannot be scored next to others.
+
+    In train such a sentence, which may not be in its video, serves as a wrong one for other videos.
+    """
+    kept = {split: list(rows) for split, rows in splits.items()}
+    for split in kept.keys() - {"train"}:
+        labelled = [row for row in kept[split] if row.query.windows or row.query.clip_ids]
+        kept[split] = labelled or kept[split]  # a split without any label can be predicted
+    left_out = sum(len(rows) - len(kept[split]) for split, rows in splits.items())
+    note = f"val and test: {left_out} rows without a moment are left out, as where a sentence is not in its video."
+    return kept, [note] if left_out else []
 
 
 def _count(rows: Sequence[SplitRow], missing: Sequence[str]) -> dict[str, Any]:

@@ -289,5 +289,6 @@ def test_the_table_has_every_option_that_names_a_file_to_write():
             paths |= {
                 name for item in command.params if type(item.type).__name__ == "Path" for name in item.opts if name[:2] == "--"
             }
-    inputs = {"--annotations", "--videos", "--cache", "--config", "--run", "--resume", "--predictions", "--truth", "--text"}
+    inputs = {"--annotations", "--videos", "--cache", "--config", "--run", "--resume", "--predictions", "--truth"}
+    inputs |= {"--text", "--image"}
     assert paths - inputs - outputs == {"--objects", "--cache-dir", "--folder"}

@@ -87,6 +87,15 @@ def test_rows_of_missing_videos_stay_if_the_labels_have_durations(convert, write
     assert "--videos is missing" in convert(path, folder=None, out="new").messages
 
 
+def test_a_sentence_that_is_not_in_its_video_can_be_scored_by_no_split(convert, write):
+    labelled = {"qid": 1, "query": "a dog", "vid": "holiday", "duration": 30, "relevant_windows": [[1, 3]]}
+    absent = {"qid": 2, "query": "a cat", "vid": "holiday", "duration": 30, "relevant_windows": []}
+    rows = "".join(json.dumps(row) + "\n" for row in (labelled, absent))
+    converted = convert(write(**{"train.jsonl": rows, "val.jsonl": rows, "test.jsonl": json.dumps(absent)}))
+    assert {split: counts["rows"] for split, counts in converted.report["splits"].items()} == {"train": 2, "val": 1, "test": 1}
+    assert any(note.startswith("val and test: 1 rows without a moment are left out") for note in converted.report["notes"])
+
+
 def test_a_video_in_a_folder_of_its_own_is_not_taken_for_another(convert, write, videos, tmp_path):
     (tmp_path / "V" / "old").mkdir(parents=True)
     for name in ("holiday.mp4", "old/holiday.mp4"):
