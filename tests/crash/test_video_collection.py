@@ -155,12 +155,19 @@ def test_sampled_frames_are_those_on_screen_at_their_times(collection):
 
 def test_a_second_run_decodes_nothing_and_status_and_verify_agree(collection):
     before = part_stamps(collection.cache)
-    rows = CacheReader(collection.cache).rows
+    first = {row.name: row for row in CacheReader(collection.cache).rows}
     code, summary, _ = collection.extract()
-    whole = {row.name for row in rows if row.ok}
-    assert code == 1 and summary["done"] == summary["changed"] == [] and set(summary["skipped"]) == whole
-    assert {row["name"]: row["status"] for row in summary["failed"]} == {r.name: r.status for r in rows if not r.ok}
-    assert part_stamps(collection.cache) == before and CacheReader(collection.cache).rows == rows
+    whole = {name for name, row in first.items() if row.ok}
+    # The threads of decord conceal damage in another way each time, so that a refused video may be read the next time.
+    gained = set(summary["done"])
+    assert gained <= {Path(name).stem for name, case in collection.cases.items() if case.status == EITHER} - whole
+    assert code == 1 and summary["changed"] == [] and set(summary["skipped"]) == whole
+    statuses = {row["name"]: row["status"] for row in summary["failed"]}
+    assert statuses == {name: row.status for name, row in first.items() if not row.ok and name not in gained}
+    rows = CacheReader(collection.cache).rows
+    assert before.items() <= part_stamps(collection.cache).items()
+    assert [row for row in rows if row.name not in gained] == [row for row in first.values() if row.name not in gained]
+    whole |= gained
     code, out, _ = run_command("cache", "verify", collection.cache)
     assert code == 0 and f"{len(whole) + 1} of {len(whole) + 1} files are whole." in out
     code, out, _ = run_command("cache", "status", collection.cache)
