@@ -46,5 +46,10 @@ def split_rows(
 
 
 def _is_held_out(vid: str, *, share: float, seed: int) -> bool:
-    digest = hashlib.sha256(f"{seed}:{vid}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return hash_of_video(vid, seed) < share * 2**64
+
+
+def hash_of_video(vid: str, seed: int) -> int:
+    """A number in [0, 2**64) that depends on the name of a video and the seed alone."""
+    digest = hashlib.sha256(f"{seed}:{vid}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from costl.benchmarks.common import SPLITS
+from costl.benchmarks.validation_split import hash_of_video
 from costl.converters.rows import SplitRow
 from costl.pipeline.errors import UsageError, first_few
 
@@ -76,8 +76,7 @@ def _count(order: Sequence[str], *, low: float, high: float, seed: int) -> int:
 
 def _position(vid: str, seed: int) -> float:
     """A number in [0, 1) that depends on the name of a video and the seed alone."""
-    digest = hashlib.sha256(f"{seed}:{vid}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return hash_of_video(vid, seed) / 2**64
 
 
 def _chosen_note(chosen: Mapping[str, str], share: float, seed: int) -> str:

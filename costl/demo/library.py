@@ -6,8 +6,6 @@ import asyncio
 import io
 import secrets
 import tempfile
-import threading
-import time
 import traceback
 import zipfile
 from collections import OrderedDict
@@ -18,16 +16,15 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from costl.demo.indexing import Indexing
+from costl.demo.indexed_folder import IndexedFolder
 from costl.demo.library_page import Card, problem_html, results_html
 from costl.demo.page import progress_reply
+from costl.demo.pictures import frame_jpeg
 from costl.demo.streams import REPLY_EVERY_S, json_line, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
-from costl.pipeline.library.folder import CACHE, index_folder
-from costl.pipeline.library.update import NOT_YET, update_library
-from costl.pipeline.preview.cut import browser_start_s, frames_at
+from costl.pipeline.library.update import NOT_YET
+from costl.pipeline.preview.cut import browser_start_s
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.videos import printable
 from costl.search.export.formats import FORMATS, ONE_VIDEO
@@ -35,13 +32,11 @@ from costl.search.export.write import write_hits
 from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
 from costl.search.library import Library
-from costl.search.open_library import open_library
 
 SHOWN = 24  # moments of one page of results
 _MOST = 1000  # moments of a search
 _FRAME_HEIGHT = 270  # pixels
 _RESULTS = 100  # searches that can be exported
-_REOPEN_AFTER_S = 5.0  # while videos are being indexed
 _SEARCHES, _DECODERS = 4, 2  # at a time
 _FOLDERS = 500  # that the filter suggests
 
@@ -65,18 +60,10 @@ class LibrarySearch:
     def __init__(
         self, folder: Path, *, run: Path | str | None = None, weights: str | None = None, device: str = "auto"
     ):
-        self.folder = folder.resolve()
+        self._indexed = IndexedFolder(folder, run=run, weights=weights, device=device)
+        self.folder = self._indexed.folder
+        self.indexing = self._indexed.indexing
         self.has_ended: Callable[[], bool] = lambda: False
-        self._index = index_folder(self.folder)
-        self._run = run
-        self._device = device
-        self.indexing = Indexing(
-            lambda report: update_library(self.folder, self._index, weights=weights, device=device, progress=report)
-        )
-        self._library: Library | None = None
-        self._opening = threading.Lock()
-        self._opened_at_s = 0.0
-        self._opened_after = 0  # updates
         self._files: dict[str, Path] = {}  # by key
         self._keys: dict[Path, str] = {}
         self._results: OrderedDict[str, SearchResult] = OrderedDict()
@@ -149,7 +136,7 @@ class LibrarySearch:
         """The state of the index when no update runs."""
         state, error = self.indexing.state, self.indexing.error
         try:
-            library = self._open()
+            library = self._indexed.open()
         except CostlError as problem:
             library, state, error = None, "failed", str(problem)
         files = library.files.files if library and library.files else {}
@@ -164,25 +151,11 @@ class LibrarySearch:
             "folders": _folders(list(files)),
         }
 
-    def _open(self) -> Library | None:
-        """The library with what is indexed so far; None before anything is. While an update runs it may be seconds old."""
-        with self._opening:
-            runs, now_s = self.indexing.runs, time.monotonic()
-            is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
-            if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
-                known = self._library
-                self._library = known.reopen() if known else self._open_first()
-                self._opened_at_s, self._opened_after = now_s, runs
-            return self._library
-
-    def _open_first(self) -> Library:
-        return open_library(self.folder, run=self._run, device=self._device, update=False)
-
     def _search(self, asked: Mapping[str, str], report: ProgressCallback) -> dict[str, object]:
         try:
             filters = _filters(asked)
             top = min(_MOST, max(1, int(asked.get("top") or SHOWN)))
-            library = self._open()
+            library = self._indexed.open()
             if library is None or not len(library):
                 return _problem("Nothing is indexed yet. Search again when the first videos are.") | {"unindexed": True}
             query = asked.get("query", "").strip()
@@ -214,15 +187,7 @@ class LibrarySearch:
 
     def _frame(self, key: str, second: float) -> bytes | None:
         path = self.video_file(key)
-        if path is None:
-            return None
-        try:
-            (pixels,) = frames_at(path, [second], height=_FRAME_HEIGHT)
-        except (VideoError, ValueError):  # ValueError: no picture at this time
-            return None
-        jpeg = io.BytesIO()
-        Image.fromarray(pixels).save(jpeg, "JPEG", quality=80)
-        return jpeg.getvalue()
+        return None if path is None else frame_jpeg(path, second, height=_FRAME_HEIGHT)
 
 
 def _filters(asked: Mapping[str, str]) -> Filters:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import glob
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from costl.demo.indexing import Indexing
+from costl.demo.indexed_folder import IndexedFolder
 from costl.pipeline.errors import CostlError, UsageError
-from costl.pipeline.library.folder import CACHE, index_folder
-from costl.pipeline.library.update import update_library
 from costl.pipeline.progress import Progress
 from costl.search.filters import Filters
 from costl.search.hits import Hit
 from costl.search.library import Library
-from costl.search.open_library import open_library
 
 _MOST = 5  # moments for one sentence in one video
 _MOST_BELOW = 2  # of them, where none reaches the threshold
-_REOPEN_AFTER_S = 5.0  # while videos are being indexed
 
 
 class _Closed(Exception):
@@ -49,19 +44,11 @@ class Proposals:
     """
 
     def __init__(self, folder: Path, *, run: Path | str | None = None, weights: str | None = None, device: str = "auto"):
-        self._folder = folder.resolve()
-        self._index = index_folder(self._folder)
-        self._run = run
-        self._device = device
-        self.indexing = Indexing(
-            lambda report: update_library(self._folder, self._index, weights=weights, device=device, progress=report)
-        )
-        self._library: Library | None = None
         self._closing = threading.Event()
         self._searches = ThreadPoolExecutor(1, thread_name_prefix="proposals")
         self._latest: Future[Proposed] | None = None
-        self._opened_at_s = 0.0
-        self._opened_after = 0  # updates
+        self._indexed = IndexedFolder(folder, run=run, weights=weights, device=device, progress=self._stop_if_closed)
+        self.indexing = self._indexed.indexing
 
     def status(self) -> dict[str, object]:
         """The state of the index for the page, with its progress or its error."""
@@ -85,8 +72,8 @@ class Proposals:
 
     def _find(self, video: str, sentence: str) -> Proposed:
         try:
-            library = self._open()
-            if library is None:
+            library = self._indexed.open()
+            if library is None or not len(library):
                 return Proposed(note=self._why_not_indexed())
             return _find(library, video, sentence)
         except _Closed:
@@ -103,19 +90,6 @@ class Proposals:
         if self.indexing.state == "running":
             return "Proposals come when the first videos are indexed."
         return "No proposals: nothing is indexed yet."
-
-    def _open(self) -> Library | None:
-        """The library with what is indexed so far; None before anything is. While an update runs it may be seconds old."""
-        runs, now_s = self.indexing.runs, time.monotonic()
-        is_old = self.indexing.state == "running" and now_s - self._opened_at_s >= _REOPEN_AFTER_S
-        if (self._library is None or is_old or runs != self._opened_after) and (self._index / CACHE).exists():
-            known = self._library
-            self._library = known.reopen() if known else self._open_first()
-            self._opened_at_s, self._opened_after = now_s, runs
-        return self._library if self._library is not None and len(self._library) else None
-
-    def _open_first(self) -> Library:
-        return open_library(self._folder, run=self._run, device=self._device, update=False, progress=self._stop_if_closed)
 
     def _stop_if_closed(self, _: Progress) -> None:
         if self._closing.is_set():

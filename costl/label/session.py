@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import secrets
 from collections import Counter
@@ -11,19 +10,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from PIL import Image
-
 from costl.data.annotations import RATED_CLIP_S
+from costl.demo.pictures import frame_jpeg
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
 from costl.label.rows import Label, Qid, Row, as_number, with_answer
 from costl.label.store import Edit, LabelStore
 from costl.label.videos import LabelVideo, LabelVideos
-from costl.pipeline.errors import UsageError, VideoError
+from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.annotations import qid_in
 from costl.pipeline.grid import Grid
-from costl.pipeline.preview.cut import frames_at
 
 _PICTURE_HEIGHT = 360
 _WAIT_S = 0.5  # between looks at whether the server is shutting down
@@ -125,13 +122,7 @@ class LabelSession:
 
     def picture(self, video: LabelVideo, second: float) -> bytes | None:
         """The JPEG of the picture at a second of a video; None where there is none."""
-        try:
-            (pixels,) = frames_at(video.path, [second], height=_PICTURE_HEIGHT)
-        except (VideoError, ValueError):  # ValueError: no picture at this time
-            return None
-        jpeg = io.BytesIO()
-        Image.fromarray(pixels).save(jpeg, "JPEG", quality=80)
-        return jpeg.getvalue()
+        return frame_jpeg(video.path, second, height=_PICTURE_HEIGHT)
 
     def text(self) -> str:
         """All labels as JSONL."""

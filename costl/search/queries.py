@@ -84,7 +84,7 @@ class QueryEncoder:
         scale = self._features.joint.logit_scale
         absent = self.ordinary().absent(videos.keys, logit_scale=scale)
         encoded = self._text_encoder().encode(sentences)
-        vectors = self.relative(encoded)
+        vectors = self._relative(encoded)
         return [SearchQuery(*one[:2], scale, absent, one[2]) for one in zip(sentences, vectors, encoded, strict=True)]
 
     def of_images(self, images: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]], videos: Vectors) -> list[SearchQuery]:
@@ -98,9 +98,9 @@ class QueryEncoder:
 
     def relative_vector(self, sentence: str) -> Float[np.ndarray, "1 e"]:
         """The vector of a sentence that clips are compared with."""
-        return self.relative(self._text_encoder().encode([sentence]))
+        return self._relative(self._text_encoder().encode([sentence]))
 
-    def relative(self, encoded: Sequence[SentenceTokens]) -> Float[np.ndarray, "q e"]:
+    def _relative(self, encoded: Sequence[SentenceTokens]) -> Float[np.ndarray, "q e"]:
         """The vectors of sentences, less what ordinary sentences share."""
         return relative_sentence(np.stack([one.sentence for one in encoded]), self.ordinary().vectors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +49,13 @@ def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[in
         process.kill()
         raise
     return process.returncode, out, err
+
+
+def kill(process: subprocess.Popen[str], *, whole_group: bool) -> None:
+    """Sends SIGKILL to the command and its decode processes, or to the command only, which leaves them as orphans."""
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the command ended before the kill"
 
 
 def run_command(*arguments: object, cwd: Path, within_s: float = 240, **options: Any) -> tuple[int, str, str]:

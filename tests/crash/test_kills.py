@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from processes import (
     check_cache,
     contents_of,
     json_summary,
+    kill,
     part_stamps,
     parts_of,
     run_command,
@@ -70,13 +70,6 @@ def kill_after_parts(home: Path, parts: int, *, after_s: float, whole_group: boo
     wait_for(lambda: len(parts_of(home / "feats.h5")) >= parts or process.poll() is not None, within_s=3600)
     time.sleep(after_s)
     kill(process, whole_group=whole_group)
-
-
-def kill(process, *, whole_group: bool) -> None:
-    """Sends SIGKILL to the command and its decode processes, or to the command only, which leaves them as orphans."""
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the command ended before the kill"
 
 
 def check_survivors(home: Path, truth: dict[str, bytes], survivors: Survivors) -> None:

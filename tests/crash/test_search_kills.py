@@ -6,13 +6,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 from pathlib import Path
 
 import pytest
 from processes import (
     contents_of,
+    kill,
     part_stamps,
     parts_of,
     run_command,
@@ -41,9 +41,7 @@ def kill_after(home: Path, parts: int, *, after_s: float, whole_group: bool) -> 
     process = start_command(*SEARCH, cwd=home)
     wait_for(lambda: len(parts_of(home / CACHE)) >= parts or process.poll() is not None)
     time.sleep(after_s)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the search ended before the kill"
+    kill(process, whole_group=whole_group)
 
 
 def index_of(home: Path) -> dict[str, bytes]:

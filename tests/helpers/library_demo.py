@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from costl.demo import library, library_app, server
+from costl.demo import indexed_folder, library, library_app, server
 from costl.demo.lazy_app import LazyApp
 from costl.pipeline.progress import Progress, Throughput
 from costl.search.library import Library
@@ -23,7 +23,7 @@ INDEXING = Progress("videos", 1, 3, video="2026/first.mp4", speed=Throughput(3, 
 
 
 def main(gates: Path, videos: Path, weights: str) -> None:
-    update, search = library.update_library, Library.search_all
+    update, search = indexed_folder.update_library, Library.search_all
 
     def gated_update(folder, index, *, progress, **options):
         def report(event):
@@ -38,7 +38,7 @@ def main(gates: Path, videos: Path, weights: str) -> None:
         results = search(self, queries, min_score=0.0, **options)
         return [replace(one, hits=(), below=one.hits) if "absent" in one.query else one for one in results]
 
-    library.update_library, Library.search_all = gated_update, gated_search
+    indexed_folder.update_library, Library.search_all = gated_update, gated_search
     state = library.LibrarySearch(videos, weights=weights, device="cpu")
     state.indexing.start()
     with server.open_socket(0) as server_socket:

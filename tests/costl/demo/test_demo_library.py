@@ -256,14 +256,14 @@ def test_a_failed_update_has_a_reason(capsys, error, message):
 def test_the_text_tower_is_loaded_once(indexed, monkeypatch):
     find(indexed)
     monkeypatch.setattr("costl.search.queries.load_text_encoder", lambda *_, **__: pytest.fail("loaded again"))
-    monkeypatch.setattr(indexed, "_opened_after", -1)
-    before = indexed._open()
-    monkeypatch.setattr(indexed, "_opened_after", -1)
-    assert find(indexed)["summary"].endswith("in 3 of 3 videos") and indexed._library is not before
+    monkeypatch.setattr(indexed._indexed, "_opened_after", -1)
+    before = indexed._indexed.open()
+    monkeypatch.setattr(indexed._indexed, "_opened_after", -1)
+    assert find(indexed)["summary"].endswith("in 3 of 3 videos") and indexed._indexed.open() is not before
 
 
 def test_curves_are_the_cosines_of_each_clip(indexed):
-    library = indexed._open()
+    library = indexed._indexed.open()
     curves = library.curves("a red ring", {"a.mp4", "2026/b.mp4", "gone.mp4"})
     assert curves.keys() == {"a.mp4", "2026/b.mp4"} and library.curves("a red ring", []) == {}
     sentence = library._queries._text_encoder().sentence_vectors(["a red ring"])[0] - library._queries.ordinary().vectors.mean(0)

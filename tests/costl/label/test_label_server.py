@@ -310,7 +310,7 @@ class FakeLibrary:
 
 
 def test_proposals_are_the_moments_of_this_video(page, monkeypatch):
-    monkeypatch.setattr(page.session.proposals, "_open", FakeLibrary)
+    monkeypatch.setattr(page.session.proposals._indexed, "open", FakeLibrary)
     reply = page.post("proposals", {"video": "a.mp4", "sentence": " 1  2 "})
     assert [(span["start"], span["end"]) for span in reply["spans"]] == [(1, 2), (2, 3)]
     assert reply["note"] == "Proposed by zero-shot X." and reply["curve"] == [0.1, 0.25]
@@ -337,7 +337,7 @@ def test_an_error_of_the_search_is_a_note(page, monkeypatch, capsys):
     def fail() -> None:
         raise RuntimeError("out of memory.")
 
-    monkeypatch.setattr(page.session.proposals, "_open", fail)
+    monkeypatch.setattr(page.session.proposals._indexed, "open", fail)
     assert page.post("proposals", {"video": "a.mp4", "sentence": "x"})["note"] == "out of memory. Look at the terminal."
     assert "Traceback" in capsys.readouterr().err
 
