@@ -35,17 +35,22 @@ def train(
     device: str = "auto",
     progress: ProgressCallback | None = None,
     ranks: Ranks = SINGLE_PROCESS,
+    start_from: Path | str | None = None,
 ) -> Report:
     """Trains CoSTL from a cache into the run folder `out` (default: a new one in `runs/`).
 
     Settings are the defaults, changed by those that came with the videos (in the cache), by each layer of `config` in
-    turn, then by `overrides` such as "train.epochs=20". Of several `ranks` (see
+    turn, then by `overrides` such as "train.epochs=20". The first weights are random, or with `start_from` those of a trained
+    model: the folder of a run or of an export, or hf://user/name. Its encoder must be that of the cache, and the settings of
+    model, spatial and temporal are those of the model. Of several `ranks` (see
     `costl.training.distributed.process_group`) each calls this with the same arguments; the main process writes the run.
     Unless `train.select_on` is test, training reads nothing of a test split except for the digest of its text in run.json.
     Raises UsageError for wrong settings or splits, CacheError for a cache that cannot be read, CostlError when the loss is
     not finite.
     """
-    training = start_training(cache, config=config, overrides=overrides, out=out, device=device, ranks=ranks)
+    training = start_training(
+        cache, config=config, overrides=overrides, out=out, device=device, ranks=ranks, start_from=start_from
+    )
     return _train(training, progress)
 
 
@@ -106,6 +111,7 @@ def _train_epochs(training: Training, rows: list[dict[str, Any]], progress: Prog
     )
     with loader, tensorboard as write_to_tensorboard:
         objective = make_objective(state, config)
+        _score_start(training)
         while state.epoch < config.train.epochs and not _out_of_patience(training):
             last_epoch = describe_epoch(rows[-1], config) if rows else ""
             generator = state.copy_shuffle_generator()
@@ -166,6 +172,16 @@ def _train_epoch(
         "waiting": epoch_progress.waited_s / epoch_progress.seconds,
         "seconds": epoch_progress.seconds,
     }
+
+
+def _score_start(training: Training) -> None:
+    """Saves the weights of the model that training starts from as the best so far, if there is a split to score them on."""
+    state = training.state
+    settings = training.config.train
+    if training.run.start and state.best_score is None and settings.select_on in training.splits:
+        score = training.validate()[settings.select]
+        with defer_signals(), state.ranks.all_or_none():
+            save_if_best(state, score, training.run.folder)
 
 
 def _out_of_patience(training: Training) -> bool:

@@ -34,8 +34,17 @@ def check_run(
         read_queries(features, split, domain=trained.config.data.domain)
 
 
-def check_training(cache: Path, config: Sequence[Path], overrides: Sequence[str], splits: Sequence[str] = ()) -> None:
-    """Raises UsageError or CacheError for a cache, settings or splits that cannot be used. `splits` are those to score."""
+def check_training(
+    cache: Path,
+    config: Sequence[Path],
+    overrides: Sequence[str],
+    splits: Sequence[str] = (),
+    start_from: str | None = None,
+) -> None:
+    """Raises UsageError or CacheError for a cache, settings, splits or a model to start from that cannot be used.
+
+    `splits` are those to score.
+    """
     from costl.config import load_config
 
     if _each_process_would_print():
@@ -44,7 +53,7 @@ def check_training(cache: Path, config: Sequence[Path], overrides: Sequence[str]
     from costl.data.queries import read_queries
     from costl.training.inputs import read_new
 
-    features, _, _ = read_new(cache, config, overrides)
+    features, _, _ = read_new(cache, config, overrides, start_from)
     for split in splits:
         read_queries(features, split)
 

@@ -19,6 +19,9 @@ from costl.commands.progress_bars import ProgressBars
 @overrides
 @out("Folder of the run.  [default: a new one in runs/]", type=FOLDER)
 @click.option("--resume", "run", type=FOLDER, help="Continue this interrupted run with its own settings.")
+@click.option(
+    "--start-from", metavar="MODEL", help="Start with the weights of this trained model: a run, an export, hf://user/name."
+)
 @device
 @quiet
 @as_json
@@ -29,6 +32,7 @@ def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quie
     Examples:
         costl train --cache feats.h5
         costl train --cache feats.h5 --set train.epochs=20 --set spatial.steps=0
+        costl train --cache mine.h5 --start-from runs/qvhighlights
         costl train --resume runs/feats-20260131-120000
         torchrun --standalone --nproc_per_node=2 -m costl train --cache feats.h5
 
@@ -38,13 +42,13 @@ def train(cache: Path | None, run: Path | None, device: str, as_json: bool, quie
     config.yaml in the folder of the run lists all of them.
     """
     if run is not None and any(changes.values()):
-        raise click.UsageError("--resume uses the run's own settings. Leave out --config, --set and --out.")
+        raise click.UsageError("--resume uses the run's own settings. Leave out --config, --set, --start-from and --out.")
     if run is None and cache is None:
         raise click.UsageError("Missing option '--cache', for example: costl train --cache feats.h5")
     if run is not None:
         check_resumed(run, cache)
     elif cache is not None:
-        check_training(cache, changes["config"], changes["overrides"])
+        check_training(cache, changes["config"], changes["overrides"], start_from=changes["start_from"])
     from costl.train import resume, train
     from costl.training.distributed import process_group
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from costl.ask.hub import CONFIG
+from costl.ask.model_folder import is_run, model_folder, read_export_config
 from costl.config import Config, load_config
 from costl.config_files import Layer, stated_fps
 from costl.data.annotations import Query
@@ -13,17 +16,59 @@ from costl.data.queries import read_queries
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
+from costl.pipeline.fingerprint import explain_difference
 from costl.training.run_folder import Run, annotation_digests, open_cache, read_run
+
+# Fields of a fingerprint that say how frames were read and stored. Models of one encoder may differ in them.
+_FRAME_FIELDS = frozenset(["decoder", "dtype", "fps", "layers", "open_clip", "precision", "resize", "sampling"])
 
 
 def read_new(
-    cache: Path, config: Sequence[Layer], overrides: Iterable[str]
+    cache: Path, config: Sequence[Layer], overrides: Iterable[str], start_from: Path | str | None = None
 ) -> tuple[CacheReader, Config, dict[str, list[Query]]]:
-    """The cache, the settings and the splits of a new training; for the errors see `costl.train.train`."""
+    """The cache, the settings and the splits of a new training; for the errors see `costl.train.train`.
+
+    With `start_from`, the settings of the model itself are those of that trained model.
+    """
     features = CacheReader(cache)
-    settings = load_config(features.settings, *config, overrides=overrides)
+    start = [] if start_from is None else [_start_settings(start_from, features)]
+    settings = load_config(features.settings, *config, *start, overrides=overrides)
+    if start and _model_settings(settings) != start[0]:
+        raise UsageError(
+            f"{start_from}: its weights are of a model with other settings than --set asks for. Leave out the settings of "
+            "model, spatial and temporal, or leave out --start-from."
+        )
     _refuse_other_fps(features, config)
     return features, settings, _read_splits(features, settings)
+
+
+def _start_settings(start_from: Path | str, features: CacheReader) -> dict[str, Any]:
+    """The settings of the model at `start_from`. Raises CacheError if it was trained with another encoder."""
+    folder = model_folder(start_from)
+    if is_run(folder):
+        run = read_run(folder)
+        config, fingerprint = run.config, run.fingerprint
+    else:
+        content = read_export_config(folder / CONFIG)
+        config, fingerprint = content["config"], content["fingerprint"]
+    theirs, ours = (
+        {field: value for field, value in fields.items() if field not in _FRAME_FIELDS}
+        for fields in (fingerprint, features.fingerprint)
+    )
+    differences = explain_difference(theirs, ours, was="the model has", now="the cache has")
+    if differences:
+        raise CacheError(
+            f"{start_from}: trained with another encoder than {features.path} ({'; '.join(differences)}). Start from a model "
+            "that was trained with the encoder of this cache."
+        )
+    return _model_settings(config)
+
+
+def _model_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide which weights a model has, and how it uses them."""
+    sections = config.to_dict()
+    model = {name: sections["model"][name] for name in ("kind", "width", "heads")}
+    return {"model": model, "spatial": sections["spatial"], "temporal": sections["temporal"]}
 
 
 def read_interrupted(folder: Path, cache: Path | None) -> tuple[Run, CacheReader, dict[str, list[Query]]]:

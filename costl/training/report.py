@@ -51,7 +51,8 @@ class Report:
         score = "" if self.score is None else f" with {self.select} {self.score:.1f} on {split}"
         early = ", stopped early" if self.stopped_early else ""
         comparison = [self.zero_shot.message()] if self.zero_shot else []
-        return [*self.notes, f"{self.epochs} epochs{early}; epoch {self.best_epoch} is kept{score}.", *comparison]
+        kept = f"epoch {self.best_epoch} is" if self.best_epoch else "the weights of the start are"
+        return [*self.notes, f"{self.epochs} epochs{early}; {kept} kept{score}.", *comparison]
 
 
 def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Report:

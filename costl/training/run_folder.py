@@ -52,7 +52,8 @@ class Run:
     """One training run on disk: its folder, its settings, and the cache it was trained from.
 
     `patch_grid` and `source` (model and weights of its CLIP) are needed to extract new videos; `longest_clips` is the
-    length of the longest training video. They are empty in a run of an earlier version.
+    length of the longest training video. They are empty in a run of an earlier version. `start` has the trained model that
+    training started from and the sha256 of its weights; it is empty for random weights.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Run:
     patch_grid: tuple[int, ...] = ()
     source: Mapping[str, str] = field(default_factory=dict)
     longest_clips: int = 0
+    start: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def resolved_config(self) -> Config:
@@ -82,7 +84,9 @@ class Run:
         return (self.folder / "summary.json").is_file()
 
 
-def create_run(folder: Path | None, config: Config, features: CacheReader) -> Run:
+def create_run(
+    folder: Path | None, config: Config, features: CacheReader, start: Mapping[str, str] | None = None
+) -> Run:
     """Creates the folder (by default `runs/<cache>-<date>-<time>`) and writes config.yaml and run.json.
 
     Raises UsageError when the folder holds other files, CacheError while another training is writing there, CostlError
@@ -96,6 +100,7 @@ def create_run(folder: Path | None, config: Config, features: CacheReader) -> Ru
         "source": features.source,
         "longest_clips": _longest_training_video(features),
         "annotations": annotation_digests(features),
+        "start": dict(start or {}),
         "started": datetime.now().astimezone().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
     }
@@ -123,12 +128,13 @@ def read_run(folder: Path) -> Run:
         patch_grid = tuple(map(int, about.get("patch_grid", ())))
         source = dict(about.get("source", {}))
         longest_clips = int(about.get("longest_clips", 0))
+        start = dict(about.get("start", {}))
     except OSError as error:
         raise CacheError(f"{folder / 'run.json'}: cannot be read ({error.strerror}). {next_step(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({abbreviated(error, 200)}). Train again.") from error
     config = load_config(folder / "config.yaml", stored=True)
-    return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips)
+    return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips, start)
 
 
 def newest_run(runs: Path = RUNS) -> Run:

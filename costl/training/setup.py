@@ -25,7 +25,7 @@ from costl.training.distributed import Ranks
 from costl.training.inputs import read_interrupted, read_new
 from costl.training.logging import check_tensorboard
 from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, sweep_run
-from costl.training.state import TrainingState, fresh_state, load_state
+from costl.training.state import TrainingState, fresh_state, load_start, load_state
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,19 @@ def start_training(
     out: Path | None,
     device: str,
     ranks: Ranks,
+    start_from: Path | str | None = None,
 ) -> Training:
     """A new training; see `costl.train.train`. Nothing is written when it is refused."""
     with ranks.all_or_none():
-        features, settings, splits = read_new(cache, config, overrides)
+        features, settings, splits = read_new(cache, config, overrides, start_from)
         _refuse_idle_processes(settings, ranks)
         if settings.train.tensorboard:
             check_tensorboard()
         state = fresh_state(settings, features, pick_device(ranks.device(device)))
+        start = load_start(state, start_from)
     state.ranks = _agreed_ranks(ranks, settings, features, state)
     with ranks.all_or_none():
-        run = create_run(out, settings, features) if ranks.is_main else None
+        run = create_run(out, settings, features, start) if ranks.is_main else None
     return Training(ranks.broadcast(run), features, splits, state)
 
 
@@ -124,8 +126,18 @@ def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks:
         state = fresh_state(run.config, features, pick_device(ranks.device(device)))
         if is_saved:
             load_state(state, run_folder)
+        else:
+            _load_same_start(state, run)
     state.ranks = _agreed_ranks(ranks, run.config, features, state)
     return Training(run, features, splits, state)
+
+
+def _load_same_start(state: TrainingState, run: Run) -> None:
+    """Loads the weights that the run started from. Raises UsageError when they have changed since."""
+    if load_start(state, run.start.get("model")) != run.start:
+        raise UsageError(
+            f"{run.folder}: {run.start['model']} has other weights than when this run started. Train a new run."
+        )
 
 
 def _refuse_idle_processes(config: Config, ranks: Ranks) -> None:

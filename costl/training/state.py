@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from costl.ask.hub import HUB
 from costl.config import Config
 from costl.model.build import Model, build_model, cache_sizes
 from costl.pipeline.cache.reader import CacheReader
@@ -21,6 +22,7 @@ from costl.training.checkpoint import (
     rng_state,
     save_checkpoint,
     set_rng_state,
+    weights_digest,
 )
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.optimizer import make_optimizer
@@ -117,6 +119,27 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
     shuffle_generator = torch.Generator().manual_seed(config.train.seed)
     precision = choose_precision(config.train.precision, device)
     return TrainingState(model, ema_model, optimizer, shuffle_generator, precision, make_scaler(device, precision))
+
+
+def load_start(state: TrainingState, start_from: Path | str | None) -> dict[str, str]:
+    """Loads the weights of a trained model into a fresh state; returns the model and the digest of its weights.
+
+    Nothing is loaded and returned without `start_from`. Raises UsageError when it is no model, CacheError when it is damaged
+    or its weights do not fit.
+    """
+    if start_from is None:
+        return {}
+    from costl.ask.trained_model import read_trained_model
+
+    trained = read_trained_model(start_from)
+    for model in (state.model, state.ema_model):
+        load_matching_weights(model, trained.weights, source=trained.name)
+    return {"model": _stored_name(start_from), "sha256": weights_digest(trained.weights)}
+
+
+def _stored_name(start_from: Path | str) -> str:
+    """The name of a model, whatever folder a resumed run is started in."""
+    return str(start_from) if str(start_from).startswith(HUB) else str(Path(start_from).resolve())
 
 
 def save_if_best(state: TrainingState, score: float | None, folder: Path) -> None:
