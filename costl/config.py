@@ -33,6 +33,9 @@ _MAX_COUNT = 10**9
 _MAX_WIDTH = 16384  # one matrix of the model then takes a gigabyte
 _MAX_STRIDE = 512  # clips; prediction reads no more clips at once (MAX_WINDOW_CLIPS)
 
+# The length of training is given by one of them: the one that is set last.
+_ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}
+
 # Settings of earlier versions, and what to do instead. Settings that a run or a cache stores may still have them.
 REMOVED = {
     "temporal.top_down": "Leave it out: adding coarse scales to finer ones brought no gain.",
@@ -135,13 +138,15 @@ class Train:
     """The training loop."""
 
     seed: int = _setting(0, lambda seed: 0 <= seed < 2**32, "0 or more and below 2^32")
-    epochs: int = _above_zero(60)
+    epochs: int | None = _above_zero(None)
+    steps: int | None = _above_zero(None)
     batch_size: int = _above_zero(32)
     learning_rate: float = _above_zero(5e-4, 1)  # AdamW changes every weight by about this much in a step
     weight_decay: float = _setting(1e-4, lambda decay: decay >= 0, "zero or more")
     warmup_steps: int = _from_zero(200)
     clip_norm: float = _setting(1.0, lambda norm: norm > 0, "above zero")
     ema: float = _setting(0.999, lambda decay: 0 <= decay < 1, "0 or more and below 1")
+    validate_every: int = _above_zero(1)
     patience: int = _above_zero(15)
     select: str = _one_of("MR-full-mAP", SELECTABLE)
     select_on: str = _setting(
@@ -212,6 +217,8 @@ def load_config(*layers: Layer, overrides: Iterable[str] = (), stored: bool = Fa
             content = _without_removed(source, content, problems)
         for section, key, value in _valid_settings(source, content, problems):
             merged.setdefault(section, {})[key] = value
+            if section == "train" and key in _ALTERNATIVES and value is not None:
+                merged[section][_ALTERNATIVES[key]] = None
     sections = {name: _section_type(name)(**values) for name, values in merged.items()}
     config = dataclasses.replace(Config(), **sections)
     problems += _range_problems(config)

@@ -96,8 +96,8 @@ def _train_epochs(training: Training, rows: list[dict[str, Any]], progress: Prog
     config = training.config
     ranks = state.ranks
     queries = len(training.queries)
-    total = config.train.epochs * queries
-    report = ProgressReporter(progress, state, loss_weights=vars(config.loss), epochs=config.train.epochs, queries=queries)
+    total = training.epochs * queries
+    report = ProgressReporter(progress, state, loss_weights=vars(config.loss), epochs=training.epochs, queries=queries)
     loader = Loader(
         training.features,
         patches=config.patches,
@@ -112,20 +112,21 @@ def _train_epochs(training: Training, rows: list[dict[str, Any]], progress: Prog
     with loader, tensorboard as write_to_tensorboard:
         objective = make_objective(state, config)
         _score_start(training)
-        while state.epoch < config.train.epochs and not _out_of_patience(training):
+        while state.epoch < training.epochs and not _out_of_patience(training):
             last_epoch = describe_epoch(rows[-1], config) if rows else ""
             generator = state.copy_shuffle_generator()
             row = _train_epoch(training, objective, loader, generator, partial(report, last_epoch))
             started = time.perf_counter()
-            score = None
-            if config.train.select_on in training.splits:
+            is_scored = training.is_scored(state.epoch + 1)
+            if is_scored:
                 row[config.train.select_on] = training.validate()
-                score = row[config.train.select_on][config.train.select]
             row["seconds"] += time.perf_counter() - started
             with defer_signals(), ranks.all_or_none():
                 state.end_epoch(generator, row["seconds"])
                 rows.append(row)
-                save_if_best(state, score, training.run.folder)
+                if is_scored or config.train.select_on not in training.splits:
+                    score = row[config.train.select_on][config.train.select] if is_scored else None
+                    save_if_best(state, score, training.run.folder)
                 if ranks.is_main:
                     write_rows(training.run, rows)
                     save_state(state, training.run.folder)
@@ -157,7 +158,7 @@ def _train_epoch(
             with state.ranks.all_or_none():  # an unreadable part ends all processes
                 batch = next(batches)
             waited_s = time.perf_counter() - started
-            progress = (state.epoch + queries_done / queries) / config.train.epochs
+            progress = (state.epoch + queries_done / queries) / training.epochs
             train_step(state, objective, batch, config, progress=progress)
             queries_done += len(batch.queries)
             report_queries_done(queries_done)

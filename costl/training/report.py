@@ -66,7 +66,7 @@ def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Re
         best_epoch=state.best_epoch,
         select=settings.select,
         score=state.best_score,
-        stopped_early=state.epoch < settings.epochs,
+        stopped_early=state.epoch < training.epochs,
         seconds=state.seconds,
         notes=tuple(training.notes),
         select_on=settings.select_on,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from costl.training.checkpoint import checkpoint_path, load_checkpoint, refuse_o
 from costl.training.distributed import Ranks
 from costl.training.inputs import read_interrupted, read_new
 from costl.training.logging import check_tensorboard
+from costl.training.optimizer import fit_schedule
 from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, sweep_run
 from costl.training.state import TrainingState, fresh_state, load_start, load_state
 
@@ -45,8 +46,19 @@ class Training:
     @property
     def queries(self) -> list[Query]:
         """The training queries whose videos have features."""
-        vids = set(self.features.video_ids)
-        return [query for query in self.splits["train"] if query.vid in vids]
+        return _with_features(self.splits["train"], self.features)
+
+    @property
+    def epochs(self) -> int:
+        """The maximum number of epochs."""
+        assert self.config.train.epochs is not None, "start_training sets it"
+        return self.config.train.epochs
+
+    def is_scored(self, epoch: int) -> bool:
+        """Whether the model is validated after this epoch."""
+        settings = self.config.train
+        is_due = epoch % settings.validate_every == 0 or epoch == self.epochs
+        return is_due and settings.select_on in self.splits
 
     @property
     def notes(self) -> list[str]:
@@ -104,6 +116,8 @@ def start_training(
     """A new training; see `costl.train.train`. Nothing is written when it is refused."""
     with ranks.all_or_none():
         features, settings, splits = read_new(cache, config, overrides, start_from)
+        queries = len(_with_features(splits["train"], features))
+        settings = replace(settings, train=fit_schedule(settings.train, queries=queries))
         _refuse_idle_processes(settings, ranks)
         if settings.train.tensorboard:
             check_tensorboard()
@@ -130,6 +144,11 @@ def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks:
             _load_same_start(state, run)
     state.ranks = _agreed_ranks(ranks, run.config, features, state)
     return Training(run, features, splits, state)
+
+
+def _with_features(queries: Iterable[Query], features: CacheReader) -> list[Query]:
+    vids = set(features.video_ids)
+    return [query for query in queries if query.vid in vids]
 
 
 def _load_same_start(state: TrainingState, run: Run) -> None:

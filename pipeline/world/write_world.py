@@ -30,7 +30,7 @@ extract:
   fps: 0.5          # clips a second: one for every two seconds, as in QVHighlights
 train:              # how this world is best learned on two cores; `costl train` takes it from the cache
   model: {width: 128, input_dropout: 0.1}
-  train: {epochs: 6, batch_size: 24, learning_rate: 0.002, warmup_steps: 100, ema: 0.99}
+  train: {steps: 900, batch_size: 24, learning_rate: 0.002, warmup_steps: 100, ema: 0.99}
 """
 
 

@@ -384,7 +384,8 @@ FIELDS = {
         "precision": st.sampled_from(PRECISIONS),
         "tensorboard": st.booleans(),
     }
-    | dict.fromkeys(("epochs", "batch_size", "bucket_batches", "patience"), st.integers(1, 10**9))
+    | dict.fromkeys(("epochs", "batch_size", "bucket_batches", "validate_every", "patience"), st.integers(1, 10**9))
+    | {"steps": st.none()}
     | {"learning_rate": RATE, "weight_decay": RATE, "clip_norm": POSITIVE}
     | {"warmup_steps": st.integers(0, 10**9), "workers": st.integers(0, 256)},
     "predict": {
@@ -394,6 +395,21 @@ FIELDS = {
     }
     | {"nms_sigma": POSITIVE, "round_s": st.floats(0.001, 1e9)},
 }
+
+
+@pytest.mark.parametrize(
+    ("layers", "overrides", "expected"),
+    [
+        ([{"train": {"epochs": 6}}], ["train.steps=900"], (None, 900)),
+        ([{"train": {"steps": 900}}], ["train.epochs=6"], (6, None)),
+        ([{"train": {"steps": 900}}, {"train": {"epochs": 6}}, {"train": {"steps": 30}}], [], (None, 30)),
+        ([{"train": {"epochs": 6}}, {"train": {"steps": None}}], [], (6, None)),
+        ([{"train": {"steps": 900}}], ["train.steps=null"], (None, None)),
+    ],
+)
+def test_epochs_and_steps_replace_each_other(layers, overrides, expected):
+    settings = load_config(*layers, overrides=overrides).train
+    assert (settings.epochs, settings.steps) == expected
 
 
 @settings(max_examples=settings.default.max_examples // 2, suppress_health_check=[HealthCheck.too_slow])

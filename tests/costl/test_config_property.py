@@ -55,6 +55,8 @@ ORDINARY: dict[str, dict[str, list[Any]]] = {
         "warmup_steps": [0, 1, 200, 10**9],
         "clip_norm": [5e-324, 1.0, 1e300],
         "ema": [0.0, 0.999, 1 - 2**-53],
+        "steps": [None, 1, 10**9],
+        "validate_every": [1, 10**9],
         "patience": [1, 10**9],
         "select": [*SELECTABLE],
         "select_on": ["val", "test"],
@@ -146,7 +148,7 @@ def one_step(config: Config, task: Task, queries: list[Query]) -> TrainingState:
     )
     batch = collate(first.queries, task.features, patches=config.patches, negative_pairs=first.negative_pairs)
     state.model.train()
-    train_step(state, make_objective(state, config), batch, config, progress=0.5 / config.train.epochs)
+    train_step(state, make_objective(state, config), batch, config, progress=0.5)
     return state
 
 
