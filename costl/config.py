@@ -152,6 +152,7 @@ class Train:
     select_on: str = _setting(
         "val", lambda split: split in ("val", "test"), "val, or test, as some papers do; numbers are then labelled"
     )
+    folds: int = _from_zero(3, 1000)
     threads: int | None = _above_zero(None, 1024)
     workers: int = _from_zero(0, 256)
     bucket_batches: int = _above_zero(1)

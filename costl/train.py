@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,13 @@ def _train(training: Training, progress: ProgressCallback | None) -> Report:
             if isinstance(stop, CacheError):
                 raise
             raise KeyboardInterrupt(f"Every step is kept; costl train --resume {folder} goes on from there.") from None
-        return finish_training(training, rows)
+        return finish_training(training, rows, lambda fold, name: _train_fold(fold, name, progress))
+
+
+def _train_fold(fold: Training, name: str, progress: ProgressCallback | None) -> None:
+    """Trains a model of the cross-validation, from its last complete epoch."""
+    rows = read_rows(fold.run, up_to=fold.state.epoch)
+    _train_epochs(fold, rows, lambda update: progress(replace(update, stage=f"{name}: train")) if progress else None)
 
 
 def _train_epochs(training: Training, rows: list[dict[str, Any]], progress: ProgressCallback) -> None:

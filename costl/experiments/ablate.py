@@ -68,7 +68,7 @@ def ablate(
         for name in trained
     ]
     for _, folder, run_overrides in runs:
-        refuse_other_settings(folder, load_config(*layers, overrides=run_overrides))
+        refuse_other_settings(folder, cache, config, run_overrides)
     _check_splits(features, base, splits)
     report_progress(Progress("references", 0, 1))
     references, how = untrained_baselines(features, splits, base)

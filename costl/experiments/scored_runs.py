@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costl.config import Config, load_config
 from costl.config_files import Layer
 from costl.data.annotations import Prediction, parse_predictions
 from costl.evaluate import evaluate
@@ -17,7 +16,10 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.progress import ProgressCallback
 from costl.train import resume, train
+from costl.training.inputs import read_new
 from costl.training.run_folder import Run, annotation_digests, read_run
+
+NO_FOLDS = "train.folds=0"  # an experiment compares runs with each other, not with CLIP alone
 
 
 def train_and_score(
@@ -40,12 +42,12 @@ def train_and_score(
     """
     features = CacheReader(cache)
     notes: Sequence[str] = ()
+    refuse_other_settings(folder, cache, config, overrides)
     if not (folder / "run.json").exists():
-        notes = train(cache, config=config, overrides=overrides, out=folder, device=device, progress=progress).notes
-    else:
-        refuse_other_settings(folder, load_config(features.settings, *config, overrides=overrides))
-        if not read_run(folder).finished:
-            notes = resume(folder, device=device, progress=progress).notes
+        settings = [*overrides, NO_FOLDS]
+        notes = train(cache, config=config, overrides=settings, out=folder, device=device, progress=progress).notes
+    elif not read_run(folder).finished:
+        notes = resume(folder, device=device, progress=progress).notes
     scores = {}
     for split in splits:
         scores[split] = _stored_scores(folder, split, weights, features)
@@ -56,9 +58,12 @@ def train_and_score(
     return scores, notes
 
 
-def refuse_other_settings(folder: Path, config: Config) -> None:
-    """Raises UsageError if `folder` has a run with other settings."""
-    if (folder / "run.json").exists() and read_run(folder).config != config:
+def refuse_other_settings(folder: Path, cache: Path, config: Sequence[Layer], overrides: Sequence[str]) -> None:
+    """Raises UsageError if `folder` has a run with other settings than `train_and_score` uses."""
+    if not (folder / "run.json").exists():
+        return
+    _, settings, _ = read_new(cache, config, [*overrides, NO_FOLDS])
+    if read_run(folder).config != settings:
         raise UsageError(f"{folder}: was trained with other settings. Delete it, or choose another folder with --out.")
 
 

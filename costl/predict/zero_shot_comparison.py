@@ -9,7 +9,6 @@ import numpy as np
 
 from costl.config import Config
 from costl.data.annotations import Prediction, Query
-from costl.data.queries import read_queries
 from costl.metrics.bootstrap import Interval, percentile_interval, resampled_counts
 from costl.metrics.compute import measure
 from costl.pipeline.cache.reader import CacheReader
@@ -41,21 +40,20 @@ class ZeroShotComparison:
         interval = "" if self.interval is None else f" ({self.interval[0]:+.1f} to {self.interval[1]:+.1f})"
         advice = "" if self.is_better else " The model is not clearly better than CLIP alone: search without it, or label more."
         return (
-            f"{self.queries} validation queries about {self.videos} videos: {self.metric} {self.trained:.1f}, CLIP alone "
+            f"{self.queries} held-out queries about {self.videos} videos: {self.metric} {self.trained:.1f}, CLIP alone "
             f"{self.zero_shot:.1f}, difference {difference:+.1f}{interval}.{advice}"
         )
 
 
 def compare_with_zero_shot(
-    predictions: Sequence[Prediction], features: CacheReader, split: str, config: Config
+    predictions: Sequence[Prediction], features: CacheReader, queries: Sequence[Query], config: Config
 ) -> ZeroShotComparison | None:
-    """Compares the predictions for a split with those of CLIP alone, by the metric that chooses the epoch.
+    """Compares the predictions for these queries with those of CLIP alone, by the metric that chooses the epoch.
 
     None where frames and sentences share no space, and where the labels do not give this metric.
     """
     if not features.joint.is_known:
         return None
-    queries = read_queries(features, split, domain=config.data.domain)
     alone = [zero_shot_prediction(query, features) for query in queries if query.vid in features.video_ids]
     both = [_values(answers, queries, config) for answers in (predictions, alone)]
     if any(values is None for values in both):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from costl.ask.hub import CONFIG
 from costl.ask.model_folder import is_run, model_folder, read_export_config
-from costl.config import Config, load_config
+from costl.config import Config, Train, load_config
 from costl.config_files import Layer, stated_fps
 from costl.data.annotations import Query
 from costl.data.queries import read_queries
@@ -39,7 +40,15 @@ def read_new(
             "model, spatial and temporal, or leave out --start-from."
         )
     _refuse_other_fps(features, config)
-    return features, settings, _read_splits(features, settings)
+    splits = _read_splits(features, settings)
+    queries = len(with_features(splits["train"], features))
+    return features, replace(settings, train=fit_schedule(settings.train, queries=queries)), splits
+
+
+def with_features(queries: Iterable[Query], features: CacheReader) -> list[Query]:
+    """The queries whose videos have features."""
+    vids = set(features.video_ids)
+    return [query for query in queries if query.vid in vids]
 
 
 def _start_settings(start_from: Path | str, features: CacheReader) -> dict[str, Any]:
@@ -126,3 +135,29 @@ def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[
                 f"{features.path}: the annotations of {split!r} have changed since {run.folder} started, so the run cannot "
                 "be continued. Train a new run."
             )
+
+
+_EPOCHS = 60
+_FEWEST_STEPS = 600  # fewer do not train the attention to patches, however few the sentences are
+
+
+def fit_schedule(settings: Train, *, queries: int) -> Train:
+    """The settings with the number of epochs for so many training queries. Settings with epochs stay as they are.
+
+    Few queries are few batches an epoch. Training then takes more epochs, validates at most 60 times, and warms up for at
+    most a fifth of all steps.
+    """
+    if settings.epochs is not None:
+        return settings
+    batches = math.ceil(queries / settings.batch_size)
+    steps = settings.steps or max(_FEWEST_STEPS, _EPOCHS * batches)
+    epochs = math.ceil(steps / batches)
+    validate_every = max(settings.validate_every, math.ceil(epochs / _EPOCHS))
+    return replace(
+        settings,
+        epochs=epochs,
+        steps=None,
+        validate_every=validate_every,
+        patience=settings.patience * validate_every,
+        warmup_steps=min(settings.warmup_steps, steps // 5),
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from costl.config import Config
+from costl.cross_validation import cross_validate
 from costl.data.annotations import parse_predictions
 from costl.evaluate import PREDICTIONS, Evaluation, evaluate
 from costl.plots.training_curves import draw_curves
@@ -55,8 +56,13 @@ class Report:
         return [*self.notes, f"{self.epochs} epochs{early}; {kept} kept{score}.", *comparison]
 
 
-def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Report:
-    """Writes the curves, the evaluation on the split that chose the epoch, and the summary; `rows` has one row an epoch."""
+def finish_training(
+    training: Training, rows: Sequence[Mapping[str, Any]], train_fold: Callable[[Training, str], None]
+) -> Report:
+    """Writes the curves, the evaluation on the split that chose the epoch, and the summary; `rows` has one row an epoch.
+
+    Without a split to validate on, `train_fold` trains the models of the cross-validation.
+    """
     state = training.state
     settings = training.config.train
     folder = training.run.folder
@@ -80,6 +86,8 @@ def finish_training(training: Training, rows: Sequence[Mapping[str, Any]]) -> Re
         if settings.select_on in training.splits:
             evaluation = evaluate(folder, split=settings.select_on, cache=training.features.path, device=str(state.device))
             report = replace(report, zero_shot=_zero_shot(training, evaluation))
+        else:
+            report = replace(report, zero_shot=cross_validate(training, train_fold))
         write_summary(training.run, report)  # last: without it, resuming makes the files that a kill left out
     return report
 
@@ -89,7 +97,7 @@ def _zero_shot(training: Training, evaluation: Evaluation) -> ZeroShotComparison
         return None
     path = evaluation.folder / PREDICTIONS
     predictions = parse_predictions(path.read_text(encoding="utf-8"), str(path))
-    return compare_with_zero_shot(predictions, training.features, evaluation.split, training.config)
+    return compare_with_zero_shot(predictions, training.features, training.splits["val"], training.config)
 
 
 def describe_epoch(row: Mapping[str, Any], config: Config) -> str:

@@ -7,6 +7,7 @@ runs/<name>/
     best.safetensors    the weights to evaluate
     last.safetensors    all that resuming needs
     curves.png          losses, learning rate and validation by epoch, written at the end
+    folds/              predictions of the cross-validation, without a split to validate on
     summary.json        the report of the training, written last; without it the run can be resumed
     eval-<split>/       metrics.json, predictions.jsonl, predictions.parquet, predictions.png; training writes those of val
     report-<split>.html the page of costl report

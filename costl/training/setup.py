@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +22,8 @@ from costl.pipeline.formats.files import locked_folder
 from costl.predict.predict import predict_split
 from costl.training.checkpoint import checkpoint_path, load_checkpoint, refuse_oversized_settings, weights_digest
 from costl.training.distributed import Ranks
-from costl.training.inputs import read_interrupted, read_new
+from costl.training.inputs import read_interrupted, read_new, with_features
 from costl.training.logging import check_tensorboard
-from costl.training.optimizer import fit_schedule
 from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, sweep_run
 from costl.training.state import TrainingState, fresh_state, load_start, load_state
 
@@ -46,7 +45,7 @@ class Training:
     @property
     def queries(self) -> list[Query]:
         """The training queries whose videos have features."""
-        return _with_features(self.splits["train"], self.features)
+        return with_features(self.splits["train"], self.features)
 
     @property
     def epochs(self) -> int:
@@ -116,8 +115,6 @@ def start_training(
     """A new training; see `costl.train.train`. Nothing is written when it is refused."""
     with ranks.all_or_none():
         features, settings, splits = read_new(cache, config, overrides, start_from)
-        queries = len(_with_features(splits["train"], features))
-        settings = replace(settings, train=fit_schedule(settings.train, queries=queries))
         _refuse_idle_processes(settings, ranks)
         if settings.train.tensorboard:
             check_tensorboard()
@@ -144,11 +141,6 @@ def reopen_training(run_folder: Path, *, cache: Path | None, device: str, ranks:
             _load_same_start(state, run)
     state.ranks = _agreed_ranks(ranks, run.config, features, state)
     return Training(run, features, splits, state)
-
-
-def _with_features(queries: Iterable[Query], features: CacheReader) -> list[Query]:
-    vids = set(features.video_ids)
-    return [query for query in queries if query.vid in vids]
 
 
 def _load_same_start(state: TrainingState, run: Run) -> None:

@@ -33,7 +33,7 @@ def perfect(query: Query) -> Prediction:
 def test_the_interval_is_that_of_means_of_resampled_videos(features):
     queries = read_queries(features, "val")
     truth = [perfect(query) for query in queries]
-    found = compare_with_zero_shot(truth, features, "val", CONFIG)
+    found = compare_with_zero_shot(truth, features, queries, CONFIG)
     alone = measure([zero_shot_prediction(query, features) for query in queries], queries)[1]["MR-full-mAP"]
     differences = 100 - alone
     assert found.trained == pytest.approx(100) and found.zero_shot == pytest.approx(np.mean(alone))
@@ -47,28 +47,28 @@ def test_the_interval_is_that_of_means_of_resampled_videos(features):
 
 
 def test_clip_compared_with_itself_is_not_better(features):
-    alone = [zero_shot_prediction(query, features) for query in read_queries(features, "val")]
-    found = compare_with_zero_shot(alone, features, "val", CONFIG)
+    queries = read_queries(features, "val")
+    alone = [zero_shot_prediction(query, features) for query in queries]
+    found = compare_with_zero_shot(alone, features, queries, CONFIG)
     assert found.trained == found.zero_shot and found.interval == (0.0, 0.0)
     assert not found.is_better and found.message().endswith("search without it, or label more.")
 
 
-def test_a_single_video_has_no_interval_and_proves_nothing(features, monkeypatch):
+def test_a_single_video_has_no_interval_and_proves_nothing(features):
     queries = read_queries(features, "val")
     one = [query for query in queries if query.vid == queries[0].vid]
-    monkeypatch.setattr("costl.predict.zero_shot_comparison.read_queries", lambda *_, **__: one)
-    found = compare_with_zero_shot([perfect(query) for query in one], features, "val", CONFIG)
+    found = compare_with_zero_shot([perfect(query) for query in one], features, one, CONFIG)
     assert found.interval is None and not found.is_better and "difference +" in found.message()
 
 
 def test_features_without_a_joint_space_are_not_compared(features, monkeypatch):
     monkeypatch.setattr(features, "joint", replace(features.joint, is_known=False))
-    assert compare_with_zero_shot([], features, "val", CONFIG) is None
+    assert compare_with_zero_shot([], features, read_queries(features, "val"), CONFIG) is None
 
 
 def test_a_metric_that_the_labels_do_not_give_is_not_compared(features):
     config = replace(CONFIG, train=replace(CONFIG.train, select="HL-none"))
-    assert compare_with_zero_shot([], features, "val", config) is None
+    assert compare_with_zero_shot([], features, read_queries(features, "val"), config) is None
 
 
 @pytest.mark.parametrize(("interval", "is_better"), [((0.1, 3.0), True), ((-0.1, 3.0), False), ((0.0, 3.0), False)])

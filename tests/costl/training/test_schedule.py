@@ -1,0 +1,52 @@
+"""The number of epochs follows from the number of training queries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from costl.config import Train
+from costl.train import train
+from costl.training.inputs import fit_schedule
+from costl.training.run_folder import read_run
+
+# queries, settings -> epochs, epochs from one validation to the next, patience, steps of warm-up
+SCHEDULES = {
+    "as many as QVHighlights": (7218, {}, (60, 1, 15, 200)),
+    "a few hundred": (288, {}, (67, 2, 30, 120)),
+    "twenty": (20, {}, (600, 10, 150, 120)),
+    "one": (1, {}, (600, 10, 150, 120)),
+    "steps": (3600, {"steps": 900, "batch_size": 24, "warmup_steps": 100}, (6, 1, 15, 100)),
+    "steps of few queries": (20, {"steps": 900, "batch_size": 24, "warmup_steps": 300}, (900, 15, 225, 180)),
+    "fewer steps than batches": (3600, {"steps": 10}, (1, 1, 15, 2)),
+    "rare validation": (20, {"validate_every": 100}, (600, 100, 1500, 120)),
+    "epochs": (20, {"epochs": 7}, (7, 1, 15, 200)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
+    queries, settings, expected = SCHEDULES[name]
+    fitted = fit_schedule(Train(**settings), queries=queries)
+    assert (fitted.epochs, fitted.validate_every, fitted.patience, fitted.warmup_steps) == expected
+    changed = {"epochs", "steps", "validate_every", "patience", "warmup_steps"}
+    assert replace(fitted, **{key: getattr(Train(), key) for key in changed}) == replace(
+        Train(**settings), **{key: getattr(Train(), key) for key in changed}
+    )
+
+
+def test_a_run_has_as_many_epochs_as_the_steps_take(world, tmp_path):
+    steps = ["train.steps=7", "train.batch_size=30", "train.validate_every=3"]  # sixty queries: two batches an epoch
+    report = train(world.cache, overrides=steps, out=tmp_path / "run", device="cpu")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [("val" in row) for row in rows] == [False, False, True, True]  # every third epoch, and the last one
+    assert report.best_epoch in (3, 4) and not report.stopped_early
+    assert read_run(tmp_path / "run").config.train.epochs == 4
+
+
+def test_a_run_that_never_validates_keeps_its_last_epoch(world, tmp_path):
+    data = world.copy(tmp_path / "data", val=None)
+    report = train(data.cache, overrides=["train.epochs=2", "train.validate_every=2"], out=tmp_path / "run", device="cpu")
+    assert report.best_epoch == 2 and report.score is None
