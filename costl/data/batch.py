@@ -5,8 +5,9 @@ Axes: see `costl.model.costl`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from costl.data.annotations import Query
+from costl.data.splice import Part, splice_targets
 from costl.data.targets import empty_targets, query_targets
 from costl.model.inputs import ModelInputs, map_tensors
 from costl.pipeline.encode.types import SentenceTokens
@@ -87,23 +89,34 @@ def collate(
     *,
     patches: bool,
     negative_pairs: Sequence[tuple[int, int]] = (),
+    parts: Sequence[Sequence[Part]] = (),
     rank: int = 0,
     world_size: int = 1,
 ) -> Batch:
     """A batch of `queries`, then of `negative_pairs` (index of a query, index of a query with the video for it).
+
+    `parts` has those of each video, in the order of `video_ids`; a video without parts is read as a whole.
 
     Process `rank` of `world_size` reads the tokens of its own videos only. Raises CacheError naming video and clip if
     tokens are not finite.
     """
     vids = video_ids(queries)
     grids = [features.grid(vid) for vid in vids]
-    longest = max(grid.clips for grid in grids)
+    spliced = [
+        tuple(own) or (Part(v, 0, grid.clips),)
+        for v, (own, grid) in enumerate(zip(parts or [()] * len(vids), grids, strict=True))
+    ]
+    lengths = [sum(part.stop - part.start for part in own) for own in spliced]
+    longest = max(lengths)
     query_video = [vids.index(query.vid) for query in queries]
     video = torch.tensor(query_video + [query_video[j] for _, j in negative_pairs])
-    targets = [query_targets(query, grids[v], longest) for query, v in zip(queries, query_video, strict=True)]
+    targets = [
+        splice_targets(query_targets(query, grids[v], grids[v].clips), spliced[v], v, longest)
+        for query, v in zip(queries, query_video, strict=True)
+    ]
     targets += [empty_targets(longest)] * len(negative_pairs)
     moments, ratings, relevant = zip(*targets, strict=True)
-    frame_mask = torch.arange(longest) < torch.tensor([[grid.clips] for grid in grids])
+    frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
     sentences = [query.query for query in queries] + [queries[i].query for i, _ in negative_pairs]
     words, word_mask, sentence = _read_sentences(sentences, features)
     own = torch.tensor(own_videos(len(vids), rank, world_size))
@@ -112,10 +125,14 @@ def collate(
     if world_size > 1:
         count = 0 if rank >= len(vids) else None
         share = Share(rows[:count], own[:count], word_mask, int(word_mask.sum()))
-    own_vids = [vids[v] for v in own]
+    own_parts = [spliced[v] for v in own]
     inputs = ModelInputs(
-        tokens=_read_tokens(own_vids, features, patches=patches, longest=longest)[0],
-        joint=_pad([features.joint_vectors(vid) for vid in own_vids], longest=longest),
+        tokens=_pad_tokens(
+            _read_parts(own_parts, vids, partial(features.tokens, patches=patches)),
+            lambda video, clip: _clip_of_part(own_parts[video], vids, clip),
+            longest=longest,
+        ),
+        joint=_pad(_read_parts(own_parts, vids, features.joint_vectors), longest=longest),
         frame_mask=frame_mask[own],
         video=torch.searchsorted(own, video[rows]),
         words=words[rows],
@@ -150,7 +167,9 @@ def model_inputs(
 ) -> ModelInputs:
     """The inputs of the model for these queries, from the `clips` of each video. Raises CacheError as `collate` does."""
     vids = video_ids(queries)
-    tokens, frame_mask = _read_tokens(vids, features, patches=patches, clips=clips)
+    arrays = [features.tokens(vid, clips=clips, patches=patches) for vid in vids]
+    tokens = _pad_tokens(arrays, lambda video, clip: (vids[video], clip))
+    frame_mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(array)] for array in arrays])
     words, word_mask, sentence = _read_sentences([query.query for query in queries], features)
     return ModelInputs(
         tokens=tokens,
@@ -171,24 +190,35 @@ def non_finite_message(vid: str, clip: int) -> str:
     )
 
 
-def _read_tokens(
-    vids: Sequence[str],
-    features: Features,
-    *,
-    patches: bool,
-    clips: slice | Sequence[int] = slice(None),
-    longest: int = 0,
-) -> tuple[Float[Tensor, "v t s c"], Bool[Tensor, "v t"]]:
-    """The tokens of these videos, padded to `longest` clips at least, and their mask.
+def _read_parts(
+    videos: Sequence[Sequence[Part]], vids: Sequence[str], read: Callable[..., np.ndarray]
+) -> list[np.ndarray]:
+    """The features of each video, whose parts are put together; `read` takes a video and a slice of `clips`."""
+    arrays = [[read(vids[part.video], clips=slice(part.start, part.stop)) for part in parts] for parts in videos]
+    return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in arrays]
 
-    Raises CacheError if some are not finite.
+
+def _clip_of_part(parts: Sequence[Part], vids: Sequence[str], clip: int) -> tuple[str, int]:
+    """The video and the clip in it which stand at `clip` where these parts are put together."""
+    for part in parts:
+        if clip < part.stop - part.start:
+            return vids[part.video], part.start + clip
+        clip -= part.stop - part.start
+    raise IndexError(clip)
+
+
+def _pad_tokens(
+    arrays: Sequence[np.ndarray], name_of: Callable[[int, int], tuple[str, int]], *, longest: int = 0
+) -> Float[Tensor, "v t s c"]:
+    """The tokens of some videos, padded to `longest` clips at least.
+
+    Raises CacheError if some are not finite; `name_of(video, clip)` is the video and its clip for the message.
     """
-    arrays = [features.tokens(vid, clips=clips, patches=patches) for vid in vids]
     tokens = _pad(arrays, np.float16, longest=longest)
     if not tokens.sum().isfinite():  # a sum of float16 values cannot overflow float32; far cheaper than a test of each
         video, clip = (~tokens.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
-        raise CacheError(non_finite_message(vids[video], clip))
-    return tokens, torch.arange(tokens.shape[1]) < torch.tensor([[len(array)] for array in arrays])
+        raise CacheError(non_finite_message(*name_of(video, clip)))
+    return tokens
 
 
 def _read_sentences(

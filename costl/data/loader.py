@@ -43,6 +43,7 @@ class PlannedBatches(Dataset[Batch | CostlError]):
                 self._features,
                 patches=self._patches,
                 negative_pairs=planned.negative_pairs,
+                parts=planned.parts,
                 rank=self._rank,
                 world_size=self._world_size,
             )
@@ -52,8 +53,9 @@ class PlannedBatches(Dataset[Batch | CostlError]):
 
     def _verify(self, planned: PlannedBatch) -> None:
         vids = video_ids(planned.queries)
-        own = {vids[v] for v in own_videos(len(vids), self._rank, self._world_size)} if self._patches else set()
-        for vid in sorted(own - self._verified):
+        own = own_videos(len(vids), self._rank, self._world_size) if self._patches else []
+        read = {vids[v] for v in own} | {vids[part.video] for v in own for parts in planned.parts[v : v + 1] for part in parts}
+        for vid in sorted(read - self._verified):
             self._features.verify(vid)
             self._verified.add(vid)
 

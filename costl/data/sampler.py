@@ -7,20 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 
 from costl.data.annotations import Query
-from costl.data.batch import Features
+from costl.data.batch import Features, video_ids
+from costl.data.splice import Part, VideoLabels, draw_parts
+from costl.data.targets import query_targets
 
 MAX_QUERIES_PER_VIDEO = 8  # in one batch: with more of them it would be a batch about one video
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """The queries of a batch whose features are not read yet, and its `negative_pairs` as `collate` takes them."""
+    """The queries of a batch whose features are not read yet, its `negative_pairs` and `parts` as `collate` takes them."""
 
     queries: tuple[Query, ...]
     negative_pairs: tuple[tuple[int, int], ...] = ()
+    parts: tuple[tuple[Part, ...], ...] = ()
 
 
 def plan_epoch(
@@ -31,8 +35,11 @@ def plan_epoch(
     negative_pairs: bool,
     generator: torch.Generator,
     bucket_batches: int = 1,
+    splice: float = 0.0,
 ) -> list[PlannedBatch]:
     """The batches of one epoch in random order; with `negative_pairs`, one for each video of a batch.
+
+    `splice` is the share of the videos that are spliced, see `costl.data.splice`.
 
     All random numbers of the order are drawn here, so any process can read the batches, starting with any of them. With
     `bucket_batches` above 1, the queries of so many batches are sorted by the length of their video before they are
@@ -49,7 +56,11 @@ def plan_epoch(
     else:
         batches = list(_divide(video_groups, batch_size))
     return [
-        PlannedBatch(tuple(batch), _draw_negative_pairs(batch, own_texts, generator) if negative_pairs else ())
+        PlannedBatch(
+            tuple(batch),
+            _draw_negative_pairs(batch, own_texts, generator) if negative_pairs else (),
+            draw_parts(_video_labels(batch, features), share=splice, generator=generator) if splice else (),
+        )
         for batch in batches
     ]
 
@@ -96,6 +107,28 @@ def _divide(video_groups: Iterable[Sequence[Query]], batch_size: int) -> Iterato
         batch += group
     if batch:
         yield batch
+
+
+def _video_labels(batch: Sequence[Query], features: Features) -> list[VideoLabels]:
+    """The labels of each video of the batch, in the order of `video_ids`."""
+    labels = []
+    for vid in video_ids(batch):
+        grid = features.grid(vid)
+        queries = [query for query in batch if query.vid == vid]
+        targets = [query_targets(query, grid, grid.clips) for query in queries]
+        # Where a query has ratings and no moments, a rating of 0 is a label too.
+        is_rated = any(query.clip_ids and not query.windows for query in queries)
+        labelled = np.any([relevant | (ratings > 0) | is_rated for _, ratings, relevant in targets], axis=0)
+        moments = np.concatenate([moments for moments, _, _ in targets])
+        labels.append(VideoLabels(moments, labelled | _touched(moments, grid.clips)))
+    return labels
+
+
+def _touched(moments: np.ndarray, clips: int) -> np.ndarray:
+    """Which clips have a part of a moment, however small."""
+    clip = np.arange(clips)
+    touched: np.ndarray = ((moments[:, :1] < clip + 1) & (moments[:, 1:] > clip)).any(0)
+    return touched
 
 
 def _draw_negative_pairs(
