@@ -156,7 +156,7 @@ class Train:
     threads: int | None = _above_zero(None, 1024)
     workers: int = _from_zero(0, 256)
     bucket_batches: int = _above_zero(1)
-    splice: float = _setting(0.0, lambda share: 0 <= share <= 1, "from 0 to 1")
+    splice: float | None = _setting(None, lambda share: 0 <= share <= 1, "from 0 to 1")
     precision: str = _one_of("auto", PRECISIONS)
     tensorboard: bool = False
 

@@ -110,7 +110,8 @@ def _replaced(part: Part, videos: Sequence[VideoLabels], draw: _Draw) -> Part:
         return part
     length = part.stop - part.start
     labels_before = np.concatenate([[0], np.cumsum(videos[other].labelled)])
-    starts = np.flatnonzero(labels_before[length:] == labels_before[: len(labels_before) - length])
+    last_start = len(labels_before) - 1 - length
+    starts = np.flatnonzero(labels_before[length:] == labels_before[: last_start + 1]) if last_start >= 0 else np.array([])
     if not len(starts):
         return part
     start = int(starts[draw.below(len(starts))])

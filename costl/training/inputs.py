@@ -42,7 +42,7 @@ def read_new(
     _refuse_other_fps(features, config)
     splits = _read_splits(features, settings)
     queries = len(with_features(splits["train"], features))
-    return features, replace(settings, train=fit_schedule(settings.train, queries=queries)), splits
+    return features, replace(settings, train=fit_to_data(settings.train, queries=queries)), splits
 
 
 def with_features(queries: Iterable[Query], features: CacheReader) -> list[Query]:
@@ -137,16 +137,20 @@ def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[
             )
 
 
+
 _EPOCHS = 60
 _FEWEST_STEPS = 600  # fewer do not train the attention to patches, however few the sentences are
+_FEW_QUERIES = 1000
 
 
-def fit_schedule(settings: Train, *, queries: int) -> Train:
-    """The settings with the number of epochs for so many training queries. Settings with epochs stay as they are.
+def fit_to_data(settings: Train, *, queries: int) -> Train:
+    """The settings for so many training queries, with a number for each that is None by default.
 
-    Few queries are few batches an epoch. Training then takes more epochs, validates at most 60 times, and warms up for at
-    most a fifth of all steps.
+    Few queries are few batches an epoch. Without a number of epochs, training then takes more of them, validates at most 60
+    times, and warms up for at most a fifth of all steps. Its videos are spliced.
     """
+    splice = float(queries <= _FEW_QUERIES) if settings.splice is None else settings.splice
+    settings = replace(settings, splice=splice)
     if settings.epochs is not None:
         return settings
     batches = math.ceil(queries / settings.batch_size)

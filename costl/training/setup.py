@@ -90,7 +90,7 @@ class Training:
             negative_pairs=self.config.loss.wrong_query > 0,
             generator=generator,
             bucket_batches=self.config.train.bucket_batches,
-            splice=self.config.train.splice,
+            splice=self.config.train.splice or 0.0,  # a run of an earlier version has none
         )
 
     def validate(self) -> dict[str, float]:

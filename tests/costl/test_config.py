@@ -383,6 +383,8 @@ FIELDS = {
         "threads": st.none() | st.integers(1, 9),
         "precision": st.sampled_from(PRECISIONS),
         "tensorboard": st.booleans(),
+        "splice": st.none() | st.floats(0, 1),
+        "folds": st.integers(0, 1000),
     }
     | dict.fromkeys(("epochs", "batch_size", "bucket_batches", "validate_every", "patience"), st.integers(1, 10**9))
     | {"steps": st.none()}

@@ -58,6 +58,8 @@ ORDINARY: dict[str, dict[str, list[Any]]] = {
         "steps": [None, 1, 10**9],
         "validate_every": [1, 10**9],
         "patience": [1, 10**9],
+        "splice": [None, 0.0, 0.5, 1.0],
+        "folds": [0, 3, 1000],
         "select": [*SELECTABLE],
         "select_on": ["val", "test"],
         "threads": [None, 1, 1024],

@@ -26,7 +26,7 @@ from costl.training.distributed import Ranks, process_group
 
 SIZE = "train.batch_size=32"
 TWO_EPOCHS = "train.epochs=2"
-NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", SIZE, TWO_EPOCHS)
+NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", "train.splice=0.5", SIZE, TWO_EPOCHS)
 # Runs that a single process makes as well. Most batches of six queries are about one video: one process is idle.
 COMPARED = {
     "costl": (),

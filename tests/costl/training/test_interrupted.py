@@ -37,7 +37,7 @@ MOMENTS = {
     "after validation": ("_score", 1),
     "while the state is saved": ("save_state", 1),
 }
-SETTINGS = ["train.epochs=2", "train.batch_size=15"]  # five steps each
+SETTINGS = ["train.epochs=2", "train.batch_size=15", "train.splice=0.5"]  # five steps each
 BY_ONES = ["train.epochs=1", "train.batch_size=1"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from costl.config import Train
 from costl.train import train
-from costl.training.inputs import fit_schedule
+from costl.training.inputs import fit_to_data
 from costl.training.run_folder import read_run
 
 # queries, settings -> epochs, epochs from one validation to the next, patience, steps of warm-up
@@ -29,12 +29,19 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
     queries, settings, expected = SCHEDULES[name]
-    fitted = fit_schedule(Train(**settings), queries=queries)
+    fitted = fit_to_data(Train(**settings), queries=queries)
     assert (fitted.epochs, fitted.validate_every, fitted.patience, fitted.warmup_steps) == expected
-    changed = {"epochs", "steps", "validate_every", "patience", "warmup_steps"}
+    changed = {"splice", "epochs", "steps", "validate_every", "patience", "warmup_steps"}
     assert replace(fitted, **{key: getattr(Train(), key) for key in changed}) == replace(
         Train(**settings), **{key: getattr(Train(), key) for key in changed}
     )
+
+
+@pytest.mark.parametrize(
+    ("queries", "given", "expected"), [(1, None, 1), (1000, None, 1), (1001, None, 0), (20, 0.0, 0), (5000, 0.5, 0.5)]
+)
+def test_videos_are_spliced_where_there_are_few_queries(queries, given, expected):
+    assert fit_to_data(Train(epochs=3, splice=given), queries=queries).splice == expected
 
 
 def test_a_run_has_as_many_epochs_as_the_steps_take(world, tmp_path):
