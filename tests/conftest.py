@@ -109,6 +109,16 @@ def _small_slots() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_runs_of_the_working_folder(tmp_path_factory) -> Iterator[None]:
+    """A search without a named run takes none of those in the folder in which pytest was started."""
+    from costl.search import run_choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_choice, "RUNS", tmp_path_factory.getbasetemp() / "no runs")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_fsync() -> Iterator[None]:
     """No test loses power, so that `os.fsync` would only take time. Tests of crashes put their own function in its place."""
     with pytest.MonkeyPatch.context() as patch:

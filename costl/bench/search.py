@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from costl.ask.model_folder import ZERO_SHOT
 from costl.pipeline.bench.measure import can_measure_memory, cost_of, in_new_process, measure, peak_anonymous_bytes
 from costl.pipeline.bench.scan import CLIPS, FPS, MANY, bench_scan, cost_table, random_contents, write_library
 from costl.pipeline.data_folder import ExtractSettings
@@ -124,7 +125,7 @@ def answer_bytes(library: Library, sentences: int) -> float:
     os.environ.update(_environment(library))
 
     def answer() -> object:
-        opened = open_library(library.videos, device="cpu")
+        opened = open_library(library.videos, run=ZERO_SHOT, device="cpu")
         return opened, opened.search_all([f"a person opens door number {number}" for number in range(sentences)])
 
     return peak_anonymous_bytes(answer)
@@ -150,7 +151,8 @@ def _encoder(weights: Path) -> tuple[dict[str, str], int]:
 
 
 def _search(library: Library) -> None:
-    _run(library, "-m", "costl", "search", "a person opens a door", "--videos", str(library.videos), "--device", "cpu")
+    options = ("--videos", str(library.videos), "--run", ZERO_SHOT, "--device", "cpu")
+    _run(library, "-m", "costl", "search", "a person opens a door", *options)
 
 
 def _run(library: Library, *arguments: str) -> None:

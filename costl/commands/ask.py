@@ -123,10 +123,10 @@ def demo(model: str | None, **options: Any) -> None:
     Example:
         costl demo --videos dir/
 
-    With --videos the first page finds moments in all videos of the folder, by CLIP alone or, with --run, by a trained model.
-    It indexes the folder meanwhile, as costl search does; you can stop that and go on later. The page about one video takes
-    uploads too, and shows the moments and the saliency curve. Serves only 127.0.0.1, until Ctrl-C, and sends nothing
-    elsewhere. Needs the extra: pip install 'costl[demo]'
+    With --videos the first page finds moments in all videos of the folder, with the model that costl search takes. It indexes
+    the folder meanwhile; you can stop that and go on later. The page about one video takes uploads too, and shows the moments
+    and the saliency curve. Serves only 127.0.0.1, until Ctrl-C, and sends nothing elsewhere. Needs the extra: pip install
+    'costl[demo]'
     """
     from costl.ask.model_folder import model_or_zero_shot
 

@@ -33,7 +33,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--videos", type=FOLDER, help="Folder of videos. Those that are new or changed are indexed first.")
 @click.option("--cache", type=ANY_PATH, help="Search a cache of costl extract instead.")
 @click.option("--image", "images", multiple=True, type=ANY_PATH, help="Picture to search for, by CLIP alone. Repeatable.")
-@click.option("--run", metavar="MODEL", help="Trained model that finds the moments again (see predict).")
+@click.option("--run", metavar="MODEL", help="Trained model that finds the moments again (see predict), or none.")
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
 @click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
 @click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
@@ -48,7 +48,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--picture", type=ANY_PATH, help="Draw the moments into this PNG file.")
 @click.option("--model", help="Encoder of a new index (see costl data models).")
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
-@click.option("--keep", default="20GB", metavar="SIZE", help="Most to store for --run.  [default: 20GB]")
+@click.option("--keep", default="20GB", metavar="SIZE", help="Most to store for a trained model.  [default: 20GB]")
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
 @click.option("--cluster", metavar="ADDRESS", help="Use the workers of a Dask scheduler (see extract).")
 @overwrite
@@ -84,9 +84,10 @@ def search(
         costl search "a dog" --videos ~/Videos --within 2026/ --longer-than 60 --out hits.edl
         costl search --image frame.jpg --videos ~/Videos
 
-    Needs no training. Without a sentence it asks for one after the other, or reads them from standard input. The index is
-    stored in FOLDER/.costl, or in your cache folder. The date of a video is the one in its path, such as 2026-05-01, or else
-    that of its last change.
+    Needs no training. The newest run in runs/ that was trained with the encoder of the index, and is better than CLIP alone
+    on its own validation videos, finds the moments again; --run none searches without it. Without a sentence it asks for one
+    after the other, or reads them from standard input. The index is stored in FOLDER/.costl, or in your cache folder. The
+    date of a video is the one in its path, such as 2026-05-01, or else that of its last change.
     """
     if remove_index:
         _remove_index(videos)
@@ -98,7 +99,7 @@ def search(
     from costl.pipeline.library.store_limit import parse_size
 
     keep_bytes = parse_size(keep)
-    model_folder = model_or_zero_shot(run or "none")
+    model_folder = model_or_zero_shot(run) if run else None  # reports errors before torch is loaded
     write = _Outputs(**outputs)  # refuses files before anything is loaded
     is_interactive = not sentences and not images and is_terminal()
     if is_interactive and write.is_to_files:

@@ -48,8 +48,8 @@ def demo(
     """Serves the demo of a model (see `costl.load`) until it is interrupted. Calls `on_ready` with its address.
 
     With `videos` its first page searches this folder, which is indexed meanwhile; `search_run` is the run that finds the
-    moments again there, by default none (see `open_library`). Uploads go to a folder that is deleted at
-    the end. Raises UsageError if Gradio is missing, if `videos` is not a folder of videos, or if the port is in use.
+    moments again there (see `open_library`). Uploads go to a folder that is deleted at the end. Raises UsageError if Gradio
+    is missing, if `videos` is not a folder of videos, or if the port is in use.
     """
     if find_spec("gradio") is None:
         raise UsageError(_NO_GRADIO)

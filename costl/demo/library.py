@@ -177,7 +177,8 @@ class LibrarySearch:
         self._results[search] = result
         while len(self._results) > _RESULTS:
             self._results.popitem(last=False)
-        html = results_html(search, result, cards, filtered=filtered, has_more=has_more)
+        shown = replace(result, notes=(*result.notes, library.passed_over))
+        html = results_html(search, shown, cards, filtered=filtered, has_more=has_more)
         return {"html": html, "summary": _in_words(result)}
 
     def _key(self, hit: Hit) -> str:

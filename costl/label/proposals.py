@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from costl.ask.model_folder import ZERO_SHOT
 from costl.demo.indexed_folder import IndexedFolder
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.progress import Progress
@@ -38,7 +39,7 @@ class Proposed:
 
 
 class Proposals:
-    """Proposals for the videos in `folder`; `run`, `weights` and `device` are those of `open_library`.
+    """Proposals for the videos in `folder`; `run`, `weights` and `device` are those of `open_library`, without a run CLIP alone.
 
     `indexing` brings the index of the folder up to date, in a thread of its own.
     """
@@ -47,7 +48,7 @@ class Proposals:
         self._closing = threading.Event()
         self._searches = ThreadPoolExecutor(1, thread_name_prefix="proposals")
         self._latest: Future[Proposed] | None = None
-        self._indexed = IndexedFolder(folder, run=run, weights=weights, device=device, progress=self._stop_if_closed)
+        self._indexed = IndexedFolder(folder, run=run or ZERO_SHOT, weights=weights, device=device, progress=self._stop_if_closed)
         self.indexing = self._indexed.indexing
 
     def status(self) -> dict[str, object]:

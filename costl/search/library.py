@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from costl.ask.answer import check_queries
 from costl.ask.model_folder import ZERO_SHOT
 from costl.pipeline.cache.reader import CacheReader
-from costl.pipeline.errors import BusyError, UsageError
+from costl.pipeline.errors import BusyError, CostlError, UsageError
 from costl.pipeline.library.best_videos import BestVideo, Scan
 from costl.pipeline.library.scan import similarities
 from costl.pipeline.library.store_limit import DEFAULT_BYTES
@@ -27,6 +27,7 @@ from costl.search.filters import Filters
 from costl.search.hits import Hit, SearchResult
 from costl.search.moments import find_segments
 from costl.search.queries import QueryEncoder, SearchQuery, read_images
+from costl.search.run_choice import run_for_library
 
 if TYPE_CHECKING:
     from costl.search.second_tier import SecondTier
@@ -45,11 +46,28 @@ class LibraryVideo:
     changed_s: float = 0.0
 
 
+class _Answer(NamedTuple):
+    """All moments of a query, the score below which they are no answer, and what has found them."""
+
+    hits: Sequence[Hit]
+    threshold: float
+    answered_by: str
+    notes: tuple[str, ...] = ()
+
+
 def _check_counts(top: int, min_score: float | None) -> None:
     if not (isinstance(top, Integral) and top >= 1):
         raise UsageError(f"top is {top!r}, expected a number of moments, 1 or more.")
     if min_score is not None and not 0 <= min_score <= 1:
         raise UsageError(f"min_score is {min_score!r}, expected a score from 0 to 1.")
+
+
+def _result(query: SearchQuery, answer: _Answer, videos: int, top: int, min_score: float | None) -> SearchResult:
+    threshold = answer.threshold if min_score is None else min_score
+    ranked = sorted(answer.hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
+    good = [hit for hit in ranked if hit.score >= threshold]
+    below = [hit for hit in ranked if hit.score < threshold]
+    return SearchResult(query.name, tuple(good[:top]), tuple(below[:top]), videos, answer.answered_by, answer.notes)
 
 
 def _vectors(folder: Path, features: CacheReader) -> Vectors:
@@ -63,6 +81,7 @@ class Library:
     """The videos of a folder or a cache, ready to be searched; `open_library` makes it. Several threads may share one.
 
     `path`: the folder or the cache. `files`: what the last update has found, None for a cache. `notes`: for the user.
+    `passed_over`: why the newest run is not used, where it was not named; otherwise empty.
     """
 
     def __init__(
@@ -93,6 +112,7 @@ class Library:
         self._run: Path | str | None = None
         self._keep_bytes = DEFAULT_BYTES
         self._second_tier: SecondTier | None = None
+        self.passed_over = ""
 
     def __len__(self) -> int:
         """The number of videos that can be searched."""
@@ -105,24 +125,29 @@ class Library:
 
     def __repr__(self) -> str:
         failed = f", {len(self.files.failed)} that cannot be read" if self.files and self.files.failed else ""
-        return f"{self.path}: {len(self):,} videos, {self.hours:.1f} hours{failed}; {self._encoder_name}"
+        return f"{self.path}: {len(self):,} videos, {self.hours:.1f} hours{failed}; {self._answered_by(self._second_tier)}"
 
-    def use_run(self, run: Path | str | None, *, keep_bytes: int = DEFAULT_BYTES) -> None:
-        """Lets a trained model find the moments again in the best videos; None or "none" searches with CLIP alone.
+    def use_run(self, run: Path | str | None = None, *, keep_bytes: int = DEFAULT_BYTES) -> None:
+        """Lets a trained model find the moments again in the best videos; "none" searches with CLIP alone.
 
-        Raises UsageError and CacheError as `costl.load` does.
+        By default it is the newest run that fits the library, if there is one (see `run_for_library`).
+        Raises UsageError and CacheError for a named model, as `costl.load` does.
         """
         self._run = run
         self._keep_bytes = keep_bytes
         self._second_tier = None
-        if run not in (None, ZERO_SHOT):
+        self.passed_over = ""
+        options: dict[str, Any] = {"device": self._device, "max_bytes": keep_bytes}
+        if run is None:
+            self._second_tier, self.passed_over = run_for_library(self._features, **options)
+        elif run != ZERO_SHOT:
             from costl.search.second_tier import SecondTier  # imports torch
 
-            self._second_tier = SecondTier(str(run), self._features, device=self._device, max_bytes=keep_bytes)
+            self._second_tier = SecondTier(str(run), self._features, **options)
 
     def messages(self) -> list[str]:
-        """What the last update has found, and which videos cannot be searched."""
-        return [*(self.files.messages() if self.files else []), *self.notes]
+        """What the last update has found, which videos cannot be searched, and why the newest run is not used."""
+        return [*(self.files.messages() if self.files else []), *self.notes, *filter(None, [self.passed_over])]
 
     @property
     def _encoder_name(self) -> str:
@@ -200,13 +225,39 @@ class Library:
         count = SECOND_TIER_VIDEOS if self._second_tier and not images else _SHORT_LIST + top
         best_videos = self._scan.best_videos(chosen, np.stack([query.vector for query in found]), count)
         for query, best in zip(found, best_videos, strict=True):
-            if self._second_tier is None or query.words is None:
-                hits, threshold = self._hits(query, best, chosen, videos), ZERO_SHOT_THRESHOLD
-            else:
-                hits = self._hits_again(self._second_tier, query, best, chosen, videos, progress or self._progress)
-                threshold = self._second_tier.threshold(self._queries.ordinary().vectors)
-            results.append(self._result(query, hits, len(videos), top, threshold if min_score is None else min_score))
+            answer = self._answer(query, best, chosen, videos, top, progress or self._progress)
+            results.append(_result(query, answer, len(videos), top, min_score))
         return results
+
+    def _answer(
+        self,
+        query: SearchQuery,
+        best: Sequence[BestVideo],
+        chosen: Vectors,
+        videos: Sequence[LibraryVideo],
+        top: int,
+        progress: ProgressCallback,
+    ) -> _Answer:
+        """The moments that the run finds, or those of CLIP alone.
+
+        A run that nobody named must not break a search: where it fails, CLIP answers alone, and a note says why.
+        """
+        second_tier = self._second_tier
+        zero_shot = self._answered_by(None)
+        notes: tuple[str, ...] = ()
+        if second_tier is not None and query.words is None:
+            zero_shot += ", since a trained model reads only sentences"
+        elif second_tier is not None:
+            try:
+                hits = self._hits_again(second_tier, query, best, chosen, videos, progress)
+                threshold = second_tier.threshold(self._queries.ordinary().vectors)
+                return _Answer(hits, threshold, self._answered_by(second_tier))
+            except CostlError as error:
+                if self._run is not None:
+                    raise
+                notes = (f"{second_tier.name} is not used: {error}",)
+                (best,) = self._scan.best_videos(chosen, query.vector[np.newaxis], _SHORT_LIST + top)
+        return _Answer(self._hits(query, best, chosen, videos), ZERO_SHOT_THRESHOLD, zero_shot, notes)
 
     def _hits(
         self, query: SearchQuery, best: Sequence[BestVideo], chosen: Vectors, videos: Sequence[LibraryVideo]
@@ -243,18 +294,10 @@ class Library:
             candidates.append(Candidate(*place, float(chosen.durations_s[index]), video.curve))
         return second_tier.hits(query, candidates, ordinary=self._queries.ordinary().vectors, progress=progress)
 
-    def _result(self, query: SearchQuery, hits: Sequence[Hit], videos: int, top: int, threshold: float) -> SearchResult:
-        ranked = sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
-        good = [hit for hit in ranked if hit.score >= threshold]
-        below = [hit for hit in ranked if hit.score < threshold]
-        return SearchResult(query.name, tuple(good[:top]), tuple(below[:top]), videos, self._answered_by(query))
-
-    def _answered_by(self, query: SearchQuery) -> str:
-        if self._second_tier is None:
+    def _answered_by(self, second_tier: SecondTier | None) -> str:
+        if second_tier is None:
             return f"zero-shot {self._encoder_name}"
-        if query.words is None:
-            return f"zero-shot {self._encoder_name}, since a trained model reads only sentences"
-        return f"{self._second_tier.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
+        return f"{second_tier.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
 
     def _filtered(self, filters: Filters) -> tuple[Vectors, list[LibraryVideo]]:
         """The vectors of the videos that pass, and for each the first of its files that passes."""

@@ -39,8 +39,9 @@ def open_library(
 
     A folder is indexed first: new and changed videos are extracted, which takes as long as `costl extract` (see
     `update_library`). `update=False` searches what the last update has indexed. `run` is a trained model that finds the
-    moments again in the best videos. Their features are stored in the user's cache folder, at most `keep_bytes`. `cluster`
-    is the address of a Dask scheduler, whose workers index and compare; `run` works on this machine.
+    moments again in the best videos: by default the newest run in `runs/` that fits (see `run_for_library`), and with "none"
+    CLIP alone. Their features are stored in the user's cache folder, at most `keep_bytes`. `cluster` is the address of a
+    Dask scheduler, whose workers index and compare; `run` works on this machine.
 
     Raises UsageError for a folder without videos, wrong arguments, weights that are not here and a cluster that does not
     answer; CacheError for a damaged index, or one of another encoder.

@@ -140,29 +140,34 @@ def read_run(folder: Path) -> Run:
 
 def newest_run(runs: Path = RUNS) -> Run:
     """The run with weights that was started last. Raises UsageError when there is none."""
-    started = _started(runs)
-    if not started:
+    folder = _newest_with_weights(runs)
+    if folder is None:
         raise UsageError(
             f"{runs}/: no trained run. Train one with costl train --cache feats.h5, or name it with --run."
         )
-    return read_run(max(started, key=lambda folder: started[folder]))
+    return read_run(folder)
 
 
 def has_run(runs: Path = RUNS) -> bool:
     """Whether there is a run with weights."""
-    return bool(_started(runs))
+    return _newest_with_weights(runs) is not None
 
 
-def _started(runs: Path) -> dict[Path, float]:
-    """When each run with weights was started."""
+def runs_newest_first(runs: Path) -> list[Path]:
+    """The folders of all runs, also of unfinished ones: the one that was started last is the first."""
     started = {}
-    for weights in runs.glob("*/best.safetensors"):
+    for path in runs.glob("*/run.json"):
         try:
-            about = read_json((weights.parent / "run.json").read_text(encoding="utf-8"))
-            started[weights.parent] = datetime.fromisoformat(about["started"]).timestamp()
+            if path.is_file():
+                about = read_json(path.read_text(encoding="utf-8"))
+                started[path.parent] = datetime.fromisoformat(about["started"]).timestamp()
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             continue  # not a run, or a damaged one: read_run of its name reports the reason
-    return started
+    return sorted(started, key=lambda folder: (started[folder], folder), reverse=True)
+
+
+def _newest_with_weights(runs: Path) -> Path | None:
+    return next((folder for folder in runs_newest_first(runs) if (folder / "best.safetensors").is_file()), None)
 
 
 def open_cache(run: Run, override: Path | None = None) -> CacheReader:

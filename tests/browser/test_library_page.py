@@ -57,7 +57,7 @@ def served(world, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     (home / "videos" / "broken.mp4").write_text("not a video")
     command = [ROOT / "tests" / "helpers" / "library_demo.py", home, home / "videos", world.videos / "clip"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "home")}
-    with Preloaded(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    with Preloaded(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().strip()

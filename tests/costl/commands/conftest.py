@@ -32,5 +32,6 @@ def workspace(tmp_path_factory) -> Path:
     with CacheWriter(folder / "feats.h5", contents, sentence_tokens()) as writer:
         writer.store("v_a", **video_features("v_a"))
         writer.write_index()
-    create_run(folder / "run", Config(), CacheReader(folder / "feats.h5"))
+    for run in ("run", "runs/new"):
+        create_run(folder / run, Config(), CacheReader(folder / "feats.h5"))
     return folder

@@ -73,6 +73,7 @@ REFUSED = {
     "search dog --cache feats.h5 --run gone": "no such folder",
     "search --cache feats.h5 --image gone.png": "gone.png: no such file",
     "search --cache feats.h5 --image wrong.jsonl": "wrong.jsonl: not a picture",
+    "search dog --cache feats.h5 --top 0": "runs/new is not used: its training has not finished.\nError: top is 0",
     "search dog --cache feats.h5 --keep much": "not a size",
     "search dog --cache feats.h5 --after today": "does not match the format",
     "predict videos/a.mp4 dog --run gone": "no such folder",

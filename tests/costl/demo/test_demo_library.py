@@ -18,13 +18,16 @@ import pytest
 from numbered_videos import frame_times, make_video
 from PIL import Image
 
+from costl.config import Config
 from costl.demo.indexing import Indexing
 from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
 from costl.demo.library_page import Card, problem_page, results_html
+from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.progress import Progress, Throughput
 from costl.search.hits import Hit, SearchResult
+from costl.training.run_folder import create_run
 
 NAMES = ("a.mp4", "2026/b.mp4", "2026/x < y/c.mp4")
 
@@ -85,6 +88,16 @@ def test_a_search_shows_its_moments(indexed):
     assert reply["html"].count('<li class="card') == len(result.hits) + len(result.below)
     assert reply["summary"] == f"{len(result.hits)} moments in 3 of 3 videos"
     assert "x &lt; y/" in reply["html"] and str(indexed.folder) not in reply["html"]
+
+
+def test_the_page_says_above_the_moments_what_answered(indexed, world, tmp_path, monkeypatch):
+    assert "Answered by zero-shot ViT-B-32, clip" in find(indexed)["html"].split("<li")[0]
+    create_run(tmp_path / "new", Config(), CacheReader(world.cache))
+    monkeypatch.setattr("costl.search.run_choice.RUNS", tmp_path)
+    again = LibrarySearch(indexed.folder, device="cpu")
+    shown = find(again)["html"].split("<li")[0]
+    again.close()
+    assert f"clip · {tmp_path / 'new'} is not used: its training has not finished.</p>" in shown
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def cached(world, tmp_path) -> Library:
 
 def test_a_folder_is_described(library, folder):
     assert len(library) == 8 and library.hours == pytest.approx(8 * 24 / 3600)
-    assert repr(library) == f"{folder}: 8 videos, 0.1 hours, 1 that cannot be read; ViT-B-32, clip"
+    assert repr(library) == f"{folder}: 8 videos, 0.1 hours, 1 that cannot be read; zero-shot ViT-B-32, clip"
     assert any("cannot be searched: broken.mp4" in message for message in library.messages())
 
 

@@ -25,7 +25,6 @@ from costl.search import run_calibration as module
 from costl.search import second_tier
 from costl.search.moments import suppress_overlaps
 from costl.search.run_calibration import run_calibration
-from costl.train import train
 
 QUERY = "the blue ring"
 
@@ -33,13 +32,6 @@ QUERY = "the blue ring"
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def run(world, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    train(world.cache, overrides=["train.epochs=1"], out=folder, device="cpu")
-    return folder
 
 
 @pytest.fixture(scope="module")
