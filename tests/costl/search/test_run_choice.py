@@ -243,6 +243,7 @@ def test_where_a_run_fails_that_nobody_named_clip_answers_alone(add_run, opened,
 
     won = add_run("won", day=1)
     monkeypatch.setattr(SecondTier, "hits", fail)
+    monkeypatch.setattr("costl.search.library.SECOND_TIER_VIDEOS", 2)
     results, expected = (opened(run).search_all(QUERIES, top=100, min_score=0.0) for run in (None, "none"))
     assert [(one.hits, one.answered_by) for one in results] == [(one.hits, one.answered_by) for one in expected]
     assert {one.notes for one in results} == {(f"{won} is not used: a.mp4: no such file",)}
