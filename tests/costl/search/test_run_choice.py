@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import costl
 from costl.commands import main
+from costl.label.proposals import Proposals
 from costl.pipeline.errors import VideoError
 from costl.predict.zero_shot_comparison import ZeroShotComparison
 from costl.search import run_choice
@@ -258,6 +259,14 @@ def test_a_library_that_is_opened_again_chooses_again(add_run, indexed):
     assert str(won) in repr(library.reopen())
     library.use_run("none")
     assert repr(library.reopen()).endswith("; zero-shot ViT-B-32, clip")
+
+
+def test_the_labelling_page_proposes_by_clip_alone(add_run, indexed):
+    add_run("won", day=1)
+    proposals = Proposals(indexed, device="cpu")
+    note = proposals.find("test_0000.mp4", QUERIES[0]).result().note
+    proposals.close()
+    assert note.endswith(" by zero-shot ViT-B-32, clip.")
 
 
 @pytest.fixture
