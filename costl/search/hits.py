@@ -80,6 +80,25 @@ class SearchResult:
         return draw_results([self])
 
 
+def ranked_result(
+    query: str,
+    hits: Sequence[Hit],
+    threshold: float,
+    answered_by: str,
+    notes: tuple[str, ...] = (),
+    *,
+    videos: int,
+    top: int,
+    min_score: float | None,
+) -> SearchResult:
+    """The result with the `top` best of all hits of a query, and of those below `min_score`, by default `threshold`."""
+    threshold = threshold if min_score is None else min_score
+    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
+    good = [hit for hit in ranked if hit.score >= threshold]
+    below = [hit for hit in ranked if hit.score < threshold]
+    return SearchResult(query, tuple(good[:top]), tuple(below[:top]), videos, answered_by, notes)
+
+
 def _count(videos: int) -> str:
     return f"{videos:,} video{'s' * (videos != 1)}"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,7 @@ from costl.pipeline.library.vectors_update import update_vectors
 from costl.pipeline.progress import ProgressCallback
 from costl.search.calibrate import ZERO_SHOT_THRESHOLD
 from costl.search.filters import Filters
-from costl.search.hits import Hit, SearchResult
+from costl.search.hits import Hit, SearchResult, ranked_result
 from costl.search.moments import find_segments
 from costl.search.queries import QueryEncoder, SearchQuery, read_images
 from costl.search.run_choice import run_for_library
@@ -46,28 +47,11 @@ class LibraryVideo:
     changed_s: float = 0.0
 
 
-class _Answer(NamedTuple):
-    """All moments of a query, the score below which they are no answer, and what has found them."""
-
-    hits: Sequence[Hit]
-    threshold: float
-    answered_by: str
-    notes: tuple[str, ...] = ()
-
-
 def _check_counts(top: int, min_score: float | None) -> None:
     if not (isinstance(top, Integral) and top >= 1):
         raise UsageError(f"top is {top!r}, expected a number of moments, 1 or more.")
     if min_score is not None and not 0 <= min_score <= 1:
         raise UsageError(f"min_score is {min_score!r}, expected a score from 0 to 1.")
-
-
-def _result(query: SearchQuery, answer: _Answer, videos: int, top: int, min_score: float | None) -> SearchResult:
-    threshold = answer.threshold if min_score is None else min_score
-    ranked = sorted(answer.hits, key=lambda hit: (-hit.score, hit.name, hit.start_s))
-    good = [hit for hit in ranked if hit.score >= threshold]
-    below = [hit for hit in ranked if hit.score < threshold]
-    return SearchResult(query.name, tuple(good[:top]), tuple(below[:top]), videos, answer.answered_by, answer.notes)
 
 
 def _vectors(folder: Path, features: CacheReader) -> Vectors:
@@ -225,23 +209,24 @@ class Library:
         count = SECOND_TIER_VIDEOS if self._second_tier and not images else _SHORT_LIST + top
         best_videos = self._scan.best_videos(chosen, np.stack([query.vector for query in found]), count)
         for query, best in zip(found, best_videos, strict=True):
-            answer = self._answer(query, best, chosen, videos, top, progress or self._progress)
-            results.append(_result(query, answer, len(videos), top, min_score))
+            results.append(self._result(query, best, chosen, videos, top, min_score, progress or self._progress))
         return results
 
-    def _answer(
+    def _result(
         self,
         query: SearchQuery,
         best: Sequence[BestVideo],
         chosen: Vectors,
         videos: Sequence[LibraryVideo],
         top: int,
+        min_score: float | None,
         progress: ProgressCallback,
-    ) -> _Answer:
+    ) -> SearchResult:
         """The moments that the run finds, or those of CLIP alone.
 
         A run that nobody named must not break a search: where it fails, CLIP answers alone, and a note says why.
         """
+        rank = partial(ranked_result, query.name, videos=len(videos), top=top, min_score=min_score)
         second_tier = self._second_tier
         zero_shot = self._answered_by(None)
         notes: tuple[str, ...] = ()
@@ -251,13 +236,13 @@ class Library:
             try:
                 hits = self._hits_again(second_tier, query, best, chosen, videos, progress)
                 threshold = second_tier.threshold(self._queries.ordinary().vectors)
-                return _Answer(hits, threshold, self._answered_by(second_tier))
+                return rank(hits, threshold, self._answered_by(second_tier))
             except CostlError as error:
                 if self._run is not None:
                     raise
                 notes = (f"{second_tier.name} is not used: {error}",)
                 (best,) = self._scan.best_videos(chosen, query.vector[np.newaxis], _SHORT_LIST + top)
-        return _Answer(self._hits(query, best, chosen, videos), ZERO_SHOT_THRESHOLD, zero_shot, notes)
+        return rank(self._hits(query, best, chosen, videos), ZERO_SHOT_THRESHOLD, zero_shot, notes)
 
     def _hits(
         self, query: SearchQuery, best: Sequence[BestVideo], chosen: Vectors, videos: Sequence[LibraryVideo]
