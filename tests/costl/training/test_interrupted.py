@@ -134,7 +134,7 @@ def test_a_run_stopped_in_every_second_step_ends_with_the_same_bits(world, whole
                 _, meta = load_checkpoint(tmp_path / "run", "last")
                 assert meta["counts"]["step"] == 2 * stops
         start = lambda: resume(tmp_path / "run", device="cpu")  # noqa: E731
-    assert stops == 4
+    assert stops == (whole["counts"]["step"] - 1) // 2  # the third step of each start is the one that stops
     ended = final_state(tmp_path / "run")
     assert [name for name in whole if not same(whole[name], ended[name])] == []
 
