@@ -282,6 +282,8 @@ class Library:
     def _answered_by(self, second_tier: SecondTier | None) -> str:
         if second_tier is None:
             return f"zero-shot {self._encoder_name}"
+        if len(self) <= SECOND_TIER_VIDEOS:
+            return second_tier.name
         return f"{second_tier.name}, in {SECOND_TIER_VIDEOS} videos that {self._encoder_name} puts first"
 
     def _filtered(self, filters: Filters) -> tuple[Vectors, list[LibraryVideo]]:

@@ -61,7 +61,7 @@ def test_the_run_gives_the_moments_it_gives_in_evaluation(world, run):
     found = [(hit.start_s, hit.end_s, hit.score) for hit in result.hits if hit.video.stem == expected.vid]
     apart = suppress_overlaps(np.array(expected.windows), limit=100, max_overlap=0.0)
     np.testing.assert_allclose(sorted(found), sorted(apart.tolist()), atol=1e-6)
-    assert result.answered_by.startswith(f"{run}, in 10 videos")
+    assert result.answered_by == str(run)
 
 
 def test_an_image_is_searched_for_without_the_run(world, run, tmp_path):
