@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from costl.pipeline.cache.index import Index, VideoRow
 from costl.pipeline.data_folder import missing_videos
-from costl.pipeline.errors import first_few
+from costl.pipeline.errors import SHOWN, first_few
 from costl.pipeline.formats.annotations import RATED_CLIP_S, Query, cut_note, parse_jsonl, plain_name
 from costl.pipeline.formats.strict_json import json_lines, read_json
 from costl.pipeline.grid import Grid
@@ -20,13 +20,16 @@ REMEDY = "Correct these rows or take them out, and run the same costl extract ag
 def with_known_names(texts: Mapping[str, str], videos: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """(checked annotations in which each video has its name in `videos`, notes about the names that were changed).
 
-    A name changes if only the ending of the file or the Unicode form differ: 'a.mp4' becomes 'a'.
+    A name changes if only the ending of the file, the Unicode form or the slashes differ: 'a.mp4' becomes 'a'.
     """
     names = list(videos)
     by_plain_name: dict[str, list[str]] = {}
     for name in names:
         by_plain_name.setdefault(plain_name(name), []).append(name)
-    found = {vid: by_plain_name.get(plain_name(vid), []) for vid in missing_videos(texts, names)}
+    found = {
+        vid: by_plain_name.get(plain_name(vid)) or by_plain_name.get(plain_name(vid.replace("\\", "/")), [])
+        for vid in missing_videos(texts, names)
+    }
     changed = {vid: same[0] for vid, same in found.items() if len(same) == 1}
     if not changed:
         return dict(texts), []
@@ -44,11 +47,28 @@ def _rename(text: str, changed: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def first_missing(missing: Sequence[str], videos: Iterable[str]) -> str:
+    """The first few missing videos for an error message, each with the one of `videos` that was probably meant."""
+    names = list(videos)
+    # To compare all names would take long.
+    listed = first_few([*(with_similar_name(name, names) for name in missing[:SHOWN]), *missing[SHOWN:]], last=", and ")
+    in_folder = any("/" in name for name in names) and "did you mean" in listed
+    return f"{listed} (the name of a video in a deeper folder begins with the folder)" if in_folder else listed
+
+
 def with_similar_name(name: str, videos: Iterable[str]) -> str:
-    """The name of a missing video for an error message, with the video that was probably meant, if there is one."""
-    by_loose_name = {_loose_name(other): other for other in videos}
+    """The name of a missing video for an error message, with the video that was probably meant, if there is one.
+
+    All videos of this name are given where several folders have one.
+    """
+    by_loose_name: dict[str, list[str]] = {}
+    for other in videos:
+        by_loose_name.setdefault(_loose_name(other), []).append(other)
     similar = get_close_matches(_loose_name(name), list(by_loose_name), n=1, cutoff=0.8)
-    return f"{name!r} (did you mean {by_loose_name[similar[0]]!r}?)" if similar else name
+    if not similar:
+        return name
+    meant = first_few(map(repr, by_loose_name[similar[0]]), between=" or ")
+    return f"{name!r} (did you mean {meant}?)"
 
 
 def _loose_name(name: str) -> str:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-_SHOWN = 5
+SHOWN = 5  # names of a long list in a message
 _PERMISSIONS = "Change its permissions, or choose another folder."
 _DISK_FAILS = "The disk, or the network to it, fails: repair it, then give the same command again."
 _NEXT_STEPS = {
@@ -68,15 +68,19 @@ def next_step(error: Exception) -> str:
 def first_few(items: Iterable[str], *, between: str = ", ", last: str = " and ") -> str:
     """The first few of many names for an error message, and how many more there are."""
     names = list(items)
-    shown = between.join(names[:_SHOWN])
-    more = len(names) - _SHOWN
+    shown = between.join(names[:SHOWN])
+    more = len(names) - SHOWN
     return f"{shown}{last}{more} more" if more > 0 else shown
 
 
 def suggest(name: str, candidates: Sequence[str]) -> str:
-    """A sentence for an error message about an unknown name: the names most like it, otherwise the first of all names."""
+    """A sentence for an error message about an unknown name: the names most like it, otherwise the first of all names.
+
+    A name that is only the last part of a path, as that of a video in a deeper folder, means that path.
+    """
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
+    same = [candidate for candidate in candidates if candidate.lower().endswith(f"/{name.lower()}")]
+    close = same[:3] or [by_lower[text] for text in get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)]
     if close:
-        return f"Did you mean {' or '.join(by_lower[candidate] for candidate in close)}?"
+        return f"Did you mean {' or '.join(close)}?"
     return f"Known: {first_few(candidates)}."

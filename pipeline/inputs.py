@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from costl.pipeline.annotations import with_known_names, with_similar_name
+from costl.pipeline.annotations import first_missing, with_known_names
 from costl.pipeline.cache.index import Contents, absolute_weights, read_index
 from costl.pipeline.data_folder import (
     ExtractSettings,
@@ -17,20 +17,21 @@ from costl.pipeline.data_folder import (
     missing_videos,
     read_annotations,
     read_settings,
+    rows_in,
     settings_folder,
     unread_files,
 )
 from costl.pipeline.encode.names import check_names, default_weights, weights_folder
 from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.run.shards import parse_share, refuse_other_shares
-from costl.pipeline.videos import Video, find_videos, left_out, safe_id
+from costl.pipeline.videos import Video, find_videos, folder_of, left_out, safe_id
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The input of one run.
 
-    `videos` lie in `folder`; `left_out` are names there that only look like those of videos, `missing` the names of annotated
+    `videos` lie in `folder` and the folders in it; `left_out` are names there that only look like those of videos, `missing` the names of annotated
     videos without a file. `annotations`: the JSONL text of each split. `settings` decide the features. `training`: the
     settings for training that the data folder holds. `share`: the fields of the share that the run takes (see
     `shards.Share`), empty for the whole folder. `notes`: what was read in another way than it is written, and files that
@@ -63,8 +64,8 @@ def read_inputs(
     annotations keeps those that `costl cache add-queries` has added. Raises UsageError for a folder without videos, wrong
     settings or annotations, and missing videos unless `allow_missing`.
     """
-    videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path)
-    names = [video.path.stem for video in videos]
+    videos = [Video(safe_id(path.stem), path)] if path.is_file() else find_videos(path, recursive=True)
+    names = [video.name for video in videos]
     folder = data_folder(path)
     folder_settings = read_settings(settings_folder(folder, annotations))
     earlier = read_index(cache).contents if cache and cache.exists() else None
@@ -88,23 +89,36 @@ def read_inputs(
         )
     missing = missing_videos(texts, names)
     if missing and not allow_missing:
-        listed = first_few((with_similar_name(name, names) for name in missing), last=", and ")
         raise UsageError(
-            f"The annotations{source} name {len(missing)} videos that are not here: {listed}. "
+            f"The annotations{source} name {len(missing)} videos that are not here: {first_missing(missing, names)}. "
             f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
             "rows, or pass --allow-missing-videos to go on without them."
         )
     check_names(settings.model, settings.weights)
+    notes += _deeper_note(videos, texts)
     return Inputs(
         videos=videos,
-        folder=videos[0].path.parent,
+        folder=folder_of(path, videos),
         missing=missing,
         annotations=texts,
         settings=settings,
         training=folder_settings.train,
-        left_out=left_out(videos[0].path.parent) if path.is_dir() else (),
+        left_out=left_out(folder_of(path, videos), recursive=True) if path.is_dir() else (),
         notes=tuple(notes),
     )
+
+
+def _deeper_note(videos: Sequence[Video], texts: Mapping[str, str]) -> list[str]:
+    """A note about the videos in deeper folders that no annotation names, if there are annotations."""
+    deeper = [video.name for video in videos if "/" in video.name]
+    annotated = {row["vid"] for row in rows_in(texts)} if deeper else set()
+    unnamed = [name for name in deeper if annotated and name not in annotated]
+    if not unnamed:
+        return []
+    return [
+        f"No annotation names {len(unnamed)} videos in deeper folders, which are extracted as well: {first_few(unnamed)}. To "
+        "leave out a folder, move it, or begin its name with a dot."
+    ]
 
 
 def _encoder_of(cache: Path, contents: Contents) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The videos of a folder: which files count as videos, the id of each, and the hash of its content."""
+"""The videos of a folder: which files count as videos, the name and id of each, and the hash of its content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +17,8 @@ from costl.pipeline.errors import UsageError, VideoError
 SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv"])
 SUFFIXES |= {".wmv", ".3gp", ".ogv", ".vob", ".divx"}
 _UNFINISHED = (".part", ".crdownload", ".download", ".partial", ".icloud", ".tmp")  # of browsers, yt-dlp, rsync and clouds
+# Folders of systems and of network disks for what was deleted, and for previews of videos.
+_SYSTEM_FOLDERS = frozenset(["$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle", "#snapshot"])
 LONGEST_ID = 200  # bytes; an id becomes a file name with a suffix, and file systems stop at 255
 # Windows treats these names as devices, whatever suffix follows.
 RESERVED = frozenset(
@@ -25,14 +27,16 @@ RESERVED = frozenset(
 _READ_BYTES = 1 << 20
 _FILE_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # not of the machine
 
+INNER = "videos"  # the folder in a data folder that may hold the videos
+
 FileStamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video file; `id` is the file name without its suffix, which annotations use, made safe by `safe_id`.
+    """One video file; `id` is its name, which annotations use, made safe by `safe_id`.
 
-    `stored_name` is what a cache calls the video if it is not that file name. With `windows`, ranges of clips of its grid,
+    The name is `stored_name`, or else the file name without its suffix. With `windows`, ranges of clips of its grid,
     only these are extracted, and each becomes a video of its own in the cache, called `window_name(window)`.
     """
 
@@ -52,23 +56,58 @@ def window_name(window: range) -> str:
     return f"clips-{window.start:08}-{window.stop:08}"
 
 
-def find_videos(folder: Path, *, allow_none: bool = False) -> list[Video]:
+def list_videos(folder: Path) -> dict[str, Path]:
+    """The path of every video in a folder and the folders in it, by its path relative to the folder, sorted.
+
+    Hidden folders and those of deleted files are left out, and links to folders are not followed; only a folder `videos` may
+    be a link, if the folder holds no video itself. Raises UsageError for a folder that is missing or holds no video.
+    """
+    _refuse_no_folder(folder)
+    paths = _walk(folder)
+    if not paths:
+        raise UsageError(f"{folder}: no videos in it or in its folders, expected {' '.join(sorted(SUFFIXES))}.")
+    return paths
+
+
+def video_names(paths: Mapping[str, Path]) -> dict[str, str]:
+    """What annotations and caches call each video of `list_videos`: its path relative to the folder, without the suffix.
+
+    If the folder holds no video itself, its folder `videos` counts as the folder.
+    """
+    outer = "" if _are_own(paths) else f"{INNER}/"
+    return {name: name.removeprefix(outer).removesuffix(path.suffix) for name, path in paths.items()}
+
+
+def find_videos(folder: Path, *, recursive: bool = False, allow_none: bool = False) -> list[Video]:
     """The videos in `folder`, or in `folder/videos` when it holds none itself, sorted by id.
 
-    A pipe, an empty file or a dangling link with a video's suffix counts as well, so that it is reported as a failed video;
-    but a folder with nothing else holds no videos. What is certainly no video is left out, see `left_out`. Raises UsageError
-    when the folder is missing, when it holds no video (unless `allow_none`), and when two files would share an id.
+    With `recursive` also those in deeper folders, as `list_videos` finds them and `video_names` calls them. A pipe, an empty
+    file or a dangling link with a video's suffix counts as well, so that it is reported as a failed video; but a folder with
+    nothing else holds no videos. What is certainly no video is left out, see `left_out`. Raises UsageError when the folder is
+    missing, when it holds no video (unless `allow_none`), and when two files would share a name.
     """
-    if not folder.is_dir():
-        problem = "not a folder" if folder.exists() else "no such folder"
-        raise UsageError(f"{folder}: {problem}. Pass the folder that holds the videos.")
-    paths = _video_files(folder) or _video_files(folder / "videos")
+    _refuse_no_folder(folder)
+    paths = _walk(folder) if recursive else {path.name: path for path in _video_files(folder)}
+    if not _are_own(paths):
+        inner = {f"{INNER}/{path.name}": path for path in _video_files(folder / INNER)}
+        paths = {name: path for name, path in paths.items() if "/" in name} or inner
+    if not any(map(Path.is_file, paths.values())):
+        paths = {}
     if not paths and not allow_none:
         expected = " ".join(sorted(SUFFIXES))
-        contents = _count_by_suffix(folder)
-        raise UsageError(f"{folder}: no videos ({contents}), expected {expected} here or in {folder / 'videos'}.")
-    _refuse_shared_stems(paths)
-    return sorted((Video(safe_id(path.stem), path) for path in paths), key=lambda video: video.id)
+        where = "in its folders" if recursive else f"in {folder / INNER}"
+        raise UsageError(f"{folder}: no videos ({_count_by_suffix(folder)}), expected {expected} here or {where}.")
+    names = video_names(paths)
+    _refuse_shared_names(names)
+    videos = (Video(safe_id(names[file]), path, _stored_name(names[file], path)) for file, path in paths.items())
+    return sorted(videos, key=lambda video: video.id)
+
+
+def folder_of(path: Path, videos: Iterable[Video]) -> Path:
+    """The folder in which `find_videos` finds these videos of `path`, a folder or one video, under the same names."""
+    if not path.is_dir():
+        return path.parent
+    return path / INNER if all((path / INNER) in video.path.parents for video in videos) else path
 
 
 def is_video(path: Path) -> bool:
@@ -76,16 +115,19 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def left_out(folder: Path) -> list[str]:
+def left_out(folder: Path, *, recursive: bool = False) -> list[str]:
     """The names in `folder`, sorted, that look like those of videos and are none: of hidden files, folders, unfinished
-    downloads.
+    downloads. With `recursive` also their paths in the folders that `list_videos` walks through.
     """
 
     def looks_like_video(path: Path) -> bool:
         whole = path.with_suffix("") if path.suffix.lower() in _UNFINISHED else path
         return whole.suffix.lower() in SUFFIXES and (whole != path or path.name.startswith(".") or path.is_dir())
 
-    return sorted(path.name for path in folder.iterdir() if looks_like_video(path))
+    places = [(inside, place) for inside, place, _ in _folders(folder)] if recursive else [("", folder)]
+    walked = {place for _, place in places}
+    paths = [(inside, path) for inside, place in places for path in place.iterdir() if path not in walked]
+    return sorted(f"{inside}{path.name}" for inside, path in paths if looks_like_video(path))
 
 
 def safe_id(stem: str) -> str:
@@ -149,21 +191,50 @@ def read_failure(path: Path, error: OSError) -> VideoError:
     return VideoError(f"{path.name}: cannot be read ({error.strerror}). {next_step}.", status=status)
 
 
-def _video_files(folder: Path) -> list[Path]:
+def _refuse_no_folder(folder: Path) -> None:
     if not folder.is_dir():
-        return []
-    paths = [path for path in folder.iterdir() if is_video(path) and not path.is_dir()]
+        problem = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {problem}. Pass the folder that holds the videos.")
+
+
+def _video_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if is_video(path) and not path.is_dir()] if folder.is_dir() else []
+
+
+def _walk(folder: Path) -> dict[str, Path]:
+    """The path of every video in a folder and the folders in it, by its path relative to the folder, sorted."""
+    places = _folders(folder)
+    paths = {f"{inside}{name}": path for inside, place, files in places for name in files if is_video(path := place / name)}
+    return dict(sorted(paths.items()))
+
+
+def _folders(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A folder and the folders in it: (path relative to it, with a slash at its end; path; names of the files)."""
+    inner = folder / INNER
+    tops = [folder, inner] if inner.is_symlink() and not any(map(Path.is_file, _video_files(folder))) else [folder]
+    for top in tops:
+        for place, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _SYSTEM_FOLDERS]
+            yield "".join(f"{part}/" for part in Path(place).relative_to(folder).parts), Path(place), files
+
+
+def _are_own(paths: Mapping[str, Path]) -> bool:
+    """Whether some of the videos are in the folder itself."""
     # is_file follows links and is false for dangling or circular ones.
-    return paths if any(map(Path.is_file, paths)) else []
+    return any("/" not in name and path.is_file() for name, path in paths.items())
 
 
-def _refuse_shared_stems(paths: Iterable[Path]) -> None:
-    by_stem: dict[str, Path] = {}
-    for path in sorted(paths):
-        first = by_stem.setdefault(path.stem, path)
-        if first is not path:
-            names = f"{first.name} and {path.name}"
-            raise UsageError(f"{names}: two videos with one id, '{first.stem}'. Rename or remove one of them.")
+def _stored_name(name: str, path: Path) -> str:
+    return "" if name == path.stem else name
+
+
+def _refuse_shared_names(names: Mapping[str, str]) -> None:
+    """Raises UsageError where two of these files have one name."""
+    file_of: dict[str, str] = {}
+    for file, name in sorted(names.items()):
+        first = file_of.setdefault(name, file)
+        if first is not file:
+            raise UsageError(f"{first} and {file}: two videos with one id, '{name}'. Rename or remove one of them.")
 
 
 def _count_by_suffix(folder: Path) -> str:

@@ -23,7 +23,7 @@ VIDEO_DOORS = {
     "costl.converters": [f"{P}.data_folder", f"{P}.decode", f"{P}.videos"],
     "costl.demo": [f"{P}.library", f"{P}.preview", f"{P}.videos"],
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
-    "costl.label": [f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
+    "costl.label": [f"{P}.decode", f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
     "costl.report": [f"{P}.preview"],
     "costl.search": [f"{P}.decode", f"{P}.encode", f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
 }

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from costl.data.annotations import Query, Window, number_in, parse_rows, table_in
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats import strict_json
-from costl.pipeline.formats.annotations import refuse_bad_rows
+from costl.pipeline.formats.annotations import QUERY_FIELDS, refuse_bad_rows
 from costl.pipeline.formats.strict_json import json_lines, read_text
 
 LONG_S = 150.0  # no window of QVHighlights is longer, and a model made for it may miss longer ones
@@ -35,10 +35,14 @@ _Parsed = TypeVar("_Parsed")
 
 @dataclass(frozen=True)
 class Row:
-    """A row as a `Query`, and what was corrected in it: one of the names above for each correction."""
+    """A row as a `Query`, and what was corrected in it: one of the names above for each correction.
+
+    `fields` are those of the file that a `Query` does not have.
+    """
 
     query: Query
     quirks: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def qid(self) -> int | str:
@@ -104,6 +108,14 @@ def row_from_values(values: Mapping[str, Any]) -> Row:
     """The row of a JSON object in the layout of QVHighlights, with its windows clipped to the video. Raises UsageError."""
     query = Query.from_row({**values, "relevant_windows": None})
     return row_with_windows(query, table_in(values, "relevant_windows", width=2))
+
+
+def own_row(values: Mapping[str, Any]) -> Row:
+    """The row of a JSON object in the project's own layout, with every field that it has. Raises UsageError."""
+    row = row_from_values(values)
+    fields = {name: value for name, value in values.items() if name not in QUERY_FIELDS}
+    is_absent = values.get("relevant_windows") == [] and not row.query.clip_ids  # the sentence is not in the video
+    return replace(row, fields=fields | ({"relevant_windows": []} if is_absent else {}))
 
 
 def row_with_windows(query: Query, windows: Iterable[Sequence[float]]) -> Row:

@@ -10,7 +10,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import SPLITS, to_row
+from costl.benchmarks.common import SPLITS
 from costl.data.annotations import Query
 from costl.pipeline.errors import CostlError, UsageError, first_few
 from costl.pipeline.formats.files import publish
@@ -99,8 +99,10 @@ def shared_videos(splits: Mapping[str, Sequence[Query]]) -> list[str]:
     ]
 
 
-def write_output(out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Query]], *, settings: str = "") -> None:
-    """Writes report.json, costl.yaml with `settings`, missing.txt and the JSONL file of each split, those that have content.
+def write_output(
+    out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, settings: str = ""
+) -> None:
+    """Writes report.json, costl.yaml with `settings`, missing.txt and the JSONL file with the rows of each split, those that have content.
 
     Removes the files of an earlier output first. Raises CostlError when the disk refuses.
     """
@@ -112,8 +114,7 @@ def write_output(out: Path, report: PrepareReport, splits: Mapping[str, Sequence
         _MISSING: "".join(f"{vid}\n" for vid in report.missing),
     }
     for split in reversed(list(splits)):
-        rows = [json.dumps(to_row(query), ensure_ascii=False) + "\n" for query in splits[split]]
-        contents[f"{split}.jsonl"] = "".join(rows)
+        contents[f"{split}.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split])
     try:
         for name in _WRITTEN - {REPORT}:
             (out / name).unlink(missing_ok=True)

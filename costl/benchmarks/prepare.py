@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.common import NO_WINDOW, Row
+from costl.benchmarks.common import NO_WINDOW, Row, to_row
 from costl.benchmarks.durations import durations
 from costl.benchmarks.layouts import find_benchmark, find_layout
 from costl.benchmarks.output import PrepareReport, refuse_other_content, shared_videos, write_output
@@ -74,8 +74,8 @@ def prepare(
         videos=videos,
         missing=missing,
     )
-    queries = {split: [_named_like_file(row.query, find) for row in rows] for split, rows in written.items()}
-    write_output(out, report, queries, settings=benchmark_settings(name).read_text(encoding="utf-8"))
+    lines = {split: [to_row(_named_like_file(row.query, find)) for row in rows] for split, rows in written.items()}
+    write_output(out, report, lines, settings=benchmark_settings(name).read_text(encoding="utf-8"))
     return report
 
 

@@ -156,7 +156,7 @@ def label(videos: Path, run: str | None, **options: Any) -> None:
     elsewhere. Needs the extra: pip install 'costl[demo]'
     """
     from costl.ask.model_folder import model_or_zero_shot
-    from costl.pipeline.library.folder import list_videos
+    from costl.pipeline.videos import list_videos
 
     list_videos(videos)  # reports errors before torch is loaded
     folder = None if run is None else model_or_zero_shot(run)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from costl.benchmarks.common import NO_WINDOW
+from costl.benchmarks.common import NO_WINDOW, to_row
 from costl.benchmarks.layouts import BENCHMARKS, find_benchmark
 from costl.benchmarks.output import PrepareReport, refuse_other_content, shared_videos, write_output
 from costl.benchmarks.prepare import prepare as prepare_benchmark
@@ -112,7 +112,8 @@ def prepare_labels(
         videos=videos,
         missing=vids,
     )
-    write_output(out, report, queries)
+    lines = {split: [to_row(row.query) | row.row.fields for row in split_rows] for split, split_rows in splits.items()}
+    write_output(out, report, lines)
     return report
 
 

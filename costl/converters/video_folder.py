@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -15,11 +15,11 @@ from costl.pipeline.annotations import with_similar_name
 from costl.pipeline.errors import UsageError, VideoError, first_few
 from costl.pipeline.formats.annotations import plain_name
 from costl.pipeline.progress import ProgressCallback
-from costl.pipeline.videos import find_videos
+from costl.pipeline.videos import Video, find_videos
 
 
 class VideoFolder:
-    """The videos of `folder`, as `costl extract` finds them; None for no videos at all.
+    """The videos of `folder` and the folders in it, as `costl extract` finds them; None for no videos at all.
 
     `frame_rate`: the frames a second at which labels count, if it is not that of each video. Raises UsageError as
     `find_videos` does.
@@ -33,29 +33,34 @@ class VideoFolder:
         frame_rate: Fraction | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
-        videos = find_videos(folder, allow_none=allow_none) if folder else []
-        self._folder = folder
-        self._by_stem = {video.path.stem: video.path for video in videos}
-        self._by_folded: dict[str, list[Path]] = defaultdict(list)
-        for stem, path in self._by_stem.items():
-            self._by_folded[_fold(stem)].append(path)
+        videos = find_videos(folder, recursive=True, allow_none=allow_none) if folder else []
+        self._by_name = {video.name: video for video in videos}
+        self._by_folded: dict[str, list[Video]] = defaultdict(list)
+        self._by_last_part: dict[str, list[Video]] = defaultdict(list)
+        for name, video in self._by_name.items():
+            self._by_folded[_fold(name)].append(video)
+            self._by_last_part[_fold(_last_part(name))].append(video)
+        self._folders = {name.partition("/")[0] for name in self._by_name if "/" in name}
         self.frame_rate = frame_rate
         self._rates: dict[Fraction, str] = {}
-        self._find = cache(self._find_file)
+        self._find = cache(self._find_video)
         self._rate_of_file = cache(self._read_rate)
         self.duration_of = durations(self.find, progress)
 
     def find(self, name: str) -> Path | None:
         """The file of a video by its name, with or without folders and ending; None if there is none.
 
-        Upper and lower case may differ where only one file fits.
+        Upper and lower case may differ, and folders may be missing, where only one file fits.
         """
-        return self._find(name)
+        video = self._find(name)
+        return video.path if video else None
 
     def vid_of(self, name: str) -> str:
-        """What a cache calls a video: the name of its file without the ending; for a missing file that of the labels."""
-        path = self.find(name)
-        return path.stem if path else plain_name(_last_part(name))
+        """What a cache calls a video: its path in the folder without the ending; for a missing file the name of the labels."""
+        video = self._find(name)
+        path = _as_path(name)
+        is_relative = self._folders and not path.is_absolute() and ".." not in path.parts
+        return video.name if video else plain_name(str(path) if is_relative else _last_part(name))
 
     def rate_of(self, name: str, *, stated: Fraction | None = None) -> Fraction | None:
         """The frames a second at which labels of a video count: `stated` by the labels, the rate of the folder, or that of
@@ -69,9 +74,7 @@ class VideoFolder:
 
     def with_similar(self, name: str) -> str:
         """The name of a missing video for a message, with the file that was probably meant, if there is one."""
-        if self._in_subfolder(name):
-            return f"{name} (in a folder of its own; costl extract reads one folder)"
-        return with_similar_name(name, self._by_stem)
+        return with_similar_name(name, self._by_name)
 
     def rate_notes(self) -> list[str]:
         """A sentence about each frame rate that was used. Raises UsageError for a frame rate of the folder without use."""
@@ -81,33 +84,32 @@ class VideoFolder:
 
     def refuse_shared_files(self, names: Iterable[str]) -> None:
         """Raises UsageError where names in different folders, such as a/1.mp4 and b/1.mp4, have one file here."""
-        by_path: dict[Path, dict[str, str]] = defaultdict(dict)
+        by_video: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
         for name in dict.fromkeys(names):
-            path = self.find(name)
-            parent = str(_as_path(name).parent)
-            if path and parent != ".":
-                by_path[path].setdefault(parent, name)
-        for path, by_parent in by_path.items():
-            if len(by_parent) > 1:
-                raise UsageError(f"{first_few(by_parent.values())} are videos of one name: {path.name}. Rename their files.")
+            video = self._find(name)
+            outside = _as_path(name).parts[: -1 - video.name.count("/")] if video else ()
+            if video and outside:
+                by_video[video.name].setdefault(outside, name)
+        for vid, by_folder in by_video.items():
+            if len(by_folder) > 1:
+                file = self._by_name[vid].path.name
+                raise UsageError(f"{first_few(by_folder.values())} are videos of one name: {file}. Rename their files.")
 
-    def _find_file(self, name: str) -> Path | None:
-        last = _last_part(name)
-        if self._in_subfolder(name):
-            return None
-        exact = self._by_stem.get(last) or self._by_stem.get(plain_name(last))
-        folded = self._by_folded.get(_fold(last)) or self._by_folded.get(_fold(plain_name(last))) or []
-        return exact or (folded[0] if len(folded) == 1 else None)
+    def _find_video(self, name: str) -> Video | None:
+        """The video whose path `name` ends in; of a name without folders the only one of that name.
 
-    def _in_subfolder(self, name: str) -> bool:
-        """Whether a name with folders is a file in one of the folders here, which `costl extract` does not read."""
-        path = _as_path(name)
-        if self._folder is None or path.parent in (PurePosixPath("."), PurePosixPath("videos")) or ".." in path.parts:
-            return False
-        try:
-            return not path.is_absolute() and (self._folder / path).is_file()
-        except (OSError, ValueError):  # too long for a path, or with a NUL
-            return False
+        A name that begins with a folder here is the whole path.
+        """
+        parts = [part for part in _as_path(name).parts if part != "/"]
+        is_whole = len(parts) > 1 and parts[0] in self._folders
+        ends = ["/".join(parts[start:]) for start in range(1 if is_whole else len(parts))]
+        for end in ends:
+            if video := self._by_name.get(end) or self._by_name.get(plain_name(end)):
+                return video
+        for end in ends:
+            if video := _only(self._by_folded, end):
+                return video
+        return _only(self._by_last_part, parts[0]) if len(parts) == 1 else None
 
     def _read_rate(self, name: str) -> Fraction | None:
         from costl.pipeline.decode.frame_rate import read_frame_numbers
@@ -119,6 +121,12 @@ class VideoFolder:
             reason = str(error).partition(". ")[0].rstrip(".")
             hint = "write its times in seconds, or pass --frame-rate with the rate at which its frames were counted"
             raise UsageError(f"its times are frames, and {reason}; {hint}") from error
+
+
+def _only(videos: Mapping[str, Sequence[Video]], name: str) -> Video | None:
+    """The video of a name with or without ending, if there is only one."""
+    found = videos.get(_fold(name)) or videos.get(_fold(plain_name(name))) or []
+    return found[0] if len(found) == 1 else None
 
 
 def _as_path(name: str) -> PurePosixPath:

@@ -21,7 +21,7 @@ from costl.demo.security import GRADIO_POLICY, HOST, protect
 from costl.demo.server import open_socket
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
-from costl.pipeline.library.folder import list_videos
+from costl.pipeline.videos import list_videos
 
 _NO_GRADIO = "costl demo needs Gradio, which is not installed. Install it: pip install 'costl[demo]'."
 # In the browser: counts the videos that are being opened, and passes a file on only once, when it is new.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from costl.converters.label_studio_export import CONFIG
 from costl.demo.security import HOST, PLAIN_POLICY, protect
 from costl.demo.server import open_socket
 from costl.label.page import asset, page_html
@@ -19,7 +21,7 @@ from costl.label.rows import Label
 from costl.label.session import LabelSession, shown_label
 from costl.label.store import Conflict, open_labels
 from costl.label.videos import LabelVideo, LabelVideos
-from costl.pipeline.errors import CostlError, UsageError, VideoError
+from costl.pipeline.errors import CostlError, UsageError, VideoError, first_few
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.formats.files import refuse_suffix
 
@@ -152,6 +154,16 @@ def build_label_app(session: LabelSession) -> Any:
         headers = {"Content-Disposition": f'attachment; filename="{FILE}"'}
         return Response(session.text(), media_type="application/x-ndjson", headers=headers)
 
+    @app.get("/label/label-studio")
+    def label_studio() -> Any:
+        headers = {"Content-Disposition": 'attachment; filename="label-studio.json"'}
+        return Response(session.label_studio(), media_type="application/json", headers=headers)
+
+    @app.get("/label/label-studio.xml")
+    def label_studio_configuration() -> Any:
+        headers = {"Content-Disposition": 'attachment; filename="label-studio.xml"'}
+        return Response(CONFIG, media_type="application/xml", headers=headers)
+
     @app.post("/label/edits")
     def edit(sent: dict[str, Any]) -> Any:
         try:
@@ -180,20 +192,24 @@ def build_label_app(session: LabelSession) -> Any:
 
 
 def closing_text(labels: list[Label], videos: LabelVideos, *, path: Path, folder: Path) -> str:
-    """How many labels there are, and the command that makes splits of them."""
+    """How many labels there are, what has to be renamed before extraction, and the commands that train on them."""
     moments = sum(len(label.query.windows) for label in labels)
     absent = sum(label.is_absent for label in labels)
     named = {label.video for label in labels}
     here = sum(video.vid in named for video in videos.all)
     counts = f"{_many(len(labels), 'label')} of {here} of {_many(len(videos.all), 'video')}: {_many(moments, 'moment')}"
     lines = [f"{path}: {counts}" + (f", {absent} not in their video." if absent else ".")]
-    deep = {video.vid for video in videos.all if "/" in video.vid}
-    nested = sum(label.video in deep for label in labels)
-    if nested:
-        lines.append(f"{_many(nested, 'label')} about videos in deeper folders, which costl extract does not read.")
+    shared = sorted(vid for vid, count in Counter(video.vid for video in videos.all).items() if count > 1)
+    if labels and shared:
+        lines.append(f"Several files are called {first_few(map(repr, shared))}: rename all but one of each before the next steps.")
     if labels:
-        command = f"costl prepare {shlex.quote(str(path))} --videos {shlex.quote(str(folder))} --out labels/"
-        lines.append(f"Next: {command}")
+        source, place, cache = (shlex.quote(str(name)) for name in (path, folder, f"{path.stem}.h5"))
+        lines += [
+            "Next:",
+            f"  costl prepare {source} --videos {place} --out labels/",
+            f"  costl extract --videos {place} --annotations labels/ --out {cache}",
+            f"  costl train --cache {cache}",
+        ]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from costl.data.annotations import RATED_CLIP_S
 from costl.demo.pictures import frame_jpeg
+from costl.label.export import label_studio_text
 from costl.label.order import order_to_label
 from costl.label.proposals import Proposals
 from costl.label.proxies import Proxies
@@ -127,6 +128,10 @@ class LabelSession:
     def text(self) -> str:
         """All labels as JSONL."""
         return self._store.text()
+
+    def label_studio(self) -> str:
+        """All labels as JSON for Label Studio."""
+        return label_studio_text(self._store.labels(), self.videos)
 
     def close(self) -> None:
         """Stops all work in the background."""

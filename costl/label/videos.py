@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import secrets
 import threading
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from costl.pipeline.errors import VideoError
-from costl.pipeline.formats.annotations import plain_name
-from costl.pipeline.library.folder import list_videos
 from costl.pipeline.preview.playback import Playback, read_playback
-from costl.pipeline.videos import FileStamp, file_stamp, printable
+from costl.pipeline.videos import FileStamp, file_stamp, list_videos, printable, video_names
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,13 @@ class LabelVideo:
 class LabelVideos:
     """The videos of a folder and of the folders in it, by the paths that they have when it is made.
 
-    A video is called by its path without the ending of the file. For a video in the folder itself, or in its folder `videos`
-    if it holds none, that is the name of the file, as `costl extract` calls it. Two files of one name cannot be labelled.
-    Raises UsageError for a folder without videos.
+    A video is called as `costl extract` calls it (`video_names`), in Unicode's composed form. Two files of one name cannot be
+    labelled. Raises UsageError for a folder without videos.
     """
 
     def __init__(self, folder: Path):
         paths = list_videos(folder)
-        vids = _vids(list(paths))
+        vids = {name: unicodedata.normalize("NFC", vid) for name, vid in video_names(paths).items()}
         files = Counter(vids.values())
         self.all = [
             LabelVideo(name, vids[name], path, secrets.token_urlsafe(12), _problem(name, vids[name], files))
@@ -84,13 +82,6 @@ class LabelVideos:
         with self._lock:
             self._playback[video.name] = stamp, playback
         return playback
-
-
-def _vids(names: Sequence[str]) -> dict[str, str]:
-    """What the label file calls each video."""
-    inside = "" if any("/" not in name for name in names) else "videos/"
-    own = {name: name.removeprefix(inside) for name in names}
-    return {name: plain_name(short if "/" not in short else name) for name, short in own.items()}
 
 
 def _problem(name: str, vid: str, files: Mapping[str, int]) -> str:

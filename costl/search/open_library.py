@@ -84,7 +84,8 @@ def _open_cache(path: Path, weights: str | None, device: str, scan: Scan, progre
         features.source["weights"] = weights
     found: dict[str, Path] = {}
     if features.videos is not None and features.videos.is_dir():
-        found = {video.name: video.path for video in find_videos(features.videos, allow_none=True)}
+        is_nested = any("/" in name for name in features.video_ids)
+        found = {video.name: video.path for video in find_videos(features.videos, recursive=is_nested, allow_none=True)}
     videos = {name: [_with_time(name, found.get(name, Path(name)))] for name in features.video_ids}
     folder = path.with_name(f"{path.name}.vectors")
     if not os.access(folder if folder.is_dir() else path.parent, os.W_OK):
@@ -94,5 +95,5 @@ def _open_cache(path: Path, weights: str | None, device: str, scan: Scan, progre
 
 def _with_time(name: str, path: Path) -> LibraryVideo:
     with contextlib.suppress(OSError):
-        return LibraryVideo(path.name if path.is_absolute() else name, path, path.stat().st_mtime)
+        return LibraryVideo(f"{name}{path.suffix}" if path.is_absolute() else name, path, path.stat().st_mtime)
     return LibraryVideo(name, path)

@@ -211,7 +211,8 @@ def group_by_reason(failed: Sequence[VideoRow]) -> list[str]:
 
 
 def _reason_without_name(row: VideoRow) -> str:
-    return re.sub(rf"^{re.escape(row.name)}(\.\w+)?: ", "", row.reason)
+    file = row.name.rpartition("/")[2]
+    return re.sub(rf"^{re.escape(file)}(\.\w+)?: ", "", row.reason)
 
 
 def failure_messages(cache: Path, failed: Sequence[VideoRow]) -> list[str]:

@@ -31,7 +31,7 @@ from costl.pipeline.cache.part import (
 )
 from costl.pipeline.cache.words import WordTable, words_folder
 from costl.pipeline.encode.types import SentenceTokens, unit_length
-from costl.pipeline.errors import CacheError
+from costl.pipeline.errors import CacheError, suggest
 from costl.pipeline.fingerprint import digest
 from costl.pipeline.formats.files import as_path
 from costl.pipeline.grid import Grid
@@ -89,7 +89,8 @@ class CacheReader:
         """The row of a video with features. Raises CacheError for a video that failed or is not in the cache."""
         row = self._row_by_name.get(video_id)
         if row is None:
-            raise CacheError(f"{self.path}: no video {video_id!r} among {len(self.rows)}. Extract it first.")
+            hint = f"{suggest(video_id, list(self._row_by_name))} Or extract it first." if self.rows else "Extract it first."
+            raise CacheError(f"{self.path}: no video {video_id!r} among {len(self.rows)}. {hint}")
         if not row.ok:
             raise CacheError(f"{self.path}: video {video_id!r} has no features ({row.status}: {row.reason}).")
         return row

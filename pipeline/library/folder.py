@@ -1,4 +1,4 @@
-"""The files of a library: every video in a folder tree, what is known of each file, and where its index is stored.
+"""The files of a library: what is known of each file, and where the index is stored.
 
 FOLDER/.costl/files.json     for each file its stamp and the hash of its content, so that unchanged files are not read again
 FOLDER/.costl/search.h5     a cache of frame tokens and joint vectors, one video for each content
@@ -23,13 +23,11 @@ from costl.pipeline.feature_store import user_folder
 from costl.pipeline.formats.files import publish
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.engine import cpu_cores
-from costl.pipeline.videos import SUFFIXES, FileStamp, content_hash, file_stamp, is_video
+from costl.pipeline.videos import FileStamp, content_hash, file_stamp
 
 FOLDER, CACHE, VECTORS = ".costl", "library.h5", "vectors"
 _FILES = "files.json"
 _FORMAT = 1
-# Folders of systems and of network disks for what was deleted, and for previews of videos.
-_NOT_A_LIBRARY = frozenset(["$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle", "#snapshot"])
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,6 @@ def index_folder(videos: Path) -> Path:
     if os.access(inside if inside.is_dir() else videos, os.W_OK):
         return inside
     return user_folder() / "libraries" / sha256(os.fsencode(videos.resolve())).hexdigest()[:16]
-
-
-def list_videos(folder: Path) -> dict[str, Path]:
-    """The path of every video in a folder and the folders in it, by its path relative to the folder, sorted.
-
-    Hidden folders and those of deleted files are left out. Raises UsageError for a folder that is missing or holds no video.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}. Pass the folder of the videos.")
-    paths: dict[str, Path] = {}
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _NOT_A_LIBRARY]
-        inside = "".join(f"{part}/" for part in Path(place).relative_to(folder).parts)
-        paths |= {f"{inside}{name}": path for name in files if is_video(path := Path(place, name))}
-    if not paths:
-        raise UsageError(f"{folder}: no videos in it or in its folders, expected {' '.join(sorted(SUFFIXES))}.")
-    return dict(sorted(paths.items()))
 
 
 def remove_index(videos: Path) -> Path:

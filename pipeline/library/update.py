@@ -28,13 +28,13 @@ from costl.pipeline.encode.names import check_names, default_weights
 from costl.pipeline.encode.reload import reload_encoder
 from costl.pipeline.errors import CacheError
 from costl.pipeline.library.encoder_record import search_fingerprint
-from costl.pipeline.library.folder import CACHE, VideoFile, list_videos, look_again, read_files, write_files
+from costl.pipeline.library.folder import CACHE, VideoFile, look_again, read_files, write_files
 from costl.pipeline.options import MACHINE_FAILURES, MODEL, FrameOptions, RunOptions
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.pipeline.run.cluster import agree_on_precision, extract_on_cluster
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.run.history import recorded_run
-from costl.pipeline.videos import Video
+from costl.pipeline.videos import Video, list_videos
 
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder

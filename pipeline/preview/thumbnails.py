@@ -45,7 +45,8 @@ class Thumbnails:
         if folder is None:
             raise UsageError(f"{features.path}: does not say where its videos are. Name their folder with --videos.")
         self._features = features
-        self._files = {video.id: video.path for video in find_videos(folder)}
+        is_nested = any("/" in name for name in features.video_ids)
+        self._files = {video.id: video.path for video in find_videos(folder, recursive=is_nested)}
         self._preprocess = stored_preprocess(features.fingerprint)
         self.folder = folder
         self._verified: set[str] = set()

@@ -53,8 +53,9 @@ class StoredArray:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Returns the .npz file of this name, or else the .npy file. None if neither exists or `name` is not a file name."""
-    if Path(name).name != name or "\0" in name:
+    """Returns the .npz file of this name, or else the .npy file. None if neither exists or `name` leads out of the folder."""
+    path = Path(name)
+    if "\0" in name or path.anchor or ".." in path.parts or path.as_posix() != name:
         return None
     paths = [folder / f"{name}.npz", folder / f"{name}.npy"]
     return next(filter(Path.is_file, paths), None)

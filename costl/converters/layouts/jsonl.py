@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from costl.benchmarks.common import Row, row_from_values
+from costl.benchmarks.common import Row, own_row
 from costl.converters.labels import Label, Labels
 from costl.converters.video_folder import VideoFolder
 from costl.data.annotations import parse_rows
@@ -12,7 +12,7 @@ from costl.data.annotations import parse_rows
 
 def read(path: Path, text: str, videos: VideoFolder) -> Labels:
     """The rows of a file as they are, with windows clipped to the video. Raises UsageError that lists the first bad lines."""
-    rows = parse_rows(text, str(path), row_from_values)
+    rows = parse_rows(text, str(path), own_row)
     return Labels([_label(str(path), row) for row in rows])
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from costl.benchmarks.common import Row, parse_all
+from costl.benchmarks.common import Row, own_row, parse_all
 from costl.converters.labels import Label, Labels
 from costl.converters.times import frames_to_window, parse_rate, window_to_frames
 from costl.converters.video_folder import VideoFolder
-from costl.data.annotations import Query, Window
+from costl.data.annotations import Window
 from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.formats.strict_json import abbreviated
 
@@ -95,13 +95,13 @@ def _labels(where: str, task: Any, videos: VideoFolder) -> tuple[list[Label], li
     annotations = _annotations(task)
     if not annotations:
         return [], []
-    video = _video_name(task, videos)
+    rows = _rows(task["data"])
+    video = _video_name(task, rows, videos)
     regions = [region for annotation in annotations for region in _regions(annotation)]
     rate = videos.rate_of(video, stated=_stated_rate(task["data"]))
-    rows = _rows(task["data"])
     unchanged, windows = _compare(rows, regions, rate) if rate else ([], {})
     labels = [_kept(where, video, row) for row in unchanged]
-    sentences = {_one_line(row.query) for row in unchanged}
+    sentences = {_one_line(row.query.query) for row in unchanged}
     ranges: dict[str, list[Range]] = defaultdict(list)
     for region in regions:
         ranges[region.sentence].append(region.frames)
@@ -113,22 +113,22 @@ def _labels(where: str, task: Any, videos: VideoFolder) -> tuple[list[Label], li
 
 
 def _compare(
-    rows: Sequence[Query], regions: Sequence[_Region], rate: Fraction
-) -> tuple[list[Query], dict[tuple[str, Range], Window]]:
+    rows: Sequence[Row], regions: Sequence[_Region], rate: Fraction
+) -> tuple[list[Row], dict[tuple[str, Range], Window]]:
     """The rows whose regions are all as they were written, and the exact windows of all other regions that still are."""
     found: dict[str, set[Range]] = defaultdict(set)
     for region in regions:
         found[region.sentence].add(region.frames)
     written: dict[str, dict[Range, Window]] = defaultdict(dict)
     for row in rows:
-        written[_one_line(row.query)] |= {_frames(window, rate): window for window in row.windows}
-    unchanged = [row for row in rows if set(written[_one_line(row.query)]) == found[_one_line(row.query)]]
+        written[_one_line(row.query.query)] |= {_frames(window, rate): window for window in row.query.windows}
+    unchanged = [row for row in rows if set(written[_one_line(row.query.query)]) == found[_one_line(row.query.query)]]
     windows = {(sentence, frames): window for sentence, exact in written.items() for frames, window in exact.items()}
     return unchanged, windows
 
 
-def _kept(where: str, video: str, row: Query) -> Label:
-    return Label(where, video, row.query, duration_s=row.duration_s, qid=row.qid, row=Row(row))
+def _kept(where: str, video: str, row: Row) -> Label:
+    return Label(where, video, row.query.query, duration_s=row.query.duration_s, qid=row.qid, row=row)
 
 
 def _regions(annotation: Mapping[str, Any]) -> Iterator[_Region]:
@@ -163,18 +163,22 @@ def _ranges(region: str, ranges: Any) -> Iterator[Range]:
         yield first, last
 
 
-def _rows(data: Mapping[str, Any]) -> list[Query]:
+def _rows(data: Mapping[str, Any]) -> list[Row]:
     """The rows that a task of ours holds. Raises UsageError."""
     rows = data.get(ROWS)
     if rows is None:
         return []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"its data {ROWS!r} is not a list of rows")
-    return [Query.from_row(row) for row in rows]
+    return [own_row(row) for row in rows]
 
 
-def _video_name(task: Mapping[str, Any], videos: VideoFolder) -> str:
-    """The name of a task's video: the end of its address, without what Label Studio puts in front of an upload."""
+def _video_name(task: Mapping[str, Any], rows: Sequence[Row], videos: VideoFolder) -> str:
+    """The name of a task's video: that of its rows, or the end of its address, without what Label Studio puts in front of an
+    upload. Folders of the address count where the file is in them.
+    """
+    if rows and videos.find(rows[0].query.vid):
+        return rows[0].query.vid
     data = task["data"]
     texts = {name: value for name, value in data.items() if isinstance(value, str) and value.strip()}
     value = texts.get("video") or texts.get("video_url") or (next(iter(texts.values())) if len(texts) == 1 else "")
@@ -182,10 +186,10 @@ def _video_name(task: Mapping[str, Any], videos: VideoFolder) -> str:
         raise UsageError(f"its data has no 'video', only {first_few(map(repr, data)) or 'nothing'}")
     address = urlsplit(value)
     local = parse_qs(address.query).get("d")  # of Label Studio's local files
-    name = local[0] if local else unquote(address.path) if address.scheme or address.query else value
-    name = name.replace("\\", "/").rpartition("/")[2] or value
+    path = local[0] if local else unquote(address.path) if address.scheme or address.query else value
+    name = path.replace("\\", "/").rpartition("/")[2] or value
     without_upload = _UPLOAD.sub("", name, count=1) if _UPLOAD.match(name) else name
-    return name if videos.find(name) else without_upload
+    return next((found for found in (path, name) if videos.find(found)), without_upload)
 
 
 def _stated_rate(data: Mapping[str, Any]) -> Fraction | None:

@@ -53,7 +53,7 @@ document.addEventListener('keydown', event => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const control = event.ctrlKey || event.metaKey;
   const typing = event.target.matches('input, select, textarea');
-  if ($('#keys').open || event.altKey || (control && (typing || !'zy'.includes(key))) || !state || !current) return;
+  if ($('dialog[open]') || event.altKey || (control && (typing || !'zy'.includes(key))) || !state || !current) return;
   if (typing) {
     if (key === 'Escape') event.target.blur();
     return;
@@ -110,6 +110,8 @@ $('#timeline').addEventListener('click', event => {
 });
 $('#show-keys').addEventListener('click', () => $('#keys').showModal());
 $('#hide-keys').addEventListener('click', () => $('#keys').close());
+$('#show-exports').addEventListener('click', () => $('#exports').showModal());
+$('#hide-exports').addEventListener('click', () => $('#exports').close());
 window.addEventListener('beforeunload', event => { if (queue.length) event.preventDefault(); });
 window.addEventListener('resize', () => { if (facts) drawTicks(); });
 
