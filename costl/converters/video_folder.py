@@ -36,10 +36,11 @@ class VideoFolder:
         videos = find_videos(folder, recursive=True, allow_none=allow_none) if folder else []
         self._by_name = {video.name: video for video in videos}
         self._by_folded: dict[str, list[Video]] = defaultdict(list)
-        self._by_last_part: dict[str, list[Video]] = defaultdict(list)
+        self._by_end: dict[str, list[Video]] = defaultdict(list)
         for name, video in self._by_name.items():
             self._by_folded[_fold(name)].append(video)
-            self._by_last_part[_fold(_last_part(name))].append(video)
+            for start in range(1, name.count("/") + 1):
+                self._by_end[_fold(name.split("/", start)[-1])].append(video)
         self._folders = {name.partition("/")[0] for name in self._by_name if "/" in name}
         self.frame_rate = frame_rate
         self._rates: dict[Fraction, str] = {}
@@ -96,7 +97,7 @@ class VideoFolder:
                 raise UsageError(f"{first_few(by_folder.values())} are videos of one name: {file}. Rename their files.")
 
     def _find_video(self, name: str) -> Video | None:
-        """The video whose path `name` ends in; of a name without folders the only one of that name.
+        """The video whose path `name` ends in, or the only one whose path ends in `name`.
 
         A name that begins with a folder here is the whole path.
         """
@@ -109,7 +110,7 @@ class VideoFolder:
         for end in ends:
             if video := _only(self._by_folded, end):
                 return video
-        return _only(self._by_last_part, parts[0]) if len(parts) == 1 else None
+        return _only(self._by_end, ends[0]) if ends and not is_whole else None
 
     def _read_rate(self, name: str) -> Fraction | None:
         from costl.pipeline.decode.frame_rate import read_frame_numbers

@@ -15,6 +15,9 @@ from table_cells import cells
 import costl.benchmarks.output
 from costl.commands import main
 from costl.converters.prepare import prepare_labels
+from costl.converters.video_folder import VideoFolder
+from costl.pipeline.errors import UsageError
+from costl.pipeline.inputs import read_inputs
 
 TABLE = "video,start,end,text\nholiday,1,3,a dog\nholiday,2,5,a dog\nholiday,29,40,a cat\nGarden,2,4.5,a cat\nk.1,9,9.5,b\n"
 MISSING = TABLE + "Holiday_1.MP4,1,2,a dog\n"
@@ -96,13 +99,55 @@ def test_a_sentence_that_is_not_in_its_video_can_be_scored_by_no_split(convert, 
     assert any(note.startswith("val and test: 1 rows without a moment are left out") for note in converted.report["notes"])
 
 
-def test_a_video_in_a_folder_of_its_own_is_not_taken_for_another(convert, write, videos, tmp_path):
+# Names in labels, and the video that each means in a folder with the videos of DEEP; "" for none.
+DEEP = ("holiday.mp4", "old/holiday.mp4", "2026/Été.mp4", "2026/deep/k.1.mp4", "a/twin.mp4", "b/twin.mp4")
+MEANT = {
+    "holiday": "holiday", "old/holiday.mp4": "old/holiday", "old\\holiday": "old/holiday", "./old/holiday": "old/holiday",
+    "/data/Videos/old/holiday.mp4": "old/holiday", "Videos/holiday.mp4": "holiday", "OLD/Holiday.MP4": "old/holiday",
+    "2026/e\u0301te\u0301.mp4": "2026/Été", "Été": "2026/Été", "été.mov": "2026/Été", "k.1": "2026/deep/k.1",
+    "deep/k.1": "2026/deep/k.1", "2026/k.1": "", "2026/holiday": "", "twin": "", "b/twin": "b/twin", "c/twin": "", "../holiday": "holiday",
+}  # fmt: skip
+
+
+def test_names_in_labels_mean_videos_in_deeper_folders(tmp_path):
+    for name in DEEP:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    folder = VideoFolder(tmp_path)
+    found = {name: folder.find(name) for name in MEANT}
+    assert {name: path and path.relative_to(tmp_path).with_suffix("").as_posix() for name, path in found.items()} == {
+        name: vid or None for name, vid in MEANT.items()
+    }
+    assert {name: folder.vid_of(name) for name, vid in MEANT.items() if vid} == {name: vid for name, vid in MEANT.items() if vid}
+    # The name of a missing file keeps its folders where the videos lie in folders.
+    assert folder.vid_of("2026/gone.mp4") == "2026/gone" and folder.vid_of("/data/gone.mp4") == "gone"
+    assert folder.with_similar("c/twin") == "'c/twin' (did you mean 'a/twin' or 'b/twin'?)"
+    folder.refuse_shared_files(["holiday", "old/holiday", "old/holiday.mp4", "/data/old/holiday", "b/twin", "a/twin"])
+    with pytest.raises(UsageError, match="/one/old/holiday, /two/old/holiday are videos of one name: holiday.mp4"):
+        folder.refuse_shared_files(["/one/old/holiday", "/two/old/holiday"])
+
+
+def test_labels_of_nested_videos_are_extracted_by_the_printed_command(convert, write, videos, tmp_path):
     (tmp_path / "V" / "old").mkdir(parents=True)
     for name in ("holiday.mp4", "old/holiday.mp4"):
-        (tmp_path / "V" / name).write_bytes((videos / "holiday.mp4").read_bytes())
-    table = write(**{"a.csv": "video,start,end,text\nold/holiday.mp4,1,2,a\n"})
-    refusal = "old/holiday.mp4 (in a folder of its own; costl extract reads one folder)."
-    assert refusal in convert(table, folder=tmp_path / "V").messages
+        shutil.copy(videos / "holiday.mp4", tmp_path / "V" / name)
+    converted = convert(write(**{"a.csv": "video,start,end,text\nold/holiday.mp4,1,2,a\nholiday,1,2,b\n"}), folder=tmp_path / "V")
+    assert {row.vid for rows in converted.splits.values() for row in rows} == {"old/holiday", "holiday"}
+    assert read_inputs(tmp_path / "V", converted.out, {}, allow_missing=False).notes == ()
+
+
+def test_every_field_of_a_row_is_kept(convert, write):
+    """Rows of the project's own layout stay as they are, but for the ending of a video's name."""
+    more = {"kind": "motion", "note": {"by": "Ann", "of": [1, 2]}, "relevant_clip_ids": [1], "saliency_scores": [[2, 3]]}
+    rows = [
+        {"qid": 1, "query": "a  dog", "vid": "holiday", "duration": 30, "relevant_windows": [[1, 3], [2.5, 4]]} | more,
+        {"qid": "x", "query": "a cat", "vid": "holiday", "duration": 30, "relevant_windows": [], "who": "Bo"},
+        {"qid": 2, "query": "open", "vid": "holiday", "duration": 30},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    converted = convert(write(**{"a.jsonl": lines}), "--val-share", "0")
+    written = (converted.out / "train.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in written.splitlines()] == rows
 
 
 def test_two_files_whose_names_differ_in_case_need_the_exact_name(convert, write, videos, tmp_path):

@@ -20,6 +20,7 @@ from costl.pipeline.cache.lock import locked_cache
 from costl.pipeline.cache.pack_table import PackTable, read_table
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import BusyError, CacheError, UsageError
+from costl.pipeline.extract import extract
 from costl.pipeline.preview.cut import frames_at
 from costl.search import queries as queries_module
 from costl.search.filters import Filters
@@ -124,6 +125,20 @@ def test_a_cache_is_searched_like_a_folder(cached, world):
     result = cached.search(QUERY, min_score=0.0)
     assert result.videos == len(CacheReader(world.cache).video_ids)
     assert all(hit.video.is_file() and hit.name == hit.video.name for hit in result.hits)
+
+
+def test_a_cache_of_nested_videos_has_the_names_of_the_folder(world, tmp_path):
+    (tmp_path / "videos" / "2026").mkdir(parents=True)
+    for name in ("top.mp4", "2026/deep.mp4"):
+        shutil.copy(world.videos / "test_0000.mp4", tmp_path / "videos" / name)
+    report = extract(tmp_path / "videos", out=tmp_path / "f.h5", weights=str(world.videos / "clip"), device="cpu", workers=1)
+    library = costl.library(report.cache, device="cpu")
+    hits = library.search(QUERY, top=100, min_score=0.0).hits
+    assert {(hit.name, hit.video) for hit in hits} == {
+        (name, (tmp_path / "videos" / name).resolve()) for name in ("top.mp4", "2026/deep.mp4")
+    }
+    within = library.search(QUERY, top=100, min_score=0.0, filters=Filters(within="2026/")).hits
+    assert within and {hit.name for hit in within} == {"2026/deep.mp4"}
 
 
 def test_a_cache_whose_videos_are_gone_is_searched(world, tmp_path):

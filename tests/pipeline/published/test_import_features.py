@@ -14,7 +14,7 @@ from published_world import CLIP_WIDTH, SLOW_WIDTH, Published, publish_world, sa
 from costl.pipeline.cache.part import parts_folder
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, VideoError
-from costl.pipeline.published.arrays import read_headers
+from costl.pipeline.published.arrays import find_file, read_headers
 from costl.pipeline.published.checks import length_tolerance
 from costl.pipeline.published.import_features import import_features
 
@@ -67,6 +67,27 @@ def test_normalised_streams_are_concatenated_into_one_token_per_frame(published)
     np.testing.assert_array_equal(reader.times_s(VID), 2.0 * np.arange(len(expected)) + 1)
     for video_id in reader.video_ids:
         reader.verify(video_id)
+
+
+def test_features_may_be_in_the_folders_of_their_videos(published):
+    for stream in published.arguments()["features"]:
+        path = published.frames(stream, VID)
+        (path.parent / "2026").mkdir()
+        path.rename(path.parent / "2026" / "garden.npz")
+    annotate(published, [row | ({"vid": "2026/garden"} if row["vid"] == VID else {}) for row in read_rows(published)])
+    report = import_features(**published.arguments(), out=published.text.parent / "feats.h5")
+    assert report.failed == () and "2026/garden" in report.done
+    assert len(CacheReader(report.cache).tokens("2026/garden")) and (parts_folder(report.cache) / "2026%2Fgarden.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "2026/../../out", "/out", "./a", "2026//a", "2026/", "", "a\0b"])
+def test_a_name_that_leads_out_of_the_folder_has_no_features(tmp_path, name):
+    for place in (tmp_path, tmp_path / "in", tmp_path / "in" / "2026"):
+        place.mkdir(exist_ok=True)
+        for stem in ("out", "a", ""):
+            (place / f"{stem}.npz").touch()
+    assert find_file(tmp_path / "in", name) is None and find_file(tmp_path / "in", "2026/a") is not None
+    assert find_file(tmp_path / "in", str(tmp_path / "out")) is None
 
 
 def test_without_normalize_values_are_unchanged(published):
