@@ -51,9 +51,7 @@ def first_missing(missing: Sequence[str], videos: Iterable[str]) -> str:
     """The first few missing videos for an error message, each with the one of `videos` that was probably meant."""
     names = list(videos)
     # To compare all names would take long.
-    listed = first_few([*(with_similar_name(name, names) for name in missing[:SHOWN]), *missing[SHOWN:]], last=", and ")
-    in_folder = any("/" in name for name in names) and "did you mean" in listed
-    return f"{listed} (the name of a video in a deeper folder begins with the folder)" if in_folder else listed
+    return first_few([*(with_similar_name(name, names) for name in missing[:SHOWN]), *missing[SHOWN:]], last=", and ")
 
 
 def with_similar_name(name: str, videos: Iterable[str]) -> str:

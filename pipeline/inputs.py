@@ -31,11 +31,11 @@ from costl.pipeline.videos import Video, find_videos, folder_of, left_out, safe_
 class Inputs:
     """The input of one run.
 
-    `videos` lie in `folder` and the folders in it; `left_out` are names there that only look like those of videos, `missing` the names of annotated
-    videos without a file. `annotations`: the JSONL text of each split. `settings` decide the features. `training`: the
-    settings for training that the data folder holds. `share`: the fields of the share that the run takes (see
-    `shards.Share`), empty for the whole folder. `notes`: what was read in another way than it is written, and files that
-    look like annotations and were not read.
+    `videos` lie in `folder` and the folders in it; `left_out` are names there that only look like those of videos, `missing`
+    the names of annotated videos without a file. `annotations`: the JSONL text of each split. `settings` decide the features.
+    `training`: the settings for training that the data folder holds. `share`: the fields of the share that the run takes (see
+    `shards.Share`), empty for the whole folder. `notes`: what was read in another way than it is written, files that look
+    like annotations and were not read, and videos in deeper folders without annotations.
     """
 
     videos: list[Video]
@@ -89,9 +89,11 @@ def read_inputs(
         )
     missing = missing_videos(texts, names)
     if missing and not allow_missing:
+        deeper = next((name for name in names if "/" in name), "")
+        path_hint = f" In a deeper folder, the name of a video is its path, such as {deeper!r}." if deeper else ""
         raise UsageError(
             f"The annotations{source} name {len(missing)} videos that are not here: {first_missing(missing, names)}. "
-            f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}. Add the missing videos, remove their "
+            f"Here are {len(names)}: {first_few(sorted(names), last=', and ')}.{path_hint} Add the missing videos, remove their "
             "rows, or pass --allow-missing-videos to go on without them."
         )
     check_names(settings.model, settings.weights)

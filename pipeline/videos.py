@@ -117,16 +117,17 @@ def is_video(path: Path) -> bool:
 
 def left_out(folder: Path, *, recursive: bool = False) -> list[str]:
     """The names in `folder`, sorted, that look like those of videos and are none: of hidden files, folders, unfinished
-    downloads. With `recursive` also their paths in the folders that `list_videos` walks through.
+    downloads. With `recursive` also their paths in deeper folders; a folder with a video in it is not left out.
     """
 
     def looks_like_video(path: Path) -> bool:
         whole = path.with_suffix("") if path.suffix.lower() in _UNFINISHED else path
         return whole.suffix.lower() in SUFFIXES and (whole != path or path.name.startswith(".") or path.is_dir())
 
-    places = [(inside, place) for inside, place, _ in _folders(folder)] if recursive else [("", folder)]
-    walked = {place for _, place in places}
-    paths = [(inside, path) for inside, place in places for path in place.iterdir() if path not in walked]
+    places = list(_folders(folder)) if recursive else [("", folder, [])]
+    with_video = {place for _, place, files in places if any(is_video(Path(name)) for name in files)}
+    with_video |= {parent for place in with_video for parent in place.parents}
+    paths = [(inside, path) for inside, place, _ in places for path in place.iterdir() if path not in with_video]
     return sorted(f"{inside}{path.name}" for inside, path in paths if looks_like_video(path))
 
 

@@ -102,7 +102,7 @@ def shared_videos(splits: Mapping[str, Sequence[Query]]) -> list[str]:
 def write_output(
     out: Path, report: PrepareReport, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, settings: str = ""
 ) -> None:
-    """Writes report.json, costl.yaml with `settings`, missing.txt and the JSONL file with the rows of each split, those that have content.
+    """Writes report.json, costl.yaml with `settings`, missing.txt and the rows of each split, those that have content.
 
     Removes the files of an earlier output first. Raises CostlError when the disk refuses.
     """

@@ -201,7 +201,7 @@ def closing_text(labels: list[Label], videos: LabelVideos, *, path: Path, folder
     lines = [f"{path}: {counts}" + (f", {absent} not in their video." if absent else ".")]
     shared = sorted(vid for vid, count in Counter(video.vid for video in videos.all).items() if count > 1)
     if labels and shared:
-        lines.append(f"Several files are called {first_few(map(repr, shared))}: rename all but one of each before the next steps.")
+        lines.append(f"Several files are called {first_few(map(repr, shared))}: rename all but one of each before you go on.")
     if labels:
         source, place, cache = (shlex.quote(str(name)) for name in (path, folder, f"{path.stem}.h5"))
         lines += [

@@ -15,7 +15,7 @@ from costl.label.videos import LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
 
 _LOCAL_FILES = "/data/local-files/?d="  # and a path relative to the folder that Label Studio serves
-_UNKNOWN_RATE = Fraction(25)  # of a video that is not here; Label Studio counts by whatever rate a task states
+_OTHER_RATE = Fraction(25)  # of a video that is not here, or whose rate varies; Label Studio counts by what a task states
 
 
 def label_studio_text(labels: Sequence[Label], videos: LabelVideos) -> str:
@@ -25,7 +25,7 @@ def label_studio_text(labels: Sequence[Label], videos: LabelVideos) -> str:
 
     def rate_of(vid: str) -> Fraction:
         video = video_of[vid]
-        return _stated_rate(video.path) if video else _UNKNOWN_RATE
+        return _stated_rate(video.path) if video else _OTHER_RATE
 
     def address_of(vid: str) -> str:
         video = video_of[vid]
@@ -37,9 +37,9 @@ def label_studio_text(labels: Sequence[Label], videos: LabelVideos) -> str:
 
 def _stated_rate(path: Path) -> Fraction:
     """The frames a second of a video with three decimals, as a task states them."""
-    from costl.pipeline.decode.frame_rate import header_rate  # loads PyAV
+    from costl.pipeline.decode.frame_rate import read_frame_numbers  # loads PyAV
 
     try:
-        return parse_rate(f"{float(header_rate(path)):.3f}")
+        return parse_rate(f"{float(read_frame_numbers(path).rate):.3f}")
     except (UsageError, VideoError):
-        return _UNKNOWN_RATE
+        return _OTHER_RATE

@@ -20,7 +20,6 @@ _USUAL_RATES += [Fraction(n * 1000, 1001) for n in (15, 24, 30, 48, 60, 120)]
 _SAME_RATE = 4e-4  # relative; 24 and 23.976 differ by 1e-3, and headers round 30000/1001 to 29.97
 _EXACT = 0.05  # frames: times are rounded to milliseconds in some files
 _MICROSECOND = Fraction(1, 1_000_000)
-_NO_RATE = "its frame rate is unknown. Convert it: ffmpeg -i IN -r 25 OUT.mp4."
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,6 @@ def read_frame_numbers(path: Path) -> FrameNumbers:
         )
 
 
-def header_rate(path: Path) -> Fraction:
-    """The frames a second that the header of a video states; on average, where its rate varies. Raises VideoError."""
-    refuse_unsafe(path)
-    container, stream = open_container(path)
-    with container:
-        rate = stream.average_rate or stream.base_rate
-    if not rate:
-        raise VideoError(f"{path.name}: {_NO_RATE}")
-    return usual_rate(Fraction(rate)) or Fraction(rate)
-
-
 def _rounding_s(rate: Fraction, tick_s: Fraction) -> Fraction:
     """By how much the times in a file differ from k / rate: half a tick, unless a frame lasts a whole number of ticks."""
     is_exact = (1 / (rate * tick_s)).denominator == 1
@@ -114,7 +102,7 @@ def _constant_rate(path: Path, ticks: np.ndarray, stream: Any) -> Fraction:
     span = int(ticks[-1] - ticks[0])
     measured = Fraction(len(ticks) - 1) / (span * stream.time_base) if span else header
     if not measured:
-        raise VideoError(f"{path.name}: {_NO_RATE}")
+        raise VideoError(f"{path.name}: its frame rate is unknown. Convert it: ffmpeg -i IN -r 25 OUT.mp4.")
     for rate in (usual_rate(header or measured), usual_rate(measured)):
         if rate is not None and _largest_shift(ticks, rate * stream.time_base) < 0.5:
             return rate

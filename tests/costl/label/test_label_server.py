@@ -18,14 +18,17 @@ import pytest
 from numbered_videos import frame_times, make_video
 from PIL import Image
 
+from costl.converters.label_studio_export import CONFIG
+from costl.converters.prepare import prepare
 from costl.label.app import build_label_app, closing_text, label
 from costl.label.page import asset, page_html
 from costl.label.proposals import Proposals, Proposed
 from costl.label.proxies import Proxies
 from costl.label.session import LabelSession
-from costl.label.store import open_labels
+from costl.label.store import Edit, open_labels
 from costl.label.videos import LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
+from costl.pipeline.videos import find_videos
 from costl.search.hits import Hit, SearchResult
 
 testclient = pytest.importorskip("fastapi.testclient", reason="fastapi is not installed; it comes with the extra `demo`")
@@ -100,7 +103,8 @@ def test_videos_are_called_as_extraction_calls_them(videos, tmp_path):
     (tmp_path / "videos" / "deep").mkdir(parents=True)
     for name in ("videos/a.b.mp4", "videos/deep/c.mp4"):
         shutil.copy(videos / "a.mp4", tmp_path / name)
-    assert {video.vid for video in LabelVideos(tmp_path).all} == {"a.b", "videos/deep/c"}
+    extracted = {video.name for video in find_videos(tmp_path, recursive=True)}
+    assert {video.vid for video in LabelVideos(tmp_path).all} == extracted == {"a.b", "deep/c"}
     with pytest.raises(UsageError, match="no videos in it"):
         LabelVideos(_made(tmp_path / "empty"))
 
@@ -137,6 +141,77 @@ def test_a_label_of_a_nested_video_and_one_that_is_absent(page):
     assert page.client.get("/label/export").text == (
         '{"qid": 1, "vid": "2026/x < y/été", "duration": 3, "query": "a red ring", "relevant_windows": []}\n'
     )
+
+
+# Rows that a label file may hold: with fields that the page does not know, ratings of three people, no answer, other names.
+ROWS = [
+    {"qid": "x", "query": "a  dog", "vid": "a", "duration": 3, "relevant_windows": [[0.1234567, 1], [1.5, 3]], "kind": "motion"},
+    {"qid": 7, "query": "a dog", "vid": "2026/x < y/été", "duration": 3, "relevant_windows": [[1, 2]], "by": {"who": ["Ann"]}},
+    {"qid": 8, "query": "no cat", "vid": "2026/x < y/été", "duration": 3, "relevant_windows": [], "sure": True},
+    {"qid": 9, "query": "open", "vid": "a", "duration": 3, "asked": "Bo"},
+    {"qid": 10, "query": "graded", "vid": "old", "duration": 4, "relevant_clip_ids": [0, 1], "saliency_scores": [[1, 4], [0, 1]]},
+]
+
+
+def test_fields_that_the_page_does_not_know_survive_edits(videos, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    with open_labels(path) as store:
+        session = LabelSession(store, LabelVideos(videos), Proposals(videos), Proxies(tmp_path))
+        page = Page(session)
+        names = {"a": "a.mp4", "2026/x < y/été": "2026/x < y/été.mp4", "old": "old.avi"}
+        for row in ROWS:
+            of_video = page.get(f"labels/{page.keys[names[row['vid']]]}")["labels"]
+            (shown,) = [label for label in of_video if label["id"] == json.dumps(row["qid"])]
+            answer = {"query": f"{row['query']}!", "windows": [[0.5, 1]], "grades": None, "absent": False}
+            changed = page.edit(video=names[row["vid"]], id=shown["id"], version=shown["version"], answer=answer)["label"]
+            gone = {"video": names[row["vid"]], "id": shown["id"], "version": changed["version"], "answer": None}
+            page.edit(**gone)
+            page.edit(video=names[row["vid"]], id=shown["id"], answer=answer)  # undo brings the row back
+        session.close()
+    after = {row["qid"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    for row in ROWS:
+        expected = row | {"query": " ".join(f"{row['query']}!".split()), "relevant_windows": [[0.5, 1]]}
+        assert after[row["qid"]] == expected
+
+
+def test_label_studio_gets_the_labels_and_prepare_reads_them_back(videos, tmp_path):
+    """Through the server's route: every row comes back as it is, with all its fields, those of nested videos too."""
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "2026/x < y/été.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos / name, folder / name)
+    make_video(folder / "old.mp4", frame_times(40, fps=10))
+    shutil.copy(videos / "a.mp4", folder / "2026" / "a.mp4")  # of the same name as a labelled one
+    with open_labels(path) as store:
+        session = LabelSession(store, LabelVideos(folder), Proposals(folder), Proxies(tmp_path))
+        page = Page(session)
+        reply = page.client.get("/label/label-studio")
+        configuration = page.client.get("/label/label-studio.xml")
+        session.close()
+    assert configuration.text == CONFIG and configuration.headers["content-type"] == "application/xml"
+    assert "attachment" in configuration.headers["content-disposition"] and "attachment" in reply.headers["content-disposition"]
+    tasks = {task["data"]["video"]: task for task in reply.json()}
+    assert list(tasks) == [f"/data/local-files/?d={name}" for name in ("a.mp4", "2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", "old.mp4")]
+    assert [task["data"]["fps"] for task in tasks.values()] == [25.0, 25.0, 10.0]
+    assert [len(task["annotations"][0]["result"]) for task in tasks.values()] == [4, 2, 0]
+    (tmp_path / "tasks.json").write_bytes(reply.content)
+    report = prepare(str(tmp_path / "tasks.json"), videos=folder, out=tmp_path / "out", val_share=0)
+    text = (tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8")
+    assert sorted(map(json.loads, text.splitlines()), key=str) == sorted(ROWS, key=str) and report.missing == []
+
+
+def test_labels_of_videos_that_are_not_here_are_exported(page, tmp_path):
+    page.session._store.edit(Edit(None, "", {"query": "x", "vid": "gone/b", "duration": 9, "relevant_windows": [[1, 2]]}))
+    page.edit(video="2026/x < y/été.mp4")
+    tasks = page.client.get("/label/label-studio").json()
+    assert [(task["data"]["video"].rpartition("=")[2], task["data"]["fps"]) for task in tasks] == [
+        ("gone/b", 25.0),
+        ("2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", 25.0),
+    ]
 
 
 def test_another_window_gets_changes_and_conflicts(page):
@@ -370,9 +445,13 @@ def test_the_end_says_how_many_labels_there_are_and_what_comes_next(page, videos
     text = closing_text(labels, listed, path=Path("my labels.jsonl"), folder=Path("dir"))
     assert text.splitlines() == [
         "my labels.jsonl: 3 labels of 2 of 6 videos: 2 moments, 1 not in their video.",
-        "1 label about videos in deeper folders, which costl extract does not read.",
-        "Next: costl prepare 'my labels.jsonl' --videos dir --out labels/",
+        "Several files are called 'twin': rename all but one of each before you go on.",
+        "Next:",
+        "  costl prepare 'my labels.jsonl' --videos dir --out labels/",
+        "  costl extract --videos dir --annotations labels/ --out 'my labels.h5'",
+        "  costl train --cache 'my labels.h5'",
     ]
+    assert closing_text([], listed, path=Path("x.jsonl"), folder=videos).count("\n") == 0
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from costl.pipeline.encode.clip import load_encoder
 from costl.pipeline.errors import CacheError, UsageError
 from costl.pipeline.feature_store import user_folder
 from costl.pipeline.library import update
-from costl.pipeline.library.folder import CACHE, index_folder, list_videos, read_files
+from costl.pipeline.library.folder import CACHE, index_folder, read_files
 from costl.pipeline.library.text import load_text_encoder
 from costl.pipeline.library.update import LibraryFiles, read_library, update_library
+from costl.pipeline.videos import list_videos
 
 
 @pytest.fixture(autouse=True)
