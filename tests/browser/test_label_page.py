@@ -139,11 +139,21 @@ def test_a_video_is_labelled_by_the_keyboard(page, server, tmp_path):
     page.wait_for("return labels()[0].answer.grades", {"1": 4})
     page.keys(Keys.ARROW_DOWN, Keys.DELETE)  # the moment after the playhead
     page.wait_for(LABELS, [["the red ring", "0:03.0 – 0:06.0"], ["a green dog"]])
-    page.keys("]")
+    page.browser.click("#show-exports")
+    page.keys("z", "]")  # do nothing while the dialog is open
+    loaded = page.browser.run(
+        "return Promise.all([...document.querySelectorAll('#exports a')].map(link => fetch(link.href)"
+        ".then(async reply => [link.download, reply.status, (await reply.text()).includes('red ring')])))"
+    )
+    assert loaded == [["labels.jsonl", 200, True], ["label-studio.json", 200, True], ["label-studio.xml", 200, False]]
+    page.keys(Keys.ESCAPE, "]")
     page.browser.wait(lambda: page.browser.run("return !!facts && current.name === 'old.avi'"), "not the next video")
     assert server.end(signal.SIGINT).splitlines() == [
         "videos/labels.jsonl: 2 labels of 1 of 3 videos: 1 moment, 1 not in their video.",
-        "Next: costl prepare videos/labels.jsonl --videos videos --out labels/",
+        "Next:",
+        "  costl prepare videos/labels.jsonl --videos videos --out labels/",
+        "  costl extract --videos videos --annotations labels/ --out labels.h5",
+        "  costl train --cache labels.h5",
     ]
     first, second = server.rows()
     assert (first["vid"], first["relevant_windows"], first["relevant_clip_ids"]) == ("a", [[3, 6]], [1])
@@ -260,5 +270,9 @@ def test_the_page_has_no_barriers(page, tmp_path, dark):
         assert page.browser.barriers() == []
         assert page.browser.run("return document.documentElement.scrollWidth") <= width
         page.browser.screenshot(tmp_path / f"label-{width}-{'dark' if dark else 'light'}.png", width=width)
+        page.browser.click("#show-exports")
+        assert page.browser.barriers() == []
+        assert page.browser.run("return $('#exports').scrollWidth <= $('#exports').clientWidth")
+        page.browser.click("#hide-exports")
     page.browser.run("$('#keys').showModal(); player.pictures = true; showProxy({state: 'running', done: 1, total: 3})")
     assert page.browser.barriers() == []
