@@ -100,7 +100,8 @@ def extract(
     progress: ProgressCallback | None = None,
     **chosen: Any,
 ) -> ExtractReport:
-    """Turns the videos of a folder (or one video file) and their annotations into the cache `out`, or completes it.
+    """Turns the videos of a folder and the folders in it (or one video file) and their annotations into the cache `out`, or
+    completes it.
 
     `annotations`: a folder, a file, or the JSONL text of each split; by default the files next to the videos, or else those
     that `out` has already, which may be none: `add_queries` adds them later. `chosen` are

@@ -59,7 +59,7 @@ run_options = option_group(
 
 
 @click.command()
-@click.option("--videos", type=ANY_PATH, help="A folder of videos, or one video.")
+@click.option("--videos", type=ANY_PATH, help="A folder of videos, with the folders in it, or one video.")
 @out("The cache to write or complete.", default="feats.h5", show_default=True)
 @click.option("--annotations", type=ANY_PATH, help="A folder or file of annotations.  [default: those next to the videos]")
 @click.option(

@@ -14,7 +14,9 @@ from costl.label.rows import Label
 from costl.label.videos import LabelVideos
 from costl.pipeline.errors import UsageError, VideoError
 
-_LOCAL_FILES = "/data/local-files/?d="  # and a path relative to the folder that Label Studio serves
+# And a path relative to the folder that Label Studio serves. That is the one around the folder of the videos, since it
+# refuses to take the served folder itself as the storage of a project.
+_LOCAL_FILES = "/data/local-files/?d="
 _OTHER_RATE = Fraction(25)  # of a video that is not here, or whose rate varies; Label Studio counts by what a task states
 
 
@@ -29,7 +31,7 @@ def label_studio_text(labels: Sequence[Label], videos: LabelVideos) -> str:
 
     def address_of(vid: str) -> str:
         video = video_of[vid]
-        return _LOCAL_FILES + quote(video.name if video else vid)
+        return _LOCAL_FILES + quote(f"{videos.folder.name}/{video.name if video else vid}".lstrip("/"))
 
     tasks = to_label_studio((label.row for label in labels), rate_of=rate_of, address_of=address_of)
     return json.dumps(tasks, ensure_ascii=False, indent=1)

@@ -44,10 +44,11 @@ class LabelVideos:
     """The videos of a folder and of the folders in it, by the paths that they have when it is made.
 
     A video is called as `costl extract` calls it (`video_names`), in Unicode's composed form. Two files of one name cannot be
-    labelled. Raises UsageError for a folder without videos.
+    labelled. `folder` is the whole path of the folder. Raises UsageError for a folder without videos.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder.resolve()
         paths = list_videos(folder)
         vids = {name: unicodedata.normalize("NFC", vid) for name, vid in video_names(paths).items()}
         files = Counter(vids.values())

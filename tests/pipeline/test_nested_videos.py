@@ -261,10 +261,10 @@ def test_queries_and_pictures_of_nested_videos(home, tmp_path):
 
 
 def test_a_video_that_fails_is_listed_by_its_path_and_grouped(home, tmp_path):
-    folder = touch(tmp_path / "videos of two days", "1/bad.mp4", "2/bad.mp4")
+    folder = touch(tmp_path / "videos of two days", "1/bad.mp4", "2/worse.mp4")
     (folder / "costl.yaml").write_text(f"extract: {{weights: {home / 'clip'}}}\n")
     report = run(folder, tmp_path / "feats.h5", annotations=None)
-    assert [row.name for row in report.failed] == ["1/bad", "2/bad"] and report.exit_code == 1
-    assert any(line.endswith("(1/bad, 2/bad)") and line.split()[0] == "2" for line in report.messages())
+    assert [row.name for row in report.failed] == ["1/bad", "2/worse"] and report.exit_code == 1
+    assert any(line.endswith("(1/bad, 2/worse)") and line.split()[0] == "2" for line in report.messages())
     lines = Status(CacheReader(tmp_path / "feats.h5").rows).lines()
-    assert [line.split()[0] for line in lines[:3]] == ["1/bad", "2/bad", "2"]
+    assert [line.split()[0] for line in lines[:3]] == ["1/bad", "2/worse", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 
@@ -85,6 +86,31 @@ def test_a_stated_rate_is_exact(name):
 
 def test_rows_of_any_times_come_back_without_loss(read):
     assert read(export(*ROWS)) == list(ROWS)
+
+
+ADDRESSES = ("/data/local-files/?d=all%20videos/{}.mp4", "s3://bucket/{}.mp4", "/data/upload/1/0a1b2c3d-{}.mp4")
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_videos_of_one_name_in_two_folders_are_not_confused(videos, tmp_path, address, has_rows):
+    vids = ("a/x", "b/x")
+    for vid in vids:
+        (tmp_path / "V" / vid).parent.mkdir(parents=True)
+        shutil.copy(videos / "holiday.mp4", tmp_path / "V" / f"{vid}.mp4")
+    rows = [Query(qid=n, query="a dog", vid=vid, duration_s=30.0, windows=((n + 1, n + 4),)) for n, vid in enumerate(vids)]
+    is_upload = "upload" in address  # which has no folders
+    tasks = to_label_studio(
+        rows, rate_of=lambda _: Fraction(25), address_of=lambda vid: address.format(vid.rpartition("/")[2] if is_upload else vid)
+    )
+    for task in [] if has_rows else tasks:
+        del task["data"]["costl"]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    folder = VideoFolder(tmp_path / "V")
+    labels = find_labels(tmp_path / "tasks.json")[0].read(folder).labels
+    found = [(folder.vid_of(label.video), label.windows or label.row.query.windows) for label in labels]
+    expected = ["x", "x"] if is_upload and not has_rows else vids
+    assert found == [(vid, row.windows) for vid, row in zip(expected, rows, strict=True)]
 
 
 def test_what_was_changed_in_label_studio_is_read_and_the_rest_stays_exact(read):

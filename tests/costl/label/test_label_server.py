@@ -195,7 +195,8 @@ def test_label_studio_gets_the_labels_and_prepare_reads_them_back(videos, tmp_pa
     assert configuration.text == CONFIG and configuration.headers["content-type"] == "application/xml"
     assert "attachment" in configuration.headers["content-disposition"] and "attachment" in reply.headers["content-disposition"]
     tasks = {task["data"]["video"]: task for task in reply.json()}
-    assert list(tasks) == [f"/data/local-files/?d={name}" for name in ("a.mp4", "2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", "old.mp4")]
+    names = ("a.mp4", "2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", "old.mp4")
+    assert list(tasks) == [f"/data/local-files/?d=videos/{name}" for name in names]
     assert [task["data"]["fps"] for task in tasks.values()] == [25.0, 25.0, 10.0]
     assert [len(task["annotations"][0]["result"]) for task in tasks.values()] == [4, 2, 0]
     (tmp_path / "tasks.json").write_bytes(reply.content)
@@ -209,8 +210,8 @@ def test_labels_of_videos_that_are_not_here_are_exported(page, tmp_path):
     page.edit(video="2026/x < y/été.mp4")
     tasks = page.client.get("/label/label-studio").json()
     assert [(task["data"]["video"].rpartition("=")[2], task["data"]["fps"]) for task in tasks] == [
-        ("gone/b", 25.0),
-        ("2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", 25.0),
+        (f"{page.session.videos.folder.name}/gone/b", 25.0),
+        (f"{page.session.videos.folder.name}/2026/x%20%3C%20y/%C3%A9t%C3%A9.mp4", 25.0),
     ]
 
 
