@@ -50,6 +50,11 @@ class ExtractSettings:
         check_choices(
             decoder=self.decoder, sampling=self.sampling, resize=self.resize, dtype=self.dtype, tokens=self.tokens
         )
+        if self.resize == "decoder" and self.decoder == "torchcodec:cuda":
+            raise UsageError(
+                "decoder is 'torchcodec:cuda', which cannot resize frames, and resize is 'decoder'. Choose another decoder, "
+                "or resize: device."
+            )
 
     @property
     def token_format(self) -> TokenFormat:

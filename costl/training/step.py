@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,14 +31,14 @@ def train_step(
 ) -> None:
     """Trains on one batch; `progress` is the fraction of training that is done, which decides the learning rate.
 
-    Raises CostlError when loss or gradient are not finite.
+    Raises CostlError when loss or gradient are not finite, or when the memory of a GPU is full.
     A step whose gradient overflows float16 is skipped, and the loss scale is reduced for the next one.
     """
     batch = batch.to(state.device)
     if batch.share is not None:
         torch.manual_seed(dropout_seed(config.train.seed, state.step, state.ranks.rank))
     set_learning_rate(state.optimizer, config.train, step=state.step, progress=progress)
-    with state.ranks.translate_errors():
+    with state.ranks.translate_errors(), _explained_memory(state, batch):
         loss, losses = objective(batch)
         state.optimizer.zero_grad()
         state.scaler.scale(loss).backward()
@@ -65,6 +68,18 @@ def update_ema(ema_model: nn.Module, model: nn.Module, *, decay: float) -> None:
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """The seed for dropout in one step of one process: a resumed run with as many processes draws the same again."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def _explained_memory(state: TrainingState, batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CostlError(
+            f"Epoch {state.epoch + 1}, step {state.step + 1}: the memory of {state.device} is full, with a batch of "
+            f"{len(batch.queries)} queries about {len(batch.frame_mask)} videos. The epoch before is kept. Train with a "
+            "smaller train.batch_size, or free some memory."
+        ) from error
 
 
 def _non_finite_error(state: TrainingState, batch: Batch, losses: dict[str, Tensor]) -> CostlError:

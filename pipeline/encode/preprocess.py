@@ -63,8 +63,14 @@ def prepare(pixels: UInt8[Tensor, "n h w 3"], preprocess: Preprocess) -> Float[T
     x = _resize(x, preprocess.resize_target.resized_size(height, width), _kernel(preprocess))
     padding = preprocess.fill_color if preprocess.resize_mode == "longest" else 0
     x = center_crop(x - padding, list(preprocess.size)) + padding  # which pads with zeros
-    mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    mean, std = (_per_channel(values, x.device) for values in (preprocess.mean, preprocess.std))
     return (x / 255 - mean) / std
+
+
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    # `x.new_tensor` would make the host wait until a GPU has computed all batches that were started.
+    constants = torch.tensor(values, dtype=torch.float32)
+    return constants.to(device, non_blocking=device.type == "cuda")[:, None, None]
 
 
 def _kernel(preprocess: Preprocess) -> str:

@@ -18,7 +18,11 @@ from costl.pipeline.errors import CostlError
 if TYPE_CHECKING:
     from costl.pipeline.encode.clip import CLIPEncoder
 
-_MEMORY_IS_FULL = ("DefaultCPUAllocator", "MPS backend out of memory")  # errors that torch gives no class of their own
+# Errors that torch gives no class of their own. The libraries of CUDA allocate outside of torch's allocator.
+_MEMORY_IS_FULL = (
+    *("DefaultCPUAllocator", "MPS backend out of memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 _USUAL_BATCH = {"cuda": 256, "cpu": 8}  # ViT-B/32 on two cores, ms a frame: 1: 79, 4: 53, 8: 49, 32: 48
 
 
@@ -108,15 +112,21 @@ class EncoderThread:
             frames = [self._prepared.popleft() for _ in range(min(self.batch, len(self._prepared)))]
             images = [frame.value for frame in frames]
             images += [torch.zeros_like(images[0])] * (self.batch - len(images))
-            try:
-                with self._translated_errors():
-                    fetch = self._encoder.start(torch.stack(images))
-            except _OutOfMemory:
+            fetch = self._start_batch(images)
+            if fetch is None:
                 self._prepared.extendleft(reversed(frames))
                 self._halve_batch()
                 continue
             self._deliver_started()
             self._started = frames, fetch
+
+    def _start_batch(self, images: list[Any]) -> Callable[[], FrameFeatures] | None:
+        """Starts a batch; None if the memory is full. Then everything that it had allocated is free again."""
+        try:
+            with self._translated_errors():
+                return self._encoder.start(torch.stack(images))
+        except _OutOfMemory:  # its traceback holds the tensors of the batch until this function has returned
+            return None
 
     def _deliver_started(self) -> None:
         """Fetches and delivers the features of the batch that was started last."""

@@ -264,6 +264,15 @@ def test_a_non_finite_loss_stops_training_and_names_the_queries(world, tmp_path,
     assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
+def test_a_full_gpu_stops_training_with_the_size_of_the_batch(world, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(objective, "total_loss", full)
+    with pytest.raises(CostlError, match=r"step 1: the memory of cpu is full, .* 15 queries about \d+ videos.*train\.batch_size"):
+        run(world, tmp_path / "run")
+
+
 def test_resuming_with_other_annotations_is_refused(world, tmp_path):
     copy = world.copy(tmp_path)
     with pytest.raises(Stop):

@@ -71,6 +71,12 @@ def test_impossible_values_are_refused_by_name(values):
         ExtractSettings(**values)
 
 
+def test_a_decoder_on_the_gpu_that_should_resize_is_refused():
+    assert ExtractSettings(decoder="torchcodec:cuda").resize == "device"
+    with pytest.raises(UsageError, match=r"'torchcodec:cuda', which cannot resize frames, and resize is 'decoder'"):
+        ExtractSettings(decoder="torchcodec:cuda", resize="decoder")
+
+
 def test_annotations_are_found_next_to_the_videos_or_above_them(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -80,7 +80,16 @@ def test_training_continues_with_the_random_numbers_of_the_apple_gpu(apple, monk
     assert len(restored) == 1
 
 
-@pytest.mark.parametrize("message", ["MPS backend out of memory (MPS allocated: 17 GB)", "[enforce fail] DefaultCPUAllocator: 9"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 17 GB)",
+        "[enforce fail] DefaultCPUAllocator: 9",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
 def test_a_full_memory_is_recognised(message):
     thread = SimpleNamespace(_encoder=SimpleNamespace(device=MPS))
     with pytest.raises(Exception) as caught, EncoderThread._translated_errors(thread):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from device_waits import CUDA, Waits, fake_gpu_tensor, move_to_fake_gpu
 from small_model import NEGATIVE_PAIRS, SMALL, Sprites, untrained
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from costl.config import KINDS, Config, load_config
 from costl.data.batch import Batch, collate
@@ -22,49 +20,8 @@ from costl.training.precision import make_scaler
 from costl.training.state import TrainingState
 from costl.training.step import make_objective, train_step, update_ema
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-aten = torch.ops.aten
-# Operations whose result, or the shape of it, is only known when the device has computed it.
-WAITING = (
-    *(aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten.bincount),
-    *(aten._unique2, aten.unique_dim, aten.unique_consecutive),
-)
-INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device, by name; `host` are tensors that stay on the host.
-
-    Copies between devices need two of them to be counted: a CPU and a fake GPU.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-        self.host: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if self._waits(func, args, kwargs):
-            self.count[func.overloadpacket.__name__] += 1
-            if isinstance(args[0], FakeTensor) and func is aten._local_scalar_dense.default:
-                return 1  # a fake tensor has no values
-        return func(*args, **kwargs)
-
-    def _waits(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-        operation = func.overloadpacket
-        if operation in INDEXING:
-            return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        if func is aten.repeat_interleave.Tensor:
-            return kwargs.get("output_size") is None
-        if operation in (aten._to_copy, aten.copy_):
-            other = args[1].device if operation is aten.copy_ else kwargs.get("device")
-            waiting = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-            return waiting and other is not None and torch.device(other).type != args[0].device.type
-        return operation in WAITING and not any(args[0] is tensor for tensor in self.host)
-
-
 X, MASK = torch.arange(6.0), torch.arange(6) % 2 == 0
 WAITS: dict[str, Callable[[], object]] = {
     "a number is read": lambda: X.sum().item(),
@@ -172,18 +129,6 @@ def test_forward_and_losses_never_wait_for_a_gpu(kind, precision, monkeypatch):
             total, _ = Objective(state.model, config.loss, precision)(batch.to(CUDA))
     assert total.device.type == "cuda" and total.dtype == torch.float32
     assert not waits.count
-
-
-def move_to_fake_gpu(model: nn.Module) -> None:
-    for part in model.modules():
-        for name, weight in part.named_parameters(recurse=False):
-            setattr(part, name, nn.Parameter(fake_gpu_tensor(weight)))
-        for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, fake_gpu_tensor(buffer))
-
-
-def fake_gpu_tensor(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the tests above count without one")

@@ -1,10 +1,12 @@
-"""The region of a picture that CLIP sees, checked with a picture whose pixel values are their positions."""
+"""Preprocessing: the region of a picture that CLIP sees, and a GPU that is not waited for."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from device_waits import CUDA, Waits
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from costl.pipeline.encode.preprocess import Preprocess, prepare, visible_region
 
@@ -28,3 +30,12 @@ def test_the_visible_region_is_where_the_input_pixels_come_from(mode, height, wi
         expected = begin + (np.arange(count) + 0.5) / count * length
         expected = expected if axis else expected[:, None]
         np.testing.assert_allclose(positions[real], np.broadcast_to(expected, red.shape)[real], atol=0.03)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_preparing_frames_never_waits_for_a_gpu(mode):
+    preprocess = Preprocess(size=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), resize_mode=mode)
+    with FakeTensorMode(), Waits() as waits:
+        prepared = prepare(torch.empty(2, 20, 30, 3, dtype=torch.uint8, device=CUDA), preprocess)
+    assert prepared.device.type == "cuda" and prepared.shape == (2, 3, 8, 8)
+    assert not waits.count

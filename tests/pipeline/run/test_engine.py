@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from costl.pipeline.errors import CacheError, CostlError
 from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.progress import Progress
 from costl.pipeline.run import engine
-from costl.pipeline.run.encoder_thread import Frame
+from costl.pipeline.run.encoder_thread import EncoderThread, Frame
 from costl.pipeline.run.engine import extract_into
 from costl.pipeline.run.saver_thread import UNSAVED, SaverThread
 from costl.pipeline.run.throughput import Meter
@@ -233,6 +234,25 @@ def test_a_full_device_halves_the_batch_for_the_rest_of_the_run(writer, decoder)
         "cpu is full: 4 frames at once become 2 from here on.",
     ]
     assert all(greys(writer, name) == list(range(FRAMES)) for name in "ab")
+
+
+def test_a_batch_that_did_not_fit_is_freed_before_it_is_halved(writer, decoder, monkeypatch):
+    activations, freed = [], []
+
+    def full(images):
+        if len(images) > 3:
+            allocated = np.zeros(9)
+            activations.append(weakref.ref(allocated))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def halve(thread):
+        freed.append(activations[-1]() is None)
+        halve_batch(thread)
+
+    halve_batch = EncoderThread._halve_batch
+    monkeypatch.setattr(EncoderThread, "_halve_batch", halve)
+    run(writer, "a", GreyEncoder(full))
+    assert freed == [True, True]
 
 
 def test_a_device_too_small_for_one_frame_is_an_error(writer, decoder):
