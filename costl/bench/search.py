@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from costl.ask.model_folder import ZERO_SHOT
 from costl.pipeline.bench.measure import can_measure_memory, cost_of, in_new_process, measure, peak_anonymous_bytes
 from costl.pipeline.bench.scan import CLIPS, FPS, MANY, bench_scan, cost_table, random_contents, write_library
 from costl.pipeline.data_folder import ExtractSettings
+from costl.pipeline.device import pick_device
 from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.library.encoder_record import search_fingerprint
 from costl.pipeline.library.folder import VideoFile, index_folder, write_files
@@ -31,17 +32,19 @@ _LOAD = """
 import sys, torch
 from costl.pipeline.encode.text_encoder import TextEncoder
 from costl.pipeline.encode.weights import find_source
-TextEncoder(find_source(*sys.argv[1:]))
+TextEncoder(find_source(*sys.argv[1:3]), device=sys.argv[3])
 """
 
 
 @dataclass(frozen=True)
 class Library:
-    """A folder of videos with its index, the weights of its encoder, and the cache folder of a user of its own."""
+    """A folder of videos with its index, the weights of its encoder, the cache folder of a user of its own, and the device
+    that computes the text tower."""
 
     videos: Path
     weights: Path
     user: Path
+    device: str = "cpu"
 
 
 def bench_search(
@@ -50,20 +53,23 @@ def bench_search(
     repeats: int = 10,
     folder: Path = Path(),
     weights: Path | None = None,
+    device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> list[str]:
     """The tables of searching `hours` of videos of three minutes, random unit vectors in a library in `folder`.
 
-    `weights` are a file of ViT-B-32 or the folder of an encoder, by default random ones of ViT-B-32. Raises UsageError for
-    less than one video or repeat.
+    `weights` are a file of ViT-B-32 or the folder of an encoder, by default random ones of ViT-B-32. The text tower runs on
+    `device`; the scan and the memory are always those of the CPU. Raises UsageError for less than one video or repeat, and
+    for a device that this machine lacks.
     """
     videos = round(hours * 3600 * FPS / CLIPS)
     if videos < 1 or repeats < 1:
         raise UsageError(f"{hours:g} hours, {repeats} repeats: expected at least one video of three minutes, and one repeat.")
+    chosen_device = str(pick_device(device))
     report_progress = progress or (lambda _: None)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        library = make_library(Path(temporary), videos, weights, report_progress)
-        title = f"a new process, {hours:g} hours, {videos} videos"
+        library = replace(make_library(Path(temporary), videos, weights, report_progress), device=chosen_device)
+        title = f"a new process, {hours:g} hours, {videos} videos, {chosen_device}"
         answers = measure_answers(library, title, min(repeats, _ROUNDS), report_progress)
         scan = bench_scan(index_folder(library.videos), videos=videos, repeats=repeats, progress=report_progress)
     return [*scan, "", *answers]
@@ -94,7 +100,7 @@ def measure_answers(library: Library, title: str, rounds: int, report_progress: 
     calibration = cost_of(partial(_search, library))  # loads the whole network, and compares the ordinary sentences
     report_progress(Progress("answers", 1, 3))
     works: Mapping[str, Callable[[], object]] = {
-        _REFERENCE: partial(_run, library, "-c", _LOAD, MODEL, str(library.weights)),
+        _REFERENCE: partial(_run, library, "-c", _LOAD, MODEL, str(library.weights), library.device),
         "first answer of costl search": partial(_search, library),
     }
     lines = cost_table(title, measure(works, repeats=rounds), _REFERENCE)
@@ -151,7 +157,7 @@ def _encoder(weights: Path) -> tuple[dict[str, str], int]:
 
 
 def _search(library: Library) -> None:
-    options = ("--videos", str(library.videos), "--run", ZERO_SHOT, "--device", "cpu")
+    options = ("--videos", str(library.videos), "--run", ZERO_SHOT, "--device", library.device)
     _run(library, "-m", "costl", "search", "a person opens a door", *options)
 
 

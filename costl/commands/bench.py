@@ -117,6 +117,7 @@ def cache(**options: Any) -> None:
     "--repeats", type=AT_LEAST_ONE, default=10, show_default=True, help="Repeats of each measurement. The fastest counts."
 )
 @click.option("--folder", type=EXISTING_FOLDER, default=".", show_default=True, help="A folder on the disk to measure.")
+@device
 @quiet
 def search(**options: Any) -> None:
     """Measure the speed of searching a library.

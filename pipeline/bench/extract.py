@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from costl.pipeline.bench.decode_entrants import decord_indices
-from costl.pipeline.bench.extract_entrants import decode_all, extract_all, plain_extract
+from costl.pipeline.bench.extract_entrants import decode_all, encode_all, extract_all, plain_extract
 from costl.pipeline.bench.imitated_accelerator import ImitatedAccelerator
 from costl.pipeline.bench.measure import Cost, can_measure_memory, cost_of, measure
 from costl.pipeline.bench.memory import bench_memory
@@ -50,9 +50,9 @@ class Comparison:
     """The costs of extracting `frames` frames of a set of videos with one model.
 
     `decode`: decoding alone, in extraction's own processes. `forward`: the network alone, on prepared frames. `extract`:
-    extraction from end to end. `plain`: the plain loop, and `error`, the relative L2 distance of its tokens. `imitated`:
-    extraction with an imitated accelerator of `rate` frames a second; None if decoding and network do not share the
-    `cores` anyway.
+    extraction from end to end. `plain`: the plain loop, and `error`, the relative L2 distance of its tokens; None if it was
+    not measured. `imitated`: extraction with an imitated accelerator of `rate` frames a second; None if decoding and network
+    do not share the `cores` anyway.
     """
 
     frames: int
@@ -60,9 +60,9 @@ class Comparison:
     decode: Cost
     forward: Cost
     extract: Cost
-    plain: Cost
-    error: float
-    rate: float
+    plain: Cost | None = None
+    error: float | None = None
+    rate: float = 0.0
     imitated: Cost | None = None
 
     @property
@@ -94,15 +94,17 @@ class Comparison:
         imitated = ["-", "-"]
         if self.imitated:
             imitated = [f"{self.frames / self.imitated.wall_s:.1f}", f"{self.imitated_share:.2f}"]
+        plain = ["-", "-", "-"]
+        if self.plain:
+            times = self.plain.wall_s / self.extract.wall_s
+            plain = [f"{self.frames / self.plain.wall_s:.1f}", f"{times:.1f}", f"{self.error:.4f}"]
         return [
             name,
             str(self.frames),
             *(f"{self.frames / spent_s:.1f}" for spent_s in seconds),
             f"{self.share:.2f}",
             *imitated,
-            f"{self.frames / self.plain.wall_s:.1f}",
-            f"{self.plain.wall_s / self.extract.wall_s:.1f}",
-            f"{self.error:.4f}",
+            *plain,
         ]
 
 
@@ -128,7 +130,7 @@ def bench_extract(
     if quick:
         encoders = [load_encoder(TINY_CLIP.name, str(TINY_CLIP), device=device)]
     else:
-        encoders = [_random_encoder(model, device) for model in models or ("ViT-B-32",)]
+        encoders = [random_encoder(model, device) for model in models or ("ViT-B-32",)]
     frame_options = FrameOptions(resolve(decoder))
     report_progress = progress or (lambda _: None)
     lines = list(_LEGEND)
@@ -161,36 +163,38 @@ def compare(
     fps: float,
     frame_options: FrameOptions,
     repeats: int,
+    plain: bool = True,
 ) -> Comparison:
-    """Measures everything on some videos with one model; caches go to `folder`. Raises CostlError for an unreadable video."""
+    """Measures everything on some videos with one model, without the plain loop unless `plain`; caches go to `folder`.
+
+    Raises CostlError for an unreadable video.
+    """
     times_s, batches = _prepare(videos, encoder, fps=fps, frame_options=frame_options)
     frames = sum(map(len, times_s.values()))
-    indices = {video.id: decord_indices(video.path, times_s[video.id]) for video in videos}
+    on_cpu = encoder.device.type == "cpu"
     numbers = itertools.count()
 
     def decode() -> None:
         decode_all(videos, fps=fps, frame_options=frame_options)
 
-    def forward() -> None:
-        for batch in batches:
-            encoder.encode_images(batch)
-
     def extract(used_encoder: CLIPEncoder) -> None:
         extract_all(videos, used_encoder, folder / str(next(numbers)) / "feats.h5", fps=fps, frame_options=frame_options)
 
-    rate = _IMITATED_SPEEDUP * frames / cost_of(decode).wall_s
+    rate = _IMITATED_SPEEDUP * frames / cost_of(decode).wall_s if on_cpu else 0.0
     works: dict[str, Callable[[], None]] = {
         "extract": lambda: extract(encoder),
         "decode": decode,
-        "forward": forward,
-        "plain": lambda: plain_extract(videos, indices, encoder, folder),
+        "forward": lambda: encode_all(batches, encoder),
     }
-    if encoder.device.type == "cpu":
+    if plain:
+        indices = {video.id: decord_indices(video.path, times_s[video.id]) for video in videos}
+        works["plain"] = lambda: plain_extract(videos, indices, encoder, folder)
+    if on_cpu:
         works["imitated"] = lambda: extract(ImitatedAccelerator(encoder, rate=rate))
     costs = measure(works, repeats=repeats)
     factor = frames / sum(map(len, batches))
     costs["forward"] = Cost(factor * costs["forward"].wall_s, factor * costs["forward"].cpu_s)
-    error = token_error(CacheReader(folder / "0" / "feats.h5"), folder)
+    error = token_error(CacheReader(folder / "0" / "feats.h5"), folder) if plain else None
     return Comparison(frames=frames, cores=cpu_cores(), error=error, rate=rate, **costs)
 
 
@@ -229,7 +233,7 @@ def full_batches(images: Sequence[Tensor], batch: int) -> list[Tensor]:
     return list(frames[indices].split(batch))
 
 
-def _random_encoder(model: str, device: str) -> CLIPEncoder:
+def random_encoder(model: str, device: str) -> CLIPEncoder:
     """An open_clip model with random weights. Raises UsageError for an unknown model or device."""
     torch_device = pick_device(device)
     if model not in open_clip.list_models():

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch import Tensor
 
 from costl.pipeline.cache.writer import CacheWriter
 from costl.pipeline.decode.pool import Chunk, Failed, decode_videos
 from costl.pipeline.decode.worker import DecodeSettings
 from costl.pipeline.encode.clip import CLIPEncoder
 from costl.pipeline.errors import CostlError
-from costl.pipeline.options import FrameOptions
+from costl.pipeline.options import FrameOptions, RunOptions
 from costl.pipeline.processes import cpu_cores
+from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.run.engine import cache_contents, extract_into
 from costl.pipeline.videos import Video
 
 
 def extract_all(
-    videos: Sequence[Video], encoder: CLIPEncoder, out: Path, *, fps: float, frame_options: FrameOptions
+    videos: Sequence[Video],
+    encoder: CLIPEncoder,
+    out: Path,
+    *,
+    fps: float,
+    frame_options: FrameOptions,
+    run_options: RunOptions | None = None,
+    report_progress: ProgressCallback = lambda _: None,
 ) -> None:
     """Decodes, encodes and writes a cache, as `costl extract` does after loading CLIP. Raises CostlError for a failed video."""
     fingerprint = encoder.fingerprint() | {"fps": fps}
@@ -36,7 +45,8 @@ def extract_all(
             encoders=[encoder],
             fps=fps,
             frame_options=frame_options,
-            report_progress=lambda _: None,
+            run_options=run_options,
+            report_progress=report_progress,
         )
     failures = [row.reason for row in rows if not row.ok]
     if failures:
@@ -61,6 +71,18 @@ def decode_all(
                 raise CostlError(event.reason)
 
 
+def encode_all(batches: Iterable[Tensor], encoder: CLIPEncoder) -> None:
+    """Encodes prepared batches as extraction does: each is started before the features of the one before are fetched."""
+    started: deque[Callable[[], object]] = deque()
+    for batch in batches:
+        started.append(encoder.start(batch))
+        if len(started) > 1:
+            fetch = started.popleft()
+            fetch()
+    for fetch in started:
+        fetch()
+
+
 def plain_extract(
     videos: Sequence[Video], indices: Mapping[str, np.ndarray], encoder: CLIPEncoder, folder: Path
 ) -> None:
@@ -69,6 +91,8 @@ def plain_extract(
     `indices`: decord's numbers [t] of the frames of each video. All libraries run with their defaults. The network is that
     of `encoder`, so that its speed makes no difference.
     """
+    import decord
+
     preprocess = encoder.preprocess
     settings = PreprocessCfg(
         preprocess.size,

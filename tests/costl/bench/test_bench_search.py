@@ -24,6 +24,7 @@ def answers(monkeypatch) -> list[str]:
     printed: list[str] = []
 
     def run(library: search.Library, *arguments: str) -> None:
+        assert arguments[-1] == "cpu"  # the device
         if arguments[:2] == ("-m", "costl"):
             result = CliRunner().invoke(main, arguments[2:], catch_exceptions=False)
             assert result.exit_code == 0, result.output
@@ -44,7 +45,7 @@ def answers(monkeypatch) -> list[str]:
 
 
 def test_searches_of_a_known_library_are_measured_and_nothing_is_left(answers, tmp_path):
-    lines = bench_search(hours=1, repeats=2, folder=tmp_path, weights=TINY)
+    lines = bench_search(hours=1, repeats=2, folder=tmp_path, weights=TINY, device="cpu")
     assert list(tmp_path.iterdir()) == []
     assert lines[0].startswith("| 1 hours, 1800 clips, 0.00 GB")
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
@@ -56,9 +57,16 @@ def test_searches_of_a_known_library_are_measured_and_nothing_is_left(answers, t
     assert all("20 videos" in answer and "indexed" not in answer and "changed" not in answer for answer in answers)
 
 
-@pytest.mark.parametrize("options", [{"hours": 0.01}, {"hours": 1, "repeats": 0}])
-def test_a_library_without_a_video_is_refused(options):
-    with pytest.raises(UsageError, match="at least one video"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hours": 0.01}, "at least one video"),
+        ({"hours": 1, "repeats": 0}, "at least one video"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_a_library_without_a_video_and_a_missing_device_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
         bench_search(**options)
 
 

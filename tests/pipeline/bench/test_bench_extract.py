@@ -13,7 +13,7 @@ from tiny_clip import write_clip_weights
 from costl.commands import main
 from costl.pipeline.bench import memory
 from costl.pipeline.bench.extract import Comparison, bench_extract, compare, full_batches, token_error
-from costl.pipeline.bench.extract_entrants import extract_all
+from costl.pipeline.bench.extract_entrants import encode_all, extract_all
 from costl.pipeline.bench.imitated_accelerator import ImitatedAccelerator
 from costl.pipeline.bench.measure import Cost, can_measure_memory, cost_of
 from costl.pipeline.bench.videos import FRAME_RATE, VideoSpec, link_copies, render_video, repeat_video
@@ -64,6 +64,7 @@ def test_the_imitated_accelerator_is_limited_by_decoding_or_its_rate():
 def test_a_row_has_rates_and_shares():
     assert comparison().row("c") == ["c", "100", "25.0", "50.0", "16.0", "20.0", "0.80", "20.0", "0.80", "4.0", "4.0", "0.0010"]
     assert comparison(imitated=None).row("c")[7:9] == ["-", "-"]
+    assert comparison(plain=None, error=None).row("c")[9:] == ["-", "-", "-"]
 
 
 def test_the_command_has_a_line_for_every_set_of_videos():
@@ -106,6 +107,18 @@ def test_the_imitated_accelerator_takes_time_and_no_cpu(clip):
     images = ImitatedAccelerator(clip, rate=20.0).prepare(np.zeros((6, 48, 64, 3), np.uint8))
     cost = cost_of(lambda: ImitatedAccelerator(clip, rate=20.0).encode_images(images))
     assert len(images) == 6 and cost.wall_s >= 0.3 and cost.cpu_s < 0.2
+
+
+def test_a_batch_is_fetched_after_the_next_one_was_started():
+    calls = []
+
+    class Encoder:
+        def start(self, batch):
+            calls.append(f"start {batch}")
+            return lambda: calls.append(f"fetch {batch}")
+
+    encode_all([0, 1, 2], Encoder())
+    assert calls == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
 
 
 def test_batches_are_full_and_start_again_if_frames_run_out():
