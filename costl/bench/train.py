@@ -153,7 +153,7 @@ class Candidate:
         self.config = shape.config(kind)
         self._batch = batch
         self._device = device
-        self.model = _untrained(self.config, shape).to(device)
+        self.model = untrained(self.config, shape).to(device)
 
     def forward(self) -> None:
         """A batch as in evaluation: no gradients, full precision."""
@@ -210,7 +210,8 @@ def synthetic_batch(shape: Shape, videos: int, *, patches: bool) -> Batch:
     )
 
 
-def _untrained(config: Config, shape: Shape) -> Model:
+def untrained(config: Config, shape: Shape) -> Model:
+    """The model of these settings for features of this shape, with the same random weights in each call."""
     torch.manual_seed(0)
     return build_model(
         config,

@@ -113,10 +113,15 @@ def fresh_state(config: Config, features: CacheReader, device: torch.device) -> 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
-    model = build_model(config, **cache_sizes(config, features)).to(device)
+    return state_before_training(build_model(config, **cache_sizes(config, features)).to(device), config)
+
+
+def state_before_training(model: Model, config: Config) -> TrainingState:
+    """The state before the first step of this model, which is on its device."""
     optimizer = make_optimizer(model, config.train)
     ema_model = copy.deepcopy(model).requires_grad_(False)
     shuffle_generator = torch.Generator().manual_seed(config.train.seed)
+    device = next(model.parameters()).device
     precision = choose_precision(config.train.precision, device)
     return TrainingState(model, ema_model, optimizer, shuffle_generator, precision, make_scaler(device, precision))
 

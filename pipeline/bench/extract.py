@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -236,12 +237,17 @@ def full_batches(images: Sequence[Tensor], batch: int) -> list[Tensor]:
 def random_encoder(model: str, device: str) -> CLIPEncoder:
     """An open_clip model with random weights. Raises UsageError for an unknown model or device."""
     torch_device = pick_device(device)
+    network, source = random_network(model)
+    return CLIPEncoder(network, source=source, device=torch_device, precision=default_precision(torch_device.type))
+
+
+def random_network(model: str) -> tuple[Any, Source]:
+    """The network of an open_clip model with random weights, on the CPU. Raises UsageError for an unknown model."""
     if model not in open_clip.list_models():
         raise UsageError(f"no open_clip model is called {model!r}, expected a name such as ViT-B-32.")
     torch.manual_seed(0)
     network = open_clip.create_model(model, load_weights=False).eval().requires_grad_(False)
-    source = Source(f"{model}, random weights", model, Path())
-    return CLIPEncoder(network, source=source, device=torch_device, precision=default_precision(torch_device.type))
+    return network, Source(f"{model}, random weights", model, Path())
 
 
 def _table(encoder: CLIPEncoder, rows: Sequence[Sequence[str]], *, fps: float, decoder: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +16,7 @@ from costl.config import KINDS, Config, load_config
 from costl.data.batch import Batch, collate
 from costl.model.build import Model
 from costl.training.objective import Objective
-from costl.training.precision import make_scaler
-from costl.training.state import TrainingState
+from costl.training.state import TrainingState, state_before_training
 from costl.training.step import make_objective, train_step, update_ema
 
 CPU = torch.device("cpu")
@@ -79,12 +78,9 @@ def new_model(kind: str) -> tuple[Model, Config]:
 
 def new_state(kind: str, precision: torch.dtype, device: torch.device = CPU) -> tuple[TrainingState, Config]:
     model, config = new_model(kind)
-    model = model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    average = copy.deepcopy(model).requires_grad_(False)
-    return TrainingState(
-        model, average, optimizer, torch.Generator(), precision, make_scaler(device, precision)
-    ), config
+    dtype = str(precision).removeprefix("torch.")
+    config = replace(config, train=replace(config.train, precision=dtype))
+    return state_before_training(model.to(device), config), config
 
 
 def new_batch(config: Config) -> Batch:
