@@ -80,6 +80,11 @@ def nvdec(setup: Setup) -> None:
         setup.note(f"Left out: {error}")
         return
     videos = render_videos(setup, copies=1 if setup.tiny else cpu_cores())
+    if setup.on_gpu:
+        from torchcodec.decoders import VideoDecoder
+
+        # Without NVDEC's library, or for a codec that it lacks, torchcodec decodes on the CPU.
+        setup.note(f"{getattr(VideoDecoder(str(videos[0].path), device='cuda'), 'cpu_fallback', 'Fallback status: unknown')}.")
     setup.table("decoder", "frames a second of video", "frames/s")
     for options in dict.fromkeys((software, hardware)):
         for fps in (SPARSE_FPS, DENSE_FPS):
