@@ -22,9 +22,9 @@ from costl.pipeline.processes import cpu_cores
 from costl.pipeline.videos import Video, find_videos
 from gpu_sections.common import Setup
 
-SPECS = (VideoSpec(360, 150, 10, 600), VideoSpec(720, 150, 5, 2000))
+SPECS = (VideoSpec(360, 150, 6, 600), VideoSpec(720, 90, 3, 2000))
 TINY_SPECS = (VideoSpec(96, 30, 2, 100),)
-REPEATS = 4  # of the rendered seconds in a video: rendering takes longer than anything else
+REPEATS = 6  # of the rendered seconds in a video: rendering takes longer than anything else
 SPARSE_FPS, DENSE_FPS = 0.5, 5.0
 NVDEC = "torchcodec:cuda"
 MOST_GREY_LEVELS = 3.0  # by which the frames of two decoders differ on average; their conversions to RGB round differently
