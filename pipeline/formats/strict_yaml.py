@@ -22,6 +22,7 @@ _SCHEMA = (
     ("merge", "<<"),
 )
 _MAX_CHARACTERS, _MAX_VALUES = 1 << 20, 100_000
+_MAX_DEPTH = 100  # of brackets: on one line, PyYAML takes a time that grows with the square of their depth
 _MAX_BITS = 4096  # of an integer: Python refuses to print larger ones
 # What PyYAML raises, also where a tag does not fit its value (`!!bool maybe`).
 _PYYAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError)
@@ -60,6 +61,11 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str):
         super().__init__(stream)
         self._sizes: dict[yaml.Node, int] = {}  # the number of values in complete nodes, with those of aliases
+
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        if self.flow_level == _MAX_DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token_class)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)

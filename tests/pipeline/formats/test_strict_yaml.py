@@ -107,3 +107,13 @@ def test_an_integer_too_large_to_print_is_refused():
     assert read_yaml("0x" + "f" * 1024) == 2**4096 - 1
     with pytest.raises(ValueError, match="found a number too large"):
         read_yaml("0x1" + "0" * 1024)
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "[\n"])
+def test_a_hundred_brackets_may_be_nested(opening):
+    """PyYAML takes more than half a second for a thousand on one line."""
+    closing = "}" if opening.startswith("{") else "]"
+    assert str(read_yaml(opening * 100 + closing * 100)).count(opening[0]) == 100
+    for text in (opening * 101 + closing * 101, opening * 20_000, "- " * 20_000):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            read_yaml(text)
