@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -319,7 +320,8 @@ def _quotes_hint(source: str, value: Any) -> str:
     return " Leave out the quotes" + ("; for a cache, run costl extract again." if source == _STORED else ".")
 
 
-def _types(cls: Any) -> dict[str, Any]:
+@functools.cache
+def _types(cls: Any) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -110,9 +110,9 @@ def folder_of(path: Path, videos: Iterable[Video]) -> Path:
     return path / INNER if all((path / INNER) in video.path.parents for video in videos) else path
 
 
-def is_video(path: Path) -> bool:
-    """Whether a path has the name of a video: its suffix, and no dot in front, as in the `._NAME` files that macOS writes."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_video(name: str) -> bool:
+    """Whether a file has the name of a video: its suffix, and no dot in front, as in the `._NAME` files that macOS writes."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 
 
 def left_out(folder: Path, *, recursive: bool = False) -> list[str]:
@@ -125,7 +125,7 @@ def left_out(folder: Path, *, recursive: bool = False) -> list[str]:
         return whole.suffix.lower() in SUFFIXES and (whole != path or path.name.startswith(".") or path.is_dir())
 
     places = list(_folders(folder)) if recursive else [("", folder, [])]
-    with_video = {place for _, place, files in places if any(is_video(Path(name)) for name in files)}
+    with_video = {place for _, place, files in places if any(map(is_video, files))}
     with_video |= {parent for place in with_video for parent in place.parents}
     paths = [(inside, path) for inside, place, _ in places for path in place.iterdir() if path not in with_video]
     return sorted(f"{inside}{path.name}" for inside, path in paths if looks_like_video(path))
@@ -199,13 +199,13 @@ def _refuse_no_folder(folder: Path) -> None:
 
 
 def _video_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if is_video(path) and not path.is_dir()] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if is_video(path.name) and not path.is_dir()] if folder.is_dir() else []
 
 
 def _walk(folder: Path) -> dict[str, Path]:
     """The path of every video in a folder and the folders in it, by its path relative to the folder, sorted."""
     places = _folders(folder)
-    paths = {f"{inside}{name}": path for inside, place, files in places for name in files if is_video(path := place / name)}
+    paths = {f"{inside}{name}": place / name for inside, place, files in places for name in files if is_video(name)}
     return dict(sorted(paths.items()))
 
 

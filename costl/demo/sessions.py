@@ -58,7 +58,7 @@ class DemoSessions:
 
         if self._folder is None:
             return []
-        files = (path for path in self._folder.iterdir() if is_video(path) and path.is_file())
+        files = (path for path in self._folder.iterdir() if is_video(path.name) and path.is_file())
         return sorted(path.name for path in files if path.resolve().parent == self._folder)
 
     def choose_video(self, name: str | None, upload: str | None) -> str:

@@ -98,6 +98,8 @@ def odd_arguments(command: click.Command, usual: list[str]) -> Iterator[list[str
         if getattr(parameter, "is_flag", False):
             continue
         for value in values(parameter):
+            if parameter.name in ("videos", "cache") and value == "/":
+                continue  # `costl search` and `costl label` would look for videos on the whole disk
             if parameter in positions:
                 at = positions.index(parameter)
                 yield [*usual[:at], value, *usual[at + 1 :]]
