@@ -26,6 +26,8 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Set before torch is imported: for such small models a second thread is slower. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The threads of the few tests that start more sleep until there is work. By default they spin, on cores that others need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ[quick_pictures.WANTED] = "1"
 # Set before the modules are imported: the shapes in their signatures are then checked while the tests run.
 SHAPED = (
