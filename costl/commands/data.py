@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from costl.commands.options import ANY_PATH, FOLDER, Group, as_json, device, out, quiet, world, world_settings
+from costl.commands.options import (
+    ANY_PATH,
+    FOLDER,
+    Group,
+    as_json,
+    device,
+    named_folders,
+    out,
+    published_features,
+    quiet,
+    world,
+    world_settings,
+)
 from costl.commands.output import print_messages
 from costl.commands.progress_bars import ProgressBars, run_and_print
 from costl.pipeline.progress import Progress
@@ -66,18 +77,9 @@ def models(name: str, **options: Any) -> None:
 
 @data.command("import")
 @click.option("--annotations", required=True, type=ANY_PATH, help="Folder or file of annotations.")
-@click.option(
-    "--features",
-    "streams",
-    required=True,
-    multiple=True,
-    metavar="NAME=DIR",
-    help="Folder with VID.npz (`features`) or VID.npy, [clips channels], for every video. Repeatable.",
-)
-@click.option("--text", required=True, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query.")
+@published_features(required=True)
 @out("The cache to write or complete.", default="feats.h5", show_default=True)
 @click.option("--fps", type=float, help="Features per second.  [default: 0.5]")
-@click.option("--joint", metavar="NAME", help="Which of the --features can be compared with a sentence's `pooler_output`.")
 @click.option("--allow-missing", is_flag=True, help="Record videos without a file as failed, and continue.")
 @quiet
 @as_json
@@ -98,18 +100,7 @@ def import_(streams: tuple[str, ...], **options: Any) -> None:
     """
     from costl.pipeline.published.import_features import import_features
 
-    run_and_print(import_features, features=_named_folders(streams), **options)
-
-
-def _named_folders(streams: Iterable[str]) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for stream in streams:
-        name, _, folder = stream.partition("=")
-        if not (name and folder) or name in folders:
-            hint = "named twice" if name in folders else "expected NAME=DIR, such as clip=clip_features"
-            raise click.BadParameter(f"{stream!r}: {hint}.", param_hint="--features")
-        folders[name] = Path(folder)
-    return folders
+    run_and_print(import_features, features=named_folders(streams), **options)
 
 
 @data.command()

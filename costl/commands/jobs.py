@@ -1,4 +1,4 @@
-"""`costl quickstart` runs all stages on a sample world; `costl prepare` converts labels, a user's or a benchmark's."""
+"""`costl quickstart` and `costl reproduce` run all stages, on a sample world or a benchmark; `costl prepare` converts labels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import click
 
 from costl.commands.options import (
     ANY_PATH,
+    AT_LEAST_ONE,
     FOLDER,
     as_json,
     device,
+    named_folders,
     out,
     overrides,
+    paper_table,
+    published_features,
     quiet,
     world,
     world_settings,
@@ -49,6 +53,43 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
         overrides=overrides,
         device=device,
     )
+
+
+@click.command()
+@click.argument("name")
+@click.option("--annotations", type=ANY_PATH, required=True, help="Folder of the official annotation files.")
+@click.option("--videos", type=FOLDER, help="Folder of the videos.")
+@published_features(required=False)
+@click.option("--seeds", type=AT_LEAST_ONE, default=5, show_default=True, help="Number of trainings, with seeds 0, 1, 2, ...")
+@out("Folder to work in.  [default: reproduce-NAME]", type=FOLDER)
+@click.option("--allow-missing-videos", is_flag=True, help="Continue without missing or broken videos; their queries score 0.")
+@click.option("--model", help="An open_clip model.  [default: ViT-B-32]")
+@click.option("--weights", help="A tag, a file, or a folder.  [default: openai]")
+@click.option("--dtype", metavar="NAME", help="float16, or int8 with half the size.  [default: float16]")
+@overrides
+@device
+@quiet
+@as_json
+@paper_table
+def reproduce(streams: tuple[str, ...], **options: Any) -> None:
+    """Reproduce a benchmark: from its files to the table of a paper.
+
+    \b
+    Examples:
+        costl reproduce charades --videos Charades_v1/ --annotations Charades-STA/
+        costl reproduce qvhighlights --annotations official/ --features slowfast=slowfast_features \\
+            --features clip=clip_features --joint clip --text clip_text_features
+
+    NAME is qvhighlights, charades, tacos, tvsum or youtube-highlights. Prepares, extracts, trains with several seeds and
+    evaluates on the test split, by the rules of the published evaluator. First measures on a few videos how long that takes
+    and how much disk it needs. If it was interrupted, the same command continues.
+
+    Writes table.md, table.tex, table.csv: mean and standard deviation next to published numbers, bootstrap intervals, and a
+    paragraph of methods. costl study compare A/ B/ tests the difference of two such folders.
+    """
+    from costl.reproduce.reproduce import reproduce
+
+    run_and_print(reproduce, features=named_folders(streams), **options)
 
 
 @click.command()

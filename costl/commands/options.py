@@ -148,6 +148,38 @@ world = option_group(
 )
 
 
+def published_features(*, required: bool) -> Decorator:
+    """The options of features that others have published."""
+    return option_group(
+        click.option(
+            "--features",
+            "streams",
+            required=required,
+            multiple=True,
+            metavar="NAME=DIR",
+            help="Folder with VID.npz (`features`) or VID.npy, [clips channels], for every video. Repeatable.",
+        ),
+        click.option(
+            "--text", required=required, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query."
+        ),
+        click.option(
+            "--joint", metavar="NAME", help="Which of the --features can be compared with a sentence's `pooler_output`."
+        ),
+    )
+
+
+def named_folders(streams: Iterable[str]) -> dict[str, Path]:
+    """The folder of each stream from the values of --features."""
+    folders: dict[str, Path] = {}
+    for stream in streams:
+        name, _, folder = stream.partition("=")
+        if not (name and folder) or name in folders:
+            hint = "named twice" if name in folders else "expected NAME=DIR, such as clip=clip_features"
+            raise click.BadParameter(f"{stream!r}: {hint}.", param_hint="--features")
+        folders[name] = Path(folder)
+    return folders
+
+
 def world_settings(*, counts: Iterable[str], **options: Any) -> Any:
     """The settings of the sample world from the options of `world`."""
     from costl.pipeline.world.write_world import WorldSettings

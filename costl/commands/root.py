@@ -18,7 +18,7 @@ from costl.commands.data import data
 from costl.commands.early import refuse_removed_options
 from costl.commands.evaluate import evaluate
 from costl.commands.extract import extract
-from costl.commands.jobs import prepare, quickstart
+from costl.commands.jobs import prepare, quickstart, reproduce
 from costl.commands.options import Group
 from costl.commands.output import print_messages
 from costl.commands.search import search
@@ -34,7 +34,7 @@ DISTRIBUTED = ("train", "evaluate")  # the commands that may run under torchrun
 SECTIONS = {
     "The three commands": (extract, train, evaluate),
     "Ask your videos": (search, predict, demo, label, report),
-    "To begin": (quickstart, prepare),
+    "To begin": (quickstart, prepare, reproduce),
     "More commands": (data, cache, study, bench),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -115,23 +116,33 @@ def repeat(**options: Any) -> None:
 @study.command()
 @click.argument("a", type=ANY_PATH)
 @click.argument("b", type=ANY_PATH)
-@click.option("--truth", type=ANY_PATH, required=True, help="The annotations to score both files against.")
+@click.option("--truth", type=ANY_PATH, help="The annotations to score both files against.")
 @scoring
 @as_json
 @paper_table
-def compare(as_json: bool, table: str | None, **options: Any) -> None:
+def compare(a: Path, b: Path, truth: Path | None, as_json: bool, table: str | None, **rules: Any) -> None:
     """Compare two prediction files on the same queries.
 
     \b
-    Example:
+    Examples:
         costl study compare mine.jsonl theirs.jsonl --truth val.jsonl
+        costl study compare reproduce-charades/ other-settings/
 
     Prints the difference B - A of each metric, with its 95 % interval (paired bootstrap over queries) and its p value
-    (sign flips over queries).
+    (sign flips over queries). Of two folders of costl reproduce, the means over their seeds are compared.
     """
+    if a.is_dir() and b.is_dir():
+        if truth or any(rules.values()):
+            raise click.UsageError("--truth, --benchmark and --official are for prediction files: leave them out for folders.")
+        from costl.reproduce.compare import compare_reproductions
+
+        print_result(compare_reproductions(a, b), as_json=as_json, table=table)
+        return
+    if truth is None:
+        raise click.UsageError("Missing option '--truth': the annotations to score both files against.")
     from costl.metrics.compare import compare
 
-    print_result(compare(**options), as_json=as_json, table=table)
+    print_result(compare(a, b, truth=truth, **rules), as_json=as_json, table=table)
 
 
 @study.command()

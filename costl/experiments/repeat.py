@@ -19,14 +19,14 @@ from costl.config_files import Layer
 from costl.data.queries import read_queries
 from costl.experiments.scored_runs import train_and_score, with_stage_prefix
 from costl.experiments.tables import Numbers, statistics
-from costl.metrics.paper_table import mean_cell, paper_table
+from costl.metrics.paper_table import WITH_DOMAINS, mean_cell, paper_table
 from costl.pipeline.cache.reader import CacheReader
+from costl.pipeline.errors import UsageError, first_few
 from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.pipeline.formats.table import table
 from costl.pipeline.progress import ProgressCallback
 from costl.training.run_folder import RUNS
 
-A_MODEL_PER_DOMAIN = ("tvsum", "youtube-highlights")
 CHOSEN_ON_VAL = "chosen on val"
 LAST = "last epoch"
 LEGACY = "legacy: best epoch on test"
@@ -95,13 +95,14 @@ def repeat(
     for name in {"train", split, *({settings.train.select_on} & set(features.splits))}:
         read_queries(features, name)  # errors are raised before the first training
     by_seed: dict[str, list[Numbers]] = {}
-    notes: list[str] = []
     # The second selection scores the runs that the first one trained.
-    for selection, weights in _selections(features, settings).items():
+    domains, left_out = trained_domains(features, settings, split)
+    notes = [left_out] if left_out else []
+    for selection, weights in selections(features, settings).items():
         by_seed[selection] = []
         for seed in range(seeds):
             by_domain = []
-            for domain in _domains(features, settings):
+            for domain in domains:
                 scores, run_notes = train_and_score(
                     folder / domain / f"seed-{seed}",
                     cache,
@@ -120,14 +121,30 @@ def repeat(
     return result
 
 
-def _domains(features: CacheReader, settings: Config) -> list[str]:
-    if settings.data.benchmark not in A_MODEL_PER_DOMAIN or settings.data.domain:
-        return [""]
-    return sorted({query.domain for query in read_queries(features, "train")})
+def trained_domains(features: CacheReader, settings: Config, split: str) -> tuple[list[str], str]:
+    """The domains that get a model of their own, and a note about those that cannot; [""] for one model of everything.
+
+    A domain needs a video with features in train, in `split` and in the split that selects the checkpoint. Raises
+    UsageError if no domain has them.
+    """
+    if settings.data.benchmark not in WITH_DOMAINS or settings.data.domain:
+        return [""], ""
+    names = ["train", split, *({settings.train.select_on} & set(features.splits))]
+    vids = set(features.video_ids)
+    queries = {name: read_queries(features, name) for name in names}
+    every = sorted({query.domain for query in queries["train"] + queries[split]})
+    with_features = [{query.domain for query in rows if query.vid in vids} for rows in queries.values()]
+    trained = [domain for domain in every if all(domain in domains for domain in with_features)]
+    listed = ", ".join(dict.fromkeys(names))
+    if not trained:
+        raise UsageError(f"{features.path}: no domain has a video with features in each of {listed}. Add their videos.")
+    left_out = [domain for domain in every if domain not in trained]
+    note = f"Left out, without a video with features in one of {listed}: {first_few(left_out, last=' and ')}."
+    return trained, note if left_out else ""
 
 
-def _selections(features: CacheReader, settings: Config) -> dict[str, str]:
-    """The weights to score by the name of their selection."""
+def selections(features: CacheReader, settings: Config) -> dict[str, str]:
+    """The weights to score ("best" or "last") by the name of their selection."""
     if settings.train.select_on == "test":
         return {LAST: "last", LEGACY: "best"}
     return {CHOSEN_ON_VAL: "best"} if "val" in features.splits else {LAST: "last"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from costl.config_files import Layer
 from costl.data.annotations import Prediction, parse_predictions
-from costl.evaluate import evaluate
+from costl.evaluate import PREDICTIONS, evaluate
 from costl.experiments.tables import Numbers
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
@@ -82,6 +82,12 @@ def metrics_and_predictions(
     return _read_evaluation(run.folder, split)
 
 
+def stored_predictions(folder: Path, split: str, weights: str) -> list[Prediction]:
+    """The predictions that `train_and_score` wrote for a run. Raises OSError or UsageError if they cannot be read."""
+    path = _evaluation_folder(folder, split, weights) / PREDICTIONS
+    return parse_predictions(path.read_text(encoding="utf-8"), str(path))
+
+
 def with_stage_prefix(name: str, progress: ProgressCallback | None) -> ProgressCallback | None:
     """A callback that reports every stage as `name: stage`, for one run of several."""
     return progress and (lambda update: progress(replace(update, stage=f"{name}: {update.stage}")))
@@ -101,9 +107,7 @@ def _stored_scores(folder: Path, split: str, weights: str, features: CacheReader
 
 
 def _read_evaluation(folder: Path, split: str) -> tuple[Mapping[str, Any], list[Prediction]]:
-    metrics = _read_metrics(folder, split, "best")
-    path = _evaluation_folder(folder, split, "best") / "predictions.jsonl"
-    return metrics, parse_predictions(path.read_text(encoding="utf-8"), str(path))
+    return _read_metrics(folder, split, "best"), stored_predictions(folder, split, "best")
 
 
 def _read_metrics(folder: Path, split: str, weights: str) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def _read_metrics(folder: Path, split: str, weights: str) -> dict[str, Any]:
     weights."""
     evaluation = _evaluation_folder(folder, split, weights)
     trained_ns = (folder / f"{weights}.safetensors").stat().st_mtime_ns
-    for name in ("predictions.jsonl", "predictions.png"):  # the picture is written last
+    for name in (PREDICTIONS, "predictions.png"):  # the picture is written last
         if (evaluation / name).stat().st_mtime_ns < trained_ns:
             raise ValueError(f"{evaluation / name}: older than the weights")
     path = evaluation / "metrics.json"

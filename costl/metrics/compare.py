@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """File `b` compared with file `a` by the rules of `benchmark`: a `Row` for every headline number that both have, and
-    the notes about each."""
+    """File or folder `b` compared with `a` by the rules of `benchmark`: a `Row` for every headline number that both have,
+    the notes about each, and what the intervals mean."""
 
     a: Path
     b: Path
     benchmark: str
     rows: dict[str, Row]
     notes: tuple[str, ...] = ()
+    meaning: str = MEANING
     exit_code = 0
 
     def lines(self) -> list[str]:
         """The rows for the terminal, then what they mean."""
         rows = [[name, *_cells(row)] for name, row in self.rows.items()]
         lines = [f"A  {self.a}", f"B  {self.b}", "", *table(["", "A", "B", "B - A", "95 % interval", "p", "queries"], rows), ""]
-        return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), MEANING]
+        return [*lines, *(f"note: {note}" for note in self.notes), self.verdict(), self.meaning]
 
     def paper_table(self, style: str) -> list[str]:
         """A row for each file, in Markdown ("md") or "latex"."""
@@ -75,7 +77,7 @@ class Comparison:
 
     def data(self) -> dict[str, Any]:
         """All of it as JSON-compatible values."""
-        return asdict(self) | {"a": str(self.a), "b": str(self.b), "verdict": self.verdict(), "meaning": MEANING}
+        return asdict(self) | {"a": str(self.a), "b": str(self.b), "verdict": self.verdict()}
 
 
 def compare(
@@ -92,24 +94,33 @@ def compare(
     measured = [measure(predictions, queries, benchmark=benchmark, official=official) for predictions in files]
     (metrics_a, values_a), (metrics_b, values_b) = measured
     notes = [f"{name}: {note}" for name, m in (("A", metrics_a), ("B", metrics_b)) for note in m.get("notes", ())]
-    shared = [name for name in values_a if name in values_b]
-    if not shared:
+    if not set(values_a) & set(values_b):
         raise UsageError(f"{a} and {b}: one predicts only moments, the other only saliency; nothing to compare.")
-    differences = {name: values_b[name] - values_a[name] for name in shared}
-    intervals = bootstrap_intervals(differences, groups=[query.domain for query in queries])
+    rows = paired_rows(values_a, values_b, groups=[query.domain for query in queries])
+    return Comparison(a, b, benchmark, rows, tuple(notes))
+
+
+def paired_rows(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], *, groups: Sequence[str]
+) -> dict[str, Row]:
+    """A row for each number that both have, from the values of the same queries [b], NaN where a query does not count.
+
+    `groups` [b] as for `bootstrap_intervals`.
+    """
+    differences = {name: b[name] - a[name] for name in a if name in b}
+    intervals = bootstrap_intervals(differences, groups=groups)
     p = sign_flip_p(differences)
-    rows = {
+    return {
         name: Row(
-            a=float(np.nanmean(values_a[name])),
-            b=float(np.nanmean(values_b[name])),
-            difference=float(np.nanmean(differences[name])),
+            a=float(np.nanmean(a[name])),
+            b=float(np.nanmean(b[name])),
+            difference=float(np.nanmean(difference)),
             interval=intervals.get(name),
             p=p[name],
-            queries=int(np.count_nonzero(~np.isnan(differences[name]))),
+            queries=int(np.count_nonzero(~np.isnan(difference))),
         )
-        for name in shared
+        for name, difference in differences.items()
     }
-    return Comparison(a, b, benchmark, rows, tuple(notes))
 
 
 def _cells(row: Row) -> list[str]:

@@ -25,13 +25,14 @@ COLUMNS = {
     "tvsum": {"top-5 mAP": "HL-top5-mAP"},
     "youtube-highlights": {"mAP": "HL-mAP"},
 }
+WITH_DOMAINS = ("tvsum", "youtube-highlights")  # papers train and score a model for each domain
 DOMAINS = ("VT", "VU", "GA", "MS", "PK", "PR", "FM", "BK", "BT", "DS")  # of TVSum, in the order of papers
 
 
 def paper_columns(benchmark: str, numbers: Numbers) -> dict[str, str]:
     """The key of each column by its name, as far as `numbers` have it. Domains come first, the mean over them last."""
     columns = {name: key for name, key in COLUMNS[benchmark].items() if numbers.get(key) is not None}
-    if benchmark not in ("tvsum", "youtube-highlights"):
+    if benchmark not in WITH_DOMAINS:
         return columns
     (mean,) = COLUMNS[benchmark].values()
     domains = sorted(key.removeprefix(f"{mean}-") for key in numbers if key.startswith(f"{mean}-"))

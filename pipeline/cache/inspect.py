@@ -189,6 +189,10 @@ class WrittenCache:
         """The path of the cache."""
         return [str(self.cache)]
 
+    def messages(self) -> list[str]:
+        """The videos without features."""
+        return failure_messages(self.cache, self.failed)
+
     def data(self) -> dict[str, Any]:
         """Every field, with a row for each video without features."""
         return vars(self) | {"cache": str(self.cache), "failed": [row.data() for row in self.failed]}

@@ -1,0 +1,27 @@
+"""Whether annotation files are the official ones, by the checksums in official_files.csv."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+_TABLE = Path(__file__).with_name("official_files.csv")
+
+
+def compare_with_release(benchmark: str, digests: Mapping[str, str]) -> str:
+    """A sentence about the annotation files that differ from the release, and those without a known checksum.
+
+    `digests` has the sha256 in hex of each file that was read, by its name.
+    """
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        known = {row["file"]: row["sha256"] for row in csv.DictReader(file) if row["benchmark"] == benchmark}
+    unknown = sorted(name for name in digests if name not in known)
+    differing = sorted(name for name, digest in digests.items() if name in known and digest != known[name])
+    same = sorted(digests.keys() - {*unknown, *differing})
+    parts = [
+        f"{', '.join(differing)} differ from the official release (sha256)" if differing else "",
+        f"the checksum of {', '.join(unknown)} in the official release is not known" if unknown else "",
+        f"{', '.join(same)} are the official release" if same else "",
+    ]
+    return f"Annotations: {'; '.join(part for part in parts if part)}."
