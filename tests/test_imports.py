@@ -25,6 +25,8 @@ VIDEO_DOORS = {
     "costl.experiments.quickstart": [f"{P}.extract", f"{P}.world"],
     "costl.label": [f"{P}.decode", f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
     "costl.report": [f"{P}.preview"],
+    "costl.reproduce.measure": [f"{P}.data_folder"],
+    "costl.reproduce.sources": [f"{P}.data_folder", f"{P}.extract", f"{P}.published", f"{P}.videos"],
     "costl.search": [f"{P}.decode", f"{P}.encode", f"{P}.feature_store", f"{P}.library", f"{P}.preview", f"{P}.videos"],
 }
 LIBRARY_ROOMS = {

@@ -134,7 +134,7 @@ def trained_domains(features: CacheReader, settings: Config, split: str) -> tupl
     queries = {name: read_queries(features, name) for name in names}
     every = sorted({query.domain for query in queries["train"] + queries[split]})
     with_features = [{query.domain for query in rows if query.vid in vids} for rows in queries.values()]
-    trained = [domain for domain in every if all(domain in domains for domain in with_features)]
+    trained = [domain for domain in every if all(domain in present for present in with_features)]
     listed = ", ".join(dict.fromkeys(names))
     if not trained:
         raise UsageError(f"{features.path}: no domain has a video with features in each of {listed}. Add their videos.")

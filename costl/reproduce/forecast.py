@@ -93,19 +93,18 @@ class Forecast:
             f"here on {self.rates.videos} videos). {size(free_bytes(out))} are free at {out}."
         )
 
-    def refuse_small_disk(self, out: Path) -> None:
-        """Raises UsageError if the disk of `out` has less space than is needed."""
+    def refuse_small_disk(self, out: Path, *, hint: str = "") -> None:
+        """Raises UsageError if the disk of `out` has less space than is needed. `hint`: how the features take less."""
         free = free_bytes(out)
         if self.bytes > free:
             raise UsageError(
                 f"{out}: {size(free)} are free, and {size(self.features_bytes)} are needed for the features of "
                 f"{self.work.videos:,} videos and {size(self.trainings_bytes)} for {self.work.trainings} trainings. Free space "
-                "there, choose another --out, or halve the features with --dtype int8."
+                f"there, or choose another --out.{hint}"
             )
 
 
 def work_left(
-    out: Path,
     splits: Mapping[str, Sequence[Query]],
     vids: Sequence[str],
     settings: Config,

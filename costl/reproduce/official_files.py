@@ -19,9 +19,10 @@ def compare_with_release(benchmark: str, digests: Mapping[str, str]) -> str:
     unknown = sorted(name for name in digests if name not in known)
     differing = sorted(name for name, digest in digests.items() if name in known and digest != known[name])
     same = sorted(digests.keys() - {*unknown, *differing})
-    parts = [
-        f"{', '.join(differing)} differ from the official release (sha256)" if differing else "",
-        f"the checksum of {', '.join(unknown)} in the official release is not known" if unknown else "",
-        f"{', '.join(same)} are the official release" if same else "",
-    ]
-    return f"Annotations: {'; '.join(part for part in parts if part)}."
+    parts = {
+        "other than in the official release (sha256)": differing,
+        "without a known checksum": unknown,
+        "as in the official release": same,
+    }
+    listed = [f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names]
+    return f"Annotation files {'; '.join(listed)}."

@@ -3,6 +3,7 @@
 <out>/prepared/        what costl prepare writes
 <out>/forecast.json    what was measured on a few videos
 <out>/features.h5      the cache
+<out>/trained-on.json  the features, annotations and videos of the trainings
 <out>/runs/            the trainings, as costl study repeat lays them out
 <out>/table.md, table.tex, table.csv, results.json
 """
@@ -11,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from costl.benchmarks.layouts import find_benchmark
+from costl.benchmarks.layouts import find_benchmark, find_layout
 from costl.benchmarks.output import REPORT, PrepareReport
 from costl.benchmarks.prepare import prepare
 from costl.config import Config, load_config
@@ -26,13 +27,14 @@ from costl.data.queries import read_queries
 from costl.pipeline.cache.inspect import WrittenCache
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CostlError, UsageError, first_few
-from costl.pipeline.formats.files import locked
+from costl.pipeline.formats.files import locked, publish
 from costl.pipeline.progress import Progress, ProgressCallback
 from costl.reproduce.forecast import Forecast, read_rates, work_left, write_rates
 from costl.reproduce.official_files import compare_with_release
 from costl.reproduce.results import Reproduction
 from costl.reproduce.scores import refuse_unlabelled, score_seeds, unanswered
 from costl.reproduce.sources import Source, choose_source
+from costl.training.run_folder import annotation_digests
 
 SPLIT = "test"
 _CACHE, _PREPARED, _RUNS = "features.h5", "prepared", "runs"
@@ -104,10 +106,12 @@ def reproduce(
         chosen=chosen,
     )
     settings = load_config(benchmark_settings(name), overrides=overrides)
+    find_layout(benchmark, annotations)  # refuses a wrong folder before anything is written
     folder = out or Path(f"reproduce-{name}")
     _refuse_other_files(folder)
     job = _Job(name, benchmark.title, folder, source, seeds, settings, overrides, device, progress)
     with _locked(folder):
+        _report(progress, "prepare")
         report = prepare(
             name,
             annotations=annotations,
@@ -117,14 +121,15 @@ def reproduce(
             progress=progress,
         )
         release = compare_with_release(name, report.sources)
-        _print(progress, "\n".join([release, *report.notes]))
+        _report(progress, "prepare", release, *report.notes)
         splits = _read_splits(report)
         refuse_unlabelled(splits[SPLIT], str(annotations))
-        vids = _available(source, splits, annotations)
+        vids = _available(source, splits, allow_missing=allow_missing_videos)
         _forecast(job, splits, vids)
         cache = source.make_cache(folder / _PREPARED, job.cache, vids, progress)
-        _print(progress, "\n".join(cache.messages()))
+        _report(progress, "features", *cache.messages())
         _refuse_failed(cache, allowed=allow_missing_videos)
+        _refuse_other_inputs(job)
         return _train_and_score(job, release)
 
 
@@ -143,13 +148,14 @@ def _locked(folder: Path) -> Iterator[None]:
     message = f"{folder}: another costl reproduce works here. Wait for it, or choose another --out."
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(locked(folder / ".lock", message))
+        with suppress(OSError):  # some network disks cannot lock
+            stack.enter_context(locked(folder / ".lock", message))
         yield
 
 
-def _print(progress: ProgressCallback | None, message: str) -> None:
+def _report(progress: ProgressCallback | None, stage: str, *messages: str) -> None:
     if progress:
-        progress(Progress("prepare", 1, 1, message=message))
+        progress(Progress(stage, bool(messages), 1, message="\n".join(messages)))
 
 
 def _read_splits(report: PrepareReport) -> dict[str, list[Query]]:
@@ -158,16 +164,22 @@ def _read_splits(report: PrepareReport) -> dict[str, list[Query]]:
     return {split: parse_jsonl(path.read_text(encoding="utf-8"), str(path)) for split, path in paths.items()}
 
 
-def _available(source: Source, splits: Mapping[str, Sequence[Query]], annotations: Path) -> list[str]:
-    """The annotated videos that can have features. Raises UsageError if there are none for train or test."""
+def _available(source: Source, splits: Mapping[str, Sequence[Query]], *, allow_missing: bool) -> list[str]:
+    """The annotated videos that can have features.
+
+    Raises UsageError for missing ones unless `allow_missing`, and if train or test has none at all.
+    """
     annotated = {query.vid for queries in splits.values() for query in queries}
     vids = source.available(annotated)
+    missing = sorted(annotated.difference(vids))
+    if missing and not allow_missing:
+        raise UsageError(
+            f"{len(missing)} of {len(annotated)} annotated videos are missing: {first_few(missing)}. Add them, or pass "
+            "--allow-missing-videos to go on without them."
+        )
     for split in ("train", SPLIT):
         if not {query.vid for query in splits[split]} & set(vids):
-            raise UsageError(
-                f"{annotations}: none of the {len({query.vid for query in splits[split]})} videos of {split} is there: "
-                f"{first_few(sorted({query.vid for query in splits[split]}))}. Check --videos or --features."
-            )
+            raise UsageError(f"No video of {split} is there, of {len(annotated)} annotated ones. Check --videos or --features.")
     return vids
 
 
@@ -188,7 +200,6 @@ def _forecast(job: _Job, splits: Mapping[str, Sequence[Query]], vids: Sequence[s
         )
         write_rates(path, rates)
     work = work_left(
-        job.out,
         splits,
         vids,
         job.settings,
@@ -200,8 +211,8 @@ def _forecast(job: _Job, splits: Mapping[str, Sequence[Query]], vids: Sequence[s
     if not (work.videos or work.trainings):
         return
     forecast = Forecast(rates, work)
-    forecast.refuse_small_disk(job.out)
-    _print(job.progress, forecast.message(job.out))
+    forecast.refuse_small_disk(job.out, hint=job.source.smaller)
+    _report(job.progress, "forecast", forecast.message(job.out))
 
 
 def _refuse_failed(cache: WrittenCache, *, allowed: bool) -> None:
@@ -211,6 +222,29 @@ def _refuse_failed(cache: WrittenCache, *, allowed: bool) -> None:
         raise CostlError(
             f"{len(cache.failed)} videos have no features: {names}. {cache.failed[0].name}: {cache.failed[0].reason} Repair them "
             "and run the same command again, or pass --allow-missing-videos to go on without them."
+        )
+
+
+def _refuse_other_inputs(job: _Job) -> None:
+    """Records what the trainings learn from. Raises UsageError if those of an earlier call learned from something else."""
+    features = CacheReader(job.cache)
+    inputs = {
+        "features": features.digest,
+        "annotations": annotation_digests(features),
+        "videos": sorted(features.video_ids),
+    }
+    path = job.out / "trained-on.json"
+    earlier: dict[str, Any] = {}
+    if not path.exists():
+        publish(path, (json.dumps(inputs, indent=1) + "\n").encode())
+        return
+    with suppress(OSError, ValueError):  # a damaged file: nothing in it is what there is now
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    changed = [name for name, value in inputs.items() if earlier.get(name) != value]
+    if changed:
+        raise UsageError(
+            f"{job.out}: its trainings learned from other {' and '.join(changed)} than there are now. Choose another --out, or "
+            f"delete {job.runs} and {path} to train again."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from costl.pipeline.cache.inspect import WrittenCache
+from costl.pipeline.data_folder import ExtractSettings
 from costl.pipeline.errors import UsageError
 from costl.pipeline.progress import ProgressCallback
 from costl.pipeline.videos import find_videos
@@ -22,6 +23,10 @@ class Source(Protocol):
     @property
     def videos(self) -> Path | None:
         """The folder of the videos; None for published features."""
+
+    @property
+    def smaller(self) -> str:
+        """A sentence about how the features take less of the disk, or an empty text."""
 
     def available(self, vids: Collection[str]) -> list[str]:
         """Those of the annotated videos that can have features, sorted."""
@@ -40,6 +45,14 @@ class VideoSource:
     allow_missing: bool = False
     device: str = "auto"
     chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ExtractSettings(**{name: value for name, value in self.chosen.items() if value is not None})  # refuses wrong values
+
+    @property
+    def smaller(self) -> str:
+        """int8 has half the size."""
+        return "" if self.chosen.get("dtype") == "int8" else " --dtype int8 halves the features."
 
     def available(self, vids: Collection[str]) -> list[str]:
         """The annotated videos with a file."""
@@ -72,6 +85,7 @@ class FeatureSource:
     joint: str | None = None
     allow_missing: bool = False
     videos = None
+    smaller = ""
 
     def available(self, vids: Collection[str]) -> list[str]:
         """The annotated videos with a file in every stream."""

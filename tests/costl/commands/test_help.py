@@ -16,8 +16,8 @@ from costl.commands import main
 from costl.commands.early import REMOVED
 
 ROOT = Path(__file__).parents[3]
-VERBS = "Add Ask Check Compare Convert Describe Draw Export Extract Find Import Inspect Label List Make Measure Merge Pack Run"
-VERBS += " Score Store Train Try Unpack Verify Write"
+VERBS = "Add Ask Check Compare Convert Describe Draw Export Extract Find Import Inspect Label List Make Measure Merge Pack"
+VERBS += " Reproduce Run Score Store Train Try Unpack Verify Write"
 THREE = ("costl extract --videos dir/", "costl train --cache feats.h5", "costl evaluate --split test")
 
 
@@ -112,4 +112,4 @@ def test_every_command_that_draws_progress_can_be_quiet():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "costl" / "commands").glob("*.py"))
     assert source.count("ProgressBars(") == source.count("ProgressBars(silent=quiet)")
     quiet = [path for path, command in commands() if any(parameter.name == "quiet" for parameter in command.params)]
-    assert len(quiet) == 25
+    assert len(quiet) == 26

@@ -39,6 +39,7 @@ USUAL = {
     "report": "run --split val --out new",
     "quickstart": "--out new",
     "prepare": "charades --annotations videos --out new --allow-missing-videos",
+    "reproduce": "charades --annotations videos --features a=videos --text videos --out new",
     "data sample": "new",
     "data models": "ViT-B-32 --measure",
     "data import": "--annotations videos --features a=videos --text videos --out new.h5",
