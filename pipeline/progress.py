@@ -13,9 +13,10 @@ class Progress:
 
     Stages of extraction: load, words, check, videos, and frames (encoded ones) if there is only one video; of training:
     train; of evaluation: predict, ground (the videos of a corpus); of asking: ask, cut, wait (for another thread's
-    extraction) and those of extraction and evaluation; of the sample world: render; of preparing a benchmark: durations. A
-    call that runs several of these puts its own name in front of the stage. Extraction only: `video` has just ended with
-    `status`. Extraction and training: `speed`, and `message`, a sentence that stays on the screen after the bar has gone.
+    extraction) and those of extraction and evaluation; of the sample world: render; of preparing a benchmark: durations; of
+    reproducing one: prepare, forecast, features. A call that runs several of these puts its own name in front of the stage.
+    Extraction only: `video` has just ended with `status`. Extraction and training: `speed`, and `message`, a sentence that
+    stays on the screen after the bar has gone.
     """
 
     stage: str

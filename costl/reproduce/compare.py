@@ -14,8 +14,8 @@ from costl.pipeline.errors import CacheError, UsageError
 from costl.reproduce.results import RESULTS
 
 MEANING = (
-    "Each number is the mean over the seeds of a folder. Interval and p show what other queries of this kind would change; the "
-    "standard deviations in the tables show what other seeds would."
+    "Each number is the mean over the seeds of a folder. Interval and p show what other queries of this kind would change; "
+    "the standard deviations in the tables show what other seeds would."
 )
 
 

@@ -21,8 +21,8 @@ from costl.pipeline.grid import Grid
 class Rates:
     """What was measured on a few `videos`, at `fps` clips a second.
 
-    Seconds and bytes of a clip and of a sentence in the cache, the seconds of a query in an epoch of training (`train_s`) and
-    in a prediction (`predict_s`), and the seconds and bytes of a training apart from its epochs.
+    Seconds and bytes of a clip and of a sentence in the cache, the seconds of a query in an epoch of training (`train_s`)
+    and in a prediction (`predict_s`), and the seconds and bytes of a training apart from its epochs.
     """
 
     videos: int
@@ -99,8 +99,8 @@ class Forecast:
         if self.bytes > free:
             raise UsageError(
                 f"{out}: {size(free)} are free, and {size(self.features_bytes)} are needed for the features of "
-                f"{self.work.videos:,} videos and {size(self.trainings_bytes)} for {self.work.trainings} trainings. Free space "
-                f"there, or choose another --out.{hint}"
+                f"{self.work.videos:,} videos and {size(self.trainings_bytes)} for {self.work.trainings} trainings. Free "
+                f"space there, or choose another --out.{hint}"
             )
 
 

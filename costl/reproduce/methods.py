@@ -12,8 +12,8 @@ from costl.metrics.paper_table import WITH_DOMAINS
 from costl.pipeline.cache.reader import CacheReader
 
 _RESAMPLED = (
-    "Intervals are 95 % percentile bootstrap intervals over the test queries of the mean over seeds; they do not include the "
-    "choice of seeds."
+    "Intervals are 95 % percentile bootstrap intervals over the test queries of the mean over seeds; they do not include "
+    "the choice of seeds."
 )
 
 
@@ -69,13 +69,13 @@ def _features(features: CacheReader) -> str:
     fingerprint = features.fingerprint
     if "model" not in features.source:
         streams = fingerprint.get("streams", "unknown")
-        return f"Features: published by others and imported ({streams} channels, {features.fps:g} a second), without patches."
+        return f"Features: published by others, imported ({streams} channels, {features.fps:g} a second), no patches."
     patches = features.contents.token_shape[0] - 1
     tokens = f"the frame token and {patches} patch tokens" if patches else "the frame token alone"
     return (
-        f"Features: {describe_features(features)} (one frame each), {tokens}, {fingerprint.get('dtype', 'float16')}, sampling "
-        f"{fingerprint.get('sampling', 'centre')}, resized by the {fingerprint.get('resize', 'device')}, weights with the sha256 "
-        f"{str(fingerprint.get('weights', 'unknown'))[:12]}."
+        f"Features: {describe_features(features)} (one frame each), {tokens}, {fingerprint.get('dtype', 'float16')}, "
+        f"sampling {fingerprint.get('sampling', 'centre')}, resized by the {fingerprint.get('resize', 'device')}, weights "
+        f"with the sha256 {str(fingerprint.get('weights', 'unknown'))[:12]}."
     )
 
 
@@ -107,5 +107,6 @@ def _missing(features: CacheReader, splits: Mapping[str, Sequence[Query]]) -> st
     missing = {query.vid for rows in splits.values() for query in rows} - vids
     if not missing:
         return "No video is missing."
-    counts = (f"{sum(row.vid not in vids for row in rows)} of {len(rows)} queries of {name}" for name, rows in splits.items())
+    missed = {name: sum(row.vid in missing for row in rows) for name, rows in splits.items()}
+    counts = (f"{missed[name]} of {len(rows)} queries of {name}" for name, rows in splits.items())
     return f"{len(missing)} videos have no features; they are those of {', '.join(counts)}."

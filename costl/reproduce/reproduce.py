@@ -139,18 +139,25 @@ def _refuse_other_files(folder: Path) -> None:
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     others = sorted({*names} - {_PREPARED})
     if others and not is_ours:
-        raise UsageError(f"{folder}: holds files that costl reproduce did not write ({first_few(others)}). Choose another --out.")
+        found = first_few(others)
+        raise UsageError(f"{folder}: holds files that costl reproduce did not write ({found}). Choose another --out.")
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it. Raises BusyError while another process works there."""
+    """Makes the folder and locks it. Raises BusyError while another process works there.
+
+    An interrupt loses its message, which is about a single training and not about this call.
+    """
     message = f"{folder}: another costl reproduce works here. Wait for it, or choose another --out."
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with suppress(OSError):  # some network disks cannot lock
             stack.enter_context(locked(folder / ".lock", message))
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
 
 
 def _report(progress: ProgressCallback | None, stage: str, *messages: str) -> None:
@@ -179,7 +186,7 @@ def _available(source: Source, splits: Mapping[str, Sequence[Query]], *, allow_m
         )
     for split in ("train", SPLIT):
         if not {query.vid for query in splits[split]} & set(vids):
-            raise UsageError(f"No video of {split} is there, of {len(annotated)} annotated ones. Check --videos or --features.")
+            raise UsageError(f"None of the annotated videos of {split} is there. Check --videos or --features.")
     return vids
 
 
@@ -220,8 +227,8 @@ def _refuse_failed(cache: WrittenCache, *, allowed: bool) -> None:
     if cache.failed and not allowed:
         names = first_few(row.name for row in cache.failed)
         raise CostlError(
-            f"{len(cache.failed)} videos have no features: {names}. {cache.failed[0].name}: {cache.failed[0].reason} Repair them "
-            "and run the same command again, or pass --allow-missing-videos to go on without them."
+            f"{len(cache.failed)} videos have no features: {names}. {cache.failed[0].name}: {cache.failed[0].reason} Repair "
+            "them and run the same command again, or pass --allow-missing-videos to go on without them."
         )
 
 
@@ -243,8 +250,8 @@ def _refuse_other_inputs(job: _Job) -> None:
     changed = [name for name, value in inputs.items() if earlier.get(name) != value]
     if changed:
         raise UsageError(
-            f"{job.out}: its trainings learned from other {' and '.join(changed)} than there are now. Choose another --out, or "
-            f"delete {job.runs} and {path} to train again."
+            f"{job.out}: its trainings learned from other {' and '.join(changed)} than there are now. Choose another --out, "
+            f"or delete {job.runs} and {path} to train again."
         )
 
 

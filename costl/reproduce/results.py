@@ -66,7 +66,8 @@ class Reproduction:
             name: {**statistics(scores.by_seed), "intervals": dict(scores.intervals), "by_seed": list(scores.by_seed)}
             for name, scores in self.scores.items()
         }
-        about = {name: getattr(self, name) for name in ("benchmark", "title", "features", "official", "unanswered", "methods")}
+        names = ("benchmark", "title", "features", "official", "unanswered", "methods")
+        about = {name: getattr(self, name) for name in names}
         return {**about, "queries": len(self.qids), "selections": selections}
 
     def messages(self) -> list[str]:
@@ -94,10 +95,11 @@ class Reproduction:
         return paper_columns(self.benchmark, first.by_seed[0])
 
     def _published_cells(self) -> list[list[str]]:
-        return [
-            [row.method, row.features, row.year or "-", *(row.numbers.get(name, "-") for name in self._columns()), row.source]
-            for row in published_rows(self.benchmark)
-        ]
+        cells = []
+        for row in published_rows(self.benchmark):
+            numbers = [row.numbers.get(name, "-") for name in self._columns()]
+            cells.append([row.method, row.features, row.year or "-", *numbers, row.source])
+        return cells
 
     def _own_cells(self) -> list[list[str]]:
         cells = []
@@ -116,7 +118,8 @@ class Reproduction:
         source = "Published numbers are those of the source in their row. Compare rows with the same features."
         if not rows:
             source = f"Published rows of {self.title} are missing: no source of them is known here."
-        return [*missing, _rules(official=self.official), source, *(f"{row.method}: {row.note}." for row in rows if row.note)]
+        remarks = [f"{row.method}: {row.note}." for row in rows if row.note]
+        return [*missing, _rules(official=self.official), source, *remarks]
 
     def _csv(self) -> str:
         columns = self._columns()

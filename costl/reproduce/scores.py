@@ -54,6 +54,6 @@ def refuse_unlabelled(queries: Sequence[Query], source: str) -> None:
     """Raises UsageError for a test split without labels, which cannot be scored."""
     if not any(query.windows or query.clip_ids for query in queries):
         raise UsageError(
-            f"{source}: the test split has no labels, so that nothing can be scored. Add the file with them: for QVHighlights "
-            "highlight_test_with_gt.jsonl."
+            f"{source}: the test split has no labels, so that nothing can be scored. Add the file with them: for "
+            "QVHighlights highlight_test_with_gt.jsonl."
         )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 from click.testing import CliRunner
+from miniatures import render
 
 from costl.commands import main
 from costl.data.annotations import parse_jsonl, parse_predictions
@@ -96,22 +93,5 @@ def _miniature(benchmark: str, official: Path, videos: Path) -> int:
         rows = [row for row in every if row["vid"] in chosen][:40]
         (official / Path(name).name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         for vid in {row["vid"] for row in rows}:
-            _render(videos / f"{vid}.mp4", seconds[vid] * (2 if benchmark == "tvsum" else 1))
+            render(videos / f"{vid}.mp4", seconds[vid] * (2 if benchmark == "tvsum" else 1))
     return len(rows)
-
-
-def _render(path: Path, seconds: float, *, fps: int = 2, side: int = 64) -> None:
-    """A stand-in: slowly changing colours, as long as the annotation says."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1"})
-        stream.width = stream.height = side
-        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
-        for picture in _pictures(round(seconds * fps), side, seed=len(path.name)):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _pictures(count: int, side: int, *, seed: int) -> Iterable[np.ndarray]:
-    corners = np.random.default_rng(seed).integers(0, 255, (8, 2, 2, 3))
-    for number in range(count):
-        yield np.repeat(np.repeat(corners[number * 8 // count], side // 2, 0), side // 2, 1).astype(np.uint8)

@@ -43,8 +43,8 @@ def test_the_message_adds_up_seconds_and_bytes(monkeypatch):
     assert planned.trainings_s == 60_000 * 0.02 + 12_000 * 0.01 + 5 * 5 == 1_345
     assert (planned.features_bytes, planned.trainings_bytes) == (760e6, 50e6)
     assert planned.message(Path("r")) == (
-        "About 54 min and 0.8 GB are left: 31 min and 0.8 GB for the features of 100 videos, at most 22 min and 50.0 MB for 5 "
-        "trainings (measured here on 6 videos). 20.0 GB are free at r."
+        "About 54 min and 0.8 GB are left: 31 min and 0.8 GB for the features of 100 videos, at most 22 min and 50.0 MB for "
+        "5 trainings (measured here on 6 videos). 20.0 GB are free at r."
     )
 
 

@@ -23,6 +23,7 @@ from costl.metrics.compute import compute_metrics
 from costl.metrics.score_files import read_truth
 from costl.pipeline.errors import BusyError, CostlError, UsageError
 from costl.pipeline.formats.files import locked
+from costl.pipeline.progress import Progress
 from costl.pipeline.world.write_world import TINY_CLIP
 from costl.reproduce import forecast, measure
 from costl.reproduce.forecast import Rates
@@ -55,7 +56,9 @@ def test_qvhighlights_ends_with_the_table_of_a_paper(tmp_path, no_measurement):
     by_seed = [brief_by_hand(tmp_path / "r", "qvhighlights", [f"seed-{seed}"]) for seed in (0, 1)]
     assert result.scores["chosen on val"].by_seed == by_seed and result.official and result.exit_code == 0
 
-    mean, deviation = np.mean([row["MR-full-mAP"] for row in by_seed]), np.std([row["MR-full-mAP"] for row in by_seed], ddof=1)
+    values = [row["MR-full-mAP"] for row in by_seed]
+    mean = np.mean(values)
+    deviation = np.std(values, ddof=1)
     lines = (tmp_path / "r" / "table.md").read_text().splitlines()
     rows = {row[0]: row for row in map(cells, filter(lambda line: line.startswith("|"), lines))}
     column = rows["Method"].index("mAP avg")
@@ -147,6 +150,15 @@ def test_two_runs_in_one_folder_are_refused(tacos, tmp_path):
     (tmp_path / "r").mkdir()
     with locked(tmp_path / "r" / ".lock", ""), pytest.raises(BusyError, match="r: another costl reproduce works here"):
         reproduce("tacos", **tacos, out=tmp_path / "r")
+
+
+def test_an_interrupt_says_that_the_same_command_continues(tacos, tmp_path, no_measurement):
+    def interrupt(update: Progress) -> None:
+        if update.stage == "videos":
+            raise KeyboardInterrupt("Every step is kept; costl train --resume x goes on from there.")
+
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        reproduce("tacos", **tacos, out=tmp_path / "r", progress=interrupt)
 
 
 def of(**changes: object) -> Callable[[dict], dict]:

@@ -86,7 +86,7 @@ def test_a_damaged_result_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["--official"], "leave them out for folders"), (["--truth", "x"], "leave them out for folders"), ([], "no results.json")],
+    [(["--official"], "leave them out"), (["--truth", "x"], "leave them out"), ([], "no results.json")],
 )
 def test_options_of_files_are_refused_for_folders(tmp_path, arguments, reason):
     done = CliRunner().invoke(main, ["study", "compare", str(tmp_path), str(tmp_path), *arguments])
@@ -124,6 +124,6 @@ def test_annotations_are_compared_with_the_official_release():
     official = "07e29508bfc2d512f1ec2f7b70b289ab094dd8ed8f39403fc42be14be62bb675"
     message = compare_with_release("tacos", {"test.jsonl": official, "train.jsonl": "0" * 64, "mine.jsonl": "1" * 64})
     assert message == (
-        "Annotation files other than in the official release (sha256): train.jsonl; without a known checksum: mine.jsonl; as in "
-        "the official release: test.jsonl."
+        "Annotation files other than in the official release (sha256): train.jsonl; without a known checksum: mine.jsonl; "
+        "as in the official release: test.jsonl."
     )
