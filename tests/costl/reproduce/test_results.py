@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from costl.benchmarks.layouts import BENCHMARKS
 from costl.commands import main
+from costl.data.annotations import Prediction, Query
 from costl.metrics import compare as of_files
 from costl.metrics.paper_table import COLUMNS, DOMAINS
 from costl.pipeline.errors import CacheError, UsageError
@@ -20,7 +21,7 @@ from costl.reproduce import published
 from costl.reproduce.compare import compare_reproductions
 from costl.reproduce.official_files import compare_with_release
 from costl.reproduce.results import Reproduction
-from costl.reproduce.scores import Scores
+from costl.reproduce.scores import Scores, score_seeds, unanswered
 
 KEY = "MR-full-mIoU"
 RNG = np.random.default_rng(0)
@@ -58,6 +59,18 @@ def test_two_folders_are_compared_as_two_files_are(tmp_path):
     assert json.loads(result.stdout)["rows"][KEY]["p"] == row.p
     text = CliRunner().invoke(main, ["study", "compare", str(tmp_path / "a"), str(tmp_path / "b")]).stdout
     assert "A has 2 seeds and B 2" in text and "mean over the seeds of a folder" in text
+
+
+def test_the_value_of_a_query_is_its_mean_over_seeds():
+    queries = [Query(qid, "a dog", f"v{qid}", 100.0, ((10.0, 20.0),)) for qid in (1, 2)]
+    right, wrong = ((10.0, 20.0, 1.0),), ((60.0, 80.0, 1.0),)
+    first = [Prediction(1, "a dog", "v1", right), Prediction(2, "a dog", "v2", right)]
+    second = [Prediction(1, "a dog", "v1", right), Prediction(2, "a dog", "v2", wrong)]
+    scores = score_seeds([first, second], queries, benchmark="charades", official=True)
+    assert [numbers["MR-full-R1@0.5"] for numbers in scores.by_seed] == [100, 50]
+    assert scores.values["MR-full-R1@0.5"].tolist() == [100, 50]
+    assert scores.intervals["MR-full-R1@0.5"] == (50, 100)  # both resampled queries may be the same one
+    assert unanswered(queries, [first, second[:1]]) == [queries[1]]
 
 
 @pytest.mark.parametrize(
