@@ -21,15 +21,14 @@ from costl.pipeline.grid import Grid
 class Rates:
     """What was measured on a few `videos`, at `fps` clips a second.
 
-    Seconds and bytes of a clip and of a sentence in the cache, the seconds of a query in an epoch of training (`train_s`)
-    and in a prediction (`predict_s`), and the seconds and bytes of a training apart from its epochs.
+    Seconds and bytes of a clip and bytes of a sentence in the cache, the seconds of a query in an epoch of training
+    (`train_s`) and in a prediction (`predict_s`), and the seconds and bytes of a training apart from its epochs.
     """
 
     videos: int
     fps: float
     clip_s: float
     clip_bytes: float
-    sentence_s: float
     sentence_bytes: float
     train_s: float
     predict_s: float
@@ -59,8 +58,8 @@ class Forecast:
 
     @property
     def features_s(self) -> float:
-        """Seconds until the cache is complete."""
-        return self.work.clips * self.rates.clip_s + self.work.sentences * self.rates.sentence_s
+        """Seconds until the cache is complete. Sentences take none to speak of."""
+        return self.work.clips * self.rates.clip_s
 
     @property
     def features_bytes(self) -> float:

@@ -10,16 +10,16 @@ from costl.config import load_config
 from costl.config_files import benchmark_settings
 from costl.data.annotations import Query
 from costl.pipeline.errors import UsageError
+from costl.pipeline.progress import Progress
 from costl.reproduce import forecast
 from costl.reproduce.forecast import Forecast, Rates, Work, duration, read_rates, size, work_left, write_rates
-from costl.reproduce.measure import VIDEOS, choose_sample
+from costl.reproduce.measure import VIDEOS, StageTimer, choose_sample
 
 RATES = Rates(
     videos=6,
     fps=0.5,
     clip_s=0.25,
     clip_bytes=1e5,
-    sentence_s=0.01,
     sentence_bytes=1e4,
     train_s=0.02,
     predict_s=0.01,
@@ -39,7 +39,7 @@ def queries(count: int, *, videos: int, domains: tuple[str, ...] = ("",)) -> lis
 def test_the_message_adds_up_seconds_and_bytes(monkeypatch):
     monkeypatch.setattr(forecast, "free_bytes", lambda folder: 20e9)
     planned = Forecast(RATES, WORK)
-    assert planned.features_s == 7_500 * 0.25 + 1_000 * 0.01 == 1_885
+    assert planned.features_s == 7_500 * 0.25 == 1_875
     assert planned.trainings_s == 60_000 * 0.02 + 12_000 * 0.01 + 5 * 5 == 1_345
     assert (planned.features_bytes, planned.trainings_bytes) == (760e6, 50e6)
     assert planned.message(Path("r")) == (
@@ -81,6 +81,17 @@ def test_the_sample_is_spread_over_videos_and_fits_into_a_batch():
     assert len(sample) == 10 and len({query.vid for query in sample}) == VIDEOS
     assert {query.vid for query in choose_sample(rows, ["v3"], limit=2)} == {"v3"}
     assert choose_sample(rows, ["elsewhere"], limit=2) == []
+
+
+def test_a_stage_has_the_seconds_before_each_of_its_reports(monkeypatch):
+    times = iter([10.0, 12.0, 13.0, 17.0, 17.5])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    forwarded = []
+    timer = StageTimer(forwarded.append)
+    updates = [Progress(stage, 0, 1) for stage in ("check", "videos", "videos", "train")]
+    for update in updates:
+        timer(update)
+    assert dict(timer.seconds) == {"check": 2.0, "videos": 5.0, "train": 0.5} and forwarded == updates
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"videos": 1}', "{"])

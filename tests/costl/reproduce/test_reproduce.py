@@ -30,7 +30,7 @@ from costl.reproduce.forecast import Rates
 from costl.reproduce.reproduce import reproduce
 
 SMALL = ("model.width=16", "model.heads=2", "spatial.top_k=4", "train.epochs=1", "train.warmup_steps=1")
-RATES = Rates(1, 0.5, 1, 1, 1, 1, 1, 1, 1, 1)
+RATES = Rates(1, 0.5, 1, 1, 1, 1, 1, 1, 1)
 
 
 @pytest.fixture
