@@ -127,7 +127,7 @@ def _video_labels(batch: Sequence[Query], features: Features) -> list[VideoLabel
 def _touched(moments: np.ndarray, clips: int) -> np.ndarray:
     """Which clips have a part of a moment, however small."""
     clip = np.arange(clips)
-    touched: np.ndarray = ((moments[:, :1] < clip + 1) & (moments[:, 1:] > clip)).any(0)
+    touched: np.ndarray = np.any((moments[:, :1] < clip + 1) & (moments[:, 1:] > clip), axis=0)
     return touched
 
 

@@ -15,6 +15,7 @@ from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import publish
 from costl.pipeline.grid import Grid
+from costl.training.inputs import fit_to_data
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,14 @@ def work_left(
     share = trainings / models
     counts = {name: len(queries) for name, queries in splits.items()}
     validated = counts.get(settings.train.select_on, 0)
+    epochs = fit_to_data(settings.train, queries=counts["train"]).epochs or 0
     return Work(
         videos=len(left),
         clips=sum(Grid(fps, durations_s[vid]).clips for vid in left),
         sentences=0 if cache.exists() else len(sentences),
         trainings=trainings,
-        trained=round(share * settings.train.epochs * counts["train"]),
-        predicted=round(share * ((settings.train.epochs + 1) * validated + 2 * counts["test"])),
+        trained=round(share * epochs * counts["train"]),
+        predicted=round(share * ((epochs + 1) * validated + 2 * counts["test"])),
     )
 
 

@@ -82,9 +82,10 @@ def _features(features: CacheReader) -> str:
 def _training(settings: Config, changes: Sequence[str], seeds: int) -> str:
     changed = f", changed by {', '.join(changes)}" if changes else ""
     model = ", a model for each domain" if settings.data.benchmark in WITH_DOMAINS else ""
+    length = f"about {settings.train.steps} steps" if settings.train.steps else f"{settings.train.epochs} epochs at most"
     return (
         f"Training: the settings of configs/{settings.data.benchmark}.yaml{changed}{model}; seeds 0 to {seeds - 1}, "
-        f"{settings.train.epochs} epochs at most, batches of {settings.train.batch_size} queries."
+        f"{length}, batches of {settings.train.batch_size} queries."
     )
 
 
