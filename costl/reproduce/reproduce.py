@@ -145,7 +145,9 @@ def _refuse_other_files(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it. Raises BusyError while another process works there.
+    """Makes the folder, locks it, and removes the partial files of a call that was killed.
+
+    Raises BusyError while another process works there.
 
     An interrupt loses its message, which is about a single training and not about this call.
     """
@@ -154,6 +156,8 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError):  # some network disks cannot lock
             stack.enter_context(locked(folder / ".lock", message))
+        for temporary in folder.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
         try:
             yield
         except KeyboardInterrupt:

@@ -157,8 +157,12 @@ def test_an_interrupt_says_that_the_same_command_continues(tacos, tmp_path, no_m
         if update.stage == "videos":
             raise KeyboardInterrupt("Every step is kept; costl train --resume x goes on from there.")
 
+    partial = tmp_path / "r" / "prepared" / ".test.jsonl.12-ab.tmp"
+    partial.parent.mkdir(parents=True)
+    partial.write_text("")
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         reproduce("tacos", **tacos, out=tmp_path / "r", progress=interrupt)
+    assert not partial.exists()
 
 
 def of(**changes: object) -> Callable[[dict], dict]:
