@@ -112,7 +112,7 @@ def prepare_labels(
         videos=videos,
         missing=vids,
     )
-    lines = {split: [to_row(row.query) | dict(row.row.fields) for row in split_rows] for split, split_rows in splits.items()}
+    lines = {split: [{**to_row(row.query), **row.row.fields} for row in split_rows] for split, split_rows in splits.items()}
     write_output(out, report, lines)
     return report
 
