@@ -89,7 +89,8 @@ def _names(benchmark: str, domain: str) -> Iterator[str]:
 
 
 def _row(benchmark: str, vid: str, qid: int, domain: str) -> dict:
-    row = {"qid": qid, "query": f"the {('red', 'blue', 'green')[qid % 3]} square number {qid}", "vid": vid, "duration": SECONDS}
+    colour = ("red", "blue", "green")[qid % 3]
+    row = {"qid": qid, "query": f"the {colour} square number {qid}", "vid": vid, "duration": SECONDS}
     clips = SECONDS // 2
     if benchmark == "tvsum":
         label = [[float(1 + (clip + rater + qid) % 5) for rater in range(RATERS)] for clip in range(clips)]
