@@ -129,12 +129,12 @@ class SyntheticFeatures:
 
 
 def test_patches_score_higher_where_the_frame_token_lacks_the_answer(monkeypatch):
-    monkeypatch.setattr("costl.experiments.probe.MAX_QUESTIONS", 800)
+    monkeypatch.setattr("costl.experiments.probe.MAX_QUESTIONS", 450)
     features = SyntheticFeatures(90)
     diagnosis = run_probes(features, features.scenes[:60], {"new": features.scenes[60:]})
     scores = diagnosis.scores["new"]
     assert list(scores) == list(TOPICS) and list(scores["which"]) == [*SOURCES, "chance"]
-    assert diagnosis.asked == {"new": dict.fromkeys(TOPICS, 800)}
+    assert diagnosis.asked == {"new": dict.fromkeys(TOPICS, 450)}
     which, bound, where, motion = (scores[name] for name in ("which", "bound", "where", "motion"))
     assert which["frame token"] > 75 and which["patch there"] > 85  # the frame token has the colours and shapes
     assert bound["patch there"] > bound["frame token"] + 15  # not which belong together
