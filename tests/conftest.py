@@ -194,7 +194,7 @@ def world(tmp_path_factory) -> World:
 
     folder = tmp_path_factory.mktemp("world")
     counts = {"train": 4, "val": 2, "test": 2, "test_unseen": 2}
-    settings = WorldSettings(videos=counts, queries=3, clips=(12, 12), side=64)
+    settings = WorldSettings(videos=counts, queries=3, train_queries=6, clips=(12, 12), side=64)
     write_sample(folder / "videos", settings=settings, processes=1)
     (folder / "videos" / "costl.yaml").write_text(SMALL, encoding="utf-8")
     report = extract(folder / "videos", out=folder / "feats.h5", device="cpu", workers=1)

@@ -24,7 +24,7 @@ from costl.train import resume, train
 from costl.training import objective, report
 from costl.training.distributed import Ranks, process_group
 
-SIZE = "train.batch_size=32"
+SIZE = "train.batch_size=12"
 TWO_EPOCHS = "train.epochs=2"
 NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0", "train.splice=0.5", SIZE, TWO_EPOCHS)
 # Runs that a single process makes as well. Most batches of six queries are about one video: one process is idle.

@@ -28,16 +28,16 @@ ROOT = Path(__file__).parents[3]
 # The function at whose n-th call a signal arrives, in the order of a step and of the end of an epoch.
 MOMENTS = {
     "before the first step": ("total_loss", 1),
-    "between forward and backward": ("total_loss", 4),
-    "between backward and step": ("may_clip", 4),
+    "between forward and backward": ("total_loss", 3),
+    "between backward and step": ("may_clip", 3),
     "within the optimizer's step": ("adam", 3),
     "between step and average": ("update_ema", 2),
-    "in the last step of an epoch": ("total_loss", 5),
+    "in the last step of an epoch": ("total_loss", 4),
     "before validation": ("_validate", 1),
     "after validation": ("_score", 1),
     "while the state is saved": ("save_state", 1),
 }
-SETTINGS = ["train.epochs=2", "train.batch_size=15", "train.splice=0.5"]  # five steps each
+SETTINGS = ["train.epochs=2", "train.batch_size=6", "train.splice=0.5"]  # four steps each
 BY_ONES = ["train.epochs=1", "train.batch_size=1"]
 
 
@@ -151,7 +151,7 @@ def test_resuming_does_not_read_finished_steps_again(world, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         send_signal(patch, "total_loss", 8, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            train(world.cache, overrides=["train.epochs=1", "train.batch_size=6"], out=tmp_path / "run", device="cpu")
+            train(world.cache, overrides=["train.epochs=1", "train.batch_size=2"], out=tmp_path / "run", device="cpu")
     _, meta = load_checkpoint(tmp_path / "run", "last")
     assert (meta["counts"]["epoch"], meta["counts"]["step"], meta["midway"]["batches"]) == (0, 7, 7)
     resume(tmp_path / "run", device="cpu")
@@ -164,7 +164,7 @@ def test_a_damaged_part_costs_no_finished_step(world, whole, tmp_path, monkeypat
 
     def damaged(self, plan):
         for batch in read(self, plan):
-            if len(batches) == 4:
+            if len(batches) == 3:
                 raise CacheError("feats.h5.parts/a.h5: damaged.")
             batches.append(batch)
             yield batch
@@ -180,7 +180,7 @@ def test_a_damaged_part_costs_no_finished_step(world, whole, tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def by_ones(world, tmp_path_factory) -> dict[str, object]:
-    """An epoch of sixty steps without interruption."""
+    """An epoch of 24 steps without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "by_ones"
     train(world.cache, overrides=BY_ONES, out=folder, device="cpu")
     return final_state(folder)
@@ -188,7 +188,7 @@ def by_ones(world, tmp_path_factory) -> dict[str, object]:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize(
-    ("number", "wait_s", "workers"), [(signal.SIGTERM, 0.0, 0), (signal.SIGINT, 0.2, 1)]
+    ("number", "wait_s", "workers"), [(signal.SIGTERM, 0.0, 0), (signal.SIGINT, 0.1, 1)]
 )
 def test_the_command_stops_soon_and_resumes_to_the_same_bits(world, by_ones, tmp_path, number, wait_s, workers):
     options = [option for setting in (*BY_ONES, f"train.workers={workers}") for option in ("--set", setting)]

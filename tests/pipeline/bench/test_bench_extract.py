@@ -173,16 +173,11 @@ def test_memory_that_grows_with_the_videos_is_measured_as_growing(monkeypatch):
     assert "4 videos, then 16" in more and float(more.split("|")[-2]) > 1.5
 
 
-@linux
-def test_the_measured_extraction_runs(folder, tmp_path):
-    assert memory.extraction_memory(folder, tmp_path / "out", fps=2.0, decoder="decord") > 1e8
-    assert CacheReader(tmp_path / "out" / "feats.h5").video_ids == ["a", "b"]
-
-
-def test_the_measured_extraction_reports_failures(folder, tmp_path, monkeypatch):
+def test_the_measured_extraction_runs_and_reports_failures(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "peak_memory", lambda command, **_: command)
     (folder / "c.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
     _, _, script, *arguments = memory.extraction_memory(folder, tmp_path / "out", fps=2.0, decoder="decord")
     monkeypatch.setattr("sys.argv", ["-c", *arguments])
     with pytest.raises(SystemExit, match=r"c\.mp4: truncated"):
         exec(script, {})
+    assert CacheReader(tmp_path / "out" / "feats.h5").video_ids == ["a", "b"]
