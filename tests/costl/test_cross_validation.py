@@ -116,7 +116,7 @@ def test_there_is_no_cross_validation_where_it_is_not_wanted(unvalidated, tmp_pa
 
 
 def test_many_queries_are_not_cross_validated(unvalidated, tmp_path, monkeypatch):
-    monkeypatch.setattr(cross_validation, "MAX_QUERIES", 59)  # there are sixty
+    monkeypatch.setattr(cross_validation, "MAX_QUERIES", 23)  # there are 24
     settings = ["train.epochs=1", "train.batch_size=30"]
     assert train(unvalidated, overrides=settings, out=tmp_path / "run", device="cpu").zero_shot is None
 

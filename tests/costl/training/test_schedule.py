@@ -45,7 +45,7 @@ def test_videos_are_spliced_where_there_are_few_queries(queries, given, expected
 
 
 def test_a_run_has_as_many_epochs_as_the_steps_take(world, tmp_path):
-    steps = ["train.steps=7", "train.batch_size=30", "train.validate_every=3"]  # sixty queries: two batches an epoch
+    steps = ["train.steps=7", "train.batch_size=15", "train.validate_every=3"]  # 24 queries: two batches an epoch
     report = train(world.cache, overrides=steps, out=tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [("val" in row) for row in rows] == [False, False, True, True]  # every third epoch, and the last one
