@@ -147,9 +147,11 @@ def fit_to_data(settings: Train, *, queries: int) -> Train:
     """The settings for so many training queries, with a number for each that is None by default.
 
     Few queries are few batches an epoch. Without a number of epochs, training then takes more of them, validates at most 60
-    times, and warms up for at most a fifth of all steps. Its videos are spliced.
+    times, warms up for at most a fifth of all steps, and does not stop early: few queries validate as few, and the last
+    epochs, with a low learning rate, are the best. Its videos are spliced.
     """
-    splice = float(queries <= _FEW_QUERIES) if settings.splice is None else settings.splice
+    is_few = queries <= _FEW_QUERIES
+    splice = float(is_few) if settings.splice is None else settings.splice
     settings = replace(settings, splice=splice)
     if settings.epochs is not None:
         return settings
@@ -162,6 +164,6 @@ def fit_to_data(settings: Train, *, queries: int) -> Train:
         epochs=epochs,
         steps=None,
         validate_every=validate_every,
-        patience=settings.patience * validate_every,
+        patience=epochs if is_few else settings.patience * validate_every,
         warmup_steps=min(settings.warmup_steps, steps // 5),
     )

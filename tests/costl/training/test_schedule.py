@@ -15,13 +15,14 @@ from costl.training.run_folder import read_run
 # queries, settings -> epochs, epochs from one validation to the next, patience, steps of warm-up
 SCHEDULES = {
     "as many as QVHighlights": (7218, {}, (60, 1, 15, 200)),
-    "a few hundred": (288, {}, (67, 2, 30, 120)),
-    "twenty": (20, {}, (600, 10, 150, 120)),
-    "one": (1, {}, (600, 10, 150, 120)),
+    "many": (1001, {"steps": 6400}, (200, 4, 60, 200)),
+    "a few hundred": (288, {}, (67, 2, 67, 120)),
+    "twenty": (20, {}, (600, 10, 600, 120)),
+    "one": (1, {}, (600, 10, 600, 120)),
     "steps": (3600, {"steps": 900, "batch_size": 24, "warmup_steps": 100}, (6, 1, 15, 100)),
-    "steps of few queries": (20, {"steps": 900, "batch_size": 24, "warmup_steps": 300}, (900, 15, 225, 180)),
+    "steps of few queries": (20, {"steps": 900, "batch_size": 24, "warmup_steps": 300}, (900, 15, 900, 180)),
     "fewer steps than batches": (3600, {"steps": 10}, (1, 1, 15, 2)),
-    "rare validation": (20, {"validate_every": 100}, (600, 100, 1500, 120)),
+    "rare validation": (20, {"validate_every": 100}, (600, 100, 600, 120)),
     "epochs": (20, {"epochs": 7}, (7, 1, 15, 200)),
 }
 
