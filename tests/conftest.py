@@ -28,7 +28,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The threads of the few tests that start more sleep until there is work. By default they spin, on cores that others need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ[quick_pictures.WANTED] = "1"
+os.environ[quick_pictures.LEVEL] = quick_pictures.BLANK  # in the processes of the tests
 # Set before the modules are imported: the shapes in their signatures are then checked while the tests run.
 SHAPED = (
     "costl.model",
@@ -51,11 +51,23 @@ UNCHECKED += ("costl/test_train.py", "costl/test_evaluate.py", "costl/model/test
 UNCHECKED += ("test_docs.py", "test_readme.py")
 
 
+# At the end of a run, a long test keeps one core busy while the others have nothing left to do.
+FIRST = ("test_lint.py", "crash/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests come first."""
+    items.sort(key=lambda item: not item.path.relative_to(Path(__file__).parent).as_posix().startswith(FIRST))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Shapes are checked in every test, and in its fixtures, unless its file is listed above."""
+    """Shapes are checked, and pictures laid out, in every test and in its fixtures, unless its file is listed above."""
     path = item.path.relative_to(Path(__file__).parent).as_posix()
-    jaxtyping.config.update("jaxtyping_disable", path.startswith(UNCHECKED))
+    is_unchecked = path.startswith(UNCHECKED)
+    jaxtyping.config.update("jaxtyping_disable", is_unchecked)
+    is_blank = is_unchecked and not path.startswith("costl/report/")
+    os.environ[quick_pictures.LEVEL] = quick_pictures.BLANK if is_blank else quick_pictures.LAID_OUT
 
 
 @pytest.hookimpl(trylast=True)
@@ -143,7 +155,7 @@ def real_pictures(monkeypatch) -> None:
     """All pictures as a user gets them."""
     from costl.plots import predictions, style, training_curves
 
-    monkeypatch.delenv(quick_pictures.WANTED)
+    monkeypatch.delenv(quick_pictures.LEVEL)
     monkeypatch.setattr(predictions, "MOST_DRAWN", 40)
     for module in (predictions, training_curves):
         monkeypatch.setattr(module, "to_png", style.to_png)

@@ -24,6 +24,10 @@ def draw_curves(
     the test split. `select` is the metric that selected `best_epoch`; its curve is highlighted. Raises CostlError if the
     file cannot be written.
     """
+    publish(path, _to_png(rows, select, best_epoch, title))
+
+
+def _to_png(rows: Sequence[Mapping[str, Any]], select: str, best_epoch: int, title: str) -> bytes:
     load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -39,7 +43,7 @@ def draw_curves(
         axes["R"].plot(epochs, [row["learning_rate"] for row in rows], _line(rows), color=TRUTH)
         axes["R"].set_ylim(bottom=0)
         _draw_validation(axes["V"], rows, select=select, best_epoch=best_epoch)
-        publish(path, to_png(figure))
+        return to_png(figure)
 
 
 def _prepare_curves(axes: Axes, name: str, epochs: Sequence[int]) -> None:

@@ -31,7 +31,7 @@ class Stop(Exception):
 
 
 def run(world, folder: Path, *settings: str, **options) -> Report:
-    """A training with five steps an epoch."""
+    """A training with two steps an epoch."""
     return train(world.cache, overrides=["train.batch_size=15", *settings], out=folder, device="cpu", **options)
 
 
@@ -89,7 +89,7 @@ def test_a_run_folder_has_settings_provenance_rows_and_checkpoints(world, whole)
 def test_moments_fit_better_after_three_epochs(whole):
     """The sum of all losses need not fall: the target of the focal loss grows with the IoU of the moments."""
     first, *_, last = (row["losses"] for row in rows(whole))
-    assert last["iou"] < 0.9 * first["iou"]
+    assert last["iou"] < 0.95 * first["iou"]
 
 
 def test_the_command_line_overrides_the_file_the_cache_and_the_defaults(world, tmp_path):
