@@ -60,7 +60,7 @@ def test_the_run_gives_the_moments_it_gives_in_evaluation(world, run):
     (expected,) = loaded.predict([replace(query, query=QUERY, vid=result.hits[0].video.stem, windows=())])
     found = [(hit.start_s, hit.end_s, hit.score) for hit in result.hits if hit.video.stem == expected.vid]
     apart = suppress_overlaps(np.array(expected.windows), limit=100, max_overlap=0.0)
-    np.testing.assert_allclose(sorted(found), sorted(apart.tolist()), atol=1e-6)
+    np.testing.assert_allclose(sorted(found), sorted(apart.tolist()), atol=1e-5)  # other batches round differently
     assert result.answered_by == str(run)
 
 
