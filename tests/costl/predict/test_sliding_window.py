@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_windows_are_as_long_as_the_longest_training_video_by_default(tmp_path):
 
 
 @pytest.mark.promise(8)
-def test_memory_does_not_grow_with_the_length_of_the_video():
+def test_memory_does_not_grow_with_the_length_of_the_video(monkeypatch):
     proc = Path("/proc/self")
     if not (proc / "clear_refs").exists():
         pytest.skip("only Linux resets the peak memory of a process")
@@ -198,6 +199,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video():
         predict_split(model, make_queries(4, clips), features, config=config, device=torch.device("cpu"))
         return _peak_mb(proc) - before
 
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the test above checks the shapes
     model = _small_model(config)
     model.register_forward_pre_hook(lambda _, args: longest.append(args[0].tokens.shape[1]))
     peak_mb(1000)  # the allocator keeps memory that it has used
