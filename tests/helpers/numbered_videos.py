@@ -6,8 +6,10 @@ The blocks survive lossy coding, chroma subsampling and rotation.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,6 +42,23 @@ def read_numbers(images: Iterable[np.ndarray]) -> list[int]:
     return [read_number(image) for image in images]
 
 
+@contextmanager
+def unchanged_priority() -> Iterator[None]:
+    """Undoes what SVT-AV1 does when root runs it: it gives its caller the highest real-time priority and leaves it so.
+
+    The processes that a test starts would inherit that priority: two busy ones stop everything else on two cores.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+@unchanged_priority()
 def make_video(
     path: Path,
     times_s: Sequence[float],
