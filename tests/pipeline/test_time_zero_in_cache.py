@@ -92,7 +92,8 @@ def test_of_format_1_only_what_would_be_different_is_extracted_again(folder, cac
     assert old.format == 1 and old.row("late").picture_start_s is None and not verify(cache).damaged
     # Joint vectors follow from the frame tokens there.
     np.testing.assert_allclose(old.joint_vectors("on_time"), vectors["on_time"], atol=1e-3)
-    np.testing.assert_array_equal(old.joint_vectors("late", clips=[1, 5]), old.joint_vectors("late")[[1, 5]])
+    some = old.joint_vectors("late", clips=[1, 5])
+    np.testing.assert_allclose(some, old.joint_vectors("late")[[1, 5]], atol=1e-6)  # a smaller product rounds differently
     report = run(folder, cache)
     assert (set(report.done), report.skipped) == ({"late", "sought"}, ("on_time",))
     features = CacheReader(cache)
