@@ -67,7 +67,7 @@ class Answer:
         """The answer as lines of text. `show_below` adds the moments below the threshold, each line passed through `grey`."""
         lines = [f"{one_line(self.video.name)} · {clock(self.duration_s)} · {one_line(self.query)}", *_rows(self.moments)]
         if self.below:
-            lines.append("      nothing in this video is like this")
+            lines.append("      no match in this video")
         if self.below and show_below:
             lines += map(grey, ["      below the threshold:", *_rows(self.below)])
         lines.append(f"      {sparkline(self.saliency.scores)}  saliency")

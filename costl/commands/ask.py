@@ -20,7 +20,7 @@ from costl.commands.progress_bars import ProgressBars, run_and_print
 @click.argument("arguments", nargs=-1, metavar="VIDEO... QUERY...")
 @trained_model
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of moments for each query.")
-@click.option("--all", "show_all", is_flag=True, help="Also show, in grey, moments that are no answers.")
+@click.option("--all", "show_all", is_flag=True, help="Also show, in grey, moments whose score is too low for an answer.")
 @click.option(
     "--format",
     "output_format",
@@ -53,7 +53,7 @@ def predict(
     \b
     Examples:
         costl predict holiday.mp4 "a dog catches a ball"
-        costl predict *.mp4 "a dog catches a ball" "people laugh" --format jsonl --out moments.jsonl
+        costl predict *.mp4 "a dog catches a ball" "a child on a swing" --format jsonl --out moments.jsonl
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
     Without a trained model, CLIP answers alone (zero-shot). Videos can have any length. An argument that is an existing
@@ -123,7 +123,7 @@ def demo(model: str | None, **options: Any) -> None:
     Example:
         costl demo --videos dir/
 
-    With --videos the first page finds moments in all videos of the folder, with the model that costl search takes. It indexes
+    With --videos the first page finds moments in all videos of the folder, with the model that costl search uses. It indexes
     the folder meanwhile; you can stop that and go on later. The page about one video takes uploads too, and shows the moments
     and the saliency curve. Serves only 127.0.0.1, until Ctrl-C, and sends nothing elsewhere. Needs the extra: pip install
     'costl[demo]'
@@ -150,8 +150,8 @@ def label(videos: Path, run: str | None, **options: Any) -> None:
     Example:
         costl label --videos dir/
 
-    Made for the keyboard: play, set the ends of a moment, type its sentence; ? shows all keys. Moments that a search finds are
-    proposed once the folder is indexed, which goes on meanwhile. Every change is on the disk before the page shows it as
+    Made for the keyboard: play, set the ends of a moment, type its sentence; ? shows all keys. It also
+    indexes the folder in the background, and then proposes the moments that a search finds. Every change is on the disk before the page shows it as
     saved. Ctrl-C ends it, writes the labels as JSONL, and prints the next command. Serves only 127.0.0.1, and sends nothing
     elsewhere. Needs the extra: pip install 'costl[demo]'
     """

@@ -72,7 +72,7 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
 @as_json
 @paper_table
 def reproduce(streams: tuple[str, ...], **options: Any) -> None:
-    """Reproduce a benchmark: from its files to the table of a paper.
+    """Run a benchmark by its rules: from its files to a table for a paper.
 
     \b
     Examples:
@@ -101,11 +101,11 @@ def reproduce(streams: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--val-share",
     type=float,
-    help="Share of the videos for validation if there is no such split; of your own labels as many again for the test.  "
+    help="Share of the videos for validation if there is no such split; of your own labels the same share is also kept for the test.  "
     "[default: 0.1, tvsum 0, own labels 0.15]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of these videos.")
-@click.option("--frame-rate", metavar="RATE", help="Frames a second at which your labels count.  [default: that of each video]")
+@click.option("--frame-rate", metavar="RATE", help="Frame rate of labels that count frames.  [default: that of each video]")
 @quiet
 @as_json
 def prepare(**options: Any) -> None:

@@ -93,7 +93,7 @@ paper_table = click.option(
     "--table",
     type=click.Choice(["md", "latex"]),
     callback=_only_one,
-    help="Print the table of a paper instead, in Markdown or LaTeX (booktabs).",
+    help="Print a table for a paper instead, in Markdown or LaTeX (booktabs).",
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace files that are not an earlier output of this command.")
@@ -163,7 +163,7 @@ def published_features(*, required: bool) -> Decorator:
             "--text", required=required, type=FOLDER, help="Folder with qidQID.npz, QID.npz or .npy for every query."
         ),
         click.option(
-            "--joint", metavar="NAME", help="Which of the --features can be compared with a sentence's `pooler_output`."
+            "--joint", metavar="NAME", help="Which of the --features share CLIP's space with a sentence's `pooler_output`."
         ),
     )
 

@@ -24,7 +24,7 @@ class Result(Protocol):
 
 
 class PaperResult(Result, Protocol):
-    """A result that has the table of a paper."""
+    """A result that has a table for a paper."""
 
     def paper_table(self, style: str) -> list[str]:
         """The lines of the table, in Markdown ("md") or "latex"."""
@@ -33,7 +33,7 @@ class PaperResult(Result, Protocol):
 def print_result(result: Result, *, as_json: bool = False, table: str | None = None) -> None:
     """Prints the result and its messages, and ends the command if the exit code is not 0.
 
-    `table` is the style of the table of a paper, for a result that has one.
+    `table` is the style of a table for a paper, for a result that has one.
     """
     lines = cast(PaperResult, result).paper_table(table) if table else result.lines()
     for line in [json.dumps(result.data(), indent=2)] if as_json else lines:

@@ -87,7 +87,7 @@ class Root(Group):
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(None, "-V", "--version", package_name="costl", help="Print the version and exit.")
 def main() -> None:
-    """Find the moments of a video that a sentence describes, and rate every two seconds of it.
+    """Find the moments of a video that a sentence describes, and score every two-second clip.
 
     \b
     Try all stages on a small sample world:

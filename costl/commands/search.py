@@ -33,9 +33,9 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--videos", type=FOLDER, help="Folder of videos. Those that are new or changed are indexed first.")
 @click.option("--cache", type=ANY_PATH, help="Search a cache of costl extract instead.")
 @click.option("--image", "images", multiple=True, type=ANY_PATH, help="Picture to search for, by CLIP alone. Repeatable.")
-@click.option("--run", metavar="MODEL", help="Trained model that finds the moments again (see predict), or none.")
+@click.option("--run", metavar="MODEL", help="Trained model that refines the answers of CLIP (see predict), or none.")
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
-@click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
+@click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1; otherwise one that few wrong answers reach.")
 @click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
 @click.option("--within", default="", metavar="PATH", help="Only videos in this subfolder, such as 2026/.")
 @click.option("--after", type=DAY, callback=_day, metavar="DATE", help="Only videos of this day or later.")
@@ -48,7 +48,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--picture", type=ANY_PATH, help="Draw the moments into this PNG file.")
 @click.option("--model", help="Encoder of a new index (see costl data models).")
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
-@click.option("--keep", default="20GB", metavar="SIZE", help="Most to store for a trained model.  [default: 20GB]")
+@click.option("--keep", default="20GB", metavar="SIZE", help="Most disk for the patch tokens that a trained model reads.  [default: 20GB]")
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
 @click.option("--cluster", metavar="ADDRESS", help="Use the workers of a Dask scheduler (see extract).")
 @overwrite
@@ -79,15 +79,15 @@ def search(
 
     \b
     Examples:
-        costl search "a dog catches a ball" --videos ~/Videos
-        costl search "a dog catches a ball" "people laugh" --cache feats.h5 --top 20
+        costl search "a dog on a beach" --videos ~/Videos
+        costl search "a dog catches a ball" "a child on a swing" --cache feats.h5 --top 20
         costl search "a dog" --videos ~/Videos --within 2026/ --longer-than 60 --out hits.edl
         costl search --image frame.jpg --videos ~/Videos
 
-    Needs no training. The newest run in runs/ that was trained with the encoder of the index, and is better than CLIP alone
-    on its own validation videos, finds the moments again; --run none searches without it. Without a sentence it asks for one
-    after the other, or reads them from standard input. The index is stored in FOLDER/.costl, or in your cache folder. The
-    date of a video is the one in its path, such as 2026-05-01, or else that of its last change.
+    Needs no training. CLIP answers. The newest run in runs/ then refines its answers, if the run has the encoder of the index
+    and was better than CLIP alone on its validation videos; --run none leaves that out. Without a sentence it asks for one
+    after the other, or reads them from standard input. The index is stored in FOLDER/.costl, or in your cache folder if FOLDER
+    may not be written. The date of a video is the one in its path, such as 2026-05-01, or else that of its last change.
     """
     if remove_index:
         _remove_index(videos)

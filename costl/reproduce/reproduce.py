@@ -1,4 +1,4 @@
-"""A benchmark in one call: prepare, forecast, features, trainings over seeds, scores, and the table of a paper.
+"""A benchmark in one call: prepare, forecast, features, trainings over seeds, scores, and a table for a paper.
 
 <out>/prepared/        what costl prepare writes
 <out>/forecast.json    what was measured on a few videos
@@ -84,7 +84,7 @@ def reproduce(
     progress: ProgressCallback | None = None,
     **chosen: Any,
 ) -> Reproduction:
-    """Reproduces the benchmark `name` in the folder `out` (default: reproduce-NAME), and writes the table of a paper there.
+    """Reproduces the benchmark `name` in the folder `out` (default: reproduce-NAME), and writes a table for a paper there.
 
     `annotations` is the folder of the official files. Features come from `videos`, by the fields of `ExtractSettings` in
     `chosen`, or are `features` that others published, with those of the sentences in `text` and `joint` as for

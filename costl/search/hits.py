@@ -65,7 +65,7 @@ class SearchResult:
         rows = _table_rows(shown)
         lines += rows[: len(self.hits)]
         if not self.hits:
-            lines.append(f"      nothing in {_count(self.videos)} is like this")
+            lines.append(f"      no match in {_count(self.videos)}")
         if rows[len(self.hits) :]:
             lines += map(grey, ["      below the threshold:", *rows[len(self.hits) :]])
         lines += [f"      note: {note}" for note in self.notes]

@@ -315,7 +315,7 @@ def test_moments_of_a_sentence_that_is_not_there_are_no_answers(world, zero_shot
     (answer,) = zero_shot.ask(*a_query(world))
     assert bool(answer.moments) is is_answer and bool(answer.below) is not is_answer
     text = answer.table()
-    assert ("nothing in this video is like this" in text) is not is_answer
+    assert ("no match in this video" in text) is not is_answer
     assert ("below the threshold" in answer.table(show_below=True)) is not is_answer
     assert answer.top(1).moments == answer.moments[:1] and answer.top(1).below == answer.below[:1]
 

@@ -67,7 +67,7 @@ def test_sentences_are_asked_for_one_after_the_other(cache, monkeypatch):
 
 def test_without_all_moments_below_the_limit_are_not_shown(cache):
     nothing = search(QUERY, "--cache", cache, "--min-score", "1")
-    assert "nothing in 10 videos is like this" in nothing.stdout and "below the threshold" not in nothing.stdout
+    assert "no match in 10 videos" in nothing.stdout and "below the threshold" not in nothing.stdout
     everything = search(QUERY, "--cache", cache, "--min-score", "1", "--all")
     assert "below the threshold" in everything.stdout
 

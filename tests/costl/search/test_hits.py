@@ -33,7 +33,7 @@ def test_moments_below_the_threshold_are_shown_on_request_only():
 
 
 def test_a_search_that_finds_nothing_says_so():
-    assert repr(SearchResult("a\ncat", (), videos=1)).splitlines() == ["a cat · 1 video", "      nothing in 1 video is like this"]
+    assert repr(SearchResult("a\ncat", (), videos=1)).splitlines() == ["a cat · 1 video", "      no match in 1 video"]
 
 
 def test_a_row_is_plain_values():
