@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from costl.config_files import BENCHMARKS, Layer, nearest, read_layer
-from costl.pipeline.errors import UsageError
+from costl.config_files import BENCHMARKS, Layer, read_layer
+from costl.pipeline.errors import UsageError, suggest
 from costl.pipeline.formats.strict_json import abbreviated
 from costl.pipeline.formats.strict_yaml import is_number, read_yaml, write_yaml
 
@@ -278,7 +278,7 @@ def _valid_settings(source: str, layer: Any, problems: list[str]) -> Iterator[tu
         return
     for section, values in layer.items():
         if section not in _types(Config):
-            problems.append(f"{source}: unknown section {abbreviated(section)}. {_nearest(section, _types(Config))}")
+            problems.append(f"{source}: unknown section {abbreviated(section)}. {suggest(_key_text(section), list(_types(Config)))}")
         elif not isinstance(values, Mapping):
             problems.append(f"{source}: {section} is {abbreviated(values)}, expected names and values below it.")
         else:
@@ -295,7 +295,7 @@ def _section_settings(
             problems.append(f"{source}: {name} is no setting any more. {REMOVED[name]}")
             continue
         if key not in types_by_key:
-            problems.append(f"{source}: unknown setting {name}. {_nearest(key, types_by_key)}")
+            problems.append(f"{source}: unknown setting {name}. {suggest(_key_text(key), list(types_by_key))}")
             continue
         try:
             yield section, key, _convert(value, types_by_key[key])
@@ -307,10 +307,6 @@ def _section_settings(
 def _key_text(key: Any) -> str:
     """A key for an error message; YAML keys need not be strings."""
     return key if isinstance(key, str) else abbreviated(key)
-
-
-def _nearest(key: Any, names: Iterable[str]) -> str:
-    return nearest(_key_text(key), names)
 
 
 def _quotes_hint(source: str, value: Any) -> str:

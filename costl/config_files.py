@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from costl.pipeline.errors import suggest
 from costl.pipeline.formats.strict_yaml import read_yaml
 
 CONFIGS = Path(str(files("costl.configs")))
@@ -49,17 +49,11 @@ def read_layer(path: Path, problems: list[str]) -> Any:
     return content.get("train") or {}
 
 
-def nearest(name: Any, valid_names: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest valid one, or all of them."""
-    near = difflib.get_close_matches(str(name), list(valid_names), n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(valid_names)}."
-
-
 def _read(path: Path, problems: list[str]) -> Any:
     if str(path) in BENCHMARKS and not path.is_file():
         path = benchmark_settings(str(path))
     elif path.name == str(path) and not path.suffix and not path.is_file():
-        problems.append(f"{path}: neither a file nor a benchmark. {nearest(path, BENCHMARKS)}")
+        problems.append(f"{path}: neither a file nor a benchmark. {suggest(str(path), BENCHMARKS)}")
         return {}
     try:
         return read_yaml(path.read_text(encoding="utf-8")) or {}

@@ -53,7 +53,7 @@ def predict(
     \b
     Examples:
         costl predict holiday.mp4 "a dog catches a ball"
-        costl predict *.mp4 "a dog catches a ball" "a child on a swing" --format jsonl --out moments.jsonl
+        costl predict *.mp4 "a dog catches a ball" "a child swings" --format jsonl --out moments.jsonl
         costl predict holiday.mp4 "a dog catches a ball" --top 3 --cut moments/ --picture moments.png
 
     Without a trained model, CLIP answers alone (zero-shot). Videos can have any length. An argument that is an existing

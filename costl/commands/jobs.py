@@ -72,7 +72,7 @@ def quickstart(out: Path, overrides: tuple[str, ...], device: str, quiet: bool, 
 @as_json
 @paper_table
 def reproduce(streams: tuple[str, ...], **options: Any) -> None:
-    """Run a benchmark by its rules: from its files to a table for a paper.
+    """Run a benchmark: from its files to a table for a paper.
 
     \b
     Examples:

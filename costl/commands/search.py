@@ -35,7 +35,7 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--image", "images", multiple=True, type=ANY_PATH, help="Picture to search for, by CLIP alone. Repeatable.")
 @click.option("--run", metavar="MODEL", help="Trained model that refines the answers of CLIP (see predict), or none.")
 @click.option("--top", type=int, default=10, show_default=True, help="Number of moments for each sentence.")
-@click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1; otherwise one that few wrong answers reach.")
+@click.option("--min-score", type=float, help="Lowest score of an answer, 0 to 1.")
 @click.option("--all", "show_all", is_flag=True, help="Also show moments below the lowest score.")
 @click.option("--within", default="", metavar="PATH", help="Only videos in this subfolder, such as 2026/.")
 @click.option("--after", type=DAY, callback=_day, metavar="DATE", help="Only videos of this day or later.")
@@ -84,10 +84,10 @@ def search(
         costl search "a dog" --videos ~/Videos --within 2026/ --longer-than 60 --out hits.edl
         costl search --image frame.jpg --videos ~/Videos
 
-    Needs no training. CLIP answers. The newest run in runs/ then refines its answers, if the run has the encoder of the index
-    and was better than CLIP alone on its validation videos; --run none leaves that out. Without a sentence it asks for one
-    after the other, or reads them from standard input. The index is stored in FOLDER/.costl, or in your cache folder if FOLDER
-    may not be written. The date of a video is the one in its path, such as 2026-05-01, or else that of its last change.
+    Needs no training: CLIP answers. The newest run in runs/ refines its answers, if it has the encoder of the index and was
+    better than CLIP alone on its validation videos (--run none: never). Without a sentence it asks for one after the other,
+    or reads them from standard input. The index is stored in FOLDER/.costl, or in your cache folder if that cannot be
+    written. The date of a video is the one in its path, such as 2026-05-01, or else that of its last change.
     """
     if remove_index:
         _remove_index(videos)

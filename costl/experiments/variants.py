@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from costl.config import KINDS, Loss
-from costl.config_files import nearest
-from costl.pipeline.errors import UsageError
+from costl.pipeline.errors import UsageError, suggest
 
 FULL = "full"
 Overrides = tuple[str, ...]  # as --set takes them
@@ -51,6 +50,6 @@ def choose_variants(requested: Iterable[str], *, patches: int, learning_rate: fl
             continue
         for name in item.split(","):
             if name not in standard:
-                raise UsageError(f"--variants {name}: no such variant. {nearest(name, standard)} Or give NAME=VALUE.")
+                raise UsageError(f"--variants {name}: no such variant. {suggest(name, list(standard))} Or give NAME=VALUE.")
             chosen[name] = standard[name]
     return {FULL: (), **(chosen or standard)}
