@@ -76,9 +76,7 @@ class DemoSessions:
             start_s = browser_start_s(path)
         except Exception as error:
             return _problem(error, path)
-        key = secrets.token_urlsafe(12)
-        self._videos[key] = path
-        return player_html(key, path.name, start_s)
+        return player_html(self._key(path), path.name, start_s)
 
     def video_file(self, key: str) -> Path | None:
         """The file of a chosen video; None for an unknown key."""
@@ -101,6 +99,13 @@ class DemoSessions:
                 yield line
         finally:
             self._waiting[path] -= 1
+
+    def _key(self, path: Path) -> str:
+        """The key of a file. It stays the same, so that choosing a video again does not end the question about it."""
+        known = next((key for key, video in self._videos.items() if video == path), None)
+        key = known or secrets.token_urlsafe(12)
+        self._videos[key] = path
+        return key
 
     def close(self) -> None:
         """Stops all work, and waits until it has stopped."""

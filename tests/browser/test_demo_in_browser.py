@@ -153,11 +153,15 @@ def test_a_question_that_a_person_types_is_answered(browser, address, busy_cores
     for number in range(pages):
         browser.driver.get(address)
         choose(browser, "holiday.mp4")
+        height = browser.find("#costl-player video").rect["height"]
         browser.click(QUERY)
+        assert browser.driver.switch_to.active_element == browser.find(QUERY)
         typing = ActionChains(browser.driver)
         for letter in f"the red ring {number}":
             typing = typing.send_keys(letter).pause(0.06)
         typing.pause(0.25).send_keys(Keys.ENTER).perform()
+        assert browser.find(QUERY).get_attribute("value") == f"the red ring {number}"
+        assert browser.find("#costl-player video").rect["height"] == height, "the page moved while the video was opened"
         assert browser.find(".answer").get_attribute("data-query") == f"the red ring {number}"
 
 

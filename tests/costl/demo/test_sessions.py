@@ -211,6 +211,7 @@ def test_only_videos_of_the_folder_and_uploads_are_served(sessions, world, tmp_p
     for name in ("../feats.h5", "/etc/passwd", "test.jsonl", "", None):
         assert sessions.choose_video(name, None) == ""
     key, player = choose(sessions, "test_0000.mp4"), sessions.choose_video("test_0000.mp4", None)
+    assert choose(sessions, "test_0000.mp4") == key  # chosen again, it does not end a question
     assert sessions.video_file(key) == world.videos.resolve() / "test_0000.mp4" and 'src="videos/' in player
     assert sessions.video_file("") is None and sessions.video_file(key[:-1]) is None
     with pytest.raises(UsageError, match="no such folder"):
