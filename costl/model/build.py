@@ -10,7 +10,7 @@ from costl.model.baselines.cls import ClsModel
 from costl.model.costl import CoSTL
 from costl.model.heads import MomentHead, SaliencyHead
 from costl.model.spatial import SpatialEncoder
-from costl.model.temporal import Pyramid, TemporalLayer
+from costl.model.temporal import PositionReader, Pyramid, TemporalLayer
 from costl.pipeline.errors import CacheError, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def build_model(
     ]
     return CoSTL(
         spatial=spatial,
+        position_reader=_position_reader(config, spatial),
         layers=layers,
         pyramid=Pyramid(width=model.width, strides=temporal.strides, kernel=temporal.kernel),
         moment_head=MomentHead(width=model.width, strides=temporal.strides),
@@ -73,6 +74,14 @@ def build_model(
         dropout=model.input_dropout,
         clip_prior=config.spatial.clip_prior,
     )
+
+
+def _position_reader(config: Config, spatial: SpatialEncoder) -> PositionReader | None:
+    """None for an encoder without the fine step, whose heads have the positions."""
+    if spatial.fine is None:
+        return None
+    width = spatial.head_positions_width
+    return PositionReader(position_width=width, width=config.model.width, kernel=config.temporal.kernel)
 
 
 def cache_sizes(config: Config, features: CacheReader) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from costl.model.contrast import BatchTexts, Similarities
 from costl.model.heads import MomentHead, SaliencyHead, anchors
 from costl.model.inputs import ModelInputs
 from costl.model.spatial import SpatialEncoder, SpatialOutput
-from costl.model.temporal import Pyramid, TemporalLayer, TextPool, sine_positions
+from costl.model.temporal import PositionReader, Pyramid, TemporalLayer, TextPool, sine_positions
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class CoSTL(nn.Module):
         self,
         *,
         spatial: SpatialEncoder,
+        position_reader: PositionReader | None,
         layers: list[TemporalLayer],
         pyramid: Pyramid,
         moment_head: MomentHead,
@@ -93,6 +94,7 @@ class CoSTL(nn.Module):
         self.spatial = spatial
         self.similarity_projection = nn.Linear(1, width) if clip_prior else None
         self.text_pool = TextPool(width=width)
+        self.position_reader = position_reader
         self.layers = nn.ModuleList(layers)
         self.pyramid = pyramid
         self.moment_head = moment_head
@@ -114,6 +116,8 @@ class CoSTL(nn.Module):
             similarity = clip_similarity(inputs, self.logit_scale)
             frames = frames + self.similarity_projection(similarity[..., None])
         text = self.text_pool(words, inputs.word_mask)
+        if self.position_reader is not None and spatial.head_positions is not None:
+            frames = frames + self.position_reader(spatial.head_positions, mask, text)
         for layer in self.layers:
             frames = layer(frames, mask, words, inputs.word_mask, text)
         levels, masks = self.pyramid(frames, mask, text)

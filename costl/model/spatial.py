@@ -51,14 +51,16 @@ class FineOutput:
 class SpatialOutput:
     """Result of the spatial encoder.
 
-    `frames` are the frames as their query sees them. `similarities` are None without the contrast, `coarse` and `fine` in
-    an encoder without this step.
+    `frames` are the frames as their query sees them. `head_positions` says where each head of the fine step looks in each
+    clip: see `SpatialEncoder._head_positions`. `similarities` are None without the contrast, `coarse`, `fine` and
+    `head_positions` in an encoder without this step.
     """
 
     frames: Float[Tensor, "b t d"]
     similarities: Similarities | None
     coarse: CoarseOutput | None = None
     fine: FineOutput | None = None
+    head_positions: Float[Tensor, "b t _"] | None = None
 
 
 def coarse_attention(
@@ -162,7 +164,8 @@ class SpatialEncoder(nn.Module):
         self.coarse_gate = _Gate(width=width, position_width=position_width) if steps >= 1 else None
         self.word_query = _unit_variance_linear(width) if steps >= 2 else None
         self.fine = FineAttention(encoder_width=encoder_width, width=width, heads=heads) if steps >= 2 else None
-        self.fine_gate = _Gate(width=width, position_width=heads * (position_width + 1)) if steps >= 2 else None
+        self.head_positions_width = heads * (position_width + 1)
+        self.fine_gate = _Gate(width=width, position_width=self.head_positions_width) if steps >= 2 else None
 
     def forward(
         self,
@@ -191,8 +194,9 @@ class SpatialEncoder(nn.Module):
             return SpatialOutput(frames, similarities, coarse)
         word_scores = torch.einsum("btkc,blc->btlk", coarse.short_list, texts[:, 1:])
         fine = self.fine(coarse.short_list, word_scores, words, inputs.word_mask)
-        frames = frames + self.fine_gate(fine.evidence, self._attended_positions(fine, coarse).flatten(2))
-        return SpatialOutput(frames, similarities, coarse, fine)
+        head_positions = self._head_positions(fine, coarse).flatten(2)
+        frames = frames + self.fine_gate(fine.evidence, head_positions)
+        return SpatialOutput(frames, similarities, coarse, fine, head_positions)
 
     def project_texts(self, sentence: Float[Tensor, "b d"], words: Float[Tensor, "b l d"]) -> Float[Tensor, "b x c"]:
         """The texts that patches are compared with: the sentence, then each word if the encoder has a fine step."""
@@ -201,7 +205,7 @@ class SpatialEncoder(nn.Module):
             return sentence_text
         return torch.cat([sentence_text, self.to_encoder_space(self.word_query(words))], 1)
 
-    def _attended_positions(self, fine: FineOutput, coarse: CoarseOutput) -> Float[Tensor, "b t h _"]:
+    def _head_positions(self, fine: FineOutput, coarse: CoarseOutput) -> Float[Tensor, "b t h _"]:
         """Mean position of the patches that each head attends to, and the sum of its attention, scaled to -1 .. 1."""
         total = fine.head_attention.sum(-1)
         weights = fine.head_attention / (total[..., None] + 1e-4)

@@ -88,6 +88,30 @@ class TextScaledConv(nn.Module):
         return self.mix(changes * (1 + self.text_scale(text))[:, None])
 
 
+class PositionReader(nn.Module):
+    """What the positions of the attention say about a sentence: where things are, how they move, how two of them are placed.
+
+    The text chooses what is compared: two heads ("left of"), or a head with itself in the neighbouring clips ("goes left").
+    The second layer combines comparisons ("passes left of"). Positions that are only added to the contents of a frame do not
+    suffice: later layers can hardly tell them apart again.
+    """
+
+    def __init__(self, *, position_width: int, width: int, kernel: int):
+        super().__init__()
+        self.project = nn.Linear(position_width, width)
+        nn.init.normal_(self.project.weight, std=math.sqrt(2 / position_width))  # as in the gates of the spatial encoder
+        self.compare = TextScaledConv(width=width, kernel=kernel)
+        self.norm = nn.LayerNorm(width)
+        self.combine = TextScaledConv(width=width, kernel=kernel)
+
+    def forward(
+        self, head_positions: Float[Tensor, "b t _"], mask: Bool[Tensor, "b t"], text: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b t d"]:
+        """What is added to each frame."""
+        compared = self.compare(self.project(head_positions), mask, text)
+        return compared + self.combine(self.norm(compared), mask, text)
+
+
 class TextPool(nn.Module):
     """Pools the words of a query into one vector with a learned softmax."""
 

@@ -180,6 +180,7 @@ def load_state(state: TrainingState, folder: Path) -> None:
     try:
         load_matching_weights(state.model, weights, source=str(folder))
         load_matching_weights(state.ema_model, meta["average"], source=str(folder))
+        _forget_other_weights(state.optimizer, state.model)
         state.optimizer.load_state_dict(meta["optimizer"])
         state.shuffle_generator.set_state(meta["shuffle"])
         set_rng_state(meta["random"])
@@ -191,6 +192,13 @@ def load_state(state: TrainingState, folder: Path) -> None:
             setattr(state, name, _checked_count(meta["counts"][key], optional=key == "best"))
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CacheError(f"{folder}: of another version of CoSTL, it cannot be continued. Train a new run.") from error
+
+
+def _forget_other_weights(optimizer: torch.optim.Optimizer, model: Model) -> None:
+    """Leaves the optimizer with the weights of this model: one of an earlier version has fewer parts."""
+    kept = {id(weight) for weight in model.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) in kept]
 
 
 def _load_epoch_progress(saved: Mapping[str, Any], device: torch.device) -> EpochProgress:

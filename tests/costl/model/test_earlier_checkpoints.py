@@ -50,6 +50,14 @@ def model_of(kind: str) -> Model:
     return untrained(load_config(SMALL, overrides=[f"model.kind={kind}"])).eval()
 
 
+def train_earlier(world: Any, *, kind: str, epochs: int, out: Path, progress: Any = None) -> None:
+    """Trains the model of the earlier version."""
+    overrides = [f"model.kind={kind}", f"train.epochs={epochs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("costl.model.build._position_reader", lambda *_: None)
+        train(world.cache, overrides=overrides, out=out, device="cpu", progress=progress)
+
+
 def earlier_weights(kind: str) -> dict[str, Tensor]:
     """Weights under their earlier keys."""
     weights = {
@@ -81,6 +89,7 @@ def inputs() -> ModelInputs:
 @every_kind
 def test_every_earlier_key_has_a_current_key_and_none_is_missing(kind):
     model = model_of(kind)
+    load_matching_weights(model, earlier_weights(kind), source="a run")
     renamed = with_current_keys(earlier_weights(kind))
     assert len(renamed) == len(EARLIER[kind]["shapes"]) - len(REMOVED_KEYS)
     assert renamed.keys() == model.state_dict().keys() | {"logit_scale"}  # which only CoSTL still reads
@@ -125,6 +134,7 @@ def test_load_checkpoint_returns_the_keys_of_this_version(tmp_path, kind):
     earlier = earlier_weights(kind)
     save_checkpoint(tmp_path, "best", earlier, {})
     loaded, _ = load_checkpoint(tmp_path, "best")
+    load_matching_weights(model, loaded, source="a run")
     assert loaded.keys() >= model.state_dict().keys()
     assert equal(loaded, with_current_keys(earlier))
 
@@ -170,7 +180,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 @every_kind
 def test_a_run_of_an_earlier_version_evaluates_and_exports_as_before(world, tmp_path, kind):
     run = tmp_path / "run"
-    train(world.cache, overrides=[f"model.kind={kind}", "train.epochs=1"], out=run, device="cpu")
+    train_earlier(world, kind=kind, epochs=1, out=run)
     metrics = evaluate(run, device="cpu").metrics
     trained = read_trained_model(run)
     rewrite(kind, run, "best")
@@ -185,7 +195,7 @@ def test_a_run_of_an_earlier_version_evaluates_and_exports_as_before(world, tmp_
 @every_kind
 def test_an_export_of_an_earlier_version_loads(world, tmp_path, kind):
     run, folder = tmp_path / "run", tmp_path / "exported"
-    train(world.cache, overrides=[f"model.kind={kind}", "train.epochs=1"], out=run, device="cpu")
+    train_earlier(world, kind=kind, epochs=1, out=run)
     export(run, folder, with_clip=False)
     trained = read_trained_model(folder)
     content = safetensors.torch.save(with_earlier_keys(kind, trained.weights), metadata={"format": "pt"})
@@ -198,11 +208,10 @@ def test_an_export_of_an_earlier_version_loads(world, tmp_path, kind):
 
 @every_kind
 def test_an_interrupted_run_of_an_earlier_version_ends_with_the_same_bits(world, tmp_path, kind):
-    settings = [f"model.kind={kind}", "train.epochs=3"]
-    train(world.cache, overrides=settings, out=tmp_path / "whole", device="cpu")
+    train_earlier(world, kind=kind, epochs=3, out=tmp_path / "whole")
     run = tmp_path / "run"
     with pytest.raises(Stop):
-        train(world.cache, overrides=settings, out=run, device="cpu", progress=stop_after_a_save(run))
+        train_earlier(world, kind=kind, epochs=3, out=run, progress=stop_after_a_save(run))
     rewrite(kind, run, "last")
     rewrite(kind, run, "best")
     resume(run, device="cpu")
