@@ -278,7 +278,8 @@ def _valid_settings(source: str, layer: Any, problems: list[str]) -> Iterator[tu
         return
     for section, values in layer.items():
         if section not in _types(Config):
-            problems.append(f"{source}: unknown section {abbreviated(section)}. {suggest(_key_text(section), list(_types(Config)))}")
+            hint = suggest(_key_text(section), list(_types(Config)))
+            problems.append(f"{source}: unknown section {abbreviated(section)}. {hint}")
         elif not isinstance(values, Mapping):
             problems.append(f"{source}: {section} is {abbreviated(values)}, expected names and values below it.")
         else:

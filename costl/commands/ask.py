@@ -150,10 +150,10 @@ def label(videos: Path, run: str | None, **options: Any) -> None:
     Example:
         costl label --videos dir/
 
-    Made for the keyboard: play, set the ends of a moment, type its sentence; ? shows all keys. It also
-    indexes the folder in the background, and then proposes the moments that a search finds. Every change is on the disk before the page shows it as
-    saved. Ctrl-C ends it, writes the labels as JSONL, and prints the next command. Serves only 127.0.0.1, and sends nothing
-    elsewhere. Needs the extra: pip install 'costl[demo]'
+    Made for the keyboard: play, set the ends of a moment, type its sentence; ? shows all keys. It also indexes the folder in
+    the background, and then proposes the moments that a search finds. Every change is on the disk before the page shows it
+    as saved. Ctrl-C ends it, writes the labels as JSONL, and prints the next command. Serves only 127.0.0.1, and sends
+    nothing elsewhere. Needs the extra: pip install 'costl[demo]'
     """
     from costl.ask.model_folder import model_or_zero_shot
     from costl.pipeline.videos import list_videos

@@ -101,8 +101,8 @@ def reproduce(streams: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--val-share",
     type=float,
-    help="Share of the videos for validation if there is no such split; of your own labels the same share is also kept for the test.  "
-    "[default: 0.1, tvsum 0, own labels 0.15]",
+    help="Share of the videos for validation if there is no such split; of your own labels the same share is also kept "
+    "for the test.  [default: 0.1, tvsum 0, own labels 0.15]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of these videos.")
 @click.option("--frame-rate", metavar="RATE", help="Frame rate of labels that count frames.  [default: that of each video]")

@@ -48,7 +48,9 @@ def _day(_context: click.Context, _parameter: click.Parameter, value: datetime |
 @click.option("--picture", type=ANY_PATH, help="Draw the moments into this PNG file.")
 @click.option("--model", help="Encoder of a new index (see costl data models).")
 @click.option("--weights", help="Its weights: a tag, a file or a folder.")
-@click.option("--keep", default="20GB", metavar="SIZE", help="Most disk for the patch tokens that a trained model reads.  [default: 20GB]")
+@click.option(
+    "--keep", default="20GB", metavar="SIZE", help="Most disk for the patch tokens of a trained model.  [default: 20GB]"
+)
 @click.option("--remove-index", is_flag=True, help="Remove the index of --videos, and end.")
 @click.option("--cluster", metavar="ADDRESS", help="Use the workers of a Dask scheduler (see extract).")
 @overwrite
