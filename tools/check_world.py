@@ -23,7 +23,9 @@ from costl.metrics.compute import compute_metrics
 
 CLIP_S = 2.0
 MIN_SPEED = 0.03  # frame sides per clip
-QUERY = re.compile(r"the (?P<subject>.+?) (?:is|can|moves|goes|travels|passes) ?(?P<predicate>.*)")
+MIN_GROWTH = 0.002  # of the diameter, in frame sides per clip
+VERBS = "is|can|moves|goes|travels|passes|grows|shrinks|gets|becomes"
+QUERY = re.compile(rf"the (?P<subject>.+?) (?P<verb>{VERBS}) ?(?P<predicate>.*)")
 AXES = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 AXES |= {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 AXES |= {"on the left": (-1, 0), "on the right": (1, 0), "at the top": (0, -1), "at the bottom": (0, 1)}
@@ -42,7 +44,11 @@ def predict(query: Query, objects: Sequence[Mapping[str, Any]]) -> Prediction:
 def true_clips(text: str, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """int [t]: 1 where the sentence is true."""
     name, predicate, partner = parse_sentence(text)
-    centres = _centres(find_object(name, objects))
+    thing = find_object(name, objects)
+    centres = _centres(thing)
+    if predicate in ("larger", "smaller"):
+        growth = diameters(thing)[:, None] * (1 if predicate == "larger" else -1)
+        return (_moves(growth, MIN_GROWTH) & (_step(growth) > 0)).ravel().astype(int)
     visible = ~np.isnan(centres[:, 0])
     if partner is not None:
         related = _is_related(predicate, centres - _centres(find_object(partner, objects)))
@@ -60,14 +66,14 @@ def true_clips(text: str, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def parse_sentence(text: str) -> tuple[str, str, str | None]:
-    """(name of the thing that a sentence is about, predicate, name of a second thing or None)."""
+    """(name of the thing that a sentence is about, predicate, name of a second thing or None); "grows" is "larger"."""
     match = QUERY.fullmatch(text)
     assert match, f"not a sentence of the sample world: {text!r}"
     subject, predicate = match["subject"], match["predicate"]
     if " the " in predicate and not predicate.startswith(("on the", "at the")):
         relation, partner = predicate.split(" the ")
         return subject, relation, partner
-    return subject, predicate, None
+    return subject, {"grows": "larger", "shrinks": "smaller"}.get(match["verb"], predicate), None
 
 
 def find_object(name: str, objects: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -80,6 +86,11 @@ def read_objects(folder: Path) -> dict[str, Any]:
     """The objects of each video of a sample world, by the video's name."""
     rows = (json.loads(line) for line in (folder / "objects.jsonl").read_text(encoding="utf-8").splitlines())
     return {row["vid"]: row["objects"] for row in rows}
+
+
+def diameters(thing: Mapping[str, Any]) -> np.ndarray:
+    """Its diameter in each clip, [t]; NaN while it is hidden, if it changes its size."""
+    return np.broadcast_to(np.array(thing.get("diameters") or thing["diameter"], dtype=float), len(thing["centres"]))
 
 
 def _centres(thing: Mapping[str, Any]) -> np.ndarray:
@@ -99,30 +110,37 @@ def _is_related(relation: str, offset: np.ndarray) -> np.ndarray:
     return (along > np.maximum(across, 0.06)) & both_visible
 
 
-def _step(centres: np.ndarray) -> np.ndarray:
-    """The move from the clip before, [t 2]; in the first visible clip the move to the next."""
-    before, after = _differences(centres)
+def _step(values: np.ndarray) -> np.ndarray:
+    """The move from the clip before, [t k]; in the first visible clip the move to the next."""
+    before, after = _differences(values)
     return np.where(np.isnan(before), after, before)
 
 
 def _is_moving(centres: np.ndarray) -> np.ndarray:
     """bool [t 2]: whether it moves along x and along y, both from the clip before and to the next."""
-    before, after = _differences(centres)
+    return _moves(centres, MIN_SPEED)
+
+
+def _moves(values: np.ndarray, least: float) -> np.ndarray:
+    """bool [t k]: whether values [t k] change by more than `least`, both from the clip before and to the next."""
+    before, after = _differences(values)
     smaller = np.fmin(np.abs(before), np.abs(after))
-    return np.nan_to_num(smaller) > MIN_SPEED
+    return np.nan_to_num(smaller) > least
 
 
-def _differences(centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(move from the clip before, move to the next clip), [t 2] each; NaN where there is none."""
-    missing = np.full((1, 2), np.nan)
-    steps = np.diff(centres, axis=0)
+def _differences(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(move from the clip before, move to the next clip), [t k] each; NaN where there is none."""
+    missing = np.full_like(values[:1], np.nan)
+    steps = np.diff(values, axis=0)
     return np.concatenate([missing, steps]), np.concatenate([steps, missing])
 
 
 def main(folder: Path) -> None:
     """Print the oracle's metrics for each split of a sample world."""
     objects = read_objects(folder)
-    for split in ("val", "test", "test_unseen"):
+    for split in ("val", "test", "test_unseen", "test_unseen_relation"):
+        if not (folder / f"{split}.jsonl").exists():
+            continue
         queries = parse_jsonl((folder / f"{split}.jsonl").read_text(encoding="utf-8"), f"{split}.jsonl")
         brief = compute_metrics([predict(query, objects[query.vid]) for query in queries], queries)["brief"]
         print(split, {name: round(brief[f"MR-full-{name}"], 1) for name in ("R1@0.5", "R1@0.7", "mAP")})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from check_world import find_object, parse_sentence, read_objects
+from check_world import diameters, find_object, parse_sentence, read_objects
 
 from costl.data.annotations import Query
 from costl.data.queries import read_queries
@@ -35,7 +35,8 @@ def covered_patches(thing: Thing, clip: int, side: int) -> np.ndarray | None:
     if centre is None:
         return None
     edge = np.arange(side) / side
-    x, y = ((edge < c + thing["diameter"] / 2) & (edge + 1 / side > c - thing["diameter"] / 2) for c in centre)
+    reach = diameters(thing)[clip] / 2
+    x, y = ((edge < c + reach) & (edge + 1 / side > c - reach) for c in centre)
     return (y[:, None] & x).ravel()
 
 

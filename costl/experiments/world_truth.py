@@ -28,11 +28,14 @@ TRIES = 40  # for each requested question: some questions do not apply to every 
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of one video: their kinds, diameters (in side lengths), and positions at every clip, NaN while absent."""
+    """The objects of one video: their kinds, and in every clip diameters (in side lengths) and positions, NaN while absent.
+
+    An object that keeps its size has its diameter in clips in which it is absent as well.
+    """
 
     vid: str
     kinds: tuple[Kind, ...]
-    diameters: np.ndarray  # [o]
+    diameters: np.ndarray  # [o t]
     centres: np.ndarray  # [o t 2]
 
     def visible(self, clip: int) -> list[int]:
@@ -112,10 +115,13 @@ def _scene(row: Mapping[str, Any]) -> Scene:
     centres = [[xy or (np.nan, np.nan) for xy in thing["centres"]] for thing in objects]
     kinds = []
     for thing in objects:
-        _, colour, shape = thing["thing"].split()
+        *_, colour, shape = thing["thing"].split()
         kinds.append((colour, shape))
-    diameters = np.array([float(thing["diameter"]) for thing in objects])
-    return Scene(str(row["vid"]), tuple(kinds), diameters, np.array(centres, np.float64).reshape(len(objects), -1, 2))
+    positions = np.array(centres, np.float64).reshape(len(objects), -1, 2)
+    diameters = np.empty(positions.shape[:2])
+    for i, thing in enumerate(objects):
+        diameters[i] = np.array(thing.get("diameters") or thing["diameter"], np.float64)
+    return Scene(str(row["vid"]), tuple(kinds), diameters, positions)
 
 
 class _NoQuestion(Exception):
@@ -166,7 +172,7 @@ class _Draw:
     def size(self) -> Question:
         """What is the diameter of the object?"""
         index = self._choose(self.scene.unique(self.clip))
-        return self._question(index, float(self.scene.diameters[index]))
+        return self._question(index, float(self.scene.diameters[index, self.clip]))
 
     def motion(self) -> Question:
         """The step from this clip to the next."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from costl.pipeline.world.sentences import Sentence, every_true_sentence, expected_grade, thing_names, true_runs
+from costl.pipeline.world.sentences import Sentence, every_true_sentence, expected_grade, track_names, true_runs
 from costl.pipeline.world.tracks import CLIP_S, Track
 
 # Their sentences are also asked in the other splits. Those of train would be too many.
-ASKED_ELSEWHERE = ("val", "test", "test_unseen")
+ASKED_ELSEWHERE = ("val", "test", "test_unseen", "test_unseen_relation")
 
 Tracks = Mapping[str, Sequence[Track]]  # of each video
 
@@ -36,7 +36,7 @@ def corpus_rows(tracks: Mapping[str, Tracks], queries: Mapping[str, Sequence[Sen
         for vid, of_video in videos.items():
             for text, windows in true_windows(of_video, truth).items():
                 truth[text][vid] = windows
-        names = {name for of_video in videos.values() for track in of_video for name in thing_names(track.thing)}
+        names = {name for of_video in videos.values() for track in of_video for name in track_names(track)}
         for text, sentence in own.items():
             yield {"split": split, "sentence": text, "kind": sentence.kind, "videos": truth[text]}
         for text, sentence in others.items():

@@ -24,14 +24,14 @@ SHAPES = ("ball", "box", "triangle", "star", "cross", "ring", "heart", "cup")
 
 @dataclass(frozen=True)
 class Thing:
-    """An object, by the words that captions and queries use for it."""
+    """An object, by the words that captions and queries use for it. `size` is empty if it changes its size."""
 
     size: str
     colour: str
     shape: str
 
     def __str__(self) -> str:
-        return f"{self.size} {self.colour} {self.shape}"
+        return " ".join(filter(None, [self.size, self.colour, self.shape]))
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ def random_thing(rng: np.random.Generator, *, unseen: bool | None = None) -> Thi
 def random_diameter(rng: np.random.Generator, thing: Thing) -> float:
     """A random diameter in the range of the thing's size."""
     return float(rng.uniform(*SIZES[thing.size]))
+
+
+def size_word(diameter: float) -> str:
+    """What a thing of this diameter is called: "small", "large", or "" between the two ranges."""
+    if diameter <= SIZES["small"][1]:
+        return "small"
+    return "large" if diameter >= SIZES["large"][0] else ""
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:

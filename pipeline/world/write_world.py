@@ -16,9 +16,12 @@ from costl.pipeline.errors import UsageError
 from costl.pipeline.formats.files import refuse_overwrite
 from costl.pipeline.world.corpus import corpus_rows
 from costl.pipeline.world.render import draw, is_unseen, texture
-from costl.pipeline.world.sentences import Sentence, annotate, choose_queries, describe_tracks
+from costl.pipeline.world.sentences import Sentence, annotate, choose_queries, describe_tracks, held_out_relations
 from costl.pipeline.world.tracks import CLIP_S, Track, create_tracks
 
+UNSEEN_OBJECTS, UNSEEN_RELATIONS = "test_unseen", "test_unseen_relation"
+VIDEOS = {"train": 240, "val": 40, "test": 70, UNSEEN_OBJECTS: 50}
+FINE_VIDEOS = VIDEOS | {UNSEEN_RELATIONS: 50}
 FRAME_RATE = 5  # frames a second of the rendered videos
 TINY_CLIP = Path(__file__).parent / "costl-tiny"
 # Without x264's mbtree, whose output varies from run to run: the same settings must give the same bytes.
@@ -38,26 +41,32 @@ train:              # how this world is best learned on two cores; `costl train`
 class WorldSettings:
     """Size and difficulty of a sample world.
 
-    `videos`: videos per split; `queries`: queries per video, `train_queries` in the train split; `clips`: the smallest and
-    the largest number of clips per video; `hard`: eight smaller things with more near copies instead of five. Raises
-    UsageError for values that cannot be drawn.
+    `videos`: videos per split, by default VIDEOS, or FINE_VIDEOS with `fine`; `queries`: queries per video, `train_queries`
+    in the train split; `clips`: the smallest and the largest number of clips per video; `hard`: eight smaller things with
+    more near copies instead of five; `fine`: some things grow and shrink, and UNSEEN_RELATIONS asks for relations that no
+    other split asks of the same two shapes. Raises UsageError for values that cannot be drawn.
     """
 
-    videos: dict[str, int] = field(default_factory=lambda: {"train": 240, "val": 40, "test": 70, "test_unseen": 50})
+    videos: dict[str, int] = field(default_factory=dict)
     queries: int = 5
     train_queries: int = 15
     clips: tuple[int, int] = (24, 32)
     side: int = 160
     hard: bool = False
+    fine: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.videos:
+            object.__setattr__(self, "videos", dict(FINE_VIDEOS if self.fine else VIDEOS))
         counts = [*self.videos.values(), self.queries, self.train_queries]
         if min(counts) < 1 or self.side < 64 or not 12 <= self.clips[0] <= self.clips[1]:
             raise UsageError(
                 f"sample world: {self} cannot be drawn. Expected at least one video per split, one query per video, "
                 "12 clips and a side of 64 pixels."
             )
+        if UNSEEN_RELATIONS in self.videos and not self.fine:
+            raise UsageError(f"sample world: only a fine one has the split {UNSEEN_RELATIONS}. Add --fine, or leave it out.")
 
 
 def write_sample(
@@ -112,30 +121,42 @@ def _write_video(
 ) -> tuple[str, list[Track], list[Sentence], list[dict]]:
     """Create, annotate and render one video; returns (its name, its tracks, its queries, their rows)."""
     rng = np.random.default_rng([settings.seed, list(settings.videos).index(split), index])
-    unseen = split == "test_unseen"
+    unseen = split == UNSEEN_OBJECTS
+    held_out = held_out_relations(settings.seed) if settings.fine else frozenset[tuple[str, ...]]()
     vid = f"{split}_{index:04d}"
     count = settings.train_queries if split == "train" else settings.queries
     chosen: list[Sentence] = []
     while len(chosen) < count:  # tracks with too few usable sentences are replaced
         clips = int(rng.integers(settings.clips[0], settings.clips[1] + 1))
-        tracks = create_tracks(rng, clips=clips, objects=8 if settings.hard else 5, hard=settings.hard, unseen=unseen)
-        sentences = [s for s in describe_tracks(tracks, rng) if is_unseen(s.subject) == unseen]
+        objects = 8 if settings.hard else 5
+        tracks = create_tracks(rng, clips=clips, objects=objects, hard=settings.hard, unseen=unseen, fine=settings.fine)
+        sentences = [
+            sentence
+            for sentence in describe_tracks(tracks, rng)
+            if is_unseen(sentence.subject) == unseen and (sentence.related in held_out) == (split == UNSEEN_RELATIONS)
+        ]
         chosen = choose_queries(sentences, count, rng)
     _render(folder / f"{vid}.mp4", tracks, clips, settings.side, rng)
     return vid, tracks, chosen, [annotate(s, vid, rng) for s in chosen]
 
 
 def _object_row(vid: str, tracks: list[Track]) -> dict:
-    """The row of objects.jsonl."""
+    """The row of objects.jsonl. A thing that changes its size has `diameters`, one a clip, in place of `diameter`."""
     objects = [
         {
             "thing": str(t.thing),
-            "diameter": round(t.diameter, 4),
+            **_diameters(t),
             "centres": [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in t.centres().tolist()],
         }
         for t in tracks
     ]
     return {"vid": vid, "objects": objects}
+
+
+def _diameters(track: Track) -> dict:
+    if track.thing.size:
+        return {"diameter": round(float(track.diameters[0]), 4)}
+    return {"diameters": [None if np.isnan(d) else round(d, 4) for d in track.middle_diameters().tolist()]}
 
 
 def _render(path: Path, tracks: list[Track], clips: int, side: int, rng: np.random.Generator) -> None:

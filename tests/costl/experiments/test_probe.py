@@ -95,6 +95,17 @@ def test_questions_agree_with_the_truth(world, topic):
         assert sum(max(map(abs, one.answer)) >= 0.04 for one in questions) == 30
 
 
+def test_a_size_is_asked_in_a_clip_and_answered_for_that_clip():
+    """Of an object that changes its size, as a fine world has them."""
+    sizes = np.array([[0.09, 0.12, 0.15, 0.15], [0.1, 0.1, 0.1, 0.1]])
+    scene = Scene("a", (("red", "ball"), ("blue", "cup")), sizes, np.full((2, 4, 2), 0.5))
+    questions = draw_questions("size", [scene], count=20, rng=np.random.default_rng(0))
+    assert {(one.kind[1], one.clips[0], one.answer[0]) for one in questions} == {
+        *(("ball", clip, size) for clip, size in enumerate([0.09, 0.12, 0.15])),
+        *(("cup", clip, 0.1) for clip in range(3)),
+    }
+
+
 class SyntheticFeatures:
     """Videos with known tokens: a patch has the colour and shape of the object on it and its own position, and the frame
     token has the colours and shapes of all objects."""
@@ -108,7 +119,7 @@ class SyntheticFeatures:
             Scene(
                 str(i),
                 tuple((track.thing.colour, track.thing.shape) for track in tracks),
-                np.array([track.diameter for track in tracks]),
+                np.stack([track.middle_diameters() for track in tracks]),
                 np.stack([track.centres() for track in tracks]),
             )
             for i, tracks in enumerate(stories)

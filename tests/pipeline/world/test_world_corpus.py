@@ -19,16 +19,26 @@ from costl.pipeline.world.tracks import AT_REST, HIDDEN, Track
 from costl.pipeline.world.write_world import WorldSettings, write_sample
 
 COUNTS = {"train": 5, "val": 4, "test": 6, "test_unseen": 4}
+WORLDS = {
+    "normal": WorldSettings(videos=COUNTS, seed=3),
+    "hard": WorldSettings(videos=COUNTS, hard=True, seed=3),
+    "fine": WorldSettings(videos=COUNTS | {"test_unseen_relation": 4}, fine=True, seed=3),
+}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["normal", "hard"])
+@pytest.fixture(scope="module", params=WORLDS)
 def world(request, tmp_path_factory) -> Path:
     """A sample world without its videos."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_world, "_render", lambda *_: None)
-        write_sample(folder, settings=WorldSettings(videos=COUNTS, hard=request.param, seed=3), processes=1)
+        write_sample(folder, settings=WORLDS[request.param], processes=1)
     return folder
+
+
+def splits(world: Path) -> list[str]:
+    """The splits of a world that have annotations."""
+    return [split for split in WORLDS["fine"].videos if (world / f"{split}.jsonl").exists()]
 
 
 def rows(path: Path) -> list[dict]:
@@ -37,7 +47,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_each_query_has_its_annotated_windows_in_its_own_video(world):
     corpus = {(row["split"], row["sentence"]): row["videos"] for row in rows(world / "corpus.jsonl")}
-    for split in COUNTS:
+    for split in splits(world):
         queries = rows(world / f"{split}.jsonl")
         for query in queries:
             windows = corpus[split, query["query"]][query["vid"]]
@@ -53,6 +63,12 @@ TEXT = re.compile(
 )
 
 
+def words_at(thing: dict, clip: int) -> set[str]:
+    """The words of a thing in a clip: one that changes its size is small up to a diameter of 0.105, and large from 0.130."""
+    diameter = thing.get("diameters", {clip: None})[clip] or 0.12
+    return {*thing["thing"].split(), *(["small"] if diameter <= 0.105 else ["large"] if diameter >= 0.13 else [])}
+
+
 def oracle(text: str, objects: list[dict]) -> list[list[int]] | None:
     """The windows of a sentence about rest, from the rounded positions of all objects; None for one about motion."""
     match = TEXT.fullmatch(text)
@@ -60,10 +76,10 @@ def oracle(text: str, objects: list[dict]) -> list[list[int]] | None:
         return None
     name, place, relation, partner = match.groups()
 
-    def fitting(name: str) -> list[dict]:
-        return [thing for thing in objects if set(name.split()) <= set(thing["thing"].split())]
-
     def holds(clip: int) -> bool:
+        def fitting(name: str) -> list[dict]:
+            return [thing for thing in objects if set(name.split()) <= words_at(thing, clip)]
+
         for one, other in product(fitting(name), fitting(partner) if partner else [None]):
             here, there = one["centres"][clip], other and other["centres"][clip]
             if here is None or one is other or (partner and there is None):
@@ -110,14 +126,14 @@ def test_a_reader_of_the_sentences_finds_the_same_truth_in_every_video(world):
 def test_absent_sentences_come_from_other_splits_and_say_what_is_missing(world):
     things = {}
     for row in rows(world / "objects.jsonl"):
-        words = {frozenset(thing["thing"].split()) for thing in row["objects"]}
+        words = {frozenset(words_at(thing, clip)) for thing in row["objects"] for clip in range(len(thing["centres"]))}
         things.setdefault(row["vid"].rpartition("_")[0], set()).update(words)
-    asked = {split: {query["query"] for query in rows(world / f"{split}.jsonl")} for split in COUNTS}
+    asked = {split: {query["query"] for query in rows(world / f"{split}.jsonl")} for split in splits(world)}
     absent = [row for row in rows(world / "corpus.jsonl") if not row["videos"]]
-    assert {row["split"] for row in absent} == set(COUNTS)
+    assert {row["split"] for row in absent} == set(asked)
     assert {row["absent"] for row in absent} == {"object", "event"}
     for row in absent:
-        elsewhere = [split for split in ("val", "test", "test_unseen") if split != row["split"]]
+        elsewhere = [split for split in asked if split not in ("train", row["split"])]
         assert row["sentence"] not in asked[row["split"]]
         assert any(row["sentence"] in asked[split] for split in elsewhere)
         names = re.findall(r"the ((?:small |large )?(?:\w+ )?(?:ball|box|triangle|star|cross|ring|heart|cup))", row["sentence"])
@@ -128,7 +144,8 @@ def test_absent_sentences_come_from_other_splits_and_say_what_is_missing(world):
 def track(thing: str, states: str, *, x: float = 0.5) -> Track:
     """A thing at rest (r), moving up (u) or hidden (h) in each clip; it stays where it is."""
     state = [{"r": AT_REST, "u": "up", "h": HIDDEN}[letter] for letter in states]
-    return Track(Thing(*thing.split()), 0.1, np.full((len(states) + 1, 2), [x, 0.5]), np.array(state))
+    edges = len(states) + 1
+    return Track(Thing(*thing.split()), np.full(edges, 0.1), np.full((edges, 2), [x, 0.5]), np.array(state))
 
 
 BALLS = [track("small red ball", "uurrhh"), track("large red ball", "rrrhhu", x=0.9)]
@@ -162,4 +179,4 @@ def test_a_sentence_has_one_row_in_each_split_that_asks_it():
 
 def test_extraction_takes_no_annotations_from_the_corpus_file(world):
     assert unread_files(world) == []
-    assert set(read_annotations(world)) == set(COUNTS)
+    assert set(read_annotations(world)) == set(splits(world))

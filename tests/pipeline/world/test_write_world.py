@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,20 @@ def test_the_same_settings_give_the_same_bytes_with_any_processes(tmp_path):
     first = files(tmp_path / "a")
     assert len([name for name in first if name.endswith(".mp4")]) == 6
     assert first == files(tmp_path / "b") == files(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("hard", "digest"),
+    [
+        (False, "555631673aed90ce8c66a1bfc6f4922a9d89b8ad1e37102196ad2d3acffdb909"),
+        (True, "c6c420fa7ce102a2ee6f922e25afbc9444b76371d19654d079599b8a3020a468"),
+    ],
+)
+def test_the_annotations_are_those_of_the_published_numbers(tmp_path, hard, digest):
+    """These are digests of the world before it could be fine. If they change, all numbers in docs/ must be measured again."""
+    write_sample(tmp_path / "a", settings=replace(SMALL, hard=hard), processes=1)
+    annotations = b"".join(path.read_bytes() for path in sorted((tmp_path / "a").glob("*.jsonl")))
+    assert hashlib.sha256(annotations).hexdigest() == digest
 
 
 def test_an_interrupted_sample_is_completed_by_the_same_call(tmp_path):
