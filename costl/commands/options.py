@@ -142,9 +142,12 @@ world = option_group(
         metavar="SPLIT=N",
         help="Number of videos of a split, such as train=40. Repeatable.",
     ),
-    click.option("--queries", type=int, help="Number of queries for each video of val, test and test_unseen."),
+    click.option("--queries", type=int, help="Number of queries for each video of every split but train."),
     click.option("--seed", type=int, help="Seed of the random world."),
     click.option("--hard", is_flag=True, default=None, help="Render eight objects instead of five, and make them more alike."),
+    click.option(
+        "--fine", is_flag=True, default=None, help="Let objects grow and shrink, and add the split test_unseen_relation."
+    ),
 )
 
 
@@ -185,12 +188,15 @@ def world_settings(*, counts: Iterable[str], **options: Any) -> Any:
     from costl.pipeline.world.write_world import WorldSettings
 
     set_options = {name: value for name, value in options.items() if value is not None}
-    videos = WorldSettings().videos | dict(map(_videos_of_split, counts))
+    videos = WorldSettings(fine=bool(options["fine"])).videos | dict(map(_videos_of_split, counts))
     return WorldSettings(**set_options, videos=videos)
 
 
 def _videos_of_split(text: str) -> tuple[str, int]:
+    from costl.pipeline.world.write_world import FINE_VIDEOS
+
     split, _, count = text.partition("=")
-    if split not in ("train", "val", "test", "test_unseen") or not count.isdecimal():
-        raise click.BadParameter(f"{text!r}: expected train=N, val=N, test=N or test_unseen=N.", param_hint="--videos")
+    if split not in FINE_VIDEOS or not count.isdecimal():
+        expected = "expected train=N, val=N, test=N, test_unseen=N or, with --fine, test_unseen_relation=N"
+        raise click.BadParameter(f"{text!r}: {expected}.", param_hint="--videos")
     return split, int(count)

@@ -15,10 +15,10 @@ from costl.pipeline.errors import CostlError, UsageError
 from costl.pipeline.extract import extract
 from costl.pipeline.formats.files import publish, refuse_overwrite
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.pipeline.world.write_world import WorldSettings, write_sample
+from costl.pipeline.world.write_world import UNSEEN_OBJECTS, UNSEEN_RELATIONS, WorldSettings, write_sample
 
 FOLDER = Path("costl-quickstart")
-SPLITS = ("test", "test_unseen")
+SPLITS = ("test", UNSEEN_OBJECTS, UNSEEN_RELATIONS)
 # The full model is trained last, so that it is the newest run, which other commands use by default.
 MODELS: Mapping[str, tuple[str, ...]] = {
     "CoSTL without spatial encoder": ("spatial.steps=0",),
@@ -65,7 +65,9 @@ def quickstart(
     """
     refuse_overwrite(folder / "results.json", is_ours=is_own_result)
     load_config(overrides=overrides)  # refuses wrong settings before any work
-    _render(folder / "videos", world or WorldSettings(), progress or (lambda _: None))
+    world = world or WorldSettings()
+    splits = [split for split in SPLITS if split in world.videos]
+    _render(folder / "videos", world, progress or (lambda _: None))
     # These load torch, which a refusal does not need.
     from costl.experiments.scored_runs import train_and_score, with_stage_prefix
     from costl.experiments.untrained_baselines import untrained_baselines
@@ -79,15 +81,15 @@ def quickstart(
         scores, _ = train_and_score(
             run,
             report.cache,
-            SPLITS,
+            splits,
             overrides=[*overrides, *changes],
             device=device,
             progress=with_stage_prefix(name, progress),
         )
         rows[name] = {split: [numbers] for split, numbers in scores.items()}
     features = CacheReader(report.cache)
-    references, how = untrained_baselines(features, SPLITS, load_config(features.settings, overrides=overrides))
-    pictures = [run / f"eval-{split}" / "predictions.png" for split in SPLITS]
+    references, how = untrained_baselines(features, splits, load_config(features.settings, overrides=overrides))
+    pictures = [run / f"eval-{split}" / "predictions.png" for split in splits]
     results = Results({**references, **rows}, how, pictures)
     publish(folder / "results.json", (json.dumps({"rows": results.data(), "how": how}, indent=2) + "\n").encode())
     return results
@@ -98,7 +100,8 @@ def _render(folder: Path, world: WorldSettings, report_progress: ProgressCallbac
     settings_file = folder / "world.json"
     settings = json.loads(json.dumps(asdict(world)))
     if settings_file.is_file():
-        if json.loads(settings_file.read_text(encoding="utf-8")) != settings:
+        stored = json.loads(settings_file.read_text(encoding="utf-8"))
+        if {"fine": False} | stored != settings:  # version 0.1.0 had no fine worlds
             raise UsageError(f"{folder}: holds another sample world. Choose another folder with --out, or delete this one.")
         return
     write_sample(folder, settings=world, progress=lambda done, total: report_progress(Progress("render", done, total)))

@@ -270,6 +270,7 @@ ERRORS = {
         "nowhere is not a folder",
     ),
     "a folder with other files": (["data", "sample", "dir/../other"], 2, "holds files that are not a sample world"),
+    "a split of fine worlds": (["data", "sample", "new", "--videos", "test_unseen_relation=1"], 2, "Add --fine"),
     "impossible world settings": (["data", "sample", "new", "--queries", "0"], 2, "one query per video"),
 }
 
@@ -362,6 +363,18 @@ def test_data_sample_writes_into_the_given_folder(tmp_path):
     assert {"train.jsonl", "val.jsonl", "test.jsonl", "test_unseen.jsonl", "costl.yaml"} <= {
         path.name for path in (tmp_path / "new").iterdir()
     }
+
+
+def test_fine_adds_a_split_and_videos_change_its_size(tmp_path, monkeypatch):
+    worlds = []
+    monkeypatch.setattr("costl.pipeline.world.write_world.write_sample", lambda _, settings, **__: worlds.append(settings))
+    for options in ([], ["--fine"], ["--fine", "--videos", "test_unseen_relation=3", "--hard"]):
+        assert costl("data", "sample", tmp_path, *options).exit_code == 0
+    assert [(world.fine, world.hard, world.videos.get("test_unseen_relation")) for world in worlds] == [
+        (False, False, None),
+        (True, False, 50),
+        (True, True, 3),
+    ]
 
 
 def test_quickstart_prints_a_table_and_repeats_no_finished_work(tmp_path):
