@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,7 @@ from costl.demo.indexed_folder import IndexedFolder
 from costl.demo.library_page import Card, problem_html, results_html
 from costl.demo.page import progress_reply
 from costl.demo.pictures import frame_jpeg
-from costl.demo.streams import REPLY_EVERY_S, json_line, until_done
+from costl.demo.streams import REPLY_EVERY_S, json_line, result_of, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.library.update import NOT_YET
 from costl.pipeline.preview.cut import browser_start_s
@@ -115,8 +116,11 @@ class LibrarySearch:
             return None
 
     async def frame(self, key: str, second: float) -> bytes | None:
-        """The JPEG of the picture at a second of a video; None for one that is gone or cannot be read."""
-        return await asyncio.wrap_future(self._decoders.submit(self._frame, key, second))
+        """The JPEG of the picture at a second of a video; None for one that is gone or cannot be read.
+
+        Raises Ending while the server shuts down.
+        """
+        return await result_of(partial(self._frame, key, second), self._decoders, has_ended=self.has_ended)
 
     def export(self, search: str, ranks: Sequence[int], output_format: str) -> Download:
         """The hits of a search with these ranks, from 0 on, or all if there are none, as one file or as a ZIP archive.

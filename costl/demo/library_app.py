@@ -11,6 +11,7 @@ from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
 from costl.demo.library_page import asset, page_html
 from costl.demo.security import PLAIN_POLICY, protect
+from costl.demo.streams import Ending
 from costl.pipeline.errors import CostlError
 
 VIDEO_PAGE = "/video"
@@ -82,7 +83,10 @@ def build_library_app(search: LibrarySearch, video_page: LazyApp) -> Any:
 
     @app.get("/library/frames/{key}")
     async def frame(key: str, at: float) -> Any:
-        jpeg = await search.frame(key, at)
+        try:
+            jpeg = await search.frame(key, at)
+        except Ending as ending:
+            raise HTTPException(503) from ending
         if jpeg is None:
             raise HTTPException(404)
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})

@@ -12,6 +12,7 @@ from pathlib import Path
 from costl.pipeline.decode.video import OpenVideo, refuse_unsafe
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.options import FrameOptions, ResizeTarget
+from costl.pipeline.videos import read_failure
 
 # By measured CPU seconds per sampled frame (docs/decoding.md). It is not NVDEC, which adds to the cores rather than replacing
 # them, and whose frames differ from those of the software decoders.
@@ -29,13 +30,21 @@ def open_video(path: Path, options: FrameOptions | None = None) -> closing[OpenV
     """
     options = options or FrameOptions()
     refuse_unsafe(path)
+    try:
+        return closing(_open(path, options))
+    except OSError as error:  # it has gone or changed since
+        refuse_unsafe(path)
+        raise read_failure(path, error) from error
+
+
+def _open(path: Path, options: FrameOptions) -> OpenVideo:
     by_pyav = replace(options, decoder="pyav")
     try:
-        return closing(opener(options.decoder)(path, options.resize_to))
+        return opener(options.decoder)(path, options.resize_to)
     except VideoError:
         if options == by_pyav or options.fingerprint() != by_pyav.fingerprint():
             raise
-        return closing(opener("pyav")(path, options.resize_to))
+        return opener("pyav")(path, options.resize_to)
 
 
 def opener(name: str) -> Callable[[Path, ResizeTarget | None], OpenVideo]:

@@ -184,6 +184,7 @@ def refuse_unsafe(path: Path) -> None:
             raise VideoError(f"{path.name}: not a regular file. Replace it by a video, or remove it.")
         with open(path, "rb") as file:
             head = file.read(400)
+        declared = declared_bytes(path)
         os.fspath(path.absolute()).encode()
     except UnicodeError as error:
         raise VideoError(f"{path.name}: its name is not valid UTF-8. Rename it.") from error
@@ -198,7 +199,7 @@ def refuse_unsafe(path: Path) -> None:
     # FFmpeg would open the files and addresses that a playlist lists, whatever the suffix of its name.
     if head.startswith((b"#EXTM3U", b"ffconcat")) or (_is_text(head[:16]) and not head.startswith(b"RIFF")):
         raise VideoError(f"{path.name}: not a video, its content is text. Replace it by a video, or remove it.")
-    if status.st_size < declared_bytes(path):
+    if status.st_size < declared:
         raise VideoError(f"{path.name}: {TRUNCATED}")
 
 

@@ -8,8 +8,10 @@ import io
 import json
 import shutil
 import threading
+import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from costl.config import Config
 from costl.demo.indexing import Indexing
 from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
+from costl.demo.library_app import build_library_app
 from costl.demo.library_page import Card, problem_page, results_html
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError
@@ -155,6 +158,32 @@ def test_a_video_that_is_gone_is_not_served(indexed, monkeypatch):
     key = key_of(indexed, "a.mp4")
     monkeypatch.setitem(indexed._files, key, indexed.folder / "gone.mp4")
     assert indexed.video_file(key) is None and indexed.start_s(key) is None and asyncio.run(indexed.frame(key, 1.0)) is None
+
+
+@pytest.mark.parametrize("end", ["in work", "waiting", "closed"])
+def test_a_picture_that_the_end_of_the_server_cuts_off_is_a_503(indexed, monkeypatch, end):
+    testclient = pytest.importorskip("fastapi.testclient", reason="fastapi is not installed; it comes with the extra `demo`")
+    key = key_of(indexed, "a.mp4")
+    begun, may_end, has_ended = (threading.Event() for _ in range(3))
+    with ThreadPoolExecutor(1) as decoders, ThreadPoolExecutor(1) as browser:
+        monkeypatch.setattr(indexed, "_decoders", decoders)
+        monkeypatch.setattr(indexed, "_frame", lambda *_: begun.set() or may_end.wait(30))
+        monkeypatch.setattr(indexed, "has_ended", has_ended.is_set)
+        client = testclient.TestClient(build_library_app(indexed, lambda *_: None), base_url="http://127.0.0.1")
+        if end == "closed":
+            decoders.shutdown()
+        if end == "waiting":
+            decoders.submit(may_end.wait, 30)
+        reply = browser.submit(client.get, f"/library/frames/{key}?at=1")
+        if end == "in work":
+            assert begun.wait(30)
+            has_ended.set()
+        if end == "waiting":
+            while not decoders._work_queue.qsize():
+                time.sleep(0.01)
+            decoders.shutdown(wait=False, cancel_futures=True)
+        assert reply.result(30).status_code == 503
+        may_end.set()
 
 
 @pytest.mark.parametrize(

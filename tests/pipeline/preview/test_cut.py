@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -111,3 +113,30 @@ def _with_beep(path: Path, beep_s: float) -> Path:
             target.mux(sound.encode(frame))
         target.mux(sound.encode(None))
     return path
+
+
+@pytest.mark.parametrize("look", [lambda path: frames_at(path, [0.1], height=48), browser_start_s], ids=["frames", "start"])
+def test_a_file_that_goes_while_it_is_opened_is_named(tmp_path, monkeypatch, look):
+    """It is removed at each moment at which Python looks at it."""
+    path = tmp_path / "a.mp4"
+    at = looks = -1
+
+    def removing(function):
+        def remove_first(file, *args, **options):
+            nonlocal looks
+            looks += str(file) == str(path)
+            if str(file) == str(path) and looks == at:
+                path.unlink()
+            return function(file, *args, **options)
+
+        return remove_first
+
+    whole = make_video(tmp_path / "whole.mp4", frame_times(5))
+    monkeypatch.setattr("builtins.open", removing(open))
+    monkeypatch.setattr(Path, "stat", removing(Path.stat))
+    while looks >= at:
+        shutil.copy(whole, path)
+        at, looks = at + 1, -1
+        with suppress(VideoError):
+            look(path)
+    assert at > 2
