@@ -66,9 +66,8 @@ class Root(Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stop:
             if read_launch().is_main:
-                print_messages(
-                    f"Interrupted. {stop or 'Finished work is saved. Run the same command again to continue.'}"
-                )
+                advice = str(stop) or "Finished work is saved. Run the same command again to continue."
+                print_messages(f"Interrupted. {advice}")
             ctx.exit(INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def demo(
             library.indexing.start()
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
         on_ready(f"http://{HOST}:{server_socket.getsockname()[1]}/")
-        server.run(sockets=[server_socket])
+        with suppress(KeyboardInterrupt):  # the usual end
+            server.run(sockets=[server_socket])
 
 
 def import_gradio() -> Any:

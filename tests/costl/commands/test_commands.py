@@ -307,6 +307,17 @@ def test_a_mistyped_command_is_refused_with_exit_code_2(arguments, tmp_path, mon
     assert result.exit_code == 2 and "Error: " in result.stderr and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("advice", ["", "Every step is kept."])
+def test_ctrl_c_says_how_to_go_on(here, monkeypatch, advice):
+    def extract(*_: object, **options: object) -> None:
+        raise KeyboardInterrupt(*filter(None, [advice]))
+
+    monkeypatch.setattr("costl.pipeline.extract.extract", extract)
+    result = costl("extract", "--videos", "dir")
+    expected = advice or "Finished work is saved. Run the same command again to continue."
+    assert (result.exit_code, result.stderr) == (130, f"Interrupted. {expected}\n")
+
+
 @pytest.mark.promise(16)
 def test_an_interrupted_training_exits_with_130_and_can_be_resumed(here):
     """By SIGTERM; tests/crash/test_from_outside.py does the same with Ctrl-C."""
