@@ -101,7 +101,7 @@ $('#filter').addEventListener('keydown', event => {
   if (event.key === 'Enter' && first) { first.click(); event.target.blur(); }
 });
 $('#order').addEventListener('change', async () => {
-  if ($('#order').value === 'suggested') await load(); else listVideos();
+  if ($('#order').value === 'suggested') await load({reorder: true}); else listVideos();
 });
 $('#timeline').addEventListener('click', event => {
   if (!facts || event.target.closest('.span')) return;

@@ -131,11 +131,17 @@ const showSigns = reply => {
   showIndex(reply.index);
 };
 
-const load = async () => {
+const inOrderOf = (before, videos) => {
+  const places = new Map(before.map((one, i) => [one.name, i]));
+  const placeOf = one => places.get(one.name) ?? places.size;
+  videos.sort((a, b) => placeOf(a) - placeOf(b));
+};
+const load = async ({reorder = false} = {}) => {
   try {
     const reply = await ask('/label/state');
     const restarted = state && state.session !== reply.session;
     if (restarted) noticed = 0;
+    if (state && !reorder) inOrderOf(state.videos, reply.videos);  // so that the next video stays the next one
     state = reply;
     byName = new Map(reply.videos.map(one => [one.name, one]));
     count = reply.count;
@@ -156,7 +162,7 @@ const load = async () => {
   } catch {
     answers = false;
     await pause(RETRY_MS);
-    await load();
+    await load({reorder});
   }
   showSaved();
 };
