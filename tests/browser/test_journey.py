@@ -37,6 +37,7 @@ train:
   spatial: {{top_k: 4}}
   train: {{epochs: 2, warmup_steps: 1, batch_size: 6}}
 """
+SLOW_S = 180.0  # for what takes a few seconds on an idle machine
 ANSWERED = ".found > p"
 BROKEN = "return [...document.querySelectorAll('header button')].filter(one => one.offsetHeight > 60).map(one => one.id)"
 NOT_SAVED = "Not saved: 1 change. costl label does not answer; start it again."
@@ -134,9 +135,10 @@ class Journey:
         with self.demo(*options) as address:
             page = LibraryPage(self.browser, address, self.home)
             page.open(cards=0)
-            page.browser.wait(lambda: page.browser.run("return $('#library').textContent").startswith("4 videos"), "no index")
+            indexed = lambda: page.browser.run("return $('#library').textContent").startswith("4 videos")  # noqa: E731
+            page.browser.wait(indexed, "not indexed", SLOW_S)
             page.keys(sentence, "\n")
-            page.wait_for(ANSWERED, "Answered by")
+            page.browser.wait(lambda: page.browser.all(ANSWERED), "no answer", SLOW_S)
             assert page.text(ANSWERED) == f"Answered by {answered_by}"
             page.browser.click("#show-below")
             page.browser.find(".card.below")
@@ -154,7 +156,7 @@ class Journey:
             yield server.stdout.readline().strip()
         finally:
             server.send_signal(signal.SIGINT)
-            output, messages = server.communicate(timeout=60)
+            output, messages = server.communicate(timeout=SLOW_S)
         assert (server.returncode, output, messages) == (0, "", "")
 
     def look(self, picture: str) -> None:
@@ -171,7 +173,7 @@ class Journey:
         process = Preloaded(
             ["-m", *command], cwd=self.home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        output, messages = process.communicate(timeout=120)
+        output, messages = process.communicate(timeout=SLOW_S)
         assert process.returncode == 0, messages
         return output
 
