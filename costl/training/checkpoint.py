@@ -143,6 +143,7 @@ def load_matching_weights(model: nn.Module, weights: Mapping[str, Tensor], *, so
     if not hasattr(model, "logit_scale"):  # earlier versions stored it for every kind of model
         weights.pop("logit_scale", None)
     if hasattr(model, "position_reader") and not any(name.startswith("position_reader.") for name in weights):
+        del model.position_reader
         model.register_module("position_reader", None)  # the models of earlier versions have none
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
