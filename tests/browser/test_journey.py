@@ -207,8 +207,11 @@ def test_own_videos_are_searched_labelled_learned_and_searched_again(journey, mo
     journey.search(sentence, "--run", run, answered_by=run, picture="trained")
     assert browser.hosts() == {"127.0.0.1"}
     errors = browser.console_errors()
-    # The server was killed, and the new one refuses what pages of the old one send, until they have its token.
-    assert [error for error in errors if not ("/label/" in error and ("ERR_CONNECTION" in error or " 403 " in error))] == []
+    # A server was killed, and the new one refuses what pages of the old one send, until they have its token. A demo that
+    # ends, as each does after its search, gives no more pictures.
+    at_an_end = {"/label/": ("ERR_CONNECTION", " 403 "), "/library/frames/": ("ERR_CONNECTION", " 503 ")}
+    expected = [(path, sign) for path, signs in at_an_end.items() for sign in signs]
+    assert [error for error in errors if not any(path in error and sign in error for path, sign in expected)] == []
 
 
 def label(journey: Journey, server: LabelServer, moments: dict[str, list[Moment]]) -> list[list[str]]:
