@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from costl.model.inputs import ModelInputs
-from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, own_video_scores
+from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query
 
 NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
 MAX_CONTRAST_PATCHES = 100  # of each frame, at most so many patches are compared with texts
@@ -79,26 +79,31 @@ def patch_similarities(
     if batch_texts is None:
         return None
     patch_step = math.ceil((tokens.raw.shape[2] - 1) / MAX_CONTRAST_PATCHES)
-    positives = own_video_scores(texts, tokens.subsample(1, patch_step), groups).logsumexp(-1)
+    own_texts = groups.pack(texts)
+    all_texts = batch_texts.gather(texts)
+    text_index = _real_text_index(all_texts, batch_texts)
+    real_texts = all_texts.flatten(0, 1).index_select(0, text_index)
+    own_scores = []
+    real_scores = []
+    for videos in tokens.parts():
+        patches = tokens.patches(videos, patch_step)
+        own_scores.append(torch.einsum("vqxc,vtpc->vqxtp", own_texts[videos], patches).logsumexp(-1))
+        distant = patches[:, ::NEGATIVE_CLIP_STEP]
+        real_scores.append(torch.einsum("rc,vtpc->rvtp", real_texts, distant).logsumexp(-1))
+    positives = groups.unpack(torch.cat(own_scores))
+    negatives = _with_padding(torch.cat(real_scores, 1), text_index, all_texts)
     return Similarities(
         positives=pool_similarities(positives, word_mask),
-        negatives=_patch_negatives(batch_texts, batch_texts.gather(texts), tokens.subsample(NEGATIVE_CLIP_STEP, patch_step)),
+        negatives=pool_similarities(negatives, batch_texts.word_mask),
     )
 
 
-def _patch_negatives(
-    batch_texts: BatchTexts, texts: Float[Tensor, "b x c"], patches: NormalisedTokens
-) -> Float[Tensor, "a b v u"]:
-    """Similarities of these texts with the frames of every video.
-
-    This is most of a training step, so it leaves out words that are padding.
-    """
-    text_index = _real_text_index(texts, batch_texts)
-    real_texts = texts.flatten(0, 1).index_select(0, text_index)
-    real_scores = patches.scores(real_texts.expand(len(patches.raw), -1, -1)).logsumexp(-1)
-    zeros = real_scores.new_zeros(texts.shape[0] * texts.shape[1], len(real_scores), real_scores.shape[-1])
-    scores = zeros.index_copy(0, text_index, real_scores.transpose(0, 1))
-    return pool_similarities(scores.unflatten(0, texts.shape[:2]), batch_texts.word_mask)
+def _with_padding(
+    real_scores: Float[Tensor, "r v u"], text_index: Int[Tensor, "r"], texts: Float[Tensor, "b x c"]
+) -> Float[Tensor, "b x v u"]:
+    """The scores of all texts, from those of the texts with these indices; zero for all others, which are padding."""
+    zeros = real_scores.new_zeros(texts.shape[0] * texts.shape[1], *real_scores.shape[1:])
+    return zeros.index_copy(0, text_index, real_scores).unflatten(0, texts.shape[:2])
 
 
 def _real_text_index(texts: Float[Tensor, "b x c"], batch_texts: BatchTexts) -> Int[Tensor, "r"]:

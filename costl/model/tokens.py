@@ -35,10 +35,17 @@ class NormalisedTokens:
         variance = torch.linalg.vector_norm(raw, dim=-1).square() / raw.shape[-1] - mean.square()
         return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), channel_mask)
 
-    def subsample(self, clip_step: int, patch_step: int) -> NormalisedTokens:
-        """The patches of every `clip_step`-th clip, and of these every `patch_step`-th; without the frame token."""
-        subset = (slice(None), slice(None, None, clip_step), slice(1, None, patch_step))
-        return NormalisedTokens(self.raw[subset], self.mean[subset], self.scale[subset], self.channel_mask)
+    def parts(self) -> list[slice]:
+        """The videos to compute with at once: one on a CPU, where the results for one video fit the cache, else all."""
+        if self.raw.device.type != "cpu":
+            return [slice(None)]
+        return [slice(video, video + 1) for video in range(len(self.raw))]
+
+    def patches(self, videos: slice, step: int) -> Float[Tensor, "_ t p c"]:
+        """A normalised copy of every `step`-th patch of some videos."""
+        subset = (videos, slice(None), slice(1, None, step))
+        centred = self.raw[subset] - self.mean[subset][..., None]
+        return centred.mul_(self.scale[subset][..., None]).mul_(self.channel_mask[videos, None, None])
 
     def frame_tokens(self) -> Float[Tensor, "v t c"]:
         """The first token of each frame: the encoder's class token, which is no patch."""
