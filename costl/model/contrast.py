@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from costl.model.inputs import ModelInputs
-from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query
+from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, inner_products
 
 NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
 MAX_CONTRAST_PATCHES = 100  # of each frame, at most so many patches are compared with texts
@@ -79,7 +79,7 @@ def patch_similarities(
     if batch_texts is None:
         return None
     patch_step = math.ceil((tokens.raw.shape[2] - 1) / MAX_CONTRAST_PATCHES)
-    own_texts = groups.pack(texts)
+    own_texts = groups.pack(texts).flatten(1, 2)
     all_texts = batch_texts.gather(texts)
     text_index = _real_text_index(all_texts, batch_texts)
     real_texts = all_texts.flatten(0, 1).index_select(0, text_index)
@@ -87,11 +87,11 @@ def patch_similarities(
     real_scores = []
     for videos in tokens.parts():
         patches = tokens.patches(videos, patch_step)
-        own_scores.append(torch.einsum("vqxc,vtpc->vqxtp", own_texts[videos], patches).logsumexp(-1))
         distant = patches[:, ::NEGATIVE_CLIP_STEP]
-        real_scores.append(torch.einsum("rc,vtpc->rvtp", real_texts, distant).logsumexp(-1))
-    positives = groups.unpack(torch.cat(own_scores))
-    negatives = _with_padding(torch.cat(real_scores, 1), text_index, all_texts)
+        own_scores.append(inner_products(own_texts[videos], patches).logsumexp(-1))
+        real_scores.append(inner_products(real_texts.expand(len(patches), -1, -1), distant).logsumexp(-1))
+    positives = groups.unpack(torch.cat(own_scores).unflatten(1, (groups.most_queries, -1)))
+    negatives = _with_padding(torch.cat(real_scores).transpose(0, 1), text_index, all_texts)
     return Similarities(
         positives=pool_similarities(positives, word_mask),
         negatives=pool_similarities(negatives, batch_texts.word_mask),
