@@ -88,12 +88,12 @@ def patch_similarities(
     for videos in tokens.parts():
         patches = tokens.patches(videos, patch_step)
         distant = patches[:, ::NEGATIVE_CLIP_STEP]
-        own_scores.append(inner_products(own_texts[videos], patches).logsumexp(-1))
-        real_scores.append(inner_products(real_texts.expand(len(patches), -1, -1), distant).logsumexp(-1))
-    positives = groups.unpack(torch.cat(own_scores).unflatten(1, (groups.most_queries, -1)))
-    negatives = _with_padding(torch.cat(real_scores).transpose(0, 1), text_index, all_texts)
+        own_scores.append(inner_products(patches, own_texts[videos]).logsumexp(2))
+        real_scores.append(inner_products(distant, real_texts.expand(len(patches), -1, -1)).logsumexp(2))
+    positives = torch.cat(own_scores).movedim(2, 1).unflatten(1, (groups.most_queries, -1))
+    negatives = _with_padding(torch.cat(real_scores).movedim(2, 0), text_index, all_texts)
     return Similarities(
-        positives=pool_similarities(positives, word_mask),
+        positives=pool_similarities(groups.unpack(positives), word_mask),
         negatives=pool_similarities(negatives, batch_texts.word_mask),
     )
 

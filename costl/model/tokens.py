@@ -74,13 +74,13 @@ class NormalisedTokens:
         return (raw_sum - (weights * self.mean[:, None]).sum(-1, keepdim=True)) * self.channel_mask[:, None, None]
 
 
-def inner_products(texts: Float[Tensor, "v x c"], patches: Float[Tensor, "v t p c"]) -> Float[Tensor, "v x t p"]:
-    """Inner products of each text of a video with each patch of this video."""
+def inner_products(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v t p x"]:
+    """Inner products of each patch of a video with each text of this video."""
     if len(patches) > 1 or patches.device.type != "cpu":
-        return torch.einsum("vxc,vtpc->vxtp", texts, patches)
-    # A convolution with a window of one patch: on a CPU, PyTorch has a faster library for it (oneDNN) than for a product.
-    rows = patches[0].transpose(1, 2)[:, :, None]
-    return F.conv2d(rows, texts[0, :, :, None, None])[:, :, 0].transpose(0, 1)[None]
+        return torch.einsum("vtpc,vxc->vtpx", patches, texts)
+    # A convolution over one patch at a time: on a CPU, PyTorch has a faster library for it (oneDNN) than for a product.
+    channels_first = patches[0].transpose(1, 2)[:, :, None]
+    return F.conv2d(channels_first, texts[0, :, :, None, None])[:, :, 0].transpose(1, 2)[None]
 
 
 class TokenNorm(nn.Module):
