@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from costl.model.contrast import BatchTexts, Similarities, frame_similarities, patch_similarities
 from costl.model.inputs import ModelInputs
-from costl.model.tokens import NormalisedTokens, QueryGroups, TokenNorm, gather_per_query, own_video_scores
+from costl.model.tokens import GatheredPatches, NormalisedTokens, QueryGroups, TokenNorm, gather_per_query, own_video_scores
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CoarseOutput:
 
     pooled: Float[Tensor, "b t c"]
     attention: Float[Tensor, "b t p"]
-    short_list: Float[Tensor, "b t k c"]
+    short_list: GatheredPatches
     short_list_index: Int[Tensor, "b t k"]
 
 
@@ -100,7 +100,7 @@ class FineAttention(nn.Module):
 
     def forward(
         self,
-        short_list: Float[Tensor, "b t k c"],
+        short_list: GatheredPatches,
         scores: Float[Tensor, "b t l k"],
         words: Float[Tensor, "b l d"],
         word_mask: Bool[Tensor, "b l"],
@@ -111,7 +111,7 @@ class FineAttention(nn.Module):
         head_logits = self.head_logits(words) + self.order_bias * _relative_position(word_mask)[..., None]
         word_weights = head_logits.masked_fill(~word_mask[..., None], -torch.inf).softmax(1).transpose(1, 2)
         head_attention = torch.einsum("bhl,btlk->bhtk", word_weights, word_attention[..., :-1])
-        gathered = torch.einsum("bhtk,btkc->bthc", head_attention, short_list)
+        gathered = short_list.weighted_sum(head_attention)
         evidence = self.out(torch.einsum("bthc,hce->bthe", gathered, self.value).flatten(2))
         return FineOutput(
             evidence=evidence,
@@ -192,7 +192,7 @@ class SpatialEncoder(nn.Module):
         frames = frames + self.coarse_gate(self.project(coarse.pooled), coarse.attention @ self.patch_positions)
         if self.fine is None or self.fine_gate is None:
             return SpatialOutput(frames, similarities, coarse)
-        word_scores = torch.einsum("btkc,blc->btlk", coarse.short_list, texts[:, 1:])
+        word_scores = coarse.short_list.scores(texts[:, 1:]).transpose(2, 3)
         fine = self.fine(coarse.short_list, word_scores, words, inputs.word_mask)
         head_positions = self._head_positions(fine, coarse).flatten(2)
         frames = frames + self.fine_gate(fine.evidence, head_positions)

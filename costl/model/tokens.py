@@ -36,10 +36,8 @@ class NormalisedTokens:
         return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), channel_mask)
 
     def parts(self) -> list[slice]:
-        """The videos to compute with at once: one on a CPU, where the results for one video fit the cache, else all."""
-        if self.raw.device.type != "cpu":
-            return [slice(None)]
-        return [slice(video, video + 1) for video in range(len(self.raw))]
+        """The videos to compute with at once."""
+        return _parts(len(self.raw), self.raw.device)
 
     def patches(self, videos: slice, step: int) -> Float[Tensor, "_ t p c"]:
         """A normalised copy of every `step`-th patch of some videos."""
@@ -51,15 +49,19 @@ class NormalisedTokens:
         """The first token of each frame: the encoder's class token, which is no patch."""
         return (self.raw[:, :, 0] - self.mean[:, :, :1]) * self.scale[:, :, :1] * self.channel_mask[:, None]
 
-    def gather_patches(self, video: Int[Tensor, "b"], patch_index: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k c"]:
+    def gather_patches(self, video: Int[Tensor, "b"], patch_index: Int[Tensor, "b t k"]) -> GatheredPatches:
         """The patches with these indices, from each frame of the video of each query."""
         _, clips, tokens, channels = self.raw.shape
         frame_index = video[:, None] * clips + torch.arange(clips, device=video.device)
         token_index = frame_index[..., None] * tokens + 1 + patch_index
-        patches = F.embedding(token_index, self.raw.reshape(-1, channels))
-        mean = self.mean.flatten()[token_index][..., None]
-        scale = self.scale.flatten()[token_index][..., None]
-        return patches.sub_(mean).mul_(scale).mul_(self.channel_mask[video][:, None, None])
+        channel_mask = self.channel_mask[video][:, None, None]
+        pieces = []
+        for queries in _parts(len(video), video.device):
+            index = token_index[queries]
+            patches = F.embedding(index, self.raw.reshape(-1, channels))
+            patches.sub_(self.mean.flatten()[index][..., None]).mul_(self.scale.flatten()[index][..., None])
+            pieces.append(patches.mul_(channel_mask[queries]))
+        return GatheredPatches(tuple(pieces))
 
     def scores(self, texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v x t s"]:
         """Inner products of each text of a video with each token of this video: one matrix product for each video."""
@@ -72,6 +74,31 @@ class NormalisedTokens:
         weights = weights * self.scale[:, None]
         raw_sum = torch.einsum("vxts,vtsc->vxtc", weights, self.raw)
         return (raw_sum - (weights * self.mean[:, None]).sum(-1, keepdim=True)) * self.channel_mask[:, None, None]
+
+
+@dataclass(frozen=True)
+class GatheredPatches:
+    """Some normalised patches of each frame, in pieces of one or more queries; see `_parts`."""
+
+    pieces: tuple[Float[Tensor, "_ t k c"], ...]
+
+    def scores(self, texts: Float[Tensor, "b x c"]) -> Float[Tensor, "b t k x"]:
+        """Inner products of the patches for each query with each text of this query."""
+        texts_of_pieces = texts.split([len(piece) for piece in self.pieces])
+        return torch.cat([inner_products(*pair) for pair in zip(self.pieces, texts_of_pieces, strict=True)])
+
+    def weighted_sum(self, weights: Float[Tensor, "b x t k"]) -> Float[Tensor, "b t x c"]:
+        """Sums of the patches of each frame with these weights."""
+        weights_of_pieces = weights.split([len(piece) for piece in self.pieces])
+        pairs = zip(weights_of_pieces, self.pieces, strict=True)
+        return torch.cat([torch.einsum("bxtk,btkc->btxc", *pair) for pair in pairs])
+
+
+def _parts(count: int, device: torch.device) -> list[slice]:
+    """What to compute at once, of `count` videos or queries: one on a CPU, where its tokens fit the cache, else all."""
+    if device.type != "cpu":
+        return [slice(0, count)]
+    return [slice(i, i + 1) for i in range(count)]
 
 
 def inner_products(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v t p x"]:
