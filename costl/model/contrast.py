@@ -18,6 +18,7 @@ from costl.model.inputs import ModelInputs
 from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, inner_products
 
 NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
+_CLIPS = [slice(i, None, NEGATIVE_CLIP_STEP) for i in range(NEGATIVE_CLIP_STEP)]  # those, and the clips in between
 MAX_CONTRAST_PATCHES = 100  # of each frame, at most so many patches are compared with texts
 
 
@@ -83,25 +84,39 @@ def patch_similarities(
     all_texts = batch_texts.gather(texts)
     text_index = _real_text_index(all_texts, batch_texts)
     real_texts = all_texts.flatten(0, 1).index_select(0, text_index)
-    own_scores = []
-    real_scores = []
+    positives = []
+    negatives = []
     for videos in tokens.parts():
-        patches = tokens.patches(videos, patch_step)
-        distant = patches[:, ::NEGATIVE_CLIP_STEP]
-        own_scores.append(inner_products(patches, own_texts[videos]).logsumexp(2))
-        real_scores.append(inner_products(distant, real_texts.expand(len(patches), -1, -1)).logsumexp(2))
-    positives = torch.cat(own_scores).movedim(2, 1).unflatten(1, (groups.most_queries, -1))
-    negatives = _with_padding(torch.cat(real_scores).movedim(2, 0), text_index, all_texts)
+        own = own_texts[videos]
+        own_and_real = torch.cat([own, real_texts.expand(len(own), -1, -1)], 1)
+        sampled, *skipped = (tokens.patches(videos, clips, patch_step) for clips in _CLIPS)
+        own_scores, real_scores = _soft_maximum(sampled, own_and_real).split([own.shape[1], len(real_texts)], 2)
+        positives.append(torch.cat([own_scores, *(_soft_maximum(patches, own) for patches in skipped)], 1))
+        negatives.append(real_scores)
     return Similarities(
-        positives=pool_similarities(groups.unpack(positives), word_mask),
-        negatives=pool_similarities(negatives, batch_texts.word_mask),
+        positives=pool_similarities(_in_order(positives, groups), word_mask),
+        negatives=pool_similarities(_with_padding(negatives, text_index, all_texts), batch_texts.word_mask),
     )
 
 
+def _soft_maximum(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v t x"]:
+    """The inner product of each text with the patches of each frame, as a soft maximum over the patches."""
+    return inner_products(patches, texts).logsumexp(2)
+
+
+def _in_order(scores: list[Float[Tensor, "_ t y"]], groups: QueryGroups) -> Float[Tensor, "b x t"]:
+    """The scores of each query with its own video, from those of parts of the videos with the clips of `_CLIPS` in turn."""
+    of_videos = torch.cat(scores)
+    clips = torch.arange(of_videos.shape[1], device=of_videos.device)
+    order = torch.cat([clips[subset] for subset in _CLIPS]).argsort()
+    return groups.unpack(of_videos.index_select(1, order).transpose(1, 2).unflatten(1, (groups.most_queries, -1)))
+
+
 def _with_padding(
-    real_scores: Float[Tensor, "r v u"], text_index: Int[Tensor, "r"], texts: Float[Tensor, "b x c"]
+    scores: list[Float[Tensor, "_ u r"]], text_index: Int[Tensor, "r"], texts: Float[Tensor, "b x c"]
 ) -> Float[Tensor, "b x v u"]:
     """The scores of all texts, from those of the texts with these indices; zero for all others, which are padding."""
+    real_scores = torch.cat(scores).movedim(2, 0)
     zeros = real_scores.new_zeros(texts.shape[0] * texts.shape[1], *real_scores.shape[1:])
     return zeros.index_copy(0, text_index, real_scores).unflatten(0, texts.shape[:2])
 

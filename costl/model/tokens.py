@@ -39,9 +39,9 @@ class NormalisedTokens:
         """The videos to compute with at once."""
         return _parts(len(self.raw), self.raw.device)
 
-    def patches(self, videos: slice, step: int) -> Float[Tensor, "_ t p c"]:
-        """A normalised copy of every `step`-th patch of some videos."""
-        subset = (videos, slice(None), slice(1, None, step))
+    def patches(self, videos: slice, clips: slice, step: int) -> Float[Tensor, "_ u p c"]:
+        """A normalised copy of every `step`-th patch in some clips of some videos."""
+        subset = (videos, clips, slice(1, None, step))
         centred = self.raw[subset] - self.mean[subset][..., None]
         return centred.mul_(self.scale[subset][..., None]).mul_(self.channel_mask[videos, None, None])
 
@@ -107,7 +107,7 @@ def inner_products(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x 
         return torch.einsum("vtpc,vxc->vtpx", patches, texts)
     # A convolution over one patch at a time: on a CPU, PyTorch has a faster library for it (oneDNN) than for a product.
     channels_first = patches[0].transpose(1, 2)[:, :, None]
-    return F.conv2d(channels_first, texts[0, :, :, None, None])[:, :, 0].transpose(1, 2)[None]
+    return F.conv2d(channels_first, texts[0, :, :, None, None]).squeeze(2).transpose(1, 2)[None]
 
 
 class TokenNorm(nn.Module):
