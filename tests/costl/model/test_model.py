@@ -43,7 +43,7 @@ from costl.model.heads import anchors
 from costl.model.inputs import ModelInputs
 from costl.model.spatial import FineAttention, SpatialEncoder, coarse_attention, patch_position_encoding
 from costl.model.temporal import Attention, TextPool
-from costl.model.tokens import NormalisedTokens, QueryGroups, own_video_scores
+from costl.model.tokens import GatheredPatches, NormalisedTokens, QueryGroups, inner_products, own_video_scores
 from costl.predict.postprocess import ModelOutput, to_predictions
 from costl.training.objective import total_loss
 
@@ -74,7 +74,7 @@ def test_coarse_attention_equals_a_loop_over_queries_and_frames():
             assert close(output.attention[b, t], attention)
             assert close(output.pooled[b, t], (attention[:, None] * patches).sum(0))
             assert output.short_list_index[b, t].tolist() == best
-            assert close(output.short_list[b, t], patches[best])
+            assert close(output.short_list.pieces[b][0, t], patches[best])
 
 
 def test_fine_attention_equals_a_loop_over_heads_frames_and_words():
@@ -83,7 +83,7 @@ def test_fine_attention_equals_a_loop_over_heads_frames_and_words():
     short_list, scores, words = torch.randn(2, 3, 5, C), torch.randn(2, 3, 4, 5), torch.randn(2, 4, 8)
     word_counts = [4, 2]
     word_mask = torch.arange(4) < torch.tensor(word_counts)[:, None]
-    output = fine(short_list, scores, words, word_mask)
+    output = fine(GatheredPatches((short_list,)), scores, words, word_mask)
     for b in range(2):
         positions = [number / (word_counts[b] - 1) - 0.5 for number in range(word_counts[b])]
         logits = [
@@ -110,7 +110,7 @@ def test_untrained_heads_weight_words_from_the_first_to_the_last():
     """With equal words, the first head has most weight on the first word, the last head on the last word."""
     fine = FineAttention(encoder_width=C, width=8, heads=4)
     words, scores, word_mask = torch.zeros(1, 5, 8), torch.zeros(1, 1, 5, 3), torch.tensor([[True] * 4 + [False]])
-    word_weights = fine(torch.zeros(1, 1, 3, C), scores, words, word_mask).word_weights[0]
+    word_weights = fine(GatheredPatches((torch.zeros(1, 1, 3, C),)), scores, words, word_mask).word_weights[0]
     assert word_weights[0].argmax() == 0 and word_weights[-1].argmax() == 3
     mean_position = word_weights[:, :4] @ torch.arange(4.0)
     assert (mean_position.diff() > 0).all()
@@ -161,14 +161,37 @@ def test_normalised_tokens_give_the_results_of_a_normalised_copy(mean, spread, s
     assert near(tokens.frame_tokens(), normalised[:, :, 0])
     assert near(tokens.scores(texts), torch.einsum("vxc,vtsc->vxts", texts, normalised))
     assert near(tokens.weighted_sum(weights), torch.einsum("vxts,vtsc->vxtc", weights, normalised))
-    subset = normalised[:, ::2, 1::3]
-    assert near(tokens.subsample(2, 3).scores(texts), torch.einsum("vxc,vtsc->vxts", texts, subset))
+    assert near(tokens.patches(slice(1, 2), slice(0, None, 2), 3), normalised[1:, ::2, 1::3])
     patch_index, video = torch.randint(4, (3, 3, 2), generator=generator), torch.tensor([1, 0, 1])
     expected = torch.empty(3, 3, 2, 64)
     for b, v in enumerate(video):
         for t in range(3):
             expected[b, t] = normalised[v, t, 1 + patch_index[b, t]]
-    assert near(tokens.gather_patches(video, patch_index), expected)
+    assert near(torch.cat(tokens.gather_patches(video, patch_index).pieces), expected)
+
+
+@pytest.mark.parametrize("videos", [1, 3])
+@pytest.mark.parametrize("clips", [0, 1, 20])
+def test_inner_products_and_their_gradient_equal_those_of_einsum(videos, clips):
+    """With one video, a convolution computes them, from 16 clips on with oneDNN."""
+    torch.manual_seed(0)
+    patches, texts, weights = torch.randn(videos, clips, 4, C), torch.randn(videos, 5, C), torch.randn(videos, clips, 4, 5)
+    results = []
+    for products in (inner_products, partial(torch.einsum, "vtpc,vxc->vtpx")):
+        texts.grad = None
+        result = products(patches, texts.requires_grad_())
+        (result * weights).sum().backward()
+        results.append((result, texts.grad))
+    assert all(close(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_pieces_of_several_queries_give_the_results_of_one_piece():
+    torch.manual_seed(0)
+    patches, texts, weights = torch.randn(5, 3, 4, C), torch.randn(5, 2, C), torch.randn(5, 6, 3, 4)
+    for sizes in ([5], [2, 3], [1] * 5):
+        gathered = GatheredPatches(patches.split(sizes))
+        assert close(gathered.scores(texts), torch.einsum("btkc,bxc->btkx", patches, texts))
+        assert close(gathered.weighted_sum(weights), torch.einsum("bxtk,btkc->btxc", weights, patches))
 
 
 def test_attention_is_a_softmax_of_scaled_products_over_real_rows():
@@ -283,7 +306,7 @@ def test_the_cost_of_the_fine_step_does_not_depend_on_the_patches():
         )
         assert model.fine is not None
         model.fine.register_forward_hook(
-            lambda _, inputs, output: shapes.append([x.shape for x in (*inputs, *vars(output).values())])
+            lambda _, inputs, output: shapes.append([x.shape for x in (*inputs[0].pieces, *inputs[1:], *vars(output).values())])
         )
         inputs = random_inputs([9, 4], [(0, 3), (1, 5)], patches=side * side)
         words, sentence = torch.randn(2, 5, D), torch.randn(2, D)
