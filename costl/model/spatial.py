@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 from costl.model.contrast import BatchTexts, Similarities, frame_similarities, patch_similarities
 from costl.model.inputs import ModelInputs
-from costl.model.tokens import GatheredPatches, NormalisedTokens, QueryGroups, TokenNorm, gather_per_query, own_video_scores
+from costl.model.tokens import (
+    GatheredPatches,
+    NormalisedTokens,
+    QueryGroups,
+    TokenNorm,
+    gather_per_query,
+    own_video_scores,
+)
 
 
 @dataclass(frozen=True)
