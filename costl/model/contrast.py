@@ -18,8 +18,8 @@ from costl.model.inputs import ModelInputs
 from costl.model.tokens import NormalisedTokens, QueryGroups, gather_per_query, inner_products
 
 NEGATIVE_CLIP_STEP = 2  # negatives are taken from every second clip: neighbouring clips look alike
-_CLIPS = [slice(i, None, NEGATIVE_CLIP_STEP) for i in range(NEGATIVE_CLIP_STEP)]  # those, and the clips in between
 MAX_CONTRAST_PATCHES = 100  # of each frame, at most so many patches are compared with texts
+_CLIPS = [slice(first, None, NEGATIVE_CLIP_STEP) for first in range(NEGATIVE_CLIP_STEP)]  # negatives, then the others
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def patch_similarities(
 ) -> Similarities | None:
     """Similarities of frames and texts by the patches; None without `batch_texts`.
 
-    Of a fine grid only some patches are compared: neighbours look alike.
+    Of a fine grid only some patches are compared: neighbours look alike. This is still most of a training step, so it
+    leaves out words that are padding.
     """
     if batch_texts is None:
         return None
@@ -89,9 +90,9 @@ def patch_similarities(
     for videos in tokens.parts():
         own = own_texts[videos]
         own_and_real = torch.cat([own, real_texts.expand(len(own), -1, -1)], 1)
-        sampled, *skipped = (tokens.patches(videos, clips, patch_step) for clips in _CLIPS)
-        own_scores, real_scores = _soft_maximum(sampled, own_and_real).split([own.shape[1], len(real_texts)], 2)
-        positives.append(torch.cat([own_scores, *(_soft_maximum(patches, own) for patches in skipped)], 1))
+        with_negatives, *others = (tokens.patches(videos, clips, patch_step) for clips in _CLIPS)
+        own_scores, real_scores = _soft_maximum(with_negatives, own_and_real).split([own.shape[1], len(real_texts)], 2)
+        positives.append(torch.cat([own_scores, *(_soft_maximum(patches, own) for patches in others)], 1))
         negatives.append(real_scores)
     return Similarities(
         positives=pool_similarities(_in_order(positives, groups), word_mask),
@@ -101,11 +102,11 @@ def patch_similarities(
 
 def _soft_maximum(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x c"]) -> Float[Tensor, "v t x"]:
     """The inner product of each text with the patches of each frame, as a soft maximum over the patches."""
-    return inner_products(patches, texts).logsumexp(2)
+    return inner_products(patches, texts).float().logsumexp(2)
 
 
 def _in_order(scores: list[Float[Tensor, "_ t y"]], groups: QueryGroups) -> Float[Tensor, "b x t"]:
-    """The scores of each query with its own video, from those of parts of the videos with the clips of `_CLIPS` in turn."""
+    """The scores of each query with its own video; in `scores`, the clips come in the order of `_CLIPS`."""
     of_videos = torch.cat(scores)
     clips = torch.arange(of_videos.shape[1], device=of_videos.device)
     order = torch.cat([clips[subset] for subset in _CLIPS]).argsort()

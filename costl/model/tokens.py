@@ -1,4 +1,4 @@
-"""Encoder tokens of a batch, normalised without a normalised copy, and the grouping of queries by video.
+"""Encoder tokens of a batch, normalised without a normalised copy of all, and the grouping of queries by video.
 
 Axes: see `costl.model.costl`.
 """
@@ -19,8 +19,8 @@ _EPS = 1e-5
 class NormalisedTokens:
     """Encoder tokens, each normalised to mean 0 and variance 1 (`mean`, `scale`), times the `channel_mask` of its video.
 
-    The tokens are most of what a forward reads and writes, so no normalised copy is made: each method computes with the
-    `raw` tokens and corrects its result.
+    The tokens are most of what a forward reads and writes, so no normalised copy of all is made. `scores` and
+    `weighted_sum` compute with the `raw` tokens and correct the result. Only chosen patches are copied.
     """
 
     raw: Float[Tensor, "v t s c"]
@@ -36,7 +36,7 @@ class NormalisedTokens:
         return cls(raw, mean, (variance.clamp(min=0) + _EPS).rsqrt(), channel_mask)
 
     def parts(self) -> list[slice]:
-        """The videos to compute with at once."""
+        """The videos whose patches are copied and compared at once; see `_parts`."""
         return _parts(len(self.raw), self.raw.device)
 
     def patches(self, videos: slice, clips: slice, step: int) -> Float[Tensor, "_ u p c"]:
@@ -95,7 +95,10 @@ class GatheredPatches:
 
 
 def _parts(count: int, device: torch.device) -> list[slice]:
-    """What to compute at once, of `count` videos or queries: one on a CPU, where its tokens fit the cache, else all."""
+    """The videos or queries to compute with at once, of `count`: all on a GPU, one on a CPU.
+
+    What is computed for one stays in the CPU's cache, and its memory serves the next one.
+    """
     if device.type != "cpu":
         return [slice(0, count)]
     return [slice(i, i + 1) for i in range(count)]
@@ -105,7 +108,7 @@ def inner_products(patches: Float[Tensor, "v t p c"], texts: Float[Tensor, "v x 
     """Inner products of each patch of a video with each text of this video."""
     if len(patches) > 1 or patches.device.type != "cpu":
         return torch.einsum("vtpc,vxc->vtpx", patches, texts)
-    # A convolution over one patch at a time: on a CPU, PyTorch has a faster library for it (oneDNN) than for a product.
+    # As a convolution over single patches: PyTorch computes it with oneDNN, which can be twice as fast as MKL's product.
     channels_first = patches[0].transpose(1, 2)[:, :, None]
     return F.conv2d(channels_first, texts[0, :, :, None, None]).squeeze(2).transpose(1, 2)[None]
 

@@ -290,6 +290,17 @@ def test_the_order_of_queries_and_videos_does_not_matter():
     assert close(before.similarities.negatives[:, rows][:, :, videos], after.similarities.negatives)
 
 
+def test_all_videos_at_once_as_on_a_gpu_give_the_same_outputs(monkeypatch):
+    model, inputs = small_model(), random_inputs(CLIPS, QUERIES)
+    one_by_one = run(model, inputs)
+    monkeypatch.setattr("costl.model.tokens._parts", lambda count, device: [slice(0, count)])
+    at_once = run(model, inputs)
+    for name in ("foreground", "spans", "saliency"):
+        assert close(getattr(at_once, name), getattr(one_by_one, name)), name
+    assert close(at_once.similarities.positives, one_by_one.similarities.positives)
+    assert close(at_once.similarities.negatives, one_by_one.similarities.negatives)
+
+
 def test_outputs_depend_on_the_sentence_and_on_patch_positions():
     model, inputs = small_model(), random_inputs([8], [(0, 3), (0, 3)])
     first = run(model, inputs)
