@@ -169,7 +169,7 @@ class Predict:
     moments: int = _above_zero(10)
     nms_sigma: float = _setting(0.5, lambda sigma: sigma > 0, "above zero")
     min_score: float = _setting(0.0, lambda score: 0 <= score <= 1, "from 0 to 1")
-    round_s: float = _setting(0.0, lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more")
+    round_s: float | None = _setting(None, lambda unit_s: unit_s == 0 or unit_s >= 0.001, "0, or 0.001 and more")
     window_clips: int | None = _setting(
         None,
         lambda clips: 8 <= clips <= _MAX_COUNT and clips % 4 == 0,

@@ -66,9 +66,8 @@ def evaluate(as_json: bool, quiet: bool, **options: Any) -> None:
     picture. The second example scores any prediction file, without a run or a cache.
 
     --corpus grounds each sentence in each video, so its time grows with sentences times videos: two and a half minutes on
-    one core for the 596 sentences and 70 videos of the sample world. It
-    prints how well the search finds moments (VCMR, NDCG) and videos (VR), moments within the right video (SVMR), and how
-    well it rejects other videos.
+    one core for the 596 sentences and 70 videos of the sample world. It prints how well the search finds moments (VCMR,
+    NDCG) and videos (VR), moments within the right video (SVMR), and how well it rejects other videos.
     """
     chosen = {name: value for name, value in options.items() if value not in (None, False, "auto")}
     if read_launch().world_size > 1 and chosen.keys() & {"predictions", "truth", "submission", "corpus"}:

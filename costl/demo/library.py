@@ -22,6 +22,7 @@ from costl.demo.indexed_folder import IndexedFolder
 from costl.demo.library_page import Card, problem_html, results_html
 from costl.demo.page import progress_reply
 from costl.demo.pictures import frame_jpeg
+from costl.demo.served_files import ServedFiles
 from costl.demo.streams import REPLY_EVERY_S, json_line, result_of, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.library.update import NOT_YET
@@ -31,7 +32,7 @@ from costl.pipeline.videos import printable
 from costl.search.export.formats import FORMATS, ONE_VIDEO
 from costl.search.export.write import write_hits
 from costl.search.filters import Filters
-from costl.search.hits import Hit, SearchResult
+from costl.search.hits import SearchResult
 from costl.search.library import Library
 
 SHOWN = 24  # moments of one page of results
@@ -65,8 +66,7 @@ class LibrarySearch:
         self.folder = self._indexed.folder
         self.indexing = self._indexed.indexing
         self.has_ended: Callable[[], bool] = lambda: False
-        self._files: dict[str, Path] = {}  # by key
-        self._keys: dict[Path, str] = {}
+        self._files = ServedFiles()
         self._results: OrderedDict[str, SearchResult] = OrderedDict()
         self._threads = ThreadPoolExecutor(_SEARCHES)
         self._decoders = ThreadPoolExecutor(_DECODERS)
@@ -104,7 +104,7 @@ class LibrarySearch:
 
     def video_file(self, key: str) -> Path | None:
         """The file of a hit; None for an unknown key and a file that is gone."""
-        path = self._files.get(key)
+        path = self._files.paths.get(key)
         return path if path is not None and path.is_file() else None
 
     def start_s(self, key: str) -> float | None:
@@ -176,7 +176,10 @@ class LibrarySearch:
         curves = library.curves(result.query, {hit.name for hit in every})
         cosines = np.concatenate([*curves.values(), np.empty(0, np.float32)])
         span = (float(cosines.min(initial=1.0)), float(cosines.max(initial=-1.0)))
-        cards = [Card(rank, hit, self._key(hit), curves[hit.name], library.clip_s, span) for rank, hit in enumerate(every)]
+        cards = [
+            Card(rank, hit, self._files.key(hit.video), curves[hit.name], library.clip_s, span)
+            for rank, hit in enumerate(every)
+        ]
         search = secrets.token_urlsafe(12)
         self._results[search] = result
         while len(self._results) > _RESULTS:
@@ -184,11 +187,6 @@ class LibrarySearch:
         shown = replace(result, notes=(*result.notes, library.passed_over))
         html = results_html(search, shown, cards, filtered=filtered, has_more=has_more)
         return {"html": html, "summary": _in_words(result)}
-
-    def _key(self, hit: Hit) -> str:
-        key = self._keys.setdefault(hit.video, secrets.token_urlsafe(12))
-        self._files[key] = hit.video
-        return key
 
     def _frame(self, key: str, second: float) -> bytes | None:
         path = self.video_file(key)

@@ -6,7 +6,6 @@ import asyncio
 import io
 import os
 import re
-import secrets
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ from costl.ask.answer import Answer, Moment
 from costl.ask.asker import Asker
 from costl.demo.heatmap import overlay_heatmap
 from costl.demo.page import answer_html, error_html, player_html, progress_reply
+from costl.demo.served_files import ServedFiles
 from costl.demo.streams import json_line, until_done
 from costl.pipeline.errors import CostlError, UsageError, VideoError
 from costl.pipeline.preview.cut import browser_start_s, frames_at
@@ -47,7 +47,7 @@ class DemoSessions:
         self.asker = asker
         self.has_ended: Callable[[], bool] = lambda: False
         self._folder = folder and folder.resolve()
-        self._videos: dict[str, Path] = {}  # by key
+        self._videos = ServedFiles()
         self._waiting = Counter[Path]()  # how many pages wait for an answer about each video; changed in the event loop only
         self._progress: dict[Path, Progress] = {}
         self._threads = ThreadPoolExecutor(_AT_ONCE)
@@ -76,11 +76,11 @@ class DemoSessions:
             start_s = browser_start_s(path)
         except Exception as error:
             return _problem(error, path)
-        return player_html(self._key(path), path.name, start_s)
+        return player_html(self._videos.key(path), path.name, start_s)
 
     def video_file(self, key: str) -> Path | None:
         """The file of a chosen video; None for an unknown key."""
-        return self._videos.get(key)
+        return self._videos.paths.get(key)
 
     async def replies(self, key: str, query: str) -> AsyncIterator[str]:
         """Lines of JSON: the progress of an answer (see `progress_reply`) until {"html": the answer or an error message}.
@@ -99,13 +99,6 @@ class DemoSessions:
                 yield line
         finally:
             self._waiting[path] -= 1
-
-    def _key(self, path: Path) -> str:
-        """The key of a file. It stays the same, so that choosing a video again does not end the question about it."""
-        known = next((key for key, video in self._videos.items() if video == path), None)
-        key = known or secrets.token_urlsafe(12)
-        self._videos[key] = path
-        return key
 
     def close(self) -> None:
         """Stops all work, and waits until it has stopped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from costl.config import Predict
-from costl.data.annotations import RATED_CLIP_S, Prediction, Query, Window
+from costl.data.annotations import RATED_CLIP_S, Prediction, Query
 from costl.model.spans import soft_nms
 from costl.pipeline.grid import Grid
 
@@ -57,8 +57,11 @@ def to_predictions(
         mask = output.position_mask[i]
         best = output.scores[i].masked_fill(~mask, -1).topk(min(candidates, int(mask.sum()))).indices
         spans_s = output.spans[i, best].double() * clip_s
-        inside = _clip_to_video(spans_s, query.duration_s, MIN_LENGTH_CLIPS * clip_s)
-        ranked = soft_nms(inside, output.scores[i, best].double(), sigma=settings.nms_sigma, keep=settings.moments)
+        spans_s = _clip_to_video(spans_s, query.duration_s, MIN_LENGTH_CLIPS * clip_s)
+        scores = output.scores[i, best].double()
+        if settings.round_s:
+            spans_s, scores = _round_and_merge(spans_s, scores, query.duration_s, settings.round_s)
+        ranked = soft_nms(spans_s, scores, sigma=settings.nms_sigma, keep=settings.moments)
         ranked = ranked[(ranked[:, 2] >= settings.min_score) | (torch.arange(len(ranked)) == 0)]
         moments = tuple((float(start), float(end), float(score)) for start, end, score in ranked)
         saliency = tuple(output.saliency[i, : clips[i]].tolist())
@@ -75,18 +78,21 @@ def _clip_to_video(spans_s: Float[Tensor, "m 2"], duration_s: float, min_length_
     return torch.stack([start.clamp(min=0), end.clamp(max=duration_s)], -1)
 
 
-def round_times(prediction: Prediction, duration_s: float, unit_s: float) -> Prediction:
-    """Rounds times to multiples of `unit_s`, inside the video and with start before end; 0 leaves them as they are.
+def _round_and_merge(
+    spans_s: Float[Tensor, "m 2"], scores: Float[Tensor, "m"], duration_s: float, unit_s: float
+) -> tuple[Float[Tensor, "r 2"], Float[Tensor, "r"]]:
+    """Spans rounded to multiples of `unit_s`, and their scores, best first. Of spans that become equal the best is kept."""
+    rounded: dict[tuple[float, float], float] = {}
+    for (start_s, end_s), score in zip(spans_s.tolist(), scores.tolist(), strict=True):
+        rounded.setdefault(round_span(start_s, end_s, duration_s=duration_s, unit_s=unit_s), score)
+    return spans_s.new_tensor(list(rounded)), scores.new_tensor(list(rounded.values()))
+
+
+def round_span(start_s: float, end_s: float, *, duration_s: float, unit_s: float) -> tuple[float, float]:
+    """A span rounded to multiples of `unit_s`, inside the video and with start before end.
 
     Published models round before scoring: to 2 s on QVHighlights and TACoS, to 1 s on Charades-STA.
     """
-    if unit_s == 0:
-        return prediction
-    windows = tuple((*_round_window(start, end, duration_s, unit_s), score) for start, end, score in prediction.windows)
-    return replace(prediction, windows=windows)
-
-
-def _round_window(start_s: float, end_s: float, duration_s: float, unit_s: float) -> Window:
     start = round(start_s / unit_s)
     end = round(end_s / unit_s)
     if start >= end or start * unit_s >= duration_s:  # the unit that contains the middle

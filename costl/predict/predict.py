@@ -18,7 +18,7 @@ from costl.data.windowed_features import VideoFeatures
 from costl.model.build import Model
 from costl.model.inputs import ModelInputs
 from costl.pipeline.progress import Progress, ProgressCallback
-from costl.predict.postprocess import ModelOutput, rated_saliency, round_times, to_predictions
+from costl.predict.postprocess import ModelOutput, rated_saliency, to_predictions
 from costl.predict.sliding_window import predict_windows, window_ranges
 from costl.training.distributed import SINGLE_PROCESS, Ranks
 from costl.training.run_folder import MAX_WINDOW_CLIPS
@@ -122,6 +122,5 @@ def _postprocess(
     )
     by_qid: dict[int | str, Prediction] = {}
     for query, prediction in zip(queries, predictions, strict=True):
-        rated = replace(prediction, saliency=rated_saliency(prediction.saliency, query, fps=features.fps))
-        by_qid[query.qid] = round_times(rated, query.duration_s, settings.round_s)
+        by_qid[query.qid] = replace(prediction, saliency=rated_saliency(prediction.saliency, query, fps=features.fps))
     return by_qid

@@ -142,9 +142,10 @@ def load_matching_weights(model: nn.Module, weights: Mapping[str, Tensor], *, so
     weights = with_current_keys(weights)
     if not hasattr(model, "logit_scale"):  # earlier versions stored it for every kind of model
         weights.pop("logit_scale", None)
+    # The models of earlier versions have no position reader.
     if hasattr(model, "position_reader") and not any(name.startswith("position_reader.") for name in weights):
         del model.position_reader
-        model.register_module("position_reader", None)  # the models of earlier versions have none
+        model.register_module("position_reader", None)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
     problems = [f"no {name}" for name in expected if name not in shapes]

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from costl.config import Config, load_config
-from costl.data.annotations import parse_jsonl
+from costl.data.annotations import Query, parse_jsonl
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.errors import CacheError, UsageError, next_step
 from costl.pipeline.fingerprint import explain_difference
@@ -53,7 +54,8 @@ class Run:
     """One training run on disk: its folder, its settings, and the cache it was trained from.
 
     `patch_grid` and `source` (model and weights of its CLIP) are needed to extract new videos; `longest_clips` is the
-    length of the longest training video. They are empty in a run of an earlier version. `start` has the trained model that
+    length of the longest training video, `moment_grid_s` the length of a clip if all training moments start and end with
+    clips, else 0. They are empty in a run of an earlier version. `start` has the trained model that
     training started from and the sha256 of its weights; it is empty for random weights.
     """
 
@@ -65,19 +67,24 @@ class Run:
     patch_grid: tuple[int, ...] = ()
     source: Mapping[str, str] = field(default_factory=dict)
     longest_clips: int = 0
+    moment_grid_s: float = 0.0
     start: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def resolved_config(self) -> Config:
-        """The settings, with a `predict.window_clips` of None replaced by the length of the longest training video.
+        """The settings, with what the training data decide in place of None.
 
-        A model is best at lengths it was trained on. On a film made of the sample world's test videos (683 clips, trained
-        on 24 to 32), the first ten moments contained 66 % of the true ones with windows of 32 clips, 55 % with 64.
+        `predict.window_clips` becomes the length of the longest training video. A model is best at lengths it was trained
+        on: on a film made of the sample world's test videos (683 clips, trained on 24 to 32), the first ten moments
+        contained 66 % of the true ones with windows of 32 clips, 55 % with 64. `predict.round_s` becomes `moment_grid_s`.
         """
-        if self.config.predict.window_clips is not None or not self.longest_clips:
-            return self.config
-        clips = min(MAX_WINDOW_CLIPS, max(_MIN_WINDOW_CLIPS, -(-self.longest_clips // 4) * 4))
-        return replace(self.config, predict=replace(self.config.predict, window_clips=clips))
+        predict = self.config.predict
+        if predict.round_s is None:
+            predict = replace(predict, round_s=self.moment_grid_s)
+        if predict.window_clips is None and self.longest_clips:
+            clips = min(MAX_WINDOW_CLIPS, max(_MIN_WINDOW_CLIPS, -(-self.longest_clips // 4) * 4))
+            predict = replace(predict, window_clips=clips)
+        return replace(self.config, predict=predict)
 
     @property
     def finished(self) -> bool:
@@ -94,12 +101,14 @@ def create_run(
     when a file cannot be written.
     """
     folder = _create_folder(folder, features.path.stem)
+    queries = parse_jsonl(features.annotations("train"), "train.jsonl") if "train" in features.splits else []
     about = {
         "cache": str(features.path.resolve()),
         "fingerprint": features.fingerprint,
         "patch_grid": features.patch_grid,
         "source": features.source,
-        "longest_clips": _longest_training_video(features),
+        "longest_clips": _longest_video(queries, features),
+        "moment_grid_s": _moment_grid_s(queries, clip_s=1 / features.fps),
         "annotations": annotation_digests(features),
         "start": dict(start or {}),
         "started": datetime.now().astimezone().isoformat(),
@@ -129,13 +138,16 @@ def read_run(folder: Path) -> Run:
         patch_grid = tuple(map(int, about.get("patch_grid", ())))
         source = dict(about.get("source", {}))
         longest_clips = int(about.get("longest_clips", 0))
+        moment_grid_s = float(about.get("moment_grid_s", 0.0))
+        if moment_grid_s and not 0.001 <= moment_grid_s < math.inf:
+            raise ValueError(f"moment_grid_s is {moment_grid_s}")
         start = dict(about.get("start", {}))
     except OSError as error:
         raise CacheError(f"{folder / 'run.json'}: cannot be read ({error.strerror}). {next_step(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CacheError(f"{folder / 'run.json'}: damaged ({abbreviated(error, 200)}). Train again.") from error
     config = load_config(folder / "config.yaml", stored=True)
-    return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips, start)
+    return Run(folder, config, cache, fingerprint, annotations, patch_grid, source, longest_clips, moment_grid_s, start)
 
 
 def newest_run(runs: Path = RUNS) -> Run:
@@ -187,11 +199,17 @@ def open_cache(run: Run, override: Path | None = None) -> CacheReader:
     return features
 
 
-def _longest_training_video(features: CacheReader) -> int:
-    """The number of clips of the longest training video."""
-    text = features.annotations("train") if "train" in features.splits else ""
-    vids = {query.vid for query in parse_jsonl(text, "train.jsonl")}
+def _longest_video(queries: Sequence[Query], features: CacheReader) -> int:
+    """The number of clips of the longest video of the queries."""
+    vids = {query.vid for query in queries}
     return max((row.clips for row in features.rows if row.ok and row.name in vids), default=0)
+
+
+def _moment_grid_s(queries: Sequence[Query], *, clip_s: float) -> float:
+    """The length of a clip if all moments start and end with clips, or with the video; else 0."""
+    times = [(time, query.duration_s) for query in queries for window in query.windows for time in window]
+    is_on_grid = [time == end or math.isclose(time, round(time / clip_s) * clip_s) for time, end in times]
+    return clip_s if times and all(is_on_grid) else 0.0
 
 
 def annotation_digests(features: CacheReader) -> dict[str, str]:

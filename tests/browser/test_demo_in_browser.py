@@ -9,20 +9,17 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from in_browser import browser_marks
 from preloaded import Preloaded
 
 from costl.pipeline.library.folder import index_folder
 from costl.pipeline.library.update import update_library
 from costl.train import train
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed; it comes with the extra `demo`"),
-]
+pytestmark = browser_marks("gradio")
 QUERY = "#costl-query input, #costl-query textarea"
 
 

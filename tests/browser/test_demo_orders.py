@@ -6,16 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from in_browser import browser_marks
 from preloaded import Preloaded
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed; it comes with the extra `demo`"),
-]
+pytestmark = browser_marks("gradio")
 ROOT = Path(__file__).parents[2]
 QUERY = "#costl-query input, #costl-query textarea"
 

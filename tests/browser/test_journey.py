@@ -10,19 +10,16 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from in_browser import browser_marks
 from label_page import LABELS, READY, LabelPage, LabelServer
 from library_page import LibraryPage
 from preloaded import Preloaded
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed; it comes with the extra `demo`"),
-]
+pytestmark = browser_marks("gradio")
 ROOT = Path(__file__).parents[2]
 FILES = {
     "train_0000": "garden",

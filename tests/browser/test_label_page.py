@@ -6,16 +6,13 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
-from importlib.util import find_spec
 
 import pytest
+from in_browser import browser_marks
 from label_page import LABELS, LabelPage, LabelServer
 from numbered_videos import frame_times, make_video
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_spec("fastapi") is None, reason="fastapi is not installed; it comes with the extra `demo`"),
-]
+pytestmark = browser_marks("fastapi")
 FILES = {"test_0000.mp4": "a.mp4", "test_0001.mp4": "2026/b <b>long name of a recording that goes on and on.mp4"}
 # Requests wait until `release()`: the window is slow.
 HOLD = """

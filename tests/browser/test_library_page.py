@@ -11,18 +11,15 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from in_browser import browser_marks
 from library_page import LibraryPage
 from numbered_videos import frame_times, make_video
 from preloaded import Preloaded
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_spec("fastapi") is None, reason="fastapi is not installed; it comes with the extra `demo`"),
-]
+pytestmark = browser_marks("fastapi")
 ROOT = Path(__file__).parents[2]
 FILES = {
     "test_0000.mp4": "a.mp4",

@@ -68,8 +68,8 @@ def test_all_problems_are_reported_at_once_with_the_nearest_name(tmp_path):
     file.write_text("trian:\n  epochs: 3\ntrain:\n  epoch: 3\n  batch_size: many\nmodel: 5\n")
     message = refusal(file, overrides=["spatial.steps=3", "loss.focal=-1", "train.epochs", "predict.min_score=.nan"])
     for part in (
-        "mine.yaml: unknown section 'trian'. Did you mean train",
-        "mine.yaml: unknown setting train.epoch. Did you mean epochs",
+        "mine.yaml: unknown section 'trian'. Did you mean train or spatial?",
+        "mine.yaml: unknown setting train.epoch. Did you mean epochs?",
         "mine.yaml: train.batch_size is 'many', expected a whole number.",
         "mine.yaml: model is 5, expected names and values below it.",
         "spatial.steps is 3, expected 0, 1 or 2.",

@@ -139,13 +139,13 @@ def test_a_split_without_labels_is_predicted_and_has_no_metrics(world, copy, tmp
 
 def test_windows_are_rounded_to_the_set_unit(world, copy):
     config = (copy / "config.yaml").read_text()
-    assert "round_s: 0.0" in config
-    (copy / "config.yaml").write_text(config.replace("round_s: 0.0", "round_s: 2.0"))
+    assert "round_s: null" in config
+    (copy / "config.yaml").write_text(config.replace("round_s: null", "round_s: 3.0"))
     evaluation = evaluate(copy, device="cpu")
     windows = [
         w for row in parse_predictions((evaluation.folder / "predictions.jsonl").read_text(), "p") for w in row.windows
     ]
-    assert windows and all(start % 2 == 0 and end % 2 == 0 and 0 <= start < end <= 24 for start, end, _ in windows)
+    assert windows and all(start % 3 == 0 and end % 3 == 0 and 0 <= start < end <= 24 for start, end, _ in windows)
 
 
 def of_all_lengths(features: CacheReader, path: Path) -> CacheReader:

@@ -246,7 +246,7 @@ def test_a_metric_that_val_cannot_give_is_refused_before_training(world, tmp_pat
 
 
 def test_a_wrong_setting_is_refused_before_the_run_is_created(world, tmp_path):
-    with pytest.raises(UsageError, match="Did you mean learning_rate"):
+    with pytest.raises(UsageError, match=r"Did you mean learning_rate\?"):
         run(world, tmp_path / "run", "train.lerning_rate=1")
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from in_browser import Page
 from preloaded import Preloaded
 
 ROOT = Path(__file__).parents[2]
@@ -46,22 +47,16 @@ class LabelServer:
         return [json.loads(line) for line in self.labels.read_text(encoding="utf-8").splitlines()]
 
 
-class LabelPage:
+class LabelPage(Page):
     """What a person does to the page."""
 
     def __init__(self, browser, server: LabelServer):
-        self.browser, self.server = browser, server
-        browser.emulate(width=1440)
+        super().__init__(browser)
+        self.server = server
 
     def open(self, video: str) -> None:
         self.browser.driver.get(f"{self.server.address}?video={video}")
         self.browser.wait(lambda: self.browser.run(READY), f"{video} cannot be seen")
-
-    def keys(self, *keys: str) -> None:
-        """Presses keys, wherever the focus is; a text of several letters at once is typed."""
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.browser.driver).send_keys(*keys).perform()
 
     def seek(self, second: float) -> None:
         """Moves the playhead by its keys: whole seconds from the start of the video."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from in_browser import Page
 
-class LibraryPage:
+
+class LibraryPage(Page):
     """What a person does to the library page."""
 
     def __init__(self, browser, address: str, home: Path):
-        self.browser, self.address, self.home = browser, address, home
-        browser.emulate(width=1440)
+        super().__init__(browser)
+        self.address, self.home = address, home
 
     def open(self, parameters: str = "", cards: int = 1) -> None:
         """Opens the page, and waits for its results."""
@@ -21,12 +23,6 @@ class LibraryPage:
         """The files of the cards that can be seen, with their folders."""
         script = "return cards().map(card => card.querySelector('.name').title)"
         return self.browser.run(script)
-
-    def keys(self, *keys: str) -> None:
-        """Presses keys, wherever the focus is."""
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.browser.driver).send_keys(*keys).perform()
 
     def focus(self) -> int:
         """The rank of the card in focus, or -1."""

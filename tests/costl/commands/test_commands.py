@@ -243,7 +243,7 @@ ERRORS = {
         3,
         "fps: cache has 0.5, asked for 1.0",
     ),
-    "a typo in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean epochs"),
+    "a typo in a setting": (["train", "--cache", "feats.h5", "--set", "train.epoch=3"], 2, "Did you mean epochs?"),
     "an impossible setting": (["train", "--cache", "feats.h5", "--set", "train.epochs=0"], 2, "above zero"),
     "no such settings file": (["train", "--cache", "feats.h5", "--config", "my.yaml"], 2, "my.yaml: cannot be read"),
     "no cache": (["train", "--cache", "nothing.h5"], 3, "nothing.h5"),

@@ -68,7 +68,7 @@ def find(search: LibrarySearch, **asked: str) -> dict:
 
 def key_of(search: LibrarySearch, name: str) -> str:
     find(search)
-    return next(key for key, path in search._files.items() if path == search.folder / name)
+    return next(key for key, path in search._files.paths.items() if path == search.folder / name)
 
 
 def last_search(search: LibrarySearch) -> str:
@@ -156,7 +156,7 @@ def test_thumbnails_show_the_second(indexed):
 
 def test_a_video_that_is_gone_is_not_served(indexed, monkeypatch):
     key = key_of(indexed, "a.mp4")
-    monkeypatch.setitem(indexed._files, key, indexed.folder / "gone.mp4")
+    monkeypatch.setitem(indexed._files.paths, key, indexed.folder / "gone.mp4")
     assert indexed.video_file(key) is None and indexed.start_s(key) is None and asyncio.run(indexed.frame(key, 1.0)) is None
 
 

@@ -154,12 +154,12 @@ def _keep_grid(self, name, value):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--variants", "step-0"], "--variants step-0: no such variant. Did you mean steps-0"),
+        (["--variants", "step-0"], "--variants step-0: no such variant. Did you mean steps-0 or steps-1 or strides-1?"),
         (["--variants", "spatial.topk=2"], "variant spatial.topk=2: --set spatial.topk=2: unknown setting spatial.topk. Did you"),
         (["--split", "tset"], "no split 'tset'"),
         (["--seeds", "0"], "0 is not in the range 1<=x"),
         (["--jobs", "0"], "0 is not in the range 1<=x"),
-        (["--set", "train.epoch=1"], "Did you mean epochs"),
+        (["--set", "train.epoch=1"], "Did you mean epochs?"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_training(world, tmp_path, arguments, part):

@@ -14,7 +14,9 @@ from costl.data.annotations import Prediction, Query
 from costl.predict.postprocess import CANDIDATES, MIN_LENGTH_CLIPS, ModelOutput, to_predictions
 
 
-def predict(spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, moments=10, min_score=0.0) -> Prediction:
+def predict(
+    spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, moments=10, min_score=0.0, round_s=None
+) -> Prediction:
     """The prediction for one sentence; `spans` in clips."""
     rows = torch.tensor(spans, dtype=torch.float32).reshape(1, -1, 2)
     real = torch.ones(rows.shape[:2], dtype=torch.bool) if position_mask is None else torch.tensor([position_mask])
@@ -27,7 +29,7 @@ def predict(spans, scores, *, duration=20.0, clip_s=2.0, position_mask=None, mom
             centres=torch.zeros(rows.shape[1]),
             saliency=torch.arange(12.0)[None],
         ),
-        Predict(moments=moments, nms_sigma=0.5, min_score=min_score),
+        Predict(moments=moments, nms_sigma=0.5, min_score=min_score, round_s=round_s),
         clips=[3],
         clip_s=clip_s,
     )
@@ -59,6 +61,12 @@ def test_spans_in_clips_become_seconds():
     prediction = predict([(1.0, 3.5), (6.0, 9.0)], [0.5, 0.75], clip_s=2.0)
     assert prediction.windows == ((12.0, 18.0, 0.75), (2.0, 7.0, 0.5))
     assert (prediction.qid, prediction.query, prediction.vid) == (7, "a cat", "v")
+
+
+def test_moments_that_round_to_the_same_are_one():
+    spans = [(1.1, 3.4), (0.8, 3.1), (6.0, 9.0)]
+    assert len(predict(spans, [0.5, 0.25, 0.75]).windows) == 3
+    assert predict(spans, [0.5, 0.25, 0.75], round_s=2.0).windows == ((12.0, 18.0, 0.75), (2.0, 6.0, 0.5))
 
 
 def test_windows_are_clipped_to_the_video_and_points_grow():
