@@ -18,6 +18,7 @@ from costl.demo.library_app import build_library_app
 from costl.demo.library_page import problem_page
 from costl.demo.page import result_html, script, style, title_html
 from costl.demo.security import GRADIO_POLICY, HOST, protect
+from costl.demo.served_files import file_response
 from costl.demo.server import open_socket
 from costl.demo.sessions import DemoSessions
 from costl.pipeline.errors import UsageError
@@ -106,8 +107,8 @@ def build_app(gradio: Any, sessions: DemoSessions, *, has_library: bool = False)
 
     `has_library`: whether the page has a link to the library page.
     """
-    from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse, StreamingResponse
+    from fastapi import FastAPI
+    from fastapi.responses import StreamingResponse
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     protect(app, GRADIO_POLICY)
@@ -118,10 +119,7 @@ def build_app(gradio: Any, sessions: DemoSessions, *, has_library: bool = False)
 
     @app.get("/videos/{key}")
     def video(key: str) -> Any:
-        path = sessions.video_file(key)
-        if path is None or not path.is_file():
-            raise HTTPException(404)
-        return FileResponse(path)
+        return file_response(sessions.video_file(key))
 
     return gradio.mount_gradio_app(
         app,

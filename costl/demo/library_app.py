@@ -11,6 +11,7 @@ from costl.demo.lazy_app import LazyApp
 from costl.demo.library import LibrarySearch
 from costl.demo.library_page import asset, page_html
 from costl.demo.security import PLAIN_POLICY, protect
+from costl.demo.served_files import file_response
 from costl.demo.streams import Ending
 from costl.pipeline.errors import CostlError
 
@@ -23,7 +24,7 @@ def build_library_app(search: LibrarySearch, video_page: LazyApp) -> Any:
     Files are served under keys that cannot be guessed, and only those of the search's hits.
     """
     from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -69,10 +70,7 @@ def build_library_app(search: LibrarySearch, video_page: LazyApp) -> Any:
 
     @app.get("/library/videos/{key}")
     def video(key: str) -> Any:
-        path = search.video_file(key)
-        if path is None:
-            raise HTTPException(404)
-        return FileResponse(path)
+        return file_response(search.video_file(key))
 
     @app.get("/library/starts/{key}")
     def start_of_video(key: str) -> Any:

@@ -1,9 +1,11 @@
-"""The files that a page of the demo may ask for, under keys that cannot be guessed."""
+"""The files that a page may ask for: their keys, which cannot be guessed, and the responses."""
 
 from __future__ import annotations
 
 import secrets
+import stat
 from pathlib import Path
+from typing import Any
 
 
 class ServedFiles:
@@ -18,3 +20,18 @@ class ServedFiles:
         key = self._keys.setdefault(path, secrets.token_urlsafe(12))
         self.paths[key] = path
         return key
+
+
+def file_response(path: Path | None) -> Any:
+    """The response with a file. Raises HTTPException 404 for None and for what is no file any more."""
+    from fastapi import HTTPException
+    from fastapi.responses import FileResponse
+
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise HTTPException(404)
+    # With the `stat_result`, FileResponse does not look again: a file that goes in between would be an error of the server.
+    return FileResponse(path, stat_result=found)

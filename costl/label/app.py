@@ -13,6 +13,7 @@ from typing import Any
 
 from costl.converters.label_studio_export import CONFIG
 from costl.demo.security import HOST, PLAIN_POLICY, protect
+from costl.demo.served_files import file_response
 from costl.demo.server import open_socket
 from costl.label.page import asset, page_html
 from costl.label.proposals import Proposals
@@ -77,7 +78,7 @@ def build_label_app(session: LabelSession) -> Any:
     What changes something needs the session's token, which pages of other sites cannot read.
     """
     from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -133,14 +134,11 @@ def build_label_app(session: LabelSession) -> Any:
 
     @app.get("/label/videos/{key}")
     def file(key: str) -> Any:
-        return FileResponse(listed(key).path)
+        return file_response(listed(key).path)
 
     @app.get("/label/proxies/{key}")
     def proxy(key: str) -> Any:
-        path = session.proxies.path(listed(key))
-        if path is None:
-            raise HTTPException(404)
-        return FileResponse(path)
+        return file_response(session.proxies.path(listed(key)))
 
     @app.get("/label/pictures/{key}")
     def picture(key: str, at: float) -> Any:
