@@ -548,6 +548,7 @@ SETTINGS = (
           "a key twice": file_content('{"cache": "a", "cache": "b"}'),
           "1e999": file_content('{"cache": "a", "longest_clips": 1e999}'),
           "a cache that is a list": edit_json(cache=[1]),
+          "a grid of moments below zero": edit_json(moment_grid_s=-2.0),
           "a fingerprint that is a text": edit_json(fingerprint="abc"),
           "half a character": file_content(json.dumps({"cache": "\ud800"})),
       }.items()),

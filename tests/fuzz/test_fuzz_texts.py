@@ -46,6 +46,7 @@ RUN = {
     "patch_grid": [2, 3],
     "source": {"model": "tiny", "weights": "w.pt"},
     "longest_clips": 12,
+    "moment_grid_s": 2.0,
     "annotations": {"train": "0" * 64},
     "started": "2026-01-01T10:00:00+00:00",
     "versions": {"python": "3.11"},
