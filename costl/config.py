@@ -158,6 +158,7 @@ class Train:
     workers: int = _from_zero(0, 256)
     bucket_batches: int = _above_zero(1)
     splice: float | None = _setting(None, lambda share: 0 <= share <= 1, "from 0 to 1")
+    pseudo_labels: int | None = _from_zero(None)
     precision: str = _one_of("auto", PRECISIONS)
     tensorboard: bool = False
 

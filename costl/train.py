@@ -45,7 +45,8 @@ def train(
     model: the folder of a run or of an export, or hf://user/name. Its encoder must be that of the cache, and the settings of
     model, spatial and temporal are those of the model. Of several `ranks` (see
     `costl.training.distributed.process_group`) each calls this with the same arguments; the main process writes the run.
-    Unless `train.select_on` is test, training reads nothing of a test split except for the digest of its text in run.json.
+    Unless `train.select_on` is test, training reads nothing of a test split except for the digest of its text in run.json,
+    and the names of its videos, which pseudo-labels leave out.
     Raises UsageError for wrong settings or splits, CacheError for a cache that cannot be read, CostlError when the loss is
     not finite.
     """
@@ -156,7 +157,8 @@ def _train_epoch(
     config = training.config
     epoch_progress = state.epoch_progress
     plan = training.plan_epoch(generator)
-    queries = sum(len(planned.queries) for planned in plan)
+    queries = sum(len(planned.queries) for planned in plan)  # with pseudo-labels
+    labelled = len(training.queries)
     queries_done = sum(len(planned.queries) for planned in plan[: epoch_progress.batches])
     state.model.train()
     started = time.perf_counter()
@@ -168,7 +170,7 @@ def _train_epoch(
             progress = (state.epoch + queries_done / queries) / training.epochs
             train_step(state, objective, batch, config, progress=progress)
             queries_done += len(batch.queries)
-            report_queries_done(queries_done)
+            report_queries_done(labelled * queries_done // queries)
             now = time.perf_counter()
             epoch_progress.seconds += now - started
             epoch_progress.waited_s += waited_s

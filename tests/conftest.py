@@ -94,7 +94,7 @@ extract:
 train:
   model: {width: 32, heads: 2}
   spatial: {top_k: 4}
-  train: {epochs: 3, warmup_steps: 2, batch_size: 15, folds: 0, splice: 0}
+  train: {epochs: 3, warmup_steps: 2, batch_size: 15, folds: 0, splice: 0, pseudo_labels: 0}
 """
 
 

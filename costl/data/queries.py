@@ -42,6 +42,16 @@ def read_queries(features: CacheReader, split: str, *, domain: str = "") -> list
     return of_domain
 
 
+def unlabelled_videos(features: CacheReader) -> list[str]:
+    """The videos with features that no query of any split is about; none while some split cannot be read."""
+    try:
+        splits = [parse_jsonl(features.annotations(split), f"{split}.jsonl") for split in features.splits]
+    except UsageError:
+        return []  # training must not depend on the labels of a test split
+    named = {query.vid for queries in splits for query in queries}
+    return [vid for vid in features.video_ids if vid not in named]
+
+
 def check_queries(queries: Sequence[Query], features: CacheReader, *, split: str) -> None:
     """Compares the queries of a split with the cache. Queries about videos without features are passed over.
 

@@ -126,13 +126,15 @@ def work_left(
     share = trainings / models
     counts = {name: len(queries) for name, queries in splits.items()}
     validated = counts.get(settings.train.select_on, 0)
-    epochs = fit_to_data(settings.train, queries=counts["train"]).epochs or 0
+    fitted = fit_to_data(settings.train, queries=counts["train"])
+    epochs = fitted.epochs or 0
+    pseudo_labels = fitted.pseudo_labels or 0 if any(query.windows for query in splits["train"]) else 0
     return Work(
         videos=len(left),
         clips=sum(Grid(fps, durations_s[vid]).clips for vid in left),
         sentences=0 if cache.exists() else len(sentences),
         trainings=trainings,
-        trained=round(share * epochs * counts["train"]),
+        trained=round(trainings * epochs * (counts["train"] / models + pseudo_labels)),
         predicted=round(share * ((epochs + 1) * validated + 2 * counts["test"])),
     )
 

@@ -119,7 +119,7 @@ def _measure_training(
     from costl.training.run_folder import read_rows, read_run
 
     started = time.perf_counter()
-    settings = [*overrides, f"train.epochs={EPOCHS}", "train.folds=0", "train.splice=0"]
+    settings = [*overrides, f"train.epochs={EPOCHS}", "train.folds=0", "train.splice=0", "train.pseudo_labels=0"]
     train(features.path, overrides=settings, out=run, device=device)
     took_s = time.perf_counter() - started
     epochs_s = [row["seconds"] for row in read_rows(read_run(run), up_to=EPOCHS)]

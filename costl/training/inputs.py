@@ -141,6 +141,7 @@ def _refuse_other_annotations(run: Run, features: CacheReader, splits: Iterable[
 _EPOCHS = 60
 _FEWEST_STEPS = 600  # fewer do not train the attention to patches, however few the sentences are
 _FEW_QUERIES = 1000
+_PSEUDO_LABELS = 60
 
 
 def fit_to_data(settings: Train, *, queries: int) -> Train:
@@ -148,14 +149,15 @@ def fit_to_data(settings: Train, *, queries: int) -> Train:
 
     Few queries are few batches an epoch. Without a number of epochs, training then takes more of them, validates at most 60
     times, warms up for at most a fifth of all steps, and does not stop early: few queries validate as few, and the last
-    epochs, with a low learning rate, are the best. Its videos are spliced.
+    epochs, with a low learning rate, are the best. Its videos are spliced, and it learns from pseudo-labels as well.
     """
     is_few = queries <= _FEW_QUERIES
     splice = float(is_few) if settings.splice is None else settings.splice
-    settings = replace(settings, splice=splice)
+    pseudo_labels = _PSEUDO_LABELS * is_few if settings.pseudo_labels is None else settings.pseudo_labels
+    settings = replace(settings, splice=splice, pseudo_labels=pseudo_labels)
     if settings.epochs is not None:
         return settings
-    batches = math.ceil(queries / settings.batch_size)
+    batches = math.ceil((queries + pseudo_labels) / settings.batch_size)
     steps = settings.steps or max(_FEWEST_STEPS, _EPOCHS * batches)
     epochs = math.ceil(steps / batches)
     validate_every = max(settings.validate_every, math.ceil(epochs / _EPOCHS))

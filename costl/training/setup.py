@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ import torch
 from costl.config import Config
 from costl.config_files import Layer
 from costl.data.annotations import Query
-from costl.data.queries import data_notes
+from costl.data.pseudo_labels import PseudoLabels, pseudo_labels
+from costl.data.queries import data_notes, unlabelled_videos
 from costl.data.sampler import PlannedBatch, plan_epoch
 from costl.metrics.compute import compute_metrics
 from costl.pipeline.cache.reader import CacheReader
@@ -46,6 +48,17 @@ class Training:
     def queries(self) -> list[Query]:
         """The training queries whose videos have features."""
         return with_features(self.splits["train"], self.features)
+
+    @cached_property
+    def pseudo_labels(self) -> PseudoLabels | None:
+        """Draws pseudo-labels, see `costl.data.pseudo_labels`; None for features or labels that do not allow any.
+
+        Of the videos that no query of the cache is about, all are used.
+        """
+        queries = self.queries
+        if not (self.features.joint.is_known and any(query.windows for query in queries)):
+            return None
+        return pseudo_labels(queries, self.features, unlabelled_videos(self.features))
 
     @property
     def epochs(self) -> int:
@@ -83,8 +96,10 @@ class Training:
 
     def plan_epoch(self, generator: torch.Generator) -> list[PlannedBatch]:
         """All batches of an epoch, also those that are done."""
+        count = self.config.train.pseudo_labels or 0  # a run of an earlier version has none
+        drawn = self.pseudo_labels.draw(count, generator) if count and self.pseudo_labels else []
         return plan_epoch(
-            self.queries,
+            [*self.queries, *drawn],
             self.features,
             batch_size=self.config.train.batch_size,
             negative_pairs=self.config.loss.wrong_query > 0,

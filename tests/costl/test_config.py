@@ -384,6 +384,7 @@ FIELDS = {
         "precision": st.sampled_from(PRECISIONS),
         "tensorboard": st.booleans(),
         "splice": st.none() | st.floats(0, 1),
+        "pseudo_labels": st.none() | st.integers(0, 10**9),
         "folds": st.integers(0, 1000),
     }
     | dict.fromkeys(("epochs", "batch_size", "bucket_batches", "validate_every", "patience"), st.integers(1, 10**9))

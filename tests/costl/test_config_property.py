@@ -59,6 +59,7 @@ ORDINARY: dict[str, dict[str, list[Any]]] = {
         "validate_every": [1, 10**9],
         "patience": [1, 10**9],
         "splice": [None, 0.0, 0.5, 1.0],
+        "pseudo_labels": [None, 0, 60],
         "folds": [0, 3, 1000],
         "select": [*SELECTABLE],
         "select_on": ["val", "test"],

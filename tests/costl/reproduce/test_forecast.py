@@ -66,13 +66,13 @@ def test_the_work_left_counts_epochs_seeds_and_domains(tmp_path):
     (tmp_path / "runs" / "AA" / "seed-0" / "summary.json").write_text("{}")
     options = {"fps": 0.5, "seeds": 3, "cache": tmp_path / "gone.h5", "runs": tmp_path / "runs"}
     work = work_left({"train": train, "test": test}, ["v0", "v1", "v2"], settings, **options)
-    # Five of six trainings are left, each on half of the queries.
-    expected = Work(videos=3, clips=3 * 75, sentences=40, trainings=5, trained=1_000, predicted=20)
+    # Five of six trainings are left, each on half of the queries and on 60 pseudo-labels.
+    expected = Work(videos=3, clips=3 * 75, sentences=40, trainings=5, trained=5 * 10 * (20 + 60), predicted=20)
     assert work == expected
     charades = load_config(benchmark_settings("charades"), overrides=["train.epochs=10"])
     splits = {"train": train, "val": queries(5, videos=1), "test": test}
     work = work_left(splits, ["v0"], charades, **options | {"runs": tmp_path / "none"})
-    assert (work.trainings, work.trained, work.predicted) == (3, 3 * 10 * 40, 3 * (11 * 5 + 2 * 4))
+    assert (work.trainings, work.trained, work.predicted) == (3, 3 * 10 * (40 + 60), 3 * (11 * 5 + 2 * 4))
 
 
 def test_the_sample_is_spread_over_videos_and_fits_into_a_batch():

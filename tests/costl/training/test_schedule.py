@@ -16,13 +16,13 @@ from costl.training.run_folder import read_run
 SCHEDULES = {
     "as many as QVHighlights": (7218, {}, (60, 1, 15, 200)),
     "many": (1001, {"steps": 6400}, (200, 4, 60, 200)),
-    "a few hundred": (288, {}, (67, 2, 67, 120)),
-    "twenty": (20, {}, (600, 10, 600, 120)),
-    "one": (1, {}, (600, 10, 600, 120)),
+    "a few hundred": (288, {}, (60, 1, 60, 132)),
+    "twenty": (20, {}, (200, 4, 200, 120)),
+    "one": (1, {}, (300, 5, 300, 120)),
     "steps": (3600, {"steps": 900, "batch_size": 24, "warmup_steps": 100}, (6, 1, 15, 100)),
-    "steps of few queries": (20, {"steps": 900, "batch_size": 24, "warmup_steps": 300}, (900, 15, 900, 180)),
+    "steps of few queries": (20, {"steps": 900, "batch_size": 24, "warmup_steps": 300}, (225, 4, 225, 180)),
     "fewer steps than batches": (3600, {"steps": 10}, (1, 1, 15, 2)),
-    "rare validation": (20, {"validate_every": 100}, (600, 100, 600, 120)),
+    "rare validation": (20, {"validate_every": 100}, (200, 100, 200, 120)),
     "epochs": (20, {"epochs": 7}, (7, 1, 15, 200)),
 }
 
@@ -32,7 +32,7 @@ def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
     queries, settings, expected = SCHEDULES[name]
     fitted = fit_to_data(Train(**settings), queries=queries)
     assert (fitted.epochs, fitted.validate_every, fitted.patience, fitted.warmup_steps) == expected
-    changed = {"splice", "epochs", "steps", "validate_every", "patience", "warmup_steps"}
+    changed = {"splice", "pseudo_labels", "epochs", "steps", "validate_every", "patience", "warmup_steps"}
     assert replace(fitted, **{key: getattr(Train(), key) for key in changed}) == replace(
         Train(**settings), **{key: getattr(Train(), key) for key in changed}
     )
@@ -43,6 +43,13 @@ def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
 )
 def test_videos_are_spliced_where_there_are_few_queries(queries, given, expected):
     assert fit_to_data(Train(epochs=3, splice=given), queries=queries).splice == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "given", "expected"), [(1, None, 60), (1000, None, 60), (1001, None, 0), (20, 0, 0), (5000, 7, 7)]
+)
+def test_few_queries_have_pseudo_labels_beside_them(queries, given, expected):
+    assert fit_to_data(Train(epochs=3, pseudo_labels=given), queries=queries).pseudo_labels == expected
 
 
 def test_a_run_has_as_many_epochs_as_the_steps_take(world, tmp_path):
