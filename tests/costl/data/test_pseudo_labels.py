@@ -62,7 +62,8 @@ def test_a_pseudo_label_is_where_clip_sees_the_sentence(seed):
 def test_a_sentence_that_clip_sees_is_preferred():
     labels = pseudo_labels([query(i, "b", text=text) for i, text in enumerate(WORDS)], cache(), ["c"])
     texts = [label.query for seed in range(99) for label in drawn(labels, 1, seed) if label.vid == "c"]
-    assert len(texts) > 30 and texts.count("blue") > 0.6 * len(texts)  # 80 % of the draws of four have it, a third would be chance
+    # Four candidates have it in 80 % of the draws. A third would be chance.
+    assert len(texts) > 30 and texts.count("blue") > 0.6 * len(texts)
 
 
 def test_the_same_generator_draws_the_same():
