@@ -28,6 +28,7 @@ SELECTABLE = (
 )
 KINDS = ("costl", "cls", "adapter")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DROPOUT = 0.1  # `model.dropout` where it is None; few training queries have twice as much
 
 # More than any training needs. A number of hundreds of digits would fail later, where it becomes a float or a size.
 _MAX_COUNT = 10**9
@@ -63,7 +64,7 @@ def _one_of(default: str, names: tuple[str, ...]) -> Any:
     return _setting(default, lambda name: name in names, f"one of {', '.join(names)}")
 
 
-def _dropout(default: float) -> Any:
+def _dropout(default: float | None) -> Any:
     # The remaining values are scaled by 1 / (1 - dropout), which overflows float16 when dropout is close to 1.
     return _setting(default, lambda probability: 0 <= probability <= 0.99, "from 0 to 0.99")
 
@@ -94,7 +95,7 @@ class Model:
     kind: str = _one_of("costl", KINDS)
     width: int = _above_zero(256, _MAX_WIDTH)
     heads: int = _above_zero(8, 1024)
-    dropout: float = _dropout(0.1)
+    dropout: float | None = _dropout(None)
     input_dropout: float = _dropout(0.3)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from costl.config import Config
+from costl.config import DROPOUT, Config
 from costl.model.baselines.adapter import AdapterModel
 from costl.model.baselines.cls import ClsModel
 from costl.model.costl import CoSTL
@@ -33,9 +33,10 @@ def build_model(
     `logit_scale` is the encoder's: a similarity of frame and sentence is multiplied by it.
     """
     model = config.model
+    dropout = DROPOUT if model.dropout is None else model.dropout
     temporal = config.temporal
     if model.kind != "costl":
-        sizes: dict[str, Any] = vars(model) | {"encoder_width": encoder_width, "word_width": word_width}
+        sizes: dict[str, Any] = vars(model) | {"encoder_width": encoder_width, "word_width": word_width, "dropout": dropout}
         del sizes["kind"]
         if model.kind == "adapter":
             return AdapterModel(**sizes, strides=temporal.strides)
@@ -56,7 +57,7 @@ def build_model(
             heads=model.heads,
             kernel=temporal.kernel,
             null_tokens=temporal.null_tokens,
-            dropout=model.dropout,
+            dropout=dropout,
         )
         for _ in range(temporal.layers)
     ]

@@ -126,7 +126,7 @@ def work_left(
     share = trainings / models
     counts = {name: len(queries) for name, queries in splits.items()}
     validated = counts.get(settings.train.select_on, 0)
-    fitted = fit_to_data(settings.train, queries=counts["train"])
+    fitted = fit_to_data(settings, queries=counts["train"]).train
     epochs = fitted.epochs or 0
     pseudo_labels = fitted.pseudo_labels or 0 if any(query.windows for query in splits["train"]) else 0
     return Work(

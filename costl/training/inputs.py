@@ -10,7 +10,7 @@ from typing import Any
 
 from costl.ask.hub import CONFIG
 from costl.ask.model_folder import is_run, model_folder, read_export_config
-from costl.config import Config, Train, load_config
+from costl.config import DROPOUT, Config, Train, load_config
 from costl.config_files import Layer, stated_fps
 from costl.data.annotations import Query
 from costl.data.queries import read_queries
@@ -42,7 +42,7 @@ def read_new(
     _refuse_other_fps(features, config)
     splits = _read_splits(features, settings)
     queries = len(with_features(splits["train"], features))
-    return features, replace(settings, train=fit_to_data(settings.train, queries=queries)), splits
+    return features, fit_to_data(settings, queries=queries), splits
 
 
 def with_features(queries: Iterable[Query], features: CacheReader) -> list[Query]:
@@ -144,14 +144,21 @@ _FEW_QUERIES = 1000
 _PSEUDO_LABELS = 60
 
 
-def fit_to_data(settings: Train, *, queries: int) -> Train:
-    """The settings for so many training queries, with a number for each that is None by default.
+def fit_to_data(settings: Config, *, queries: int) -> Config:
+    """The settings for so many training queries, with a number for each of model and training that is None by default.
 
     Few queries are few batches an epoch. Without a number of epochs, training then takes more of them, validates at most 60
     times, warms up for at most a fifth of all steps, and does not stop early: few queries validate as few, and the last
-    epochs, with a low learning rate, are the best. Its videos are spliced, and it learns from pseudo-labels as well.
+    epochs, with a low learning rate, are the best. Its videos are spliced, it learns from pseudo-labels as well, and its
+    dropout is higher.
     """
     is_few = queries <= _FEW_QUERIES
+    dropout = (2 * DROPOUT if is_few else DROPOUT) if settings.model.dropout is None else settings.model.dropout
+    train = _fit_training(settings.train, queries, is_few)
+    return replace(settings, model=replace(settings.model, dropout=dropout), train=train)
+
+
+def _fit_training(settings: Train, queries: int, is_few: bool) -> Train:
     splice = float(is_few) if settings.splice is None else settings.splice
     pseudo_labels = _PSEUDO_LABELS * is_few if settings.pseudo_labels is None else settings.pseudo_labels
     settings = replace(settings, splice=splice, pseudo_labels=pseudo_labels)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from costl.config import Train
+from costl.config import Config, Model, Train
 from costl.train import train
 from costl.training.inputs import fit_to_data
 from costl.training.run_folder import read_run
@@ -30,7 +30,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
     queries, settings, expected = SCHEDULES[name]
-    fitted = fit_to_data(Train(**settings), queries=queries)
+    fitted = fit_to_data(Config(train=Train(**settings)), queries=queries).train
     assert (fitted.epochs, fitted.validate_every, fitted.patience, fitted.warmup_steps) == expected
     changed = {"splice", "pseudo_labels", "epochs", "steps", "validate_every", "patience", "warmup_steps"}
     assert replace(fitted, **{key: getattr(Train(), key) for key in changed}) == replace(
@@ -42,14 +42,20 @@ def test_few_queries_take_more_epochs_and_at_most_sixty_validations(name):
     ("queries", "given", "expected"), [(1, None, 1), (1000, None, 1), (1001, None, 0), (20, 0.0, 0), (5000, 0.5, 0.5)]
 )
 def test_videos_are_spliced_where_there_are_few_queries(queries, given, expected):
-    assert fit_to_data(Train(epochs=3, splice=given), queries=queries).splice == expected
+    assert fit_to_data(Config(train=Train(epochs=3, splice=given)), queries=queries).train.splice == expected
 
 
 @pytest.mark.parametrize(
     ("queries", "given", "expected"), [(1, None, 60), (1000, None, 60), (1001, None, 0), (20, 0, 0), (5000, 7, 7)]
 )
 def test_few_queries_have_pseudo_labels_beside_them(queries, given, expected):
-    assert fit_to_data(Train(epochs=3, pseudo_labels=given), queries=queries).pseudo_labels == expected
+    fitted = fit_to_data(Config(train=Train(epochs=3, pseudo_labels=given)), queries=queries)
+    assert fitted.train.pseudo_labels == expected
+
+
+@pytest.mark.parametrize(("queries", "given", "expected"), [(1000, None, 0.2), (1001, None, 0.1), (1000, 0.0, 0.0)])
+def test_few_queries_have_a_higher_dropout(queries, given, expected):
+    assert fit_to_data(Config(model=Model(dropout=given)), queries=queries).model.dropout == expected
 
 
 def test_a_run_has_as_many_epochs_as_the_steps_take(world, tmp_path):
