@@ -29,6 +29,9 @@ from costl.training.logging import check_tensorboard
 from costl.training.run_folder import Run, annotation_digests, create_run, legacy_label, sweep_run
 from costl.training.state import TrainingState, fresh_state, load_start, load_state
 
+# Up to so many queries, all epochs have pseudo-labels; of twice as many, the first half. Later ones would cost R1@0.5.
+PSEUDO_LABEL_QUERIES = 180
+
 
 @dataclass(frozen=True)
 class Training:
@@ -96,10 +99,12 @@ class Training:
 
     def plan_epoch(self, generator: torch.Generator) -> list[PlannedBatch]:
         """All batches of an epoch, also those that are done."""
+        queries = self.queries
         count = self.config.train.pseudo_labels or 0  # a run of an earlier version has none
-        drawn = self.pseudo_labels.draw(count, generator) if count and self.pseudo_labels else []
+        is_due = self.state.epoch * len(queries) < PSEUDO_LABEL_QUERIES * self.epochs
+        drawn = self.pseudo_labels.draw(count, generator) if count and is_due and self.pseudo_labels else []
         return plan_epoch(
-            [*self.queries, *drawn],
+            [*queries, *drawn],
             self.features,
             batch_size=self.config.train.batch_size,
             negative_pairs=self.config.loss.wrong_query > 0,

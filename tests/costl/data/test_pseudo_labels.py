@@ -16,6 +16,7 @@ from costl.data.queries import unlabelled_videos
 from costl.pipeline.cache.reader import CacheReader
 from costl.pipeline.encode.types import JointSpace, SentenceTokens
 from costl.train import train
+from costl.training import setup
 from costl.training.distributed import SINGLE_PROCESS
 from costl.training.setup import start_training
 
@@ -130,6 +131,19 @@ def test_an_epoch_has_the_pseudo_labels_and_counts_only_labelled_queries(world, 
     planned = [query for batch in training.plan_epoch(torch.Generator().manual_seed(0)) for query in batch.queries]
     assert {query.qid for query in training.queries} < {query.qid for query in planned}
     assert 10 < sum(str(query.qid).startswith("pseudo-label") for query in planned) <= 30
+
+
+@pytest.mark.parametrize(("limit", "epochs"), [(180, [0, 1, 2, 3]), (12, [0, 1]), (0, [])])
+def test_with_more_queries_than_the_limit_the_last_epochs_have_none(world, tmp_path, monkeypatch, limit, epochs):
+    monkeypatch.setattr(setup, "PSEUDO_LABEL_QUERIES", limit)  # the world has 24 training queries
+    training = start(world.cache, "train.epochs=4", "train.pseudo_labels=9", out=tmp_path / "run")
+    found = []
+    for epoch in range(4):
+        training.state.epoch = epoch
+        plan = training.plan_epoch(torch.Generator().manual_seed(0))
+        if any(str(query.qid).startswith("pseudo-label") for batch in plan for query in batch.queries):
+            found.append(epoch)
+    assert found == epochs
 
 
 def test_labels_without_moments_have_no_pseudo_labels(world, tmp_path):
