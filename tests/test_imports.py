@@ -42,7 +42,7 @@ LIBRARY_ROOMS = {
 # The rooms that load torch when they are imported. Every other module imports it in the function that needs it.
 TORCH_ROOMS = [f"{P}.{room}" for room in ("bench", "encode", "run.encoder_thread")]
 TORCH_ROOMS += [f"costl.{room}" for room in ("bench", "model", "predict", "training", "train", "ask.trained_model")]
-TORCH_ROOMS += [f"costl.data.{module}" for module in ("batch", "loader", "sampler", "splice", "targets")]
+TORCH_ROOMS += [f"costl.data.{module}" for module in ("batch", "loader", "pseudo_labels", "sampler", "splice", "targets")]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).replace("pipeline", P, 1).removesuffix(".__init__"): path
     for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "costl").rglob("*.py")]
